@@ -1,0 +1,52 @@
+//! Generates include/xent.h from src/ffi/mod.rs, and names the shared library.
+
+use std::path::Path;
+use std::{env, fs};
+
+fn main() {
+    println!("cargo::rerun-if-changed=src/codes.rs");
+    println!("cargo::rerun-if-changed=src/ffi");
+    println!("cargo::rerun-if-changed=cbindgen.toml");
+    println!("cargo::rerun-if-changed=include/xent.h");
+    println!("cargo::rerun-if-env-changed=XENT_CHECK_HEADER");
+    if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
+        println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libxent.so.0");
+    }
+
+    let header = generate();
+    let path = Path::new("include/xent.h");
+    if fs::read_to_string(path).is_ok_and(|committed| committed == header) {
+        return;
+    }
+    if env::var_os("XENT_CHECK_HEADER").is_some() {
+        panic!("include/xent.h is stale: run `cargo build` and commit it");
+    }
+    // Where the sources cannot be written (a dependency's checkout), the header that came with
+    // them is the right one.
+    if let Err(error) = fs::write(path, header) {
+        println!("cargo::warning=include/xent.h could not be written: {error}");
+    }
+}
+
+fn generate() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let mut config = cbindgen::Config::from_file("cbindgen.toml").unwrap_or_else(|e| panic!("{e}"));
+    let version = env::var("CARGO_PKG_VERSION").unwrap_or_default();
+    let mut parts = version.split('.');
+    let mut part = || parts.next().unwrap_or("0");
+    let (major, minor, patch) = (part(), part(), part());
+    config.header = Some(read("src/ffi/header.txt"));
+    config.after_includes = Some(format!(
+        "\n#define XENT_VERSION_MAJOR {major}\n#define XENT_VERSION_MINOR {minor}\n#define XENT_VERSION_PATCH {patch}"
+    ));
+    config.trailer = Some(read("src/ffi/trailer.txt"));
+    let bindings = cbindgen::Builder::new()
+        .with_config(config)
+        .with_src("src/codes.rs")
+        .with_src("src/ffi/mod.rs")
+        .generate()
+        .unwrap_or_else(|e| panic!("cbindgen: {e}"));
+    let mut header = Vec::new();
+    bindings.write(&mut header);
+    String::from_utf8(header).expect("cbindgen writes UTF-8")
+}

@@ -1,0 +1,44 @@
+//! The numbers that dtypes, reductions and flags have in C, and so everywhere.
+//!
+//! build.rs puts them into include/xent.h; the comments are that header's.
+
+/// What the elements of an operand are.
+#[allow(non_camel_case_types, reason = "the name in C")]
+pub type xent_dtype = u32;
+
+/// float
+pub const XENT_F32: xent_dtype = 0;
+/// double
+pub const XENT_F64: xent_dtype = 1;
+/// bfloat16
+pub const XENT_BF16: xent_dtype = 2;
+/// IEEE half
+pub const XENT_F16: xent_dtype = 3;
+/// int64_t
+pub const XENT_I64: xent_dtype = 16;
+/// int32_t
+pub const XENT_I32: xent_dtype = 17;
+/// uint8_t
+pub const XENT_U8: xent_dtype = 18;
+/// uint16_t
+pub const XENT_U16: xent_dtype = 19;
+/// uint32_t
+pub const XENT_U32: xent_dtype = 20;
+
+/// How row losses become the loss.
+#[allow(non_camel_case_types, reason = "the name in C")]
+pub type xent_reduction = u32;
+
+/// The sum of the row losses over the sum of r*w_y, both over kept rows.
+pub const XENT_MEAN: xent_reduction = 0;
+/// The sum of the row losses.
+pub const XENT_SUM: xent_reduction = 1;
+/// Row losses alone; the gradient is that of each row's own loss.
+pub const XENT_NONE: xent_reduction = 2;
+
+/// "logits" already are log-probabilities (NLLLoss). Not in this version: XENT_ERR_PARAM.
+pub const XENT_FLAG_LOG_PROBS: u32 = 0x1;
+/// A mean over no kept rows is 0 instead of NaN.
+pub const XENT_FLAG_EMPTY_IS_ZERO: u32 = 0x2;
+/// The gradient is added to grad_logits instead of overwriting it. Not in place.
+pub const XENT_FLAG_ACCUMULATE: u32 = 0x4;

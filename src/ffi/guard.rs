@@ -1,0 +1,73 @@
+//! From errors and panics to a status and a message of the calling thread's.
+
+use super::*;
+use std::cell::RefCell;
+use std::ffi::CString;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// A status other than XENT_OK, and why.
+pub struct Failure {
+    /// XENT_ERR_*
+    pub status: xent_status,
+    /// For a person.
+    pub message: String,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let status = match &error {
+            Error::Null(_) => XENT_ERR_NULL,
+            Error::Struct(_) => XENT_ERR_STRUCT,
+            Error::Shape(_) => XENT_ERR_SHAPE,
+            Error::Stride(_) => XENT_ERR_STRIDE,
+            Error::Dtype(_) => XENT_ERR_DTYPE,
+            Error::Align(_) => XENT_ERR_ALIGN,
+            Error::Overlap(_) => XENT_ERR_OVERLAP,
+            Error::Target { .. } => XENT_ERR_TARGET,
+            Error::Param(_) => XENT_ERR_PARAM,
+        };
+        Failure {
+            status,
+            message: error.to_string(),
+        }
+    }
+}
+
+thread_local! {
+    static LAST_ERROR: RefCell<CString> = RefCell::default();
+}
+
+/// Runs the body of an entry; no panic gets past it.
+pub fn guarded(body: impl FnOnce() -> Result<(), Failure>) -> xent_status {
+    let failure = match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => return XENT_OK,
+        Ok(Err(failure)) => failure,
+        Err(panic) => {
+            let what = panic
+                .downcast_ref::<&str>()
+                .map(|what| what.to_string())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_default();
+            Failure {
+                status: XENT_ERR_PANIC,
+                message: format!("internal error: {what}"),
+            }
+        }
+    };
+    fail(&failure);
+    failure.status
+}
+
+/// Makes a failure this thread's last.
+pub fn fail(failure: &Failure) {
+    let message = CString::new(failure.message.replace('\0', " ")).unwrap_or_default();
+    // A thread that is ending may have no room for messages any more.
+    let _ = LAST_ERROR.try_with(|last| last.replace(message));
+}
+
+/// This thread's last message.
+pub fn last_error() -> *const c_char {
+    LAST_ERROR
+        .try_with(|last| last.borrow().as_ptr())
+        .unwrap_or(c"".as_ptr())
+}

@@ -1,0 +1,242 @@
+//! Blocks of rows, or segments of one long row, over rayon.
+//!
+//! What is cut where depends on the problem alone, and results are put together in the order of
+//! the rows or classes, in f64. So the bits do not depend on how many threads there are or on
+//! which of them was faster; only who computes a block does.
+
+use crate::dispatch::Kernels;
+use crate::kernels::online::Partial;
+use crate::kernels::row::{Anchor, Row, RowGradient, process};
+use crate::plan::{Plan, SEGMENTS};
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// Blocks that a range of rows is cut into at most: enough that 64 threads are evenly loaded.
+const BLOCKS: usize = 256;
+
+/// Elements that are worth a thread: below twice this, everything stays on the calling thread.
+/// Waking a sleeping worker and waiting for it takes 10–20 µs, in which one core gets through
+/// some 50,000 elements. Measured in docs/design.md.
+const WORTH_A_THREAD: usize = 64 * 1024;
+
+/// The threads that a call may use.
+#[derive(Clone, Copy)]
+pub struct Team<'a> {
+    /// None = rayon's global pool.
+    pub pool: Option<&'a rayon::ThreadPool>,
+    /// 0 = as many as the pool has.
+    pub threads: usize,
+}
+
+impl Team<'_> {
+    /// How many threads `elements` of work are worth; does not wake, or even start, a pool that
+    /// is not needed.
+    fn size(&self, elements: usize) -> usize {
+        let worth = elements / WORTH_A_THREAD;
+        if worth < 2 || self.threads == 1 || fork::is_child() {
+            return 1;
+        }
+        let available = match self.pool {
+            Some(pool) => pool.current_num_threads(),
+            None => rayon::current_num_threads(),
+        };
+        match self.threads {
+            0 => available.min(worth),
+            n => n.min(available).min(worth),
+        }
+    }
+
+    /// Calls `task` on `size` threads at once, the calling one among them.
+    fn run<F: Fn() + Sync>(&self, size: usize, task: &F) {
+        fn body<'scope, F: Fn() + Sync>(
+            scope: &rayon::Scope<'scope>,
+            size: usize,
+            task: &'scope F,
+        ) {
+            for _ in 1..size {
+                scope.spawn(|_| task());
+            }
+            task();
+        }
+        match self.pool {
+            Some(pool) => pool.in_place_scope(|scope| body(scope, size, task)),
+            None => rayon::in_place_scope(|scope| body(scope, size, task)),
+        }
+    }
+
+    /// `f` of every index below `count ≤ BLOCKS`, each once, on `size` threads; `each` gets the
+    /// results on the calling thread, in order.
+    fn map<T: Send>(
+        &self,
+        size: usize,
+        count: usize,
+        f: impl Fn(usize) -> T + Sync,
+        mut each: impl FnMut(T),
+    ) {
+        let size = size.min(count);
+        if size <= 1 {
+            (0..count).for_each(|i| each(f(i)));
+            return;
+        }
+        let mut slots = [const { MaybeUninit::<T>::uninit() }; BLOCKS];
+        let shared = Slots(slots.as_mut_ptr());
+        let next = AtomicUsize::new(0);
+        self.run(size, &|| {
+            let shared = &shared;
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i >= count {
+                    break;
+                }
+                // SAFETY: `i < count ≤ BLOCKS`, and the counter gives every index out once.
+                unsafe { (*shared.0.add(i)).write(f(i)) };
+            }
+        });
+        for slot in &slots[..count] {
+            // SAFETY: `run` returned, so every index below `count` was given out and written
+            // (a panic in `f` would have been passed on by `run`).
+            each(unsafe { slot.assume_init_read() });
+        }
+    }
+}
+
+/// Slots that several threads write, each to its own.
+struct Slots<T>(*mut MaybeUninit<T>);
+
+// SAFETY: `Team::map` writes no slot twice and reads none before all threads are done.
+unsafe impl<T: Send> Sync for Slots<T> {}
+
+/// `f` of every block of rows, over the team, and the results in the order of the rows to `each`.
+/// `work` is the number of elements that a row stands for.
+pub fn for_blocks<T: Send>(
+    team: &Team,
+    rows: usize,
+    work: usize,
+    f: impl Fn(Range<usize>) -> T + Sync,
+    each: impl FnMut(T),
+) {
+    let len = rows.div_ceil(BLOCKS).max(1);
+    let count = rows.div_ceil(len);
+    let size = team.size(rows.saturating_mul(work));
+    team.map(size, count, |i| f(i * len..rows.min((i + 1) * len)), each);
+}
+
+/// Runs the plan; returns the sum of the row losses.
+pub fn run(plan: &Plan, kernels: &'static Kernels, team: &Team) -> f64 {
+    let mut loss = 0.0;
+    let size = team.size(plan.rows.saturating_mul(plan.classes));
+    if size > 1 && plan.segments() > 1 && plan.rows < 4 * size && plan.rows <= BLOCKS {
+        // Too few rows to keep the team busy: it takes each together. The sums are the same.
+        // The blocks are, too: fewer than BLOCKS rows are blocks of one.
+        for index in 0..plan.rows {
+            let redone = [const { AtomicU64::new(0) }; SEGMENTS];
+            let row = Split {
+                plan,
+                kernels,
+                team,
+                size,
+                index,
+                redone: &redone,
+            };
+            // SAFETY: a row of the plan, and only this thread is at it; `Split` gives its
+            // threads segments apart.
+            loss += unsafe { process(plan, index, &row) };
+        }
+        return loss;
+    }
+    for_blocks(
+        team,
+        plan.rows,
+        plan.classes,
+        // SAFETY: rows of the plan, each in one block; the kernels were handed out by
+        // `Isa::kernels`, so the processor has their instruction set.
+        |rows| unsafe { (kernels.rows)(plan, rows) },
+        |sum| loss += sum,
+    );
+    loss
+}
+
+/// A row whose segments are spread over a team.
+struct Split<'a> {
+    plan: &'a Plan,
+    kernels: &'static Kernels,
+    team: &'a Team<'a>,
+    size: usize,
+    index: usize,
+    redone: &'a [AtomicU64; SEGMENTS],
+}
+
+impl Row for Split<'_> {
+    unsafe fn anchor(&self, hole: Option<usize>) -> Anchor {
+        // SAFETY: as in `run`, and so below.
+        unsafe { (self.kernels.anchor)(self.plan, self.index, hole) }
+    }
+
+    unsafe fn sum(&self, hole: Option<usize>, anchor: &Anchor, dot: bool) -> Partial {
+        let mut total = Partial::EMPTY;
+        self.team.map(
+            self.size,
+            self.plan.segments(),
+            |segment| {
+                // SAFETY: a segment of the row, in no other thread's hands.
+                let (partial, redone) = unsafe {
+                    (self.kernels.sum_segment)(self.plan, self.index, segment, hole, anchor, dot)
+                };
+                self.redone[segment].store(redone, Ordering::Relaxed);
+                partial
+            },
+            |partial| total.push(partial),
+        );
+        total
+    }
+
+    unsafe fn gradient(&self, gradient: &RowGradient) {
+        self.team.map(
+            self.size,
+            self.plan.segments(),
+            |segment| {
+                let redone = self.redone[segment].load(Ordering::Relaxed);
+                // SAFETY: as in `sum`.
+                unsafe {
+                    (self.kernels.gradient_segment)(
+                        self.plan, self.index, segment, redone, gradient,
+                    )
+                };
+            },
+            |()| (),
+        );
+    }
+}
+
+/// Rayon's workers do not survive a fork; waiting for them would never end.
+pub mod fork {
+    use std::sync::Once;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    static CHILD: AtomicBool = AtomicBool::new(false);
+
+    #[cfg(unix)]
+    extern "C" fn mark_child() {
+        CHILD.store(true, Ordering::Relaxed);
+    }
+
+    /// Has a later fork noticed. Called before anything that could start a pool.
+    pub fn watch() {
+        static WATCH: Once = Once::new();
+        WATCH.call_once(|| {
+            #[cfg(unix)]
+            // SAFETY: `mark_child` does nothing but store to an atomic, which is allowed in the
+            // child of a process with threads.
+            unsafe {
+                libc::pthread_atfork(None, None, Some(mark_child));
+            }
+        });
+    }
+
+    /// This process was forked off one that used xent: there are no workers, and a call does
+    /// its work on the calling thread.
+    pub fn is_child() -> bool {
+        CHILD.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,891 @@
+//! Problems as they are handed in, and the one place that validates them.
+//!
+//! A [`Problem`] is descriptors: addresses, dtypes, strides, options. It comes from C (ffi) or
+//! from slices (cross_entropy.rs). [`run`] checks all of it, in the order that the status codes
+//! promise, before a byte is written; makes a [`Plan`] and has it run; and reduces.
+
+use crate::codes::*;
+use crate::dispatch::{self, Isa, Kernels};
+use crate::error::Error;
+use crate::parallel::{self, Team, for_blocks};
+use crate::plan::{self, Dtype, Pass, Plan, Target, View};
+use std::ops::Range;
+
+/// An unvalidated operand; absent if `data` is null.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand {
+    pub data: *mut u8,
+    pub dtype: u32,
+    pub strides: [i64; 3],
+    /// How many elements there are behind `data`, where that is known.
+    pub available: usize,
+}
+
+impl Operand {
+    pub const ABSENT: Operand = Operand {
+        data: std::ptr::null_mut(),
+        dtype: XENT_F32,
+        strides: [0; 3],
+        available: usize::MAX,
+    };
+
+    /// A packed operand of a known dtype.
+    pub fn packed<T>(data: *mut T, dtype: u32) -> Self {
+        Operand {
+            data: data.cast(),
+            dtype,
+            ..Operand::ABSENT
+        }
+    }
+}
+
+/// An unvalidated problem; the fields are those of `xent_problem`.
+#[derive(Clone, Copy)]
+pub(crate) struct Problem {
+    pub flags: u32,
+    pub rows: usize,
+    pub classes: usize,
+    pub inner: usize,
+    pub logits: Operand,
+    pub targets: Operand,
+    pub class_weights: Operand,
+    pub row_weights: Operand,
+    pub row_mask: Operand,
+    pub ignore_index: i64,
+    pub label_smoothing: f64,
+    pub z_loss: f64,
+    pub softcap: f64,
+    pub logit_scale: f64,
+    pub normalizer: f64,
+    pub z_normalizer: f64,
+    pub reduction: u32,
+    pub threads: u32,
+}
+
+impl Problem {
+    /// The defaults of `XENT_PROBLEM_INIT`.
+    pub const INIT: Problem = Problem {
+        flags: 0,
+        rows: 0,
+        classes: 0,
+        inner: 1,
+        logits: Operand::ABSENT,
+        targets: Operand::ABSENT,
+        class_weights: Operand::ABSENT,
+        row_weights: Operand::ABSENT,
+        row_mask: Operand::ABSENT,
+        ignore_index: -100,
+        label_smoothing: 0.0,
+        z_loss: 0.0,
+        softcap: 0.0,
+        logit_scale: 1.0,
+        normalizer: 0.0,
+        z_normalizer: 0.0,
+        reduction: XENT_MEAN,
+        threads: 0,
+    };
+}
+
+/// Where results go; the fields are those of `xent_results`. Scalars have one element.
+#[derive(Clone, Copy)]
+pub(crate) struct Results {
+    pub loss: *mut f64,
+    pub row_losses: Operand,
+    pub lse: Operand,
+    pub z_loss: *mut f64,
+    pub normalizer: *mut f64,
+    pub z_normalizer: *mut f64,
+    pub kept_rows: *mut u64,
+    pub argmax: *mut i64,
+    pub correct: *mut u64,
+    pub entropy: Operand,
+}
+
+impl Results {
+    pub const NONE: Results = Results {
+        loss: std::ptr::null_mut(),
+        row_losses: Operand::ABSENT,
+        lse: Operand::ABSENT,
+        z_loss: std::ptr::null_mut(),
+        normalizer: std::ptr::null_mut(),
+        z_normalizer: std::ptr::null_mut(),
+        kept_rows: std::ptr::null_mut(),
+        argmax: std::ptr::null_mut(),
+        correct: std::ptr::null_mut(),
+        entropy: Operand::ABSENT,
+    };
+
+    /// Something is asked for that does not exist without targets.
+    fn needs_targets(&self) -> bool {
+        !(self.loss.is_null()
+            && self.row_losses.data.is_null()
+            && self.z_loss.is_null()
+            && self.normalizer.is_null()
+            && self.z_normalizer.is_null()
+            && self.kept_rows.is_null()
+            && self.correct.is_null())
+    }
+}
+
+/// The gradient that is asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct GradientRequest {
+    /// Absent = 1.
+    pub output: Operand,
+    pub scale: f64,
+    pub logits: Operand,
+}
+
+/// Which axes an operand has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Axes {
+    /// `[rows, classes, inner]`
+    Full,
+    /// `[rows, inner]`
+    Rows,
+    /// `[classes]`
+    Classes,
+    /// One element.
+    One,
+}
+
+/// One operand on its way through validation.
+#[derive(Clone, Copy)]
+struct Slot {
+    name: &'static str,
+    operand: Operand,
+    axes: Axes,
+    allowed: &'static [u32],
+    required: bool,
+    output: bool,
+    /// The strides, packed ones filled in and those of axes of size 1 set to 0.
+    strides: [i64; 3],
+    /// Addresses of the first byte and of the one after the last.
+    bytes: (usize, usize),
+}
+
+/// The most operands that a call can have.
+const SLOTS: usize = 16;
+
+/// The operands of a call, in the order in which they are checked.
+struct Slots {
+    slots: [Slot; SLOTS],
+    len: usize,
+}
+
+const FLOATS: &[u32] = &[XENT_F32];
+const SCALES: &[u32] = &[XENT_F32, XENT_F64];
+const F64_ONLY: &[u32] = &[XENT_F64];
+const BYTES: &[u32] = &[XENT_U8];
+const INDICES: &[u32] = &[XENT_I64, XENT_I32, XENT_U32, XENT_U16, XENT_U8];
+/// Scalar results of C's `uint64_t` and `int64_t`; their type is known.
+const WORDS: &[u32] = &[XENT_I64];
+
+impl Slots {
+    fn new() -> Self {
+        let none = Slot {
+            name: "",
+            operand: Operand::ABSENT,
+            axes: Axes::One,
+            allowed: FLOATS,
+            required: false,
+            output: false,
+            strides: [0; 3],
+            bytes: (0, 0),
+        };
+        Slots {
+            slots: [none; SLOTS],
+            len: 0,
+        }
+    }
+
+    fn push(
+        &mut self,
+        name: &'static str,
+        operand: Operand,
+        axes: Axes,
+        allowed: &'static [u32],
+    ) -> &mut Slot {
+        let slot = &mut self.slots[self.len];
+        self.len += 1;
+        *slot = Slot {
+            name,
+            operand,
+            axes,
+            allowed,
+            ..*slot
+        };
+        slot
+    }
+
+    fn input(
+        &mut self,
+        name: &'static str,
+        operand: Operand,
+        axes: Axes,
+        allowed: &'static [u32],
+        required: bool,
+    ) {
+        if required || !operand.data.is_null() {
+            self.push(name, operand, axes, allowed).required = required;
+        }
+    }
+
+    fn output(
+        &mut self,
+        name: &'static str,
+        operand: Operand,
+        axes: Axes,
+        allowed: &'static [u32],
+        required: bool,
+    ) {
+        if required || !operand.data.is_null() {
+            let slot = self.push(name, operand, axes, allowed);
+            slot.required = required;
+            slot.output = true;
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.slots[..self.len].iter()
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slots[..self.len].iter_mut()
+    }
+
+    /// The view of an operand that was pushed, if it is present.
+    fn view(&self, name: &str) -> Option<View> {
+        let slot = self
+            .iter()
+            .find(|slot| slot.name == name && !slot.operand.data.is_null())?;
+        Some(View {
+            data: slot.operand.data,
+            dtype: dtype_of(slot.operand.dtype)?,
+            strides: slot.strides.map(|stride| stride as isize),
+        })
+    }
+}
+
+fn dtype_of(code: u32) -> Option<Dtype> {
+    Some(match code {
+        XENT_F32 => Dtype::F32,
+        XENT_F64 => Dtype::F64,
+        XENT_BF16 => Dtype::Bf16,
+        XENT_F16 => Dtype::F16,
+        XENT_I64 => Dtype::I64,
+        XENT_I32 => Dtype::I32,
+        XENT_U8 => Dtype::U8,
+        XENT_U16 => Dtype::U16,
+        XENT_U32 => Dtype::U32,
+        _ => return None,
+    })
+}
+
+/// Its name in C, without the prefix.
+fn dtype_name(code: u32) -> String {
+    match dtype_of(code) {
+        Some(dtype) => format!("{dtype:?}").to_uppercase(),
+        None => format!("dtype {code}"),
+    }
+}
+
+impl Slot {
+    /// Sizes along rows, classes and inner positions; 1 for an axis it does not have.
+    fn sizes(&self, problem: &Problem) -> [usize; 3] {
+        match self.axes {
+            Axes::Full => [problem.rows, problem.classes, problem.inner],
+            Axes::Rows => [problem.rows, 1, problem.inner],
+            Axes::Classes => [1, problem.classes, 1],
+            Axes::One => [1, 1, 1],
+        }
+    }
+
+    /// Nothing of it is ever looked at.
+    fn is_empty(&self, problem: &Problem) -> bool {
+        self.sizes(problem).contains(&0)
+    }
+
+    /// Fills in strides and the byte span.
+    fn resolve(&mut self, problem: &Problem) -> Result<(), Error> {
+        let sizes = self.sizes(problem);
+        let given = std::array::from_fn(|axis| {
+            if sizes[axis] > 1 {
+                self.operand.strides[axis]
+            } else {
+                0
+            }
+        });
+        self.strides = if given == [0; 3] {
+            // The product of all sizes fits an i64 (validate).
+            let packed = [(sizes[1] * sizes[2]) as i64, sizes[2] as i64, 1];
+            std::array::from_fn(|axis| if sizes[axis] > 1 { packed[axis] } else { 0 })
+        } else {
+            given
+        };
+        let stride_error = |axis: usize, why: &str| {
+            Error::Stride(format!(
+                "{}.strides[{axis}] = {} {why}",
+                self.name, self.strides[axis]
+            ))
+        };
+        let size = dtype_of(self.operand.dtype).map_or(1, Dtype::size) as i64;
+        let mut last = 0i64;
+        for axis in 0..3 {
+            if self.strides[axis] < 0 {
+                return Err(stride_error(axis, "is negative"));
+            }
+            let span = self.strides[axis].checked_mul(sizes[axis] as i64 - 1);
+            last = span
+                .and_then(|span| last.checked_add(span))
+                .filter(|last| *last < i64::MAX / size)
+                .ok_or_else(|| stride_error(axis, "reaches past the address space"))?;
+        }
+        let start = self.operand.data as usize;
+        let bytes = (last + 1) as usize * size as usize;
+        let end = start
+            .checked_add(bytes)
+            .ok_or_else(|| stride_error(0, "reaches past the address space"))?;
+        self.bytes = (start, end);
+        if self.output {
+            self.check_disjoint(&sizes)?;
+        }
+        if last as usize >= self.operand.available {
+            return Err(Error::Shape(format!(
+                "{} has {} elements, but its shape and strides reach element {last}",
+                self.name, self.operand.available
+            )));
+        }
+        Ok(())
+    }
+
+    /// No two elements of an output share an address: from the inside out, every axis steps over
+    /// all of the axes inside it.
+    fn check_disjoint(&self, sizes: &[usize; 3]) -> Result<(), Error> {
+        let mut axes = [0usize, 1, 2];
+        axes.sort_unstable_by_key(|&axis| self.strides[axis]);
+        let mut covered = 1i64;
+        for axis in axes {
+            if sizes[axis] == 1 {
+                continue;
+            }
+            if self.strides[axis] < covered {
+                return Err(Error::Stride(format!(
+                    "{}.strides[{axis}] = {} makes elements of an output share an address: it must be at least {covered}",
+                    self.name, self.strides[axis]
+                )));
+            }
+            covered += self.strides[axis] * (sizes[axis] as i64 - 1);
+        }
+        Ok(())
+    }
+
+    /// Whether the two may touch the same byte.
+    fn overlaps(&self, other: &Slot, problem: &Problem) -> bool {
+        let ((a, a_end), (b, b_end)) = (self.bytes, other.bytes);
+        if a >= b_end || b >= a_end {
+            return false;
+        }
+        // Column blocks of one matrix: the same distance between rows, apart within a row.
+        let pitch = |slot: &Slot| {
+            let size = dtype_of(slot.operand.dtype).map_or(1, Dtype::size) as i64;
+            let rows = slot.sizes(problem)[0];
+            (
+                slot.strides[0] * size,
+                (slot.strides[0] * (rows as i64 - 1) * size) as usize,
+                rows,
+            )
+        };
+        let ((pitch_a, rows_a, n), (pitch_b, rows_b, m)) = (pitch(self), pitch(other));
+        if pitch_a != pitch_b || pitch_a <= 0 || n < 2 || m < 2 {
+            return true;
+        }
+        let pitch = pitch_a as usize;
+        let (width_a, width_b) = (a_end - a - rows_a, b_end - b - rows_b);
+        let offset = if b >= a {
+            (b - a) % pitch
+        } else {
+            (pitch - (a - b) % pitch) % pitch
+        };
+        !(width_a <= offset && offset + width_b <= pitch)
+    }
+}
+
+/// Everything that the checks established.
+struct Valid {
+    plan: Plan,
+    kernels: &'static Kernels,
+    /// What a mean divides by.
+    normalizer: f64,
+    kept: u64,
+}
+
+/// Whether a slot's view is exactly another's.
+fn same(a: &Slot, b: &Slot) -> bool {
+    a.operand.data == b.operand.data && a.operand.dtype == b.operand.dtype && a.strides == b.strides
+}
+
+fn validate(
+    problem: &Problem,
+    pass: Pass,
+    results: &Results,
+    request: Option<&GradientRequest>,
+    team: &Team,
+    isa: Option<Isa>,
+) -> Result<Valid, Error> {
+    let unknown =
+        problem.flags & !(XENT_FLAG_LOG_PROBS | XENT_FLAG_EMPTY_IS_ZERO | XENT_FLAG_ACCUMULATE);
+    if unknown != 0 {
+        return Err(Error::Struct(format!(
+            "problem.flags has unknown bits {unknown:#x}"
+        )));
+    }
+    let accumulate = problem.flags & XENT_FLAG_ACCUMULATE != 0;
+    let by_row = problem.reduction == XENT_NONE;
+    let logits_used = problem.flags & XENT_FLAG_LOG_PROBS == 0;
+
+    // The operands, inputs first.
+    let mut slots = Slots::new();
+    let all = &mut slots;
+    let needs_targets = request.is_some() || results.needs_targets();
+    all.input("logits", problem.logits, Axes::Full, FLOATS, true);
+    all.input(
+        "targets",
+        problem.targets,
+        Axes::Rows,
+        INDICES,
+        needs_targets,
+    );
+    all.input(
+        "class_weights",
+        problem.class_weights,
+        Axes::Classes,
+        SCALES,
+        false,
+    );
+    all.input(
+        "row_weights",
+        problem.row_weights,
+        Axes::Rows,
+        SCALES,
+        false,
+    );
+    all.input("row_mask", problem.row_mask, Axes::Rows, BYTES, false);
+    if let Some(request) = request {
+        let axes = if by_row { Axes::Rows } else { Axes::One };
+        all.input("grad_output", request.output, axes, SCALES, false);
+        all.output("grad_logits", request.logits, Axes::Full, FLOATS, true);
+    }
+    let lse_needed = pass == Pass::Backward && logits_used;
+    if pass == Pass::Backward {
+        all.input("lse", results.lse, Axes::Rows, F64_ONLY, lse_needed);
+    } else {
+        all.output("lse", results.lse, Axes::Rows, F64_ONLY, false);
+    }
+    all.output(
+        "loss",
+        Operand::packed(results.loss, XENT_F64),
+        Axes::One,
+        F64_ONLY,
+        false,
+    );
+    all.output("row_losses", results.row_losses, Axes::Rows, SCALES, false);
+    all.output(
+        "normalizer",
+        Operand::packed(results.normalizer, XENT_F64),
+        Axes::One,
+        F64_ONLY,
+        false,
+    );
+    all.output(
+        "kept_rows",
+        Operand::packed(results.kept_rows, XENT_I64),
+        Axes::One,
+        WORDS,
+        false,
+    );
+
+    for slot in slots.iter() {
+        if slot.required && slot.operand.data.is_null() && !slot.is_empty(problem) {
+            return Err(Error::Null(format!("{} is NULL", slot.name)));
+        }
+    }
+    for slot in slots.iter() {
+        if !slot.allowed.contains(&slot.operand.dtype) {
+            let names: Vec<String> = slot.allowed.iter().map(|&code| dtype_name(code)).collect();
+            return Err(Error::Dtype(format!(
+                "{}.dtype is {}; it can be {}",
+                slot.name,
+                dtype_name(slot.operand.dtype),
+                names.join(", ")
+            )));
+        }
+    }
+
+    let [rows, classes, inner] = [problem.rows, problem.classes, problem.inner];
+    let elements = rows.checked_mul(classes).and_then(|n| n.checked_mul(inner));
+    // 16 bytes an element leaves room for every sum of offsets below.
+    if !elements.is_some_and(|n| n <= isize::MAX as usize / 16)
+        || [rows, classes, inner]
+            .iter()
+            .any(|&n| n > isize::MAX as usize / 16)
+    {
+        return Err(Error::Shape(format!(
+            "rows*classes*inner = {rows}*{classes}*{inner} overflows"
+        )));
+    }
+    if classes == 0 && rows * inner > 0 {
+        return Err(Error::Shape(format!(
+            "classes = 0, but there are {} rows",
+            rows * inner
+        )));
+    }
+    if inner != 1 {
+        return Err(Error::Shape(format!(
+            "inner = {inner}; this version takes 1"
+        )));
+    }
+    for slot in slots.iter_mut() {
+        // What has no elements is never looked at, wherever it points.
+        if !slot.sizes(problem).contains(&0) {
+            slot.resolve(problem)?;
+        }
+    }
+    for slot in slots.iter() {
+        if slot.axes == Axes::Full && classes > 1 && rows > 0 && slot.strides[1] != 1 {
+            return Err(Error::Stride(format!(
+                "{}.strides[1] = {}; this version takes contiguous classes",
+                slot.name, slot.strides[1]
+            )));
+        }
+    }
+    for slot in slots.iter().filter(|slot| !slot.is_empty(problem)) {
+        let size = dtype_of(slot.operand.dtype).map_or(1, Dtype::size);
+        if slot.bytes.0 % size != 0 {
+            return Err(Error::Align(format!(
+                "{}.data is not aligned to its elements of {size} bytes",
+                slot.name
+            )));
+        }
+    }
+
+    let mut in_place = false;
+    for (i, output) in slots.iter().enumerate().filter(|(_, slot)| slot.output) {
+        for (j, other) in slots.iter().enumerate() {
+            // Two outputs are compared once.
+            if i == j
+                || (other.output && j < i)
+                || output.is_empty(problem)
+                || other.is_empty(problem)
+            {
+                continue;
+            }
+            if output.overlaps(other, problem) {
+                if output.name == "grad_logits"
+                    && other.name == "logits"
+                    && same(output, other)
+                    && !accumulate
+                {
+                    in_place = true;
+                    continue;
+                }
+                let how = if accumulate && same(output, other) {
+                    "cannot be accumulated in place of"
+                } else {
+                    "overlaps"
+                };
+                return Err(Error::Overlap(format!(
+                    "{} {how} {}",
+                    output.name, other.name
+                )));
+            }
+        }
+    }
+
+    check_options(problem, results, request)?;
+    let isa = match isa {
+        Some(isa) => isa,
+        None => dispatch::selected().map_err(|why| Error::Param(why.to_string()))?,
+    };
+    let Some(kernels) = isa.kernels() else {
+        return Err(Error::Param(format!(
+            "this processor does not have {}",
+            isa.name()
+        )));
+    };
+
+    // Without rows no view is looked at; but `logits` must be something.
+    let nothing = View {
+        data: std::ptr::null_mut(),
+        dtype: Dtype::F32,
+        strides: [0; 3],
+    };
+    let mut plan = Plan {
+        pass,
+        rows,
+        classes,
+        logits: slots.view("logits").unwrap_or(nothing),
+        targets: slots.view("targets"),
+        class_weights: slots.view("class_weights"),
+        weight_total: classes as f64,
+        row_weights: slots.view("row_weights"),
+        row_mask: slots.view("row_mask"),
+        ignore_index: problem.ignore_index,
+        label_smoothing: problem.label_smoothing,
+        row_losses: slots.view("row_losses"),
+        lse: slots.view("lse"),
+        gradient: None,
+    };
+
+    let mut scan = Scan::default();
+    let mut bad = None;
+    if plan.targets.is_some() {
+        for_blocks(
+            team,
+            rows,
+            SCAN_WORK,
+            // SAFETY: rows of the plan.
+            |range| unsafe { scan_targets(&plan, range) },
+            |block| match block {
+                Ok(block) => scan.add(&block),
+                Err(error) => bad = bad.take().or(Some(error)),
+            },
+        );
+    }
+    if let Some(error) = bad {
+        return Err(error);
+    }
+
+    if plan.class_weights.is_some() && plan.label_smoothing > 0.0 {
+        // SAFETY: the classes of the plan.
+        plan.weight_total = (0..classes)
+            .map(|class| unsafe { plan.class_weight(class) })
+            .sum();
+    }
+    let normalizer = if problem.normalizer > 0.0 {
+        problem.normalizer
+    } else {
+        scan.weight
+    };
+    if let Some((request, view)) = request.zip(slots.view("grad_logits")) {
+        let output = slots.view("grad_output");
+        let mut scale = request.scale;
+        if let (Some(view), false) = (&output, by_row) {
+            // SAFETY: its one element.
+            scale *= unsafe { view.real(0, 0) };
+        }
+        if problem.reduction == XENT_MEAN {
+            scale /= normalizer;
+        }
+        let bytes = rows * classes * view.dtype.size();
+        plan.gradient = Some(plan::Gradient {
+            view,
+            in_place,
+            accumulate,
+            stream: !in_place && !accumulate && bytes >= STREAM_BYTES,
+            output: output.filter(|_| by_row),
+            scale,
+        });
+    }
+    Ok(Valid {
+        plan,
+        kernels,
+        normalizer,
+        kept: scan.kept,
+    })
+}
+
+/// Gradients of at least this many bytes are written around the caches; measured in
+/// docs/design.md.
+const STREAM_BYTES: usize = 16 << 20;
+
+/// What scanning a row's target costs, in elements of the logits.
+const SCAN_WORK: usize = 4;
+
+fn check_options(
+    problem: &Problem,
+    results: &Results,
+    request: Option<&GradientRequest>,
+) -> Result<(), Error> {
+    let param = |what: String| Err(Error::Param(what));
+    if !(0.0..=1.0).contains(&problem.label_smoothing) {
+        return param(format!(
+            "label_smoothing = {} is outside [0, 1]",
+            problem.label_smoothing
+        ));
+    }
+    for (name, value) in [
+        ("z_loss", problem.z_loss),
+        ("softcap", problem.softcap),
+        ("normalizer", problem.normalizer),
+        ("z_normalizer", problem.z_normalizer),
+    ] {
+        if !(value >= 0.0 && value.is_finite()) {
+            return param(format!("{name} = {value} is not a finite number >= 0"));
+        }
+    }
+    if !(problem.logit_scale > 0.0 && problem.logit_scale.is_finite()) {
+        return param(format!(
+            "logit_scale = {} is not a finite number > 0",
+            problem.logit_scale
+        ));
+    }
+    if let Some(request) = request
+        && !request.scale.is_finite()
+    {
+        return param(format!("grad_scale = {} is not finite", request.scale));
+    }
+    match problem.reduction {
+        XENT_MEAN | XENT_SUM => {}
+        XENT_NONE if results.loss.is_null() && results.z_loss.is_null() => {}
+        XENT_NONE => {
+            return param("reduction none has no reduced loss; ask for row_losses".to_string());
+        }
+        other => return param(format!("reduction = {other} is none of mean, sum, none")),
+    }
+    if problem.flags & XENT_FLAG_LOG_PROBS != 0 {
+        return param("flag LOG_PROBS is not in this version".to_string());
+    }
+    for (name, asked) in [
+        ("z_loss", problem.z_loss != 0.0),
+        ("softcap", problem.softcap != 0.0),
+        ("logit_scale", problem.logit_scale != 1.0),
+        ("z_normalizer", problem.z_normalizer != 0.0),
+        ("results.z_loss", !results.z_loss.is_null()),
+        ("results.z_normalizer", !results.z_normalizer.is_null()),
+        ("results.argmax", !results.argmax.is_null()),
+        ("results.correct", !results.correct.is_null()),
+        ("results.entropy", !results.entropy.data.is_null()),
+    ] {
+        if asked {
+            return param(format!("{name} is not in this version"));
+        }
+    }
+    Ok(())
+}
+
+/// What the targets say about the reduction.
+#[derive(Clone, Copy, Default)]
+struct Scan {
+    kept: u64,
+    /// Σ r·w_y over kept rows.
+    weight: f64,
+}
+
+impl Scan {
+    fn add(&mut self, other: &Scan) {
+        self.kept += other.kept;
+        self.weight += other.weight;
+    }
+}
+
+/// Checks the targets of a range of rows and adds up their weights.
+///
+/// # Safety
+/// The rows are the plan's; its views were checked, all but the targets' values.
+unsafe fn scan_targets(plan: &Plan, rows: Range<usize>) -> Result<Scan, Error> {
+    let plain =
+        plan.row_mask.is_none() && plan.row_weights.is_none() && plan.class_weights.is_none();
+    if let Some(targets) = &plan.targets
+        && plain
+        && targets.strides[0] == 1
+    {
+        // SAFETY: contiguous rows of the view; the dtype says what is there.
+        let fast = unsafe {
+            match targets.dtype {
+                Dtype::I64 => count_kept::<i64>(plan, targets, &rows),
+                Dtype::I32 => count_kept::<i32>(plan, targets, &rows),
+                Dtype::U32 => count_kept::<u32>(plan, targets, &rows),
+                Dtype::U16 => count_kept::<u16>(plan, targets, &rows),
+                _ => count_kept::<u8>(plan, targets, &rows),
+            }
+        };
+        if let Some(kept) = fast {
+            return Ok(Scan {
+                kept,
+                weight: kept as f64,
+            });
+        }
+    }
+    let mut scan = Scan::default();
+    for row in rows {
+        // SAFETY: a row of the plan; the class is checked before it is used.
+        unsafe {
+            if let Target::Class(y) = plan.target(row) {
+                if y >= plan.classes {
+                    return Err(Error::Target {
+                        row,
+                        value: y as i64,
+                        classes: plan.classes,
+                    });
+                }
+                scan.kept += 1;
+                scan.weight += plan.row_weight(row) * plan.class_weight(y);
+            }
+        }
+    }
+    Ok(scan)
+}
+
+/// The number of targets that are not ignored; None if one is out of range. Branchless, so that
+/// it costs next to nothing beside a narrow problem.
+///
+/// # Safety
+/// The view is contiguous and holds `T` at `rows`.
+unsafe fn count_kept<T: Copy + Into<i64>>(
+    plan: &Plan,
+    targets: &View,
+    rows: &Range<usize>,
+) -> Option<u64> {
+    // SAFETY: the caller's promise.
+    let targets = unsafe { std::slice::from_raw_parts(targets.row::<T>(rows.start), rows.len()) };
+    let (mut kept, mut bad) = (0u64, false);
+    for &y in targets {
+        let y: i64 = y.into();
+        let keep = y != plan.ignore_index;
+        kept += u64::from(keep);
+        bad |= keep & (y as u64 >= plan.classes as u64);
+    }
+    (!bad).then_some(kept)
+}
+
+/// Checks and runs a problem: forward with `results` alone, backward with `results.lse` as an
+/// input, both with both.
+///
+/// # Safety
+/// Every operand that is not absent covers, with its strides, the shape that the problem gives
+/// it, in memory that stays valid for the call and that nobody else writes, or, for outputs,
+/// touches.
+pub(crate) unsafe fn run(
+    problem: &Problem,
+    pass: Pass,
+    results: &Results,
+    request: Option<&GradientRequest>,
+    team: &Team,
+    isa: Option<Isa>,
+) -> Result<(), Error> {
+    parallel::fork::watch();
+    let valid = validate(problem, pass, results, request, team, isa)?;
+    let sum = parallel::run(&valid.plan, valid.kernels, team);
+    let loss = match problem.reduction {
+        XENT_MEAN if valid.kept == 0 && problem.flags & XENT_FLAG_EMPTY_IS_ZERO != 0 => 0.0,
+        XENT_MEAN => sum / valid.normalizer,
+        _ => sum,
+    };
+    // SAFETY: checked to be aligned and apart; the caller's promise.
+    unsafe {
+        write(results.loss, loss);
+        write(results.normalizer, valid.normalizer);
+        write(results.kept_rows, valid.kept);
+    }
+    Ok(())
+}
+
+/// # Safety
+/// `to` is null or valid for a write.
+unsafe fn write<T>(to: *mut T, value: T) {
+    if !to.is_null() {
+        // SAFETY: the caller's promise.
+        unsafe { *to = value }
+    }
+}

@@ -1,0 +1,185 @@
+//! AVX2 with FMA: 8 lanes a register.
+
+use super::Simd;
+use std::arch::x86_64::*;
+
+/// Proof that the processor has AVX2 and FMA.
+#[derive(Clone, Copy)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// # Safety
+    /// The processor has AVX2 and FMA, and so does the calling entry point.
+    #[inline(always)]
+    pub unsafe fn assume() -> Self {
+        Avx2(())
+    }
+
+    /// The low 8 bits of `lanes` as a vector of all-ones or all-zero lanes.
+    #[inline(always)]
+    fn mask(self, lanes: u32) -> __m256i {
+        avx2!({
+            let bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            let set = _mm256_and_si256(_mm256_set1_epi32(lanes as i32), bit);
+            _mm256_cmpeq_epi32(set, bit)
+        })
+    }
+}
+
+/// A call of intrinsics, with the one reason why they may be called.
+macro_rules! avx2 {
+    ($e:expr) => {
+        // SAFETY: the token exists, so the processor has the features (`Avx2::assume`).
+        unsafe { $e }
+    };
+}
+use avx2;
+
+/// `(v0 + v2) + (v1 + v3)`: the end of the tree of [`Simd::sum`].
+///
+/// # Safety
+/// The processor has AVX.
+#[inline(always)]
+pub unsafe fn sum4(v: __m256d) -> f64 {
+    // SAFETY: AVX, as the caller promises.
+    unsafe {
+        let v2 = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd::<1>(v));
+        _mm_cvtsd_f64(_mm_add_sd(v2, _mm_unpackhi_pd(v2, v2)))
+    }
+}
+
+impl Simd for Avx2 {
+    type Vector = __m256;
+    type Block = [__m256; 8];
+    type Totals = [__m256d; 4];
+
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        avx2!(_mm256_set1_ps(x))
+    }
+    #[inline(always)]
+    fn splat_block(self, x: f32) -> [__m256; 8] {
+        [self.splat(x); 8]
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> __m256 {
+        // SAFETY: token; the caller's promise about `p`.
+        unsafe { _mm256_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_lanes(self, p: *const f32, lanes: u32, fill: f32) -> __m256 {
+        let mask = self.mask(lanes);
+        // SAFETY: token; a masked load touches only the lanes the caller vouches for.
+        unsafe {
+            let v = _mm256_maskload_ps(p, mask);
+            _mm256_blendv_ps(_mm256_set1_ps(fill), v, _mm256_castsi256_ps(mask))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: __m256) {
+        // SAFETY: token; the caller's promise about `p`.
+        unsafe { _mm256_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_lanes(self, p: *mut f32, lanes: u32, v: __m256) {
+        let mask = self.mask(lanes);
+        // SAFETY: token; a masked store touches only the lanes the caller vouches for.
+        unsafe { _mm256_maskstore_ps(p, mask, v) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut f32, v: __m256) {
+        // SAFETY: token; the caller's promise about `p` and its alignment.
+        unsafe { _mm256_stream_ps(p, v) }
+    }
+    #[inline(always)]
+    fn fence(self) {
+        avx2!(_mm_sfence())
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        avx2!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        avx2!(_mm256_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn mul_sub_exact(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        avx2!(_mm256_fmsub_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, bound: __m256, x: __m256) -> __m256 {
+        avx2!(_mm256_max_ps(bound, x))
+    }
+    #[inline(always)]
+    fn min(self, bound: __m256, x: __m256) -> __m256 {
+        avx2!(_mm256_min_ps(bound, x))
+    }
+    #[inline(always)]
+    fn zero_where_zero(self, w: __m256, v: __m256) -> __m256 {
+        avx2!({
+            let nonzero = _mm256_cmp_ps::<_CMP_NEQ_UQ>(w, _mm256_setzero_ps());
+            _mm256_and_ps(nonzero, v)
+        })
+    }
+    #[inline(always)]
+    fn exponent_from_low_bits(self, m: __m256) -> __m256 {
+        avx2!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(
+            _mm256_castps_si256(m)
+        )))
+    }
+
+    #[inline(always)]
+    fn max_lane(self, b: [__m256; 8]) -> f32 {
+        avx2!({
+            let lo = _mm256_max_ps(_mm256_max_ps(b[0], b[1]), _mm256_max_ps(b[2], b[3]));
+            let hi = _mm256_max_ps(_mm256_max_ps(b[4], b[5]), _mm256_max_ps(b[6], b[7]));
+            let v8 = _mm256_max_ps(lo, hi);
+            let v4 = _mm_max_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps::<1>(v8));
+            let v2 = _mm_max_ps(v4, _mm_movehl_ps(v4, v4));
+            _mm_cvtss_f32(_mm_max_ss(v2, _mm_shuffle_ps::<1>(v2, v2)))
+        })
+    }
+    #[inline(always)]
+    fn totals(self) -> [__m256d; 4] {
+        avx2!([_mm256_setzero_pd(); 4])
+    }
+    #[inline(always)]
+    fn add_block(self, t: [__m256d; 4], b: [__m256; 8]) -> [__m256d; 4] {
+        avx2!({
+            // Registers 0 and 1 hold lanes 0..16, 2 and 3 lanes 16..32, and so on.
+            let lo = _mm256_add_ps(_mm256_add_ps(b[0], b[2]), _mm256_add_ps(b[4], b[6]));
+            let hi = _mm256_add_ps(_mm256_add_ps(b[1], b[3]), _mm256_add_ps(b[5], b[7]));
+            [
+                _mm256_add_pd(t[0], _mm256_cvtps_pd(_mm256_castps256_ps128(lo))),
+                _mm256_add_pd(t[1], _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(lo))),
+                _mm256_add_pd(t[2], _mm256_cvtps_pd(_mm256_castps256_ps128(hi))),
+                _mm256_add_pd(t[3], _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(hi))),
+            ]
+        })
+    }
+    #[inline(always)]
+    fn sum(self, t: [__m256d; 4]) -> f64 {
+        avx2!({
+            let lo = _mm256_add_pd(t[0], t[2]);
+            let hi = _mm256_add_pd(t[1], t[3]);
+            sum4(_mm256_add_pd(lo, hi))
+        })
+    }
+}

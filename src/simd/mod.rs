@@ -1,0 +1,102 @@
+//! Vectors of real numbers, one small file of intrinsics for each instruction set.
+//!
+//! A kernel never sees a register width. It works on a *block* of [`BLOCK`] virtual lanes,
+//! which every instruction set covers with as many registers as it needs, and sums lanes by
+//! the trees written down here. Which register a lane sits in therefore never shows in a
+//! result: every set with fused multiply-add gives the same bits.
+
+pub mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
+
+/// Virtual lanes a block: 4 registers of AVX-512, 8 of AVX2. Four independent chains hide the
+/// latency of an addition at two instructions a cycle; more would only lengthen the tails.
+pub const BLOCK: usize = 64;
+
+/// The vector instructions of one instruction set, as a token: holding one proves that the
+/// processor has the set, so its methods are safe to call.
+///
+/// Every method is `#[inline(always)]`. They carry no `#[target_feature]` of their own and take
+/// on the features of the entry point (dispatch.rs) they end up in.
+pub trait Simd: Copy {
+    /// One register.
+    type Vector: Copy;
+    /// [`BLOCK`] lanes: an array of `BLOCK / LANES` registers, lane 0 first.
+    type Block: Copy + AsRef<[Self::Vector]> + AsMut<[Self::Vector]>;
+    /// 16 lanes of f64.
+    type Totals: Copy;
+
+    /// f32 lanes of one register.
+    const LANES: usize;
+
+    /// `x` in every lane.
+    fn splat(self, x: f32) -> Self::Vector;
+    /// `x` in every lane of a block.
+    fn splat_block(self, x: f32) -> Self::Block;
+
+    /// The `LANES` values at `p`, which may have any alignment.
+    ///
+    /// # Safety
+    /// `p` is valid for reads of `LANES` values.
+    unsafe fn load(self, p: *const f32) -> Self::Vector;
+    /// The values at `p` whose bit is set in `lanes`, `fill` elsewhere. Memory behind a clear
+    /// bit is not touched.
+    ///
+    /// # Safety
+    /// For every set bit `i`, `p + i` is valid for reads.
+    unsafe fn load_lanes(self, p: *const f32, lanes: u32, fill: f32) -> Self::Vector;
+    /// Writes `LANES` values to `p`, which may have any alignment.
+    ///
+    /// # Safety
+    /// `p` is valid for writes of `LANES` values.
+    unsafe fn store(self, p: *mut f32, v: Self::Vector);
+    /// Writes the lanes whose bit is set in `lanes`; other memory is not touched.
+    ///
+    /// # Safety
+    /// For every set bit `i`, `p + i` is valid for writes.
+    unsafe fn store_lanes(self, p: *mut f32, lanes: u32, v: Self::Vector);
+    /// Writes `LANES` values around the caches where the set can, else as [`store`](Self::store).
+    /// [`fence`](Self::fence) orders such writes before later ones.
+    ///
+    /// # Safety
+    /// `p` is valid for writes of `LANES` values and aligned to the size of a register.
+    unsafe fn stream(self, p: *mut f32, v: Self::Vector);
+    /// Makes streamed writes visible before any later write.
+    fn fence(self);
+    /// Asks for the cache line at `p`; never faults, whatever `p` is.
+    fn prefetch(self, p: *const u8);
+
+    /// `a + b`
+    fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `a - b`
+    fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `a * b`
+    fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `a * b + c`, with one rounding where the set has it, else with two.
+    fn mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+    /// `a * b - c` in which the product is not rounded, on every set: what argument reduction
+    /// relies on when product and subtrahend nearly cancel.
+    fn mul_sub_exact(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+    /// The larger of the two, and `x` if either is NaN.
+    fn max(self, bound: Self::Vector, x: Self::Vector) -> Self::Vector;
+    /// The smaller of the two, and `x` if either is NaN.
+    fn min(self, bound: Self::Vector, x: Self::Vector) -> Self::Vector;
+    /// `v`, but 0 in the lanes where `w` is ±0.
+    fn zero_where_zero(self, w: Self::Vector, v: Self::Vector) -> Self::Vector;
+    /// The bits of every lane shifted left by 23, read as a float again: turns an integer that
+    /// sits in the low bits of a float into a biased exponent.
+    fn exponent_from_low_bits(self, m: Self::Vector) -> Self::Vector;
+
+    /// The largest lane; NaN lanes count for nothing unless all are NaN.
+    fn max_lane(self, block: Self::Block) -> f32;
+    /// All lanes 0.
+    fn totals(self) -> Self::Totals;
+    /// Adds a block to the totals: lane `l` of 16 gets `(b[l] + b[l+16]) + (b[l+32] + b[l+48])`,
+    /// those three additions in f32, the last in f64.
+    fn add_block(self, totals: Self::Totals, block: Self::Block) -> Self::Totals;
+    /// Sum of the totals: halves are added lane by lane, 16 → 8 → 4 → 2 → 1.
+    fn sum(self, totals: Self::Totals) -> f64;
+}
