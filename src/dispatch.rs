@@ -3,7 +3,8 @@
 //! An entry point is a plain function compiled for one instruction set. Everything it calls is
 //! inlined into it; no vector crosses it; rayon stays outside.
 
-use crate::kernels::contiguous;
+use crate::kernels::Kernels;
+use crate::kernels::contiguous::{self, Chunk};
 use crate::kernels::online::Partial;
 use crate::kernels::row::{Anchor, RowGradient};
 use crate::plan::Plan;
@@ -60,17 +61,6 @@ impl Isa {
     }
 }
 
-/// The entry points of one instruction set. Each is safe to call only on a processor that has
-/// it, which [`Isa::kernels`] made sure of, and with what the function of the same name in
-/// kernels/contiguous.rs asks for.
-#[derive(Debug)]
-pub(crate) struct Kernels {
-    pub rows: unsafe fn(&Plan, Range<usize>) -> f64,
-    pub anchor: unsafe fn(&Plan, usize, Option<usize>) -> Anchor,
-    pub sum_segment: unsafe fn(&Plan, usize, usize, Option<usize>, &Anchor, bool) -> (Partial, u64),
-    pub gradient_segment: unsafe fn(&Plan, usize, usize, u64, &RowGradient),
-}
-
 /// Stamps the entry points for one instruction set.
 macro_rules! entries {
     ($module:ident, [$($feature:tt),*], $token:expr) => {
@@ -86,7 +76,7 @@ macro_rules! entries {
             $(#[target_feature(enable = $feature)])*
             unsafe fn rows(plan: &Plan, range: Range<usize>) -> f64 {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::rows($token, plan, range) }
+                unsafe { contiguous::rows(&KERNELS, plan, range) }
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn anchor(plan: &Plan, row: usize, hole: Option<usize>) -> Anchor {
@@ -103,7 +93,12 @@ macro_rules! entries {
                 dot: bool,
             ) -> (Partial, u64) {
                 // SAFETY: as above.
-                unsafe { contiguous::sum_segment($token, plan, row, segment, hole, anchor, dot) }
+                unsafe { contiguous::sum_segment($token, &KERNELS, plan, row, segment, hole, anchor, dot) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn redo(chunk: &Chunk, sum: f64) -> (f64, f64) {
+                // SAFETY: as above.
+                unsafe { contiguous::redo($token, chunk, sum) }
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn gradient_segment(
@@ -119,7 +114,7 @@ macro_rules! entries {
                 }
             }
 
-            pub static KERNELS: Kernels = Kernels { rows, anchor, sum_segment, gradient_segment };
+            pub static KERNELS: Kernels = Kernels { rows, anchor, sum_segment, redo, gradient_segment };
         }
     };
 }

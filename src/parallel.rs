@@ -4,7 +4,7 @@
 //! the rows or classes, in f64. So the bits do not depend on how many threads there are or on
 //! which of them was faster; only who computes a block does.
 
-use crate::dispatch::Kernels;
+use crate::kernels::Kernels;
 use crate::kernels::online::Partial;
 use crate::kernels::row::{Anchor, Row, RowGradient, process};
 use crate::plan::{Plan, SEGMENTS};

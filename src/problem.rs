@@ -5,8 +5,9 @@
 //! promise, before a byte is written; makes a [`Plan`] and has it run; and reduces.
 
 use crate::codes::*;
-use crate::dispatch::{self, Isa, Kernels};
+use crate::dispatch::{self, Isa};
 use crate::error::Error;
+use crate::kernels::Kernels;
 use crate::parallel::{self, Team, for_blocks};
 use crate::plan::{self, Dtype, Pass, Plan, Target, View};
 use std::ops::Range;

@@ -29,6 +29,7 @@
 //! Lanes past the end and the target's lane are masked loads of -inf, whose exponential is 0. The
 //! block with the target is skipped by the loop (`block + (block ≥ hole)`, no branch) and done last.
 
+use super::Kernels;
 use super::online::Partial;
 use super::row::{Anchor, Curve, Row, RowGradient, process};
 use crate::math::exp2::{Exp2, Reference};
@@ -139,25 +140,29 @@ impl Blocks {
     }
 }
 
-/// Class weights of the block at `class`, 0 in lanes outside `mask`.
+/// Class weights of the block at `class`, 1 without any; 0 in lanes outside `mask`.
 ///
 /// # Safety
 /// `weights` covers the classes of the mask.
 #[inline(always)]
-unsafe fn load_weights<S: Simd>(s: S, weights: &View, class: usize, mask: u64) -> S::Block {
+unsafe fn load_weights<S: Simd>(s: S, weights: Option<&View>, class: usize, mask: u64) -> S::Block {
     let mut block = s.splat_block(0.0);
     let mut gathered = [0.0f32; BLOCK];
-    let p = if weights.dtype == Dtype::F32 && weights.strides[1] == 1 {
-        // SAFETY: `class` is in bounds, as the caller promises.
-        unsafe { weights.row::<f32>(0).add(class).cast_const() }
-    } else {
-        for (lane, w) in gathered.iter_mut().enumerate() {
-            if mask >> lane & 1 == 1 {
-                // SAFETY: a class of the mask.
-                *w = unsafe { weights.real(0, class + lane) } as f32;
-            }
+    let p = match weights {
+        None => ONES.as_ptr(),
+        Some(view) if view.dtype == Dtype::F32 && view.strides[1] == 1 => {
+            // SAFETY: `class` is in bounds, as the caller promises.
+            unsafe { view.row::<f32>(0).add(class).cast_const() }
         }
-        gathered.as_ptr()
+        Some(view) => {
+            for (lane, w) in gathered.iter_mut().enumerate() {
+                if mask >> lane & 1 == 1 {
+                    // SAFETY: a class of the mask.
+                    *w = unsafe { view.real(0, class + lane) } as f32;
+                }
+            }
+            gathered.as_ptr()
+        }
     };
     for (i, w) in block.as_mut().iter_mut().enumerate() {
         let lanes = lanes_of::<S>(mask, i);
@@ -169,14 +174,14 @@ unsafe fn load_weights<S: Simd>(s: S, weights: &View, class: usize, mask: u64) -
 
 /// A chunk's memory: the logits, and where they and their exponentials go if they are kept.
 #[derive(Clone, Copy)]
-struct Chunk<'a> {
+pub struct Chunk<'a> {
     x: *const f32,
     /// The class of the first element.
     class: usize,
     len: usize,
     hole: Option<usize>,
     /// Where exponentials go, the logits' own place, and a copy of the logits in case they must
-    /// be put back. Not null where `KEEP`.
+    /// be put back. Null unless they are kept.
     kept: *mut f32,
     backup: *mut f32,
     center: f32,
@@ -234,11 +239,9 @@ impl Chunk<'_> {
                 let at = blocks.whole_at(i);
                 let p = self.x.wrapping_add(at);
                 let mut dot = s.splat_block(0.0);
-                if DOT == DOT_WEIGHTED
-                    && let Some(weights) = self.weights
-                {
+                if DOT == DOT_WEIGHTED {
                     // SAFETY: a whole block of the chunk's classes.
-                    dot = unsafe { load_weights(s, weights, self.class + at, !0) };
+                    dot = unsafe { load_weights(s, self.weights, self.class + at, !0) };
                 }
                 for line in 0..BLOCK / 16 {
                     s.prefetch(p.wrapping_add(AHEAD + line * 16).cast());
@@ -277,17 +280,9 @@ impl Chunk<'_> {
             let mut sum = s.splat_block(0.0);
             let mut dot = s.splat_block(0.0);
             if DOT != DOT_NONE {
-                for (j, w) in dot.as_mut().iter_mut().enumerate() {
-                    let lanes = lanes_of::<S>(mask, j);
-                    // SAFETY: 64 ones.
-                    *w = unsafe { s.load_lanes(ONES.as_ptr().add(j * S::LANES), lanes, 0.0) };
-                }
-            }
-            if DOT == DOT_WEIGHTED
-                && let Some(weights) = self.weights
-            {
+                // Weights of 1 are needed here too, to leave the masked lanes out.
                 // SAFETY: the mask keeps to the chunk's classes.
-                dot = unsafe { load_weights(s, weights, self.class + at, mask) };
+                dot = unsafe { load_weights(s, self.weights, self.class + at, mask) };
             }
             for (j, acc) in sum.as_mut().iter_mut().enumerate() {
                 let lanes = lanes_of::<S>(mask, j);
@@ -323,72 +318,61 @@ impl Chunk<'_> {
         )
     }
 
-    /// The chunk's sums relative to the anchor, or, if they leave the safe range, to a reference
-    /// of its own; and whether that was so.
+    /// The exponentials' sum relative to a reference of the chunk's own, when `sum`, relative to
+    /// the anchor, left the safe range. Logits that exponentials were written over are put back.
     ///
     /// # Safety
-    /// As [`sum`](Self::sum).
+    /// As [`sum`](Self::sum), which ran before.
     #[inline(always)]
-    unsafe fn sum_safely<S: Simd, const KEEP: bool, const DOT: u8>(
-        &self,
-        s: S,
-        anchor: &Anchor,
-    ) -> (Partial, bool) {
-        // SAFETY: the caller's promise, here and below.
-        let (sum, dot) = unsafe { self.sum::<S, false, KEEP, DOT>(s, anchor.reference) };
-        if sum < SAFE_HIGH && (anchor.real || sum > SAFE_LOW) {
-            let log2 = anchor.reference.log2();
-            return (Partial { log2, sum, dot }, false);
-        }
-        if KEEP {
-            let blocks = Blocks::new(self.len, None);
-            for at in (0..self.len).step_by(BLOCK) {
-                let mask = if at < blocks.whole * BLOCK {
-                    !0
-                } else {
-                    blocks.tail_mask
-                };
-                let mask = match self.hole {
-                    // The hole was not backed up, nor overwritten.
-                    Some(hole) if hole / BLOCK * BLOCK == at => mask & !(1 << (hole % BLOCK)),
-                    _ => mask,
-                };
-                for j in 0..BLOCK / S::LANES {
-                    let lanes = lanes_of::<S>(mask, j);
-                    let at = at + j * S::LANES;
-                    // SAFETY: the mask keeps to the elements that `sum` wrote.
-                    unsafe {
-                        let x = s.load_lanes(self.backup.wrapping_add(at), lanes, 0.0);
-                        s.store_lanes(self.kept.wrapping_add(at), lanes, x);
-                    }
-                }
+    unsafe fn redo<S: Simd>(&self, s: S, sum: f64) -> (f64, f64) {
+        if !self.kept.is_null() {
+            let blocks = Blocks::new(self.len, self.hole);
+            for i in 0..blocks.whole {
+                let at = blocks.whole_at(i);
+                // SAFETY: a whole block, which `sum` backed up; the caller's promise.
+                unsafe { self.put_back(s, at, !0) };
+            }
+            for (at, mask) in blocks.masked() {
+                // SAFETY: as above; the hole was neither backed up nor overwritten.
+                unsafe { self.put_back(s, at, mask) };
             }
         }
-        let restored = Chunk {
-            x: if KEEP { self.kept } else { self.x },
-            ..*self
-        };
-        // SAFETY: readable, as before.
-        let max = unsafe { restored.max(s) };
-        let (log2, sum) = if sum.is_nan() {
+        if sum.is_nan() {
             // There is a NaN, and `max` does not see it.
-            (0.0, sum)
-        } else if max == f32::NEG_INFINITY {
-            (0.0, 0.0)
-        } else if max == f32::INFINITY {
-            (f64::INFINITY, 1.0)
-        } else {
-            let own = Reference::at(max);
-            // SAFETY: the caller's promise; nothing is kept.
-            let (sum, _) = unsafe {
-                match own {
-                    Reference::Near(_) => restored.sum::<S, false, false, DOT_NONE>(s, own),
-                    Reference::Far(_) => restored.sum::<S, true, false, DOT_NONE>(s, own),
-                }
-            };
-            (own.log2(), sum)
+            return (0.0, sum);
+        }
+        // SAFETY: readable, as before.
+        let max = unsafe { self.max(s) };
+        if max == f32::NEG_INFINITY {
+            return (0.0, 0.0);
+        }
+        if max == f32::INFINITY {
+            return (f64::INFINITY, 1.0);
+        }
+        let own = Reference::at(max);
+        // SAFETY: the caller's promise; nothing is kept.
+        let (sum, _) = unsafe {
+            match own {
+                Reference::Near(_) => self.sum::<S, false, false, DOT_NONE>(s, own),
+                Reference::Far(_) => self.sum::<S, true, false, DOT_NONE>(s, own),
+            }
         };
-        (Partial { log2, sum, dot }, true)
+        (own.log2(), sum)
+    }
+
+    /// # Safety
+    /// The mask keeps to elements of the chunk that `sum` backed up.
+    #[inline(always)]
+    unsafe fn put_back<S: Simd>(&self, s: S, at: usize, mask: u64) {
+        for j in 0..BLOCK / S::LANES {
+            let lanes = lanes_of::<S>(mask, j);
+            let at = at.wrapping_add(j * S::LANES);
+            // SAFETY: the caller's promise.
+            unsafe {
+                let x = s.load_lanes(self.backup.wrapping_add(at), lanes, 0.0);
+                s.store_lanes(self.kept.wrapping_add(at), lanes, x);
+            }
+        }
     }
 
     /// Writes `2^(L·x - c)·factor - bias` to `g`.
@@ -418,11 +402,9 @@ impl Chunk<'_> {
         while at + BLOCK <= self.len {
             let p = self.x.wrapping_add(at);
             let mut weights = s.splat_block(0.0);
-            if BIAS == BIAS_WEIGHTED
-                && let Some(view) = self.weights
-            {
+            if BIAS == BIAS_WEIGHTED {
                 // SAFETY: a whole block of the chunk's classes.
-                weights = unsafe { load_weights(s, view, self.class + at, !0) };
+                weights = unsafe { load_weights(s, self.weights, self.class + at, !0) };
             }
             for (j, &w) in weights.as_ref().iter().enumerate() {
                 // SAFETY: a whole block of the chunk; `g` is aligned if it is streamed to.
@@ -463,11 +445,9 @@ impl Chunk<'_> {
         }
         let s = sweep.s;
         let mut weights = s.splat_block(0.0);
-        if BIAS == BIAS_WEIGHTED
-            && let Some(view) = self.weights
-        {
+        if BIAS == BIAS_WEIGHTED {
             // SAFETY: the mask keeps to the chunk's classes.
-            weights = unsafe { load_weights(s, view, self.class + at, mask) };
+            weights = unsafe { load_weights(s, self.weights, self.class + at, mask) };
         }
         for (j, &w) in weights.as_ref().iter().enumerate() {
             let lanes = lanes_of::<S>(mask, j);
@@ -597,6 +577,7 @@ pub unsafe fn anchor<S: Simd>(s: S, plan: &Plan, row: usize, hole: Option<usize>
 #[inline(always)]
 pub unsafe fn sum_segment<S: Simd>(
     s: S,
+    kernels: &Kernels,
     plan: &Plan,
     row: usize,
     segment: usize,
@@ -609,22 +590,22 @@ pub unsafe fn sum_segment<S: Simd>(
     unsafe {
         match (keep, dot, &plan.class_weights) {
             (false, false, _) => {
-                sum_chunks::<S, false, DOT_NONE>(s, plan, row, segment, hole, anchor)
+                sum_chunks::<S, false, DOT_NONE>(s, kernels, plan, row, segment, hole, anchor)
             }
             (false, true, None) => {
-                sum_chunks::<S, false, DOT_UNIFORM>(s, plan, row, segment, hole, anchor)
+                sum_chunks::<S, false, DOT_UNIFORM>(s, kernels, plan, row, segment, hole, anchor)
             }
             (false, true, Some(_)) => {
-                sum_chunks::<S, false, DOT_WEIGHTED>(s, plan, row, segment, hole, anchor)
+                sum_chunks::<S, false, DOT_WEIGHTED>(s, kernels, plan, row, segment, hole, anchor)
             }
             (true, false, _) => {
-                sum_chunks::<S, true, DOT_NONE>(s, plan, row, segment, hole, anchor)
+                sum_chunks::<S, true, DOT_NONE>(s, kernels, plan, row, segment, hole, anchor)
             }
             (true, true, None) => {
-                sum_chunks::<S, true, DOT_UNIFORM>(s, plan, row, segment, hole, anchor)
+                sum_chunks::<S, true, DOT_UNIFORM>(s, kernels, plan, row, segment, hole, anchor)
             }
             (true, true, Some(_)) => {
-                sum_chunks::<S, true, DOT_WEIGHTED>(s, plan, row, segment, hole, anchor)
+                sum_chunks::<S, true, DOT_WEIGHTED>(s, kernels, plan, row, segment, hole, anchor)
             }
         }
     }
@@ -641,6 +622,7 @@ fn keeps(plan: &Plan) -> bool {
 #[inline(always)]
 unsafe fn sum_chunks<S: Simd, const KEEP: bool, const DOT: u8>(
     s: S,
+    kernels: &Kernels,
     plan: &Plan,
     row: usize,
     segment: usize,
@@ -661,17 +643,38 @@ unsafe fn sum_chunks<S: Simd, const KEEP: bool, const DOT: u8>(
             len,
             hole: hole.and_then(|y| y.checked_sub(class)).filter(|&y| y < len),
             kept: if KEEP { x } else { std::ptr::null_mut() },
-            backup: backup.as_mut_ptr().cast(),
+            backup: if KEEP {
+                backup.as_mut_ptr().cast()
+            } else {
+                std::ptr::null_mut()
+            },
             center: anchor.center,
             weights: plan.class_weights.as_ref(),
         };
         // SAFETY: within the row; `KEEP` says that the gradient replaces these logits, and the
         // backup is a chunk long.
-        let (sums, again) = unsafe { chunk.sum_safely::<S, KEEP, DOT>(s, anchor) };
-        partial.push(sums);
-        redone |= u64::from(again) << (i % 64);
+        let (sum, dot) = unsafe { chunk.sum::<S, false, KEEP, DOT>(s, anchor.reference) };
+        let safe = sum < SAFE_HIGH && (anchor.real || sum > SAFE_LOW);
+        let (log2, sum) = if safe {
+            (anchor.reference.log2(), sum)
+        } else {
+            redone |= 1 << (i % 64);
+            // SAFETY: the same chunk.
+            unsafe { (kernels.redo)(&chunk, sum) }
+        };
+        partial.push(Partial { log2, sum, dot });
     }
     (partial, redone)
+}
+
+/// [`Chunk::redo`], out of line: it is rare, and large.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub unsafe fn redo<S: Simd>(s: S, chunk: &Chunk, sum: f64) -> (f64, f64) {
+    // SAFETY: the caller's promise.
+    unsafe { chunk.redo(s, sum) }
 }
 
 /// Writes the gradient of one segment of `row`, but for the target's own part; `redone` as
@@ -758,32 +761,33 @@ unsafe fn gradient_chunk<S: Simd, const SOURCE: u8>(
         (true, false, _) => sweep!(BIAS_NONE, false),
         (true, true, None) => sweep!(BIAS_UNIFORM, false),
         (true, true, Some(_)) => sweep!(BIAS_WEIGHTED, false),
-        (false, _, None) => sweep!(BIAS_UNIFORM, true),
-        (false, _, Some(_)) => sweep!(BIAS_WEIGHTED, true),
+        // Rare: not worth a variant for each kind of bias.
+        (false, _, _) => sweep!(BIAS_WEIGHTED, true),
     }
 }
 
 /// One row as row.rs sees it, on the calling thread.
-struct Inline<'a, S: Simd> {
-    s: S,
+struct Inline<'a> {
+    kernels: &'a Kernels,
     plan: &'a Plan,
     row: usize,
     redone: &'a [Cell<u64>; SEGMENTS],
 }
 
-impl<S: Simd> Row for Inline<'_, S> {
+impl Row for Inline<'_> {
     #[inline(always)]
     unsafe fn anchor(&self, hole: Option<usize>) -> Anchor {
         // SAFETY: the caller's promise, as for all below.
-        unsafe { anchor(self.s, self.plan, self.row, hole) }
+        unsafe { (self.kernels.anchor)(self.plan, self.row, hole) }
     }
     #[inline(always)]
     unsafe fn sum(&self, hole: Option<usize>, anchor: &Anchor, dot: bool) -> Partial {
         let mut total = Partial::EMPTY;
         for segment in 0..self.plan.segments() {
             // SAFETY: a segment of the row; this thread has the whole row.
-            let (partial, redone) =
-                unsafe { sum_segment(self.s, self.plan, self.row, segment, hole, anchor, dot) };
+            let (partial, redone) = unsafe {
+                (self.kernels.sum_segment)(self.plan, self.row, segment, hole, anchor, dot)
+            };
             total.push(partial);
             self.redone[segment].set(redone);
         }
@@ -794,7 +798,9 @@ impl<S: Simd> Row for Inline<'_, S> {
         for segment in 0..self.plan.segments() {
             let redone = self.redone[segment].get();
             // SAFETY: as for `sum`.
-            unsafe { gradient_segment(self.s, self.plan, self.row, segment, redone, gradient) };
+            unsafe {
+                (self.kernels.gradient_segment)(self.plan, self.row, segment, redone, gradient)
+            };
         }
     }
 }
@@ -804,12 +810,12 @@ impl<S: Simd> Row for Inline<'_, S> {
 /// # Safety
 /// As [`anchor`] for every row of the range; no other thread is in these rows.
 #[inline(always)]
-pub unsafe fn rows<S: Simd>(s: S, plan: &Plan, range: Range<usize>) -> f64 {
+pub unsafe fn rows(kernels: &Kernels, plan: &Plan, range: Range<usize>) -> f64 {
     let redone = [const { Cell::new(0) }; SEGMENTS];
     let mut loss = 0.0;
     for row in range {
         let inline = Inline {
-            s,
+            kernels,
             plan,
             row,
             redone: &redone,

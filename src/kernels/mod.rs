@@ -1,8 +1,31 @@
 //! The algorithms, each written once, generic over the instruction set.
 //!
 //! Everything here is `#[inline(always)]` and ends up in an entry point that dispatch.rs stamps
-//! for each set.
+//! for each set. Entry points call one another, through their table; nothing else is called.
 
 pub mod contiguous;
 pub mod online;
 pub mod row;
+
+use crate::plan::Plan;
+use contiguous::Chunk;
+use online::Partial;
+use row::{Anchor, RowGradient};
+use std::ops::Range;
+
+/// The entry points of one instruction set, stamped by dispatch.rs. Each does what the function of
+/// the same name in contiguous.rs does, asks for what that asks for, and for a processor that has
+/// the set, which whoever hands out the table has made sure of.
+#[derive(Debug)]
+pub struct Kernels {
+    /// See [`contiguous::rows`].
+    pub rows: unsafe fn(&Plan, Range<usize>) -> f64,
+    /// See [`contiguous::anchor`].
+    pub anchor: unsafe fn(&Plan, usize, Option<usize>) -> Anchor,
+    /// See [`contiguous::sum_segment`].
+    pub sum_segment: unsafe fn(&Plan, usize, usize, Option<usize>, &Anchor, bool) -> (Partial, u64),
+    /// See [`contiguous::redo`].
+    pub redo: unsafe fn(&Chunk, f64) -> (f64, f64),
+    /// See [`contiguous::gradient_segment`].
+    pub gradient_segment: unsafe fn(&Plan, usize, usize, u64, &RowGradient),
+}

@@ -77,10 +77,15 @@ pub fn exp2(x: f64) -> f64 {
 #[inline(always)]
 pub fn expm1(x: f64) -> f64 {
     if x.abs() <= 0.35 {
-        expm1_small(x)
-    } else {
-        exp(x) - 1.0
+        return expm1_small(x);
     }
+    if !(x.abs() < 40.0) {
+        return exp(x) - 1.0;
+    }
+    let k = super::exp2::nearest(x * LOG2_E);
+    let r = (x - k * LN_2_HI) - k * LN_2_LO;
+    // 2^k - 1 is exact or far larger than what it loses.
+    pow2(k) * expm1_small(r) + (pow2(k) - 1.0)
 }
 
 /// `x = 2^k·(1 + t)` with `1 + t` in [√½, √2); returns `(k, ln(1 + t))`. `x` is positive, finite
