@@ -1,0 +1,88 @@
+/* A forked child has no pool threads any more. A call there works or says at once that it cannot,
+ * having written nothing; it never waits for a thread that does not exist. */
+#include "check.h"
+
+#include <sys/types.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { rows = 300, classes = 5000, SECONDS = 20 };
+
+static float *logits, *grad, *poison;
+static int64_t targets[rows];
+static const size_t size = sizeof(float) * rows * classes;
+
+static xent_status compute(uint32_t threads, const xent_pool *pool, size_t some_rows, double *loss) {
+    xent_problem p = packed(logits, some_rows, classes, targets);
+    p.threads = threads;
+    p.pool = pool;
+    xent_results r = XENT_RESULTS_INIT;
+    r.loss = loss;
+    xent_output g = out(grad, XENT_F32);
+    memcpy(grad, poison, size);
+    return xent_forward_backward(&p, NULL, 1, &r, &g);
+}
+
+static void in_child(uint32_t threads, const xent_pool *pool, size_t some_rows, double expected) {
+    double loss = -7;
+    xent_status status = compute(threads, pool, some_rows, &loss);
+    if (status == XENT_OK) {
+        CHECK_BYTES(&loss, &expected, sizeof loss);
+    } else {
+        CHECK(threads != 1); /* the calling thread alone needs nobody */
+        CHECK(xent_last_error()[0] != '\0');
+        CHECK_NEAR(loss, -7, 0);
+        CHECK_BYTES(grad, poison, size);
+    }
+}
+
+static int child(const xent_pool *pool, double whole, double one) {
+    alarm(SECONDS); /* kills a child that hangs */
+    in_child(1, NULL, rows, whole);
+    in_child(1, NULL, 1, one);
+    in_child(0, NULL, 1, one);
+    in_child(0, NULL, rows, whole);
+    in_child(2, NULL, rows, whole);
+    in_child(0, pool, rows, whole);
+    xent_pool *own = xent_pool_new(2); /* a pool made after the fork has its threads */
+    if (own) in_child(0, own, rows, whole);
+    return report();
+}
+
+static void check_child(const xent_pool *pool, double whole, double one) {
+    fflush(NULL);
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) _exit(child(pool, whole, one));
+    int status = 0;
+    CHECK(waitpid(pid, &status, 0) == pid);
+    CHECK(!WIFSIGNALED(status)); /* SIGALRM: it hung */
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+int main(void) {
+    uint64_t state = 9;
+    logits = checked(malloc(size));
+    grad = checked(malloc(size));
+    poison = poisoned(size);
+    fill(logits, (size_t)rows * classes, -4, 4, &state);
+    for (int i = 0; i < rows; i++) targets[i] = i;
+    double whole = 0, one = 0, again = 0;
+    xent_pool *pool = xent_pool_new(2);
+    /* the library has its threads by now */
+    CHECK_OK(compute(0, pool, rows, &whole));
+    CHECK_OK(compute(0, NULL, rows, &whole));
+    CHECK_OK(compute(0, NULL, 1, &one));
+    check_child(pool, whole, one);
+    /* the parent is none the worse */
+    CHECK_OK(compute(0, NULL, rows, &again));
+    CHECK_BYTES(&again, &whole, sizeof whole);
+    CHECK_OK(compute(0, pool, rows, &again));
+    CHECK_BYTES(&again, &whole, sizeof whole);
+    check_child(pool, whole, one);
+    xent_pool_free(pool);
+    free(logits);
+    free(grad);
+    free(poison);
+    return report();
+}
