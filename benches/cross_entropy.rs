@@ -14,20 +14,14 @@ const ELEMENTS: usize = 16 << 20;
 
 fn cross_entropy(criterion: &mut Criterion) {
     for classes in [10, 1000, 32_000, 50_257, 128_256, 262_144] {
-        let rows = if classes == 10 {
-            65_536
-        } else {
-            rows(classes, ELEMENTS)
-        };
+        let rows = if classes == 10 { 65_536 } else { rows(classes, ELEMENTS) };
         let original = Aligned::new(&logits(rows * classes));
         let (mut x, mut grad) = (Aligned::new(&original), Aligned::new(&original));
         let targets = targets(rows, classes);
 
         let mut group = criterion.benchmark_group(format!("{rows}x{classes}"));
         group.throughput(Throughput::Bytes((rows * classes * 4) as u64));
-        group
-            .sample_size(10)
-            .measurement_time(Duration::from_secs(2));
+        group.sample_size(10).measurement_time(Duration::from_secs(2));
         group.bench_function("limit/read", |b| b.iter(|| black_box(read(&original))));
         group.bench_function("limit/scale", |b| b.iter(|| scale(&mut grad, 1.000_1)));
         group.bench_function("limit/copy", |b| b.iter(|| copy(&original, &mut grad)));
@@ -46,10 +40,7 @@ fn cross_entropy(criterion: &mut Criterion) {
             });
             group.bench_function(id("forward_backward"), |b| {
                 b.iter(|| {
-                    black_box(
-                        ce.forward_backward(&*original, &targets, &mut *grad)
-                            .unwrap(),
-                    )
+                    black_box(ce.forward_backward(&*original, &targets, &mut *grad).unwrap())
                 });
             });
             group.bench_function(id("forward_backward in place"), |b| {

@@ -23,10 +23,7 @@ fn median(times: &mut [f64]) -> f64 {
 }
 
 fn main() {
-    let mib: usize = std::env::args()
-        .skip(1)
-        .find_map(|arg| arg.parse().ok())
-        .unwrap_or(64);
+    let mib: usize = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(64);
     let elements = mib << 18;
     println!(
         "{mib} MiB of f32 logits, {} threads; Gelement/s of each limit, then the kernels as ratios",
@@ -37,11 +34,7 @@ fn main() {
         "classes", "isa", "read", "scale", "copy", "forward", "in place", "out of pl", "backward"
     );
     for classes in [10, 1000, 32_000, 50_257, 128_256, 262_144] {
-        let rows = if classes == 10 {
-            65_536
-        } else {
-            rows(classes, elements)
-        };
+        let rows = if classes == 10 { 65_536 } else { rows(classes, elements) };
         let n = rows * classes;
         let original = Aligned::new(&logits(n));
         let (mut x, mut grad) = (Aligned::new(&original), Aligned::new(&original));
@@ -69,14 +62,10 @@ fn main() {
                 times[2].push(time(|| copy(&original, &mut grad)));
                 times[3].push(time(|| copy_streamed(&original, &mut grad)));
                 times[6].push(time(|| {
-                    black_box(
-                        ce.forward_backward(&*original, &targets, &mut *grad)
-                            .unwrap(),
-                    );
+                    black_box(ce.forward_backward(&*original, &targets, &mut *grad).unwrap());
                 }));
-                times[7].push(time(|| {
-                    ce.backward(&*original, &targets, &lse, &mut *grad).unwrap()
-                }));
+                times[7]
+                    .push(time(|| ce.backward(&*original, &targets, &lse, &mut *grad).unwrap()));
             }
             let t: Vec<f64> = times.iter_mut().map(|t| median(t)).collect();
             let copy = t[2].min(t[3]);

@@ -60,10 +60,7 @@ impl Output<'_> {
 }
 
 fn operand<T: Number>(data: *const T, len: usize) -> Operand {
-    Operand {
-        available: len,
-        ..Operand::packed(data.cast_mut(), T::DTYPE)
-    }
+    Operand { available: len, ..Operand::packed(data.cast_mut(), T::DTYPE) }
 }
 
 macro_rules! operands {
@@ -128,12 +125,8 @@ impl Results<'_> {
         }
         RawResults {
             loss: pointer(self.loss),
-            row_losses: self
-                .row_losses
-                .map_or(Operand::ABSENT, |output| output.operand),
-            lse: self
-                .lse
-                .map_or(Operand::ABSENT, |lse| Output::from(lse).operand),
+            row_losses: self.row_losses.map_or(Operand::ABSENT, |output| output.operand),
+            lse: self.lse.map_or(Operand::ABSENT, |lse| Output::from(lse).operand),
             normalizer: pointer(self.normalizer),
             kept_rows: pointer(self.kept_rows),
             ..RawResults::NONE
@@ -172,11 +165,7 @@ impl<'a> CrossEntropy<'a> {
     /// `rows` distributions over `classes` classes; every option at its default.
     pub fn new(rows: usize, classes: usize) -> Self {
         CrossEntropy {
-            problem: Problem {
-                rows,
-                classes,
-                ..Problem::INIT
-            },
+            problem: Problem { rows, classes, ..Problem::INIT },
             grad_output: Operand::ABSENT,
             grad_scale: 1.0,
             pool: None,
@@ -243,11 +232,7 @@ impl<'a> CrossEntropy<'a> {
     }
 
     fn flag(mut self, bit: u32, on: bool) -> Self {
-        self.problem.flags = if on {
-            self.problem.flags | bit
-        } else {
-            self.problem.flags & !bit
-        };
+        self.problem.flags = if on { self.problem.flags | bit } else { self.problem.flags & !bit };
         self
     }
 
@@ -293,10 +278,7 @@ impl<'a> CrossEntropy<'a> {
         targets: impl Into<Input<'b>>,
     ) -> Result<f64, Error> {
         let mut loss = 0.0;
-        let results = Results {
-            loss: Some(&mut loss),
-            ..Results::default()
-        };
+        let results = Results { loss: Some(&mut loss), ..Results::default() };
         self.forward_with(logits, targets, results)?;
         Ok(loss)
     }
@@ -314,17 +296,8 @@ impl<'a> CrossEntropy<'a> {
 
     /// ln Σ exp of every row, without targets.
     pub fn lse<'b>(&self, logits: impl Into<Input<'b>>, lse: &mut [f64]) -> Result<(), Error> {
-        let results = Results {
-            lse: Some(lse),
-            ..Results::default()
-        };
-        self.run(
-            Pass::Forward,
-            logits.into().operand,
-            Operand::ABSENT,
-            results.raw(),
-            None,
-        )
+        let results = Results { lse: Some(lse), ..Results::default() };
+        self.run(Pass::Forward, logits.into().operand, Operand::ABSENT, results.raw(), None)
     }
 
     /// The gradient of the loss with respect to the logits, from `lse` (f64 `[rows]`) of a
@@ -337,17 +310,8 @@ impl<'a> CrossEntropy<'a> {
         grad: impl Into<Output<'c>>,
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
-        let results = RawResults {
-            lse: Input::from(lse).operand,
-            ..RawResults::NONE
-        };
-        self.run(
-            Pass::Backward,
-            logits,
-            targets,
-            results,
-            Some(grad.into().operand),
-        )
+        let results = RawResults { lse: Input::from(lse).operand, ..RawResults::NONE };
+        self.run(Pass::Backward, logits, targets, results, Some(grad.into().operand))
     }
 
     /// As [`backward`](Self::backward); the gradient replaces the logits.
@@ -358,10 +322,7 @@ impl<'a> CrossEntropy<'a> {
         lse: &[f64],
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
-        let results = RawResults {
-            lse: Input::from(lse).operand,
-            ..RawResults::NONE
-        };
+        let results = RawResults { lse: Input::from(lse).operand, ..RawResults::NONE };
         self.run(Pass::Backward, logits, targets, results, Some(logits))
     }
 
@@ -373,10 +334,7 @@ impl<'a> CrossEntropy<'a> {
         grad: impl Into<Output<'c>>,
     ) -> Result<f64, Error> {
         let mut loss = 0.0;
-        let results = Results {
-            loss: Some(&mut loss),
-            ..Results::default()
-        };
+        let results = Results { loss: Some(&mut loss), ..Results::default() };
         self.forward_backward_with(logits, targets, grad, results)?;
         Ok(loss)
     }
@@ -391,13 +349,7 @@ impl<'a> CrossEntropy<'a> {
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
         let grad = grad.into().operand;
-        self.run(
-            Pass::ForwardBackward,
-            logits,
-            targets,
-            results.raw(),
-            Some(grad),
-        )
+        self.run(Pass::ForwardBackward, logits, targets, results.raw(), Some(grad))
     }
 
     /// As [`forward_backward`](Self::forward_backward); the gradient replaces the logits, and
@@ -408,10 +360,7 @@ impl<'a> CrossEntropy<'a> {
         targets: impl Into<Input<'c>>,
     ) -> Result<f64, Error> {
         let mut loss = 0.0;
-        let results = Results {
-            loss: Some(&mut loss),
-            ..Results::default()
-        };
+        let results = Results { loss: Some(&mut loss), ..Results::default() };
         self.forward_backward_in_place_with(logits, targets, results)?;
         Ok(loss)
     }
@@ -424,13 +373,7 @@ impl<'a> CrossEntropy<'a> {
         results: Results<'_>,
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
-        self.run(
-            Pass::ForwardBackward,
-            logits,
-            targets,
-            results.raw(),
-            Some(logits),
-        )
+        self.run(Pass::ForwardBackward, logits, targets, results.raw(), Some(logits))
     }
 
     fn run(
@@ -441,20 +384,14 @@ impl<'a> CrossEntropy<'a> {
         results: RawResults,
         grad: Option<Operand>,
     ) -> Result<(), Error> {
-        let problem = Problem {
-            logits,
-            targets,
-            ..self.problem
-        };
+        let problem = Problem { logits, targets, ..self.problem };
         let request = grad.map(|logits| GradientRequest {
             output: self.grad_output,
             scale: self.grad_scale,
             logits,
         });
-        let team = Team {
-            pool: self.pool.map(Pool::rayon),
-            threads: self.problem.threads as usize,
-        };
+        let team =
+            Team { pool: self.pool.map(Pool::rayon), threads: self.problem.threads as usize };
         // SAFETY: every operand is a slice borrowed for this call, for writing if it is an
         // output, and `available` is its length, which `run` checks shapes and strides against.
         unsafe { problem::run(&problem, pass, &results, request.as_ref(), &team, self.isa) }

@@ -121,11 +121,7 @@ macro_rules! entries {
 
 entries!(portable_entries, [], Portable);
 #[cfg(target_arch = "x86_64")]
-entries!(
-    avx2_entries,
-    ["avx2", "fma"],
-    crate::simd::avx2::Avx2::assume()
-);
+entries!(avx2_entries, ["avx2", "fma"], crate::simd::avx2::Avx2::assume());
 #[cfg(target_arch = "x86_64")]
 entries!(
     avx512_entries,
@@ -170,11 +166,7 @@ mod tests {
         for isa in Isa::ALL {
             assert_eq!(named(isa.name()).is_ok(), isa.is_available());
         }
-        assert!(
-            named("avx9000")
-                .unwrap_err()
-                .contains("names no instruction set")
-        );
+        assert!(named("avx9000").unwrap_err().contains("names no instruction set"));
         assert!(named("").is_err());
     }
 }

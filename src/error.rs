@@ -48,11 +48,7 @@ impl fmt::Display for Error {
             | Error::Align(what)
             | Error::Overlap(what)
             | Error::Param(what) => f.write_str(what),
-            Error::Target {
-                row,
-                value,
-                classes,
-            } => {
+            Error::Target { row, value, classes } => {
                 write!(f, "targets[{row}] = {value} is outside [0, {classes})")
             }
         }

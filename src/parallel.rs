@@ -131,14 +131,7 @@ pub fn run(plan: &Plan, kernels: &'static Kernels, team: &Team) -> f64 {
         // The blocks are, too: fewer than BLOCKS rows are blocks of one.
         for index in 0..plan.rows {
             let redone = [const { AtomicU64::new(0) }; SEGMENTS];
-            let row = Split {
-                plan,
-                kernels,
-                team,
-                size,
-                index,
-                redone: &redone,
-            };
+            let row = Split { plan, kernels, team, size, index, redone: &redone };
             // SAFETY: a row of the plan, and only this thread is at it; `Split` gives its
             // threads segments apart.
             loss += unsafe { process(plan, index, &row) };

@@ -213,11 +213,7 @@ impl Plan {
             }
             targets.integer(row)
         };
-        if y == self.ignore_index {
-            Target::Ignored
-        } else {
-            Target::Class(y as usize)
-        }
+        if y == self.ignore_index { Target::Ignored } else { Target::Class(y as usize) }
     }
 
     /// r, the weight of `row`.

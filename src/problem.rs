@@ -32,11 +32,7 @@ impl Operand {
 
     /// A packed operand of a known dtype.
     pub fn packed<T>(data: *mut T, dtype: u32) -> Self {
-        Operand {
-            data: data.cast(),
-            dtype,
-            ..Operand::ABSENT
-        }
+        Operand { data: data.cast(), dtype, ..Operand::ABSENT }
     }
 }
 
@@ -85,6 +81,15 @@ impl Problem {
         reduction: XENT_MEAN,
         threads: 0,
     };
+
+    /// Refuses flags that this version does not know.
+    pub fn check_flags(&self) -> Result<(), Error> {
+        let known = XENT_FLAG_LOG_PROBS | XENT_FLAG_EMPTY_IS_ZERO | XENT_FLAG_ACCUMULATE;
+        match self.flags & !known {
+            0 => Ok(()),
+            unknown => Err(Error::Struct(format!("problem.flags has unknown bits {unknown:#x}"))),
+        }
+    }
 }
 
 /// Where results go; the fields are those of `xent_results`. Scalars have one element.
@@ -194,10 +199,7 @@ impl Slots {
             strides: [0; 3],
             bytes: (0, 0),
         };
-        Slots {
-            slots: [none; SLOTS],
-            len: 0,
-        }
+        Slots { slots: [none; SLOTS], len: 0 }
     }
 
     fn push(
@@ -209,13 +211,7 @@ impl Slots {
     ) -> &mut Slot {
         let slot = &mut self.slots[self.len];
         self.len += 1;
-        *slot = Slot {
-            name,
-            operand,
-            axes,
-            allowed,
-            ..*slot
-        };
+        *slot = Slot { name, operand, axes, allowed, ..*slot };
         slot
     }
 
@@ -257,9 +253,7 @@ impl Slots {
 
     /// The view of an operand that was pushed, if it is present.
     fn view(&self, name: &str) -> Option<View> {
-        let slot = self
-            .iter()
-            .find(|slot| slot.name == name && !slot.operand.data.is_null())?;
+        let slot = self.iter().find(|slot| slot.name == name && !slot.operand.data.is_null())?;
         Some(View {
             data: slot.operand.data,
             dtype: dtype_of(slot.operand.dtype)?,
@@ -310,13 +304,12 @@ impl Slot {
     /// Fills in strides and the byte span.
     fn resolve(&mut self, problem: &Problem) -> Result<(), Error> {
         let sizes = self.sizes(problem);
-        let given = std::array::from_fn(|axis| {
-            if sizes[axis] > 1 {
-                self.operand.strides[axis]
-            } else {
-                0
-            }
-        });
+        let given =
+            std::array::from_fn(
+                |axis| {
+                    if sizes[axis] > 1 { self.operand.strides[axis] } else { 0 }
+                },
+            );
         self.strides = if given == [0; 3] {
             // The product of all sizes fits an i64 (validate).
             let packed = [(sizes[1] * sizes[2]) as i64, sizes[2] as i64, 1];
@@ -325,10 +318,7 @@ impl Slot {
             given
         };
         let stride_error = |axis: usize, why: &str| {
-            Error::Stride(format!(
-                "{}.strides[{axis}] = {} {why}",
-                self.name, self.strides[axis]
-            ))
+            Error::Stride(format!("{}.strides[{axis}] = {} {why}", self.name, self.strides[axis]))
         };
         let size = dtype_of(self.operand.dtype).map_or(1, Dtype::size) as i64;
         let mut last = 0i64;
@@ -391,11 +381,7 @@ impl Slot {
         let pitch = |slot: &Slot| {
             let size = dtype_of(slot.operand.dtype).map_or(1, Dtype::size) as i64;
             let rows = slot.sizes(problem)[0];
-            (
-                slot.strides[0] * size,
-                (slot.strides[0] * (rows as i64 - 1) * size) as usize,
-                rows,
-            )
+            (slot.strides[0] * size, (slot.strides[0] * (rows as i64 - 1) * size) as usize, rows)
         };
         let ((pitch_a, rows_a, n), (pitch_b, rows_b, m)) = (pitch(self), pitch(other));
         if pitch_a != pitch_b || pitch_a <= 0 || n < 2 || m < 2 {
@@ -403,11 +389,7 @@ impl Slot {
         }
         let pitch = pitch_a as usize;
         let (width_a, width_b) = (a_end - a - rows_a, b_end - b - rows_b);
-        let offset = if b >= a {
-            (b - a) % pitch
-        } else {
-            (pitch - (a - b) % pitch) % pitch
-        };
+        let offset = if b >= a { (b - a) % pitch } else { (pitch - (a - b) % pitch) % pitch };
         !(width_a <= offset && offset + width_b <= pitch)
     }
 }
@@ -434,13 +416,6 @@ fn validate(
     team: &Team,
     isa: Option<Isa>,
 ) -> Result<Valid, Error> {
-    let unknown =
-        problem.flags & !(XENT_FLAG_LOG_PROBS | XENT_FLAG_EMPTY_IS_ZERO | XENT_FLAG_ACCUMULATE);
-    if unknown != 0 {
-        return Err(Error::Struct(format!(
-            "problem.flags has unknown bits {unknown:#x}"
-        )));
-    }
     let accumulate = problem.flags & XENT_FLAG_ACCUMULATE != 0;
     let by_row = problem.reduction == XENT_NONE;
     let logits_used = problem.flags & XENT_FLAG_LOG_PROBS == 0;
@@ -450,27 +425,9 @@ fn validate(
     let all = &mut slots;
     let needs_targets = request.is_some() || results.needs_targets();
     all.input("logits", problem.logits, Axes::Full, FLOATS, true);
-    all.input(
-        "targets",
-        problem.targets,
-        Axes::Rows,
-        INDICES,
-        needs_targets,
-    );
-    all.input(
-        "class_weights",
-        problem.class_weights,
-        Axes::Classes,
-        SCALES,
-        false,
-    );
-    all.input(
-        "row_weights",
-        problem.row_weights,
-        Axes::Rows,
-        SCALES,
-        false,
-    );
+    all.input("targets", problem.targets, Axes::Rows, INDICES, needs_targets);
+    all.input("class_weights", problem.class_weights, Axes::Classes, SCALES, false);
+    all.input("row_weights", problem.row_weights, Axes::Rows, SCALES, false);
     all.input("row_mask", problem.row_mask, Axes::Rows, BYTES, false);
     if let Some(request) = request {
         let axes = if by_row { Axes::Rows } else { Axes::One };
@@ -483,13 +440,7 @@ fn validate(
     } else {
         all.output("lse", results.lse, Axes::Rows, F64_ONLY, false);
     }
-    all.output(
-        "loss",
-        Operand::packed(results.loss, XENT_F64),
-        Axes::One,
-        F64_ONLY,
-        false,
-    );
+    all.output("loss", Operand::packed(results.loss, XENT_F64), Axes::One, F64_ONLY, false);
     all.output("row_losses", results.row_losses, Axes::Rows, SCALES, false);
     all.output(
         "normalizer",
@@ -498,16 +449,10 @@ fn validate(
         F64_ONLY,
         false,
     );
-    all.output(
-        "kept_rows",
-        Operand::packed(results.kept_rows, XENT_I64),
-        Axes::One,
-        WORDS,
-        false,
-    );
+    all.output("kept_rows", Operand::packed(results.kept_rows, XENT_I64), Axes::One, WORDS, false);
 
     for slot in slots.iter() {
-        if slot.required && slot.operand.data.is_null() && !slot.is_empty(problem) {
+        if slot.required && slot.operand.data.is_null() && problem.rows > 0 && problem.inner > 0 {
             return Err(Error::Null(format!("{} is NULL", slot.name)));
         }
     }
@@ -527,24 +472,17 @@ fn validate(
     let elements = rows.checked_mul(classes).and_then(|n| n.checked_mul(inner));
     // 16 bytes an element leaves room for every sum of offsets below.
     if !elements.is_some_and(|n| n <= isize::MAX as usize / 16)
-        || [rows, classes, inner]
-            .iter()
-            .any(|&n| n > isize::MAX as usize / 16)
+        || [rows, classes, inner].iter().any(|&n| n > isize::MAX as usize / 16)
     {
         return Err(Error::Shape(format!(
             "rows*classes*inner = {rows}*{classes}*{inner} overflows"
         )));
     }
     if classes == 0 && rows * inner > 0 {
-        return Err(Error::Shape(format!(
-            "classes = 0, but there are {} rows",
-            rows * inner
-        )));
+        return Err(Error::Shape(format!("classes = 0, but there are {} rows", rows * inner)));
     }
     if inner != 1 {
-        return Err(Error::Shape(format!(
-            "inner = {inner}; this version takes 1"
-        )));
+        return Err(Error::Shape(format!("inner = {inner}; this version takes 1")));
     }
     for slot in slots.iter_mut() {
         // What has no elements is never looked at, wherever it points.
@@ -595,10 +533,7 @@ fn validate(
                 } else {
                     "overlaps"
                 };
-                return Err(Error::Overlap(format!(
-                    "{} {how} {}",
-                    output.name, other.name
-                )));
+                return Err(Error::Overlap(format!("{} {how} {}", output.name, other.name)));
             }
         }
     }
@@ -609,18 +544,11 @@ fn validate(
         None => dispatch::selected().map_err(|why| Error::Param(why.to_string()))?,
     };
     let Some(kernels) = isa.kernels() else {
-        return Err(Error::Param(format!(
-            "this processor does not have {}",
-            isa.name()
-        )));
+        return Err(Error::Param(format!("this processor does not have {}", isa.name())));
     };
 
     // Without rows no view is looked at; but `logits` must be something.
-    let nothing = View {
-        data: std::ptr::null_mut(),
-        dtype: Dtype::F32,
-        strides: [0; 3],
-    };
+    let nothing = View { data: std::ptr::null_mut(), dtype: Dtype::F32, strides: [0; 3] };
     let mut plan = Plan {
         pass,
         rows,
@@ -659,15 +587,9 @@ fn validate(
 
     if plan.class_weights.is_some() && plan.label_smoothing > 0.0 {
         // SAFETY: the classes of the plan.
-        plan.weight_total = (0..classes)
-            .map(|class| unsafe { plan.class_weight(class) })
-            .sum();
+        plan.weight_total = (0..classes).map(|class| unsafe { plan.class_weight(class) }).sum();
     }
-    let normalizer = if problem.normalizer > 0.0 {
-        problem.normalizer
-    } else {
-        scan.weight
-    };
+    let normalizer = if problem.normalizer > 0.0 { problem.normalizer } else { scan.weight };
     if let Some((request, view)) = request.zip(slots.view("grad_logits")) {
         let output = slots.view("grad_output");
         let mut scale = request.scale;
@@ -688,12 +610,7 @@ fn validate(
             scale,
         });
     }
-    Ok(Valid {
-        plan,
-        kernels,
-        normalizer,
-        kept: scan.kept,
-    })
+    Ok(Valid { plan, kernels, normalizer, kept: scan.kept })
 }
 
 /// Gradients of at least this many bytes are written around the caches; measured in
@@ -710,10 +627,7 @@ fn check_options(
 ) -> Result<(), Error> {
     let param = |what: String| Err(Error::Param(what));
     if !(0.0..=1.0).contains(&problem.label_smoothing) {
-        return param(format!(
-            "label_smoothing = {} is outside [0, 1]",
-            problem.label_smoothing
-        ));
+        return param(format!("label_smoothing = {} is outside [0, 1]", problem.label_smoothing));
     }
     for (name, value) in [
         ("z_loss", problem.z_loss),
@@ -726,10 +640,7 @@ fn check_options(
         }
     }
     if !(problem.logit_scale > 0.0 && problem.logit_scale.is_finite()) {
-        return param(format!(
-            "logit_scale = {} is not a finite number > 0",
-            problem.logit_scale
-        ));
+        return param(format!("logit_scale = {} is not a finite number > 0", problem.logit_scale));
     }
     if let Some(request) = request
         && !request.scale.is_finite()
@@ -802,10 +713,7 @@ unsafe fn scan_targets(plan: &Plan, rows: Range<usize>) -> Result<Scan, Error> {
             }
         };
         if let Some(kept) = fast {
-            return Ok(Scan {
-                kept,
-                weight: kept as f64,
-            });
+            return Ok(Scan { kept, weight: kept as f64 });
         }
     }
     let mut scan = Scan::default();
@@ -814,11 +722,7 @@ unsafe fn scan_targets(plan: &Plan, rows: Range<usize>) -> Result<Scan, Error> {
         unsafe {
             if let Target::Class(y) = plan.target(row) {
                 if y >= plan.classes {
-                    return Err(Error::Target {
-                        row,
-                        value: y as i64,
-                        classes: plan.classes,
-                    });
+                    return Err(Error::Target { row, value: y as i64, classes: plan.classes });
                 }
                 scan.kept += 1;
                 scan.weight += plan.row_weight(row) * plan.class_weight(y);

@@ -163,11 +163,8 @@ struct Sum {
 impl Sum {
     fn add(&mut self, x: f64) {
         let sum = self.sum + x;
-        self.lost += if self.sum.abs() >= x.abs() {
-            (self.sum - sum) + x
-        } else {
-            (x - sum) + self.sum
-        };
+        self.lost +=
+            if self.sum.abs() >= x.abs() { (self.sum - sum) + x } else { (x - sum) + self.sum };
         self.sum = sum;
     }
 
@@ -245,9 +242,8 @@ impl Distribution {
         let log_total = others.ln_1p();
         let p: Vec<f64> = e.iter().map(|e| e / total).collect();
         // Beside the top class, e ≤ 1 ≤ total − e: nothing cancels.
-        let rest = (0..x.len())
-            .map(|c| if c == top { others } else { total - e[c] } / total)
-            .collect();
+        let rest =
+            (0..x.len()).map(|c| if c == top { others } else { total - e[c] } / total).collect();
         // Both terms are ≤ 0.
         let logp: Vec<f64> = x.iter().map(|v| (v - max) - log_total).collect();
         Distribution {
@@ -379,12 +375,7 @@ impl Case {
         let per_row = self.reduction == Reduction::None && self.grad_output.len() == rows;
         assert!(self.grad_output.len() == 1 || per_row, "grad_output");
         assert!((0.0..=1.0).contains(&self.label_smoothing));
-        for x in [
-            self.z_loss,
-            self.softcap,
-            self.normalizer,
-            self.z_normalizer,
-        ] {
+        for x in [self.z_loss, self.softcap, self.normalizer, self.z_normalizer] {
             assert!(x >= 0.0 && x.is_finite());
         }
         assert!(self.logit_scale > 0.0 && self.logit_scale.is_finite());
@@ -406,11 +397,7 @@ impl Case {
         } else {
             (x, self.logit_scale)
         };
-        if self.round_scaled_to_f32 {
-            (f64::from(x as f32), slope)
-        } else {
-            (x, slope)
-        }
+        if self.round_scaled_to_f32 { (f64::from(x as f32), slope) } else { (x, slope) }
     }
 }
 
@@ -482,11 +469,7 @@ pub fn evaluate(case: &Case) -> Outcome {
         Reduction::Mean => (
             mean(ce_total.value(), out.normalizer),
             // Off, it is no 0/0 either.
-            if case.z_loss == 0.0 {
-                0.0
-            } else {
-                mean(z_total.value(), out.z_normalizer)
-            },
+            if case.z_loss == 0.0 { 0.0 } else { mean(z_total.value(), out.z_normalizer) },
         ),
         Reduction::Sum => (ce_total.value(), z_total.value()),
         Reduction::None => (f64::NAN, f64::NAN),
@@ -503,9 +486,7 @@ pub fn evaluate(case: &Case) -> Outcome {
 fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f64) {
     let i = row * case.inner + k;
     let kept = case.is_kept(i);
-    let stored: Vec<f64> = (0..case.classes)
-        .map(|c| case.logits[case.at(row, c, k)])
-        .collect();
+    let stored: Vec<f64> = (0..case.classes).map(|c| case.logits[case.at(row, c, k)]).collect();
     let best = argmax(&stored);
     out.argmax.push(best as i64);
     if let Targets::Indices(t) = &case.targets {
@@ -533,24 +514,15 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
     // Loss.
     let mass = Mass::new(case, row, k);
     let logp = softmax.as_ref().map_or(&stored, |d| &d.logp);
-    let (lse, lse_scale) = softmax
-        .as_ref()
-        .map_or((0.0, 0.0), |d| (d.lse, d.lse_scale));
+    let (lse, lse_scale) = softmax.as_ref().map_or((0.0, 0.0), |d| (d.lse, d.lse_scale));
     let undefined = softmax.as_ref().is_some_and(|d| d.undefined);
-    let terms: Vec<f64> = (0..case.classes)
-        .map(|c| times(mass.both[c], -logp[c]))
-        .collect();
-    let ce = if undefined {
-        f64::NAN
-    } else {
-        r * sum(terms.iter().copied())
-    };
+    let terms: Vec<f64> = (0..case.classes).map(|c| times(mass.both[c], -logp[c])).collect();
+    let ce = if undefined { f64::NAN } else { r * sum(terms.iter().copied()) };
     let z = times(r * case.z_loss, lse * lse);
     out.row_losses.push(ce + z);
     let z_scale = times(r * case.z_loss, lse * lse_scale);
     // No sum of terms is known better than its result is rounded.
-    out.loss_scale
-        .push(largest(&[r * largest(&terms), z_scale, ce + z]));
+    out.loss_scale.push(largest(&[r * largest(&terms), z_scale, ce + z]));
 
     // Gradients.
     let upstream = match case.grad_output.as_slice() {
@@ -565,11 +537,7 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
     // The division comes last: 0/0 is the NaN of an empty weight.
     let part = |x: f64| x * upstream / normalizer;
     let z_part = |x: f64| {
-        if case.z_loss == 0.0 {
-            0.0
-        } else {
-            x * upstream / z_normalizer
-        }
+        if case.z_loss == 0.0 { 0.0 } else { x * upstream / z_normalizer }
     };
     let index = matches!(case.targets, Targets::Indices(_));
     let total = mass.total.value();
@@ -633,9 +601,7 @@ pub fn softmax(x: &[f64], rows: usize, classes: usize, inner: usize) -> Vec<f64>
 
 /// Log-softmax over the classes of `x`, `[rows, classes, inner]`.
 pub fn log_softmax(x: &[f64], rows: usize, classes: usize, inner: usize) -> Vec<f64> {
-    map_rows(x, x, [rows, classes, inner], |x, _| {
-        Distribution::new(x).logp
-    })
+    map_rows(x, x, [rows, classes, inner], |x, _| Distribution::new(x).logp)
 }
 
 /// Gradient of [`softmax`] given its result `y`: `y·(grad_y − Σ y·grad_y)`.
@@ -758,10 +724,7 @@ mod tests {
     #[track_caller]
     fn same(a: &[f64], b: &[f64]) {
         let equal = |(a, b): (&f64, &f64)| a == b || a.is_nan() && b.is_nan();
-        assert!(
-            a.len() == b.len() && a.iter().zip(b).all(equal),
-            "{a:?} is not {b:?}"
-        );
+        assert!(a.len() == b.len() && a.iter().zip(b).all(equal), "{a:?} is not {b:?}");
     }
 
     #[track_caller]
@@ -896,12 +859,7 @@ mod tests {
     fn gradient_rows_sum_to_zero() {
         let mut rng = Rng(3);
         for _ in 0..500 {
-            let case = Case {
-                log_probs: false,
-                softcap: 0.0,
-                z_loss: 0.0,
-                ..rng.case()
-            };
+            let case = Case { log_probs: false, softcap: 0.0, z_loss: 0.0, ..rng.case() };
             let out = evaluate(&case);
             for row in 0..case.rows {
                 for k in 0..case.inner {
@@ -917,10 +875,7 @@ mod tests {
     fn one_hot_is_index_and_smoothing_is_smoothed_probabilities() {
         let mut rng = Rng(4);
         for _ in 0..500 {
-            let index = Case {
-                class_weights: None,
-                ..rng.case()
-            };
+            let index = Case { class_weights: None, ..rng.case() };
             let Targets::Indices(t) = &index.targets else {
                 continue;
             };
@@ -931,10 +886,7 @@ mod tests {
             for i in (0..t.len()).filter(|&i| mask[i]) {
                 hot[index.at(i / inner, t[i] as usize, i % inner)] = 1.0;
             }
-            let smooth = hot
-                .iter()
-                .map(|t| (1.0 - eps) * t + eps / classes as f64)
-                .collect();
+            let smooth = hot.iter().map(|t| (1.0 - eps) * t + eps / classes as f64).collect();
             let one_hot = Case {
                 targets: Targets::Probabilities(hot),
                 row_mask: Some(mask),
@@ -964,29 +916,14 @@ mod tests {
         let loss = evaluate(&indices(4, &[0.1, 0.2, 0.3, 0.4], &[0])).loss;
         close(&[loss], &[1.5425355294551628], 1e-15);
 
-        let x = [
-            [0.5, -1.25, 2.0, 0.0],
-            [3.0, 1.0, -2.0, 0.5],
-            [-0.75, 0.25, 1.5, 1.0],
-        ]
-        .concat();
+        let x = [[0.5, -1.25, 2.0, 0.0], [3.0, 1.0, -2.0, 0.5], [-0.75, 0.25, 1.5, 1.0]].concat();
         let plain = indices(4, &x, &[2, -100, 1]);
         let out = evaluate(&plain);
         close(&[out.loss], &[1.1384314136465783], 1e-14);
         let grad = [
-            [
-                0.07984677501605413,
-                0.013875288966340205,
-                -0.14215158110880782,
-                0.048429517126413524,
-            ],
+            [0.07984677501605413, 0.013875288966340205, -0.14215158110880782, 0.048429517126413524],
             [0.0; 4],
-            [
-                0.026370445218159413,
-                -0.42831769795510255,
-                0.25019581811706043,
-                0.1517514346198827,
-            ],
+            [0.026370445218159413, -0.42831769795510255, 0.25019581811706043, 0.1517514346198827],
         ];
         close(&out.grad_logits, &grad.concat(), 1e-14);
 
@@ -1007,24 +944,13 @@ mod tests {
                 0.01996073792816034,
             ],
             [0.0; 4],
-            [
-                0.041876062523140925,
-                -0.7941797987680622,
-                0.4566073680636353,
-                0.2956963681812859,
-            ],
+            [0.041876062523140925, -0.7941797987680622, 0.4566073680636353, 0.2956963681812859],
         ];
         close(&out.grad_logits, &grad.concat(), 1e-13);
 
-        let soft = [
-            [0.1, 0.2, 0.3, 0.4],
-            [0.0, 1.0, 0.0, 0.0],
-            [0.5, 0.5, -0.25, 1.0],
-        ];
-        let out = evaluate(&Case {
-            targets: Targets::Probabilities(soft.concat()),
-            ..weighted.clone()
-        });
+        let soft = [[0.1, 0.2, 0.3, 0.4], [0.0, 1.0, 0.0, 0.0], [0.5, 0.5, -0.25, 1.0]];
+        let out =
+            evaluate(&Case { targets: Targets::Probabilities(soft.concat()), ..weighted.clone() });
         close(&[out.loss], &[1.6973232838968384], 1e-14);
         let grad = [
             [
@@ -1033,53 +959,28 @@ mod tests {
                 -0.026242217385354122,
                 0.18894850207739636,
             ],
-            [
-                0.49277345021679003,
-                -0.5494131351966086,
-                0.0033483561692800668,
-                0.053291328810538656,
-            ],
-            [
-                -0.08268272602908792,
-                -0.32622430693931964,
-                -0.03335944241560808,
-                0.44226647538401564,
-            ],
+            [0.49277345021679003, -0.5494131351966086, 0.0033483561692800668, 0.053291328810538656],
+            [-0.08268272602908792, -0.32622430693931964, -0.03335944241560808, 0.44226647538401564],
         ];
         close(&out.grad_logits, &grad.concat(), 1e-13);
 
-        let out = evaluate(&Case {
-            log_probs: true,
-            label_smoothing: 0.0,
-            ..weighted
-        });
+        let out = evaluate(&Case { log_probs: true, label_smoothing: 0.0, ..weighted });
         same(&[out.loss], &[-0.25]);
         let grad = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0];
         same(&out.grad_logits, &grad);
         assert!(out.lse.is_empty() && out.entropy.is_empty());
 
-        let p = [
-            0.15969355003210822,
-            0.027750577932680404,
-            0.7156968377823844,
-            0.09685903425282705,
-        ];
-        let logp = [
-            -1.8344986126036624,
-            -3.5844986126036624,
-            -0.33449861260366254,
-            -2.3344986126036624,
-        ];
+        let p =
+            [0.15969355003210822, 0.027750577932680404, 0.7156968377823844, 0.09685903425282705];
+        let logp =
+            [-1.8344986126036624, -3.5844986126036624, -0.33449861260366254, -2.3344986126036624];
         close(&softmax(&x[..4], 1, 4, 1), &p, 1e-15);
         close(&log_softmax(&x[..4], 1, 4, 1), &logp, 1e-15);
     }
 
     #[test]
     fn no_kept_row() {
-        let none = Case {
-            z_loss: 0.1,
-            ..indices(2, &[1.0, NAN, INF, 2.0], &[-100, -100])
-        };
+        let none = Case { z_loss: 0.1, ..indices(2, &[1.0, NAN, INF, 2.0], &[-100, -100]) };
         let loss = |case: Case| {
             let out = evaluate(&case);
             same(&out.grad_logits, &[0.0; 4]);
@@ -1088,45 +989,15 @@ mod tests {
             [out.loss, out.z_loss]
         };
         same(&loss(none.clone()), &[NAN, NAN]);
-        let zero = Case {
-            empty_is_zero: true,
-            ..none.clone()
-        };
+        let zero = Case { empty_is_zero: true, ..none.clone() };
         same(&loss(zero), &[0.0, 0.0]);
         // The parts are judged apart.
-        let given = Case {
-            normalizer: 2.0,
-            ..none.clone()
-        };
+        let given = Case { normalizer: 2.0, ..none.clone() };
         same(&loss(given.clone()), &[NAN, NAN]);
-        same(
-            &loss(Case {
-                z_loss: 0.0,
-                ..given.clone()
-            }),
-            &[0.0, 0.0],
-        );
-        same(
-            &loss(Case {
-                z_normalizer: 2.0,
-                ..given
-            }),
-            &[0.0, 0.0],
-        );
-        same(
-            &loss(Case {
-                z_normalizer: 2.0,
-                ..none.clone()
-            }),
-            &[NAN, 0.0],
-        );
-        same(
-            &loss(Case {
-                reduction: Reduction::Sum,
-                ..none
-            }),
-            &[0.0, 0.0],
-        );
+        same(&loss(Case { z_loss: 0.0, ..given.clone() }), &[0.0, 0.0]);
+        same(&loss(Case { z_normalizer: 2.0, ..given }), &[0.0, 0.0]);
+        same(&loss(Case { z_normalizer: 2.0, ..none.clone() }), &[NAN, 0.0]);
+        same(&loss(Case { reduction: Reduction::Sum, ..none }), &[0.0, 0.0]);
 
         // Zero rows, with and without classes.
         for classes in [0, 3] {
@@ -1137,24 +1008,15 @@ mod tests {
 
     #[test]
     fn zero_denominator() {
-        let zero = Case {
-            class_weights: Some(vec![0.0, 2.0]),
-            ..indices(2, &[-1.0, -2.0], &[0])
-        };
+        let zero = Case { class_weights: Some(vec![0.0, 2.0]), ..indices(2, &[-1.0, -2.0], &[0]) };
         let out = evaluate(&zero);
         same(&[out.loss], &[NAN]);
         same(&out.grad_logits, &[NAN, NAN]);
-        let out = evaluate(&Case {
-            log_probs: true,
-            ..zero.clone()
-        });
+        let out = evaluate(&Case { log_probs: true, ..zero.clone() });
         same(&[out.loss], &[NAN]);
         same(&out.grad_logits, &[NAN, 0.0]);
         // Only a mean without kept rows is excused.
-        let excused = Case {
-            empty_is_zero: true,
-            ..zero
-        };
+        let excused = Case { empty_is_zero: true, ..zero };
         same(&[evaluate(&excused).loss], &[NAN]);
 
         let opposite = Case {
@@ -1187,50 +1049,32 @@ mod tests {
         assert!(out.grad_logits[0].is_finite());
 
         // Under smoothing.
-        let smooth = Case {
-            label_smoothing: 0.3,
-            ..indices(3, &x, &[0])
-        };
+        let smooth = Case { label_smoothing: 0.3, ..indices(3, &x, &[0]) };
         let out = evaluate(&smooth);
         same(&[out.loss], &[INF]);
         close(&out.grad_logits[1..2], &[-0.1], 1e-15);
 
         // Where the factor is 0.
-        let weightless = Case {
-            class_weights: Some(vec![1.0, 0.0, 1.0]),
-            ..smooth
-        };
+        let weightless = Case { class_weights: Some(vec![1.0, 0.0, 1.0]), ..smooth };
         assert!(evaluate(&weightless).loss.is_finite());
         let soft = probabilities(3, &x, &[0.25, 0.0, 0.75]);
         let out = evaluate(&soft);
         assert!(out.loss.is_finite());
         same(&out.grad_logits[1..2], &[0.0]);
         same(&out.grad_targets[1..2], &[INF]);
-        let only_smoothing = Case {
-            label_smoothing: 1.0,
-            ..probabilities(2, &[0.0, 0.0], &[NAN, INF])
-        };
-        close(
-            &[evaluate(&only_smoothing).loss],
-            &[std::f64::consts::LN_2],
-            1e-15,
-        );
+        let only_smoothing =
+            Case { label_smoothing: 1.0, ..probabilities(2, &[0.0, 0.0], &[NAN, INF]) };
+        close(&[evaluate(&only_smoothing).loss], &[std::f64::consts::LN_2], 1e-15);
 
         // Under a cap it is an ordinary logit without slope.
-        let capped = Case {
-            softcap: 3.0,
-            ..indices(3, &x, &[1])
-        };
+        let capped = Case { softcap: 3.0, ..indices(3, &x, &[1]) };
         let out = evaluate(&capped);
         assert!(out.loss.is_finite());
         same(&out.grad_logits[1..2], &[0.0]);
 
         // A whole row, between two others.
         let x = [1.0, 2.0, -INF, -INF, 3.0, 1.0];
-        let out = evaluate(&Case {
-            reduction: Reduction::Sum,
-            ..indices(2, &x, &[0, 0, 1])
-        });
+        let out = evaluate(&Case { reduction: Reduction::Sum, ..indices(2, &x, &[0, 0, 1]) });
         same(&[out.loss, out.row_losses[1]], &[NAN, NAN]);
         same(&out.lse[1..2], &[-INF]);
         same(&out.grad_logits[2..4], &[NAN, NAN]);
@@ -1243,10 +1087,7 @@ mod tests {
     #[test]
     fn nan_and_plus_infinity() {
         let x = [1.0, 2.0, INF, 0.0, NAN, INF, 0.0, 1.0];
-        let case = Case {
-            reduction: Reduction::None,
-            ..indices(2, &x, &[0, 1, 1, 1])
-        };
+        let case = Case { reduction: Reduction::None, ..indices(2, &x, &[0, 1, 1, 1]) };
         let out = evaluate(&case);
         same(&out.row_losses[1..3], &[NAN, NAN]);
         same(&out.grad_logits[2..6], &[NAN; 4]);
@@ -1258,58 +1099,33 @@ mod tests {
         same(&out.grad_logits[..2], &alone.grad_logits);
 
         // A mass of 0 does not hide them, a row weight of 0 and ignoring do.
-        let weightless = Case {
-            class_weights: Some(vec![1.0, 0.0]),
-            ..case.clone()
-        };
+        let weightless = Case { class_weights: Some(vec![1.0, 0.0]), ..case.clone() };
         same(&evaluate(&weightless).row_losses[1..3], &[NAN, NAN]);
-        let row_weights = Case {
-            row_weights: Some(vec![1.0, 0.0, 0.0, 1.0]),
-            ..case.clone()
-        };
-        let masked = Case {
-            row_mask: Some(vec![true, false, false, true]),
-            ..case.clone()
-        };
+        let row_weights = Case { row_weights: Some(vec![1.0, 0.0, 0.0, 1.0]), ..case.clone() };
+        let masked = Case { row_mask: Some(vec![true, false, false, true]), ..case.clone() };
         let ignored = indices(2, &x, &[0, -100, -100, 1]);
         for (hidden, kept) in [(row_weights, 4), (masked, 2), (ignored, 2)] {
             for reduction in [Reduction::Mean, Reduction::Sum, Reduction::None] {
-                let out = evaluate(&Case {
-                    reduction,
-                    ..hidden.clone()
-                });
+                let out = evaluate(&Case { reduction, ..hidden.clone() });
                 same(&out.row_losses[1..3], &[0.0, 0.0]);
                 same(&out.grad_logits[2..6], &[0.0; 4]);
                 same(&out.lse[1..3], &[INF, NAN]);
                 assert_eq!(out.kept_rows, kept);
                 assert_eq!(out.loss.is_finite(), reduction != Reduction::None);
-                let upstream = if reduction == Reduction::Mean {
-                    0.5
-                } else {
-                    1.0
-                };
+                let upstream = if reduction == Reduction::Mean { 0.5 } else { 1.0 };
                 let expected: Vec<f64> = alone.grad_logits.iter().map(|g| g * upstream).collect();
                 same(&out.grad_logits[..2], &expected);
             }
         }
 
         // A cap makes +inf finite; rounding to f32 makes a large logit infinite.
-        let capped = Case {
-            softcap: 5.0,
-            ..indices(2, &[INF, 0.0], &[0])
-        };
+        let capped = Case { softcap: 5.0, ..indices(2, &[INF, 0.0], &[0]) };
         close(&[evaluate(&capped).loss], &[(-5.0f64).exp().ln_1p()], 1e-14);
-        let large = Case {
-            logit_scale: 2.0,
-            round_scaled_to_f32: true,
-            ..indices(2, &[3e38, 0.0], &[0])
-        };
+        let large =
+            Case { logit_scale: 2.0, round_scaled_to_f32: true, ..indices(2, &[3e38, 0.0], &[0]) };
         let out = evaluate(&large);
         same(&[out.loss, out.lse[0]], &[NAN, INF]);
-        let wide = Case {
-            round_scaled_to_f32: false,
-            ..large
-        };
+        let wide = Case { round_scaled_to_f32: false, ..large };
         same(&[evaluate(&wide).loss], &[0.0]);
     }
 
@@ -1317,10 +1133,7 @@ mod tests {
     fn ignored_rows_keep_their_statistics() {
         let x = [0.0, 3.0, 1.0, 2.0];
         let all = evaluate(&indices(2, &x, &[1, 0]));
-        let one = evaluate(&Case {
-            ignore_index: 0,
-            ..indices(2, &x, &[1, 0])
-        });
+        let one = evaluate(&Case { ignore_index: 0, ..indices(2, &x, &[1, 0]) });
         same(&one.lse, &all.lse);
         same(&one.entropy, &all.entropy);
         assert_eq!(one.argmax, [1, 1]);
@@ -1329,10 +1142,7 @@ mod tests {
         same(&[one.loss], &all.row_losses[..1]);
         same(&one.grad_logits[2..], &[0.0, 0.0]);
         // Probability targets know no ignore_index.
-        let soft = Case {
-            ignore_index: 0,
-            ..probabilities(2, &x, &[0.0, 1.0, 1.0, 0.0])
-        };
+        let soft = Case { ignore_index: 0, ..probabilities(2, &x, &[0.0, 1.0, 1.0, 0.0]) };
         assert_eq!(evaluate(&soft).kept_rows, 2);
         // A masked row may hold any target, and a NaN upstream gradient stays out of it.
         let masked = evaluate(&Case {
@@ -1357,10 +1167,7 @@ mod tests {
         assert_eq!(argmax(&[-INF, -INF]), 0);
         assert_eq!(argmax(&[INF, 1.0, NAN, NAN]), 2);
         // Over the logits as stored: a cap may tie what differs.
-        let capped = evaluate(&Case {
-            softcap: 1.0,
-            ..Case::new(1, 2, 1, vec![100.0, 200.0])
-        });
+        let capped = evaluate(&Case { softcap: 1.0, ..Case::new(1, 2, 1, vec![100.0, 200.0]) });
         assert_eq!(capped.argmax, [1]);
         assert!(capped.loss.is_nan() && capped.row_losses.is_empty());
         assert!(capped.grad_logits.is_empty());
@@ -1371,15 +1178,11 @@ mod tests {
         let mut rng = Rng(5);
         for offset in [1e4, -1e4] {
             // Multiples of 2⁻²⁰: the offset is exact.
-            let x: Vec<f64> = (0..64)
-                .map(|_| rng.below(1 << 24) as f64 / f64::from(1 << 20))
-                .collect();
+            let x: Vec<f64> =
+                (0..64).map(|_| rng.below(1 << 24) as f64 / f64::from(1 << 20)).collect();
             let shifted: Vec<f64> = x.iter().map(|x| x + offset).collect();
             let smooth = |x: &[f64]| {
-                evaluate(&Case {
-                    label_smoothing: 0.1,
-                    ..indices(16, x, &[3, 0, 15, 8])
-                })
+                evaluate(&Case { label_smoothing: 0.1, ..indices(16, x, &[3, 0, 15, 8]) })
             };
             let (a, b) = (smooth(&x), smooth(&shifted));
             same(&a.row_losses, &b.row_losses);
@@ -1425,19 +1228,14 @@ mod tests {
     #[test]
     fn scales_of_cancelling_terms() {
         // Loss terms of both signs.
-        let case = Case {
-            reduction: Reduction::Sum,
-            ..probabilities(2, &[0.0, 0.0], &[3.0, -3.0])
-        };
+        let case =
+            Case { reduction: Reduction::Sum, ..probabilities(2, &[0.0, 0.0], &[3.0, -3.0]) };
         let out = evaluate(&case);
         same(&[out.loss], &[0.0]);
         close(&out.loss_scale, &[3.0 * std::f64::consts::LN_2], 1e-15);
         close(&out.grad_magnitude, &[3.0, 3.0], 1e-15);
         // p − t under smoothing: what cancels is T·p with the target's mass.
-        let smooth = Case {
-            label_smoothing: 0.1,
-            ..indices(2, &[f64::ln(19.0), 0.0], &[0])
-        };
+        let smooth = Case { label_smoothing: 0.1, ..indices(2, &[f64::ln(19.0), 0.0], &[0]) };
         let out = evaluate(&smooth);
         assert!(out.grad_logits[0].abs() < 1e-15);
         close(&out.grad_magnitude, &[0.95, 0.05], 1e-14);
@@ -1459,10 +1257,8 @@ mod tests {
             let at = |h: f64| {
                 let mut x = x.clone();
                 x[j] += h;
-                let (y, log_y) = (
-                    softmax(&x, rows, classes, inner),
-                    log_softmax(&x, rows, classes, inner),
-                );
+                let (y, log_y) =
+                    (softmax(&x, rows, classes, inner), log_softmax(&x, rows, classes, inner));
                 [dot(&y), dot(&log_y)]
             };
             let (up, down) = (at(1e-5), at(-1e-5));

@@ -12,9 +12,7 @@ pub fn logits(n: usize) -> Vec<f32> {
         (state >> 40) as f32 / (1u64 << 24) as f32
     };
     // Sums of four uniforms are near enough to normal, and cheap.
-    (0..n)
-        .map(|_| (uniform() + uniform() + uniform() + uniform() - 2.0) * 3.46)
-        .collect()
+    (0..n).map(|_| (uniform() + uniform() + uniform() + uniform() - 2.0) * 3.46).collect()
 }
 
 /// Targets spread over all classes.
@@ -84,10 +82,7 @@ mod vectors {
             // SAFETY: a chunk of 16 elements.
             unsafe { _mm512_storeu_ps(p, _mm512_mul_ps(_mm512_loadu_ps(p), f)) };
         }
-        chunks
-            .into_remainder()
-            .iter_mut()
-            .for_each(|x| *x *= factor);
+        chunks.into_remainder().iter_mut().for_each(|x| *x *= factor);
     }
 
     #[target_feature(enable = "avx512f")]

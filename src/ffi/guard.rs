@@ -26,10 +26,7 @@ impl From<Error> for Failure {
             Error::Target { .. } => XENT_ERR_TARGET,
             Error::Param(_) => XENT_ERR_PARAM,
         };
-        Failure {
-            status,
-            message: error.to_string(),
-        }
+        Failure { status, message: error.to_string() }
     }
 }
 
@@ -48,10 +45,7 @@ pub fn guarded(body: impl FnOnce() -> Result<(), Failure>) -> xent_status {
                 .map(|what| what.to_string())
                 .or_else(|| panic.downcast_ref::<String>().cloned())
                 .unwrap_or_default();
-            Failure {
-                status: XENT_ERR_PANIC,
-                message: format!("internal error: {what}"),
-            }
+            Failure { status: XENT_ERR_PANIC, message: format!("internal error: {what}") }
         }
     };
     fail(&failure);
@@ -67,7 +61,5 @@ pub fn fail(failure: &Failure) {
 
 /// This thread's last message.
 pub fn last_error() -> *const c_char {
-    LAST_ERROR
-        .try_with(|last| last.borrow().as_ptr())
-        .unwrap_or(c"".as_ptr())
+    LAST_ERROR.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
 }

@@ -261,14 +261,14 @@ unsafe trait Sized32: Copy {
     const NAME: &'static str;
     const FIRST_SIZE: usize;
 
-    /// A copy of what the caller has. Members that it is too old for are 0: their default, or
+    /// A copy of what the caller has, if anything. Members that it is too old for are 0: their default, or
     /// one that `problem` takes for it.
     ///
     /// # Safety
     /// `from` is NULL or valid for reads of as many bytes as its first four say.
-    unsafe fn read(from: *const Self) -> Result<Self, Failure> {
+    unsafe fn read(from: *const Self) -> Result<Option<Self>, Failure> {
         if from.is_null() {
-            return Err(Error::Null(format!("{} is NULL", Self::NAME)).into());
+            return Ok(None);
         }
         // SAFETY: it has at least a size.
         let size = unsafe { from.cast::<u32>().read_unaligned() } as usize;
@@ -297,7 +297,7 @@ unsafe trait Sized32: Copy {
             let mut copy = std::mem::zeroed::<Self>();
             let to = (&raw mut copy).cast::<u8>();
             to.copy_from_nonoverlapping(from.cast(), size.min(own));
-            Ok(copy)
+            Ok(Some(copy))
         }
     }
 }
@@ -314,6 +314,27 @@ unsafe impl Sized32 for xent_results {
     const FIRST_SIZE: usize = 152;
 }
 
+/// The structs of a call. Faults of a struct come before pointers that are NULL, but for the
+/// problem's own.
+///
+/// # Safety
+/// As [`Sized32::read`].
+unsafe fn structs(
+    problem: *const xent_problem,
+    results: *const xent_results,
+) -> Result<(xent_problem, Problem, Option<Results>), Failure> {
+    // SAFETY: the caller's promise.
+    let (problem, results) = unsafe { (xent_problem::read(problem)?, xent_results::read(results)) };
+    let problem = problem.ok_or_else(|| null("problem"))?;
+    let checked = problem.problem();
+    checked.check_flags()?;
+    Ok((problem, checked, results?.map(|results| results.results())))
+}
+
+fn null(name: &str) -> Failure {
+    Error::Null(format!("{name} is NULL")).into()
+}
+
 /// The gradient that a call asks for.
 ///
 /// # Safety
@@ -325,13 +346,10 @@ unsafe fn request(
 ) -> Result<GradientRequest, Failure> {
     // SAFETY: the caller's promise.
     let (output, logits) = unsafe { (grad_output.as_ref(), grad_logits.as_ref()) };
-    let Some(logits) = logits else {
-        return Err(Error::Null("grad_logits is NULL".to_string()).into());
-    };
     Ok(GradientRequest {
         output: output.map_or(Operand::ABSENT, xent_input::operand),
         scale: grad_scale,
-        logits: logits.operand(),
+        logits: logits.ok_or_else(|| null("grad_logits"))?.operand(),
     })
 }
 
@@ -349,17 +367,10 @@ pub unsafe extern "C" fn xent_forward(
 ) -> xent_status {
     // SAFETY: the caller's promise.
     guarded(|| unsafe {
-        let problem = xent_problem::read(problem)?;
-        let results = xent_results::read(results)?.results();
+        let (problem, checked, results) = structs(problem, results)?;
+        let results = results.ok_or_else(|| null("results"))?;
         let team = problem.team();
-        problem::run(
-            &problem.problem(),
-            Pass::Forward,
-            &results,
-            None,
-            &team,
-            None,
-        )?;
+        problem::run(&checked, Pass::Forward, &results, None, &team, None)?;
         Ok(())
     })
 }
@@ -386,21 +397,11 @@ pub unsafe extern "C" fn xent_backward(
 ) -> xent_status {
     // SAFETY: the caller's promise.
     guarded(|| unsafe {
-        let problem = xent_problem::read(problem)?;
+        let (problem, checked, _) = structs(problem, std::ptr::null())?;
         let request = request(grad_output, grad_scale, grad_logits)?;
-        let results = Results {
-            lse: Operand::packed(lse.cast_mut(), XENT_F64),
-            ..Results::NONE
-        };
+        let results = Results { lse: Operand::packed(lse.cast_mut(), XENT_F64), ..Results::NONE };
         let team = problem.team();
-        problem::run(
-            &problem.problem(),
-            Pass::Backward,
-            &results,
-            Some(&request),
-            &team,
-            None,
-        )?;
+        problem::run(&checked, Pass::Backward, &results, Some(&request), &team, None)?;
         Ok(())
     })
 }
@@ -422,23 +423,12 @@ pub unsafe extern "C" fn xent_forward_backward(
 ) -> xent_status {
     // SAFETY: the caller's promise.
     guarded(|| unsafe {
-        let problem = xent_problem::read(problem)?;
-        let results = if results.is_null() {
-            Results::NONE
-        } else {
-            xent_results::read(results)?.results()
-        };
+        let (problem, checked, results) = structs(problem, results)?;
+        let results = results.unwrap_or(Results::NONE);
         let request = request(grad_output, grad_scale, grad_logits)?;
         let team = problem.team();
         let pass = Pass::ForwardBackward;
-        problem::run(
-            &problem.problem(),
-            pass,
-            &results,
-            Some(&request),
-            &team,
-            None,
-        )?;
+        problem::run(&checked, pass, &results, Some(&request), &team, None)?;
         Ok(())
     })
 }
@@ -478,10 +468,8 @@ pub extern "C" fn xent_last_error() -> *const c_char {
 pub extern "C" fn xent_pool_new(threads: u32) -> *mut xent_pool {
     let mut made = std::ptr::null_mut();
     guarded(|| {
-        let pool = Pool::new(threads as usize).map_err(|error| Failure {
-            status: XENT_ERR_PARAM,
-            message: error.to_string(),
-        })?;
+        let pool = Pool::new(threads as usize)
+            .map_err(|error| Failure { status: XENT_ERR_PARAM, message: error.to_string() })?;
         made = Box::into_raw(Box::new(xent_pool(pool)));
         Ok(())
     });
@@ -520,10 +508,7 @@ pub extern "C" fn xent_isa() -> *const c_char {
             _ => c"portable",
         },
         Err(why) => {
-            fail(&Failure {
-                status: XENT_ERR_PARAM,
-                message: why.to_string(),
-            });
+            fail(&Failure { status: XENT_ERR_PARAM, message: why.to_string() });
             c"none"
         }
     };

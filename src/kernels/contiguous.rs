@@ -104,12 +104,8 @@ impl Blocks {
     #[inline(always)]
     fn new(len: usize, hole: Option<usize>) -> Self {
         let whole = len / BLOCK;
-        let mut blocks = Blocks {
-            whole,
-            hole: usize::MAX,
-            hole_mask: 0,
-            tail_mask: first_lanes(len % BLOCK),
-        };
+        let mut blocks =
+            Blocks { whole, hole: usize::MAX, hole_mask: 0, tail_mask: first_lanes(len % BLOCK) };
         if let Some(hole) = hole {
             let lane = !(1u64 << (hole % BLOCK));
             if hole / BLOCK < whole {
@@ -133,10 +129,7 @@ impl Blocks {
     #[inline(always)]
     fn masked(&self) -> [(usize, u64); 2] {
         let tail = self.whole + usize::from(self.hole != usize::MAX);
-        [
-            (self.hole.wrapping_mul(BLOCK), self.hole_mask),
-            (tail * BLOCK, self.tail_mask),
-        ]
+        [(self.hole.wrapping_mul(BLOCK), self.hole_mask), (tail * BLOCK, self.tail_mask)]
     }
 }
 
@@ -312,10 +305,7 @@ impl Chunk<'_> {
                 dots = s.add_block(dots, dot);
             }
         }
-        (
-            s.sum(totals),
-            if DOT == DOT_NONE { 0.0 } else { s.sum(dots) },
-        )
+        (s.sum(totals), if DOT == DOT_NONE { 0.0 } else { s.sum(dots) })
     }
 
     /// The exponentials' sum relative to a reference of the chunk's own, when `sum`, relative to
@@ -390,11 +380,7 @@ impl Chunk<'_> {
     ) {
         let s = sweep.s;
         // Streamed writes are whole cache lines.
-        let mut at = if stream {
-            g.align_offset(64).min(self.len)
-        } else {
-            0
-        };
+        let mut at = if stream { g.align_offset(64).min(self.len) } else { 0 };
         // Too short for a whole line: `first_lanes` takes less than a block.
         at = at.min(BLOCK - 1);
         // SAFETY: the masks keep to the chunk.
@@ -483,11 +469,7 @@ struct Sweep<S: Simd, const SOURCE: u8, const BIAS: u8, const SPLIT: bool> {
 impl<S: Simd, const SOURCE: u8, const BIAS: u8, const SPLIT: bool> Sweep<S, SOURCE, BIAS, SPLIT> {
     #[inline(always)]
     fn new(s: S, curve: &Curve, bias: f64) -> Self {
-        let (before, after) = if SPLIT {
-            curve.split()
-        } else {
-            (1.0, curve.factor as f32)
-        };
+        let (before, after) = if SPLIT { curve.split() } else { (1.0, curve.factor as f32) };
         Sweep {
             s,
             near: Exp2::new(s, curve.reference),
@@ -522,11 +504,7 @@ impl<S: Simd, const SOURCE: u8, const BIAS: u8, const SPLIT: bool> Sweep<S, SOUR
 /// `w·d`, but 0 where w is 0 whatever d is; `d` if all weights are 1.
 #[inline(always)]
 fn weigh<S: Simd, const DOT: u8>(s: S, w: S::Vector, d: S::Vector) -> S::Vector {
-    if DOT == DOT_WEIGHTED {
-        s.zero_where_zero(w, s.mul(w, d))
-    } else {
-        d
-    }
+    if DOT == DOT_WEIGHTED { s.zero_where_zero(w, s.mul(w, d)) } else { d }
 }
 
 /// The anchor of `row`: see the head of this file.
@@ -552,20 +530,12 @@ pub unsafe fn anchor<S: Simd>(s: S, plan: &Plan, row: usize, hole: Option<usize>
         let reference = Reference::at(max);
         let near = matches!(reference, Reference::Near(_));
         Anchor {
-            reference: if near {
-                reference
-            } else {
-                Reference::Near(0.0)
-            },
+            reference: if near { reference } else { Reference::Near(0.0) },
             center: max,
             real: near,
         }
     } else {
-        Anchor {
-            reference: Reference::Near(0.0),
-            center: 0.0,
-            real: false,
-        }
+        Anchor { reference: Reference::Near(0.0), center: 0.0, real: false }
     }
 }
 
@@ -643,11 +613,7 @@ unsafe fn sum_chunks<S: Simd, const KEEP: bool, const DOT: u8>(
             len,
             hole: hole.and_then(|y| y.checked_sub(class)).filter(|&y| y < len),
             kept: if KEEP { x } else { std::ptr::null_mut() },
-            backup: if KEEP {
-                backup.as_mut_ptr().cast()
-            } else {
-                std::ptr::null_mut()
-            },
+            backup: if KEEP { backup.as_mut_ptr().cast() } else { std::ptr::null_mut() },
             center: anchor.center,
             weights: plan.class_weights.as_ref(),
         };
@@ -698,10 +664,7 @@ pub unsafe fn gradient_segment<S: Simd>(
     for (i, class) in (start..end).step_by(CHUNK).enumerate() {
         // SAFETY: a class of a row of the plan.
         let (x, g) = unsafe {
-            (
-                plan.logits.row::<f32>(row).add(class),
-                output.view.row::<f32>(row).add(class),
-            )
+            (plan.logits.row::<f32>(row).add(class), output.view.row::<f32>(row).add(class))
         };
         let chunk = Chunk {
             x,
@@ -714,11 +677,7 @@ pub unsafe fn gradient_segment<S: Simd>(
             weights: plan.class_weights.as_ref(),
         };
         let own = all_own || redone >> (i % 64) & 1 == 1;
-        let curve = if own {
-            &gradient.own
-        } else {
-            &gradient.anchored
-        };
+        let curve = if own { &gradient.own } else { &gradient.anchored };
         // SAFETY: within the row; problem.rs made sure that the gradient overlaps the logits
         // only by being exactly them.
         unsafe {
@@ -814,12 +773,7 @@ pub unsafe fn rows(kernels: &Kernels, plan: &Plan, range: Range<usize>) -> f64 {
     let redone = [const { Cell::new(0) }; SEGMENTS];
     let mut loss = 0.0;
     for row in range {
-        let inline = Inline {
-            kernels,
-            plan,
-            row,
-            redone: &redone,
-        };
+        let inline = Inline { kernels, plan, row, redone: &redone };
         // SAFETY: a row of the plan, and this thread's alone.
         loss += unsafe { process(plan, row, &inline) };
     }

@@ -18,11 +18,7 @@ pub struct Partial {
 
 impl Partial {
     /// No classes seen.
-    pub const EMPTY: Partial = Partial {
-        log2: f64::NEG_INFINITY,
-        sum: 0.0,
-        dot: 0.0,
-    };
+    pub const EMPTY: Partial = Partial { log2: f64::NEG_INFINITY, sum: 0.0, dot: 0.0 };
 
     /// Adds the classes that `next` has seen. Not associative to the last bit: the order of
     /// pushes is part of the result, and everyone pushes in class order.

@@ -118,36 +118,19 @@ impl Softmax {
     #[inline(always)]
     fn new(sums: &Partial, x_y: Option<f64>) -> Self {
         let l = f64::from(L);
-        let rest = if sums.sum == 0.0 {
-            f64::NEG_INFINITY
-        } else {
-            (sums.log2 + log2(sums.sum)) / l
-        };
+        let rest =
+            if sums.sum == 0.0 { f64::NEG_INFINITY } else { (sums.log2 + log2(sums.sum)) / l };
         let Some(x_y) = x_y else {
-            return Softmax {
-                lse: rest,
-                nll: f64::NAN,
-                miss: 1.0,
-                share: 1.0 / sums.sum,
-            };
+            return Softmax { lse: rest, nll: f64::NAN, miss: 1.0, share: 1.0 / sums.sum };
         };
         if rest == f64::NEG_INFINITY && x_y == f64::NEG_INFINITY {
             // No probabilities at all.
-            return Softmax {
-                lse: rest,
-                nll: f64::NAN,
-                miss: f64::NAN,
-                share: f64::NAN,
-            };
+            return Softmax { lse: rest, nll: f64::NAN, miss: f64::NAN, share: f64::NAN };
         }
         if rest == f64::INFINITY || x_y == f64::INFINITY {
             // +inf, or NaN beside it.
             return Softmax {
-                lse: if rest.is_nan() || x_y.is_nan() {
-                    f64::NAN
-                } else {
-                    f64::INFINITY
-                },
+                lse: if rest.is_nan() || x_y.is_nan() { f64::NAN } else { f64::INFINITY },
                 nll: f64::NAN,
                 miss: f64::NAN,
                 share: f64::NAN,
@@ -161,27 +144,13 @@ impl Softmax {
         } else {
             (x_y + tail, tail, e / (1.0 + e))
         };
-        Softmax {
-            lse,
-            nll,
-            miss,
-            share: if sums.sum == 0.0 {
-                0.0
-            } else {
-                miss / sums.sum
-            },
-        }
+        Softmax { lse, nll, miss, share: if sums.sum == 0.0 { 0.0 } else { miss / sums.sum } }
     }
 
     /// From an lse that was computed elsewhere.
     #[inline(always)]
     fn from_lse(lse: f64, x_y: f64) -> Self {
-        Softmax {
-            lse,
-            nll: lse - x_y,
-            miss: -expm1(x_y - lse),
-            share: 0.0,
-        }
+        Softmax { lse, nll: lse - x_y, miss: -expm1(x_y - lse), share: 0.0 }
     }
 }
 
@@ -252,11 +221,7 @@ pub unsafe fn process<R: Row>(plan: &Plan, index: usize, row: &R) -> f64 {
                 loss += spread * (times(plan.weight_total, softmax.lse - center) - dot);
             }
             // A row of NaN, +inf or nothing but −inf has no probabilities, whatever its weights.
-            loss = if softmax.lse.is_finite() {
-                r * loss
-            } else {
-                f64::NAN
-            };
+            loss = if softmax.lse.is_finite() { r * loss } else { f64::NAN };
         }
         // SAFETY: see above.
         unsafe {
@@ -268,13 +233,7 @@ pub unsafe fn process<R: Row>(plan: &Plan, index: usize, row: &R) -> f64 {
         let reference = anchor.reference;
         let share = softmax.share * exp2(reference.log2() - sums.log2);
         let share = if softmax.share == 0.0 { 0.0 } else { share };
-        (
-            softmax,
-            Curve {
-                reference,
-                factor: share,
-            },
-        )
+        (softmax, Curve { reference, factor: share })
     } else {
         // SAFETY: see above; backward has an lse.
         let lse = match &plan.lse {
@@ -283,13 +242,7 @@ pub unsafe fn process<R: Row>(plan: &Plan, index: usize, row: &R) -> f64 {
         };
         let softmax = Softmax::from_lse(lse, x_y.unwrap_or(f64::NAN));
         let reference = Reference::Near(0.0);
-        (
-            softmax,
-            Curve {
-                reference,
-                factor: 0.0,
-            },
-        )
+        (softmax, Curve { reference, factor: 0.0 })
     };
 
     let Some(gradient) = &plan.gradient else {
@@ -333,21 +286,14 @@ pub unsafe fn process<R: Row>(plan: &Plan, index: usize, row: &R) -> f64 {
         (at, if gradient.accumulate { *at } else { 0.0 })
     };
     let job = RowGradient {
-        anchored: Curve {
-            reference: anchored.reference,
-            factor: total * anchored.factor,
-        },
+        anchored: Curve { reference: anchored.reference, factor: total * anchored.factor },
         own: own_curve(softmax.lse, total),
         bias,
     };
     // SAFETY: see above. The sweep leaves something of no meaning at the target.
     unsafe {
         row.gradient(&job);
-        *at = if gradient.accumulate {
-            old + entry as f32
-        } else {
-            entry as f32
-        };
+        *at = if gradient.accumulate { old + entry as f32 } else { entry as f32 };
     }
     loss
 }
@@ -358,16 +304,10 @@ fn own_curve(lse: f64, total: f64) -> Curve {
     let log2 = lse * f64::from(L);
     let c = nearest(log2);
     if c.abs() <= NEAR {
-        Curve {
-            reference: Reference::Near(c as f32),
-            factor: total * exp2(c - log2),
-        }
+        Curve { reference: Reference::Near(c as f32), factor: total * exp2(c - log2) }
     } else {
         let far = lse.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32;
-        Curve {
-            reference: Reference::Far(far),
-            factor: total * exp(f64::from(far) - lse),
-        }
+        Curve { reference: Reference::Far(far), factor: total * exp(f64::from(far) - lse) }
     }
 }
 

@@ -41,14 +41,8 @@ pub const NEAR: f64 = 2_097_152.0;
 /// Coefficients of `f^1 … f^6` in `2^f` on [-1/2, 1/2]: minimax in relative error (Remez), the
 /// constant held at 1, each coefficient in turn rounded to f32 and the rest fitted again.
 /// Relative error of the polynomial 5.3e-9.
-const POLY: [f32; 6] = [
-    0.693_147_24,
-    0.240_226_55,
-    0.055_502_724,
-    0.009_617_063,
-    0.001_341_815_2,
-    0.000_158_215_89,
-];
+const POLY: [f32; 6] =
+    [0.693_147_24, 0.240_226_55, 0.055_502_724, 0.009_617_063, 0.001_341_815_2, 0.000_158_215_89];
 
 /// Where exponents are counted from.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,11 +59,7 @@ impl Reference {
     #[inline(always)]
     pub fn at(x: f32) -> Self {
         let c = nearest(f64::from(x) * f64::from(L));
-        if c.abs() <= NEAR {
-            Reference::Near(c as f32)
-        } else {
-            Reference::Far(x)
-        }
+        if c.abs() <= NEAR { Reference::Near(c as f32) } else { Reference::Far(x) }
     }
 
     /// The reference in units of log2, exactly.
@@ -86,11 +76,7 @@ impl Reference {
 #[inline(always)]
 pub fn nearest(x: f64) -> f64 {
     const SHIFT: f64 = 6_755_399_441_055_744.0; // 1.5·2^52
-    if x.abs() < 2_251_799_813_685_248.0 {
-        (x + SHIFT) - SHIFT
-    } else {
-        x
-    }
+    if x.abs() < 2_251_799_813_685_248.0 { (x + SHIFT) - SHIFT } else { x }
 }
 
 /// The constants of `x -> 2^(L·x - c)` for one reference, in registers.

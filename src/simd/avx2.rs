@@ -140,9 +140,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn exponent_from_low_bits(self, m: __m256) -> __m256 {
-        avx2!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(
-            _mm256_castps_si256(m)
-        )))
+        avx2!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(m))))
     }
 
     #[inline(always)]

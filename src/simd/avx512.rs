@@ -111,9 +111,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn exponent_from_low_bits(self, m: __m512) -> __m512 {
-        avx512!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(
-            _mm512_castps_si512(m)
-        )))
+        avx512!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(m))))
     }
 
     #[inline(always)]

@@ -5,17 +5,12 @@ use super::Simd;
 use wide::{f32x8, u32x8};
 
 /// The name of this set among the supported ones.
-pub const NAME: &str = if cfg!(all(target_arch = "aarch64", target_feature = "neon")) {
-    "neon"
-} else {
-    "portable"
-};
+pub const NAME: &str =
+    if cfg!(all(target_arch = "aarch64", target_feature = "neon")) { "neon" } else { "portable" };
 
 /// Whether `f32x8::mul_add` rounds once in this build.
-const FUSED: bool = cfg!(any(
-    all(target_arch = "aarch64", target_feature = "neon"),
-    target_feature = "fma"
-));
+const FUSED: bool =
+    cfg!(any(all(target_arch = "aarch64", target_feature = "neon"), target_feature = "fma"));
 
 /// Needs no proof: these vectors run everywhere.
 #[derive(Clone, Copy)]
