@@ -1,0 +1,311 @@
+//! The C and C++ side of `cargo xtask test`: every test with every compiler and
+//! standard, the headers by themselves, and the examples.
+
+use crate::check::Report;
+use crate::demo::decompress;
+use crate::dist::{self, Dist, SYSTEM_LIBRARIES};
+use crate::tool::{C, CPP, Compiler, Language, Result, make_directory, root, run_quietly, target};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const STRICT: [&str; 6] = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-O2", "-g"];
+
+/// A language with the files and standards it is tested in.
+struct Suite {
+    language: &'static Language,
+    directory: &'static str,
+    extension: &'static str,
+    standards: [&'static str; 2],
+    header: &'static str,
+}
+
+const SUITES: [Suite; 2] = [
+    Suite {
+        language: &C,
+        directory: "tests/c",
+        extension: "c",
+        standards: ["c11", "c17"],
+        header: "xent.h",
+    },
+    Suite {
+        language: &CPP,
+        directory: "tests/cpp",
+        extension: "cpp",
+        standards: ["c++17", "c++20"],
+        header: "xent.hpp",
+    },
+];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Link {
+    Static,
+    Shared,
+    /// An object file: the program is not run.
+    Object,
+}
+
+/// One program to be built.
+struct Build {
+    name: String,
+    compiler: Compiler,
+    standard: &'static str,
+    sources: Vec<PathBuf>,
+    link: Link,
+    output: PathBuf,
+}
+
+impl Build {
+    fn new(
+        compiler: &Compiler,
+        standard: &'static str,
+        sources: &[PathBuf],
+        link: Link,
+        directory: &Path,
+    ) -> Build {
+        let stem = sources[0].file_stem().unwrap_or_default().to_string_lossy();
+        let linked = match link {
+            Link::Static => "",
+            Link::Shared => ", shared library",
+            Link::Object => ", compiled only",
+        };
+        let name = format!("{stem} ({} {standard}{linked})", compiler.name);
+        let file: String =
+            name.chars().map(|c| if c.is_alphanumeric() || c == '_' { c } else { '-' }).collect();
+        Build {
+            name,
+            compiler: compiler.clone(),
+            standard,
+            sources: sources.to_vec(),
+            link,
+            output: directory.join(file.trim_end_matches('-')),
+        }
+    }
+
+    fn compile(&self, dist: &Dist) -> Result {
+        let mut command = self.compiler.command();
+        command
+            .arg(format!("-std={}", self.standard))
+            .args(STRICT)
+            .arg("-I")
+            .arg(&dist.include)
+            .args(&self.sources);
+        match self.link {
+            Link::Static => {
+                command.arg(dist.static_library()).arg("-pthread").args(SYSTEM_LIBRARIES)
+            }
+            Link::Shared => command
+                .arg("-L")
+                .arg(&dist.lib)
+                .arg("-lxent")
+                .arg("-pthread")
+                .arg("-lm")
+                .arg(format!("-Wl,-rpath,{}", dist.lib.display())),
+            Link::Object => command.arg("-c"),
+        };
+        command.arg("-o").arg(&self.output);
+        run_quietly(&mut command)
+    }
+
+    /// The program, which passes by ending with 0.
+    fn program(&self) -> Command {
+        let mut command = Command::new(&self.output);
+        // cargo puts its debug directories there, and they come before the rpath.
+        command.env_remove("LD_LIBRARY_PATH").current_dir(root());
+        command
+    }
+}
+
+/// Compiles on all cores, since this is what takes the time; the first failure counts.
+fn compile_all(builds: &[Build], dist: &Dist) -> Result {
+    let next = AtomicUsize::new(0);
+    let failure = Mutex::new(None);
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(build) = builds.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(message) = build.compile(dist) {
+                        next.store(builds.len(), Ordering::Relaxed);
+                        let message = format!("does not compile: {}\n{message}", build.name);
+                        failure.lock().expect("no worker panics").get_or_insert(message);
+                    }
+                }
+            });
+        }
+    });
+    failure.into_inner().expect("no worker panics").map_or(Ok(()), Err)
+}
+
+/// The programs of a suite: each file, with the file of the same name in `parts/`
+/// if there is one, as a second unit to link.
+fn programs(suite: &Suite) -> Result<Vec<Vec<PathBuf>>> {
+    let directory = root().join(suite.directory);
+    let entries = fs::read_dir(&directory)
+        .map_err(|error| format!("cannot list {}: {error}", suite.directory))?;
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|is| is == suite.extension))
+        .collect();
+    files.sort();
+    if files.is_empty() {
+        // An emptied directory must not look like a pass.
+        return Err(format!("finds no tests in {}", suite.directory));
+    }
+    Ok(files
+        .into_iter()
+        .map(|file| {
+            let part = directory.join("parts").join(file.file_name().unwrap_or_default());
+            let part = part.is_file().then_some(part);
+            std::iter::once(file).chain(part).collect()
+        })
+        .collect())
+}
+
+/// Two units that hold nothing but the header, included twice: it has to stand
+/// alone, and both units have to fit in one program.
+fn header_units(suite: &Suite, directory: &Path) -> Result<[PathBuf; 2]> {
+    let include = format!("#include <{}>\n", suite.header).repeat(2);
+    let label = suite.header.replace('.', "_");
+    let write = |name: &str, text: &str| {
+        let path = directory.join(format!("{label}_{name}.{}", suite.extension));
+        fs::write(&path, format!("{include}{text}"))
+            .map(|()| path)
+            .map_err(|error| format!("cannot write the {} units: {error}", suite.header))
+    };
+    // A reference to the library, so that the program really links with it.
+    let alone = write(
+        "alone",
+        "int unit(void);\nint main(void) { return unit() + (xent_version()[0] == 0); }\n",
+    )?;
+    let second = write("second", "int unit(void);\nint unit(void) { return 0; }\n")?;
+    Ok([alone, second])
+}
+
+/// The sets below this machine's best that it can run, and notes on the others.
+fn lower_sets(report: &mut Report) -> Vec<&'static str> {
+    let mut sets = vec!["portable"];
+    #[cfg(target_arch = "x86_64")]
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    let avx2 = false;
+    if avx2 {
+        sets.insert(0, "avx2");
+    } else {
+        report.skip("XENT_ISA=avx2: this processor has no AVX2 with FMA".to_string());
+    }
+    sets
+}
+
+fn installed() -> Result<(Dist, PathBuf)> {
+    let dist = dist::build(&target().join("dist"))?;
+    let directory = target().join("xtask");
+    make_directory(&directory)?;
+    Ok((dist, directory))
+}
+
+/// The step `c`.
+pub fn tests() -> Result<Report> {
+    let (dist, directory) = installed()?;
+    let mut report = Report::default();
+    let mut builds = Vec::new();
+    for suite in &SUITES {
+        let (compilers, absent) = suite.language.compilers()?;
+        for compiler in &compilers {
+            println!("{}: {} {}", suite.language.name, compiler.name, compiler.version);
+        }
+        for what in absent {
+            report.skip(what);
+        }
+        let programs = programs(suite)?;
+        let units = header_units(suite, &directory)?;
+        for compiler in &compilers {
+            for standard in suite.standards {
+                builds.push(Build::new(compiler, standard, &units, Link::Static, &directory));
+                for program in &programs {
+                    builds.push(Build::new(compiler, standard, program, Link::Static, &directory));
+                }
+            }
+        }
+        for program in &programs {
+            builds.push(Build::new(
+                &compilers[0],
+                suite.standards[0],
+                program,
+                Link::Shared,
+                &directory,
+            ));
+        }
+    }
+    compile_all(&builds, &dist)?;
+
+    for build in &builds {
+        run_quietly(&mut build.program())?;
+        println!("ok  {}", build.name);
+    }
+    // The default run was on the best set; the statically linked first build of
+    // each test goes through the lower ones.
+    let mut runs = builds.len();
+    for set in lower_sets(&mut report) {
+        for suite in &SUITES {
+            let first = builds
+                .iter()
+                .find(|build| build.standard == suite.standards[0])
+                .map(|build| build.compiler.name.clone());
+            for build in builds.iter().filter(|build| {
+                build.link == Link::Static
+                    && build.standard == suite.standards[0]
+                    && Some(&build.compiler.name) == first.as_ref()
+            }) {
+                run_quietly(build.program().env("XENT_ISA", set))
+                    .map_err(|message| format!("with XENT_ISA={set} {message}"))?;
+                println!("ok  {} on {set}", build.name);
+                runs += 1;
+            }
+        }
+    }
+    report.done = format!("{} programs, {runs} runs", builds.len());
+    Ok(report)
+}
+
+/// The step `examples`: the C programs run to their goal with either library; the
+/// C++ trainer, which takes a minute, is compiled (`cargo xtask demo` runs it).
+pub fn examples() -> Result<Report> {
+    let (dist, directory) = installed()?;
+    let mut report = Report::default();
+    let digits = decompress("digits.csv")?;
+    let example = |file: &str| vec![root().join("examples").join(file)];
+
+    let mut builds = Vec::new();
+    let (compilers, absent) = C.compilers()?;
+    absent.into_iter().for_each(|what| report.skip(what));
+    for compiler in &compilers {
+        for file in ["c/xor.c", "c/train_digits.c"] {
+            for link in [Link::Static, Link::Shared] {
+                builds.push(Build::new(compiler, "c11", &example(file), link, &directory));
+            }
+        }
+    }
+    let (compilers, absent) = CPP.compilers()?;
+    absent.into_iter().for_each(|what| report.skip(what));
+    for compiler in &compilers {
+        let trainer = example("cpp/train_lm.cpp");
+        builds.push(Build::new(compiler, "c++17", &trainer, Link::Object, &directory));
+    }
+    compile_all(&builds, &dist)?;
+
+    for build in &builds {
+        if build.link != Link::Object {
+            let mut program = build.program();
+            if build.sources[0].ends_with("train_digits.c") {
+                program.arg(&digits);
+            }
+            run_quietly(&mut program)?;
+        }
+        println!("ok  {}", build.name);
+    }
+    report.done = format!("{} programs", builds.len());
+    Ok(report)
+}

@@ -1,0 +1,51 @@
+//! The project's commands, as `cargo xtask <command>`: with Rust and a C++
+//! compiler installed, nothing else is needed to test, build or try xent.
+
+mod c;
+mod check;
+mod demo;
+mod dist;
+mod tool;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask <command>
+
+  demo [--full]        train a word model in C++ with xent; --full trains longer
+  dist [--prefix DIR]  build the C library into DIR (default target/dist)
+  test [STEP]...       run every check, or only the steps named:
+                       header fmt clippy docs rust c examples";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match arguments.as_slice() {
+        ["demo"] => demo::run(false),
+        ["demo", "--full"] => demo::run(true),
+        ["dist"] => dist::install(None),
+        ["dist", "--prefix", prefix] if !prefix.is_empty() => dist::install(Some(prefix)),
+        ["test", steps @ ..] => match check::parse(steps) {
+            Ok(steps) => check::run(&steps),
+            Err(message) => return usage(&message),
+        },
+        [] => return usage("no command given"),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        other => return usage(&format!("not understood: {}", other.join(" "))),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("\nxtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage(message: &str) -> ExitCode {
+    eprintln!("xtask: {message}\n\n{USAGE}");
+    ExitCode::from(2)
+}
