@@ -6,7 +6,7 @@
 use crate::kernels::Kernels;
 use crate::kernels::contiguous::{self, Chunk};
 use crate::kernels::online::Partial;
-use crate::kernels::row::{Anchor, RowGradient};
+use crate::kernels::row::{Anchor, RowGradient, RowSum};
 use crate::plan::Plan;
 use crate::simd::portable::{self, Portable};
 use std::ops::Range;
@@ -88,12 +88,10 @@ macro_rules! entries {
                 plan: &Plan,
                 row: usize,
                 segment: usize,
-                hole: Option<usize>,
-                anchor: &Anchor,
-                dot: bool,
+                sum: &RowSum,
             ) -> (Partial, u64) {
                 // SAFETY: as above.
-                unsafe { contiguous::sum_segment($token, &KERNELS, plan, row, segment, hole, anchor, dot) }
+                unsafe { contiguous::sum_segment($token, &KERNELS, plan, row, segment, sum) }
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn redo(chunk: &Chunk, sum: f64) -> (f64, f64) {

@@ -6,7 +6,7 @@
 
 use crate::kernels::Kernels;
 use crate::kernels::online::Partial;
-use crate::kernels::row::{Anchor, Row, RowGradient, process};
+use crate::kernels::row::{Job, Row};
 use crate::plan::{Plan, SEGMENTS};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -130,11 +130,8 @@ pub fn run(plan: &Plan, kernels: &'static Kernels, team: &Team) -> f64 {
         // Too few rows to keep the team busy: it takes each together. The sums are the same.
         // The blocks are, too: fewer than BLOCKS rows are blocks of one.
         for index in 0..plan.rows {
-            let redone = [const { AtomicU64::new(0) }; SEGMENTS];
-            let row = Split { plan, kernels, team, size, index, redone: &redone };
-            // SAFETY: a row of the plan, and only this thread is at it; `Split` gives its
-            // threads segments apart.
-            loss += unsafe { process(plan, index, &row) };
+            // SAFETY: a row of the plan, and only this call is at it.
+            loss += unsafe { split_row(plan, kernels, team, size, index) };
         }
         return loss;
     }
@@ -150,56 +147,55 @@ pub fn run(plan: &Plan, kernels: &'static Kernels, team: &Team) -> f64 {
     loss
 }
 
-/// A row whose segments are spread over a team.
-struct Split<'a> {
-    plan: &'a Plan,
-    kernels: &'static Kernels,
-    team: &'a Team<'a>,
-    size: usize,
-    index: usize,
-    redone: &'a [AtomicU64; SEGMENTS],
-}
-
-impl Row for Split<'_> {
-    unsafe fn anchor(&self, hole: Option<usize>) -> Anchor {
-        // SAFETY: as in `run`, and so below.
-        unsafe { (self.kernels.anchor)(self.plan, self.index, hole) }
-    }
-
-    unsafe fn sum(&self, hole: Option<usize>, anchor: &Anchor, dot: bool) -> Partial {
+/// One row, its segments spread over `size` threads; returns its loss.
+///
+/// # Safety
+/// `index < plan.rows`, and no other thread is at that row.
+unsafe fn split_row(plan: &Plan, kernels: &Kernels, team: &Team, size: usize, index: usize) -> f64 {
+    let redone = [const { AtomicU64::new(0) }; SEGMENTS];
+    let segments = plan.segments();
+    // SAFETY: the caller's promise, here and below; a segment is in one thread's hands.
+    let mut row = unsafe { Row::read(plan, index) };
+    let sums = row.needs_sum(plan).then(|| {
+        // SAFETY: as above.
+        let sum = row.sum(plan, unsafe { (kernels.anchor)(plan, index, row.hole()) });
         let mut total = Partial::EMPTY;
-        self.team.map(
-            self.size,
-            self.plan.segments(),
+        team.map(
+            size,
+            segments,
             |segment| {
-                // SAFETY: a segment of the row, in no other thread's hands.
-                let (partial, redone) = unsafe {
-                    (self.kernels.sum_segment)(self.plan, self.index, segment, hole, anchor, dot)
-                };
-                self.redone[segment].store(redone, Ordering::Relaxed);
+                // SAFETY: as above.
+                let (partial, again) = unsafe { (kernels.sum_segment)(plan, index, segment, &sum) };
+                redone[segment].store(again, Ordering::Relaxed);
                 partial
             },
             |partial| total.push(partial),
         );
-        total
+        (sum, total)
+    });
+    let sums = sums.as_ref().map(|(sum, total)| (sum, total));
+    // SAFETY: as above.
+    let (loss, job) = unsafe { row.finish(plan, sums) };
+    match job {
+        Job::Nothing => {}
+        // SAFETY: as above.
+        Job::Fill(value) => unsafe { row.fill(plan, value) },
+        Job::Sweep(gradient) => {
+            team.map(
+                size,
+                segments,
+                |segment| {
+                    let again = redone[segment].load(Ordering::Relaxed);
+                    // SAFETY: as above.
+                    unsafe { (kernels.gradient_segment)(plan, index, segment, again, &gradient) };
+                },
+                |()| (),
+            );
+            // SAFETY: as above.
+            unsafe { row.place_target(plan) };
+        }
     }
-
-    unsafe fn gradient(&self, gradient: &RowGradient) {
-        self.team.map(
-            self.size,
-            self.plan.segments(),
-            |segment| {
-                let redone = self.redone[segment].load(Ordering::Relaxed);
-                // SAFETY: as in `sum`.
-                unsafe {
-                    (self.kernels.gradient_segment)(
-                        self.plan, self.index, segment, redone, gradient,
-                    )
-                };
-            },
-            |()| (),
-        );
-    }
+    loss
 }
 
 /// Rayon's workers do not survive a fork; waiting for them would never end.

@@ -322,11 +322,11 @@ impl Slot {
         };
         let size = dtype_of(self.operand.dtype).map_or(1, Dtype::size) as i64;
         let mut last = 0i64;
-        for axis in 0..3 {
+        for (axis, &axis_size) in sizes.iter().enumerate() {
             if self.strides[axis] < 0 {
                 return Err(stride_error(axis, "is negative"));
             }
-            let span = self.strides[axis].checked_mul(sizes[axis] as i64 - 1);
+            let span = self.strides[axis].checked_mul(axis_size as i64 - 1);
             last = span
                 .and_then(|span| last.checked_add(span))
                 .filter(|last| *last < i64::MAX / size)
@@ -471,7 +471,7 @@ fn validate(
     let [rows, classes, inner] = [problem.rows, problem.classes, problem.inner];
     let elements = rows.checked_mul(classes).and_then(|n| n.checked_mul(inner));
     // 16 bytes an element leaves room for every sum of offsets below.
-    if !elements.is_some_and(|n| n <= isize::MAX as usize / 16)
+    if elements.is_none_or(|n| n > isize::MAX as usize / 16)
         || [rows, classes, inner].iter().any(|&n| n > isize::MAX as usize / 16)
     {
         return Err(Error::Shape(format!(

@@ -31,11 +31,10 @@
 
 use super::Kernels;
 use super::online::Partial;
-use super::row::{Anchor, Curve, Row, RowGradient, process};
+use super::row::{Anchor, Curve, Job, Row, RowGradient, RowSum};
 use crate::math::exp2::{Exp2, Reference};
 use crate::plan::{CHUNK, Dtype, Gradient, KEPT_CLASSES, Pass, Plan, SEGMENTS, View};
 use crate::simd::{BLOCK, Simd};
-use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -201,6 +200,9 @@ impl Chunk<'_> {
             let p = self.x.wrapping_add(at);
             for (j, m) in max.as_mut().iter_mut().enumerate() {
                 let lanes = lanes_of::<S>(mask, j);
+                if lanes == 0 {
+                    continue;
+                }
                 let p = p.wrapping_add(j * S::LANES);
                 // SAFETY: the mask keeps to the chunk.
                 *m = unsafe { s.max(s.load_lanes(p, lanes, f32::NEG_INFINITY), *m) };
@@ -551,31 +553,29 @@ pub unsafe fn sum_segment<S: Simd>(
     plan: &Plan,
     row: usize,
     segment: usize,
-    hole: Option<usize>,
-    anchor: &Anchor,
-    dot: bool,
+    sum: &RowSum,
 ) -> (Partial, u64) {
-    let keep = hole.is_some() && keeps(plan);
+    let keep = sum.hole.is_some() && keeps(plan);
     // SAFETY: the caller's promise; to keep exponentials in place, `keeps` asked for the plan.
     unsafe {
-        match (keep, dot, &plan.class_weights) {
+        match (keep, sum.dot, &plan.class_weights) {
             (false, false, _) => {
-                sum_chunks::<S, false, DOT_NONE>(s, kernels, plan, row, segment, hole, anchor)
+                sum_chunks::<S, false, DOT_NONE>(s, kernels, plan, row, segment, sum)
             }
             (false, true, None) => {
-                sum_chunks::<S, false, DOT_UNIFORM>(s, kernels, plan, row, segment, hole, anchor)
+                sum_chunks::<S, false, DOT_UNIFORM>(s, kernels, plan, row, segment, sum)
             }
             (false, true, Some(_)) => {
-                sum_chunks::<S, false, DOT_WEIGHTED>(s, kernels, plan, row, segment, hole, anchor)
+                sum_chunks::<S, false, DOT_WEIGHTED>(s, kernels, plan, row, segment, sum)
             }
             (true, false, _) => {
-                sum_chunks::<S, true, DOT_NONE>(s, kernels, plan, row, segment, hole, anchor)
+                sum_chunks::<S, true, DOT_NONE>(s, kernels, plan, row, segment, sum)
             }
             (true, true, None) => {
-                sum_chunks::<S, true, DOT_UNIFORM>(s, kernels, plan, row, segment, hole, anchor)
+                sum_chunks::<S, true, DOT_UNIFORM>(s, kernels, plan, row, segment, sum)
             }
             (true, true, Some(_)) => {
-                sum_chunks::<S, true, DOT_WEIGHTED>(s, kernels, plan, row, segment, hole, anchor)
+                sum_chunks::<S, true, DOT_WEIGHTED>(s, kernels, plan, row, segment, sum)
             }
         }
     }
@@ -596,9 +596,9 @@ unsafe fn sum_chunks<S: Simd, const KEEP: bool, const DOT: u8>(
     plan: &Plan,
     row: usize,
     segment: usize,
-    hole: Option<usize>,
-    anchor: &Anchor,
+    sum: &RowSum,
 ) -> (Partial, u64) {
+    let RowSum { hole, anchor, .. } = sum;
     let mut backup = MaybeUninit::<[f32; CHUNK]>::uninit();
     let start = segment * plan.segment_len();
     let end = (start + plan.segment_len()).min(plan.classes);
@@ -661,6 +661,7 @@ pub unsafe fn gradient_segment<S: Simd>(
     let start = segment * plan.segment_len();
     let end = (start + plan.segment_len()).min(plan.classes);
     let all_own = plan.pass == Pass::Backward || plan.classes > KEPT_CLASSES;
+    let own_curve = if all_own || redone != 0 { gradient.own() } else { gradient.anchored };
     for (i, class) in (start..end).step_by(CHUNK).enumerate() {
         // SAFETY: a class of a row of the plan.
         let (x, g) = unsafe {
@@ -677,7 +678,7 @@ pub unsafe fn gradient_segment<S: Simd>(
             weights: plan.class_weights.as_ref(),
         };
         let own = all_own || redone >> (i % 64) & 1 == 1;
-        let curve = if own { &gradient.own } else { &gradient.anchored };
+        let curve = if own { &own_curve } else { &gradient.anchored };
         // SAFETY: within the row; problem.rs made sure that the gradient overlaps the logits
         // only by being exactly them.
         unsafe {
@@ -725,44 +726,12 @@ unsafe fn gradient_chunk<S: Simd, const SOURCE: u8>(
     }
 }
 
-/// One row as row.rs sees it, on the calling thread.
-struct Inline<'a> {
-    kernels: &'a Kernels,
-    plan: &'a Plan,
-    row: usize,
-    redone: &'a [Cell<u64>; SEGMENTS],
-}
+/// Rows that go through each stage together: what one row waits for (reductions, logarithms) is
+/// hidden behind the others' work.
+const BATCH: usize = 8;
 
-impl Row for Inline<'_> {
-    #[inline(always)]
-    unsafe fn anchor(&self, hole: Option<usize>) -> Anchor {
-        // SAFETY: the caller's promise, as for all below.
-        unsafe { (self.kernels.anchor)(self.plan, self.row, hole) }
-    }
-    #[inline(always)]
-    unsafe fn sum(&self, hole: Option<usize>, anchor: &Anchor, dot: bool) -> Partial {
-        let mut total = Partial::EMPTY;
-        for segment in 0..self.plan.segments() {
-            // SAFETY: a segment of the row; this thread has the whole row.
-            let (partial, redone) = unsafe {
-                (self.kernels.sum_segment)(self.plan, self.row, segment, hole, anchor, dot)
-            };
-            total.push(partial);
-            self.redone[segment].set(redone);
-        }
-        total
-    }
-    #[inline(always)]
-    unsafe fn gradient(&self, gradient: &RowGradient) {
-        for segment in 0..self.plan.segments() {
-            let redone = self.redone[segment].get();
-            // SAFETY: as for `sum`.
-            unsafe {
-                (self.kernels.gradient_segment)(self.plan, self.row, segment, redone, gradient)
-            };
-        }
-    }
-}
+/// Classes up to which a batch stays in the L1 cache between its sweeps.
+const BATCHED_CLASSES: usize = 1280;
 
 /// A range of rows, start to end; returns the sum of their losses.
 ///
@@ -770,12 +739,70 @@ impl Row for Inline<'_> {
 /// As [`anchor`] for every row of the range; no other thread is in these rows.
 #[inline(always)]
 pub unsafe fn rows(kernels: &Kernels, plan: &Plan, range: Range<usize>) -> f64 {
-    let redone = [const { Cell::new(0) }; SEGMENTS];
+    let size = if plan.classes <= BATCHED_CLASSES { BATCH } else { 1 };
+    let segments = plan.segments();
+    // By row of a batch, or by segment of a single row.
+    let mut redone = [0u64; SEGMENTS];
     let mut loss = 0.0;
-    for row in range {
-        let inline = Inline { kernels, plan, row, redone: &redone };
-        // SAFETY: a row of the plan, and this thread's alone.
-        loss += unsafe { process(plan, row, &inline) };
+    for start in range.clone().step_by(size) {
+        let count = size.min(range.end - start);
+        let mut batch: [MaybeUninit<(Row, RowSum, Partial)>; BATCH] =
+            [const { MaybeUninit::uninit() }; BATCH];
+        for (i, slot) in batch[..count].iter_mut().enumerate() {
+            // SAFETY: a row of the plan, and this thread's alone; so below.
+            unsafe {
+                let row = Row::read(plan, start + i);
+                let anchor = if row.needs_sum(plan) {
+                    (kernels.anchor)(plan, start + i, row.hole())
+                } else {
+                    Anchor::NONE
+                };
+                slot.write((row, row.sum(plan, anchor), Partial::EMPTY));
+            }
+        }
+        for (i, slot) in batch[..count].iter_mut().enumerate() {
+            // SAFETY: written above.
+            let (row, sum, total) = unsafe { slot.assume_init_mut() };
+            if row.needs_sum(plan) {
+                for segment in 0..segments {
+                    // SAFETY: see above.
+                    let (partial, again) =
+                        unsafe { (kernels.sum_segment)(plan, start + i, segment, sum) };
+                    total.push(partial);
+                    redone[i + segment] = again;
+                }
+            }
+        }
+        let mut jobs = [const { MaybeUninit::<Job>::uninit() }; BATCH];
+        for (slot, job) in batch[..count].iter_mut().zip(&mut jobs) {
+            // SAFETY: see above.
+            let (row_loss, todo) = unsafe {
+                let (row, sum, total) = slot.assume_init_mut();
+                row.finish(plan, row.needs_sum(plan).then_some((&*sum, &*total)))
+            };
+            loss += row_loss;
+            job.write(todo);
+        }
+        if plan.gradient.is_none() {
+            continue;
+        }
+        for (i, (slot, job)) in batch[..count].iter().zip(&jobs).enumerate() {
+            // SAFETY: see above.
+            unsafe {
+                let (row, ..) = slot.assume_init_ref();
+                match job.assume_init_ref() {
+                    Job::Nothing => {}
+                    Job::Fill(value) => row.fill(plan, *value),
+                    Job::Sweep(gradient) => {
+                        for segment in 0..segments {
+                            let again = redone[i + segment];
+                            (kernels.gradient_segment)(plan, start + i, segment, again, gradient);
+                        }
+                        row.place_target(plan);
+                    }
+                }
+            }
+        }
     }
     loss
 }

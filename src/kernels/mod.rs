@@ -10,7 +10,7 @@ pub mod row;
 use crate::plan::Plan;
 use contiguous::Chunk;
 use online::Partial;
-use row::{Anchor, RowGradient};
+use row::{Anchor, RowGradient, RowSum};
 use std::ops::Range;
 
 /// The entry points of one instruction set, stamped by dispatch.rs. Each does what the function of
@@ -23,7 +23,7 @@ pub struct Kernels {
     /// See [`contiguous::anchor`].
     pub anchor: unsafe fn(&Plan, usize, Option<usize>) -> Anchor,
     /// See [`contiguous::sum_segment`].
-    pub sum_segment: unsafe fn(&Plan, usize, usize, Option<usize>, &Anchor, bool) -> (Partial, u64),
+    pub sum_segment: unsafe fn(&Plan, usize, usize, &RowSum) -> (Partial, u64),
     /// See [`contiguous::redo`].
     pub redo: unsafe fn(&Chunk, f64) -> (f64, f64),
     /// See [`contiguous::gradient_segment`].

@@ -21,7 +21,7 @@
 use super::online::Partial;
 use crate::math::exp2::{L, NEAR, Reference, nearest};
 use crate::math::scalar::{exp, exp2, expm1, log1p, log2};
-use crate::plan::{Dtype, Gradient, Pass, Plan, Target};
+use crate::plan::{Dtype, Pass, Plan, Target};
 
 /// The reference that a row's chunks start from.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +32,11 @@ pub struct Anchor {
     pub center: f32,
     /// The reference is that of a logit of the row. Without, it is 0.
     pub real: bool,
+}
+
+impl Anchor {
+    /// That of a row that has none of its own.
+    pub const NONE: Anchor = Anchor { reference: Reference::Near(0.0), center: 0.0, real: false };
 }
 
 /// `P·p_c = 2^(L·x_c - reference)·factor`
@@ -69,36 +74,44 @@ const fn exp2_const(k: i64) -> f64 {
     f64::from_bits(((k + 1023) as u64) << 52)
 }
 
+/// What the first sweep over a row is to do.
+#[derive(Clone, Copy, Debug)]
+pub struct RowSum {
+    /// The class to leave out: the target.
+    pub hole: Option<usize>,
+    /// Where exponents are counted from.
+    pub anchor: Anchor,
+    /// Whether the (weighted) sum of the logits is wanted too.
+    pub dot: bool,
+}
+
 /// What the gradient's sweep over a row needs.
 #[derive(Clone, Copy, Debug)]
 pub struct RowGradient {
     /// For chunks whose sums were relative to the anchor.
     pub anchored: Curve,
-    /// For the others: relative to the row's lse.
-    pub own: Curve,
+    /// The row's lse, and P: for the other chunks.
+    pub lse: f64,
+    /// P
+    pub total: f64,
     /// B: what is subtracted, times the class weight if there are any.
     pub bias: f64,
 }
 
-/// The sweeps over one row, wherever they run: on this thread (contiguous.rs), or split
-/// over several (parallel.rs).
-pub trait Row {
-    /// See [`contiguous::anchor`](super::contiguous::anchor).
-    ///
-    /// # Safety
-    /// The row is one of the plan's, and no other call is at it.
-    unsafe fn anchor(&self, hole: Option<usize>) -> Anchor;
-    /// The sums over all classes but the hole.
-    ///
-    /// # Safety
-    /// As above.
-    unsafe fn sum(&self, hole: Option<usize>, anchor: &Anchor, dot: bool) -> Partial;
-    /// Writes the gradient, but for the target's own part. After [`sum`](Self::sum) in a call
-    /// that does both.
-    ///
-    /// # Safety
-    /// As above.
-    unsafe fn gradient(&self, gradient: &RowGradient);
+impl RowGradient {
+    /// `P·exp(x - lse)`, relative to the lse itself: a factor close to P.
+    #[inline(always)]
+    pub fn own(&self) -> Curve {
+        let log2 = self.lse * f64::from(L);
+        let c = nearest(log2);
+        if c.abs() <= NEAR {
+            let factor = self.total * exp2(c - log2);
+            return Curve { reference: Reference::Near(c as f32), factor };
+        }
+        let far = self.lse.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32;
+        let factor = self.total * exp(f64::from(far) - self.lse);
+        Curve { reference: Reference::Far(far), factor }
+    }
 }
 
 /// What the sums of a row say about it.
@@ -108,7 +121,7 @@ struct Softmax {
     nll: f64,
     /// 1 − p_y
     miss: f64,
-    /// `p_c = 2^(L·x_c - log2)·share` for c ≠ y, with `log2` the sums' reference.
+    /// `p_c = 2^(L·x_c - c)·share` for classes other than y, c being the anchor.
     share: f64,
 }
 
@@ -116,12 +129,12 @@ impl Softmax {
     /// `x_y` is the target's logit, which the sums leave out; without a target they leave out
     /// nothing.
     #[inline(always)]
-    fn new(sums: &Partial, x_y: Option<f64>) -> Self {
+    fn new(sums: &Partial, x_y: Option<f64>, anchor: Reference) -> Self {
         let l = f64::from(L);
         let rest =
             if sums.sum == 0.0 { f64::NEG_INFINITY } else { (sums.log2 + log2(sums.sum)) / l };
         let Some(x_y) = x_y else {
-            return Softmax { lse: rest, nll: f64::NAN, miss: 1.0, share: 1.0 / sums.sum };
+            return Softmax { lse: rest, nll: f64::NAN, miss: 1.0, share: 0.0 };
         };
         if rest == f64::NEG_INFINITY && x_y == f64::NEG_INFINITY {
             // No probabilities at all.
@@ -138,13 +151,17 @@ impl Softmax {
         }
         let q = rest - x_y;
         let e = exp(-q.abs());
-        let tail = log1p(e);
+        let (tail, inverse) = log1p(e);
         let (lse, nll, miss) = if q > 0.0 {
-            (rest + tail, q + tail, 1.0 / (1.0 + e))
+            (rest + tail, q + tail, inverse)
         } else {
-            (x_y + tail, tail, e / (1.0 + e))
+            (x_y + tail, tail, e * inverse)
         };
-        Softmax { lse, nll, miss, share: if sums.sum == 0.0 { 0.0 } else { miss / sums.sum } }
+        let mut share = if sums.sum == 0.0 { 0.0 } else { miss / sums.sum };
+        if sums.log2 != anchor.log2() && share != 0.0 {
+            share *= exp2(anchor.log2() - sums.log2);
+        }
+        Softmax { lse, nll, miss, share }
     }
 
     /// From an lse that was computed elsewhere.
@@ -160,178 +177,221 @@ fn times(a: f64, b: f64) -> f64 {
     if a == 0.0 { 0.0 } else { a * b }
 }
 
-/// Does what the plan asks for to one row, and returns its loss.
-///
-/// # Safety
-/// `index < plan.rows`, `row` is that row, and no other thread is at it.
-#[inline(always)]
-pub unsafe fn process<R: Row>(plan: &Plan, index: usize, row: &R) -> f64 {
-    // SAFETY: a row of the plan; so for every access below, which is to this row of the views.
-    let target = unsafe { plan.target(index) };
-    let class = match target {
-        Target::Class(y) => Some(y),
-        Target::Absent | Target::Ignored => None,
-    };
-    let forward = plan.pass != Pass::Backward;
-    let wants_lse = forward && plan.lse.is_some();
-    if class.is_none() && !wants_lse {
-        // SAFETY: see above.
-        unsafe {
-            write_loss(plan, index, 0.0);
-            if let Some(gradient) = &plan.gradient
-                && !gradient.accumulate
-            {
-                fill(plan, gradient, index, 0.0);
+/// One row on its way: from its operands ([`read`](Self::read)) over its sums
+/// ([`finish`](Self::finish)) to its gradient ([`place_target`](Self::place_target)). Whoever
+/// drives it runs the sweeps between: contiguous.rs for a batch of rows, parallel.rs for one row
+/// over several threads.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    index: usize,
+    class: Option<usize>,
+    /// The target's logit and weight, and r.
+    x_y: f64,
+    w_y: f64,
+    r: f64,
+    /// What the gradient holds at the target before the sweep, where it is accumulated.
+    old: f32,
+    /// What it is to hold or add.
+    entry: f64,
+}
+
+/// What remains to be done for a row's gradient.
+#[derive(Clone, Copy, Debug)]
+pub enum Job {
+    /// Nothing: none is asked for, or it is 0 and accumulated.
+    Nothing,
+    /// The same value everywhere.
+    Fill(f32),
+    /// A sweep, and then [`Row::place_target`].
+    Sweep(RowGradient),
+}
+
+impl Row {
+    /// Reads the row's target and weights, and its target's logit, which a call in place
+    /// overwrites.
+    ///
+    /// # Safety
+    /// `index < plan.rows`, and no other thread is at that row. The same for all below, with the
+    /// same plan.
+    #[inline(always)]
+    pub unsafe fn read(plan: &Plan, index: usize) -> Self {
+        // SAFETY: a row of the plan; so for every access below, which is to this row of the views.
+        let class = match unsafe { plan.target(index) } {
+            Target::Class(y) => Some(y),
+            Target::Absent | Target::Ignored => None,
+        };
+        let mut row = Row { index, class, x_y: 0.0, w_y: 1.0, r: 0.0, old: 0.0, entry: 0.0 };
+        if let Some(y) = class {
+            // SAFETY: see above; a target's class is in range (problem.rs).
+            unsafe {
+                row.x_y = f64::from(*plan.logits.row::<f32>(index).add(y));
+                row.w_y = plan.class_weight(y);
+                row.r = plan.row_weight(index);
+                if let Some(gradient) = &plan.gradient
+                    && gradient.accumulate
+                {
+                    row.old = *gradient.view.row::<f32>(index).add(y);
+                }
             }
         }
-        return 0.0;
+        row
     }
 
-    // In place, the logit and the output's old value go before they are needed.
-    // SAFETY: see above; a target's class is in range (problem.rs).
-    let (x_y, w_y, r) = unsafe {
-        match class {
-            Some(y) => (
-                Some(f64::from(*plan.logits.row::<f32>(index).add(y))),
-                plan.class_weight(y),
-                plan.row_weight(index),
-            ),
-            None => (None, 1.0, 0.0),
-        }
-    };
-    let smoothing = plan.label_smoothing;
-    let spread = smoothing / plan.classes as f64;
+    /// The class that sums leave out.
+    #[inline(always)]
+    pub fn hole(&self) -> Option<usize> {
+        self.class
+    }
 
-    let mut loss = 0.0;
-    let (softmax, anchored) = if forward {
-        let smooths = class.is_some() && smoothing > 0.0;
-        // SAFETY: see above.
-        let (anchor, sums) = unsafe {
-            let anchor = row.anchor(class);
-            (anchor, row.sum(class, &anchor, smooths))
-        };
-        let softmax = Softmax::new(&sums, x_y);
-        if let Some(x_y) = x_y
-            && r != 0.0
-        {
-            loss = times((1.0 - smoothing) * w_y, softmax.nll);
-            if smooths {
-                let center = f64::from(anchor.center);
-                let dot = sums.dot + times(w_y, x_y - center);
-                loss += spread * (times(plan.weight_total, softmax.lse - center) - dot);
+    /// Whether the row has to be summed up: it counts, or its lse is wanted all the same.
+    #[inline(always)]
+    pub fn needs_sum(&self, plan: &Plan) -> bool {
+        plan.pass != Pass::Backward && (self.class.is_some() || plan.lse.is_some())
+    }
+
+    /// What the first sweep is to do.
+    #[inline(always)]
+    pub fn sum(&self, plan: &Plan, anchor: Anchor) -> RowSum {
+        let dot = self.class.is_some() && plan.label_smoothing > 0.0;
+        RowSum { hole: self.class, anchor, dot }
+    }
+
+    /// Writes the row's lse and loss, given its sums if it [needs](Self::needs_sum) them; returns
+    /// the loss and what to do about the gradient.
+    ///
+    /// # Safety
+    /// See [`read`](Self::read).
+    #[inline(always)]
+    pub unsafe fn finish(&mut self, plan: &Plan, sums: Option<(&RowSum, &Partial)>) -> (f64, Job) {
+        let Some((sum, sums)) = sums else {
+            if plan.pass != Pass::Backward || self.class.is_none() {
+                // SAFETY: see above.
+                unsafe { self.write_loss(plan, 0.0) };
+                return (0.0, self.constant(plan, 0.0));
             }
-            // A row of NaN, +inf or nothing but −inf has no probabilities, whatever its weights.
-            loss = if softmax.lse.is_finite() { r * loss } else { f64::NAN };
-        }
+            let lse = match &plan.lse {
+                // SAFETY: see above.
+                Some(lse) => unsafe { *lse.row::<f64>(self.index) },
+                None => f64::NAN,
+            };
+            let softmax = Softmax::from_lse(lse, self.x_y);
+            // SAFETY: see above.
+            return (0.0, unsafe { self.job(plan, &softmax, Reference::Near(0.0)) });
+        };
+        let softmax = Softmax::new(sums, self.class.map(|_| self.x_y), sum.anchor.reference);
+        let loss = self.loss(plan, &softmax, sum, sums);
         // SAFETY: see above.
         unsafe {
             if let Some(lse) = &plan.lse {
-                *lse.row::<f64>(index) = softmax.lse;
+                *lse.row::<f64>(self.index) = softmax.lse;
             }
-            write_loss(plan, index, loss);
+            self.write_loss(plan, loss);
+            (loss, self.job(plan, &softmax, sum.anchor.reference))
         }
-        let reference = anchor.reference;
-        let share = softmax.share * exp2(reference.log2() - sums.log2);
-        let share = if softmax.share == 0.0 { 0.0 } else { share };
-        (softmax, Curve { reference, factor: share })
-    } else {
-        // SAFETY: see above; backward has an lse.
-        let lse = match &plan.lse {
-            Some(lse) => unsafe { *lse.row::<f64>(index) },
-            None => f64::NAN,
+    }
+
+    #[inline(always)]
+    fn loss(&self, plan: &Plan, softmax: &Softmax, sum: &RowSum, sums: &Partial) -> f64 {
+        if self.class.is_none() || self.r == 0.0 {
+            return 0.0;
+        }
+        // A row of NaN, +inf or nothing but −inf has no probabilities, whatever its weights.
+        if !softmax.lse.is_finite() {
+            return f64::NAN;
+        }
+        let mut loss = times((1.0 - plan.label_smoothing) * self.w_y, softmax.nll);
+        if sum.dot {
+            let center = f64::from(sum.anchor.center);
+            let dot = sums.dot + times(self.w_y, self.x_y - center);
+            let spread = plan.label_smoothing / plan.classes as f64;
+            loss += spread * (times(plan.weight_total, softmax.lse - center) - dot);
+        }
+        self.r * loss
+    }
+
+    /// # Safety
+    /// See [`read`](Self::read).
+    #[inline(always)]
+    unsafe fn job(&mut self, plan: &Plan, softmax: &Softmax, reference: Reference) -> Job {
+        let Some(gradient) = &plan.gradient else {
+            return Job::Nothing;
         };
-        let softmax = Softmax::from_lse(lse, x_y.unwrap_or(f64::NAN));
-        let reference = Reference::Near(0.0);
-        (softmax, Curve { reference, factor: 0.0 })
-    };
-
-    let Some(gradient) = &plan.gradient else {
-        return loss;
-    };
-    let Some(y) = class else {
-        if !gradient.accumulate {
-            // SAFETY: see above.
-            unsafe { fill(plan, gradient, index, 0.0) };
+        if self.class.is_none() || self.r == 0.0 {
+            return self.constant(plan, 0.0);
         }
-        return loss;
-    };
-    let upstream = match &gradient.output {
-        // SAFETY: see above.
-        Some(view) => gradient.scale * unsafe { view.real(index, 0) },
-        None => gradient.scale,
-    };
-    let hit = upstream * r * (1.0 - smoothing) * w_y;
-    let bias = upstream * r * spread;
-    let total = hit + bias * plan.weight_total;
-    let constant = if r == 0.0 {
-        Some(0.0)
-    } else if !softmax.lse.is_finite() || total.is_nan() {
-        Some(f32::NAN)
-    } else if hit == 0.0 && bias == 0.0 {
-        Some(0.0)
-    } else {
-        None
-    };
-    if let Some(value) = constant {
-        if value != 0.0 || !gradient.accumulate {
+        let upstream = match &gradient.output {
             // SAFETY: see above.
-            unsafe { fill(plan, gradient, index, value) };
+            Some(view) => gradient.scale * unsafe { view.real(self.index, 0) },
+            None => gradient.scale,
+        };
+        let smoothing = plan.label_smoothing;
+        let hit = upstream * self.r * (1.0 - smoothing) * self.w_y;
+        let bias = upstream * self.r * (smoothing / plan.classes as f64);
+        let total = hit + bias * plan.weight_total;
+        if !softmax.lse.is_finite() || total.is_nan() {
+            return Job::Fill(f32::NAN);
         }
-        return loss;
+        if hit == 0.0 && bias == 0.0 {
+            return self.constant(plan, 0.0);
+        }
+        self.entry =
+            hit * -softmax.miss + bias * (plan.weight_total * (1.0 - softmax.miss) - self.w_y);
+        let anchored = Curve { reference, factor: total * softmax.share };
+        Job::Sweep(RowGradient { anchored, lse: softmax.lse, total, bias })
     }
-    let entry = hit * -softmax.miss + bias * (plan.weight_total * (1.0 - softmax.miss) - w_y);
-    // SAFETY: see above; y is in range.
-    let (at, old) = unsafe {
-        let at = gradient.view.row::<f32>(index).add(y);
-        (at, if gradient.accumulate { *at } else { 0.0 })
-    };
-    let job = RowGradient {
-        anchored: Curve { reference: anchored.reference, factor: total * anchored.factor },
-        own: own_curve(softmax.lse, total),
-        bias,
-    };
-    // SAFETY: see above. The sweep leaves something of no meaning at the target.
-    unsafe {
-        row.gradient(&job);
-        *at = if gradient.accumulate { old + entry as f32 } else { entry as f32 };
-    }
-    loss
-}
 
-/// `total·exp(x - lse)` as a curve whose factor is close to `total`.
-#[inline(always)]
-fn own_curve(lse: f64, total: f64) -> Curve {
-    let log2 = lse * f64::from(L);
-    let c = nearest(log2);
-    if c.abs() <= NEAR {
-        Curve { reference: Reference::Near(c as f32), factor: total * exp2(c - log2) }
-    } else {
-        let far = lse.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32;
-        Curve { reference: Reference::Far(far), factor: total * exp(f64::from(far) - lse) }
+    #[inline(always)]
+    fn constant(&self, plan: &Plan, value: f32) -> Job {
+        match &plan.gradient {
+            Some(gradient) if !gradient.accumulate => Job::Fill(value),
+            _ => Job::Nothing,
+        }
     }
-}
 
-/// # Safety
-/// As [`process`].
-#[inline(always)]
-unsafe fn write_loss(plan: &Plan, index: usize, loss: f64) {
-    if let Some(view) = &plan.row_losses {
-        // SAFETY: a row of the view; the dtype says what is there.
-        unsafe {
-            match view.dtype {
-                Dtype::F64 => *view.row::<f64>(index) = loss,
-                _ => *view.row::<f32>(index) = loss as f32,
+    /// Writes the target's own part of the gradient, where the sweep left something of no meaning.
+    ///
+    /// # Safety
+    /// See [`read`](Self::read).
+    #[inline(always)]
+    pub unsafe fn place_target(&self, plan: &Plan) {
+        if let (Some(gradient), Some(y)) = (&plan.gradient, self.class) {
+            let entry = self.entry as f32;
+            // SAFETY: see above; y is in range.
+            unsafe {
+                *gradient.view.row::<f32>(self.index).add(y) =
+                    if gradient.accumulate { self.old + entry } else { entry };
             }
         }
     }
-}
 
-/// # Safety
-/// As [`process`].
-#[inline(always)]
-unsafe fn fill(plan: &Plan, gradient: &Gradient, index: usize, value: f32) {
-    // SAFETY: a row of the gradient is `classes` long, and this thread's alone.
-    let row =
-        unsafe { std::slice::from_raw_parts_mut(gradient.view.row::<f32>(index), plan.classes) };
-    row.fill(value);
+    /// Writes the same value over the row's gradient.
+    ///
+    /// # Safety
+    /// See [`read`](Self::read).
+    #[inline(always)]
+    pub unsafe fn fill(&self, plan: &Plan, value: f32) {
+        if let Some(gradient) = &plan.gradient {
+            // SAFETY: a row of the gradient is `classes` long, and this thread's alone.
+            let row = unsafe {
+                let start = gradient.view.row::<f32>(self.index);
+                std::slice::from_raw_parts_mut(start, plan.classes)
+            };
+            row.fill(value);
+        }
+    }
+
+    /// # Safety
+    /// See [`read`](Self::read).
+    #[inline(always)]
+    unsafe fn write_loss(&self, plan: &Plan, loss: f64) {
+        if let Some(view) = &plan.row_losses {
+            // SAFETY: a row of the view; the dtype says what is there.
+            unsafe {
+                match view.dtype {
+                    Dtype::F64 => *view.row::<f64>(self.index) = loss,
+                    _ => *view.row::<f32>(self.index) = loss as f32,
+                }
+            }
+        }
+    }
 }

@@ -27,14 +27,22 @@ const INVERSE_FACTORIALS: [f64; 13] = [
     1.0 / 87_178_291_200.0,
 ];
 
+/// `c[0] + c[1]·x + c[2]·x² + c[3]·x³`, in pairs: latency is what a row waits for.
+#[inline(always)]
+fn cubic(c: [f64; 4], x: f64, x2: f64) -> f64 {
+    (c[0] + c[1] * x) + (c[2] + c[3] * x) * x2
+}
+
 /// `e^r - 1` for |r| ≤ 0.35: 14 terms leave a remainder below 4e-18·|r|.
 #[inline(always)]
 fn expm1_small(r: f64) -> f64 {
-    let mut q = INVERSE_FACTORIALS[12];
-    for k in (0..12).rev() {
-        q = q * r + INVERSE_FACTORIALS[k];
-    }
-    r + r * r * q
+    const C: [f64; 13] = INVERSE_FACTORIALS;
+    let r2 = r * r;
+    let r4 = r2 * r2;
+    let low = cubic([C[0], C[1], C[2], C[3]], r, r2);
+    let middle = cubic([C[4], C[5], C[6], C[7]], r, r2);
+    let high = cubic([C[8], C[9], C[10], C[11]], r, r2) + C[12] * r4;
+    r + r2 * ((low + middle * r4) + high * (r4 * r4))
 }
 
 /// `2^k` for integral `k` in -1022..=1023.
@@ -79,7 +87,7 @@ pub fn expm1(x: f64) -> f64 {
     if x.abs() <= 0.35 {
         return expm1_small(x);
     }
-    if !(x.abs() < 40.0) {
+    if x.abs() > 40.0 {
         return exp(x) - 1.0;
     }
     let k = super::exp2::nearest(x * LOG2_E);
@@ -101,10 +109,12 @@ fn ln_parts(x: f64) -> (f64, f64) {
     // term exact, so that the result is good to an ulp near 1 as well.
     let u = t / (2.0 + t);
     let z = u * u;
-    let mut q = 2.0 / 23.0;
-    for odd in [21.0, 19.0, 17.0, 15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0] {
-        q = q * z + 2.0 / odd;
-    }
+    let z2 = z * z;
+    let z4 = z2 * z2;
+    let low = cubic([2.0 / 3.0, 2.0 / 5.0, 2.0 / 7.0, 2.0 / 9.0], z, z2);
+    let middle = cubic([2.0 / 11.0, 2.0 / 13.0, 2.0 / 15.0, 2.0 / 17.0], z, z2);
+    let high = (2.0 / 19.0 + 2.0 / 21.0 * z) + 2.0 / 23.0 * z2;
+    let q = (low + middle * z4) + high * (z4 * z4);
     (k as f64, t - u * (t - z * q))
 }
 
@@ -135,7 +145,7 @@ pub fn log2(x: f64) -> f64 {
 /// The logarithm where [`ln_parts`] does not apply; subnormals count as 0.
 #[inline(always)]
 fn edge(x: f64) -> Option<f64> {
-    if x >= f64::MIN_POSITIVE && x < f64::INFINITY {
+    if (f64::MIN_POSITIVE..f64::INFINITY).contains(&x) {
         None
     } else if x.abs() < f64::MIN_POSITIVE {
         Some(f64::NEG_INFINITY)
@@ -146,15 +156,13 @@ fn edge(x: f64) -> Option<f64> {
     }
 }
 
-/// ln(1 + x) for x ≥ 0, accurate down to the smallest x.
+/// `(ln(1 + x), 1/(1 + x))` for x in [0, 1], accurate down to the smallest x.
 #[inline(always)]
-pub fn log1p(x: f64) -> f64 {
+pub fn log1p(x: f64) -> (f64, f64) {
     let w = 1.0 + x;
-    if w == f64::INFINITY {
-        return w;
-    }
+    let inverse = 1.0 / w;
     // w rounds; the part of x that it lost, relative to w, is the derivative's correction.
-    ln(w) + (x - (w - 1.0)) / w
+    (ln(w) + (x - (w - 1.0)) * inverse, inverse)
 }
 
 #[cfg(test)]
@@ -183,7 +191,7 @@ mod tests {
         assert!(worst(expm1, f64::exp_m1, 1e-20, 700.0, true) < 4.5e-16);
         assert!(worst(ln, f64::ln, 1e-300, 1e300, false) < 4.5e-16);
         assert!(worst(log2, f64::log2, 1e-300, 1e300, false) < 6.0e-16);
-        assert!(worst(log1p, f64::ln_1p, 1e-300, 1e300, false) < 4.5e-16);
+        assert!(worst(|x| log1p(x).0, f64::ln_1p, 1e-300, 1.0, false) < 4.5e-16);
     }
 
     #[test]
@@ -200,9 +208,8 @@ mod tests {
         assert_eq!(ln(f64::INFINITY), f64::INFINITY);
         assert!(ln(-1.0).is_nan() && ln(f64::NAN).is_nan() && log2(f64::NAN).is_nan());
         assert_eq!(log2(1024.0), 10.0);
-        assert_eq!(log1p(0.0), 0.0);
-        assert_eq!(log1p(f64::INFINITY), f64::INFINITY);
-        assert!(log1p(f64::NAN).is_nan());
+        assert_eq!(log1p(0.0), (0.0, 1.0));
+        assert!(log1p(f64::NAN).0.is_nan());
         assert_eq!(expm1(f64::NEG_INFINITY), -1.0);
     }
 }
