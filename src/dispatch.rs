@@ -8,6 +8,7 @@ use crate::kernels::contiguous::{self, Chunk};
 use crate::kernels::online::Partial;
 use crate::kernels::row::{Anchor, RowGradient, RowSum};
 use crate::plan::Plan;
+use crate::simd::Simd;
 use crate::simd::portable::{self, Portable};
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -112,7 +113,13 @@ macro_rules! entries {
                 }
             }
 
-            pub static KERNELS: Kernels = Kernels { rows, anchor, sum_segment, redo, gradient_segment };
+            fn fence() {
+                // SAFETY: a fence is in every x86-64's set; elsewhere the token needs no proof.
+                #[allow(unused_unsafe, reason = "the portable token needs no proof")]
+                unsafe { $token }.fence();
+            }
+
+            pub static KERNELS: Kernels = Kernels { rows, anchor, sum_segment, redo, gradient_segment, fence };
         }
     };
 }

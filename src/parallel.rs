@@ -188,6 +188,9 @@ unsafe fn split_row(plan: &Plan, kernels: &Kernels, team: &Team, size: usize, in
                     let again = redone[segment].load(Ordering::Relaxed);
                     // SAFETY: as above.
                     unsafe { (kernels.gradient_segment)(plan, index, segment, again, &gradient) };
+                    if plan.streams() {
+                        (kernels.fence)();
+                    }
                 },
                 |()| (),
             );

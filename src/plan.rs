@@ -195,6 +195,12 @@ impl Plan {
         self.classes.div_ceil(self.segment_len())
     }
 
+    /// The gradient is written around the caches.
+    #[inline(always)]
+    pub fn streams(&self) -> bool {
+        self.gradient.is_some_and(|gradient| gradient.stream)
+    }
+
     /// What `row` is to predict.
     ///
     /// # Safety

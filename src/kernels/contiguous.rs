@@ -381,10 +381,19 @@ impl Chunk<'_> {
         g: *mut f32,
     ) {
         let s = sweep.s;
-        // Streamed writes are whole cache lines.
-        let mut at = if stream { g.align_offset(64).min(self.len) } else { 0 };
-        // Too short for a whole line: `first_lanes` takes less than a block.
-        at = at.min(BLOCK - 1);
+        // Streamed writes are whole cache lines. Those that are not, at both ends, and the
+        // target's, which is written once more, go through the cache; ask for them early, for a
+        // write that waits for its line holds up all behind it.
+        let (mut at, mut through) = (0, std::ptr::null_mut());
+        if stream {
+            // Too short for a whole line: `first_lanes` takes less than a block.
+            at = g.align_offset(64).min(self.len).min(BLOCK - 1);
+            s.prefetch_write(g.wrapping_add(self.len - 1).cast());
+            if let Some(y) = self.hole {
+                s.prefetch_write(g.wrapping_add(y).cast());
+                through = g.wrapping_add(at + (y.max(at) - at) / S::LANES * S::LANES);
+            }
+        }
         // SAFETY: the masks keep to the chunk.
         unsafe { self.gradient_lanes(sweep, 0, first_lanes(at), accumulate, g) };
         while at + BLOCK <= self.len {
@@ -402,7 +411,7 @@ impl Chunk<'_> {
                     if accumulate {
                         v = s.add(s.load(to), v);
                     }
-                    if stream {
+                    if stream && to != through {
                         s.stream(to, v);
                     } else {
                         s.store(to, v);
@@ -581,6 +590,12 @@ pub unsafe fn sum_segment<S: Simd>(
     }
 }
 
+/// Where the row's hole is in the chunk of `len` classes from `class` on, if it is there.
+#[inline(always)]
+fn hole_in(hole: Option<usize>, class: usize, len: usize) -> Option<usize> {
+    hole.and_then(|y| y.checked_sub(class)).filter(|&y| y < len)
+}
+
 /// Whether the first sweep leaves exponentials in place of the logits.
 #[inline(always)]
 fn keeps(plan: &Plan) -> bool {
@@ -611,7 +626,7 @@ unsafe fn sum_chunks<S: Simd, const KEEP: bool, const DOT: u8>(
             x,
             class,
             len,
-            hole: hole.and_then(|y| y.checked_sub(class)).filter(|&y| y < len),
+            hole: hole_in(*hole, class, len),
             kept: if KEEP { x } else { std::ptr::null_mut() },
             backup: if KEEP { backup.as_mut_ptr().cast() } else { std::ptr::null_mut() },
             center: anchor.center,
@@ -644,7 +659,8 @@ pub unsafe fn redo<S: Simd>(s: S, chunk: &Chunk, sum: f64) -> (f64, f64) {
 }
 
 /// Writes the gradient of one segment of `row`, but for the target's own part; `redone` as
-/// [`sum_segment`] returned it.
+/// [`sum_segment`] returned it. Streamed writes are left for the caller to fence: doing it here,
+/// for every row, would wait for memory every time.
 ///
 /// # Safety
 /// As [`sum_segment`]; the plan has a gradient.
@@ -663,6 +679,7 @@ pub unsafe fn gradient_segment<S: Simd>(
     let all_own = plan.pass == Pass::Backward || plan.classes > KEPT_CLASSES;
     let own_curve = if all_own || redone != 0 { gradient.own() } else { gradient.anchored };
     for (i, class) in (start..end).step_by(CHUNK).enumerate() {
+        let len = CHUNK.min(end - class);
         // SAFETY: a class of a row of the plan.
         let (x, g) = unsafe {
             (plan.logits.row::<f32>(row).add(class), output.view.row::<f32>(row).add(class))
@@ -670,8 +687,8 @@ pub unsafe fn gradient_segment<S: Simd>(
         let chunk = Chunk {
             x,
             class,
-            len: CHUNK.min(end - class),
-            hole: None,
+            len,
+            hole: hole_in(Some(gradient.target), class, len),
             kept: std::ptr::null_mut(),
             backup: std::ptr::null_mut(),
             center: 0.0,
@@ -694,9 +711,6 @@ pub unsafe fn gradient_segment<S: Simd>(
                 }
             }
         }
-    }
-    if output.stream {
-        s.fence();
     }
 }
 
@@ -803,6 +817,9 @@ pub unsafe fn rows(kernels: &Kernels, plan: &Plan, range: Range<usize>) -> f64 {
                 }
             }
         }
+    }
+    if plan.streams() {
+        (kernels.fence)();
     }
     loss
 }

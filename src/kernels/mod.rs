@@ -28,4 +28,6 @@ pub struct Kernels {
     pub redo: unsafe fn(&Chunk, f64) -> (f64, f64),
     /// See [`contiguous::gradient_segment`].
     pub gradient_segment: unsafe fn(&Plan, usize, usize, u64, &RowGradient),
+    /// See [`Simd::fence`](crate::simd::Simd::fence).
+    pub fence: fn(),
 }

@@ -96,6 +96,8 @@ pub struct RowGradient {
     pub total: f64,
     /// B: what is subtracted, times the class weight if there are any.
     pub bias: f64,
+    /// The class whose part is written later.
+    pub target: usize,
 }
 
 impl RowGradient {
@@ -316,9 +318,9 @@ impl Row {
         let Some(gradient) = &plan.gradient else {
             return Job::Nothing;
         };
-        if self.class.is_none() || self.r == 0.0 {
+        let Some(target) = self.class.filter(|_| self.r != 0.0) else {
             return self.constant(plan, 0.0);
-        }
+        };
         let upstream = match &gradient.output {
             // SAFETY: see above.
             Some(view) => gradient.scale * unsafe { view.real(self.index, 0) },
@@ -337,7 +339,7 @@ impl Row {
         self.entry =
             hit * -softmax.miss + bias * (plan.weight_total * (1.0 - softmax.miss) - self.w_y);
         let anchored = Curve { reference, factor: total * softmax.share };
-        Job::Sweep(RowGradient { anchored, lse: softmax.lse, total, bias })
+        Job::Sweep(RowGradient { anchored, lse: softmax.lse, total, bias, target })
     }
 
     #[inline(always)]

@@ -102,6 +102,10 @@ impl Simd for Avx2 {
     fn prefetch(self, p: *const u8) {
         avx2!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
     }
+    #[inline(always)]
+    fn prefetch_write(self, p: *const u8) {
+        avx2!(_mm_prefetch::<_MM_HINT_ET0>(p.cast()))
+    }
 
     #[inline(always)]
     fn add(self, a: __m256, b: __m256) -> __m256 {

@@ -73,6 +73,10 @@ impl Simd for Avx512 {
     fn prefetch(self, p: *const u8) {
         avx512!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
     }
+    #[inline(always)]
+    fn prefetch_write(self, p: *const u8) {
+        avx512!(_mm_prefetch::<_MM_HINT_ET0>(p.cast()))
+    }
 
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {

@@ -68,6 +68,8 @@ pub trait Simd: Copy {
     fn fence(self);
     /// Asks for the cache line at `p`; never faults, whatever `p` is.
     fn prefetch(self, p: *const u8);
+    /// Asks for the cache line at `p`, to be written.
+    fn prefetch_write(self, p: *const u8);
 
     /// `a + b`
     fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;

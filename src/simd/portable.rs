@@ -71,6 +71,8 @@ impl Simd for Portable {
     fn fence(self) {}
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
+    #[inline(always)]
+    fn prefetch_write(self, _: *const u8) {}
 
     #[inline(always)]
     fn add(self, a: f32x8, b: f32x8) -> f32x8 {
