@@ -11,6 +11,8 @@ fn main() {
     println!("cargo::rerun-if-env-changed=XENT_CHECK_HEADER");
     if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
         println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libxent.so.0");
+        // Workers run its code for as long as the process lives: dlclose must not unmap it.
+        println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
     }
 
     let header = generate();
@@ -37,9 +39,9 @@ fn generate() -> String {
     let (major, minor, patch) = (part(), part(), part());
     config.header = Some(read("src/ffi/header.txt"));
     config.after_includes = Some(format!(
-        "\n#define XENT_VERSION_MAJOR {major}\n#define XENT_VERSION_MINOR {minor}\n#define XENT_VERSION_PATCH {patch}"
+        "\n#define XENT_VERSION_MAJOR {major}\n#define XENT_VERSION_MINOR {minor}\n#define XENT_VERSION_PATCH {patch}\n\n{}",
+        read("src/ffi/initialisers.txt").trim_end()
     ));
-    config.trailer = Some(read("src/ffi/trailer.txt"));
     let bindings = cbindgen::Builder::new()
         .with_config(config)
         .with_src("src/codes.rs")

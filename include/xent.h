@@ -28,6 +28,18 @@
 #define XENT_VERSION_MINOR 1
 #define XENT_VERSION_PATCH 0
 
+/* Initialisers that carry the defaults, for C and C++: xent_problem problem = XENT_PROBLEM_INIT;
+ * A struct_size smaller than the library's, down to the first release's, means that the later
+ * members have their defaults; a larger one is accepted if the unknown tail is all zero. */
+#define XENT_PROBLEM_INIT                                                                          \
+  { sizeof(xent_problem), 0, 0, 0, 1,                                                              \
+    {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},         \
+    {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},                                      \
+    -100, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, XENT_MEAN, 0, NULL }
+#define XENT_RESULTS_INIT                                                                          \
+  { sizeof(xent_results), NULL, {NULL, XENT_F32, {0, 0, 0}}, NULL, NULL, NULL, NULL, NULL, NULL,   \
+    NULL, {NULL, XENT_F32, {0, 0, 0}} }
+
 /**
  * "logits" already are log-probabilities (NLLLoss). Not in this version: XENT_ERR_PARAM.
  */
@@ -51,8 +63,8 @@ typedef struct xent_pool xent_pool;
 /**
  * 0 = ok. Codes are append-only; a retired one stays listed. Where several apply to one call,
  * the first in the order STRUCT, NULL, DTYPE, SHAPE, STRIDE, ALIGN, OVERLAP, PARAM, TARGET is
- * reported. A call that returns anything but XENT_OK has written nothing but this thread's
- * xent_last_error.
+ * reported. A call that returns anything but XENT_OK or XENT_ERR_PANIC has written nothing but
+ * this thread's xent_last_error.
  */
 typedef int32_t xent_status;
 
@@ -103,7 +115,7 @@ typedef uint32_t xent_reduction;
  * A row is ignored if its target is ignore_index or its mask byte is 0: its loss is 0, its
  * gradient exactly 0, and nothing that its logits hold reaches another row. A term whose
  * factor is 0 is 0, whatever it multiplies. A kept row that holds NaN or +inf, or nothing but
- * -inf, has NaN for loss and gradient.
+ * -inf, has NaN for loss and gradient, unless its weight r is 0.
  */
 typedef struct xent_problem {
   /**
@@ -127,8 +139,8 @@ typedef struct xent_problem {
    */
   size_t inner;
   /**
-   * f32, [rows, classes], classes contiguous, any row stride >= classes. Other floats and
-   * strides are not in this version (XENT_ERR_DTYPE, XENT_ERR_STRIDE).
+   * f32, [rows, classes], classes contiguous, any row stride. Other floats and class strides
+   * are not in this version (XENT_ERR_DTYPE, XENT_ERR_STRIDE).
    */
   struct xent_input logits;
   /**
@@ -376,7 +388,7 @@ typedef struct xent_results {
 #define XENT_ERR_PARAM 9
 
 /**
- * An internal bug, caught at the boundary; never expected.
+ * An internal bug, caught at the boundary; never expected. Outputs may be half-written.
  */
 #define XENT_ERR_PANIC 10
 
@@ -389,25 +401,21 @@ extern "C" {
  *
  * problem, results: not NULL. Thread-safe. On failure nothing is written.
  *
- * # Safety
- * `problem` and `results` are NULL or valid; every operand in them that is present covers the
- * problem's shape; no other thread writes the inputs or touches the outputs during the call.
+ * Every operand that is present covers the problem's shape; no other thread writes the inputs
+ * or touches the outputs during the call.
  */
 xent_status xent_forward(const struct xent_problem *problem, const struct xent_results *results);
 
 /**
  * The gradient of the loss with respect to the logits, recomputed from lse.
  *
- * lse: double [rows], packed, of a forward over the same logits or of the caller's own making.
+ * problem, lse, grad_logits: not NULL. lse: double [rows], packed, of a forward over the same logits or of the caller's own making.
  * grad_output: the gradient of what follows, NULL = 1; f32 or f64, one element, or [rows] with
  * XENT_NONE. grad_scale: finite, multiplies on top (loss scaling, 1/accumulation steps).
  * grad_logits: f32 [rows, classes]; it may be exactly the logits (same data, dtype and
  * strides), which are then overwritten (not with XENT_FLAG_ACCUMULATE: XENT_ERR_OVERLAP).
  * Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE. Thread-safe. On failure
  * nothing is written.
- *
- * # Safety
- * As xent_forward.
  */
 xent_status xent_backward(const struct xent_problem *problem,
                           const double *lse,
@@ -418,11 +426,8 @@ xent_status xent_backward(const struct xent_problem *problem,
 /**
  * Both in one go, reading the logits from memory once.
  *
- * results: may be NULL. The rest as in xent_forward and xent_backward. On failure nothing is
+ * problem, grad_logits: not NULL; results may be. The rest as in xent_forward and xent_backward. On failure nothing is
  * written.
- *
- * # Safety
- * As xent_forward.
  */
 xent_status xent_forward_backward(const struct xent_problem *problem,
                                   const struct xent_input *grad_output,
@@ -450,16 +455,14 @@ const char *xent_last_error(void);
 struct xent_pool *xent_pool_new(uint32_t threads);
 
 /**
- * Ends a pool and its threads. No call may be running on it. NULL is a no-op.
- *
- * # Safety
- * `pool` is NULL or came from xent_pool_new and was not freed.
+ * Ends a pool that xent_pool_new made, once; its threads end soon after. No call may be running
+ * on it. NULL is a no-op.
  */
 void xent_pool_free(struct xent_pool *pool);
 
 /**
  * The kernels in use: "avx512", "avx2", "neon" or "portable". The environment variable XENT_ISA
- * lowers the choice; if it names none that this processor has, every call fails with
+ * (if not empty) lowers the choice; if it names none that this processor has, every call fails with
  * XENT_ERR_PARAM, and this is "none". Static; never NULL.
  */
 const char *xent_isa(void);
@@ -474,15 +477,3 @@ const char *xent_version(void);
 #endif  // __cplusplus
 
 #endif  /* XENT_H */
-
-/* Initialisers that carry the defaults, for C and C++: xent_problem problem = XENT_PROBLEM_INIT;
- * A struct_size smaller than the library's, down to the first release's, means that the later
- * members have their defaults; a larger one is accepted if the unknown tail is all zero. */
-#define XENT_PROBLEM_INIT                                                                          \
-  { sizeof(xent_problem), 0, 0, 0, 1,                                                              \
-    {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},         \
-    {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},                                      \
-    -100, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, XENT_MEAN, 0, NULL }
-#define XENT_RESULTS_INIT                                                                          \
-  { sizeof(xent_results), NULL, {NULL, XENT_F32, {0, 0, 0}}, NULL, NULL, NULL, NULL, NULL, NULL,   \
-    NULL, {NULL, XENT_F32, {0, 0, 0}} }

@@ -139,7 +139,7 @@ impl Results<'_> {
 /// ```
 /// use xent::CrossEntropy;
 ///
-/// let mut logits = vec![0.1, 0.2, 0.3, 0.4, 0.4, 0.3, 0.2, 0.1];
+/// let mut logits = vec![0.1f32, 0.2, 0.3, 0.4, 0.4, 0.3, 0.2, 0.1];
 /// let targets = [0i32, 3];
 /// let loss = CrossEntropy::new(2, 4)
 ///     .label_smoothing(0.1)

@@ -134,12 +134,13 @@ entries!(
     crate::simd::avx512::Avx512::assume()
 );
 
-/// The instruction set in use: the best there is, or the one that `XENT_ISA` names; the reason
+/// The instruction set in use: the best there is, or the one that a non-empty `XENT_ISA` names; the reason
 /// if it names none, or one that this processor does not have. Decided once.
 pub(crate) fn selected() -> Result<Isa, &'static str> {
     static SELECTED: OnceLock<Result<Isa, String>> = OnceLock::new();
     let choice = SELECTED.get_or_init(|| match std::env::var_os("XENT_ISA") {
         None => Ok(Isa::best()),
+        Some(value) if value.is_empty() => Ok(Isa::best()),
         Some(value) => named(&value.to_string_lossy()),
     });
     choice.as_ref().copied().map_err(String::as_str)

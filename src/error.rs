@@ -14,7 +14,8 @@ pub enum Error {
     Null(String),
     /// A C struct that was not built from its initialiser; cannot come from Rust.
     Struct(String),
-    /// A size is out of range, the product of the sizes overflows, or a slice is too short.
+    /// A size is out of range, the product of the sizes overflows, or a slice is too short (which
+    /// depends on the strides, and so comes after them).
     Shape(String),
     /// A stride is negative or overflows, or elements of an output share an address.
     Stride(String),

@@ -10,6 +10,7 @@ use crate::kernels::row::{Job, Row};
 use crate::plan::{Plan, SEGMENTS};
 use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Blocks that a range of rows is cut into at most: enough that 64 threads are evenly loaded.
@@ -39,7 +40,8 @@ impl Team<'_> {
         }
         let available = match self.pool {
             Some(pool) => pool.current_num_threads(),
-            None => rayon::current_num_threads(),
+            None if has_global_pool() => rayon::current_num_threads(),
+            None => 1,
         };
         match self.threads {
             0 => available.min(worth),
@@ -74,6 +76,7 @@ impl Team<'_> {
         f: impl Fn(usize) -> T + Sync,
         mut each: impl FnMut(T),
     ) {
+        assert!(count <= BLOCKS);
         let size = size.min(count);
         if size <= 1 {
             (0..count).for_each(|i| each(f(i)));
@@ -99,6 +102,18 @@ impl Team<'_> {
             each(unsafe { slot.assume_init_read() });
         }
     }
+}
+
+/// Whether there is a pool to fall into: the one that the caller runs in, or rayon's global one,
+/// which is started here, lest rayon panic where the system refuses its threads.
+fn has_global_pool() -> bool {
+    static STARTED: OnceLock<bool> = OnceLock::new();
+    rayon::current_thread_index().is_some()
+        || *STARTED.get_or_init(|| match rayon::ThreadPoolBuilder::new().build_global() {
+            Ok(()) => true,
+            // Somebody else started it; only a failure to start threads has a source.
+            Err(error) => std::error::Error::source(&error).is_none(),
+        })
 }
 
 /// Slots that several threads write, each to its own.

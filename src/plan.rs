@@ -147,6 +147,9 @@ pub struct Plan {
     pub class_weights: Option<View>,
     /// Σ of the class weights; the number of classes without them.
     pub weight_total: f64,
+    /// A power of 2: what f64 class weights are counted in where lanes of f32 hold them, so that
+    /// they fit. 1 for others.
+    pub weight_unit: f64,
     /// `[rows]`
     pub row_weights: Option<View>,
     /// u8 `[rows]`; 0 = ignored.

@@ -166,6 +166,8 @@ struct Slot {
     output: bool,
     /// The strides, packed ones filled in and those of axes of size 1 set to 0.
     strides: [i64; 3],
+    /// The element farthest from the first.
+    last: usize,
     /// Addresses of the first byte and of the one after the last.
     bytes: (usize, usize),
 }
@@ -197,6 +199,7 @@ impl Slots {
             required: false,
             output: false,
             strides: [0; 3],
+            last: 0,
             bytes: (0, 0),
         };
         Slots { slots: [none; SLOTS], len: 0 }
@@ -341,12 +344,7 @@ impl Slot {
         if self.output {
             self.check_disjoint(&sizes)?;
         }
-        if last as usize >= self.operand.available {
-            return Err(Error::Shape(format!(
-                "{} has {} elements, but its shape and strides reach element {last}",
-                self.name, self.operand.available
-            )));
-        }
+        self.last = last as usize;
         Ok(())
     }
 
@@ -490,6 +488,14 @@ fn validate(
             slot.resolve(problem)?;
         }
     }
+    for slot in slots.iter().filter(|slot| !slot.is_empty(problem)) {
+        if slot.last >= slot.operand.available {
+            return Err(Error::Shape(format!(
+                "{} has {} elements, but its shape and strides reach element {}",
+                slot.name, slot.operand.available, slot.last
+            )));
+        }
+    }
     for slot in slots.iter() {
         if slot.axes == Axes::Full && classes > 1 && rows > 0 && slot.strides[1] != 1 {
             return Err(Error::Stride(format!(
@@ -557,6 +563,7 @@ fn validate(
         targets: slots.view("targets"),
         class_weights: slots.view("class_weights"),
         weight_total: classes as f64,
+        weight_unit: 1.0,
         row_weights: slots.view("row_weights"),
         row_mask: slots.view("row_mask"),
         ignore_index: problem.ignore_index,
@@ -585,9 +592,17 @@ fn validate(
         return Err(error);
     }
 
-    if plan.class_weights.is_some() && plan.label_smoothing > 0.0 {
+    if let Some(weights) = plan.class_weights.filter(|_| plan.label_smoothing > 0.0) {
         // SAFETY: the classes of the plan.
-        plan.weight_total = (0..classes).map(|class| unsafe { plan.class_weight(class) }).sum();
+        let weights_of = || (0..classes).map(|class| unsafe { weights.real(0, class) });
+        plan.weight_total = weights_of().sum();
+        if weights.dtype == Dtype::F64 {
+            let largest = weights_of().fold(0.0, |max: f64, w| max.max(w.abs()));
+            if largest.is_normal() {
+                // The power of 2 in `largest`.
+                plan.weight_unit = f64::from_bits(largest.to_bits() & (0x7FF << 52));
+            }
+        }
     }
     let normalizer = if problem.normalizer > 0.0 { problem.normalizer } else { scan.weight };
     if let Some((request, view)) = request.zip(slots.view("grad_logits")) {

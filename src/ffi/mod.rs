@@ -17,8 +17,8 @@ use std::ffi::{c_char, c_void};
 
 /// 0 = ok. Codes are append-only; a retired one stays listed. Where several apply to one call,
 /// the first in the order STRUCT, NULL, DTYPE, SHAPE, STRIDE, ALIGN, OVERLAP, PARAM, TARGET is
-/// reported. A call that returns anything but XENT_OK has written nothing but this thread's
-/// xent_last_error.
+/// reported. A call that returns anything but XENT_OK or XENT_ERR_PANIC has written nothing but
+/// this thread's xent_last_error.
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub type xent_status = i32;
 
@@ -47,7 +47,7 @@ pub const XENT_ERR_TARGET: xent_status = 8;
 /// logit_scale not > 0; a NaN; a result that this problem cannot have; an XENT_ISA that does not
 /// name an available instruction set.
 pub const XENT_ERR_PARAM: xent_status = 9;
-/// An internal bug, caught at the boundary; never expected.
+/// An internal bug, caught at the boundary; never expected. Outputs may be half-written.
 pub const XENT_ERR_PANIC: xent_status = 10;
 
 /// A strided operand that is read; memory of the caller's, which xent never keeps.
@@ -98,7 +98,7 @@ pub struct xent_pool(Pool);
 /// A row is ignored if its target is ignore_index or its mask byte is 0: its loss is 0, its
 /// gradient exactly 0, and nothing that its logits hold reaches another row. A term whose
 /// factor is 0 is 0, whatever it multiplies. A kept row that holds NaN or +inf, or nothing but
-/// -inf, has NaN for loss and gradient.
+/// -inf, has NaN for loss and gradient, unless its weight r is 0.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types, reason = "the name in C")]
@@ -113,8 +113,8 @@ pub struct xent_problem {
     pub classes: usize,
     /// K; default 1, and 1 is all that this version takes (XENT_ERR_SHAPE).
     pub inner: usize,
-    /// f32, [rows, classes], classes contiguous, any row stride >= classes. Other floats and
-    /// strides are not in this version (XENT_ERR_DTYPE, XENT_ERR_STRIDE).
+    /// f32, [rows, classes], classes contiguous, any row stride. Other floats and class strides
+    /// are not in this version (XENT_ERR_DTYPE, XENT_ERR_STRIDE).
     pub logits: xent_input,
     /// i64, i32, u32, u16 or u8 class indices [rows]. Absent: only lse can be asked for,
     /// anything else is XENT_ERR_NULL.
@@ -357,9 +357,8 @@ unsafe fn request(
 ///
 /// problem, results: not NULL. Thread-safe. On failure nothing is written.
 ///
-/// # Safety
-/// `problem` and `results` are NULL or valid; every operand in them that is present covers the
-/// problem's shape; no other thread writes the inputs or touches the outputs during the call.
+/// Every operand that is present covers the problem's shape; no other thread writes the inputs
+/// or touches the outputs during the call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_forward(
     problem: *const xent_problem,
@@ -377,16 +376,13 @@ pub unsafe extern "C" fn xent_forward(
 
 /// The gradient of the loss with respect to the logits, recomputed from lse.
 ///
-/// lse: double [rows], packed, of a forward over the same logits or of the caller's own making.
+/// problem, lse, grad_logits: not NULL. lse: double [rows], packed, of a forward over the same logits or of the caller's own making.
 /// grad_output: the gradient of what follows, NULL = 1; f32 or f64, one element, or [rows] with
 /// XENT_NONE. grad_scale: finite, multiplies on top (loss scaling, 1/accumulation steps).
 /// grad_logits: f32 [rows, classes]; it may be exactly the logits (same data, dtype and
 /// strides), which are then overwritten (not with XENT_FLAG_ACCUMULATE: XENT_ERR_OVERLAP).
 /// Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE. Thread-safe. On failure
 /// nothing is written.
-///
-/// # Safety
-/// As xent_forward.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_backward(
     problem: *const xent_problem,
@@ -408,11 +404,8 @@ pub unsafe extern "C" fn xent_backward(
 
 /// Both in one go, reading the logits from memory once.
 ///
-/// results: may be NULL. The rest as in xent_forward and xent_backward. On failure nothing is
+/// problem, grad_logits: not NULL; results may be. The rest as in xent_forward and xent_backward. On failure nothing is
 /// written.
-///
-/// # Safety
-/// As xent_forward.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_forward_backward(
     problem: *const xent_problem,
@@ -476,10 +469,8 @@ pub extern "C" fn xent_pool_new(threads: u32) -> *mut xent_pool {
     made
 }
 
-/// Ends a pool and its threads. No call may be running on it. NULL is a no-op.
-///
-/// # Safety
-/// `pool` is NULL or came from xent_pool_new and was not freed.
+/// Ends a pool that xent_pool_new made, once; its threads end soon after. No call may be running
+/// on it. NULL is a no-op.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_pool_free(pool: *mut xent_pool) {
     if !pool.is_null() {
@@ -487,7 +478,7 @@ pub unsafe extern "C" fn xent_pool_free(pool: *mut xent_pool) {
             // SAFETY: made by `Box::into_raw` in xent_pool_new, and not freed before.
             let pool = unsafe { Box::from_raw(pool) };
             if crate::parallel::fork::is_child() {
-                // Its threads are not in this process; waiting for them would never end.
+                // Its threads are not in this process, and may have held its locks at the fork.
                 std::mem::forget(pool);
             }
             Ok(())
@@ -496,7 +487,7 @@ pub unsafe extern "C" fn xent_pool_free(pool: *mut xent_pool) {
 }
 
 /// The kernels in use: "avx512", "avx2", "neon" or "portable". The environment variable XENT_ISA
-/// lowers the choice; if it names none that this processor has, every call fails with
+/// (if not empty) lowers the choice; if it names none that this processor has, every call fails with
 /// XENT_ERR_PARAM, and this is "none". Static; never NULL.
 #[unsafe(no_mangle)]
 pub extern "C" fn xent_isa() -> *const c_char {

@@ -132,15 +132,31 @@ impl Blocks {
     }
 }
 
+/// Class weights, in units of the plan's.
+#[derive(Clone, Copy)]
+struct Weights<'a> {
+    view: Option<&'a View>,
+    factor: f64,
+}
+
+impl<'a> Weights<'a> {
+    const NONE: Weights<'static> = Weights { view: None, factor: 1.0 };
+
+    #[inline(always)]
+    fn of(plan: &'a Plan) -> Self {
+        Weights { view: plan.class_weights.as_ref(), factor: 1.0 / plan.weight_unit }
+    }
+}
+
 /// Class weights of the block at `class`, 1 without any; 0 in lanes outside `mask`.
 ///
 /// # Safety
 /// `weights` covers the classes of the mask.
 #[inline(always)]
-unsafe fn load_weights<S: Simd>(s: S, weights: Option<&View>, class: usize, mask: u64) -> S::Block {
+unsafe fn load_weights<S: Simd>(s: S, weights: Weights, class: usize, mask: u64) -> S::Block {
     let mut block = s.splat_block(0.0);
     let mut gathered = [0.0f32; BLOCK];
-    let p = match weights {
+    let p = match weights.view {
         None => ONES.as_ptr(),
         Some(view) if view.dtype == Dtype::F32 && view.strides[1] == 1 => {
             // SAFETY: `class` is in bounds, as the caller promises.
@@ -150,7 +166,7 @@ unsafe fn load_weights<S: Simd>(s: S, weights: Option<&View>, class: usize, mask
             for (lane, w) in gathered.iter_mut().enumerate() {
                 if mask >> lane & 1 == 1 {
                     // SAFETY: a class of the mask.
-                    *w = unsafe { view.real(0, class + lane) } as f32;
+                    *w = (unsafe { view.real(0, class + lane) } * weights.factor) as f32;
                 }
             }
             gathered.as_ptr()
@@ -177,7 +193,7 @@ pub struct Chunk<'a> {
     kept: *mut f32,
     backup: *mut f32,
     center: f32,
-    weights: Option<&'a View>,
+    weights: Weights<'a>,
 }
 
 impl Chunk<'_> {
@@ -533,7 +549,7 @@ pub unsafe fn anchor<S: Simd>(s: S, plan: &Plan, row: usize, hole: Option<usize>
         kept: std::ptr::null_mut(),
         backup: std::ptr::null_mut(),
         center: 0.0,
-        weights: None,
+        weights: Weights::NONE,
     };
     // SAFETY: within the row.
     let max = unsafe { head.max(s) };
@@ -630,7 +646,7 @@ unsafe fn sum_chunks<S: Simd, const KEEP: bool, const DOT: u8>(
             kept: if KEEP { x } else { std::ptr::null_mut() },
             backup: if KEEP { backup.as_mut_ptr().cast() } else { std::ptr::null_mut() },
             center: anchor.center,
-            weights: plan.class_weights.as_ref(),
+            weights: Weights::of(plan),
         };
         // SAFETY: within the row; `KEEP` says that the gradient replaces these logits, and the
         // backup is a chunk long.
@@ -692,7 +708,7 @@ pub unsafe fn gradient_segment<S: Simd>(
             kept: std::ptr::null_mut(),
             backup: std::ptr::null_mut(),
             center: 0.0,
-            weights: plan.class_weights.as_ref(),
+            weights: Weights::of(plan),
         };
         let own = all_own || redone >> (i % 64) & 1 == 1;
         let curve = if own { &own_curve } else { &gradient.anchored };
@@ -731,7 +747,7 @@ unsafe fn gradient_chunk<S: Simd, const SOURCE: u8>(
             unsafe { chunk.gradient(&sweep, accumulate, stream, g) }
         }};
     }
-    match (curve.is_plain(), bias != 0.0, chunk.weights) {
+    match (curve.is_plain(), bias != 0.0, chunk.weights.view) {
         (true, false, _) => sweep!(BIAS_NONE, false),
         (true, true, None) => sweep!(BIAS_UNIFORM, false),
         (true, true, Some(_)) => sweep!(BIAS_WEIGHTED, false),

@@ -304,7 +304,7 @@ impl Row {
         let mut loss = times((1.0 - plan.label_smoothing) * self.w_y, softmax.nll);
         if sum.dot {
             let center = f64::from(sum.anchor.center);
-            let dot = sums.dot + times(self.w_y, self.x_y - center);
+            let dot = sums.dot * plan.weight_unit + times(self.w_y, self.x_y - center);
             let spread = plan.label_smoothing / plan.classes as f64;
             loss += spread * (times(plan.weight_total, softmax.lse - center) - dot);
         }
@@ -339,6 +339,7 @@ impl Row {
         self.entry =
             hit * -softmax.miss + bias * (plan.weight_total * (1.0 - softmax.miss) - self.w_y);
         let anchored = Curve { reference, factor: total * softmax.share };
+        let bias = bias * plan.weight_unit;
         Job::Sweep(RowGradient { anchored, lse: softmax.lse, total, bias, target })
     }
 
