@@ -139,8 +139,9 @@ typedef struct xent_problem {
    */
   size_t inner;
   /**
-   * f32, [rows, classes], classes contiguous, any row stride. Other floats and class strides
-   * are not in this version (XENT_ERR_DTYPE, XENT_ERR_STRIDE).
+   * f32, bf16 or f16, [rows, classes], classes contiguous, any row stride. f64 and other class
+   * strides are not in this version (XENT_ERR_DTYPE, XENT_ERR_STRIDE). Halves are computed with
+   * in f32: their loss is that of the widened logits, bit for bit.
    */
   struct xent_input logits;
   /**
@@ -149,11 +150,11 @@ typedef struct xent_problem {
    */
   struct xent_input targets;
   /**
-   * Optional, f32 or f64 [classes]; negative and zero are legal.
+   * Optional, any float [classes]; negative and zero are legal.
    */
   struct xent_input class_weights;
   /**
-   * Optional, f32 or f64 [rows].
+   * Optional, any float [rows].
    */
   struct xent_input row_weights;
   /**
@@ -410,9 +411,10 @@ xent_status xent_forward(const struct xent_problem *problem, const struct xent_r
  * The gradient of the loss with respect to the logits, recomputed from lse.
  *
  * problem, lse, grad_logits: not NULL. lse: double [rows], packed, of a forward over the same logits or of the caller's own making.
- * grad_output: the gradient of what follows, NULL = 1; f32 or f64, one element, or [rows] with
+ * grad_output: the gradient of what follows, NULL = 1; any float, one element, or [rows] with
  * XENT_NONE. grad_scale: finite, multiplies on top (loss scaling, 1/accumulation steps).
- * grad_logits: f32 [rows, classes]; it may be exactly the logits (same data, dtype and
+ * grad_logits: [rows, classes], the dtype of the logits, or f32 for halves, rounded once, to
+ * nearest even; it may be exactly the logits (same data, dtype and
  * strides), which are then overwritten (not with XENT_FLAG_ACCUMULATE: XENT_ERR_OVERLAP).
  * Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE. Thread-safe. On failure
  * nothing is written.

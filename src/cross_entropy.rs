@@ -15,7 +15,7 @@ mod sealed {
     }
 }
 
-/// A number that an operand can hold: f32, f64, i64, i32, u32, u16, u8. Which of them an operand
+/// A number that an operand can hold: f32, f64, bf16, f16, i64, i32, u32, u16, u8. Which of them an operand
 /// takes is checked by the call ([`Error::Dtype`]).
 pub trait Number: sealed::Sealed + Copy {}
 
@@ -27,7 +27,7 @@ macro_rules! numbers {
         impl Number for $type {}
     )*};
 }
-numbers!(f32 => XENT_F32, f64 => XENT_F64, i64 => XENT_I64, i32 => XENT_I32, u32 => XENT_U32, u16 => XENT_U16, u8 => XENT_U8);
+numbers!(half::bf16 => XENT_BF16, half::f16 => XENT_F16, f32 => XENT_F32, f64 => XENT_F64, i64 => XENT_I64, i32 => XENT_I32, u32 => XENT_U32, u16 => XENT_U16, u8 => XENT_U8);
 
 /// An operand that is read: a slice, packed unless strides are given.
 #[derive(Clone, Copy)]
@@ -174,13 +174,13 @@ impl<'a> CrossEntropy<'a> {
         }
     }
 
-    /// w: f32 or f64 `[classes]`. Negative and zero are legal. Default: 1.
+    /// w: any float `[classes]`. Negative and zero are legal. Default: 1.
     pub fn class_weights(mut self, weights: impl Into<Input<'a>>) -> Self {
         self.problem.class_weights = weights.into().operand;
         self
     }
 
-    /// r: f32 or f64 `[rows]`. Default: 1.
+    /// r: any float `[rows]`. Default: 1.
     pub fn row_weights(mut self, weights: impl Into<Input<'a>>) -> Self {
         self.problem.row_weights = weights.into().operand;
         self
@@ -236,7 +236,7 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
-    /// The gradient of whatever follows: f32 or f64, one element, or `[rows]` with
+    /// The gradient of whatever follows: any float, one element, or `[rows]` with
     /// [`Reduction::None`]. Default: 1.
     pub fn grad_output(mut self, grad: impl Into<Input<'a>>) -> Self {
         self.grad_output = grad.into().operand;
@@ -270,7 +270,7 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
-    /// The loss. `logits`: f32 `[rows, classes]`, classes contiguous, any row stride ≥ classes.
+    /// The loss. `logits`: f32, bf16 or f16 `[rows, classes]`, classes contiguous, any row stride ≥ classes.
     /// `targets`: i64, i32, u32, u16 or u8 `[rows]`.
     pub fn forward<'b>(
         &self,
@@ -301,7 +301,7 @@ impl<'a> CrossEntropy<'a> {
     }
 
     /// The gradient of the loss with respect to the logits, from `lse` (f64 `[rows]`) of a
-    /// forward or of the caller's own. `grad`: f32 `[rows, classes]`.
+    /// forward or of the caller's own. `grad`: f32 or the dtype of the logits, `[rows, classes]`.
     pub fn backward<'b, 'c>(
         &self,
         logits: impl Into<Input<'b>>,

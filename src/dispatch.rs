@@ -3,13 +3,16 @@
 //! An entry point is a plain function compiled for one instruction set. Everything it calls is
 //! inlined into it; no vector crosses it; rayon stays outside.
 
+use crate::element::Element;
 use crate::kernels::Kernels;
-use crate::kernels::contiguous::{self, Chunk};
+use crate::kernels::contiguous::{self, Chunk, Marks, Rare, Sums};
 use crate::kernels::online::Partial;
 use crate::kernels::row::{Anchor, RowGradient, RowSum};
-use crate::plan::Plan;
+use crate::math::exp2::Reference;
+use crate::plan::{Dtype, Plan};
 use crate::simd::Simd;
 use crate::simd::portable::{self, Portable};
+use half::{bf16, f16};
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -18,7 +21,7 @@ use std::sync::OnceLock;
 pub enum Isa {
     /// What the build's own target has: NEON on AArch64, SSE2 on a plain x86-64.
     Portable,
-    /// AVX2 with FMA.
+    /// AVX2 with FMA and F16C.
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
@@ -39,7 +42,15 @@ impl Isa {
 
     /// The processor has it.
     pub fn is_available(self) -> bool {
-        self.kernels().is_some()
+        match self {
+            Isa::Portable => portable_entries::detected(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2_entries::detected(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512_entries::detected(),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512 => false,
+        }
     }
 
     /// The best that the processor has.
@@ -48,14 +59,18 @@ impl Isa {
         available.max().unwrap_or(Isa::Portable)
     }
 
-    /// Its entry points, if the processor has it: having them is the proof that they may run.
-    pub(crate) fn kernels(self) -> Option<&'static Kernels> {
+    /// Its entry points for logits and gradients of these types, if the processor has it: having
+    /// them is the proof that they may run. None for types that do not go together, too.
+    pub(crate) fn kernels(self, logits: Dtype, gradient: Dtype) -> Option<&'static Kernels> {
+        if !self.is_available() {
+            return None;
+        }
         match self {
-            Isa::Portable => Some(&portable_entries::KERNELS),
+            Isa::Portable => portable_entries::kernels(logits, gradient),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => avx2_entries::detected().then_some(&avx2_entries::KERNELS),
+            Isa::Avx2 => avx2_entries::kernels(logits, gradient),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => avx512_entries::detected().then_some(&avx512_entries::KERNELS),
+            Isa::Avx512 => avx512_entries::kernels(logits, gradient),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512 => None,
         }
@@ -69,47 +84,59 @@ macro_rules! entries {
             use super::*;
 
             /// The processor has all the features that the entry points are compiled for.
-            #[allow(dead_code, reason = "the portable set asks for nothing")]
             pub fn detected() -> bool {
                 true $(&& std::arch::is_x86_feature_detected!($feature))*
             }
 
             $(#[target_feature(enable = $feature)])*
-            unsafe fn rows(plan: &Plan, range: Range<usize>) -> f64 {
+            unsafe fn rows(kernels: &Kernels, plan: &Plan, range: Range<usize>) -> f64 {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::rows(&KERNELS, plan, range) }
+                unsafe { contiguous::rows(kernels, plan, range) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn anchor(plan: &Plan, row: usize, hole: Option<usize>) -> Anchor {
+            unsafe fn anchor<E: Element>(plan: &Plan, row: usize, hole: Option<usize>) -> Anchor {
                 // SAFETY: as above.
-                unsafe { contiguous::anchor($token, plan, row, hole) }
+                unsafe { contiguous::anchor::<_, E>($token, plan, row, hole) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn sum_segment(
+            unsafe fn sum_segment<E: Element>(
                 plan: &Plan,
                 row: usize,
                 segment: usize,
                 sum: &RowSum,
-            ) -> (Partial, u64) {
+            ) -> (Partial, Marks) {
+                let rare = const { &Rare { restore: restore::<E>, clamped: clamped::<E>, redo: redo::<E> } };
                 // SAFETY: as above.
-                unsafe { contiguous::sum_segment($token, &KERNELS, plan, row, segment, sum) }
+                unsafe { contiguous::sum_segment($token, rare, plan, row, segment, sum) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn redo(chunk: &Chunk, sum: f64) -> (f64, f64) {
+            unsafe fn restore<E: Element>(chunk: &Chunk<E>) {
                 // SAFETY: as above.
-                unsafe { contiguous::redo($token, chunk, sum) }
+                unsafe { chunk.restore($token) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn gradient_segment(
+            unsafe fn clamped<E: Element>(chunk: &Chunk<E>, c: Reference, dot: u8) -> Sums {
+                // SAFETY: as above.
+                unsafe { chunk.clamped($token, c, dot) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn redo<E: Element>(chunk: &Chunk<E>, sum: f64) -> (f64, f64) {
+                // SAFETY: as above.
+                unsafe { chunk.redo($token, sum) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn gradient_segment<E: Element, G: Element>(
                 plan: &Plan,
                 row: usize,
                 segment: usize,
-                redone: u64,
+                marks: Marks,
                 gradient: &RowGradient,
             ) {
                 // SAFETY: as above.
                 unsafe {
-                    contiguous::gradient_segment($token, plan, row, segment, redone, gradient)
+                    contiguous::gradient_segment::<_, E, G>(
+                        $token, plan, row, segment, marks, gradient,
+                    )
                 }
             }
 
@@ -119,14 +146,34 @@ macro_rules! entries {
                 unsafe { $token }.fence();
             }
 
-            pub static KERNELS: Kernels = Kernels { rows, anchor, sum_segment, redo, gradient_segment, fence };
+            const fn table<E: Element, G: Element>() -> Kernels {
+                Kernels {
+                    rows,
+                    anchor: anchor::<E>,
+                    sum_segment: sum_segment::<E>,
+                    gradient_segment: gradient_segment::<E, G>,
+                    fence,
+                }
+            }
+
+            /// The entry points for logits and gradients of these types, if they go together.
+            pub fn kernels(logits: Dtype, gradient: Dtype) -> Option<&'static Kernels> {
+                Some(match (logits, gradient) {
+                    (Dtype::F32, Dtype::F32) => const { &table::<f32, f32>() },
+                    (Dtype::Bf16, Dtype::Bf16) => const { &table::<bf16, bf16>() },
+                    (Dtype::Bf16, Dtype::F32) => const { &table::<bf16, f32>() },
+                    (Dtype::F16, Dtype::F16) => const { &table::<f16, f16>() },
+                    (Dtype::F16, Dtype::F32) => const { &table::<f16, f32>() },
+                    _ => return None,
+                })
+            }
         }
     };
 }
 
 entries!(portable_entries, [], Portable);
 #[cfg(target_arch = "x86_64")]
-entries!(avx2_entries, ["avx2", "fma"], crate::simd::avx2::Avx2::assume());
+entries!(avx2_entries, ["avx2", "fma", "f16c"], crate::simd::avx2::Avx2::assume());
 #[cfg(target_arch = "x86_64")]
 entries!(
     avx512_entries,

@@ -27,6 +27,7 @@ compile_error!("xent addresses operands of more than 2^32 bytes and needs a 64-b
 mod codes;
 mod cross_entropy;
 mod dispatch;
+mod element;
 mod error;
 mod ffi;
 mod kernels;
@@ -43,4 +44,5 @@ pub use cross_entropy::{CrossEntropy, Input, Number, Output, Reduction, Results}
 #[doc(hidden)]
 pub use dispatch::Isa;
 pub use error::Error;
+pub use half;
 pub use pool::{Pool, PoolError};

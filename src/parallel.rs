@@ -5,6 +5,7 @@
 //! which of them was faster; only who computes a block does.
 
 use crate::kernels::Kernels;
+use crate::kernels::contiguous::Marks;
 use crate::kernels::online::Partial;
 use crate::kernels::row::{Job, Row};
 use crate::plan::{Plan, SEGMENTS};
@@ -156,7 +157,7 @@ pub fn run(plan: &Plan, kernels: &'static Kernels, team: &Team) -> f64 {
         plan.classes,
         // SAFETY: rows of the plan, each in one block; the kernels were handed out by
         // `Isa::kernels`, so the processor has their instruction set.
-        |rows| unsafe { (kernels.rows)(plan, rows) },
+        |rows| unsafe { (kernels.rows)(kernels, plan, rows) },
         |sum| loss += sum,
     );
     loss
@@ -167,7 +168,7 @@ pub fn run(plan: &Plan, kernels: &'static Kernels, team: &Team) -> f64 {
 /// # Safety
 /// `index < plan.rows`, and no other thread is at that row.
 unsafe fn split_row(plan: &Plan, kernels: &Kernels, team: &Team, size: usize, index: usize) -> f64 {
-    let redone = [const { AtomicU64::new(0) }; SEGMENTS];
+    let marks = [const { [AtomicU64::new(0), AtomicU64::new(0)] }; SEGMENTS];
     let segments = plan.segments();
     // SAFETY: the caller's promise, here and below; a segment is in one thread's hands.
     let mut row = unsafe { Row::read(plan, index) };
@@ -181,7 +182,9 @@ unsafe fn split_row(plan: &Plan, kernels: &Kernels, team: &Team, size: usize, in
             |segment| {
                 // SAFETY: as above.
                 let (partial, again) = unsafe { (kernels.sum_segment)(plan, index, segment, &sum) };
-                redone[segment].store(again, Ordering::Relaxed);
+                let [wild, redone] = &marks[segment];
+                wild.store(again.wild, Ordering::Relaxed);
+                redone.store(again.redone, Ordering::Relaxed);
                 partial
             },
             |partial| total.push(partial),
@@ -200,7 +203,9 @@ unsafe fn split_row(plan: &Plan, kernels: &Kernels, team: &Team, size: usize, in
                 size,
                 segments,
                 |segment| {
-                    let again = redone[segment].load(Ordering::Relaxed);
+                    let [wild, redone] =
+                        marks[segment].each_ref().map(|bits| bits.load(Ordering::Relaxed));
+                    let again = Marks { wild, redone };
                     // SAFETY: as above.
                     unsafe { (kernels.gradient_segment)(plan, index, segment, again, &gradient) };
                     if plan.streams() {

@@ -77,7 +77,7 @@ impl View {
     /// The real number at `(row, class)`.
     ///
     /// # Safety
-    /// The view covers the element; the dtype is f32 or f64.
+    /// The view covers the element; the dtype is a float.
     #[inline(always)]
     pub unsafe fn real(&self, row: usize, class: usize) -> f64 {
         let at = class as isize * self.strides[1];
@@ -85,7 +85,31 @@ impl View {
         unsafe {
             match self.dtype {
                 Dtype::F64 => *self.row::<f64>(row).offset(at),
+                Dtype::Bf16 => (*self.row::<half::bf16>(row).offset(at)).to_f64(),
+                Dtype::F16 => (*self.row::<half::f16>(row).offset(at)).to_f64(),
                 _ => f64::from(*self.row::<f32>(row).offset(at)),
+            }
+        }
+    }
+
+    /// Writes a real number to `(row, class)`, rounded: to f32 first, if it is a half.
+    ///
+    /// # Safety
+    /// As [`real`](Self::real), and no other thread is at the element.
+    #[inline(always)]
+    pub unsafe fn set_real(&self, row: usize, class: usize, value: f64) {
+        let at = class as isize * self.strides[1];
+        // SAFETY: as above.
+        unsafe {
+            match self.dtype {
+                Dtype::F64 => *self.row::<f64>(row).offset(at) = value,
+                Dtype::Bf16 => {
+                    *self.row::<half::bf16>(row).offset(at) = half::bf16::from_f32(value as f32);
+                }
+                Dtype::F16 => {
+                    *self.row::<half::f16>(row).offset(at) = half::f16::from_f32(value as f32)
+                }
+                _ => *self.row::<f32>(row).offset(at) = value as f32,
             }
         }
     }
@@ -147,8 +171,8 @@ pub struct Plan {
     pub class_weights: Option<View>,
     /// Σ of the class weights; the number of classes without them.
     pub weight_total: f64,
-    /// A power of 2: what f64 class weights are counted in where lanes of f32 hold them, so that
-    /// they fit. 1 for others.
+    /// A power of 2: what f64 class weights are counted in where lanes of f32 hold them (in
+    /// gradients), so that they fit. 1 for others.
     pub weight_unit: f64,
     /// `[rows]`
     pub row_weights: Option<View>,

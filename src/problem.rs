@@ -181,8 +181,9 @@ struct Slots {
     len: usize,
 }
 
-const FLOATS: &[u32] = &[XENT_F32];
-const SCALES: &[u32] = &[XENT_F32, XENT_F64];
+const LOGITS: &[u32] = &[XENT_F32, XENT_BF16, XENT_F16];
+const FLOATS: &[u32] = &[XENT_F32, XENT_F64, XENT_BF16, XENT_F16];
+const LOSSES: &[u32] = &[XENT_F32, XENT_F64];
 const F64_ONLY: &[u32] = &[XENT_F64];
 const BYTES: &[u32] = &[XENT_U8];
 const INDICES: &[u32] = &[XENT_I64, XENT_I32, XENT_U32, XENT_U16, XENT_U8];
@@ -422,15 +423,15 @@ fn validate(
     let mut slots = Slots::new();
     let all = &mut slots;
     let needs_targets = request.is_some() || results.needs_targets();
-    all.input("logits", problem.logits, Axes::Full, FLOATS, true);
+    all.input("logits", problem.logits, Axes::Full, LOGITS, true);
     all.input("targets", problem.targets, Axes::Rows, INDICES, needs_targets);
-    all.input("class_weights", problem.class_weights, Axes::Classes, SCALES, false);
-    all.input("row_weights", problem.row_weights, Axes::Rows, SCALES, false);
+    all.input("class_weights", problem.class_weights, Axes::Classes, FLOATS, false);
+    all.input("row_weights", problem.row_weights, Axes::Rows, FLOATS, false);
     all.input("row_mask", problem.row_mask, Axes::Rows, BYTES, false);
     if let Some(request) = request {
         let axes = if by_row { Axes::Rows } else { Axes::One };
-        all.input("grad_output", request.output, axes, SCALES, false);
-        all.output("grad_logits", request.logits, Axes::Full, FLOATS, true);
+        all.input("grad_output", request.output, axes, FLOATS, false);
+        all.output("grad_logits", request.logits, Axes::Full, LOGITS, true);
     }
     let lse_needed = pass == Pass::Backward && logits_used;
     if pass == Pass::Backward {
@@ -439,7 +440,7 @@ fn validate(
         all.output("lse", results.lse, Axes::Rows, F64_ONLY, false);
     }
     all.output("loss", Operand::packed(results.loss, XENT_F64), Axes::One, F64_ONLY, false);
-    all.output("row_losses", results.row_losses, Axes::Rows, SCALES, false);
+    all.output("row_losses", results.row_losses, Axes::Rows, LOSSES, false);
     all.output(
         "normalizer",
         Operand::packed(results.normalizer, XENT_F64),
@@ -464,6 +465,17 @@ fn validate(
                 names.join(", ")
             )));
         }
+    }
+
+    // A half's gradient may be kept in f32.
+    let logits_dtype = problem.logits.dtype;
+    let grad_dtype = request.map_or(logits_dtype, |request| request.logits.dtype);
+    if grad_dtype != logits_dtype && grad_dtype != XENT_F32 {
+        return Err(Error::Dtype(format!(
+            "grad_logits.dtype is {}; for logits of {} it can be that, or F32",
+            dtype_name(grad_dtype),
+            dtype_name(logits_dtype)
+        )));
     }
 
     let [rows, classes, inner] = [problem.rows, problem.classes, problem.inner];
@@ -549,7 +561,8 @@ fn validate(
         Some(isa) => isa,
         None => dispatch::selected().map_err(|why| Error::Param(why.to_string()))?,
     };
-    let Some(kernels) = isa.kernels() else {
+    let kernels = dtype_of(logits_dtype).zip(dtype_of(grad_dtype));
+    let Some(kernels) = kernels.and_then(|(logits, gradient)| isa.kernels(logits, gradient)) else {
         return Err(Error::Param(format!("this processor does not have {}", isa.name())));
     };
 

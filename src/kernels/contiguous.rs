@@ -32,7 +32,8 @@
 use super::Kernels;
 use super::online::Partial;
 use super::row::{Anchor, Curve, Job, Row, RowGradient, RowSum};
-use crate::math::exp2::{Exp2, Reference};
+use crate::element::Element;
+use crate::math::exp2::{Exp2, Reference, WATCHED};
 use crate::plan::{CHUNK, Dtype, Gradient, KEPT_CLASSES, Pass, Plan, SEGMENTS, View};
 use crate::simd::{BLOCK, Simd};
 use std::mem::MaybeUninit;
@@ -44,15 +45,19 @@ const HEAD: usize = 4 * BLOCK;
 /// Blocks summed in f32 before they are flushed: no more than 8 additions a lane.
 const GROUP: usize = 8;
 
-/// Elements that a sweep prefetches ahead: 2 KiB.
-const AHEAD: usize = 512;
+/// Bytes that a sweep prefetches ahead.
+const AHEAD: usize = 2048;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// A chunk's sum above this is redone: exponentials that are kept for the second sweep then stay
 /// far from overflow.
 const SAFE_HIGH: f64 = (1u64 << 60) as f64;
 
-/// Without a real anchor, a chunk's sum below this is redone too.
-const SAFE_LOW: f64 = 1.0 / SAFE_HIGH;
+/// Without a real anchor, a chunk's sum below this is redone too: what is flushed to 0 beside it
+/// is less than 2^-125 of the row.
+const SAFE_LOW: f64 = 0.5;
 
 /// What the first sweep adds up besides exponentials: nothing, `Σ (x - center)`, or
 /// `Σ w·(x - center)`.
@@ -62,8 +67,9 @@ const DOT_WEIGHTED: u8 = 2;
 
 /// Where the second sweep gets exponentials from.
 const KEPT: u8 = 0;
-const NEAR: u8 = 1;
-const FAR: u8 = 2;
+const TAME: u8 = 1;
+const NEAR: u8 = 2;
+const FAR: u8 = 3;
 
 /// What it subtracts: nothing, a constant, or a multiple of the class weights.
 const BIAS_NONE: u8 = 0;
@@ -146,6 +152,11 @@ impl<'a> Weights<'a> {
     fn of(plan: &'a Plan) -> Self {
         Weights { view: plan.class_weights.as_ref(), factor: 1.0 / plan.weight_unit }
     }
+
+    #[inline(always)]
+    fn is_f64(&self) -> bool {
+        self.view.is_some_and(|view| view.dtype == Dtype::F64)
+    }
 }
 
 /// Class weights of the block at `class`, 1 without any; 0 in lanes outside `mask`.
@@ -182,21 +193,31 @@ unsafe fn load_weights<S: Simd>(s: S, weights: Weights, class: usize, mask: u64)
 
 /// A chunk's memory: the logits, and where they and their exponentials go if they are kept.
 #[derive(Clone, Copy)]
-pub struct Chunk<'a> {
-    x: *const f32,
+pub struct Chunk<'a, E> {
+    x: *const E,
     /// The class of the first element.
     class: usize,
     len: usize,
     hole: Option<usize>,
     /// Where exponentials go, the logits' own place, and a copy of the logits in case they must
     /// be put back. Null unless they are kept.
-    kept: *mut f32,
-    backup: *mut f32,
-    center: f32,
+    kept: *mut E,
+    backup: *mut E,
+    center: f64,
     weights: Weights<'a>,
 }
 
-impl Chunk<'_> {
+/// What a sweep over a chunk adds up.
+pub struct Sums {
+    /// Σ 2^(L·x − c)
+    sum: f64,
+    /// Σ w·(x − center)
+    dot: f64,
+    /// No exponent was out of range.
+    tame: bool,
+}
+
+impl<E: Element> Chunk<'_, E> {
     /// The largest logit but the hole's; NaN counts for nothing.
     ///
     /// # Safety
@@ -209,7 +230,7 @@ impl Chunk<'_> {
             let p = self.x.wrapping_add(blocks.whole_at(i));
             for (j, m) in max.as_mut().iter_mut().enumerate() {
                 // SAFETY: a whole block of the chunk. The bound comes second: NaN loses.
-                *m = unsafe { s.max(s.load(p.add(j * S::LANES)), *m) };
+                *m = unsafe { s.max(E::load(s, p.add(j * S::LANES)), *m) };
             }
         }
         for (at, mask) in blocks.masked() {
@@ -221,26 +242,28 @@ impl Chunk<'_> {
                 }
                 let p = p.wrapping_add(j * S::LANES);
                 // SAFETY: the mask keeps to the chunk.
-                *m = unsafe { s.max(s.load_lanes(p, lanes, f32::NEG_INFINITY), *m) };
+                *m = unsafe { s.max(E::load_lanes(s, p, lanes, f32::NEG_INFINITY), *m) };
             }
         }
         s.max_lane(max)
     }
 
-    /// `(Σ 2^(L·x - c), Σ w·(x - center))` over the chunk without its hole.
+    /// The sums over the chunk without its hole. Unless `CLAMP`, they are right only if they turn
+    /// out to be tame, and then they are those with `CLAMP`, bit for bit.
     ///
     /// # Safety
     /// The logits are readable; with `KEEP`, `kept` and `backup` are writable over the chunk.
     #[inline(always)]
-    unsafe fn sum<S: Simd, const FAR: bool, const KEEP: bool, const DOT: u8>(
+    unsafe fn sum<S: Simd, const FAR: bool, const CLAMP: bool, const KEEP: bool, const DOT: u8>(
         &self,
         s: S,
         reference: Reference,
-    ) -> (f64, f64) {
+    ) -> Sums {
         let exp = Exp2::<S, FAR>::new(s, reference);
-        let center = s.splat(self.center);
         let blocks = Blocks::new(self.len, self.hole);
         let (mut totals, mut dots) = (s.totals(), s.totals());
+        let mut wide_dot = 0.0;
+        let (mut seen, watched) = (s.watch_start(), s.splat(WATCHED));
 
         let mut i = 0;
         while i < blocks.whole {
@@ -249,34 +272,43 @@ impl Chunk<'_> {
             while i < end {
                 let at = blocks.whole_at(i);
                 let p = self.x.wrapping_add(at);
-                let mut dot = s.splat_block(0.0);
+                let mut weights = s.splat_block(0.0);
                 if DOT == DOT_WEIGHTED {
-                    // SAFETY: a whole block of the chunk's classes.
-                    dot = unsafe { load_weights(s, self.weights, self.class + at, !0) };
+                    if self.weights.is_f64() {
+                        // SAFETY: a whole block of the chunk.
+                        wide_dot += unsafe { self.wide_dot(at, !0) };
+                    } else {
+                        // SAFETY: a whole block of the chunk's classes.
+                        weights = unsafe { load_weights(s, self.weights, self.class + at, !0) };
+                    }
                 }
-                for line in 0..BLOCK / 16 {
-                    s.prefetch(p.wrapping_add(AHEAD + line * 16).cast());
+                for line in 0..BLOCK * size_of::<E>() / LINE {
+                    s.prefetch(p.cast::<u8>().wrapping_add(AHEAD + line * LINE));
                 }
+                let mut exponents = s.splat_block(0.0);
                 for (j, acc) in sum.as_mut().iter_mut().enumerate() {
                     // SAFETY: a whole block of the chunk.
-                    let x = unsafe { s.load(p.add(j * S::LANES)) };
-                    let (mantissa, scale) = exp.parts(x);
+                    let x = unsafe { E::load(s, p.add(j * S::LANES)) };
+                    let (mantissa, m) = exp.parts::<CLAMP>(x);
+                    let scale = exp.scale(m);
+                    exponents.as_mut()[j] = m;
                     *acc = s.mul_add(mantissa, scale, *acc);
                     if KEEP {
                         let e = s.mul(mantissa, scale);
                         // SAFETY: writable over the chunk.
                         unsafe {
-                            s.store(self.backup.add(at + j * S::LANES), x);
-                            s.store(self.kept.add(at + j * S::LANES), e);
+                            E::store(s, self.backup.add(at + j * S::LANES), x);
+                            E::store(s, self.kept.add(at + j * S::LANES), e);
                         }
                     }
-                    if DOT != DOT_NONE {
-                        let w = &mut dot.as_mut()[j];
-                        *w = weigh::<S, DOT>(s, *w, s.sub(x, center));
+                    match DOT {
+                        DOT_NONE => {}
+                        DOT_UNIFORM => s.add_centered(&mut dots, j, x, self.center),
+                        _ => s.add_weighted(&mut dots, j, x, self.center, weights.as_ref()[j]),
                     }
                 }
-                if DOT != DOT_NONE {
-                    dots = s.add_block(dots, dot);
+                if !CLAMP {
+                    seen = s.watch(seen, &exponents, watched);
                 }
                 i += 1;
             }
@@ -288,12 +320,16 @@ impl Chunk<'_> {
                 continue;
             }
             let p = self.x.wrapping_add(at);
+            let mut exponents = s.splat_block(WATCHED);
             let mut sum = s.splat_block(0.0);
-            let mut dot = s.splat_block(0.0);
-            if DOT != DOT_NONE {
+            let mut weights = s.splat_block(0.0);
+            if DOT == DOT_WEIGHTED && self.weights.is_f64() {
+                // SAFETY: the mask keeps to the chunk.
+                wide_dot += unsafe { self.wide_dot(at, mask) };
+            } else if DOT != DOT_NONE {
                 // Weights of 1 are needed here too, to leave the masked lanes out.
                 // SAFETY: the mask keeps to the chunk's classes.
-                dot = unsafe { load_weights(s, self.weights, self.class + at, mask) };
+                weights = unsafe { load_weights(s, self.weights, self.class + at, mask) };
             }
             for (j, acc) in sum.as_mut().iter_mut().enumerate() {
                 let lanes = lanes_of::<S>(mask, j);
@@ -302,49 +338,105 @@ impl Chunk<'_> {
                 }
                 let p = p.wrapping_add(j * S::LANES);
                 // SAFETY: the mask keeps to the chunk.
-                let x = unsafe { s.load_lanes(p, lanes, f32::NEG_INFINITY) };
-                let (mantissa, scale) = exp.parts(x);
-                *acc = s.mul(mantissa, scale);
+                let x = unsafe { E::load_lanes(s, p, lanes, f32::NEG_INFINITY) };
+                *acc = exp.value::<true>(x);
+                if !CLAMP {
+                    // The lanes that are left out must not look wild.
+                    // SAFETY: as above.
+                    let x = unsafe { E::load_lanes(s, p, lanes, exp.origin()) };
+                    exponents.as_mut()[j] = exp.parts::<false>(x).1;
+                }
                 if KEEP {
                     let at = at + j * S::LANES;
                     // SAFETY: writable over the chunk, which the mask keeps to.
                     unsafe {
-                        s.store_lanes(self.backup.wrapping_add(at), lanes, x);
-                        s.store_lanes(self.kept.wrapping_add(at), lanes, *acc);
+                        E::store_lanes(s, self.backup.wrapping_add(at), lanes, x);
+                        E::store_lanes(s, self.kept.wrapping_add(at), lanes, *acc);
                     }
                 }
                 if DOT != DOT_NONE {
-                    let w = &mut dot.as_mut()[j];
-                    *w = weigh::<S, DOT_WEIGHTED>(s, *w, s.sub(x, center));
+                    s.add_weighted(&mut dots, j, x, self.center, weights.as_ref()[j]);
                 }
             }
-            totals = s.add_block(totals, sum);
-            if DOT != DOT_NONE {
-                dots = s.add_block(dots, dot);
+            if !CLAMP {
+                seen = s.watch(seen, &exponents, watched);
             }
+            totals = s.add_block(totals, sum);
         }
-        (s.sum(totals), if DOT == DOT_NONE { 0.0 } else { s.sum(dots) })
+        Sums {
+            sum: s.sum(totals),
+            dot: if DOT == DOT_NONE { 0.0 } else { s.sum(dots) + wide_dot },
+            tame: CLAMP || s.watch_end(seen),
+        }
     }
 
-    /// The exponentials' sum relative to a reference of the chunk's own, when `sum`, relative to
-    /// the anchor, left the safe range. Logits that exponentials were written over are put back.
+    /// Σ w·(x - center) over the lanes of `mask` with weights in f64, which lanes of f32 would
+    /// round. One after the other: such weights are rare beside logits of 32 bits or less.
+    ///
+    /// # Safety
+    /// The mask keeps to the chunk, whose logits are still there.
+    #[inline(always)]
+    unsafe fn wide_dot(&self, at: usize, mask: u64) -> f64 {
+        let Some(weights) = self.weights.view else { return 0.0 };
+        let mut sum = 0.0;
+        for i in (0..BLOCK).filter(|i| mask >> i & 1 == 1).map(|i| at + i) {
+            // SAFETY: a lane of the mask, and its class.
+            let (x, w) = unsafe { ((*self.x.add(i)).to_f64(), weights.real(0, self.class + i)) };
+            if w != 0.0 {
+                sum += w * (x - self.center);
+            }
+        }
+        sum
+    }
+
+    /// Puts the logits back that exponentials were written over.
     ///
     /// # Safety
     /// As [`sum`](Self::sum), which ran before.
     #[inline(always)]
-    unsafe fn redo<S: Simd>(&self, s: S, sum: f64) -> (f64, f64) {
-        if !self.kept.is_null() {
-            let blocks = Blocks::new(self.len, self.hole);
-            for i in 0..blocks.whole {
-                let at = blocks.whole_at(i);
-                // SAFETY: a whole block, which `sum` backed up; the caller's promise.
-                unsafe { self.put_back(s, at, !0) };
-            }
-            for (at, mask) in blocks.masked() {
-                // SAFETY: as above; the hole was neither backed up nor overwritten.
-                unsafe { self.put_back(s, at, mask) };
+    pub unsafe fn restore<S: Simd>(&self, s: S) {
+        if self.kept.is_null() {
+            return;
+        }
+        let blocks = Blocks::new(self.len, self.hole);
+        for i in 0..blocks.whole {
+            // SAFETY: a whole block, which `sum` backed up; the caller's promise.
+            unsafe { self.put_back(s, blocks.whole_at(i), !0) };
+        }
+        for (at, mask) in blocks.masked() {
+            // SAFETY: as above; the hole was neither backed up nor overwritten.
+            unsafe { self.put_back(s, at, mask) };
+        }
+    }
+
+    /// The sums of a chunk that is not tame.
+    ///
+    /// # Safety
+    /// As [`sum`](Self::sum).
+    #[inline(always)]
+    pub unsafe fn clamped<S: Simd>(&self, s: S, reference: Reference, dot: u8) -> Sums {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (self.kept.is_null(), dot) {
+                (true, DOT_NONE) => self.sum::<S, false, true, false, DOT_NONE>(s, reference),
+                (true, DOT_UNIFORM) => self.sum::<S, false, true, false, DOT_UNIFORM>(s, reference),
+                (true, _) => self.sum::<S, false, true, false, DOT_WEIGHTED>(s, reference),
+                (false, DOT_NONE) => self.sum::<S, false, true, true, DOT_NONE>(s, reference),
+                (false, DOT_UNIFORM) => self.sum::<S, false, true, true, DOT_UNIFORM>(s, reference),
+                (false, _) => self.sum::<S, false, true, true, DOT_WEIGHTED>(s, reference),
             }
         }
+    }
+
+    /// The exponentials' sum relative to a reference of the chunk's own, and that reference, when
+    /// `sum`, relative to the anchor, left the safe range. Kept logits are put back.
+    ///
+    /// # Safety
+    /// As [`sum`](Self::sum), which ran before.
+    #[inline(always)]
+    pub unsafe fn redo<S: Simd>(&self, s: S, sum: f64) -> (f64, f64) {
+        // SAFETY: the caller's promise.
+        unsafe { self.restore(s) };
         if sum.is_nan() {
             // There is a NaN, and `max` does not see it.
             return (0.0, sum);
@@ -359,13 +451,13 @@ impl Chunk<'_> {
         }
         let own = Reference::at(max);
         // SAFETY: the caller's promise; nothing is kept.
-        let (sum, _) = unsafe {
+        let sums = unsafe {
             match own {
-                Reference::Near(_) => self.sum::<S, false, false, DOT_NONE>(s, own),
-                Reference::Far(_) => self.sum::<S, true, false, DOT_NONE>(s, own),
+                Reference::Near(_) => self.sum::<S, false, true, false, DOT_NONE>(s, own),
+                Reference::Far(_) => self.sum::<S, true, true, false, DOT_NONE>(s, own),
             }
         };
-        (own.log2(), sum)
+        (own.log2(), sums.sum)
     }
 
     /// # Safety
@@ -374,11 +466,14 @@ impl Chunk<'_> {
     unsafe fn put_back<S: Simd>(&self, s: S, at: usize, mask: u64) {
         for j in 0..BLOCK / S::LANES {
             let lanes = lanes_of::<S>(mask, j);
+            if lanes == 0 {
+                continue;
+            }
             let at = at.wrapping_add(j * S::LANES);
             // SAFETY: the caller's promise.
             unsafe {
-                let x = s.load_lanes(self.backup.wrapping_add(at), lanes, 0.0);
-                s.store_lanes(self.kept.wrapping_add(at), lanes, x);
+                let x = E::load_lanes(s, self.backup.wrapping_add(at), lanes, 0.0);
+                E::store_lanes(s, self.kept.wrapping_add(at), lanes, x);
             }
         }
     }
@@ -389,25 +484,27 @@ impl Chunk<'_> {
     /// The logits are readable, `g` is writable over the chunk and apart from the logits or
     /// exactly them.
     #[inline(always)]
-    unsafe fn gradient<S: Simd, const SOURCE: u8, const BIAS: u8, const SPLIT: bool>(
+    unsafe fn gradient<S: Simd, G: Element, const SOURCE: u8, const BIAS: u8, const SPLIT: bool>(
         &self,
         sweep: &Sweep<S, SOURCE, BIAS, SPLIT>,
         accumulate: bool,
         stream: bool,
-        g: *mut f32,
+        g: *mut G,
     ) {
         let s = sweep.s;
         // Streamed writes are whole cache lines. Those that are not, at both ends, and the
         // target's, which is written once more, go through the cache; ask for them early, for a
         // write that waits for its line holds up all behind it.
-        let (mut at, mut through) = (0, std::ptr::null_mut());
+        let (mut at, mut through) = (0, usize::MAX);
         if stream {
             // Too short for a whole line: `first_lanes` takes less than a block.
-            at = g.align_offset(64).min(self.len).min(BLOCK - 1);
-            s.prefetch_write(g.wrapping_add(self.len - 1).cast());
+            at = g.align_offset(LINE).min(self.len).min(BLOCK - 1);
+            for i in (self.len - (self.len - at) % BLOCK..self.len).step_by(LINE / size_of::<G>()) {
+                s.prefetch_write(g.wrapping_add(i).cast());
+            }
             if let Some(y) = self.hole {
                 s.prefetch_write(g.wrapping_add(y).cast());
-                through = g.wrapping_add(at + (y.max(at) - at) / S::LANES * S::LANES);
+                through = g.wrapping_add(y).addr() / LINE;
             }
         }
         // SAFETY: the masks keep to the chunk.
@@ -423,14 +520,14 @@ impl Chunk<'_> {
                 // SAFETY: a whole block of the chunk; `g` is aligned if it is streamed to.
                 unsafe {
                     let to = g.add(at + j * S::LANES);
-                    let mut v = sweep.value(s.load(p.add(j * S::LANES)), w);
+                    let mut v = sweep.value(E::load(s, p.add(j * S::LANES)), w);
                     if accumulate {
-                        v = s.add(s.load(to), v);
+                        v = s.add(G::load(s, to), v);
                     }
-                    if stream && to != through {
-                        s.stream(to, v);
+                    if stream && to.addr() / LINE != through {
+                        G::stream(s, to, v);
                     } else {
-                        s.store(to, v);
+                        G::store(s, to, v);
                     }
                 }
             }
@@ -445,13 +542,19 @@ impl Chunk<'_> {
     /// # Safety
     /// As there; the mask keeps to the chunk.
     #[inline(always)]
-    unsafe fn gradient_lanes<S: Simd, const SOURCE: u8, const BIAS: u8, const SPLIT: bool>(
+    unsafe fn gradient_lanes<
+        S: Simd,
+        G: Element,
+        const SOURCE: u8,
+        const BIAS: u8,
+        const SPLIT: bool,
+    >(
         &self,
         sweep: &Sweep<S, SOURCE, BIAS, SPLIT>,
         at: usize,
         mask: u64,
         accumulate: bool,
-        g: *mut f32,
+        g: *mut G,
     ) {
         if mask == 0 {
             return;
@@ -470,12 +573,12 @@ impl Chunk<'_> {
             let at = at + j * S::LANES;
             // SAFETY: the mask keeps to the chunk.
             unsafe {
-                let x = s.load_lanes(self.x.wrapping_add(at), lanes, 0.0);
+                let x = E::load_lanes(s, self.x.wrapping_add(at), lanes, 0.0);
                 let mut v = sweep.value(x, w);
                 if accumulate {
-                    v = s.add(s.load_lanes(g.wrapping_add(at), lanes, 0.0), v);
+                    v = s.add(G::load_lanes(s, g.wrapping_add(at), lanes, 0.0), v);
                 }
-                s.store_lanes(g.wrapping_add(at), lanes, v);
+                G::store_lanes(s, g.wrapping_add(at), lanes, v);
             }
         }
     }
@@ -514,8 +617,9 @@ impl<S: Simd, const SOURCE: u8, const BIAS: u8, const SPLIT: bool> Sweep<S, SOUR
         let s = self.s;
         let mut e = match SOURCE {
             KEPT => x,
-            NEAR => self.near.value(x),
-            _ => self.far.value(x),
+            TAME => self.near.value::<false>(x),
+            NEAR => self.near.value::<true>(x),
+            _ => self.far.value::<true>(x),
         };
         if SPLIT {
             e = s.mul(e, self.before);
@@ -528,21 +632,20 @@ impl<S: Simd, const SOURCE: u8, const BIAS: u8, const SPLIT: bool> Sweep<S, SOUR
     }
 }
 
-/// `w·d`, but 0 where w is 0 whatever d is; `d` if all weights are 1.
-#[inline(always)]
-fn weigh<S: Simd, const DOT: u8>(s: S, w: S::Vector, d: S::Vector) -> S::Vector {
-    if DOT == DOT_WEIGHTED { s.zero_where_zero(w, s.mul(w, d)) } else { d }
-}
-
 /// The anchor of `row`: see the head of this file.
 ///
 /// # Safety
 /// `row < plan.rows`; the processor has what `s` stands for. The same for all below.
 #[inline(always)]
-pub unsafe fn anchor<S: Simd>(s: S, plan: &Plan, row: usize, hole: Option<usize>) -> Anchor {
-    let head = Chunk {
+pub unsafe fn anchor<S: Simd, E: Element>(
+    s: S,
+    plan: &Plan,
+    row: usize,
+    hole: Option<usize>,
+) -> Anchor {
+    let head = Chunk::<E> {
         // SAFETY: a row of the plan.
-        x: unsafe { plan.logits.row::<f32>(row) },
+        x: unsafe { plan.logits.row::<E>(row) },
         class: 0,
         len: plan.classes.min(HEAD),
         hole: hole.filter(|&y| y < HEAD),
@@ -553,54 +656,50 @@ pub unsafe fn anchor<S: Simd>(s: S, plan: &Plan, row: usize, hole: Option<usize>
     };
     // SAFETY: within the row.
     let max = unsafe { head.max(s) };
-    if max.is_finite() {
-        let reference = Reference::at(max);
-        let near = matches!(reference, Reference::Near(_));
-        Anchor {
-            reference: if near { reference } else { Reference::Near(0.0) },
-            center: max,
-            real: near,
-        }
+    if max.is_finite()
+        && let reference @ Reference::Near(_) = Reference::at(max)
+    {
+        Anchor { reference, real: true }
     } else {
-        Anchor { reference: Reference::Near(0.0), center: 0.0, real: false }
+        Anchor::NONE
     }
 }
 
-/// The sums over one segment of `row`; bit `i` of the second result tells that chunk `i` was
-/// redone. With `dot`, the sum over the logits too.
+/// The sums over one segment of `row`, and what its chunks needed.
 ///
 /// # Safety
 /// As [`anchor`]; `segment < plan.segments()`; no other thread is in this segment of this row.
 #[inline(always)]
-pub unsafe fn sum_segment<S: Simd>(
+pub unsafe fn sum_segment<S: Simd, E: Element>(
     s: S,
-    kernels: &Kernels,
+    rare: &Rare<E>,
     plan: &Plan,
     row: usize,
     segment: usize,
     sum: &RowSum,
-) -> (Partial, u64) {
-    let keep = sum.hole.is_some() && keeps(plan);
+) -> (Partial, Marks) {
+    // Halves would round what is kept.
+    let keep = E::EXACT && sum.hole.is_some() && keeps(plan);
     // SAFETY: the caller's promise; to keep exponentials in place, `keeps` asked for the plan.
     unsafe {
-        match (keep, sum.dot, &plan.class_weights) {
+        match (keep, sum.center.is_some(), &plan.class_weights) {
             (false, false, _) => {
-                sum_chunks::<S, false, DOT_NONE>(s, kernels, plan, row, segment, sum)
+                sum_chunks::<S, E, false, DOT_NONE>(s, rare, plan, row, segment, sum)
             }
             (false, true, None) => {
-                sum_chunks::<S, false, DOT_UNIFORM>(s, kernels, plan, row, segment, sum)
+                sum_chunks::<S, E, false, DOT_UNIFORM>(s, rare, plan, row, segment, sum)
             }
             (false, true, Some(_)) => {
-                sum_chunks::<S, false, DOT_WEIGHTED>(s, kernels, plan, row, segment, sum)
+                sum_chunks::<S, E, false, DOT_WEIGHTED>(s, rare, plan, row, segment, sum)
             }
             (true, false, _) => {
-                sum_chunks::<S, true, DOT_NONE>(s, kernels, plan, row, segment, sum)
+                sum_chunks::<S, E, true, DOT_NONE>(s, rare, plan, row, segment, sum)
             }
             (true, true, None) => {
-                sum_chunks::<S, true, DOT_UNIFORM>(s, kernels, plan, row, segment, sum)
+                sum_chunks::<S, E, true, DOT_UNIFORM>(s, rare, plan, row, segment, sum)
             }
             (true, true, Some(_)) => {
-                sum_chunks::<S, true, DOT_WEIGHTED>(s, kernels, plan, row, segment, sum)
+                sum_chunks::<S, E, true, DOT_WEIGHTED>(s, rare, plan, row, segment, sum)
             }
         }
     }
@@ -621,22 +720,22 @@ fn keeps(plan: &Plan) -> bool {
 }
 
 #[inline(always)]
-unsafe fn sum_chunks<S: Simd, const KEEP: bool, const DOT: u8>(
+unsafe fn sum_chunks<S: Simd, E: Element, const KEEP: bool, const DOT: u8>(
     s: S,
-    kernels: &Kernels,
+    rare: &Rare<E>,
     plan: &Plan,
     row: usize,
     segment: usize,
     sum: &RowSum,
-) -> (Partial, u64) {
+) -> (Partial, Marks) {
     let RowSum { hole, anchor, .. } = sum;
-    let mut backup = MaybeUninit::<[f32; CHUNK]>::uninit();
+    let mut backup = MaybeUninit::<[E; CHUNK]>::uninit();
     let start = segment * plan.segment_len();
     let end = (start + plan.segment_len()).min(plan.classes);
-    let (mut partial, mut redone) = (Partial::EMPTY, 0u64);
+    let (mut partial, mut marks) = (Partial::EMPTY, Marks::default());
     for (i, class) in (start..end).step_by(CHUNK).enumerate() {
         // SAFETY: a class of a row of the plan.
-        let x = unsafe { plan.logits.row::<f32>(row).add(class) };
+        let x = unsafe { plan.logits.row::<E>(row).add(class) };
         let len = CHUNK.min(end - class);
         let chunk = Chunk {
             x,
@@ -645,61 +744,95 @@ unsafe fn sum_chunks<S: Simd, const KEEP: bool, const DOT: u8>(
             hole: hole_in(*hole, class, len),
             kept: if KEEP { x } else { std::ptr::null_mut() },
             backup: if KEEP { backup.as_mut_ptr().cast() } else { std::ptr::null_mut() },
-            center: anchor.center,
+            center: sum.center.unwrap_or(0.0),
             weights: Weights::of(plan),
         };
-        // SAFETY: within the row; `KEEP` says that the gradient replaces these logits, and the
-        // backup is a chunk long.
-        let (sum, dot) = unsafe { chunk.sum::<S, false, KEEP, DOT>(s, anchor.reference) };
-        let safe = sum < SAFE_HIGH && (anchor.real || sum > SAFE_LOW);
+        // SAFETY (for all calls below): within the row; `KEEP` says that the gradient replaces
+        // these logits, and the backup is a chunk long.
+        let mut sums = None;
+        if !marks.is_wild(i) {
+            // SAFETY: see above.
+            let tried = unsafe { chunk.sum::<S, false, false, KEEP, DOT>(s, anchor.reference) };
+            if tried.tame {
+                sums = Some(tried);
+            } else {
+                // Where one is masked, others are: the rest of the segment is not tried.
+                marks.wild |= !0 << (i % 64);
+                // SAFETY: see above.
+                unsafe { (rare.restore)(&chunk) };
+            }
+        }
+        // SAFETY: see above.
+        let sums = sums.unwrap_or_else(|| unsafe { (rare.clamped)(&chunk, anchor.reference, DOT) });
+        let safe = sums.sum < SAFE_HIGH && (anchor.real || sums.sum > SAFE_LOW);
         let (log2, sum) = if safe {
-            (anchor.reference.log2(), sum)
+            (anchor.reference.log2(), sums.sum)
         } else {
-            redone |= 1 << (i % 64);
-            // SAFETY: the same chunk.
-            unsafe { (kernels.redo)(&chunk, sum) }
+            marks.redone |= 1 << (i % 64);
+            // SAFETY: see above.
+            unsafe { (rare.redo)(&chunk, sums.sum) }
         };
+        let dot = sums.dot;
         partial.push(Partial { log2, sum, dot });
     }
-    (partial, redone)
+    (partial, marks)
 }
 
-/// [`Chunk::redo`], out of line: it is rare, and large.
-///
-/// # Safety
-/// As there.
-#[inline(always)]
-pub unsafe fn redo<S: Simd>(s: S, chunk: &Chunk, sum: f64) -> (f64, f64) {
-    // SAFETY: the caller's promise.
-    unsafe { chunk.redo(s, sum) }
+/// Which chunks of a segment need more than the plain sweep.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Marks {
+    /// Bit i: chunk i has exponents out of range, or may have, and is clamped.
+    pub wild: u64,
+    /// Bit i: chunk i has a reference of its own.
+    pub redone: u64,
 }
 
-/// Writes the gradient of one segment of `row`, but for the target's own part; `redone` as
-/// [`sum_segment`] returned it. Streamed writes are left for the caller to fence: doing it here,
+impl Marks {
+    #[inline(always)]
+    fn is_wild(self, chunk: usize) -> bool {
+        self.wild >> (chunk % 64) & 1 == 1
+    }
+
+    #[inline(always)]
+    fn is_redone(self, chunk: usize) -> bool {
+        self.redone >> (chunk % 64) & 1 == 1
+    }
+}
+
+/// Entry points out of line: what they do is rare, and large.
+pub struct Rare<E> {
+    /// See [`Chunk::restore`].
+    pub restore: unsafe fn(&Chunk<E>),
+    /// See [`Chunk::clamped`].
+    pub clamped: unsafe fn(&Chunk<E>, Reference, u8) -> Sums,
+    /// See [`Chunk::redo`].
+    pub redo: unsafe fn(&Chunk<E>, f64) -> (f64, f64),
+}
+
+/// Writes the gradient of one segment of `row`, but for the target's own part; `marks` as
+/// [`sum_segment`] returned them. Streamed writes are left for the caller to fence: doing it here,
 /// for every row, would wait for memory every time.
 ///
 /// # Safety
 /// As [`sum_segment`]; the plan has a gradient.
 #[inline(always)]
-pub unsafe fn gradient_segment<S: Simd>(
+pub unsafe fn gradient_segment<S: Simd, E: Element, G: Element>(
     s: S,
     plan: &Plan,
     row: usize,
     segment: usize,
-    redone: u64,
+    marks: Marks,
     gradient: &RowGradient,
 ) {
     let Some(output) = &plan.gradient else { return };
     let start = segment * plan.segment_len();
     let end = (start + plan.segment_len()).min(plan.classes);
     let all_own = plan.pass == Pass::Backward || plan.classes > KEPT_CLASSES;
-    let own_curve = if all_own || redone != 0 { gradient.own() } else { gradient.anchored };
     for (i, class) in (start..end).step_by(CHUNK).enumerate() {
         let len = CHUNK.min(end - class);
         // SAFETY: a class of a row of the plan.
-        let (x, g) = unsafe {
-            (plan.logits.row::<f32>(row).add(class), output.view.row::<f32>(row).add(class))
-        };
+        let (x, g) =
+            unsafe { (plan.logits.row::<E>(row).add(class), output.view.row::<G>(row).add(class)) };
         let chunk = Chunk {
             x,
             class,
@@ -710,20 +843,23 @@ pub unsafe fn gradient_segment<S: Simd>(
             center: 0.0,
             weights: Weights::of(plan),
         };
-        let own = all_own || redone >> (i % 64) & 1 == 1;
-        let curve = if own { &own_curve } else { &gradient.anchored };
+        let own = all_own || marks.is_redone(i);
+        let curve = if own { &gradient.own } else { &gradient.anchored };
         // SAFETY: within the row; problem.rs made sure that the gradient overlaps the logits
         // only by being exactly them.
         unsafe {
             match (own, curve.reference) {
-                (false, _) if keeps(plan) => {
-                    gradient_chunk::<S, KEPT>(s, output, &chunk, curve, gradient.bias, g)
+                (false, _) if E::EXACT && keeps(plan) => {
+                    gradient_chunk::<S, E, G, KEPT>(s, output, &chunk, curve, gradient.bias, g)
+                }
+                (false, _) if !marks.is_wild(i) => {
+                    gradient_chunk::<S, E, G, TAME>(s, output, &chunk, curve, gradient.bias, g)
                 }
                 (_, Reference::Near(_)) => {
-                    gradient_chunk::<S, NEAR>(s, output, &chunk, curve, gradient.bias, g)
+                    gradient_chunk::<S, E, G, NEAR>(s, output, &chunk, curve, gradient.bias, g)
                 }
                 (_, Reference::Far(_)) => {
-                    gradient_chunk::<S, FAR>(s, output, &chunk, curve, gradient.bias, g)
+                    gradient_chunk::<S, E, G, FAR>(s, output, &chunk, curve, gradient.bias, g)
                 }
             }
         }
@@ -731,13 +867,13 @@ pub unsafe fn gradient_segment<S: Simd>(
 }
 
 #[inline(always)]
-unsafe fn gradient_chunk<S: Simd, const SOURCE: u8>(
+unsafe fn gradient_chunk<S: Simd, E: Element, G: Element, const SOURCE: u8>(
     s: S,
     output: &Gradient,
-    chunk: &Chunk,
+    chunk: &Chunk<E>,
     curve: &Curve,
     bias: f64,
-    g: *mut f32,
+    g: *mut G,
 ) {
     let (accumulate, stream) = (output.accumulate, output.stream);
     macro_rules! sweep {
@@ -772,7 +908,7 @@ pub unsafe fn rows(kernels: &Kernels, plan: &Plan, range: Range<usize>) -> f64 {
     let size = if plan.classes <= BATCHED_CLASSES { BATCH } else { 1 };
     let segments = plan.segments();
     // By row of a batch, or by segment of a single row.
-    let mut redone = [0u64; SEGMENTS];
+    let mut marks = [Marks::default(); SEGMENTS];
     let mut loss = 0.0;
     for start in range.clone().step_by(size) {
         let count = size.min(range.end - start);
@@ -799,7 +935,7 @@ pub unsafe fn rows(kernels: &Kernels, plan: &Plan, range: Range<usize>) -> f64 {
                     let (partial, again) =
                         unsafe { (kernels.sum_segment)(plan, start + i, segment, sum) };
                     total.push(partial);
-                    redone[i + segment] = again;
+                    marks[i + segment] = again;
                 }
             }
         }
@@ -825,7 +961,7 @@ pub unsafe fn rows(kernels: &Kernels, plan: &Plan, range: Range<usize>) -> f64 {
                     Job::Fill(value) => row.fill(plan, *value),
                     Job::Sweep(gradient) => {
                         for segment in 0..segments {
-                            let again = redone[i + segment];
+                            let again = marks[i + segment];
                             (kernels.gradient_segment)(plan, start + i, segment, again, gradient);
                         }
                         row.place_target(plan);

@@ -8,26 +8,24 @@ pub mod online;
 pub mod row;
 
 use crate::plan::Plan;
-use contiguous::Chunk;
+use contiguous::Marks;
 use online::Partial;
 use row::{Anchor, RowGradient, RowSum};
 use std::ops::Range;
 
-/// The entry points of one instruction set, stamped by dispatch.rs. Each does what the function of
+/// The entry points of one instruction set for one pair of element types, stamped by dispatch.rs. Each does what the function of
 /// the same name in contiguous.rs does, asks for what that asks for, and for a processor that has
 /// the set, which whoever hands out the table has made sure of.
 #[derive(Debug)]
 pub struct Kernels {
     /// See [`contiguous::rows`].
-    pub rows: unsafe fn(&Plan, Range<usize>) -> f64,
+    pub rows: unsafe fn(&Kernels, &Plan, Range<usize>) -> f64,
     /// See [`contiguous::anchor`].
     pub anchor: unsafe fn(&Plan, usize, Option<usize>) -> Anchor,
     /// See [`contiguous::sum_segment`].
-    pub sum_segment: unsafe fn(&Plan, usize, usize, &RowSum) -> (Partial, u64),
-    /// See [`contiguous::redo`].
-    pub redo: unsafe fn(&Chunk, f64) -> (f64, f64),
+    pub sum_segment: unsafe fn(&Plan, usize, usize, &RowSum) -> (Partial, Marks),
     /// See [`contiguous::gradient_segment`].
-    pub gradient_segment: unsafe fn(&Plan, usize, usize, u64, &RowGradient),
+    pub gradient_segment: unsafe fn(&Plan, usize, usize, Marks, &RowGradient),
     /// See [`Simd::fence`](crate::simd::Simd::fence).
     pub fence: fn(),
 }

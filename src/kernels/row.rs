@@ -19,7 +19,7 @@
 //! to mix bases and be off by 1.3e-8 times the distance between reference and result.
 
 use super::online::Partial;
-use crate::math::exp2::{L, NEAR, Reference, nearest};
+use crate::math::exp2::{L, Reference, nearest};
 use crate::math::scalar::{exp, exp2, expm1, log1p, log2};
 use crate::plan::{Dtype, Pass, Plan, Target};
 
@@ -28,15 +28,13 @@ use crate::plan::{Dtype, Pass, Plan, Target};
 pub struct Anchor {
     /// Always `Near`.
     pub reference: Reference,
-    /// What logits are taken relative to in sums of logits.
-    pub center: f32,
     /// The reference is that of a logit of the row. Without, it is 0.
     pub real: bool,
 }
 
 impl Anchor {
     /// That of a row that has none of its own.
-    pub const NONE: Anchor = Anchor { reference: Reference::Near(0.0), center: 0.0, real: false };
+    pub const NONE: Anchor = Anchor { reference: Reference::Near(0.0), real: false };
 }
 
 /// `P·p_c = 2^(L·x_c - reference)·factor`
@@ -49,6 +47,11 @@ pub struct Curve {
 }
 
 impl Curve {
+    #[inline(always)]
+    fn times(self, factor: f64) -> Self {
+        Curve { factor: self.factor * factor, ..self }
+    }
+
     /// The factor is a normal f32, far from the ends of its range, or 0, inf or NaN.
     #[inline(always)]
     pub fn is_plain(&self) -> bool {
@@ -81,8 +84,8 @@ pub struct RowSum {
     pub hole: Option<usize>,
     /// Where exponents are counted from.
     pub anchor: Anchor,
-    /// Whether the (weighted) sum of the logits is wanted too.
-    pub dot: bool,
+    /// Where the (weighted) sum of the logits is wanted too: what they are taken relative to.
+    pub center: Option<f64>,
 }
 
 /// What the gradient's sweep over a row needs.
@@ -90,30 +93,12 @@ pub struct RowSum {
 pub struct RowGradient {
     /// For chunks whose sums were relative to the anchor.
     pub anchored: Curve,
-    /// The row's lse, and P: for the other chunks.
-    pub lse: f64,
-    /// P
-    pub total: f64,
+    /// For the others: relative to the row's sums, or its lse.
+    pub own: Curve,
     /// B: what is subtracted, times the class weight if there are any.
     pub bias: f64,
     /// The class whose part is written later.
     pub target: usize,
-}
-
-impl RowGradient {
-    /// `P·exp(x - lse)`, relative to the lse itself: a factor close to P.
-    #[inline(always)]
-    pub fn own(&self) -> Curve {
-        let log2 = self.lse * f64::from(L);
-        let c = nearest(log2);
-        if c.abs() <= NEAR {
-            let factor = self.total * exp2(c - log2);
-            return Curve { reference: Reference::Near(c as f32), factor };
-        }
-        let far = self.lse.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32;
-        let factor = self.total * exp(f64::from(far) - self.lse);
-        Curve { reference: Reference::Far(far), factor }
-    }
 }
 
 /// What the sums of a row say about it.
@@ -123,35 +108,45 @@ struct Softmax {
     nll: f64,
     /// 1 − p_y
     miss: f64,
-    /// `p_c = 2^(L·x_c - c)·share` for classes other than y, c being the anchor.
-    share: f64,
+    /// The probabilities of the classes other than y, relative to the anchor and to a reference
+    /// close to the lse.
+    anchored: Curve,
+    own: Curve,
 }
 
 impl Softmax {
+    /// Of a row that has no probabilities: NaN, +inf, or nothing but −inf.
+    #[inline(always)]
+    fn undefined(lse: f64) -> Self {
+        let none = Curve { reference: Reference::Near(0.0), factor: f64::NAN };
+        Softmax { lse, nll: f64::NAN, miss: f64::NAN, anchored: none, own: none }
+    }
+
     /// `x_y` is the target's logit, which the sums leave out; without a target they leave out
     /// nothing.
     #[inline(always)]
     fn new(sums: &Partial, x_y: Option<f64>, anchor: Reference) -> Self {
         let l = f64::from(L);
-        let rest =
-            if sums.sum == 0.0 { f64::NEG_INFINITY } else { (sums.log2 + log2(sums.sum)) / l };
+        let empty = sums.sum == 0.0;
+        let height = log2(sums.sum);
+        let rest = if empty { f64::NEG_INFINITY } else { (sums.log2 + height) / l };
         let Some(x_y) = x_y else {
-            return Softmax { lse: rest, nll: f64::NAN, miss: 1.0, share: 0.0 };
+            return Softmax::undefined(rest);
         };
         if rest == f64::NEG_INFINITY && x_y == f64::NEG_INFINITY {
-            // No probabilities at all.
-            return Softmax { lse: rest, nll: f64::NAN, miss: f64::NAN, share: f64::NAN };
+            return Softmax::undefined(rest);
         }
         if rest == f64::INFINITY || x_y == f64::INFINITY {
-            // +inf, or NaN beside it.
-            return Softmax {
-                lse: if rest.is_nan() || x_y.is_nan() { f64::NAN } else { f64::INFINITY },
-                nll: f64::NAN,
-                miss: f64::NAN,
-                share: f64::NAN,
-            };
+            let nan = rest.is_nan() || x_y.is_nan();
+            return Softmax::undefined(if nan { f64::NAN } else { f64::INFINITY });
         }
-        let q = rest - x_y;
+        // Reference and logit are exact in units of log2, so the difference is taken there: at a
+        // height of 1e30 nothing else tells two logits from one.
+        let q = if empty || x_y == f64::NEG_INFINITY {
+            rest - x_y
+        } else {
+            ((sums.log2 - x_y * l) + height) / l
+        };
         let e = exp(-q.abs());
         let (tail, inverse) = log1p(e);
         let (lse, nll, miss) = if q > 0.0 {
@@ -159,17 +154,26 @@ impl Softmax {
         } else {
             (x_y + tail, tail, e * inverse)
         };
-        let mut share = if sums.sum == 0.0 { 0.0 } else { miss / sums.sum };
-        if sums.log2 != anchor.log2() && share != 0.0 {
-            share *= exp2(anchor.log2() - sums.log2);
+        let share = if empty { 0.0 } else { miss / sums.sum };
+        let own = Curve { reference: Reference::from_log2(sums.log2), factor: share };
+        let mut anchored = Curve { reference: anchor, factor: share };
+        if anchor.log2() != sums.log2 && share != 0.0 {
+            anchored.factor *= exp2(anchor.log2() - sums.log2);
         }
-        Softmax { lse, nll, miss, share }
+        Softmax { lse, nll, miss, anchored, own }
     }
 
     /// From an lse that was computed elsewhere.
     #[inline(always)]
     fn from_lse(lse: f64, x_y: f64) -> Self {
-        Softmax { lse, nll: lse - x_y, miss: -expm1(x_y - lse), share: 0.0 }
+        let log2 = nearest(lse * f64::from(L));
+        let reference = Reference::from_log2(log2);
+        let factor = match reference {
+            Reference::Near(_) => exp2(log2 - lse * f64::from(L)),
+            Reference::Far(x) => exp(f64::from(x) - lse),
+        };
+        let own = Curve { reference, factor };
+        Softmax { lse, nll: lse - x_y, miss: -expm1(x_y - lse), anchored: own, own }
     }
 }
 
@@ -192,7 +196,7 @@ pub struct Row {
     w_y: f64,
     r: f64,
     /// What the gradient holds at the target before the sweep, where it is accumulated.
-    old: f32,
+    old: f64,
     /// What it is to hold or add.
     entry: f64,
 }
@@ -226,13 +230,13 @@ impl Row {
         if let Some(y) = class {
             // SAFETY: see above; a target's class is in range (problem.rs).
             unsafe {
-                row.x_y = f64::from(*plan.logits.row::<f32>(index).add(y));
+                row.x_y = plan.logits.real(index, y);
                 row.w_y = plan.class_weight(y);
                 row.r = plan.row_weight(index);
                 if let Some(gradient) = &plan.gradient
                     && gradient.accumulate
                 {
-                    row.old = *gradient.view.row::<f32>(index).add(y);
+                    row.old = gradient.view.real(index, y);
                 }
             }
         }
@@ -254,8 +258,16 @@ impl Row {
     /// What the first sweep is to do.
     #[inline(always)]
     pub fn sum(&self, plan: &Plan, anchor: Anchor) -> RowSum {
-        let dot = self.class.is_some() && plan.label_smoothing > 0.0;
-        RowSum { hole: self.class, anchor, dot }
+        let smooths = self.class.is_some() && plan.label_smoothing > 0.0;
+        let center = smooths.then(|| {
+            // The target's own logit, unless it may be one that masks the class.
+            if self.w_y != 0.0 && self.x_y.is_finite() {
+                self.x_y
+            } else {
+                anchor.reference.log2() / f64::from(L)
+            }
+        });
+        RowSum { hole: self.class, anchor, center }
     }
 
     /// Writes the row's lse and loss, given its sums if it [needs](Self::needs_sum) them; returns
@@ -278,7 +290,7 @@ impl Row {
             };
             let softmax = Softmax::from_lse(lse, self.x_y);
             // SAFETY: see above.
-            return (0.0, unsafe { self.job(plan, &softmax, Reference::Near(0.0)) });
+            return (0.0, unsafe { self.job(plan, &softmax) });
         };
         let softmax = Softmax::new(sums, self.class.map(|_| self.x_y), sum.anchor.reference);
         let loss = self.loss(plan, &softmax, sum, sums);
@@ -288,7 +300,7 @@ impl Row {
                 *lse.row::<f64>(self.index) = softmax.lse;
             }
             self.write_loss(plan, loss);
-            (loss, self.job(plan, &softmax, sum.anchor.reference))
+            (loss, self.job(plan, &softmax))
         }
     }
 
@@ -302,11 +314,12 @@ impl Row {
             return f64::NAN;
         }
         let mut loss = times((1.0 - plan.label_smoothing) * self.w_y, softmax.nll);
-        if sum.dot {
-            let center = f64::from(sum.anchor.center);
-            let dot = sums.dot * plan.weight_unit + times(self.w_y, self.x_y - center);
+        if let Some(center) = sum.center {
+            // Σ w_c·(lse − x_c), as W·(lse − center) − Σ w_c·(x_c − center).
+            let height = if center == self.x_y { softmax.nll } else { softmax.lse - center };
+            let dot = sums.dot + times(self.w_y, self.x_y - center);
             let spread = plan.label_smoothing / plan.classes as f64;
-            loss += spread * (times(plan.weight_total, softmax.lse - center) - dot);
+            loss += spread * (times(plan.weight_total, height) - dot);
         }
         self.r * loss
     }
@@ -314,7 +327,7 @@ impl Row {
     /// # Safety
     /// See [`read`](Self::read).
     #[inline(always)]
-    unsafe fn job(&mut self, plan: &Plan, softmax: &Softmax, reference: Reference) -> Job {
+    unsafe fn job(&mut self, plan: &Plan, softmax: &Softmax) -> Job {
         let Some(gradient) = &plan.gradient else {
             return Job::Nothing;
         };
@@ -338,9 +351,12 @@ impl Row {
         }
         self.entry =
             hit * -softmax.miss + bias * (plan.weight_total * (1.0 - softmax.miss) - self.w_y);
-        let anchored = Curve { reference, factor: total * softmax.share };
-        let bias = bias * plan.weight_unit;
-        Job::Sweep(RowGradient { anchored, lse: softmax.lse, total, bias, target })
+        Job::Sweep(RowGradient {
+            anchored: softmax.anchored.times(total),
+            own: softmax.own.times(total),
+            bias: bias * plan.weight_unit,
+            target,
+        })
     }
 
     #[inline(always)]
@@ -358,12 +374,12 @@ impl Row {
     #[inline(always)]
     pub unsafe fn place_target(&self, plan: &Plan) {
         if let (Some(gradient), Some(y)) = (&plan.gradient, self.class) {
-            let entry = self.entry as f32;
+            // Rounded to f32 like all others, and only then added.
+            let entry = f64::from(self.entry as f32);
+            let entry =
+                if gradient.accumulate { f64::from((self.old + entry) as f32) } else { entry };
             // SAFETY: see above; y is in range.
-            unsafe {
-                *gradient.view.row::<f32>(self.index).add(y) =
-                    if gradient.accumulate { self.old + entry } else { entry };
-            }
+            unsafe { gradient.view.set_real(self.index, y, entry) };
         }
     }
 
@@ -374,12 +390,23 @@ impl Row {
     #[inline(always)]
     pub unsafe fn fill(&self, plan: &Plan, value: f32) {
         if let Some(gradient) = &plan.gradient {
-            // SAFETY: a row of the gradient is `classes` long, and this thread's alone.
-            let row = unsafe {
-                let start = gradient.view.row::<f32>(self.index);
-                std::slice::from_raw_parts_mut(start, plan.classes)
+            let half = match gradient.view.dtype {
+                Dtype::Bf16 => half::bf16::from_f32(value).to_bits(),
+                _ => half::f16::from_f32(value).to_bits(),
             };
-            row.fill(value);
+            // SAFETY: a row of the gradient is `classes` long, and this thread's alone.
+            unsafe {
+                match gradient.view.dtype {
+                    Dtype::Bf16 | Dtype::F16 => {
+                        let start = gradient.view.row::<u16>(self.index);
+                        std::slice::from_raw_parts_mut(start, plan.classes).fill(half);
+                    }
+                    _ => {
+                        let start = gradient.view.row::<f32>(self.index);
+                        std::slice::from_raw_parts_mut(start, plan.classes).fill(value);
+                    }
+                }
+            }
         }
     }
 
@@ -388,13 +415,8 @@ impl Row {
     #[inline(always)]
     unsafe fn write_loss(&self, plan: &Plan, loss: f64) {
         if let Some(view) = &plan.row_losses {
-            // SAFETY: a row of the view; the dtype says what is there.
-            unsafe {
-                match view.dtype {
-                    Dtype::F64 => *view.row::<f64>(self.index) = loss,
-                    _ => *view.row::<f32>(self.index) = loss as f32,
-                }
-            }
+            // SAFETY: a row of the view.
+            unsafe { view.set_real(self.index, 0, loss) };
         }
     }
 }

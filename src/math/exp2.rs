@@ -18,8 +18,10 @@
 //! exponent instead, and cost `|log2 e^x|·2^-24`.) And because multiplication by `s` is exact,
 //! it can be fused into the sum.
 //!
-//! `x` is first clamped to where `k` stays in `-127..=128`. Below `2^-126.5` the result is 0, on
-//! every instruction set alike; there are no subnormal steps. NaN goes through.
+//! `x` is clamped to where `k` stays in `-127..=128`. Below `2^-126.5` the result is 0, on every
+//! instruction set alike; there are no subnormal steps. NaN goes through. The clamp costs two
+//! instructions of thirteen, so the kernels first try without it and only watch the bits of `m`,
+//! which is cheaper (kernels/contiguous.rs).
 //!
 //! `L` is not `log2 e`: what is computed is `b^x` with `b = 2^L = e^(1 - 1.335e-8)`. The kernels
 //! stay consistent in that base (`log_b Σ b^x`, see row.rs), which moves a log-sum-exp by
@@ -33,6 +35,10 @@ pub const L: f32 = std::f32::consts::LOG2_E;
 
 /// 1.5·2^23, whose ulp is 1, plus the exponent bias.
 const MAGIC: f32 = 12_582_912.0 + 127.0;
+
+/// An m for a k in `-127..=128` ([`Exp2::parts`]) has these bits, but for the lowest 8; any other
+/// m, NaN among them, has not.
+pub const WATCHED: f32 = 12_582_912.0;
 
 /// The largest magnitude of an integer reference for which `MAGIC - c` is exact and the sum
 /// `x·L + MAGIC - c` keeps an ulp of 1, with room to spare.
@@ -62,6 +68,20 @@ impl Reference {
         if c.abs() <= NEAR { Reference::Near(c as f32) } else { Reference::Far(x) }
     }
 
+    /// The reference at `log2`, an integer or what [`log2`](Self::log2) gave for another reference,
+    /// or near it; 0 for what is not finite.
+    #[inline(always)]
+    pub fn from_log2(log2: f64) -> Self {
+        if log2.abs() <= NEAR {
+            Reference::Near(log2 as f32)
+        } else if log2.is_finite() {
+            let x = log2 / f64::from(L);
+            Reference::Far(x.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32)
+        } else {
+            Reference::Near(0.0)
+        }
+    }
+
     /// The reference in units of log2, exactly.
     #[inline(always)]
     pub fn log2(self) -> f64 {
@@ -83,6 +103,7 @@ pub fn nearest(x: f64) -> f64 {
 #[derive(Clone, Copy)]
 pub struct Exp2<S: Simd, const FAR: bool> {
     s: S,
+    origin: f32,
     far: S::Vector,
     low: S::Vector,
     high: S::Vector,
@@ -100,6 +121,7 @@ impl<S: Simd, const FAR: bool> Exp2<S, FAR> {
         };
         Exp2 {
             s,
+            origin: if FAR { far } else { c / L },
             far: s.splat(far),
             low: s.splat((c - 127.0) / L),
             high: s.splat((c + 128.0) / L),
@@ -108,12 +130,10 @@ impl<S: Simd, const FAR: bool> Exp2<S, FAR> {
         }
     }
 
-    /// `(p, 2^k)` with `2^(L·x - c) = p·2^k`, p in [0.7, 1.42].
+    /// The core of [`parts`](Self::parts).
     #[inline(always)]
-    pub fn parts(&self, x: S::Vector) -> (S::Vector, S::Vector) {
+    fn unclamped(&self, x: S::Vector) -> (S::Vector, S::Vector) {
         let s = self.s;
-        let x = if FAR { s.sub(x, self.far) } else { x };
-        let x = s.min(self.high, s.max(self.low, x));
         let m = s.mul_sub_exact(x, self.slope, self.minus_magic);
         let n = s.add(m, self.minus_magic);
         let f = s.mul_sub_exact(x, self.slope, n);
@@ -122,16 +142,37 @@ impl<S: Simd, const FAR: bool> Exp2<S, FAR> {
             p = s.mul_add(p, f, s.splat(c));
         }
         // 1 + p·f; a second rounding here would cost the portable set its 1 ulp.
-        let p = s.mul_sub_exact(p, f, s.splat(-1.0));
-        (p, s.exponent_from_low_bits(m))
+        (s.mul_sub_exact(p, f, s.splat(-1.0)), m)
+    }
+
+    /// `(p, m)` with `2^(L·x - c) = p·2^k`, p in [0.7, 1.42] and k in the low bits of m. Unless
+    /// `CLAMP`, only for x whose k is in `-127..=128`: m tells, by [`WATCHED`].
+    #[inline(always)]
+    pub fn parts<const CLAMP: bool>(&self, x: S::Vector) -> (S::Vector, S::Vector) {
+        let s = self.s;
+        let x = if FAR { s.sub(x, self.far) } else { x };
+        self.unclamped(if CLAMP { s.min(self.high, s.max(self.low, x)) } else { x })
+    }
+
+    /// A logit whose exponent is close to 0.
+    #[inline(always)]
+    pub fn origin(&self) -> f32 {
+        self.origin
+    }
+
+    /// `2^k` for the m of [`parts`](Self::parts).
+    #[inline(always)]
+    pub fn scale(&self, m: S::Vector) -> S::Vector {
+        self.s.exponent_from_low_bits(m)
     }
 
     /// `2^(L·x - c)`: relative error at most 1 ulp of f32 against `b^x·2^-c` (see above),
     /// for results from `2^-126` up; 0 below `2^-126.5`; inf above `2^127.5`.
+    /// Without `CLAMP`, see [`parts`](Self::parts).
     #[inline(always)]
-    pub fn value(&self, x: S::Vector) -> S::Vector {
-        let (p, scale) = self.parts(x);
-        self.s.mul(p, scale)
+    pub fn value<const CLAMP: bool>(&self, x: S::Vector) -> S::Vector {
+        let (p, m) = self.parts::<CLAMP>(x);
+        self.s.mul(p, self.scale(m))
     }
 }
 
@@ -155,8 +196,8 @@ mod tests {
                         unsafe {
                             let x = s.load(x.as_ptr().add(at));
                             let e = match reference {
-                                Reference::Near(_) => Exp2::<S, false>::new(s, reference).value(x),
-                                Reference::Far(_) => Exp2::<S, true>::new(s, reference).value(x),
+                                Reference::Near(_) => Exp2::<S, false>::new(s, reference).value::<true>(x),
+                                Reference::Far(_) => Exp2::<S, true>::new(s, reference).value::<true>(x),
                             };
                             s.store(out.as_mut_ptr().add(at), e);
                         }

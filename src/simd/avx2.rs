@@ -1,18 +1,35 @@
-//! AVX2 with FMA: 8 lanes a register.
+//! AVX2 with FMA and F16C: 8 lanes a register.
 
 use super::Simd;
 use std::arch::x86_64::*;
 
-/// Proof that the processor has AVX2 and FMA.
+/// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
 pub struct Avx2(());
 
+/// A call of intrinsics, with the one reason why they may be called.
+macro_rules! avx2 {
+    ($e:expr) => {
+        // SAFETY: the token exists, so the processor has the features (`Avx2::assume`).
+        unsafe { $e }
+    };
+}
+
 impl Avx2 {
     /// # Safety
-    /// The processor has AVX2 and FMA, and so does the calling entry point.
+    /// The processor has AVX2, FMA and F16C, and so does the calling entry point.
     #[inline(always)]
     pub unsafe fn assume() -> Self {
         Avx2(())
+    }
+
+    /// The lower and the upper lanes.
+    #[inline(always)]
+    fn to_f64(self, v: __m256) -> [__m256d; 2] {
+        avx2!([
+            _mm256_cvtps_pd(_mm256_castps256_ps128(v)),
+            _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v)),
+        ])
     }
 
     /// The low 8 bits of `lanes` as a vector of all-ones or all-zero lanes.
@@ -25,15 +42,6 @@ impl Avx2 {
         })
     }
 }
-
-/// A call of intrinsics, with the one reason why they may be called.
-macro_rules! avx2 {
-    ($e:expr) => {
-        // SAFETY: the token exists, so the processor has the features (`Avx2::assume`).
-        unsafe { $e }
-    };
-}
-use avx2;
 
 /// `(v0 + v2) + (v1 + v3)`: the end of the tree of [`Simd::sum`].
 ///
@@ -52,6 +60,8 @@ impl Simd for Avx2 {
     type Vector = __m256;
     type Block = [__m256; 8];
     type Totals = [__m256d; 4];
+    type Halves = __m128i;
+    type Watch = __m256i;
 
     const LANES: usize = 8;
 
@@ -95,6 +105,73 @@ impl Simd for Avx2 {
         unsafe { _mm256_stream_ps(p, v) }
     }
     #[inline(always)]
+    unsafe fn load_halves(self, p: *const u16) -> __m128i {
+        // SAFETY: token; the caller's promise about `p`, here and below.
+        unsafe { _mm_loadu_si128(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_half_lanes(self, p: *const u16, lanes: u32, fill: u16) -> __m128i {
+        // There is no masked load of 16 bits; tails are short.
+        let mut halves = [fill; 8];
+        for (i, half) in halves.iter_mut().enumerate() {
+            if lanes >> i & 1 == 1 {
+                // SAFETY: a lane that the caller vouches for.
+                *half = unsafe { *p.add(i) };
+            }
+        }
+        // SAFETY: 8 halves.
+        unsafe { self.load_halves(halves.as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn store_halves(self, p: *mut u16, v: __m128i) {
+        // SAFETY: as above.
+        unsafe { _mm_storeu_si128(p.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn store_half_lanes(self, p: *mut u16, lanes: u32, v: __m128i) {
+        let mut halves = [0u16; 8];
+        // SAFETY: 8 halves.
+        unsafe { self.store_halves(halves.as_mut_ptr(), v) };
+        for (i, half) in halves.into_iter().enumerate() {
+            if lanes >> i & 1 == 1 {
+                // SAFETY: a lane that the caller vouches for.
+                unsafe { *p.add(i) = half };
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn stream_halves(self, p: *mut u16, v: __m128i) {
+        // SAFETY: as above; aligned, as the caller promises.
+        unsafe { _mm_stream_si128(p.cast(), v) }
+    }
+    #[inline(always)]
+    fn widen_bf16(self, v: __m128i) -> __m256 {
+        avx2!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(v))))
+    }
+    #[inline(always)]
+    fn narrow_bf16(self, v: __m256) -> __m128i {
+        avx2!({
+            let bits = _mm256_castps_si256(v);
+            // Half an ulp, less one bit if the result's last bit is 0: ties go to even.
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
+            let rounded = _mm256_add_epi32(bits, half);
+            // The carry would turn some NaN into 0; they are made quiet instead.
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            let bits = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
+            _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256::<1>(bits))
+        })
+    }
+    #[inline(always)]
+    fn widen_f16(self, v: __m128i) -> __m256 {
+        avx2!(_mm256_cvtph_ps(v))
+    }
+    #[inline(always)]
+    fn narrow_f16(self, v: __m256) -> __m128i {
+        avx2!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v))
+    }
+    #[inline(always)]
     fn fence(self) {
         avx2!(_mm_sfence())
     }
@@ -136,15 +213,26 @@ impl Simd for Avx2 {
         avx2!(_mm256_min_ps(bound, x))
     }
     #[inline(always)]
-    fn zero_where_zero(self, w: __m256, v: __m256) -> __m256 {
+    fn exponent_from_low_bits(self, m: __m256) -> __m256 {
+        avx2!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(m))))
+    }
+
+    #[inline(always)]
+    fn watch_start(self) -> __m256i {
+        avx2!(_mm256_setzero_si256())
+    }
+    #[inline(always)]
+    fn watch(self, mut seen: __m256i, block: &[__m256; 8], expected: __m256) -> __m256i {
         avx2!({
-            let nonzero = _mm256_cmp_ps::<_CMP_NEQ_UQ>(w, _mm256_setzero_ps());
-            _mm256_and_ps(nonzero, v)
+            for v in block {
+                seen = _mm256_or_si256(seen, _mm256_castps_si256(_mm256_xor_ps(*v, expected)));
+            }
+            seen
         })
     }
     #[inline(always)]
-    fn exponent_from_low_bits(self, m: __m256) -> __m256 {
-        avx2!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(m))))
+    fn watch_end(self, seen: __m256i) -> bool {
+        avx2!(_mm256_testz_si256(seen, _mm256_set1_epi32(!0xFF)) == 1)
     }
 
     #[inline(always)]
@@ -168,12 +256,36 @@ impl Simd for Avx2 {
             // Registers 0 and 1 hold lanes 0..16, 2 and 3 lanes 16..32, and so on.
             let lo = _mm256_add_ps(_mm256_add_ps(b[0], b[2]), _mm256_add_ps(b[4], b[6]));
             let hi = _mm256_add_ps(_mm256_add_ps(b[1], b[3]), _mm256_add_ps(b[5], b[7]));
+            let [l0, l1] = self.to_f64(lo);
+            let [h0, h1] = self.to_f64(hi);
             [
-                _mm256_add_pd(t[0], _mm256_cvtps_pd(_mm256_castps256_ps128(lo))),
-                _mm256_add_pd(t[1], _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(lo))),
-                _mm256_add_pd(t[2], _mm256_cvtps_pd(_mm256_castps256_ps128(hi))),
-                _mm256_add_pd(t[3], _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(hi))),
+                _mm256_add_pd(t[0], l0),
+                _mm256_add_pd(t[1], l1),
+                _mm256_add_pd(t[2], h0),
+                _mm256_add_pd(t[3], h1),
             ]
+        })
+    }
+    #[inline(always)]
+    fn add_centered(self, totals: &mut [__m256d; 4], i: usize, x: __m256, center: f64) {
+        avx2!({
+            let center = _mm256_set1_pd(center);
+            // Even registers hold the first 8 of 16 lanes.
+            for (total, x) in totals[i % 2 * 2..].iter_mut().zip(self.to_f64(x)) {
+                *total = _mm256_add_pd(*total, _mm256_sub_pd(x, center));
+            }
+        })
+    }
+    #[inline(always)]
+    fn add_weighted(self, totals: &mut [__m256d; 4], i: usize, x: __m256, center: f64, w: __m256) {
+        avx2!({
+            let center = _mm256_set1_pd(center);
+            let lanes = self.to_f64(x).into_iter().zip(self.to_f64(w));
+            for (total, (x, w)) in totals[i % 2 * 2..].iter_mut().zip(lanes) {
+                let nonzero = _mm256_cmp_pd::<_CMP_NEQ_UQ>(w, _mm256_setzero_pd());
+                let term = _mm256_mul_pd(w, _mm256_sub_pd(x, center));
+                *total = _mm256_add_pd(*total, _mm256_and_pd(nonzero, term));
+            }
         })
     }
     #[inline(always)]

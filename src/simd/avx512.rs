@@ -7,15 +7,6 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub struct Avx512(());
 
-impl Avx512 {
-    /// # Safety
-    /// The processor has AVX-512 F, BW, DQ and VL, and so does the calling entry point.
-    #[inline(always)]
-    pub unsafe fn assume() -> Self {
-        Avx512(())
-    }
-}
-
 /// A call of intrinsics, with the one reason why they may be called.
 macro_rules! avx512 {
     ($e:expr) => {
@@ -24,10 +15,30 @@ macro_rules! avx512 {
     };
 }
 
+impl Avx512 {
+    /// # Safety
+    /// The processor has AVX-512 F, BW, DQ and VL, and so does the calling entry point.
+    #[inline(always)]
+    pub unsafe fn assume() -> Self {
+        Avx512(())
+    }
+
+    /// The lower and the upper lanes.
+    #[inline(always)]
+    fn to_f64(self, v: __m512) -> [__m512d; 2] {
+        avx512!([
+            _mm512_cvtps_pd(_mm512_castps512_ps256(v)),
+            _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(v)),
+        ])
+    }
+}
+
 impl Simd for Avx512 {
     type Vector = __m512;
     type Block = [__m512; 4];
     type Totals = [__m512d; 2];
+    type Halves = __m256i;
+    type Watch = __m512i;
 
     const LANES: usize = 16;
 
@@ -64,6 +75,59 @@ impl Simd for Avx512 {
     unsafe fn stream(self, p: *mut f32, v: __m512) {
         // SAFETY: token; the caller's promise about `p` and its alignment.
         unsafe { _mm512_stream_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn load_halves(self, p: *const u16) -> __m256i {
+        // SAFETY: token; the caller's promise about `p`, here and below.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_half_lanes(self, p: *const u16, lanes: u32, fill: u16) -> __m256i {
+        let fill = avx512!(_mm256_set1_epi16(fill as i16));
+        // SAFETY: as above; a masked load touches only the lanes the caller vouches for.
+        unsafe { _mm256_mask_loadu_epi16(fill, lanes as __mmask16, p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_halves(self, p: *mut u16, v: __m256i) {
+        // SAFETY: as above.
+        unsafe { _mm256_storeu_si256(p.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn store_half_lanes(self, p: *mut u16, lanes: u32, v: __m256i) {
+        // SAFETY: as above; a masked store touches only the lanes the caller vouches for.
+        unsafe { _mm256_mask_storeu_epi16(p.cast(), lanes as __mmask16, v) }
+    }
+    #[inline(always)]
+    unsafe fn stream_halves(self, p: *mut u16, v: __m256i) {
+        // SAFETY: as above; aligned, as the caller promises.
+        unsafe { _mm256_stream_si256(p.cast(), v) }
+    }
+    #[inline(always)]
+    fn widen_bf16(self, v: __m256i) -> __m512 {
+        avx512!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(v))))
+    }
+    #[inline(always)]
+    fn narrow_bf16(self, v: __m512) -> __m256i {
+        avx512!({
+            let bits = _mm512_castps_si512(v);
+            // Half an ulp, less one bit if the result's last bit is 0: ties go to even.
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+            let rounded = _mm512_add_epi32(bits, half);
+            // The carry would turn some NaN into 0; they are made quiet instead.
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+            let bits = _mm512_mask_mov_epi32(rounded, nan, quiet);
+            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits))
+        })
+    }
+    #[inline(always)]
+    fn widen_f16(self, v: __m256i) -> __m512 {
+        avx512!(_mm512_cvtph_ps(v))
+    }
+    #[inline(always)]
+    fn narrow_f16(self, v: __m512) -> __m256i {
+        avx512!(_mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v))
     }
     #[inline(always)]
     fn fence(self) {
@@ -107,15 +171,28 @@ impl Simd for Avx512 {
         avx512!(_mm512_min_ps(bound, x))
     }
     #[inline(always)]
-    fn zero_where_zero(self, w: __m512, v: __m512) -> __m512 {
+    fn exponent_from_low_bits(self, m: __m512) -> __m512 {
+        avx512!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(m))))
+    }
+
+    #[inline(always)]
+    fn watch_start(self) -> __m512i {
+        avx512!(_mm512_setzero_si512())
+    }
+    #[inline(always)]
+    fn watch(self, seen: __m512i, block: &[__m512; 4], expected: __m512) -> __m512i {
         avx512!({
-            let nonzero = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(w, _mm512_setzero_ps());
-            _mm512_maskz_mov_ps(nonzero, v)
+            let [a, b, c, d] = block.map(|v| _mm512_castps_si512(v));
+            // 0x7E: bits that are not the same in all three; a chain from `a` to `expected`.
+            let abc = _mm512_ternarylogic_epi32::<0x7E>(a, b, c);
+            let cde = _mm512_ternarylogic_epi32::<0x7E>(c, d, _mm512_castps_si512(expected));
+            // 0xFE: or of all three.
+            _mm512_ternarylogic_epi32::<0xFE>(seen, abc, cde)
         })
     }
     #[inline(always)]
-    fn exponent_from_low_bits(self, m: __m512) -> __m512 {
-        avx512!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(m))))
+    fn watch_end(self, seen: __m512i) -> bool {
+        avx512!(_mm512_test_epi32_mask(seen, _mm512_set1_epi32(!0xFF)) == 0)
     }
 
     #[inline(always)]
@@ -133,9 +210,28 @@ impl Simd for Avx512 {
     fn add_block(self, [lo, hi]: [__m512d; 2], [a, b, c, d]: [__m512; 4]) -> [__m512d; 2] {
         avx512!({
             let v = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
-            let v_lo = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
-            let v_hi = _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(v));
+            let [v_lo, v_hi] = self.to_f64(v);
             [_mm512_add_pd(lo, v_lo), _mm512_add_pd(hi, v_hi)]
+        })
+    }
+    #[inline(always)]
+    fn add_centered(self, totals: &mut [__m512d; 2], _: usize, x: __m512, center: f64) {
+        avx512!({
+            let center = _mm512_set1_pd(center);
+            for (total, x) in totals.iter_mut().zip(self.to_f64(x)) {
+                *total = _mm512_add_pd(*total, _mm512_sub_pd(x, center));
+            }
+        })
+    }
+    #[inline(always)]
+    fn add_weighted(self, totals: &mut [__m512d; 2], _: usize, x: __m512, center: f64, w: __m512) {
+        avx512!({
+            let center = _mm512_set1_pd(center);
+            for ((total, x), w) in totals.iter_mut().zip(self.to_f64(x)).zip(self.to_f64(w)) {
+                let nonzero = _mm512_cmp_pd_mask::<_CMP_NEQ_UQ>(w, _mm512_setzero_pd());
+                let term = _mm512_maskz_mul_pd(nonzero, w, _mm512_sub_pd(x, center));
+                *total = _mm512_add_pd(*total, term);
+            }
         })
     }
     #[inline(always)]

@@ -28,6 +28,10 @@ pub trait Simd: Copy {
     type Block: Copy + AsRef<[Self::Vector]> + AsMut<[Self::Vector]>;
     /// 16 lanes of f64.
     type Totals: Copy;
+    /// `LANES` halves, as bits.
+    type Halves: Copy;
+    /// What [`watch`](Self::watch) has seen.
+    type Watch: Copy;
 
     /// f32 lanes of one register.
     const LANES: usize;
@@ -64,6 +68,39 @@ pub trait Simd: Copy {
     /// # Safety
     /// `p` is valid for writes of `LANES` values and aligned to the size of a register.
     unsafe fn stream(self, p: *mut f32, v: Self::Vector);
+    /// The `LANES` halves at `p`, aligned to 2 bytes.
+    ///
+    /// # Safety
+    /// As [`load`](Self::load).
+    unsafe fn load_halves(self, p: *const u16) -> Self::Halves;
+    /// The halves at `p` whose bit is set in `lanes`, `fill` elsewhere.
+    ///
+    /// # Safety
+    /// As [`load_lanes`](Self::load_lanes).
+    unsafe fn load_half_lanes(self, p: *const u16, lanes: u32, fill: u16) -> Self::Halves;
+    /// Writes `LANES` halves.
+    ///
+    /// # Safety
+    /// As [`store`](Self::store).
+    unsafe fn store_halves(self, p: *mut u16, v: Self::Halves);
+    /// Writes the halves whose bit is set in `lanes`.
+    ///
+    /// # Safety
+    /// As [`store_lanes`](Self::store_lanes).
+    unsafe fn store_half_lanes(self, p: *mut u16, lanes: u32, v: Self::Halves);
+    /// Writes `LANES` halves as [`stream`](Self::stream) does.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn stream_halves(self, p: *mut u16, v: Self::Halves);
+    /// bf16 to f32, exactly.
+    fn widen_bf16(self, v: Self::Halves) -> Self::Vector;
+    /// f32 to bf16, to nearest even; NaN stays NaN.
+    fn narrow_bf16(self, v: Self::Vector) -> Self::Halves;
+    /// f16 to f32, exactly.
+    fn widen_f16(self, v: Self::Halves) -> Self::Vector;
+    /// f32 to f16, to nearest even; NaN stays NaN.
+    fn narrow_f16(self, v: Self::Vector) -> Self::Halves;
     /// Makes streamed writes visible before any later write.
     fn fence(self);
     /// Asks for the cache line at `p`; never faults, whatever `p` is.
@@ -86,11 +123,16 @@ pub trait Simd: Copy {
     fn max(self, bound: Self::Vector, x: Self::Vector) -> Self::Vector;
     /// The smaller of the two, and `x` if either is NaN.
     fn min(self, bound: Self::Vector, x: Self::Vector) -> Self::Vector;
-    /// `v`, but 0 in the lanes where `w` is ±0.
-    fn zero_where_zero(self, w: Self::Vector, v: Self::Vector) -> Self::Vector;
     /// The bits of every lane shifted left by 23, read as a float again: turns an integer that
     /// sits in the low bits of a float into a biased exponent.
     fn exponent_from_low_bits(self, m: Self::Vector) -> Self::Vector;
+
+    /// Nothing seen.
+    fn watch_start(self) -> Self::Watch;
+    /// Notes where the bits of a lane differ from those of `expected`.
+    fn watch(self, seen: Self::Watch, block: &Self::Block, expected: Self::Vector) -> Self::Watch;
+    /// Whether nowhere any but the lowest 8 bits differed.
+    fn watch_end(self, seen: Self::Watch) -> bool;
 
     /// The largest lane; NaN lanes count for nothing unless all are NaN.
     fn max_lane(self, block: Self::Block) -> f32;
@@ -99,6 +141,19 @@ pub trait Simd: Copy {
     /// Adds a block to the totals: lane `l` of 16 gets `(b[l] + b[l+16]) + (b[l+32] + b[l+48])`,
     /// those three additions in f32, the last in f64.
     fn add_block(self, totals: Self::Totals, block: Self::Block) -> Self::Totals;
+    /// Adds `x - center` in f64, lane by lane, for register `i` of a block: lane `l` of the block
+    /// goes to lane `l mod 16` of the totals.
+    fn add_centered(self, totals: &mut Self::Totals, i: usize, x: Self::Vector, center: f64);
+    /// Adds `w·(x - center)` in f64, as [`add_centered`](Self::add_centered); 0 where w is ±0,
+    /// whatever x is.
+    fn add_weighted(
+        self,
+        totals: &mut Self::Totals,
+        i: usize,
+        x: Self::Vector,
+        center: f64,
+        w: Self::Vector,
+    );
     /// Sum of the totals: halves are added lane by lane, 16 → 8 → 4 → 2 → 1.
     fn sum(self, totals: Self::Totals) -> f64;
 }

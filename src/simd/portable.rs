@@ -20,6 +20,8 @@ impl Simd for Portable {
     type Vector = f32x8;
     type Block = [f32x8; 8];
     type Totals = [f64; 16];
+    type Halves = [u16; 8];
+    type Watch = u32x8;
 
     const LANES: usize = 8;
 
@@ -68,6 +70,57 @@ impl Simd for Portable {
         unsafe { self.store(p, v) }
     }
     #[inline(always)]
+    unsafe fn load_halves(self, p: *const u16) -> [u16; 8] {
+        // SAFETY: the caller's promise about `p`.
+        unsafe { p.cast::<[u16; 8]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_half_lanes(self, p: *const u16, lanes: u32, fill: u16) -> [u16; 8] {
+        std::array::from_fn(|i| {
+            if lanes >> i & 1 == 1 {
+                // SAFETY: the caller's promise about lanes with a set bit.
+                unsafe { *p.add(i) }
+            } else {
+                fill
+            }
+        })
+    }
+    #[inline(always)]
+    unsafe fn store_halves(self, p: *mut u16, v: [u16; 8]) {
+        // SAFETY: the caller's promise about `p`.
+        unsafe { p.cast::<[u16; 8]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn store_half_lanes(self, p: *mut u16, lanes: u32, v: [u16; 8]) {
+        for (i, x) in v.into_iter().enumerate() {
+            if lanes >> i & 1 == 1 {
+                // SAFETY: the caller's promise about lanes with a set bit.
+                unsafe { *p.add(i) = x }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn stream_halves(self, p: *mut u16, v: [u16; 8]) {
+        // SAFETY: the caller's promise about `p`.
+        unsafe { self.store_halves(p, v) }
+    }
+    #[inline(always)]
+    fn widen_bf16(self, v: [u16; 8]) -> f32x8 {
+        f32x8::from(v.map(|bits| half::bf16::from_bits(bits).to_f32()))
+    }
+    #[inline(always)]
+    fn narrow_bf16(self, v: f32x8) -> [u16; 8] {
+        v.to_array().map(|x| half::bf16::from_f32(x).to_bits())
+    }
+    #[inline(always)]
+    fn widen_f16(self, v: [u16; 8]) -> f32x8 {
+        f32x8::from(v.map(|bits| half::f16::from_bits(bits).to_f32()))
+    }
+    #[inline(always)]
+    fn narrow_f16(self, v: f32x8) -> [u16; 8] {
+        v.to_array().map(|x| half::f16::from_f32(x).to_bits())
+    }
+    #[inline(always)]
     fn fence(self) {}
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
@@ -111,13 +164,26 @@ impl Simd for Portable {
         x.simd_gt(bound).bitselect(bound, x)
     }
     #[inline(always)]
-    fn zero_where_zero(self, w: f32x8, v: f32x8) -> f32x8 {
-        w.simd_ne(f32x8::ZERO).bitselect(v, f32x8::ZERO)
-    }
-    #[inline(always)]
     fn exponent_from_low_bits(self, m: f32x8) -> f32x8 {
         let bits = u32x8::from(m.to_array().map(f32::to_bits)) << 23u32;
         f32x8::from(bits.to_array().map(f32::from_bits))
+    }
+
+    #[inline(always)]
+    fn watch_start(self) -> u32x8 {
+        u32x8::ZERO
+    }
+    #[inline(always)]
+    fn watch(self, mut seen: u32x8, block: &[f32x8; 8], expected: f32x8) -> u32x8 {
+        let bits = |v: f32x8| u32x8::from(v.to_array().map(f32::to_bits));
+        for v in block {
+            seen |= bits(*v) ^ bits(expected);
+        }
+        seen
+    }
+    #[inline(always)]
+    fn watch_end(self, seen: u32x8) -> bool {
+        seen.to_array().into_iter().all(|bits| bits <= 0xFF)
     }
 
     #[inline(always)]
@@ -139,6 +205,20 @@ impl Simd for Portable {
         let lo = ((b[0] + b[2]) + (b[4] + b[6])).to_array();
         let hi = ((b[1] + b[3]) + (b[5] + b[7])).to_array();
         std::array::from_fn(|i| t[i] + f64::from(if i < 8 { lo[i] } else { hi[i - 8] }))
+    }
+    #[inline(always)]
+    fn add_centered(self, totals: &mut [f64; 16], i: usize, x: f32x8, center: f64) {
+        // Even registers hold the first 8 of 16 lanes.
+        for (total, x) in totals[i % 2 * 8..].iter_mut().zip(x.to_array()) {
+            *total += f64::from(x) - center;
+        }
+    }
+    #[inline(always)]
+    fn add_weighted(self, totals: &mut [f64; 16], i: usize, x: f32x8, center: f64, w: f32x8) {
+        let lanes = x.to_array().into_iter().zip(w.to_array());
+        for (total, (x, w)) in totals[i % 2 * 8..].iter_mut().zip(lanes) {
+            *total += if w == 0.0 { 0.0 } else { f64::from(w) * (f64::from(x) - center) };
+        }
     }
     #[inline(always)]
     fn sum(self, t: [f64; 16]) -> f64 {

@@ -1,0 +1,299 @@
+//! The same bits whatever the threads, the pool, the alignment, the strides, the place in the
+//! batch, and the instruction set.
+
+mod common;
+
+use common::random::{KINDS, Kind, Rng, config, fill, specs};
+use common::{How, Pass, Problem, Reals, Reduction, Run, assert_same, isas};
+use proptest::prelude::*;
+use std::sync::OnceLock;
+use xent::{Isa, Pool};
+
+fn eight() -> &'static Pool {
+    static POOL: OnceLock<Pool> = OnceLock::new();
+    POOL.get_or_init(|| Pool::new(8).unwrap())
+}
+
+/// Rows of every finite kind in turn, targets anywhere.
+fn mixed(rows: usize, classes: usize, kinds: &[Kind]) -> Problem {
+    let mut rng = Rng::new((rows * 31 + classes) as u64);
+    let mut logits = vec![0.0; rows * classes];
+    let mut targets = Vec::new();
+    for (row, x) in logits.chunks_mut(classes).enumerate() {
+        let y = rng.below(classes);
+        fill(x, kinds[row % kinds.len()], y, &mut rng);
+        targets.push(y as i64);
+    }
+    Problem::new(classes, &logits, &targets)
+}
+
+/// The problem with smoothing, class weights and row weights, which take other paths.
+fn with_options(problem: &Problem) -> Problem {
+    let weights = |n: usize| (0..n).map(|i| (i % 7) as f32 / 4.0 - 0.25).collect();
+    Problem {
+        class_weights: Some(Reals::F32(weights(problem.classes))),
+        row_weights: Some(Reals::F64(vec![0.75; problem.rows])),
+        label_smoothing: 0.1,
+        ..problem.clone()
+    }
+}
+
+/// Fused out of place and in place, forward, backward out of place and in place.
+fn all_passes(problem: &Problem, how: &How) -> [Run; 5] {
+    let fused = problem.run(Pass::Fused, how);
+    let lse = fused.lse.clone();
+    [
+        problem.run(Pass::FusedInPlace, how),
+        problem.run(Pass::Forward, how),
+        problem.run(Pass::Backward(&lse), how),
+        problem.run(Pass::BackwardInPlace(&lse), how),
+        fused,
+    ]
+}
+
+fn assert_all_same(a: &[Run; 5], b: &[Run; 5], what: &str) {
+    for (a, b) in a.iter().zip(b) {
+        a.assert_same(b, what);
+    }
+}
+
+/// Calls on 1, 2, 3 and 8 threads, of the global pool and of one with eight.
+fn assert_threads_do_not_matter(problem: &Problem) {
+    for isa in isas() {
+        let alone = How { threads: 1, ..How::on(isa) };
+        let good = all_passes(problem, &alone);
+        good[0].assert_same(&good[4], "in place");
+        good[1].assert_same_losses(&good[4], "forward");
+        assert_same(&good[2].grad, &good[3].grad, "backward in place");
+        for pool in [None, Some(eight())] {
+            for threads in [0, 2, 3, 8] {
+                let how = How { threads, pool, ..How::on(isa) };
+                let what = format!("{} on {threads} threads", isa.name());
+                assert_all_same(&all_passes(problem, &how), &good, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_over_rows() {
+    for (rows, classes) in [(4000, 65), (700, 1000), (257, 2049), (20, 70_000)] {
+        let problem = mixed(rows, classes, &KINDS);
+        assert_threads_do_not_matter(&problem);
+        assert_threads_do_not_matter(&with_options(&problem));
+    }
+}
+
+/// Few rows of many segments: a team takes each row together.
+#[test]
+fn threads_over_the_classes_of_long_rows() {
+    for (rows, classes) in [(1, 300_000), (3, 200_000), (2, 131_073), (5, 65_537)] {
+        for kinds in [
+            &[Kind::Unit, Kind::Steps, Kind::LeadingInf][..],
+            &[Kind::Spike, Kind::Confident, Kind::NotFinite],
+        ] {
+            let problem = mixed(rows, classes, kinds);
+            assert_threads_do_not_matter(&problem);
+            assert_threads_do_not_matter(&with_options(&problem));
+        }
+    }
+}
+
+/// More than 64 segments of the usual length, and past where exponentials are kept in place; the
+/// gradients are large enough to be streamed.
+#[test]
+fn threads_over_the_longest_rows() {
+    for classes in [5_000_000, 8_500_000] {
+        let problem = mixed(1, classes, &[Kind::Unit]);
+        let mut all = Vec::new();
+        for isa in isas() {
+            let mut good: Option<Run> = None;
+            for threads in [1, 8] {
+                let how =
+                    How { threads, pool: Some(eight()), offset: 3, grad_offset: 5, ..How::on(isa) };
+                for pass in [Pass::Fused, Pass::FusedInPlace] {
+                    let run = problem.run(pass, &how);
+                    match &good {
+                        Some(good) => run.assert_same(good, isa.name()),
+                        None => good = Some(run),
+                    }
+                }
+            }
+            all.extend(good.filter(|_| isa != Isa::Portable));
+        }
+        for run in &all {
+            run.assert_same(&all[0], "instruction sets");
+        }
+    }
+}
+
+/// Gradients that go around the caches have the bits of those that do not, at every alignment.
+#[test]
+fn streamed_gradients() {
+    let (rows, classes) = (70, 60_013);
+    let problem = mixed(rows, classes, &[Kind::Unit, Kind::Broad, Kind::Steps]);
+    assert!(rows * classes * 4 >= 16 << 20);
+    for isa in isas() {
+        let good = problem.run(Pass::FusedInPlace, &How::on(isa));
+        for grad_offset in [0, 1, 7, 15] {
+            let how = How { grad_offset, grad_padding: grad_offset * 3, ..How::on(isa) };
+            problem.run(Pass::Fused, &how).assert_same(&good, "streamed");
+        }
+    }
+}
+
+/// All 16 places of an f32 in a cache line, of the logits and of the gradient.
+#[test]
+fn alignments() {
+    for classes in [1, 3, 16, 63, 64, 65, 130, 1000, 2049, 4100] {
+        let problem = mixed(5, classes, &[Kind::Unit, Kind::Steps, Kind::Spike]);
+        for problem in [with_options(&problem), problem] {
+            for isa in isas() {
+                let good = all_passes(&problem, &How::on(isa));
+                for offset in 0..16 {
+                    let moved = [
+                        How { offset, ..How::on(isa) },
+                        How { grad_offset: offset, ..How::on(isa) },
+                        How {
+                            offset,
+                            grad_offset: 15 - offset,
+                            padding: offset,
+                            grad_padding: 17,
+                            ..How::on(isa)
+                        },
+                    ];
+                    for how in moved {
+                        let what = format!("{how:?}");
+                        assert_all_same(&all_passes(&problem, &how), &good, &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A row alone, and first, in the middle and last of a batch.
+#[test]
+fn rows_do_not_depend_on_their_place() {
+    for classes in [1, 2, 10, 65, 300, 2049, 5000, 70_000] {
+        for kind in KINDS {
+            let other = mixed(3, classes, &[Kind::Unit, Kind::Broad, Kind::Huge]);
+            let row = mixed(1, classes, &[kind]);
+            for isa in isas() {
+                let how = How::on(isa);
+                let sum = |problem: Problem| Problem { reduction: Reduction::Sum, ..problem };
+                let good = all_passes(&sum(row.clone()), &how);
+                for place in 0..3 {
+                    let mut batch = sum(other.clone());
+                    let range = place * classes..(place + 1) * classes;
+                    batch.logits[range.clone()].copy_from_slice(&row.logits);
+                    let mut targets = batch.targets.to_i64();
+                    targets[place] = row.targets.to_i64()[0];
+                    batch.targets = common::Indices::I64(targets);
+                    for (good, run) in good.iter().zip(all_passes(&batch, &how)) {
+                        let part = |all: &[f64]| all.get(place).copied().into_iter().collect();
+                        let (lse, losses): (Vec<f64>, Vec<f64>) =
+                            (part(&run.lse), part(&run.row_losses));
+                        assert_same(&lse, &good.lse, "lse");
+                        assert_same(&losses, &good.row_losses, "row loss");
+                        if !run.grad.is_empty() {
+                            assert_same(&run.grad[range.clone()], &good.grad, "gradient");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The same call twice, and on one pool from two threads at once (pytorch#17350, #71367:
+/// different losses from run to run).
+#[test]
+fn pytorch_17350_run_to_run() {
+    let problem = mixed(300, 1000, &KINDS[..8]);
+    for isa in isas() {
+        let how = How { pool: Some(eight()), ..How::on(isa) };
+        let good = problem.run(Pass::Fused, &how);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..10 {
+                        problem.run(Pass::Fused, &how).assert_same(&good, "again");
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// Arraymancer#485, dfdx#764: calls from inside a pool's own threads.
+#[test]
+fn dfdx_764_nested_pools() {
+    let problem = mixed(300, 1000, &KINDS[..8]);
+    let how = How::on(Isa::best());
+    let good = problem.run(Pass::Fused, &how);
+    let outer = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    outer.install(|| {
+        rayon::join(
+            || problem.run(Pass::Fused, &how).assert_same(&good, "nested"),
+            || {
+                let pool = Some(eight());
+                let how = How { pool, ..how };
+                problem.run(Pass::Fused, &how).assert_same(&good, "nested");
+            },
+        )
+    });
+}
+
+proptest! {
+    #![proptest_config(config(600))]
+
+    /// Sets with fused multiply-add give one result.
+    #[test]
+    fn instruction_sets_with_fma_agree(spec in specs()) {
+        let fused: Vec<Isa> = isas().into_iter().filter(|&isa| isa != Isa::Portable).collect();
+        let problem = spec.problem();
+        let problems = [problem.clone(), Problem { accumulate: None, ..problem }];
+        for problem in problems {
+            let mut good: Option<[Run; 5]> = None;
+            for &isa in &fused {
+                let how = spec.how(isa);
+                let runs = if problem.accumulate.is_some() {
+                    let run = problem.run(Pass::Fused, &how);
+                    let backward = problem.run(Pass::Backward(&run.lse), &how);
+                    [run.clone(), run.clone(), run.clone(), run, backward]
+                } else {
+                    all_passes(&problem, &how)
+                };
+                match &good {
+                    Some(good) => assert_all_same(&runs, good, isa.name()),
+                    None => good = Some(runs),
+                }
+            }
+        }
+    }
+}
+
+/// They agree on calls without targets too, as do all calls on the lse.
+#[test]
+fn lse_alone() {
+    for classes in [1, 2, 65, 300, 2049, 70_000] {
+        let problem = mixed(13, classes, &KINDS);
+        let mut good: Option<Vec<f64>> = None;
+        for isa in isas() {
+            let mut lse = vec![0.0; 13];
+            let call = problem.builder().isa(isa);
+            call.lse(&problem.logits, &mut lse).unwrap();
+            let oracle = xent::reference::evaluate(&problem.case());
+            for (row, &got) in lse.iter().enumerate() {
+                let bound = 2e-7 * oracle.lse_scale[row] + 2f64.powi(-23);
+                common::bounds::close(got, oracle.lse[row], bound, || format!("lse[{row}]"));
+            }
+            match &good {
+                Some(good) => assert_same(&lse, good, isa.name()),
+                None if isa != Isa::Portable => good = Some(lse),
+                None => {}
+            }
+        }
+    }
+}
