@@ -134,27 +134,33 @@ fn dtypes() {
     let dtype = |result: Result<f64, Error>, text: &str| {
         assert_eq!(result, Err(Error::Dtype(text.to_string())));
     };
-    dtype(call.forward(&[0i32; ROWS * CLASSES], &y), "logits.dtype is I32; it can be F32");
+    dtype(
+        call.forward(&[0i32; ROWS * CLASSES], &y),
+        "logits.dtype is I32; it can be F32, BF16, F16",
+    );
     dtype(
         call.forward(&x, &[0f32; ROWS]),
         "targets.dtype is F32; it can be I64, I32, U32, U16, U8",
     );
     dtype(
         call.class_weights(&[1i64; CLASSES]).forward(&x, &y),
-        "class_weights.dtype is I64; it can be F32, F64",
+        "class_weights.dtype is I64; it can be F32, F64, BF16, F16",
     );
     dtype(
         call.row_weights(&[1u8; ROWS]).forward(&x, &y),
-        "row_weights.dtype is U8; it can be F32, F64",
+        "row_weights.dtype is U8; it can be F32, F64, BF16, F16",
     );
     dtype(call.row_mask(&[1i32; ROWS]).forward(&x, &y), "row_mask.dtype is I32; it can be U8");
     let mut grad = [7i32; ROWS * CLASSES];
-    dtype(call.forward_backward(&x, &y, &mut grad), "grad_logits.dtype is I32; it can be F32");
+    dtype(
+        call.forward_backward(&x, &y, &mut grad),
+        "grad_logits.dtype is I32; it can be F32, BF16, F16",
+    );
     assert_eq!(grad, [7; ROWS * CLASSES]);
     let mut grad = [MARK as f32; ROWS * CLASSES];
     dtype(
         call.grad_output(&[1u16]).forward_backward(&x, &y, &mut grad),
-        "grad_output.dtype is U16; it can be F32, F64",
+        "grad_output.dtype is U16; it can be F32, F64, BF16, F16",
     );
     let mut losses = [7i32; ROWS];
     let results = Results { row_losses: Some((&mut losses).into()), ..Results::default() };
