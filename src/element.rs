@@ -116,3 +116,399 @@ macro_rules! half {
 }
 half!(half::bf16, widen_bf16, narrow_bf16);
 half!(half::f16, widen_f16, narrow_f16);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::Isa;
+    use crate::simd::portable::Portable;
+    use half::{bf16, f16};
+    use rayon::prelude::*;
+
+    /// Values that are converted in one go, of whole registers on every set.
+    const N: usize = 64;
+    /// The most lanes of a register.
+    const WIDEST: usize = 16;
+
+    /// How one set loads and stores one type.
+    struct Set<E> {
+        isa: Isa,
+        lanes: usize,
+        widen: unsafe fn(&[E; N]) -> [f32; N],
+        narrow: unsafe fn(&[f32; N]) -> [E; N],
+        stream: unsafe fn(*mut E, &[f32; N]),
+        load_lanes: unsafe fn(*const E, u32, f32) -> [f32; WIDEST],
+        store_lanes: unsafe fn(*mut E, u32, &[f32; WIDEST]),
+    }
+
+    #[inline(always)]
+    fn widen<S: Simd, E: Element>(s: S, x: &[E; N]) -> [f32; N] {
+        let mut wide = [0.0; N];
+        for at in (0..N).step_by(S::LANES) {
+            // SAFETY: within the arrays.
+            unsafe { s.store(wide.as_mut_ptr().add(at), E::load(s, x.as_ptr().add(at))) };
+        }
+        wide
+    }
+
+    #[inline(always)]
+    fn narrow<S: Simd, E: Element>(s: S, x: &[f32; N]) -> [E; N] {
+        // SAFETY: floats have no invalid bits.
+        let mut short: [E; N] = unsafe { std::mem::zeroed() };
+        for at in (0..N).step_by(S::LANES) {
+            // SAFETY: within the arrays.
+            unsafe { E::store(s, short.as_mut_ptr().add(at), s.load(x.as_ptr().add(at))) };
+        }
+        short
+    }
+
+    /// # Safety
+    /// `p` is valid for writes of `N` elements and aligned to a cache line.
+    #[inline(always)]
+    unsafe fn stream<S: Simd, E: Element>(s: S, p: *mut E, x: &[f32; N]) {
+        for at in (0..N).step_by(S::LANES) {
+            // SAFETY: the caller's promise; within the array.
+            unsafe { E::stream(s, p.add(at), s.load(x.as_ptr().add(at))) };
+        }
+        s.fence();
+    }
+
+    /// # Safety
+    /// As [`Simd::load_lanes`].
+    #[inline(always)]
+    unsafe fn load_lanes<S: Simd, E: Element>(
+        s: S,
+        p: *const E,
+        lanes: u32,
+        fill: f32,
+    ) -> [f32; WIDEST] {
+        let mut wide = [0.0; WIDEST];
+        // SAFETY: the caller's promise; no register is wider than the array.
+        unsafe { s.store(wide.as_mut_ptr(), E::load_lanes(s, p, lanes, fill)) };
+        wide
+    }
+
+    /// # Safety
+    /// As [`Simd::store_lanes`].
+    #[inline(always)]
+    unsafe fn store_lanes<S: Simd, E: Element>(s: S, p: *mut E, lanes: u32, x: &[f32; WIDEST]) {
+        // SAFETY: the caller's promise; no register is wider than the array.
+        unsafe { E::store_lanes(s, p, lanes, s.load(x.as_ptr())) };
+    }
+
+    macro_rules! stamp {
+        ($name:ident, $isa:expr, $lanes:expr, $token:expr $(, $feature:tt)*) => {
+            #[allow(unused_unsafe, reason = "the portable token needs no proof")]
+            mod $name {
+                use super::*;
+
+                $(#[target_feature(enable = $feature)])*
+                unsafe fn widen<E: Element>(x: &[E; N]) -> [f32; N] {
+                    // SAFETY: this function's own features, here and below.
+                    super::widen(unsafe { $token }, x)
+                }
+                $(#[target_feature(enable = $feature)])*
+                unsafe fn narrow<E: Element>(x: &[f32; N]) -> [E; N] {
+                    // SAFETY: as above.
+                    super::narrow(unsafe { $token }, x)
+                }
+                $(#[target_feature(enable = $feature)])*
+                unsafe fn stream<E: Element>(p: *mut E, x: &[f32; N]) {
+                    // SAFETY: as above; the caller's promise.
+                    unsafe { super::stream($token, p, x) }
+                }
+                $(#[target_feature(enable = $feature)])*
+                unsafe fn load_lanes<E: Element>(
+                    p: *const E,
+                    lanes: u32,
+                    fill: f32,
+                ) -> [f32; WIDEST] {
+                    // SAFETY: as above.
+                    unsafe { super::load_lanes($token, p, lanes, fill) }
+                }
+                $(#[target_feature(enable = $feature)])*
+                unsafe fn store_lanes<E: Element>(p: *mut E, lanes: u32, x: &[f32; WIDEST]) {
+                    // SAFETY: as above.
+                    unsafe { super::store_lanes($token, p, lanes, x) }
+                }
+
+                pub fn set<E: Element>() -> Set<E> {
+                    Set { isa: $isa, lanes: $lanes, widen, narrow, stream, load_lanes, store_lanes }
+                }
+            }
+        };
+    }
+    stamp!(portable, Isa::Portable, Portable::LANES, Portable);
+    #[cfg(target_arch = "x86_64")]
+    stamp!(avx2, Isa::Avx2, 8, crate::simd::avx2::Avx2::assume(), "avx2", "fma", "f16c");
+    #[cfg(target_arch = "x86_64")]
+    stamp!(
+        avx512,
+        Isa::Avx512,
+        16,
+        crate::simd::avx512::Avx512::assume(),
+        "avx512f",
+        "avx512bw",
+        "avx512dq",
+        "avx512vl"
+    );
+
+    /// The sets of this machine; the others are named.
+    fn sets<E: Element>() -> Vec<Set<E>> {
+        let all = [
+            portable::set(),
+            #[cfg(target_arch = "x86_64")]
+            avx2::set(),
+            #[cfg(target_arch = "x86_64")]
+            avx512::set(),
+        ];
+        all.into_iter()
+            .filter(|set| {
+                if !set.isa.is_available() {
+                    println!("skipped: this processor does not have {}", set.isa.name());
+                }
+                set.isa.is_available()
+            })
+            .collect()
+    }
+
+    /// What the crate `half` says of a type, and what arithmetic does.
+    trait Half: Element + std::fmt::Debug + Send + Sync {
+        const DIGITS: u32;
+        fn from_bits(bits: u16) -> Self;
+        fn bits(self) -> u16;
+        fn to_f32(self) -> f32;
+        fn from_f32(x: f32) -> Self;
+        fn is_nan(self) -> bool;
+
+        /// The value of a finite one, by its definition.
+        fn value(self) -> f64 {
+            let stored = Self::DIGITS - 1;
+            let bits = u32::from(self.bits());
+            let (exponent, fraction) = (bits << 17 >> (17 + stored), bits & ((1 << stored) - 1));
+            // The exponent has 15 - stored bits; 0 stands for what 1 does, without the leading 1.
+            let bias = (1 << (14 - stored)) - 1;
+            let leading = if exponent == 0 { 0 } else { 1 << stored };
+            let scale = exponent.max(1) as i32 - bias - stored as i32;
+            let size = f64::from(leading + fraction) * 2f64.powi(scale);
+            if bits >> 15 == 1 { -size } else { size }
+        }
+    }
+
+    macro_rules! implement {
+        ($type:ty, $digits:expr) => {
+            impl Half for $type {
+                const DIGITS: u32 = $digits;
+                fn from_bits(bits: u16) -> Self {
+                    <$type>::from_bits(bits)
+                }
+                fn bits(self) -> u16 {
+                    self.to_bits()
+                }
+                fn to_f32(self) -> f32 {
+                    self.to_f32()
+                }
+                fn from_f32(x: f32) -> Self {
+                    <$type>::from_f32(x)
+                }
+                fn is_nan(self) -> bool {
+                    self.is_nan()
+                }
+            }
+        };
+    }
+    implement!(bf16, 8);
+    implement!(f16, 11);
+
+    /// One test for each type.
+    macro_rules! both {
+        ($($name:ident),*) => {
+            mod in_bf16 {
+                $(#[test] fn $name() { super::$name::<super::bf16>() })*
+            }
+            mod in_f16 {
+                $(#[test] fn $name() { super::$name::<super::f16>() })*
+            }
+        };
+    }
+    both!(widening, narrowing, borders, lanes, streaming, protected_memory);
+
+    /// All 65,536 halves.
+    fn widening<E: Half>() {
+        for set in sets::<E>() {
+            for start in (0..1u32 << 16).step_by(N) {
+                let x: [E; N] = std::array::from_fn(|i| E::from_bits((start + i as u32) as u16));
+                // SAFETY: available.
+                let wide = unsafe { (set.widen)(&x) };
+                for (x, wide) in x.into_iter().zip(wide) {
+                    let what = || format!("{x:?} on {}", set.isa.name());
+                    if x.is_nan() {
+                        assert!(wide.is_nan(), "{}", what());
+                        continue;
+                    }
+                    assert_eq!(wide.to_bits(), x.to_f32().to_bits(), "{}", what());
+                    if wide.is_finite() {
+                        assert_eq!(f64::from(wide), x.value(), "{}", what());
+                        assert_eq!(x.to_f64(), x.value(), "{}", what());
+                    }
+                }
+            }
+        }
+    }
+
+    #[track_caller]
+    fn assert_narrow<E: Half>(sets: &[Set<E>], x: &[f32; N]) {
+        let want = x.map(E::from_f32);
+        for set in sets {
+            // SAFETY: available.
+            let got = unsafe { (set.narrow)(x) };
+            for ((x, want), got) in x.iter().zip(want).zip(got) {
+                let same = if x.is_nan() { got.is_nan() } else { got.bits() == want.bits() };
+                assert!(
+                    same,
+                    "{x:e} ({:#010x}) on {}: {got:?} instead of {want:?}",
+                    x.to_bits(),
+                    set.isa.name()
+                );
+            }
+        }
+    }
+
+    /// Every upper half of an f32 with the lower halves that decide, and 2^26 more, evenly spread.
+    fn narrowing<E: Half>() {
+        const LOW: [u32; 9] = [0, 1, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF];
+        let sets = sets::<E>();
+        (0..1u32 << 16).into_par_iter().for_each(|high| {
+            let at = |low: u32| f32::from_bits(high << 16 | low);
+            assert_narrow(&sets, &std::array::from_fn(|i| at(LOW[i % LOW.len()])));
+            for block in 0..16 {
+                assert_narrow(
+                    &sets,
+                    &std::array::from_fn(|i| {
+                        // One of each 64, another one everywhere.
+                        let place = block << 6 | i as u32;
+                        let shift = (high.wrapping_mul(0x9E37_79B1) >> 16) ^ (place * 37);
+                        at(place << 6 | (shift & 63))
+                    }),
+                );
+            }
+        });
+    }
+
+    /// Without the crate `half`: halfway between two neighbours it is the even one, beside that
+    /// the nearer; halfway past the largest begins infinity.
+    fn borders<E: Half>() {
+        let infinity = E::from_f32(f32::INFINITY).bits();
+        let sets = sets::<E>();
+        for low in 0..infinity {
+            let below = E::from_bits(low).value();
+            let step = if low + 1 == infinity {
+                below - E::from_bits(low - 1).value()
+            } else {
+                E::from_bits(low + 1).value() - below
+            };
+            let middle = (below + step / 2.0) as f32;
+            assert_eq!(f64::from(middle), below + step / 2.0);
+            let even = low + low % 2;
+            let (x, want) = ([middle.next_down(), middle, middle.next_up()], [low, even, low + 1]);
+            for (sign, flag) in [(1.0, 0), (-1.0, 0x8000)] {
+                let all: [f32; N] = std::array::from_fn(|i| sign * x[i % 3]);
+                for set in &sets {
+                    // SAFETY: available.
+                    let got = unsafe { (set.narrow)(&all) }.map(E::bits);
+                    let want: [u16; N] = std::array::from_fn(|i| want[i % 3] | flag);
+                    assert_eq!(got, want, "{:e} on {}", sign * middle, set.isa.name());
+                }
+            }
+        }
+    }
+
+    /// Every prefix, suffix and single lane: what is loaded, what is filled in, what is written
+    /// and what is left alone.
+    fn lanes<E: Half>() {
+        let values: [E; WIDEST] = std::array::from_fn(|i| E::from_f32(1.5 + i as f32));
+        let wide = values.map(E::to_f32);
+        let kept = E::from_f32(-7.0);
+        for set in sets::<E>() {
+            let full = (1u32 << set.lanes) - 1;
+            let prefixes = (0..=set.lanes).map(|n| (1u32 << n) - 1);
+            let masks = prefixes.flat_map(|mask| [mask, full & !mask, mask ^ mask >> 1]);
+            for mask in masks {
+                let is_set = |i: usize| mask >> i & 1 == 1;
+                for fill in [0.0, f32::NEG_INFINITY] {
+                    // SAFETY: available; the array has all lanes.
+                    let got = unsafe { (set.load_lanes)(values.as_ptr(), mask, fill) };
+                    for i in 0..set.lanes {
+                        let want = if is_set(i) { wide[i] } else { fill };
+                        assert_eq!(got[i], want, "{mask:#b} on {}", set.isa.name());
+                    }
+                }
+                let mut memory = [kept; WIDEST];
+                // SAFETY: as above.
+                unsafe { (set.store_lanes)(memory.as_mut_ptr(), mask, &wide) };
+                for (i, got) in memory.into_iter().enumerate() {
+                    let want = if is_set(i) { values[i] } else { kept };
+                    assert_eq!(got.bits(), want.bits(), "{mask:#b} on {}", set.isa.name());
+                }
+            }
+        }
+    }
+
+    fn streaming<E: Half>() {
+        #[repr(align(64))]
+        struct Aligned<E>([E; N]);
+        let x: [f32; N] = std::array::from_fn(|i| (i as f32 - 31.5) * 1.001);
+        for set in sets::<E>() {
+            let mut to = Aligned([E::from_bits(0); N]);
+            // SAFETY: available; aligned, and N long.
+            unsafe { (set.stream)(to.0.as_mut_ptr(), &x) };
+            assert_eq!(to.0.map(E::bits), x.map(|x| E::from_f32(x).bits()), "{}", set.isa.name());
+        }
+    }
+
+    /// Lanes at the end of a page before one that must not be touched.
+    #[cfg(not(unix))]
+    fn protected_memory<E: Half>() {
+        println!("skipped: protects pages with mmap");
+    }
+
+    /// Lanes at the end of a page before one that must not be touched, and at the start of one
+    /// behind such a page.
+    #[cfg(unix)]
+    fn protected_memory<E: Half>() {
+        // SAFETY: asks for a number.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: three fresh pages, of which the outer two are then shut.
+        let start = unsafe {
+            let start = libc::mmap(std::ptr::null_mut(), 3 * page, libc::PROT_NONE, flags, -1, 0);
+            assert_ne!(start, libc::MAP_FAILED);
+            let middle = start.byte_add(page);
+            assert_eq!(libc::mprotect(middle, page, libc::PROT_READ | libc::PROT_WRITE), 0);
+            middle.cast::<E>()
+        };
+        let end = start.wrapping_byte_add(page);
+        let x: [f32; WIDEST] = std::array::from_fn(|i| 2.0 + i as f32);
+        for set in sets::<E>() {
+            for n in 0..=set.lanes {
+                let first = (1u32 << n) - 1;
+                let last = first << (set.lanes - n);
+                for (p, mask) in
+                    [(end.wrapping_sub(n), first), (start.wrapping_sub(set.lanes - n), last)]
+                {
+                    // SAFETY: available; the lanes of the mask are in the page.
+                    let got = unsafe {
+                        (set.store_lanes)(p, mask, &x);
+                        (set.load_lanes)(p, mask, 0.0)
+                    };
+                    for i in 0..set.lanes {
+                        let want = if mask >> i & 1 == 1 { x[i] } else { 0.0 };
+                        assert_eq!(got[i], want, "{mask:#b} on {}", set.isa.name());
+                    }
+                }
+            }
+        }
+        // SAFETY: the pages from above, which nothing points to any more.
+        assert_eq!(unsafe { libc::munmap(start.wrapping_byte_sub(page).cast(), 3 * page) }, 0);
+    }
+}

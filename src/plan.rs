@@ -228,6 +228,12 @@ impl Plan {
         self.gradient.is_some_and(|gradient| gradient.stream)
     }
 
+    /// A row's logits, and those of the next, fit the second level of cache beside its gradient.
+    #[inline(always)]
+    pub fn fetches_ahead(&self) -> bool {
+        self.classes * self.logits.dtype.size() <= 512 * 1024
+    }
+
     /// What `row` is to predict.
     ///
     /// # Safety

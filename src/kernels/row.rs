@@ -99,6 +99,8 @@ pub struct RowGradient {
     pub bias: f64,
     /// The class whose part is written later.
     pub target: usize,
+    /// A row to come on this thread, whose logits are worth fetching during the sweep.
+    pub next: Option<usize>,
 }
 
 /// What the sums of a row say about it.
@@ -356,6 +358,7 @@ impl Row {
             own: softmax.own.times(total),
             bias: bias * plan.weight_unit,
             target,
+            next: None,
         })
     }
 

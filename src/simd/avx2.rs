@@ -180,6 +180,10 @@ impl Simd for Avx2 {
         avx2!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
     }
     #[inline(always)]
+    fn prefetch_far(self, p: *const u8) {
+        avx2!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+    }
+    #[inline(always)]
     fn prefetch_write(self, p: *const u8) {
         avx2!(_mm_prefetch::<_MM_HINT_ET0>(p.cast()))
     }

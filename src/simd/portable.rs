@@ -125,6 +125,8 @@ impl Simd for Portable {
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
     #[inline(always)]
+    fn prefetch_far(self, _: *const u8) {}
+    #[inline(always)]
     fn prefetch_write(self, _: *const u8) {}
 
     #[inline(always)]
