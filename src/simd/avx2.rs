@@ -113,11 +113,12 @@ impl Simd for Avx2 {
     unsafe fn load_half_lanes(self, p: *const u16, lanes: u32, fill: u16) -> __m128i {
         // There is no masked load of 16 bits; tails are short.
         let mut halves = [fill; 8];
-        for (i, half) in halves.iter_mut().enumerate() {
-            if lanes >> i & 1 == 1 {
-                // SAFETY: a lane that the caller vouches for.
-                *half = unsafe { *p.add(i) };
-            }
+        let mut rest = lanes & 0xFF;
+        while rest != 0 {
+            let i = rest.trailing_zeros() as usize;
+            // SAFETY: a lane that the caller vouches for.
+            halves[i] = unsafe { *p.add(i) };
+            rest &= rest - 1;
         }
         // SAFETY: 8 halves.
         unsafe { self.load_halves(halves.as_ptr()) }
@@ -132,11 +133,12 @@ impl Simd for Avx2 {
         let mut halves = [0u16; 8];
         // SAFETY: 8 halves.
         unsafe { self.store_halves(halves.as_mut_ptr(), v) };
-        for (i, half) in halves.into_iter().enumerate() {
-            if lanes >> i & 1 == 1 {
-                // SAFETY: a lane that the caller vouches for.
-                unsafe { *p.add(i) = half };
-            }
+        let mut rest = lanes & 0xFF;
+        while rest != 0 {
+            let i = rest.trailing_zeros() as usize;
+            // SAFETY: a lane that the caller vouches for.
+            unsafe { *p.add(i) = halves[i] };
+            rest &= rest - 1;
         }
     }
     #[inline(always)]

@@ -41,14 +41,15 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load_lanes(self, p: *const f32, lanes: u32, fill: f32) -> f32x8 {
-        f32x8::from(std::array::from_fn(|i| {
-            if lanes >> i & 1 == 1 {
-                // SAFETY: the caller's promise about lanes with a set bit.
-                unsafe { p.add(i).read_unaligned() }
-            } else {
-                fill
-            }
-        }))
+        let mut values = [fill; 8];
+        let mut rest = lanes & 0xFF;
+        while rest != 0 {
+            let i = rest.trailing_zeros() as usize;
+            // SAFETY: the caller's promise about lanes with a set bit.
+            values[i] = unsafe { p.add(i).read_unaligned() };
+            rest &= rest - 1;
+        }
+        f32x8::from(values)
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: f32x8) {
@@ -57,11 +58,13 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn store_lanes(self, p: *mut f32, lanes: u32, v: f32x8) {
-        for (i, x) in v.to_array().into_iter().enumerate() {
-            if lanes >> i & 1 == 1 {
-                // SAFETY: the caller's promise about lanes with a set bit.
-                unsafe { p.add(i).write_unaligned(x) }
-            }
+        let values = v.to_array();
+        let mut rest = lanes & 0xFF;
+        while rest != 0 {
+            let i = rest.trailing_zeros() as usize;
+            // SAFETY: the caller's promise about lanes with a set bit.
+            unsafe { p.add(i).write_unaligned(values[i]) };
+            rest &= rest - 1;
         }
     }
     #[inline(always)]
@@ -76,14 +79,15 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load_half_lanes(self, p: *const u16, lanes: u32, fill: u16) -> [u16; 8] {
-        std::array::from_fn(|i| {
-            if lanes >> i & 1 == 1 {
-                // SAFETY: the caller's promise about lanes with a set bit.
-                unsafe { *p.add(i) }
-            } else {
-                fill
-            }
-        })
+        let mut values = [fill; 8];
+        let mut rest = lanes & 0xFF;
+        while rest != 0 {
+            let i = rest.trailing_zeros() as usize;
+            // SAFETY: the caller's promise about lanes with a set bit.
+            values[i] = unsafe { p.add(i).read_unaligned() };
+            rest &= rest - 1;
+        }
+        values
     }
     #[inline(always)]
     unsafe fn store_halves(self, p: *mut u16, v: [u16; 8]) {
@@ -91,12 +95,13 @@ impl Simd for Portable {
         unsafe { p.cast::<[u16; 8]>().write_unaligned(v) }
     }
     #[inline(always)]
-    unsafe fn store_half_lanes(self, p: *mut u16, lanes: u32, v: [u16; 8]) {
-        for (i, x) in v.into_iter().enumerate() {
-            if lanes >> i & 1 == 1 {
-                // SAFETY: the caller's promise about lanes with a set bit.
-                unsafe { *p.add(i) = x }
-            }
+    unsafe fn store_half_lanes(self, p: *mut u16, lanes: u32, values: [u16; 8]) {
+        let mut rest = lanes & 0xFF;
+        while rest != 0 {
+            let i = rest.trailing_zeros() as usize;
+            // SAFETY: the caller's promise about lanes with a set bit.
+            unsafe { p.add(i).write_unaligned(values[i]) };
+            rest &= rest - 1;
         }
     }
     #[inline(always)]
