@@ -108,9 +108,9 @@ typedef uint32_t xent_reduction;
  * N rows, C classes, K inner positions (1 in this version). x_c are the logits of a row, y its
  * target, w_c the class weights, W their sum, r the row weight, e = label_smoothing:
  *
- *     lse = ln sum_c exp x_c      logp_c = x_c - lse      p_c = exp logp_c
- *     row loss = r * ((1-e) * w_y * -logp_y  +  e/C * sum_c w_c * -logp_c)
- *     gradient = r * ((1-e) * w_y * (p_c - [c=y])  +  e/C * (W * p_c - w_c))
+ *   lse = ln sum_c exp x_c      logp_c = x_c - lse      p_c = exp logp_c
+ *   row loss = r * ((1-e) * w_y * -logp_y  +  e/C * sum_c w_c * -logp_c)
+ *   gradient = r * ((1-e) * w_y * (p_c - [c=y])  +  e/C * (W * p_c - w_c))
  *
  * A row is ignored if its target is ignore_index or its mask byte is 0: its loss is 0, its
  * gradient exactly 0, and nothing that its logits hold reaches another row. A term whose
