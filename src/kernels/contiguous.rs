@@ -976,7 +976,7 @@ pub unsafe fn rows(kernels: &Kernels, plan: &Plan, range: Range<usize>) -> f64 {
                     Job::Fill(value) => row.fill(plan, *value),
                     Job::Sweep(gradient) => {
                         let next = start + i + size;
-                        let fetch = next < range.end && plan.fetches_ahead();
+                        let fetch = next < plan.rows && plan.fetches_ahead();
                         let gradient = &RowGradient { next: fetch.then_some(next), ..*gradient };
                         for segment in 0..segments {
                             let again = marks[i + segment];
