@@ -22,7 +22,7 @@
 //! `2^(L·x - c)` where the logits were and the second only multiplies; out of place the
 //! exponentials are computed again, from the same reference to the same bits, which costs less
 //! than writing them. Chunks that were redone keep their logits and are computed from the row's
-//! own lse. Measured in docs/design.md.
+//! own lse. See docs/design.md.
 //!
 //! # Tails and holes
 //!
