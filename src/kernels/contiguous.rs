@@ -6,6 +6,8 @@
 //! anchor: c = integer nearest to L·max of the first 256 classes
 //! for each chunk of 2048 classes:
 //!     sum = Σ 2^(L·x - c)                       64 lanes, flushed to f64 every 512 classes
+//!     if an exponent was out of range:          ("wild": -inf, say)
+//!         the same sum again, arguments clamped
 //!     if sum is outside the safe range:         (a logit far above the anchor)
 //!         c' = integer nearest to L·max of the chunk
 //!         sum = Σ 2^(L·x - c')
@@ -21,8 +23,8 @@
 //! `P·p_c = 2^(L·x_c - c)·F`, one factor for the whole row. In place, the first sweep leaves
 //! `2^(L·x - c)` where the logits were and the second only multiplies; out of place the
 //! exponentials are computed again, from the same reference to the same bits, which costs less
-//! than writing them. Chunks that were redone keep their logits and are computed from the row's
-//! own lse. See docs/design.md.
+//! than writing them. Chunks that were redone keep their logits and are computed relative to
+//! the reference that the row's sum ended with. See docs/design.md.
 //!
 //! # Tails and holes
 //!
