@@ -22,8 +22,8 @@
 //!
 //! `P·p_c = 2^(L·x_c - c)·F`, one factor for the whole row. In place, the first sweep leaves
 //! `2^(L·x - c)` where the logits were and the second only multiplies; out of place the
-//! exponentials are computed again, from the same reference to the same bits, which costs less
-//! than writing them. Chunks that were redone keep their logits and are computed relative to
+//! exponentials are computed again, from the same reference to the same bits, so that the
+//! gradient is written once and can be streamed. Chunks that were redone keep their logits and are computed relative to
 //! the reference that the row's sum ended with. See docs/design.md.
 //!
 //! # Tails and holes
@@ -47,8 +47,7 @@ const HEAD: usize = 4 * BLOCK;
 /// Blocks summed in f32 before they are flushed: no more than 8 additions a lane.
 const GROUP: usize = 8;
 
-/// Bytes that a sweep prefetches ahead: of 0, 512, 2048, 4096 and 8192 this was the fastest, most of all
-/// while others press on memory.
+/// Bytes that a sweep prefetches ahead: of 0, 512, 2048, 4096 and 8192 this was mostly the fastest.
 const AHEAD: usize = 4096;
 
 /// Bytes of a cache line.

@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: 8 lanes a register.
 
-use super::Simd;
+use super::{Simd, read_lanes, write_lanes};
 use std::arch::x86_64::*;
 
 /// Proof that the processor has AVX2, FMA and F16C.
@@ -111,15 +111,9 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_half_lanes(self, p: *const u16, lanes: u32, fill: u16) -> __m128i {
-        // There is no masked load of 16 bits; tails are short.
-        let mut halves = [fill; 8];
-        let mut rest = lanes & 0xFF;
-        while rest != 0 {
-            let i = rest.trailing_zeros() as usize;
-            // SAFETY: a lane that the caller vouches for.
-            halves[i] = unsafe { *p.add(i) };
-            rest &= rest - 1;
-        }
+        // There is no masked load of 16 bits.
+        // SAFETY: as above.
+        let halves = unsafe { read_lanes(p, lanes, fill) };
         // SAFETY: 8 halves.
         unsafe { self.load_halves(halves.as_ptr()) }
     }
@@ -133,13 +127,8 @@ impl Simd for Avx2 {
         let mut halves = [0u16; 8];
         // SAFETY: 8 halves.
         unsafe { self.store_halves(halves.as_mut_ptr(), v) };
-        let mut rest = lanes & 0xFF;
-        while rest != 0 {
-            let i = rest.trailing_zeros() as usize;
-            // SAFETY: a lane that the caller vouches for.
-            unsafe { *p.add(i) = halves[i] };
-            rest &= rest - 1;
-        }
+        // SAFETY: as above.
+        unsafe { write_lanes(p, lanes, halves) }
     }
     #[inline(always)]
     unsafe fn stream_halves(self, p: *mut u16, v: __m128i) {

@@ -159,3 +159,36 @@ pub trait Simd: Copy {
     /// Sum of the totals: halves are added lane by lane, 16 → 8 → 4 → 2 → 1.
     fn sum(self, totals: Self::Totals) -> f64;
 }
+
+/// The values at `p` whose bit is set among the lowest 8 of `lanes`, `fill` elsewhere: for sets
+/// without a masked load of that width. One by one, and not unrolled: tails are short.
+///
+/// # Safety
+/// As [`Simd::load_lanes`]; `p` is aligned.
+#[inline(always)]
+unsafe fn read_lanes<T: Copy>(p: *const T, lanes: u32, fill: T) -> [T; 8] {
+    let mut values = [fill; 8];
+    let mut rest = lanes & 0xFF;
+    while rest != 0 {
+        let i = rest.trailing_zeros() as usize;
+        // SAFETY: a lane that the caller vouches for.
+        values[i] = unsafe { *p.add(i) };
+        rest &= rest - 1;
+    }
+    values
+}
+
+/// Writes the values whose bit is set among the lowest 8 of `lanes`, as [`read_lanes`] reads.
+///
+/// # Safety
+/// As [`Simd::store_lanes`]; `p` is aligned.
+#[inline(always)]
+unsafe fn write_lanes<T: Copy>(p: *mut T, lanes: u32, values: [T; 8]) {
+    let mut rest = lanes & 0xFF;
+    while rest != 0 {
+        let i = rest.trailing_zeros() as usize;
+        // SAFETY: a lane that the caller vouches for.
+        unsafe { *p.add(i) = values[i] };
+        rest &= rest - 1;
+    }
+}

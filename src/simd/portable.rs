@@ -1,7 +1,7 @@
 //! The vectors of the `wide` crate: whatever the build's own target has. NEON on AArch64, SSE2
 //! on a plain x86-64, scalars elsewhere.
 
-use super::Simd;
+use super::{Simd, read_lanes, write_lanes};
 use wide::{f32x8, u32x8};
 
 /// The name of this set among the supported ones.
@@ -41,15 +41,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load_lanes(self, p: *const f32, lanes: u32, fill: f32) -> f32x8 {
-        let mut values = [fill; 8];
-        let mut rest = lanes & 0xFF;
-        while rest != 0 {
-            let i = rest.trailing_zeros() as usize;
-            // SAFETY: the caller's promise about lanes with a set bit.
-            values[i] = unsafe { p.add(i).read_unaligned() };
-            rest &= rest - 1;
-        }
-        f32x8::from(values)
+        // SAFETY: the caller's promise.
+        f32x8::from(unsafe { read_lanes(p, lanes, fill) })
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: f32x8) {
@@ -58,14 +51,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn store_lanes(self, p: *mut f32, lanes: u32, v: f32x8) {
-        let values = v.to_array();
-        let mut rest = lanes & 0xFF;
-        while rest != 0 {
-            let i = rest.trailing_zeros() as usize;
-            // SAFETY: the caller's promise about lanes with a set bit.
-            unsafe { p.add(i).write_unaligned(values[i]) };
-            rest &= rest - 1;
-        }
+        // SAFETY: the caller's promise.
+        unsafe { write_lanes(p, lanes, v.to_array()) }
     }
     #[inline(always)]
     unsafe fn stream(self, p: *mut f32, v: f32x8) {
@@ -79,15 +66,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load_half_lanes(self, p: *const u16, lanes: u32, fill: u16) -> [u16; 8] {
-        let mut values = [fill; 8];
-        let mut rest = lanes & 0xFF;
-        while rest != 0 {
-            let i = rest.trailing_zeros() as usize;
-            // SAFETY: the caller's promise about lanes with a set bit.
-            values[i] = unsafe { p.add(i).read_unaligned() };
-            rest &= rest - 1;
-        }
-        values
+        // SAFETY: the caller's promise.
+        unsafe { read_lanes(p, lanes, fill) }
     }
     #[inline(always)]
     unsafe fn store_halves(self, p: *mut u16, v: [u16; 8]) {
@@ -96,13 +76,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn store_half_lanes(self, p: *mut u16, lanes: u32, values: [u16; 8]) {
-        let mut rest = lanes & 0xFF;
-        while rest != 0 {
-            let i = rest.trailing_zeros() as usize;
-            // SAFETY: the caller's promise about lanes with a set bit.
-            unsafe { p.add(i).write_unaligned(values[i]) };
-            rest &= rest - 1;
-        }
+        // SAFETY: the caller's promise.
+        unsafe { write_lanes(p, lanes, values) }
     }
     #[inline(always)]
     unsafe fn stream_halves(self, p: *mut u16, v: [u16; 8]) {
