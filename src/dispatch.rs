@@ -4,16 +4,18 @@
 //! inlined into it; no vector crosses it; rayon stays outside.
 
 use crate::element::Element;
-use crate::kernels::Kernels;
-use crate::kernels::contiguous::{self, Chunk, Marks, Rare, Sums};
-use crate::kernels::online::Partial;
-use crate::kernels::row::{Anchor, RowGradient, RowSum};
-use crate::math::exp2::Reference;
-use crate::plan::{Dtype, Plan};
-use crate::simd::Simd;
-use crate::simd::portable::{self, Portable};
+use crate::kernels::contiguous::{self, Chunk, GradientChunk, Sums};
+use crate::kernels::family::{self, Pair, Tiles};
+use crate::kernels::online::Top;
+use crate::kernels::row::{self, Ends};
+use crate::kernels::tiles::{self, Numbers, Tile, TileDots, TileGradient, TileSums};
+use crate::kernels::{Kernels, Lanes, Outputs, Sweeps};
+use crate::math::exp2::{Base, Reference};
+use crate::plan::{Dtype, Transform};
+use crate::simd::{Simd, portable};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{avx2, avx512};
 use half::{bf16, f16};
-use std::ops::Range;
 use std::sync::OnceLock;
 
 /// An instruction set that kernels exist for.
@@ -61,7 +63,7 @@ impl Isa {
 
     /// Its entry points for logits and gradients of these types, if the processor has it: having
     /// them is the proof that they may run. None for types that do not go together, too.
-    pub(crate) fn kernels(self, logits: Dtype, gradient: Dtype) -> Option<&'static Kernels> {
+    pub(crate) fn kernels(self, logits: Dtype, gradient: Dtype) -> Option<Kernels> {
         if !self.is_available() {
             return None;
         }
@@ -77,9 +79,10 @@ impl Isa {
     }
 }
 
-/// Stamps the entry points for one instruction set.
+/// Stamps the entry points for one instruction set. Each makes its token itself, from the features
+/// that it is compiled for.
 macro_rules! entries {
-    ($module:ident, [$($feature:tt),*], $token:expr) => {
+    ($module:ident, [$($feature:tt),*], $short:ty, $long:ty) => {
         mod $module {
             use super::*;
 
@@ -89,81 +92,190 @@ macro_rules! entries {
             }
 
             $(#[target_feature(enable = $feature)])*
-            unsafe fn rows(kernels: &Kernels, plan: &Plan, range: Range<usize>) -> f64 {
+            unsafe fn max<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk) -> f64 {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::rows(kernels, plan, range) }
+                unsafe { contiguous::max::<S, E>(S::assume(), chunk) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn anchor<E: Element>(plan: &Plan, row: usize, hole: Option<usize>) -> Anchor {
-                // SAFETY: as above.
-                unsafe { contiguous::anchor::<_, E>($token, plan, row, hole) }
+            unsafe fn sum<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, c: Reference) -> Sums {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { contiguous::sum::<S, E, false, false, false, false>(S::assume(), chunk, c) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn sum_segment<E: Element>(
-                plan: &Plan,
-                row: usize,
-                segment: usize,
-                sum: &RowSum,
-            ) -> (Partial, Marks) {
-                let rare = const { &Rare { restore: restore::<E>, clamped: clamped::<E>, redo: redo::<E> } };
-                // SAFETY: as above.
-                unsafe { contiguous::sum_segment($token, rare, plan, row, segment, sum) }
+            unsafe fn sum_kept<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, c: Reference) -> Sums {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { contiguous::sum_kept::<S, E>(S::assume(), chunk, c) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn restore<E: Element>(chunk: &Chunk<E>) {
-                // SAFETY: as above.
-                unsafe { chunk.restore($token) }
+            unsafe fn clamped<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, c: Reference, heat: bool) -> Sums {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { contiguous::clamped::<S, E>(S::assume(), chunk, c, heat) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn clamped<E: Element>(chunk: &Chunk<E>, c: Reference, dot: u8) -> Sums {
-                // SAFETY: as above.
-                unsafe { chunk.clamped($token, c, dot) }
+            unsafe fn restore<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { contiguous::restore::<S, E>(S::assume(), chunk) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn redo<E: Element>(chunk: &Chunk<E>, sum: f64) -> (f64, f64) {
-                // SAFETY: as above.
-                unsafe { chunk.redo($token, sum) }
+            unsafe fn argmax<S: Simd<Real: Base>, E: Element<S>>(x: *const u8, len: usize) -> Top {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { contiguous::argmax::<S, E>(S::assume(), x, len) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn gradient_segment<E: Element, G: Element>(
-                plan: &Plan,
-                row: usize,
-                segment: usize,
-                marks: Marks,
-                gradient: &RowGradient,
-            ) {
-                // SAFETY: as above.
-                unsafe {
-                    contiguous::gradient_segment::<_, E, G>(
-                        $token, plan, row, segment, marks, gradient,
-                    )
+            unsafe fn dot<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, center: f64, mass: *const f64) -> f64 {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { contiguous::dot::<S, E>(S::assume(), chunk, center, mass) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn widen<S: Simd<Real: Base>, E: Element<S>>(x: *const u8, len: usize, to: *mut u8) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { contiguous::widen::<S, E>(S::assume(), x, len, to) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn gather<S: Simd<Real: Base>, E: Element<S>>(tile: &Tile, from: *const u8, strides: [isize; 2]) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { tiles::gather::<S, E>(S::assume(), tile, from, strides) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(chunk: &GradientChunk) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { contiguous::gradient::<S, E, G>(S::assume(), chunk) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn narrow<S: Simd<Real: Base>, G: Element<S>>(x: *const u8, len: usize, to: *mut u8) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { contiguous::narrow::<S, G>(S::assume(), x, len, to) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn scatter<S: Simd<Real: Base>, G: Element<S>>(tile: &Tile, to: *mut u8, strides: [isize; 2], accumulate: bool, writes: u64) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { tiles::scatter::<S, G>(S::assume(), tile, to, strides, accumulate, writes) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn ends<S: Simd<Real: Base>>(ends: &mut Ends, l: f64) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { row::ends::<S>(S::assume(), ends, l) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn from_lse<S: Simd<Real: Base>>(ends: &mut Ends, l: f64) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { row::from_lse::<S>(S::assume(), ends, l) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn transform<S: Simd<Real: Base>>(x: *mut u8, len: usize, with: &Transform, slope: *mut u8) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { contiguous::transform::<S>(S::assume(), x, len, with, slope) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn tile_sums<S: Simd<Real: Base>>(tile: &Tile, state: &mut TileSums) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { tiles::sums::<S>(S::assume(), tile, state) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn tile_argmax<S: Simd<Real: Base>>(tile: &Tile, state: &mut TileSums) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { tiles::argmax::<S>(S::assume(), tile, state) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn tile_dots<S: Simd<Real: Base>>(tile: &Tile, dots: &mut TileDots) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { tiles::dots::<S>(S::assume(), tile, dots) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn tile_gradient<S: Simd<Real: Base>>(tile: &Tile, gradient: &TileGradient) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { tiles::gradient::<S>(S::assume(), tile, gradient) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn products<S: Simd<Real: Base>>(pair: &Pair) -> f64 {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { family::products::<S>(S::assume(), pair) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn combine<S: Simd<Real: Base>>(pair: &Pair, sum: f64) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { family::combine::<S>(S::assume(), pair, sum) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn tile_products<S: Simd<Real: Base>>(tiles: &Tiles, sums: &mut Numbers) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { family::tile_products::<S>(S::assume(), tiles, sums) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn tile_combine<S: Simd<Real: Base>>(tiles: &Tiles, sums: &Numbers) {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { family::tile_combine::<S>(S::assume(), tiles, sums) }
+            }
+
+            const fn sweeps<S: Simd<Real: Base>, E: Element<S>>() -> Sweeps {
+                Sweeps {
+                    max: max::<S, E>,
+                    sum: sum::<S, E>,
+                    sum_kept: sum_kept::<S, E>,
+                    clamped: clamped::<S, E>,
+                    restore: restore::<S, E>,
+                    argmax: argmax::<S, E>,
+                    dot: dot::<S, E>,
+                    widen: widen::<S, E>,
+                    gather: gather::<S, E>,
                 }
             }
 
-            fn fence() {
-                // SAFETY: a fence is in every x86-64's set; elsewhere the token needs no proof.
-                #[allow(unused_unsafe, reason = "the portable token needs no proof")]
-                unsafe { $token }.fence();
+            const fn outputs<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>() -> Outputs {
+                Outputs {
+                    gradient: gradient::<S, E, G>,
+                    narrow: narrow::<S, G>,
+                    scatter: scatter::<S, G>,
+                }
             }
 
-            const fn table<E: Element, G: Element>() -> Kernels {
-                Kernels {
-                    rows,
-                    anchor: anchor::<E>,
-                    sum_segment: sum_segment::<E>,
-                    gradient_segment: gradient_segment::<E, G>,
+            const fn lanes<S: Simd<Real: Base>>() -> Lanes {
+                Lanes {
+                    ends: ends::<S>,
+                    from_lse: from_lse::<S>,
+                    transform: transform::<S>,
+                    sums: tile_sums::<S>,
+                    argmax: tile_argmax::<S>,
+                    dots: tile_dots::<S>,
+                    gradient: tile_gradient::<S>,
+                    products: products::<S>,
+                    combine: combine::<S>,
+                    tile_products: tile_products::<S>,
+                    tile_combine: tile_combine::<S>,
                     fence,
                 }
             }
 
+            fn fence() {
+                // SAFETY: a fence needs none of the features.
+                unsafe { <$short>::assume() }.fence();
+            }
+
+            /// The tables for logits `E` and gradients `G`, and lanes `S` for both.
+            const fn table<
+                S: Simd<Real: Base> + 'static,
+                E: Element<S>,
+                G: Element<S>,
+                R: Element<S>,
+            >() -> Kernels {
+                Kernels {
+                    stored: const { &sweeps::<S, E>() },
+                    staged: const { &sweeps::<S, R>() },
+                    direct: const { &outputs::<S, E, G>() },
+                    converted: const { &outputs::<S, R, G>() },
+                    lanes: const { &lanes::<S>() },
+                }
+            }
+
             /// The entry points for logits and gradients of these types, if they go together.
-            pub fn kernels(logits: Dtype, gradient: Dtype) -> Option<&'static Kernels> {
+            pub fn kernels(logits: Dtype, gradient: Dtype) -> Option<Kernels> {
                 Some(match (logits, gradient) {
-                    (Dtype::F32, Dtype::F32) => const { &table::<f32, f32>() },
-                    (Dtype::Bf16, Dtype::Bf16) => const { &table::<bf16, bf16>() },
-                    (Dtype::Bf16, Dtype::F32) => const { &table::<bf16, f32>() },
-                    (Dtype::F16, Dtype::F16) => const { &table::<f16, f16>() },
-                    (Dtype::F16, Dtype::F32) => const { &table::<f16, f32>() },
+                    (Dtype::F32, Dtype::F32) => const { table::<$short, f32, f32, f32>() },
+                    (Dtype::F64, Dtype::F64) => const { table::<$long, f64, f64, f64>() },
+                    (Dtype::Bf16, Dtype::Bf16) => const { table::<$short, bf16, bf16, f32>() },
+                    (Dtype::Bf16, Dtype::F32) => const { table::<$short, bf16, f32, f32>() },
+                    (Dtype::F16, Dtype::F16) => const { table::<$short, f16, f16, f32>() },
+                    (Dtype::F16, Dtype::F32) => const { table::<$short, f16, f32, f32>() },
                     _ => return None,
                 })
             }
@@ -171,14 +283,15 @@ macro_rules! entries {
     };
 }
 
-entries!(portable_entries, [], Portable);
+entries!(portable_entries, [], portable::Portable, portable::PortableWide);
 #[cfg(target_arch = "x86_64")]
-entries!(avx2_entries, ["avx2", "fma", "f16c"], crate::simd::avx2::Avx2::assume());
+entries!(avx2_entries, ["avx2", "fma", "f16c"], avx2::Avx2, avx2::Avx2Wide);
 #[cfg(target_arch = "x86_64")]
 entries!(
     avx512_entries,
     ["avx512f", "avx512bw", "avx512dq", "avx512vl"],
-    crate::simd::avx512::Avx512::assume()
+    avx512::Avx512,
+    avx512::Avx512Wide
 );
 
 /// The instruction set in use: the best there is, or the one that a non-empty `XENT_ISA` names; the reason

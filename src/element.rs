@@ -1,115 +1,142 @@
-//! The element types of logits and gradients, as lanes of f32 see them.
+//! The element types of logits and gradients, as lanes see them.
 
-use crate::simd::Simd;
+use crate::simd::{Halves, Real, Simd};
 
-/// A float that is loaded into lanes of f32 and stored from them.
+/// A float that is loaded into lanes of f32 or f64 and stored from them.
 ///
-/// bf16 and f16 widen exactly; a store rounds once, to nearest even, and keeps NaN a NaN.
-pub trait Element: Copy + 'static {
+/// bf16 and f16 widen to f32 exactly; a store rounds once, to nearest even, and keeps NaN a NaN.
+pub trait Float: Copy + 'static {
+    /// What the lanes hold.
+    type Real: Real;
     /// It is the lanes' own type: loads and stores convert nothing.
     const EXACT: bool = false;
 
+    /// The value, exactly.
+    fn to_f64(self) -> f64;
+    /// Rounded to the lanes' type, and then to this one.
+    fn from_f64(x: f64) -> Self;
+}
+
+/// How a [`Float`] gets into the lanes of one instruction set.
+pub trait Element<S: Simd>: Float<Real = S::Real> {
     /// As [`Simd::load`].
     ///
     /// # Safety
     /// As there.
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::Vector;
+    unsafe fn load(s: S, p: *const Self) -> S::Vector;
     /// As [`Simd::load_lanes`].
     ///
     /// # Safety
     /// As there.
-    unsafe fn load_lanes<S: Simd>(s: S, p: *const Self, lanes: u32, fill: f32) -> S::Vector;
+    unsafe fn load_lanes(s: S, p: *const Self, lanes: u32, fill: S::Real) -> S::Vector;
     /// As [`Simd::store`].
     ///
     /// # Safety
     /// As there.
-    unsafe fn store<S: Simd>(s: S, p: *mut Self, v: S::Vector);
+    unsafe fn store(s: S, p: *mut Self, v: S::Vector);
     /// As [`Simd::store_lanes`].
     ///
     /// # Safety
     /// As there.
-    unsafe fn store_lanes<S: Simd>(s: S, p: *mut Self, lanes: u32, v: S::Vector);
+    unsafe fn store_lanes(s: S, p: *mut Self, lanes: u32, v: S::Vector);
     /// As [`Simd::stream`]; `p` is aligned to the `LANES` elements that are written.
     ///
     /// # Safety
     /// As there.
-    unsafe fn stream<S: Simd>(s: S, p: *mut Self, v: S::Vector);
-    /// The value, exactly.
-    fn to_f64(self) -> f64;
+    unsafe fn stream(s: S, p: *mut Self, v: S::Vector);
 }
 
-impl Element for f32 {
-    const EXACT: bool = true;
+/// The lanes' own types.
+macro_rules! exact {
+    ($type:ident) => {
+        impl Float for $type {
+            type Real = $type;
+            const EXACT: bool = true;
 
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const f32) -> S::Vector {
-        // SAFETY: the caller's promise, here and below.
-        unsafe { s.load(p) }
-    }
-    #[inline(always)]
-    unsafe fn load_lanes<S: Simd>(s: S, p: *const f32, lanes: u32, fill: f32) -> S::Vector {
-        // SAFETY: as above.
-        unsafe { s.load_lanes(p, lanes, fill) }
-    }
-    #[inline(always)]
-    unsafe fn store<S: Simd>(s: S, p: *mut f32, v: S::Vector) {
-        // SAFETY: as above.
-        unsafe { s.store(p, v) }
-    }
-    #[inline(always)]
-    unsafe fn store_lanes<S: Simd>(s: S, p: *mut f32, lanes: u32, v: S::Vector) {
-        // SAFETY: as above.
-        unsafe { s.store_lanes(p, lanes, v) }
-    }
-    #[inline(always)]
-    unsafe fn stream<S: Simd>(s: S, p: *mut f32, v: S::Vector) {
-        // SAFETY: as above.
-        unsafe { s.stream(p, v) }
-    }
-    #[inline(always)]
-    fn to_f64(self) -> f64 {
-        f64::from(self)
-    }
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                f64::from(self)
+            }
+            #[inline(always)]
+            fn from_f64(x: f64) -> Self {
+                x as $type
+            }
+        }
+
+        impl<S: Simd<Real = $type>> Element<S> for $type {
+            #[inline(always)]
+            unsafe fn load(s: S, p: *const $type) -> S::Vector {
+                // SAFETY: the caller's promise, here and below.
+                unsafe { s.load(p) }
+            }
+            #[inline(always)]
+            unsafe fn load_lanes(s: S, p: *const $type, lanes: u32, fill: $type) -> S::Vector {
+                // SAFETY: as above.
+                unsafe { s.load_lanes(p, lanes, fill) }
+            }
+            #[inline(always)]
+            unsafe fn store(s: S, p: *mut $type, v: S::Vector) {
+                // SAFETY: as above.
+                unsafe { s.store(p, v) }
+            }
+            #[inline(always)]
+            unsafe fn store_lanes(s: S, p: *mut $type, lanes: u32, v: S::Vector) {
+                // SAFETY: as above.
+                unsafe { s.store_lanes(p, lanes, v) }
+            }
+            #[inline(always)]
+            unsafe fn stream(s: S, p: *mut $type, v: S::Vector) {
+                // SAFETY: as above.
+                unsafe { s.stream(p, v) }
+            }
+        }
+    };
 }
+exact!(f32);
+exact!(f64);
 
 /// The two halves differ in their conversions alone.
 macro_rules! half {
     ($type:ty, $widen:ident, $narrow:ident) => {
-        impl Element for $type {
+        impl Float for $type {
+            type Real = f32;
+
             #[inline(always)]
-            unsafe fn load<S: Simd>(s: S, p: *const $type) -> S::Vector {
+            fn to_f64(self) -> f64 {
+                self.to_f64()
+            }
+            #[inline(always)]
+            fn from_f64(x: f64) -> Self {
+                <$type>::from_f32(x as f32)
+            }
+        }
+
+        impl<S: Halves> Element<S> for $type {
+            #[inline(always)]
+            unsafe fn load(s: S, p: *const $type) -> S::Vector {
                 // SAFETY: the caller's promise, here and below.
                 s.$widen(unsafe { s.load_halves(p.cast()) })
             }
             #[inline(always)]
-            unsafe fn load_lanes<S: Simd>(
-                s: S,
-                p: *const $type,
-                lanes: u32,
-                fill: f32,
-            ) -> S::Vector {
+            unsafe fn load_lanes(s: S, p: *const $type, lanes: u32, fill: f32) -> S::Vector {
                 let fill = <$type>::from_f32(fill).to_bits();
                 // SAFETY: as above.
                 s.$widen(unsafe { s.load_half_lanes(p.cast(), lanes, fill) })
             }
             #[inline(always)]
-            unsafe fn store<S: Simd>(s: S, p: *mut $type, v: S::Vector) {
+            unsafe fn store(s: S, p: *mut $type, v: S::Vector) {
                 // SAFETY: as above.
                 unsafe { s.store_halves(p.cast(), s.$narrow(v)) }
             }
             #[inline(always)]
-            unsafe fn store_lanes<S: Simd>(s: S, p: *mut $type, lanes: u32, v: S::Vector) {
+            unsafe fn store_lanes(s: S, p: *mut $type, lanes: u32, v: S::Vector) {
                 // SAFETY: as above.
                 unsafe { s.store_half_lanes(p.cast(), lanes, s.$narrow(v)) }
             }
             #[inline(always)]
-            unsafe fn stream<S: Simd>(s: S, p: *mut $type, v: S::Vector) {
+            unsafe fn stream(s: S, p: *mut $type, v: S::Vector) {
                 // SAFETY: as above.
                 unsafe { s.stream_halves(p.cast(), s.$narrow(v)) }
-            }
-            #[inline(always)]
-            fn to_f64(self) -> f64 {
-                self.to_f64()
             }
         }
     };
@@ -130,6 +157,21 @@ mod tests {
     /// The most lanes of a register.
     const WIDEST: usize = 16;
 
+    /// A type that all sets of f32 lanes can load and store.
+    #[cfg(target_arch = "x86_64")]
+    trait Everywhere:
+        Float<Real = f32>
+        + Element<Portable>
+        + Element<crate::simd::avx2::Avx2>
+        + Element<crate::simd::avx512::Avx512>
+    {
+    }
+    /// A type that all sets of f32 lanes can load and store.
+    #[cfg(not(target_arch = "x86_64"))]
+    trait Everywhere: Float<Real = f32> + Element<Portable> {}
+    impl Everywhere for bf16 {}
+    impl Everywhere for f16 {}
+
     /// How one set loads and stores one type.
     struct Set<E> {
         isa: Isa,
@@ -142,7 +184,7 @@ mod tests {
     }
 
     #[inline(always)]
-    fn widen<S: Simd, E: Element>(s: S, x: &[E; N]) -> [f32; N] {
+    fn widen<S: Halves, E: Element<S>>(s: S, x: &[E; N]) -> [f32; N] {
         let mut wide = [0.0; N];
         for at in (0..N).step_by(S::LANES) {
             // SAFETY: within the arrays.
@@ -152,7 +194,7 @@ mod tests {
     }
 
     #[inline(always)]
-    fn narrow<S: Simd, E: Element>(s: S, x: &[f32; N]) -> [E; N] {
+    fn narrow<S: Halves, E: Element<S>>(s: S, x: &[f32; N]) -> [E; N] {
         // SAFETY: floats have no invalid bits.
         let mut short: [E; N] = unsafe { std::mem::zeroed() };
         for at in (0..N).step_by(S::LANES) {
@@ -165,7 +207,7 @@ mod tests {
     /// # Safety
     /// `p` is valid for writes of `N` elements and aligned to a cache line.
     #[inline(always)]
-    unsafe fn stream<S: Simd, E: Element>(s: S, p: *mut E, x: &[f32; N]) {
+    unsafe fn stream<S: Halves, E: Element<S>>(s: S, p: *mut E, x: &[f32; N]) {
         for at in (0..N).step_by(S::LANES) {
             // SAFETY: the caller's promise; within the array.
             unsafe { E::stream(s, p.add(at), s.load(x.as_ptr().add(at))) };
@@ -176,7 +218,7 @@ mod tests {
     /// # Safety
     /// As [`Simd::load_lanes`].
     #[inline(always)]
-    unsafe fn load_lanes<S: Simd, E: Element>(
+    unsafe fn load_lanes<S: Halves, E: Element<S>>(
         s: S,
         p: *const E,
         lanes: u32,
@@ -191,7 +233,12 @@ mod tests {
     /// # Safety
     /// As [`Simd::store_lanes`].
     #[inline(always)]
-    unsafe fn store_lanes<S: Simd, E: Element>(s: S, p: *mut E, lanes: u32, x: &[f32; WIDEST]) {
+    unsafe fn store_lanes<S: Halves, E: Element<S>>(
+        s: S,
+        p: *mut E,
+        lanes: u32,
+        x: &[f32; WIDEST],
+    ) {
         // SAFETY: the caller's promise; no register is wider than the array.
         unsafe { E::store_lanes(s, p, lanes, s.load(x.as_ptr())) };
     }
@@ -203,22 +250,22 @@ mod tests {
                 use super::*;
 
                 $(#[target_feature(enable = $feature)])*
-                unsafe fn widen<E: Element>(x: &[E; N]) -> [f32; N] {
+                unsafe fn widen<E: Everywhere>(x: &[E; N]) -> [f32; N] {
                     // SAFETY: this function's own features, here and below.
                     super::widen(unsafe { $token }, x)
                 }
                 $(#[target_feature(enable = $feature)])*
-                unsafe fn narrow<E: Element>(x: &[f32; N]) -> [E; N] {
+                unsafe fn narrow<E: Everywhere>(x: &[f32; N]) -> [E; N] {
                     // SAFETY: as above.
                     super::narrow(unsafe { $token }, x)
                 }
                 $(#[target_feature(enable = $feature)])*
-                unsafe fn stream<E: Element>(p: *mut E, x: &[f32; N]) {
+                unsafe fn stream<E: Everywhere>(p: *mut E, x: &[f32; N]) {
                     // SAFETY: as above; the caller's promise.
                     unsafe { super::stream($token, p, x) }
                 }
                 $(#[target_feature(enable = $feature)])*
-                unsafe fn load_lanes<E: Element>(
+                unsafe fn load_lanes<E: Everywhere>(
                     p: *const E,
                     lanes: u32,
                     fill: f32,
@@ -227,12 +274,12 @@ mod tests {
                     unsafe { super::load_lanes($token, p, lanes, fill) }
                 }
                 $(#[target_feature(enable = $feature)])*
-                unsafe fn store_lanes<E: Element>(p: *mut E, lanes: u32, x: &[f32; WIDEST]) {
+                unsafe fn store_lanes<E: Everywhere>(p: *mut E, lanes: u32, x: &[f32; WIDEST]) {
                     // SAFETY: as above.
                     unsafe { super::store_lanes($token, p, lanes, x) }
                 }
 
-                pub fn set<E: Element>() -> Set<E> {
+                pub fn set<E: Everywhere>() -> Set<E> {
                     Set { isa: $isa, lanes: $lanes, widen, narrow, stream, load_lanes, store_lanes }
                 }
             }
@@ -254,7 +301,7 @@ mod tests {
     );
 
     /// The sets of this machine; the others are named.
-    fn sets<E: Element>() -> Vec<Set<E>> {
+    fn sets<E: Everywhere>() -> Vec<Set<E>> {
         let all = [
             portable::set(),
             #[cfg(target_arch = "x86_64")]
@@ -273,7 +320,7 @@ mod tests {
     }
 
     /// What the crate `half` says of a type, and what arithmetic does.
-    trait Half: Element + std::fmt::Debug + Send + Sync {
+    trait Half: Everywhere + std::fmt::Debug + Send + Sync {
         const DIGITS: u32;
         fn from_bits(bits: u16) -> Self;
         fn bits(self) -> u16;

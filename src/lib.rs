@@ -29,6 +29,7 @@ mod cross_entropy;
 mod dispatch;
 mod element;
 mod error;
+mod family;
 mod ffi;
 mod kernels;
 mod math;

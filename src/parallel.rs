@@ -5,10 +5,11 @@
 //! which of them was faster; only who computes a block does.
 
 use crate::kernels::Kernels;
-use crate::kernels::contiguous::Marks;
+use crate::kernels::contiguous::{self, Marks};
 use crate::kernels::online::Partial;
-use crate::kernels::row::{Job, Row};
-use crate::plan::{Plan, SEGMENTS};
+use crate::kernels::row::{Anchor, Batch, Job, Row, Totals};
+use crate::kernels::{soft, tiles};
+use crate::plan::{Layout, Pass, Plan, SEGMENTS, TILE};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -146,64 +147,94 @@ pub fn for_blocks<T: Send>(
     team.map(size, count, |i| f(i * len..rows.min((i + 1) * len)), each);
 }
 
-/// Runs the plan; returns the sum of the row losses.
-pub fn run(plan: &Plan, kernels: &'static Kernels, team: &Team) -> f64 {
-    let mut loss = 0.0;
-    let size = team.size(plan.rows.saturating_mul(plan.classes));
-    if size > 1 && plan.segments() > 1 && plan.rows < 4 * size && plan.rows <= BLOCKS {
+/// Runs the plan; returns the sums over its rows.
+pub fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
+    let mut totals = Totals::default();
+    let rows = plan.distributions();
+    if plan.pass == Pass::Targets {
+        // SAFETY: rows of the plan, each in one block; here and below the kernels were handed out
+        // by `Isa::kernels`, so the processor has their instruction set.
+        let block = |rows| unsafe { soft::rows(k, plan, rows) };
+        for_blocks(team, rows, plan.classes, block, |()| ());
+        return totals;
+    }
+    if let Layout::Positions { .. } = plan.layout {
+        // SAFETY: tiles of the plan, each in one block.
+        let block = |range| unsafe { tiles::tiles(k, plan, range) };
+        let work = TILE.saturating_mul(plan.classes);
+        for_blocks(team, tiles::count(plan), work, block, |block| totals.add(&block));
+        return totals;
+    }
+    let size = team.size(rows.saturating_mul(plan.classes));
+    if size > 1 && plan.segments() > 1 && rows < 4 * size && rows <= BLOCKS {
         // Too few rows to keep the team busy: it takes each together. The sums are the same.
         // The blocks are, too: fewer than BLOCKS rows are blocks of one.
-        for index in 0..plan.rows {
+        for index in 0..rows {
+            let mut row = Totals::default();
             // SAFETY: a row of the plan, and only this call is at it.
-            loss += unsafe { split_row(plan, kernels, team, size, index) };
+            unsafe { split_row(plan, k, team, size, index, &mut row) };
+            totals.add(&row);
         }
-        return loss;
+        return totals;
     }
-    for_blocks(
-        team,
-        plan.rows,
-        plan.classes,
-        // SAFETY: rows of the plan, each in one block; the kernels were handed out by
-        // `Isa::kernels`, so the processor has their instruction set.
-        |rows| unsafe { (kernels.rows)(kernels, plan, rows) },
-        |sum| loss += sum,
-    );
-    loss
+    // SAFETY: rows of the plan, each in one block.
+    let block = |rows| unsafe { contiguous::rows(k, plan, rows) };
+    for_blocks(team, rows, plan.classes, block, |block| totals.add(&block));
+    totals
 }
 
-/// One row, its segments spread over `size` threads; returns its loss.
+/// One row, its segments spread over `size` threads; adds it to the totals.
 ///
 /// # Safety
-/// `index < plan.rows`, and no other thread is at that row.
-unsafe fn split_row(plan: &Plan, kernels: &Kernels, team: &Team, size: usize, index: usize) -> f64 {
+/// `index < plan.distributions()`, and no other thread is at that row.
+unsafe fn split_row(
+    plan: &Plan,
+    k: &Kernels,
+    team: &Team,
+    size: usize,
+    index: usize,
+    totals: &mut Totals,
+) {
     let marks = [const { [AtomicU64::new(0), AtomicU64::new(0)] }; SEGMENTS];
     let segments = plan.segments();
+    let at = plan.nth(index);
+    let mut batch = Batch::new();
     // SAFETY: the caller's promise, here and below; a segment is in one thread's hands.
-    let mut row = unsafe { Row::read(plan, index) };
-    let sums = row.needs_sum(plan).then(|| {
-        // SAFETY: as above.
-        let sum = row.sum(plan, unsafe { (kernels.anchor)(plan, index, row.hole()) });
+    let row = unsafe { Row::start(k, plan, at) };
+    let needs_sum = row.needs_sum(plan);
+    // SAFETY: as above.
+    let sum = row.sum(plan, unsafe {
+        if row.needs_softmax(plan) {
+            contiguous::anchor(k, plan, at, row.hole)
+        } else {
+            Anchor::NONE
+        }
+    });
+    batch.push(row, sum);
+    if needs_sum {
         let mut total = Partial::EMPTY;
         team.map(
             size,
             segments,
             |segment| {
                 // SAFETY: as above.
-                let (partial, again) = unsafe { (kernels.sum_segment)(plan, index, segment, &sum) };
+                let (partial, again) =
+                    unsafe { contiguous::sum_segment(k, plan, at, segment, &sum) };
                 let [wild, redone] = &marks[segment];
                 wild.store(again.wild, Ordering::Relaxed);
                 redone.store(again.redone, Ordering::Relaxed);
                 partial
             },
-            |partial| total.push(partial),
+            |partial| total.push(&partial, plan.l),
         );
-        (sum, total)
-    });
-    let sums = sums.as_ref().map(|(sum, total)| (sum, total));
+        *batch.partial(0) = total;
+    }
     // SAFETY: as above.
-    let (loss, job) = unsafe { row.finish(plan, sums) };
+    unsafe { batch.finish(k, plan, totals) };
+    let (row, job) = batch.job(0);
     match job {
-        Job::Nothing => {}
+        Job::Nothing => return,
+        Job::Target => {}
         // SAFETY: as above.
         Job::Fill(value) => unsafe { row.fill(plan, value) },
         Job::Sweep(gradient) => {
@@ -215,18 +246,19 @@ unsafe fn split_row(plan: &Plan, kernels: &Kernels, team: &Team, size: usize, in
                         marks[segment].each_ref().map(|bits| bits.load(Ordering::Relaxed));
                     let again = Marks { wild, redone };
                     // SAFETY: as above.
-                    unsafe { (kernels.gradient_segment)(plan, index, segment, again, &gradient) };
+                    unsafe {
+                        contiguous::gradient_segment(k, plan, at, segment, again, &gradient);
+                    }
                     if plan.streams() {
-                        (kernels.fence)();
+                        (k.lanes.fence)();
                     }
                 },
                 |()| (),
             );
-            // SAFETY: as above.
-            unsafe { row.place_target(plan) };
         }
     }
-    loss
+    // SAFETY: as above.
+    unsafe { row.place_target(plan) };
 }
 
 /// Rayon's workers do not survive a fork; waiting for them would never end.

@@ -5,6 +5,9 @@
 //! call, aligned to its elements; outputs overlap nothing but, where `in_place` says so, the
 //! logits; every target is in range or ignored.
 
+use crate::element::Float;
+use crate::math::exp2::Reference;
+
 /// What the elements of an operand are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names are the documentation")]
@@ -30,10 +33,31 @@ impl Dtype {
             Dtype::U8 => 1,
         }
     }
+
+    /// A float that is as it is in lanes.
+    #[inline(always)]
+    pub fn is_exact(self) -> bool {
+        matches!(self, Dtype::F32 | Dtype::F64)
+    }
+
+    /// A float that is computed with in lanes of f32.
+    #[inline(always)]
+    pub fn has_short_lanes(self) -> bool {
+        self != Dtype::F64
+    }
 }
 
-/// An operand in memory: element `(row, class)` is at `data + (row·strides[0] + class·strides[1])`
-/// elements.
+/// One row: one of the `rows·inner` distributions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    /// Along the first axis.
+    pub row: usize,
+    /// Along the inner one.
+    pub inner: usize,
+}
+
+/// An operand in memory: element `(row, class, inner)` is
+/// `row·strides[0] + class·strides[1] + inner·strides[2]` elements from `data`.
 #[derive(Clone, Copy, Debug)]
 pub struct View {
     /// The first element.
@@ -45,85 +69,145 @@ pub struct View {
 }
 
 impl View {
-    /// The first element of `row`.
-    ///
-    /// # Safety
-    /// The view covers `row`, as a plan's views cover its rows.
+    /// Bytes of one element.
     #[inline(always)]
-    pub unsafe fn row<T>(&self, row: usize) -> *mut T {
-        // SAFETY: in bounds as the caller promises; problem.rs checked that the offset of the
-        // last element does not overflow.
-        unsafe { self.data.cast::<T>().offset(row as isize * self.strides[0]) }
+    pub fn size(&self) -> usize {
+        self.dtype.size()
     }
 
-    /// The integer at `row`, of an operand without a class axis.
+    /// Class `class` of the row at `at`.
     ///
     /// # Safety
-    /// As [`row`](Self::row); the dtype is an integer.
+    /// The view covers them, as a plan's views cover its shape.
     #[inline(always)]
-    pub unsafe fn integer(&self, row: usize) -> i64 {
+    pub unsafe fn at(&self, at: At, class: usize) -> *mut u8 {
+        let [rows, classes, inner] = self.strides;
+        let offset = at.row as isize * rows + class as isize * classes + at.inner as isize * inner;
+        // SAFETY: in bounds as the caller promises; problem.rs checked that the offset of the
+        // last element does not overflow.
+        unsafe { self.data.offset(offset * self.size() as isize) }
+    }
+
+    /// The integer of a row, of an operand without a class axis.
+    ///
+    /// # Safety
+    /// The view covers the row; the dtype is an integer.
+    #[inline(always)]
+    pub unsafe fn integer(&self, at: At) -> i64 {
         // SAFETY: in bounds and aligned (problem.rs); the dtype says what is there.
         unsafe {
+            let p = self.at(at, 0);
             match self.dtype {
-                Dtype::I64 => *self.row::<i64>(row),
-                Dtype::I32 => i64::from(*self.row::<i32>(row)),
-                Dtype::U32 => i64::from(*self.row::<u32>(row)),
-                Dtype::U16 => i64::from(*self.row::<u16>(row)),
-                _ => i64::from(*self.row::<u8>(row)),
+                Dtype::I64 => *p.cast::<i64>(),
+                Dtype::I32 => i64::from(*p.cast::<i32>()),
+                Dtype::U32 => i64::from(*p.cast::<u32>()),
+                Dtype::U16 => i64::from(*p.cast::<u16>()),
+                _ => i64::from(*p),
             }
         }
     }
 
-    /// The real number at `(row, class)`.
+    /// The real number at a class of a row.
     ///
     /// # Safety
     /// The view covers the element; the dtype is a float.
     #[inline(always)]
-    pub unsafe fn real(&self, row: usize, class: usize) -> f64 {
-        let at = class as isize * self.strides[1];
+    pub unsafe fn real(&self, at: At, class: usize) -> f64 {
         // SAFETY: in bounds and aligned (problem.rs); the dtype says what is there.
         unsafe {
+            let p = self.at(at, class);
             match self.dtype {
-                Dtype::F64 => *self.row::<f64>(row).offset(at),
-                Dtype::Bf16 => (*self.row::<half::bf16>(row).offset(at)).to_f64(),
-                Dtype::F16 => (*self.row::<half::f16>(row).offset(at)).to_f64(),
-                _ => f64::from(*self.row::<f32>(row).offset(at)),
+                Dtype::F64 => *p.cast::<f64>(),
+                Dtype::Bf16 => (*p.cast::<half::bf16>()).to_f64(),
+                Dtype::F16 => (*p.cast::<half::f16>()).to_f64(),
+                _ => f64::from(*p.cast::<f32>()),
             }
         }
     }
 
-    /// Writes a real number to `(row, class)`, rounded: to f32 first, if it is a half.
+    /// Writes a real number, rounded: to f32 first, if it is a half.
     ///
     /// # Safety
     /// As [`real`](Self::real), and no other thread is at the element.
     #[inline(always)]
-    pub unsafe fn set_real(&self, row: usize, class: usize, value: f64) {
-        let at = class as isize * self.strides[1];
+    pub unsafe fn set_real(&self, at: At, class: usize, value: f64) {
         // SAFETY: as above.
         unsafe {
+            let p = self.at(at, class);
             match self.dtype {
-                Dtype::F64 => *self.row::<f64>(row).offset(at) = value,
-                Dtype::Bf16 => {
-                    *self.row::<half::bf16>(row).offset(at) = half::bf16::from_f32(value as f32);
+                Dtype::F64 => *p.cast::<f64>() = value,
+                Dtype::Bf16 => *p.cast::<half::bf16>() = half::bf16::from_f32(value as f32),
+                Dtype::F16 => *p.cast::<half::f16>() = half::f16::from_f32(value as f32),
+                _ => *p.cast::<f32>() = value as f32,
+            }
+        }
+    }
+
+    /// The real numbers of a row from `class` on.
+    ///
+    /// # Safety
+    /// As [`real`](Self::real), for all of them.
+    pub unsafe fn reals(&self, at: At, class: usize, to: &mut [f64]) {
+        /// # Safety
+        /// `p` is the first of `to.len()` elements of `T`, `stride` apart.
+        unsafe fn copy<T: Float>(p: *const u8, stride: isize, to: &mut [f64]) {
+            let p = p.cast::<T>();
+            if stride == 1 {
+                // SAFETY: the caller's promise.
+                let from = unsafe { std::slice::from_raw_parts(p, to.len()) };
+                for (to, from) in to.iter_mut().zip(from) {
+                    *to = from.to_f64();
                 }
-                Dtype::F16 => {
-                    *self.row::<half::f16>(row).offset(at) = half::f16::from_f32(value as f32)
-                }
-                _ => *self.row::<f32>(row).offset(at) = value as f32,
+                return;
+            }
+            for (i, to) in to.iter_mut().enumerate() {
+                // SAFETY: the caller's promise.
+                *to = unsafe { (*p.offset(i as isize * stride)).to_f64() };
+            }
+        }
+        if to.is_empty() {
+            return;
+        }
+        let stride = self.strides[1];
+        // SAFETY: in bounds and aligned (problem.rs); the dtype says what is there.
+        unsafe {
+            let p = self.at(at, class);
+            match self.dtype {
+                Dtype::F64 => copy::<f64>(p, stride, to),
+                Dtype::Bf16 => copy::<half::bf16>(p, stride, to),
+                Dtype::F16 => copy::<half::f16>(p, stride, to),
+                _ => copy::<f32>(p, stride, to),
             }
         }
     }
 }
 
-/// Which of the three calls this is.
+/// Which call this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
-    /// Losses and lse.
+    /// Losses, lse and statistics.
     Forward,
     /// The gradient, from lse.
     Backward,
     /// Both.
     ForwardBackward,
+    /// The gradient with respect to probability targets, from lse.
+    Targets,
+    /// No cross-entropy at all: the softmax, where a gradient would go.
+    Softmax,
+    /// Its logarithm.
+    LogSoftmax,
+}
+
+/// What the logits are to be.
+#[derive(Clone, Copy, Debug)]
+pub enum Targets {
+    /// Nothing is asked of them.
+    Absent,
+    /// Class indices, `[rows, inner]`.
+    Indices(View),
+    /// Probabilities, `[rows, classes, inner]`.
+    Probabilities(View),
 }
 
 /// The gradient's side of a plan.
@@ -141,6 +225,8 @@ pub struct Gradient {
     pub output: Option<View>,
     /// The factor that all rows share: grad_output, grad_scale and the mean's denominator.
     pub scale: f64,
+    /// The same for the z-loss part, which has a denominator of its own.
+    pub z_scale: f64,
 }
 
 /// What a row's target turns out to be.
@@ -152,6 +238,29 @@ pub enum Target {
     Ignored,
     /// A class.
     Class(usize),
+    /// A distribution.
+    Mass,
+}
+
+/// `x -> scale·x`, then `x -> cap·tanh(x/cap)` unless cap is 0, rounded to the lanes' type.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Transform {
+    /// logit_scale
+    pub scale: f64,
+    /// softcap
+    pub cap: f64,
+}
+
+/// How the kernels go over the logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Lanes along the classes, which are contiguous.
+    Classes,
+    /// Lanes along rows (axis 0) or inner positions (axis 2): classes are few or not contiguous.
+    Positions {
+        /// The axis.
+        axis: usize,
+    },
 }
 
 /// A validated problem.
@@ -159,34 +268,49 @@ pub enum Target {
 pub struct Plan {
     /// Which call.
     pub pass: Pass,
-    /// Rows.
+    /// N
     pub rows: usize,
-    /// Classes.
+    /// C
     pub classes: usize,
-    /// `[rows, classes]`
+    /// K
+    pub inner: usize,
+    /// How the logits lie.
+    pub layout: Layout,
+    /// `[rows, classes, inner]`
     pub logits: View,
-    /// Class indices, `[rows]`.
-    pub targets: Option<View>,
+    /// What they are to be.
+    pub targets: Targets,
     /// `[classes]`
     pub class_weights: Option<View>,
     /// Σ of the class weights; the number of classes without them.
     pub weight_total: f64,
-    /// A power of 2: what f64 class weights are counted in where lanes of f32 hold them (in
-    /// gradients), so that they fit. 1 for others.
-    pub weight_unit: f64,
-    /// `[rows]`
+    /// `[rows, inner]`
     pub row_weights: Option<View>,
-    /// u8 `[rows]`; 0 = ignored.
+    /// u8 `[rows, inner]`; 0 = ignored.
     pub row_mask: Option<View>,
     /// The target that means "ignore this row".
     pub ignore_index: i64,
     /// ε
     pub label_smoothing: f64,
-    /// Output: f32 or f64 `[rows]`.
+    /// λ
+    pub z_loss: f64,
+    /// None where it would change nothing.
+    pub transform: Option<Transform>,
+    /// The logits are log-probabilities.
+    pub log_probs: bool,
+    /// log2 e in the lanes' type: what exponentials are the powers of (math/exp2.rs).
+    pub l: f64,
+    /// Output: f32 or f64 `[rows, inner]`.
     pub row_losses: Option<View>,
-    /// f64 `[rows]`: an input of backward, an output of the other two.
+    /// f64 `[rows, inner]`: an input of backward, an output of forward.
     pub lse: Option<View>,
-    /// The gradient, but for forward.
+    /// Output: i64 `[rows, inner]`.
+    pub argmax: Option<View>,
+    /// The number of right rows is wanted.
+    pub correct: bool,
+    /// Output: f32 or f64 `[rows, inner]`.
+    pub entropy: Option<View>,
+    /// The gradient, but for forward. That of the targets, if the pass says so.
     pub gradient: Option<Gradient>,
 }
 
@@ -203,7 +327,26 @@ pub const SEGMENTS: usize = 64;
 /// Classes up to which the fused call keeps the exponentials of its first sweep for the second.
 pub const KEPT_CLASSES: usize = SEGMENTS * SEGMENTS * CHUNK;
 
+/// Rows or inner positions that are worked on together where lanes run along them.
+pub const TILE: usize = 64;
+
 impl Plan {
+    /// N·K
+    #[inline(always)]
+    pub fn distributions(&self) -> usize {
+        self.rows * self.inner
+    }
+
+    /// Distribution `index` of N·K, in the order of memory that is packed.
+    #[inline(always)]
+    pub fn nth(&self, index: usize) -> At {
+        if self.inner == 1 {
+            At { row: index, inner: 0 }
+        } else {
+            At { row: index / self.inner, inner: index % self.inner }
+        }
+    }
+
     /// Classes of a segment, the unit in which a row is split over threads: a function of C
     /// alone, so that the order of all sums is one too. 64k classes, more past 4M of them.
     #[inline(always)]
@@ -231,39 +374,93 @@ impl Plan {
     /// A row's logits, and those of the next, fit the second level of cache beside its gradient.
     #[inline(always)]
     pub fn fetches_ahead(&self) -> bool {
-        self.classes * self.logits.dtype.size() <= 512 * 1024
+        self.classes * self.logits.size() <= 512 * 1024
     }
 
-    /// What `row` is to predict.
+    /// Whether the first sweep leaves exponentials in place of the logits: where the lanes' type
+    /// holds them, and nothing else needs the logits again.
+    #[inline(always)]
+    pub fn keeps(&self) -> bool {
+        matches!(self.pass, Pass::ForwardBackward | Pass::Softmax)
+            && self.classes <= KEPT_CLASSES
+            && self.transform.is_none()
+            && self.entropy.is_none()
+            && matches!(self.logits.dtype, Dtype::F32 | Dtype::F64)
+            && !matches!(self.targets, Targets::Probabilities(_))
+            && self.gradient.is_some_and(|gradient| gradient.in_place)
+    }
+
+    /// The reference nearest to the logit `x`, which is finite or of no meaning.
+    #[inline(always)]
+    pub fn reference_at(&self, x: f64) -> Reference {
+        if self.logits.dtype.has_short_lanes() { Reference::at(x as f32) } else { Reference::at(x) }
+    }
+
+    /// A row needs nothing of its logits but exponentials of them as they are.
+    #[inline(always)]
+    pub fn is_plain(&self) -> bool {
+        self.transform.is_none()
+            && self.entropy.is_none()
+            && !self.log_probs
+            && !self.wants_argmax()
+    }
+
+    /// What the gradient subtracts, a `bias` for each class's mass, differs by class, or the
+    /// logits are not taken as they are.
+    #[inline(always)]
+    pub fn is_mixed(&self, bias: f64) -> bool {
+        let by_class =
+            self.class_weights.is_some() || matches!(self.targets, Targets::Probabilities(_));
+        self.transform.is_some() || (bias != 0.0 && by_class)
+    }
+
+    /// An exponential is taken at all.
+    #[inline(always)]
+    pub fn has_softmax(&self) -> bool {
+        !self.log_probs
+    }
+
+    /// The largest logit is looked for.
+    #[inline(always)]
+    pub fn wants_argmax(&self) -> bool {
+        self.pass != Pass::Backward && (self.argmax.is_some() || self.correct)
+    }
+
+    /// What a row is to predict.
     ///
     /// # Safety
-    /// `row < self.rows`, as for all below.
+    /// The row is one of the plan's, as for all below.
     #[inline(always)]
-    pub unsafe fn target(&self, row: usize) -> Target {
-        let Some(targets) = &self.targets else {
+    pub unsafe fn target(&self, at: At) -> Target {
+        if let Targets::Absent = self.targets {
             return Target::Absent;
-        };
+        }
         // SAFETY: the views cover all rows.
-        let y = unsafe {
+        unsafe {
             if let Some(mask) = &self.row_mask
-                && *mask.row::<u8>(row) == 0
+                && *mask.at(at, 0) == 0
             {
                 return Target::Ignored;
             }
-            targets.integer(row)
-        };
-        if y == self.ignore_index { Target::Ignored } else { Target::Class(y as usize) }
+            match &self.targets {
+                Targets::Indices(indices) => match indices.integer(at) {
+                    y if y == self.ignore_index => Target::Ignored,
+                    y => Target::Class(y as usize),
+                },
+                _ => Target::Mass,
+            }
+        }
     }
 
-    /// r, the weight of `row`.
+    /// r, the weight of a row.
     ///
     /// # Safety
-    /// `row < self.rows`
+    /// See [`target`](Self::target).
     #[inline(always)]
-    pub unsafe fn row_weight(&self, row: usize) -> f64 {
+    pub unsafe fn row_weight(&self, at: At) -> f64 {
         match &self.row_weights {
             // SAFETY: the view covers all rows.
-            Some(view) => unsafe { view.real(row, 0) },
+            Some(view) => unsafe { view.real(at, 0) },
             None => 1.0,
         }
     }
@@ -276,8 +473,47 @@ impl Plan {
     pub unsafe fn class_weight(&self, class: usize) -> f64 {
         match &self.class_weights {
             // SAFETY: the view covers all classes.
-            Some(view) => unsafe { view.real(0, class) },
+            Some(view) => unsafe { view.real(At { row: 0, inner: 0 }, class) },
             None => 1.0,
+        }
+    }
+
+    /// The mass of the classes from `class` on: `w_c·t'_c` of probability targets, else `w_c`,
+    /// which the smoothing spreads.
+    ///
+    /// # Safety
+    /// The plan has the classes `class..class + to.len()`, and the row.
+    pub unsafe fn mass(&self, at: At, class: usize, to: &mut [f64]) {
+        let first = At { row: 0, inner: 0 };
+        let Targets::Probabilities(targets) = &self.targets else {
+            match &self.class_weights {
+                // SAFETY: the view covers all classes.
+                Some(weights) => unsafe { weights.reals(first, class, to) },
+                None => to.fill(1.0),
+            }
+            return;
+        };
+        let (keep, spread) =
+            (1.0 - self.label_smoothing, self.label_smoothing / self.classes as f64);
+        if keep == 0.0 {
+            to.fill(spread);
+        } else {
+            // SAFETY: the view covers all rows and classes.
+            unsafe { targets.reals(at, class, to) };
+            if self.label_smoothing != 0.0 {
+                to.iter_mut().for_each(|t| *t = *t * keep + spread);
+            }
+        }
+        if let Some(weights) = &self.class_weights {
+            let mut buffer = [0.0; 256];
+            for (i, to) in to.chunks_mut(buffer.len()).enumerate() {
+                let w = &mut buffer[..to.len()];
+                // SAFETY: the view covers all classes.
+                unsafe { weights.reals(first, class + i * 256, w) };
+                for (to, w) in to.iter_mut().zip(w) {
+                    *to = if *w == 0.0 { 0.0 } else { *to * *w };
+                }
+            }
         }
     }
 }

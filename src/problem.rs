@@ -8,8 +8,9 @@ use crate::codes::*;
 use crate::dispatch::{self, Isa};
 use crate::error::Error;
 use crate::kernels::Kernels;
+use crate::math::exp2::Base;
 use crate::parallel::{self, Team, for_blocks};
-use crate::plan::{self, Dtype, Pass, Plan, Target, View};
+use crate::plan::{self, At, Dtype, Layout, Pass, Plan, Target, Targets, Transform, View};
 use std::ops::Range;
 
 /// An unvalidated operand; absent if `data` is null.
@@ -102,7 +103,7 @@ pub(crate) struct Results {
     pub normalizer: *mut f64,
     pub z_normalizer: *mut f64,
     pub kept_rows: *mut u64,
-    pub argmax: *mut i64,
+    pub argmax: Operand,
     pub correct: *mut u64,
     pub entropy: Operand,
 }
@@ -116,7 +117,7 @@ impl Results {
         normalizer: std::ptr::null_mut(),
         z_normalizer: std::ptr::null_mut(),
         kept_rows: std::ptr::null_mut(),
-        argmax: std::ptr::null_mut(),
+        argmax: Operand::ABSENT,
         correct: std::ptr::null_mut(),
         entropy: Operand::ABSENT,
     };
@@ -144,7 +145,7 @@ pub(crate) struct GradientRequest {
 
 /// Which axes an operand has.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Axes {
+pub(crate) enum Axes {
     /// `[rows, classes, inner]`
     Full,
     /// `[rows, inner]`
@@ -157,7 +158,7 @@ enum Axes {
 
 /// One operand on its way through validation.
 #[derive(Clone, Copy)]
-struct Slot {
+pub(crate) struct Slot {
     name: &'static str,
     operand: Operand,
     axes: Axes,
@@ -173,25 +174,28 @@ struct Slot {
 }
 
 /// The most operands that a call can have.
-const SLOTS: usize = 16;
+const SLOTS: usize = 18;
 
 /// The operands of a call, in the order in which they are checked.
-struct Slots {
+pub(crate) struct Slots {
     slots: [Slot; SLOTS],
     len: usize,
 }
 
-const LOGITS: &[u32] = &[XENT_F32, XENT_BF16, XENT_F16];
-const FLOATS: &[u32] = &[XENT_F32, XENT_F64, XENT_BF16, XENT_F16];
+/// An operand that was pushed, if it is present.
+pub(crate) type Index = Option<usize>;
+
+pub(crate) const FLOATS: &[u32] = &[XENT_F32, XENT_F64, XENT_BF16, XENT_F16];
 const LOSSES: &[u32] = &[XENT_F32, XENT_F64];
 const F64_ONLY: &[u32] = &[XENT_F64];
 const BYTES: &[u32] = &[XENT_U8];
-const INDICES: &[u32] = &[XENT_I64, XENT_I32, XENT_U32, XENT_U16, XENT_U8];
-/// Scalar results of C's `uint64_t` and `int64_t`; their type is known.
+const TARGETS: &[u32] =
+    &[XENT_I64, XENT_I32, XENT_U32, XENT_U16, XENT_U8, XENT_F32, XENT_F64, XENT_BF16, XENT_F16];
+/// Results of C's `uint64_t` and `int64_t`; their type is known.
 const WORDS: &[u32] = &[XENT_I64];
 
 impl Slots {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let none = Slot {
             name: "",
             operand: Operand::ABSENT,
@@ -206,45 +210,43 @@ impl Slots {
         Slots { slots: [none; SLOTS], len: 0 }
     }
 
-    fn push(
-        &mut self,
-        name: &'static str,
-        operand: Operand,
-        axes: Axes,
-        allowed: &'static [u32],
-    ) -> &mut Slot {
-        let slot = &mut self.slots[self.len];
+    fn push(&mut self, slot: Slot) -> Index {
+        let present = !slot.operand.data.is_null();
+        if !present && !slot.required {
+            return None;
+        }
+        self.slots[self.len] = slot;
         self.len += 1;
-        *slot = Slot { name, operand, axes, allowed, ..*slot };
-        slot
+        present.then_some(self.len - 1)
     }
 
-    fn input(
+    pub fn input(
         &mut self,
         name: &'static str,
         operand: Operand,
         axes: Axes,
         allowed: &'static [u32],
         required: bool,
-    ) {
-        if required || !operand.data.is_null() {
-            self.push(name, operand, axes, allowed).required = required;
-        }
+    ) -> Index {
+        let none = self.slots[SLOTS - 1];
+        self.push(Slot { name, operand, axes, allowed, required, ..none })
     }
 
-    fn output(
+    pub fn output(
         &mut self,
         name: &'static str,
         operand: Operand,
         axes: Axes,
         allowed: &'static [u32],
         required: bool,
-    ) {
-        if required || !operand.data.is_null() {
-            let slot = self.push(name, operand, axes, allowed);
-            slot.required = required;
-            slot.output = true;
-        }
+    ) -> Index {
+        let none = self.slots[SLOTS - 1];
+        self.push(Slot { name, operand, axes, allowed, required, output: true, ..none })
+    }
+
+    /// A result of one number.
+    fn scalar<T>(&mut self, name: &'static str, to: *mut T, allowed: &'static [u32]) {
+        self.output(name, Operand::packed(to, allowed[0]), Axes::One, allowed, false);
     }
 
     fn iter(&self) -> impl Iterator<Item = &Slot> {
@@ -256,17 +258,119 @@ impl Slots {
     }
 
     /// The view of an operand that was pushed, if it is present.
-    fn view(&self, name: &str) -> Option<View> {
-        let slot = self.iter().find(|slot| slot.name == name && !slot.operand.data.is_null())?;
+    pub fn view(&self, index: Index) -> Option<View> {
+        let slot = &self.slots[index?];
         Some(View {
             data: slot.operand.data,
             dtype: dtype_of(slot.operand.dtype)?,
             strides: slot.strides.map(|stride| stride as isize),
         })
     }
+
+    /// Nothing that is required is missing, and everything has a dtype that it can have.
+    pub fn check_types(&self, sizes: &Sizes) -> Result<(), Error> {
+        for slot in self.iter() {
+            if slot.required && slot.operand.data.is_null() && sizes.rows > 0 && sizes.inner > 0 {
+                return Err(Error::Null(format!("{} is NULL", slot.name)));
+            }
+        }
+        for slot in self.iter() {
+            if !slot.allowed.contains(&slot.operand.dtype) {
+                let names: Vec<String> =
+                    slot.allowed.iter().map(|&code| dtype_name(code)).collect();
+                return Err(Error::Dtype(format!(
+                    "{}.dtype is {}; it can be {}",
+                    slot.name,
+                    dtype_name(slot.operand.dtype),
+                    names.join(", ")
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sizes, strides, alignment, and what overlaps; `in_place` says whether an output may be
+    /// exactly that input. Returns whether one is.
+    pub fn check_memory(
+        &mut self,
+        sizes: &Sizes,
+        in_place: impl Fn(&Slot, &Slot) -> Result<(), &'static str>,
+    ) -> Result<bool, Error> {
+        let Sizes { rows, classes, inner } = *sizes;
+        let elements = rows.checked_mul(classes).and_then(|n| n.checked_mul(inner));
+        // 16 bytes an element leaves room for every sum of offsets below.
+        if elements.is_none_or(|n| n > isize::MAX as usize / 16)
+            || [rows, classes, inner].iter().any(|&n| n > isize::MAX as usize / 16)
+            || rows.checked_mul(inner).is_none_or(|n| n > isize::MAX as usize / 16)
+        {
+            return Err(Error::Shape(format!(
+                "rows*classes*inner = {rows}*{classes}*{inner} overflows"
+            )));
+        }
+        if classes == 0 && rows * inner > 0 {
+            return Err(Error::Shape(format!("classes = 0, but there are {} rows", rows * inner)));
+        }
+        for slot in self.iter_mut() {
+            // What has no elements is never looked at, wherever it points.
+            if !slot.is_empty(sizes) {
+                slot.resolve(sizes)?;
+            }
+        }
+        for slot in self.iter().filter(|slot| !slot.is_empty(sizes)) {
+            if slot.last >= slot.operand.available {
+                return Err(Error::Shape(format!(
+                    "{} has {} elements, but its shape and strides reach element {}",
+                    slot.name, slot.operand.available, slot.last
+                )));
+            }
+        }
+        for slot in self.iter().filter(|slot| !slot.is_empty(sizes)) {
+            let size = dtype_of(slot.operand.dtype).map_or(1, Dtype::size);
+            if slot.bytes.0 % size != 0 {
+                return Err(Error::Align(format!(
+                    "{}.data is not aligned to its elements of {size} bytes",
+                    slot.name
+                )));
+            }
+        }
+        let mut replaces = false;
+        for (i, output) in self.iter().enumerate().filter(|(_, slot)| slot.output) {
+            for (j, other) in self.iter().enumerate() {
+                // Two outputs are compared once.
+                if i == j
+                    || (other.output && j < i)
+                    || output.is_empty(sizes)
+                    || other.is_empty(sizes)
+                    || !output.overlaps(other, sizes)
+                {
+                    continue;
+                }
+                let how =
+                    if same(output, other) { in_place(output, other) } else { Err("overlaps") };
+                match how {
+                    Ok(()) => replaces = true,
+                    Err(how) => {
+                        return Err(Error::Overlap(format!(
+                            "{} {how} {}",
+                            output.name, other.name
+                        )));
+                    }
+                }
+            }
+        }
+        Ok(replaces)
+    }
 }
 
-fn dtype_of(code: u32) -> Option<Dtype> {
+/// The sizes of a problem.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub rows: usize,
+    pub classes: usize,
+    pub inner: usize,
+}
+
+pub(crate) fn dtype_of(code: u32) -> Option<Dtype> {
     Some(match code {
         XENT_F32 => Dtype::F32,
         XENT_F64 => Dtype::F64,
@@ -282,7 +386,7 @@ fn dtype_of(code: u32) -> Option<Dtype> {
 }
 
 /// Its name in C, without the prefix.
-fn dtype_name(code: u32) -> String {
+pub(crate) fn dtype_name(code: u32) -> String {
     match dtype_of(code) {
         Some(dtype) => format!("{dtype:?}").to_uppercase(),
         None => format!("dtype {code}"),
@@ -291,23 +395,23 @@ fn dtype_name(code: u32) -> String {
 
 impl Slot {
     /// Sizes along rows, classes and inner positions; 1 for an axis it does not have.
-    fn sizes(&self, problem: &Problem) -> [usize; 3] {
+    fn sizes(&self, sizes: &Sizes) -> [usize; 3] {
         match self.axes {
-            Axes::Full => [problem.rows, problem.classes, problem.inner],
-            Axes::Rows => [problem.rows, 1, problem.inner],
-            Axes::Classes => [1, problem.classes, 1],
+            Axes::Full => [sizes.rows, sizes.classes, sizes.inner],
+            Axes::Rows => [sizes.rows, 1, sizes.inner],
+            Axes::Classes => [1, sizes.classes, 1],
             Axes::One => [1, 1, 1],
         }
     }
 
     /// Nothing of it is ever looked at.
-    fn is_empty(&self, problem: &Problem) -> bool {
-        self.sizes(problem).contains(&0)
+    fn is_empty(&self, sizes: &Sizes) -> bool {
+        self.sizes(sizes).contains(&0)
     }
 
     /// Fills in strides and the byte span.
-    fn resolve(&mut self, problem: &Problem) -> Result<(), Error> {
-        let sizes = self.sizes(problem);
+    fn resolve(&mut self, sizes: &Sizes) -> Result<(), Error> {
+        let sizes = self.sizes(sizes);
         let given =
             std::array::from_fn(
                 |axis| {
@@ -371,7 +475,7 @@ impl Slot {
     }
 
     /// Whether the two may touch the same byte.
-    fn overlaps(&self, other: &Slot, problem: &Problem) -> bool {
+    fn overlaps(&self, other: &Slot, sizes: &Sizes) -> bool {
         let ((a, a_end), (b, b_end)) = (self.bytes, other.bytes);
         if a >= b_end || b >= a_end {
             return false;
@@ -379,7 +483,7 @@ impl Slot {
         // Column blocks of one matrix: the same distance between rows, apart within a row.
         let pitch = |slot: &Slot| {
             let size = dtype_of(slot.operand.dtype).map_or(1, Dtype::size) as i64;
-            let rows = slot.sizes(problem)[0];
+            let rows = slot.sizes(sizes)[0];
             (slot.strides[0] * size, (slot.strides[0] * (rows as i64 - 1) * size) as usize, rows)
         };
         let ((pitch_a, rows_a, n), (pitch_b, rows_b, m)) = (pitch(self), pitch(other));
@@ -396,15 +500,30 @@ impl Slot {
 /// Everything that the checks established.
 struct Valid {
     plan: Plan,
-    kernels: &'static Kernels,
-    /// What a mean divides by.
+    kernels: Kernels,
+    /// What a mean divides by: the cross-entropy part, and the z-loss part.
     normalizer: f64,
+    z_normalizer: f64,
     kept: u64,
 }
 
 /// Whether a slot's view is exactly another's.
 fn same(a: &Slot, b: &Slot) -> bool {
     a.operand.data == b.operand.data && a.operand.dtype == b.operand.dtype && a.strides == b.strides
+}
+
+/// Classes up to which lanes run along rows, though classes are contiguous.
+const NARROW: usize = 32;
+
+/// How the kernels go over operands `[rows, classes, inner]` of those strides.
+pub(crate) fn layout(sizes: &Sizes, logits: &View, others: &[Option<View>]) -> Layout {
+    let contiguous = |view: &View| sizes.classes <= 1 || view.strides[1] == 1;
+    let all = contiguous(logits) && others.iter().flatten().all(contiguous);
+    if all && sizes.classes > NARROW {
+        return Layout::Classes;
+    }
+    let inner = sizes.inner > 1 && (sizes.rows == 1 || logits.strides[2] <= logits.strides[0]);
+    Layout::Positions { axis: if inner { 2 } else { 0 } }
 }
 
 fn validate(
@@ -417,146 +536,67 @@ fn validate(
 ) -> Result<Valid, Error> {
     let accumulate = problem.flags & XENT_FLAG_ACCUMULATE != 0;
     let by_row = problem.reduction == XENT_NONE;
-    let logits_used = problem.flags & XENT_FLAG_LOG_PROBS == 0;
+    let log_probs = problem.flags & XENT_FLAG_LOG_PROBS != 0;
+    let has_indices = !FLOATS.contains(&problem.targets.dtype);
+    let sizes = Sizes { rows: problem.rows, classes: problem.classes, inner: problem.inner };
 
     // The operands, inputs first.
     let mut slots = Slots::new();
     let all = &mut slots;
     let needs_targets = request.is_some() || results.needs_targets();
-    all.input("logits", problem.logits, Axes::Full, LOGITS, true);
-    all.input("targets", problem.targets, Axes::Rows, INDICES, needs_targets);
-    all.input("class_weights", problem.class_weights, Axes::Classes, FLOATS, false);
-    all.input("row_weights", problem.row_weights, Axes::Rows, FLOATS, false);
-    all.input("row_mask", problem.row_mask, Axes::Rows, BYTES, false);
+    let logits = all.input("logits", problem.logits, Axes::Full, FLOATS, true);
+    let axes = if has_indices { Axes::Rows } else { Axes::Full };
+    let targets = all.input("targets", problem.targets, axes, TARGETS, needs_targets);
+    let class_weights =
+        all.input("class_weights", problem.class_weights, Axes::Classes, FLOATS, false);
+    let row_weights = all.input("row_weights", problem.row_weights, Axes::Rows, FLOATS, false);
+    let row_mask = all.input("row_mask", problem.row_mask, Axes::Rows, BYTES, false);
+    let (mut grad_output, mut gradient) = (None, None);
     if let Some(request) = request {
         let axes = if by_row { Axes::Rows } else { Axes::One };
-        all.input("grad_output", request.output, axes, FLOATS, false);
-        all.output("grad_logits", request.logits, Axes::Full, LOGITS, true);
+        grad_output = all.input("grad_output", request.output, axes, FLOATS, false);
+        let name = if pass == Pass::Targets { "grad_targets" } else { "grad_logits" };
+        gradient = all.output(name, request.logits, Axes::Full, FLOATS, true);
     }
-    let lse_needed = pass == Pass::Backward && logits_used;
-    if pass == Pass::Backward {
-        all.input("lse", results.lse, Axes::Rows, F64_ONLY, lse_needed);
-    } else {
-        all.output("lse", results.lse, Axes::Rows, F64_ONLY, false);
-    }
-    all.output("loss", Operand::packed(results.loss, XENT_F64), Axes::One, F64_ONLY, false);
-    all.output("row_losses", results.row_losses, Axes::Rows, LOSSES, false);
-    all.output(
-        "normalizer",
-        Operand::packed(results.normalizer, XENT_F64),
-        Axes::One,
-        F64_ONLY,
-        false,
-    );
-    all.output("kept_rows", Operand::packed(results.kept_rows, XENT_I64), Axes::One, WORDS, false);
+    let lse = match pass {
+        Pass::Backward | Pass::Targets if log_probs => None,
+        Pass::Backward | Pass::Targets => all.input("lse", results.lse, Axes::Rows, F64_ONLY, true),
+        _ => all.output("lse", results.lse, Axes::Rows, F64_ONLY, false),
+    };
+    all.scalar("loss", results.loss, F64_ONLY);
+    let row_losses = all.output("row_losses", results.row_losses, Axes::Rows, LOSSES, false);
+    all.scalar("z_loss", results.z_loss, F64_ONLY);
+    all.scalar("normalizer", results.normalizer, F64_ONLY);
+    all.scalar("z_normalizer", results.z_normalizer, F64_ONLY);
+    all.scalar("kept_rows", results.kept_rows, WORDS);
+    let argmax = all.output("argmax", results.argmax, Axes::Rows, WORDS, false);
+    all.scalar("correct", results.correct, WORDS);
+    let entropy = all.output("entropy", results.entropy, Axes::Rows, LOSSES, false);
 
-    for slot in slots.iter() {
-        if slot.required && slot.operand.data.is_null() && problem.rows > 0 && problem.inner > 0 {
-            return Err(Error::Null(format!("{} is NULL", slot.name)));
-        }
-    }
-    for slot in slots.iter() {
-        if !slot.allowed.contains(&slot.operand.dtype) {
-            let names: Vec<String> = slot.allowed.iter().map(|&code| dtype_name(code)).collect();
-            return Err(Error::Dtype(format!(
-                "{}.dtype is {}; it can be {}",
-                slot.name,
-                dtype_name(slot.operand.dtype),
-                names.join(", ")
-            )));
-        }
-    }
-
-    // A half's gradient may be kept in f32.
+    all.check_types(&sizes)?;
+    // A half's gradient may be kept in f32; that of the targets is in any float.
     let logits_dtype = problem.logits.dtype;
-    let grad_dtype = request.map_or(logits_dtype, |request| request.logits.dtype);
-    if grad_dtype != logits_dtype && grad_dtype != XENT_F32 {
+    let grad_dtype = match request {
+        Some(request) if pass != Pass::Targets => request.logits.dtype,
+        _ => logits_dtype,
+    };
+    let is_half = matches!(logits_dtype, XENT_BF16 | XENT_F16);
+    if grad_dtype != logits_dtype && !(is_half && grad_dtype == XENT_F32) {
+        let or = if is_half { ", or F32" } else { "" };
         return Err(Error::Dtype(format!(
-            "grad_logits.dtype is {}; for logits of {} it can be that, or F32",
+            "grad_logits.dtype is {}; for logits of {} it can be that{or}",
             dtype_name(grad_dtype),
             dtype_name(logits_dtype)
         )));
     }
+    let in_place =
+        all.check_memory(&sizes, |output, other| match (output.name, other.name, accumulate) {
+            ("grad_logits", "logits", false) => Ok(()),
+            ("grad_logits", "logits", true) => Err("cannot be accumulated in place of"),
+            _ => Err("overlaps"),
+        })?;
 
-    let [rows, classes, inner] = [problem.rows, problem.classes, problem.inner];
-    let elements = rows.checked_mul(classes).and_then(|n| n.checked_mul(inner));
-    // 16 bytes an element leaves room for every sum of offsets below.
-    if elements.is_none_or(|n| n > isize::MAX as usize / 16)
-        || [rows, classes, inner].iter().any(|&n| n > isize::MAX as usize / 16)
-    {
-        return Err(Error::Shape(format!(
-            "rows*classes*inner = {rows}*{classes}*{inner} overflows"
-        )));
-    }
-    if classes == 0 && rows * inner > 0 {
-        return Err(Error::Shape(format!("classes = 0, but there are {} rows", rows * inner)));
-    }
-    if inner != 1 {
-        return Err(Error::Shape(format!("inner = {inner}; this version takes 1")));
-    }
-    for slot in slots.iter_mut() {
-        // What has no elements is never looked at, wherever it points.
-        if !slot.sizes(problem).contains(&0) {
-            slot.resolve(problem)?;
-        }
-    }
-    for slot in slots.iter().filter(|slot| !slot.is_empty(problem)) {
-        if slot.last >= slot.operand.available {
-            return Err(Error::Shape(format!(
-                "{} has {} elements, but its shape and strides reach element {}",
-                slot.name, slot.operand.available, slot.last
-            )));
-        }
-    }
-    for slot in slots.iter() {
-        if slot.axes == Axes::Full && classes > 1 && rows > 0 && slot.strides[1] != 1 {
-            return Err(Error::Stride(format!(
-                "{}.strides[1] = {}; this version takes contiguous classes",
-                slot.name, slot.strides[1]
-            )));
-        }
-    }
-    for slot in slots.iter().filter(|slot| !slot.is_empty(problem)) {
-        let size = dtype_of(slot.operand.dtype).map_or(1, Dtype::size);
-        if slot.bytes.0 % size != 0 {
-            return Err(Error::Align(format!(
-                "{}.data is not aligned to its elements of {size} bytes",
-                slot.name
-            )));
-        }
-    }
-
-    let mut in_place = false;
-    for (i, output) in slots.iter().enumerate().filter(|(_, slot)| slot.output) {
-        for (j, other) in slots.iter().enumerate() {
-            // Two outputs are compared once.
-            if i == j
-                || (other.output && j < i)
-                || output.is_empty(problem)
-                || other.is_empty(problem)
-            {
-                continue;
-            }
-            if output.overlaps(other, problem) {
-                if output.name == "grad_logits"
-                    && other.name == "logits"
-                    && same(output, other)
-                    && !accumulate
-                {
-                    in_place = true;
-                    continue;
-                }
-                let how = if accumulate && same(output, other) {
-                    "cannot be accumulated in place of"
-                } else {
-                    "overlaps"
-                };
-                return Err(Error::Overlap(format!("{} {how} {}", output.name, other.name)));
-            }
-        }
-    }
-
-    check_options(problem, results, request)?;
+    check_options(problem, pass, results, request, has_indices && targets.is_some())?;
     let isa = match isa {
         Some(isa) => isa,
         None => dispatch::selected().map_err(|why| Error::Param(why.to_string()))?,
@@ -568,30 +608,48 @@ fn validate(
 
     // Without rows no view is looked at; but `logits` must be something.
     let nothing = View { data: std::ptr::null_mut(), dtype: Dtype::F32, strides: [0; 3] };
+    let logits = all.view(logits).unwrap_or(nothing);
+    let gradient = all.view(gradient);
+    let targets = match all.view(targets) {
+        None => Targets::Absent,
+        Some(view) if has_indices => Targets::Indices(view),
+        Some(view) => Targets::Probabilities(view),
+    };
+    let short = logits.dtype.has_short_lanes();
+    let transforms = problem.logit_scale != 1.0 || problem.softcap > 0.0;
     let mut plan = Plan {
         pass,
-        rows,
-        classes,
-        logits: slots.view("logits").unwrap_or(nothing),
-        targets: slots.view("targets"),
-        class_weights: slots.view("class_weights"),
-        weight_total: classes as f64,
-        weight_unit: 1.0,
-        row_weights: slots.view("row_weights"),
-        row_mask: slots.view("row_mask"),
+        rows: sizes.rows,
+        classes: sizes.classes,
+        inner: sizes.inner,
+        layout: layout(&sizes, &logits, &[gradient.filter(|_| pass != Pass::Targets)]),
+        logits,
+        targets,
+        class_weights: all.view(class_weights),
+        weight_total: sizes.classes as f64,
+        row_weights: all.view(row_weights),
+        row_mask: all.view(row_mask),
         ignore_index: problem.ignore_index,
         label_smoothing: problem.label_smoothing,
-        row_losses: slots.view("row_losses"),
-        lse: slots.view("lse"),
+        z_loss: problem.z_loss,
+        transform: transforms
+            .then_some(Transform { scale: problem.logit_scale, cap: problem.softcap }),
+        log_probs,
+        l: if short { f64::from(f32::L) } else { f64::L },
+        row_losses: all.view(row_losses),
+        lse: all.view(lse),
+        argmax: all.view(argmax),
+        correct: !results.correct.is_null(),
+        entropy: all.view(entropy),
         gradient: None,
     };
 
     let mut scan = Scan::default();
     let mut bad = None;
-    if plan.targets.is_some() {
+    if !matches!(plan.targets, Targets::Absent) {
         for_blocks(
             team,
-            rows,
+            plan.distributions(),
             SCAN_WORK,
             // SAFETY: rows of the plan.
             |range| unsafe { scan_targets(&plan, range) },
@@ -605,40 +663,36 @@ fn validate(
         return Err(error);
     }
 
-    if let Some(weights) = plan.class_weights.filter(|_| plan.label_smoothing > 0.0) {
-        // SAFETY: the classes of the plan.
-        let weights_of = || (0..classes).map(|class| unsafe { weights.real(0, class) });
-        plan.weight_total = weights_of().sum();
-        if weights.dtype == Dtype::F64 {
-            let largest = weights_of().fold(0.0, |max: f64, w| max.max(w.abs()));
-            if largest.is_normal() {
-                // The power of 2 in `largest`.
-                plan.weight_unit = f64::from_bits(largest.to_bits() & (0x7FF << 52));
-            }
-        }
+    let spreads = plan.label_smoothing > 0.0 && matches!(plan.targets, Targets::Indices(_));
+    if let Some(weights) = plan.class_weights.filter(|_| spreads) {
+        let first = At { row: 0, inner: 0 };
+        plan.weight_total =
+            // SAFETY: the classes of the plan.
+            (0..sizes.classes).map(|class| unsafe { weights.real(first, class) }).sum();
     }
-    let normalizer = if problem.normalizer > 0.0 { problem.normalizer } else { scan.weight };
-    if let Some((request, view)) = request.zip(slots.view("grad_logits")) {
-        let output = slots.view("grad_output");
+    let given = |x: f64, usual: f64| if x > 0.0 { x } else { usual };
+    let normalizer = given(problem.normalizer, scan.weight);
+    let z_normalizer = given(problem.z_normalizer, scan.row_weight);
+    if let Some((request, view)) = request.zip(gradient) {
+        let output = all.view(grad_output);
         let mut scale = request.scale;
         if let (Some(view), false) = (&output, by_row) {
             // SAFETY: its one element.
-            scale *= unsafe { view.real(0, 0) };
+            scale *= unsafe { view.real(At { row: 0, inner: 0 }, 0) };
         }
-        if problem.reduction == XENT_MEAN {
-            scale /= normalizer;
-        }
-        let bytes = rows * classes * view.dtype.size();
+        let is_mean = problem.reduction == XENT_MEAN;
+        let bytes = plan.distributions() * plan.classes * view.size();
         plan.gradient = Some(plan::Gradient {
             view,
             in_place,
             accumulate,
             stream: !in_place && !accumulate && bytes >= STREAM_BYTES,
             output: output.filter(|_| by_row),
-            scale,
+            scale: if is_mean { scale / normalizer } else { scale },
+            z_scale: if is_mean { scale / z_normalizer } else { scale },
         });
     }
-    Ok(Valid { plan, kernels, normalizer, kept: scan.kept })
+    Ok(Valid { plan, kernels, normalizer, z_normalizer, kept: scan.kept })
 }
 
 /// Gradients of at least this many bytes are written around the caches; measured in
@@ -650,8 +704,10 @@ const SCAN_WORK: usize = 4;
 
 fn check_options(
     problem: &Problem,
+    pass: Pass,
     results: &Results,
     request: Option<&GradientRequest>,
+    has_indices: bool,
 ) -> Result<(), Error> {
     let param = |what: String| Err(Error::Param(what));
     if !(0.0..=1.0).contains(&problem.label_smoothing) {
@@ -684,22 +740,24 @@ fn check_options(
         other => return param(format!("reduction = {other} is none of mean, sum, none")),
     }
     if problem.flags & XENT_FLAG_LOG_PROBS != 0 {
-        return param("flag LOG_PROBS is not in this version".to_string());
-    }
-    for (name, asked) in [
-        ("z_loss", problem.z_loss != 0.0),
-        ("softcap", problem.softcap != 0.0),
-        ("logit_scale", problem.logit_scale != 1.0),
-        ("z_normalizer", problem.z_normalizer != 0.0),
-        ("results.z_loss", !results.z_loss.is_null()),
-        ("results.z_normalizer", !results.z_normalizer.is_null()),
-        ("results.argmax", !results.argmax.is_null()),
-        ("results.correct", !results.correct.is_null()),
-        ("results.entropy", !results.entropy.data.is_null()),
-    ] {
-        if asked {
-            return param(format!("{name} is not in this version"));
+        let is_forward = !matches!(pass, Pass::Backward | Pass::Targets);
+        for (name, asked) in [
+            ("z_loss", problem.z_loss != 0.0),
+            ("softcap", problem.softcap != 0.0),
+            ("logit_scale", problem.logit_scale != 1.0),
+            ("lse", is_forward && !results.lse.data.is_null()),
+            ("entropy", !results.entropy.data.is_null()),
+        ] {
+            if asked {
+                return param(format!("{name} does not go with log-probabilities (LOG_PROBS)"));
+            }
         }
+    }
+    if !results.correct.is_null() && !has_indices && problem.rows * problem.inner > 0 {
+        return param("correct needs targets that are class indices".to_string());
+    }
+    if pass == Pass::Targets && has_indices {
+        return param("grad_targets needs targets that are probabilities".to_string());
     }
     Ok(())
 }
@@ -708,14 +766,17 @@ fn check_options(
 #[derive(Clone, Copy, Default)]
 struct Scan {
     kept: u64,
-    /// Σ r·w_y over kept rows.
+    /// What a mean divides by: Σ r·w_y over kept rows, or Σ r.
     weight: f64,
+    /// Σ r over kept rows.
+    row_weight: f64,
 }
 
 impl Scan {
     fn add(&mut self, other: &Scan) {
         self.kept += other.kept;
         self.weight += other.weight;
+        self.row_weight += other.row_weight;
     }
 }
 
@@ -726,9 +787,13 @@ impl Scan {
 unsafe fn scan_targets(plan: &Plan, rows: Range<usize>) -> Result<Scan, Error> {
     let plain =
         plan.row_mask.is_none() && plan.row_weights.is_none() && plan.class_weights.is_none();
-    if let Some(targets) = &plan.targets
+    if let Targets::Indices(targets) = &plan.targets
         && plain
-        && targets.strides[0] == 1
+        && (if plan.inner == 1 {
+            targets.strides[0] == 1
+        } else {
+            targets.strides[2] == 1 && (plan.rows == 1 || targets.strides[0] == plan.inner as isize)
+        })
     {
         // SAFETY: contiguous rows of the view; the dtype says what is there.
         let fast = unsafe {
@@ -741,20 +806,26 @@ unsafe fn scan_targets(plan: &Plan, rows: Range<usize>) -> Result<Scan, Error> {
             }
         };
         if let Some(kept) = fast {
-            return Ok(Scan { kept, weight: kept as f64 });
+            return Ok(Scan { kept, weight: kept as f64, row_weight: kept as f64 });
         }
     }
     let mut scan = Scan::default();
     for row in rows {
+        let at = plan.nth(row);
         // SAFETY: a row of the plan; the class is checked before it is used.
         unsafe {
-            if let Target::Class(y) = plan.target(row) {
-                if y >= plan.classes {
+            let weight = match plan.target(at) {
+                Target::Class(y) if y >= plan.classes => {
                     return Err(Error::Target { row, value: y as i64, classes: plan.classes });
                 }
-                scan.kept += 1;
-                scan.weight += plan.row_weight(row) * plan.class_weight(y);
-            }
+                Target::Class(y) => plan.class_weight(y),
+                Target::Mass => 1.0,
+                Target::Absent | Target::Ignored => continue,
+            };
+            let r = plan.row_weight(at);
+            scan.kept += 1;
+            scan.row_weight += r;
+            scan.weight += if r == 0.0 { 0.0 } else { r * weight };
         }
     }
     Ok(scan)
@@ -771,7 +842,8 @@ unsafe fn count_kept<T: Copy + Into<i64>>(
     rows: &Range<usize>,
 ) -> Option<u64> {
     // SAFETY: the caller's promise.
-    let targets = unsafe { std::slice::from_raw_parts(targets.row::<T>(rows.start), rows.len()) };
+    let targets =
+        unsafe { std::slice::from_raw_parts(targets.data.cast::<T>().add(rows.start), rows.len()) };
     let (mut kept, mut bad) = (0u64, false);
     for &y in targets {
         let y: i64 = y.into();
@@ -799,17 +871,23 @@ pub(crate) unsafe fn run(
 ) -> Result<(), Error> {
     parallel::fork::watch();
     let valid = validate(problem, pass, results, request, team, isa)?;
-    let sum = parallel::run(&valid.plan, valid.kernels, team);
-    let loss = match problem.reduction {
-        XENT_MEAN if valid.kept == 0 && problem.flags & XENT_FLAG_EMPTY_IS_ZERO != 0 => 0.0,
-        XENT_MEAN => sum / valid.normalizer,
+    let sums = parallel::run(&valid.plan, &valid.kernels, team);
+    let empty = valid.kept == 0 && problem.flags & XENT_FLAG_EMPTY_IS_ZERO != 0;
+    let reduced = |sum: f64, normalizer: f64| match problem.reduction {
+        XENT_MEAN if empty => 0.0,
+        XENT_MEAN => sum / normalizer,
         _ => sum,
     };
+    // Off, it is no 0/0 either.
+    let z_loss = if problem.z_loss == 0.0 { 0.0 } else { reduced(sums.z_loss, valid.z_normalizer) };
     // SAFETY: checked to be aligned and apart; the caller's promise.
     unsafe {
-        write(results.loss, loss);
+        write(results.loss, reduced(sums.loss, valid.normalizer) + z_loss);
+        write(results.z_loss, z_loss);
         write(results.normalizer, valid.normalizer);
+        write(results.z_normalizer, valid.z_normalizer);
         write(results.kept_rows, valid.kept);
+        write(results.correct, sums.correct);
     }
     Ok(())
 }

@@ -246,7 +246,7 @@ impl xent_results {
             normalizer: self.normalizer,
             z_normalizer: self.z_normalizer,
             kept_rows: self.kept_rows,
-            argmax: self.argmax,
+            argmax: Operand::packed(self.argmax, XENT_I64),
             correct: self.correct,
             entropy: self.entropy.operand(),
         }

@@ -31,20 +31,23 @@
 //! Lanes past the end and the target's lane are masked loads of -inf, whose exponential is 0. The
 //! block with the target is skipped by the loop (`block + (block ≥ hole)`, no branch) and done last.
 
-use super::Kernels;
-use super::online::Partial;
-use super::row::{Anchor, Curve, Job, Row, RowGradient, RowSum};
+use super::online::{Partial, Top};
+use super::row::{
+    Anchor, Batch, Curve, Job, Kind, LANES_OF_ENDS, Row, RowGradient, RowSum, Totals,
+};
+use super::{Kernels, Sweeps};
 use crate::element::Element;
-use crate::math::exp2::{Exp2, Reference, WATCHED};
-use crate::plan::{CHUNK, Dtype, Gradient, KEPT_CLASSES, Pass, Plan, SEGMENTS, View};
-use crate::simd::{BLOCK, Simd};
+use crate::math::exp2::{Base, Exp2, Reference};
+use crate::math::real;
+use crate::plan::{At, CHUNK, KEPT_CLASSES, Pass, Plan, SEGMENTS, Targets, Transform};
+use crate::simd::{Real, Simd, all_lanes, first_lanes, lanes_of, up_to};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Classes that the anchor is taken from.
-const HEAD: usize = 4 * BLOCK;
+const HEAD: usize = 256;
 
-/// Blocks summed in f32 before they are flushed: no more than 8 additions a lane.
+/// Blocks summed in lanes of f32 before they are flushed: no more than 8 additions a lane.
 const GROUP: usize = 8;
 
 /// Bytes that a sweep prefetches ahead: of 0, 512, 2048, 4096 and 8192 this was mostly the fastest.
@@ -61,37 +64,21 @@ const SAFE_HIGH: f64 = (1u64 << 60) as f64;
 /// is less than 2^-125 of the row.
 const SAFE_LOW: f64 = 0.5;
 
-/// What the first sweep adds up besides exponentials: nothing, `Σ (x - center)`, or
-/// `Σ w·(x - center)`.
-const DOT_NONE: u8 = 0;
-const DOT_UNIFORM: u8 = 1;
-const DOT_WEIGHTED: u8 = 2;
-
-/// Where the second sweep gets exponentials from.
+/// Where the second sweep gets exponentials from: they were kept; they are computed, unclamped, or
+/// clamped, or relative to a far reference; there are none; or it is not they that are wanted but
+/// logits less the lse.
 const KEPT: u8 = 0;
 const TAME: u8 = 1;
 const NEAR: u8 = 2;
 const FAR: u8 = 3;
+const ABSENT: u8 = 4;
+const LOGS: u8 = 5;
 
-/// What it subtracts: nothing, a constant, or a multiple of the class weights.
+/// What it subtracts: nothing, a constant, or something for each class; with the last, it may
+/// multiply by something too, and the factor is split in two.
 const BIAS_NONE: u8 = 0;
 const BIAS_UNIFORM: u8 = 1;
-const BIAS_WEIGHTED: u8 = 2;
-
-/// Weights of a block in which every lane counts the same.
-static ONES: [f32; BLOCK] = [1.0; BLOCK];
-
-/// The bits of register `i` out of a mask of [`BLOCK`] lanes.
-#[inline(always)]
-fn lanes_of<S: Simd>(mask: u64, i: usize) -> u32 {
-    (mask >> (i * S::LANES)) as u32 & ((1u64 << S::LANES) - 1) as u32
-}
-
-/// A mask of the first `n < 64` lanes.
-#[inline(always)]
-fn first_lanes(n: usize) -> u64 {
-    (1u64 << n) - 1
-}
+const BIAS_RICH: u8 = 2;
 
 /// The masks of the blocks of `len` elements that cannot be loaded whole, and the number of
 /// those that can.
@@ -109,16 +96,17 @@ struct Blocks {
 
 impl Blocks {
     #[inline(always)]
-    fn new(len: usize, hole: Option<usize>) -> Self {
-        let whole = len / BLOCK;
+    fn new<S: Simd>(len: usize, hole: Option<usize>) -> Self {
+        let block = S::BLOCK;
+        let whole = len / block;
         let mut blocks =
-            Blocks { whole, hole: usize::MAX, hole_mask: 0, tail_mask: first_lanes(len % BLOCK) };
+            Blocks { whole, hole: usize::MAX, hole_mask: 0, tail_mask: first_lanes(len % block) };
         if let Some(hole) = hole {
-            let lane = !(1u64 << (hole % BLOCK));
-            if hole / BLOCK < whole {
+            let lane = !(1u64 << (hole % block));
+            if hole / block < whole {
                 blocks.whole -= 1;
-                blocks.hole = hole / BLOCK;
-                blocks.hole_mask = lane;
+                blocks.hole = hole / block;
+                blocks.hole_mask = lane & all_lanes::<S>();
             } else {
                 blocks.tail_mask &= lane;
             }
@@ -128,409 +116,638 @@ impl Blocks {
 
     /// Element at which the `i`-th block without a hole starts.
     #[inline(always)]
-    fn whole_at(&self, i: usize) -> usize {
-        (i + usize::from(i >= self.hole)) * BLOCK
+    fn whole_at<S: Simd>(&self, i: usize) -> usize {
+        (i + usize::from(i >= self.hole)) * S::BLOCK
     }
 
     /// The masked blocks: `(first element, mask)`; an empty mask where there is none.
     #[inline(always)]
-    fn masked(&self) -> [(usize, u64); 2] {
+    fn masked<S: Simd>(&self) -> [(usize, u64); 2] {
         let tail = self.whole + usize::from(self.hole != usize::MAX);
-        [(self.hole.wrapping_mul(BLOCK), self.hole_mask), (tail * BLOCK, self.tail_mask)]
+        [(self.hole.wrapping_mul(S::BLOCK), self.hole_mask), (tail * S::BLOCK, self.tail_mask)]
     }
 }
 
-/// Class weights, in units of the plan's.
-#[derive(Clone, Copy)]
-struct Weights<'a> {
-    view: Option<&'a View>,
-    factor: f64,
-}
-
-impl<'a> Weights<'a> {
-    const NONE: Weights<'static> = Weights { view: None, factor: 1.0 };
-
-    #[inline(always)]
-    fn of(plan: &'a Plan) -> Self {
-        Weights { view: plan.class_weights.as_ref(), factor: 1.0 / plan.weight_unit }
-    }
-
-    #[inline(always)]
-    fn is_f64(&self) -> bool {
-        self.view.is_some_and(|view| view.dtype == Dtype::F64)
-    }
-}
-
-/// Class weights of the block at `class`, 1 without any; 0 in lanes outside `mask`.
-///
-/// # Safety
-/// `weights` covers the classes of the mask.
-#[inline(always)]
-unsafe fn load_weights<S: Simd>(s: S, weights: Weights, class: usize, mask: u64) -> S::Block {
-    let mut block = s.splat_block(0.0);
-    let mut gathered = [0.0f32; BLOCK];
-    let p = match weights.view {
-        None => ONES.as_ptr(),
-        Some(view) if view.dtype == Dtype::F32 && view.strides[1] == 1 => {
-            // SAFETY: `class` is in bounds, as the caller promises.
-            unsafe { view.row::<f32>(0).add(class).cast_const() }
-        }
-        Some(view) => {
-            for (lane, w) in gathered.iter_mut().enumerate() {
-                if mask >> lane & 1 == 1 {
-                    // SAFETY: a class of the mask.
-                    *w = (unsafe { view.real(0, class + lane) } * weights.factor) as f32;
-                }
-            }
-            gathered.as_ptr()
-        }
-    };
-    for (i, w) in block.as_mut().iter_mut().enumerate() {
-        let lanes = lanes_of::<S>(mask, i);
-        // SAFETY: `p` holds the weights of the lanes in the mask.
-        *w = unsafe { s.load_lanes(p.wrapping_add(i * S::LANES), lanes, 0.0) };
-    }
-    block
-}
-
-/// A chunk's memory: the logits, and where they and their exponentials go if they are kept.
-#[derive(Clone, Copy)]
-pub struct Chunk<'a, E> {
-    x: *const E,
-    /// The class of the first element.
-    class: usize,
-    len: usize,
-    hole: Option<usize>,
+/// A chunk of a row, of the element type that the entry point is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk {
+    /// The logits.
+    pub x: *const u8,
+    /// How many.
+    pub len: usize,
+    /// The one to leave out.
+    pub hole: Option<usize>,
     /// Where exponentials go, the logits' own place, and a copy of the logits in case they must
     /// be put back. Null unless they are kept.
-    kept: *mut E,
-    backup: *mut E,
-    center: f64,
-    weights: Weights<'a>,
-    /// The logits of a row to come, to be fetched on the way; null for none.
-    next: *const E,
+    pub kept: *mut u8,
+    /// See `kept`.
+    pub backup: *mut u8,
 }
 
 /// What a sweep over a chunk adds up.
+#[derive(Clone, Copy, Debug)]
 pub struct Sums {
-    /// Σ 2^(L·x − c)
-    sum: f64,
-    /// Σ w·(x − center)
-    dot: f64,
+    /// Σ 2^t, t the exponents
+    pub sum: f64,
+    /// Σ t·2^t, if it was asked for
+    pub heat: f64,
     /// No exponent was out of range.
-    tame: bool,
+    pub tame: bool,
 }
 
-impl<E: Element> Chunk<'_, E> {
-    /// The largest logit but the hole's; NaN counts for nothing.
-    ///
-    /// # Safety
-    /// The chunk's logits are readable.
-    #[inline(always)]
-    unsafe fn max<S: Simd>(&self, s: S) -> f32 {
-        let blocks = Blocks::new(self.len, self.hole);
-        let mut max = s.splat_block(f32::NEG_INFINITY);
-        for i in 0..blocks.whole {
-            let p = self.x.wrapping_add(blocks.whole_at(i));
-            for (j, m) in max.as_mut().iter_mut().enumerate() {
-                // SAFETY: a whole block of the chunk. The bound comes second: NaN loses.
-                *m = unsafe { s.max(E::load(s, p.add(j * S::LANES)), *m) };
-            }
+/// The largest logit of a chunk but the hole's; NaN counts for nothing.
+///
+/// # Safety
+/// The chunk's logits are readable, and of type `E`; the processor has what `s` stands for. The
+/// same for all below.
+#[inline(always)]
+pub unsafe fn max<S: Simd, E: Element<S>>(s: S, chunk: &Chunk) -> f64 {
+    let blocks = Blocks::new::<S>(chunk.len, chunk.hole);
+    let x = chunk.x.cast::<E>();
+    let mut max = s.splat_block(S::Real::NEG_INFINITY);
+    for i in 0..blocks.whole {
+        let p = x.wrapping_add(blocks.whole_at::<S>(i));
+        for (j, m) in max.as_mut().iter_mut().enumerate() {
+            // SAFETY: a whole block of the chunk. The bound comes second: NaN loses.
+            *m = unsafe { s.max(E::load(s, p.add(j * S::LANES)), *m) };
         }
-        for (at, mask) in blocks.masked() {
-            let p = self.x.wrapping_add(at);
-            for (j, m) in max.as_mut().iter_mut().enumerate() {
-                let lanes = lanes_of::<S>(mask, j);
-                if lanes == 0 {
-                    continue;
-                }
-                let p = p.wrapping_add(j * S::LANES);
-                // SAFETY: the mask keeps to the chunk.
-                *m = unsafe { s.max(E::load_lanes(s, p, lanes, f32::NEG_INFINITY), *m) };
-            }
-        }
-        s.max_lane(max)
     }
-
-    /// The sums over the chunk without its hole. Unless `CLAMP`, they are right only if they turn
-    /// out to be tame, and then they are those with `CLAMP`, bit for bit.
-    ///
-    /// # Safety
-    /// The logits are readable; with `KEEP`, `kept` and `backup` are writable over the chunk.
-    #[inline(always)]
-    unsafe fn sum<S: Simd, const FAR: bool, const CLAMP: bool, const KEEP: bool, const DOT: u8>(
-        &self,
-        s: S,
-        reference: Reference,
-    ) -> Sums {
-        let exp = Exp2::<S, FAR>::new(s, reference);
-        let blocks = Blocks::new(self.len, self.hole);
-        let (mut totals, mut dots) = (s.totals(), s.totals());
-        let mut wide_dot = 0.0;
-        let (mut seen, watched) = (s.watch_start(), s.splat(WATCHED));
-
-        let mut i = 0;
-        while i < blocks.whole {
-            let end = (i + GROUP).min(blocks.whole);
-            let mut sum = s.splat_block(0.0);
-            while i < end {
-                let at = blocks.whole_at(i);
-                let p = self.x.wrapping_add(at);
-                let mut weights = s.splat_block(0.0);
-                if DOT == DOT_WEIGHTED {
-                    if self.weights.is_f64() {
-                        // SAFETY: a whole block of the chunk.
-                        wide_dot += unsafe { self.wide_dot(at, !0) };
-                    } else {
-                        // SAFETY: a whole block of the chunk's classes.
-                        weights = unsafe { load_weights(s, self.weights, self.class + at, !0) };
-                    }
-                }
-                for line in 0..BLOCK * size_of::<E>() / LINE {
-                    s.prefetch(p.cast::<u8>().wrapping_add(AHEAD + line * LINE));
-                }
-                let mut exponents = s.splat_block(0.0);
-                for (j, acc) in sum.as_mut().iter_mut().enumerate() {
-                    // SAFETY: a whole block of the chunk.
-                    let x = unsafe { E::load(s, p.add(j * S::LANES)) };
-                    let (mantissa, m) = exp.parts::<CLAMP>(x);
-                    let scale = exp.scale(m);
-                    exponents.as_mut()[j] = m;
-                    *acc = s.mul_add(mantissa, scale, *acc);
-                    if KEEP {
-                        let e = s.mul(mantissa, scale);
-                        // SAFETY: writable over the chunk.
-                        unsafe {
-                            E::store(s, self.backup.add(at + j * S::LANES), x);
-                            E::store(s, self.kept.add(at + j * S::LANES), e);
-                        }
-                    }
-                    match DOT {
-                        DOT_NONE => {}
-                        DOT_UNIFORM => s.add_centered(&mut dots, j, x, self.center),
-                        _ => s.add_weighted(&mut dots, j, x, self.center, weights.as_ref()[j]),
-                    }
-                }
-                if !CLAMP {
-                    seen = s.watch(seen, &exponents, watched);
-                }
-                i += 1;
-            }
-            totals = s.add_block(totals, sum);
-        }
-
-        for (at, mask) in blocks.masked() {
-            if mask == 0 {
+    for (at, mask) in blocks.masked::<S>() {
+        let p = x.wrapping_add(at);
+        for (j, m) in max.as_mut().iter_mut().enumerate() {
+            let lanes = lanes_of::<S>(mask, j);
+            if lanes == 0 {
                 continue;
             }
-            let p = self.x.wrapping_add(at);
-            let mut exponents = s.splat_block(WATCHED);
-            let mut sum = s.splat_block(0.0);
-            let mut weights = s.splat_block(0.0);
-            if DOT == DOT_WEIGHTED && self.weights.is_f64() {
-                // SAFETY: the mask keeps to the chunk.
-                wide_dot += unsafe { self.wide_dot(at, mask) };
-            } else if DOT != DOT_NONE {
-                // Weights of 1 are needed here too, to leave the masked lanes out.
-                // SAFETY: the mask keeps to the chunk's classes.
-                weights = unsafe { load_weights(s, self.weights, self.class + at, mask) };
+            let p = p.wrapping_add(j * S::LANES);
+            // SAFETY: the mask keeps to the chunk.
+            *m = unsafe { s.max(E::load_lanes(s, p, lanes, S::Real::NEG_INFINITY), *m) };
+        }
+    }
+    s.max_of_block(max).to_f64()
+}
+
+/// The sums over a chunk without its hole. Unless `CLAMP`, they are right only if they turn out to
+/// be tame, and then they are those with `CLAMP`, bit for bit.
+///
+/// # Safety
+/// See [`max`]; with `KEEP`, `kept` and `backup` are writable over the chunk.
+#[inline(always)]
+pub unsafe fn sum<
+    S: Simd<Real: Base>,
+    E: Element<S>,
+    const FAR: bool,
+    const CLAMP: bool,
+    const KEEP: bool,
+    const HEAT: bool,
+>(
+    s: S,
+    chunk: &Chunk,
+    reference: Reference,
+) -> Sums {
+    let exp = Exp2::<S, FAR>::new(s, reference);
+    let blocks = Blocks::new::<S>(chunk.len, chunk.hole);
+    let (x, kept, backup) = (chunk.x.cast::<E>(), chunk.kept.cast::<E>(), chunk.backup.cast::<E>());
+    let (mut totals, mut heats) = (s.totals(), s.totals());
+    let (mut seen, watched) = (s.watch_start(), s.splat(S::Real::WATCHED));
+    let zero = S::Real::ZERO;
+
+    let mut i = 0;
+    while i < blocks.whole {
+        let end = (i + GROUP).min(blocks.whole);
+        let (mut sum, mut heat) = (s.splat_block(zero), s.splat_block(zero));
+        while i < end {
+            let at = blocks.whole_at::<S>(i);
+            let p = x.wrapping_add(at);
+            for line in 0..S::BLOCK * size_of::<E>() / LINE {
+                s.prefetch(p.cast::<u8>().wrapping_add(AHEAD + line * LINE));
             }
+            let mut exponents = s.splat_block(zero);
             for (j, acc) in sum.as_mut().iter_mut().enumerate() {
-                let lanes = lanes_of::<S>(mask, j);
-                if lanes == 0 {
-                    continue;
-                }
-                let p = p.wrapping_add(j * S::LANES);
-                // SAFETY: the mask keeps to the chunk.
-                let x = unsafe { E::load_lanes(s, p, lanes, f32::NEG_INFINITY) };
-                *acc = exp.value::<true>(x);
-                if !CLAMP {
-                    // The lanes that are left out must not look wild.
-                    // SAFETY: as above.
-                    let x = unsafe { E::load_lanes(s, p, lanes, exp.origin()) };
-                    exponents.as_mut()[j] = exp.parts::<false>(x).1;
-                }
+                // SAFETY: a whole block of the chunk.
+                let x = unsafe { E::load(s, p.add(j * S::LANES)) };
+                let (mantissa, m) = exp.parts::<CLAMP>(x);
+                let scale = exp.scale(m);
+                exponents.as_mut()[j] = m;
+                *acc = s.mul_add(mantissa, scale, *acc);
                 if KEEP {
-                    let at = at + j * S::LANES;
-                    // SAFETY: writable over the chunk, which the mask keeps to.
+                    let e = s.mul(mantissa, scale);
+                    // SAFETY: writable over the chunk.
                     unsafe {
-                        E::store_lanes(s, self.backup.wrapping_add(at), lanes, x);
-                        E::store_lanes(s, self.kept.wrapping_add(at), lanes, *acc);
+                        E::store(s, backup.add(at + j * S::LANES), x);
+                        E::store(s, kept.add(at + j * S::LANES), e);
                     }
                 }
-                if DOT != DOT_NONE {
-                    s.add_weighted(&mut dots, j, x, self.center, weights.as_ref()[j]);
+                if HEAT {
+                    let h = &mut heat.as_mut()[j];
+                    *h = s.mul_add(s.mul(mantissa, scale), exp.exponent(x), *h);
                 }
             }
             if !CLAMP {
                 seen = s.watch(seen, &exponents, watched);
             }
-            totals = s.add_block(totals, sum);
+            i += 1;
         }
-        Sums {
-            sum: s.sum(totals),
-            dot: if DOT == DOT_NONE { 0.0 } else { s.sum(dots) + wide_dot },
-            tame: CLAMP || s.watch_end(seen),
+        s.add_block(&mut totals, &sum);
+        if HEAT {
+            s.add_block(&mut heats, &heat);
         }
     }
 
-    /// Σ w·(x - center) over the lanes of `mask` with weights in f64, which lanes of f32 would
-    /// round. One after the other: such weights are rare beside logits of 32 bits or less.
-    ///
-    /// # Safety
-    /// The mask keeps to the chunk, whose logits are still there.
-    #[inline(always)]
-    unsafe fn wide_dot(&self, at: usize, mask: u64) -> f64 {
-        let Some(weights) = self.weights.view else { return 0.0 };
-        let mut sum = 0.0;
-        for i in (0..BLOCK).filter(|i| mask >> i & 1 == 1).map(|i| at + i) {
-            // SAFETY: a lane of the mask, and its class.
-            let (x, w) = unsafe { ((*self.x.add(i)).to_f64(), weights.real(0, self.class + i)) };
-            if w != 0.0 {
-                sum += w * (x - self.center);
+    for (at, mask) in blocks.masked::<S>() {
+        if mask == 0 {
+            continue;
+        }
+        let p = x.wrapping_add(at);
+        let mut exponents = s.splat_block(S::Real::WATCHED);
+        let (mut sum, mut heat) = (s.splat_block(zero), s.splat_block(zero));
+        for (j, acc) in sum.as_mut().iter_mut().enumerate() {
+            let lanes = lanes_of::<S>(mask, j);
+            if lanes == 0 {
+                continue;
+            }
+            let p = p.wrapping_add(j * S::LANES);
+            // SAFETY: the mask keeps to the chunk.
+            let x = unsafe { E::load_lanes(s, p, lanes, S::Real::NEG_INFINITY) };
+            *acc = exp.value::<true>(x);
+            if !CLAMP {
+                // The lanes that are left out must not look wild.
+                // SAFETY: as above.
+                let x = unsafe { E::load_lanes(s, p, lanes, exp.origin()) };
+                exponents.as_mut()[j] = exp.parts::<false>(x).1;
+            }
+            if KEEP {
+                let at = at + j * S::LANES;
+                // SAFETY: writable over the chunk, which the mask keeps to.
+                unsafe {
+                    E::store_lanes(s, backup.wrapping_add(at), lanes, x);
+                    E::store_lanes(s, kept.wrapping_add(at), lanes, *acc);
+                }
+            }
+            if HEAT {
+                heat.as_mut()[j] = s.mul(*acc, exp.exponent(x));
             }
         }
-        sum
-    }
-
-    /// Puts the logits back that exponentials were written over.
-    ///
-    /// # Safety
-    /// As [`sum`](Self::sum), which ran before.
-    #[inline(always)]
-    pub unsafe fn restore<S: Simd>(&self, s: S) {
-        if self.kept.is_null() {
-            return;
+        if !CLAMP {
+            seen = s.watch(seen, &exponents, watched);
         }
-        let blocks = Blocks::new(self.len, self.hole);
-        for i in 0..blocks.whole {
-            // SAFETY: a whole block, which `sum` backed up; the caller's promise.
-            unsafe { self.put_back(s, blocks.whole_at(i), !0) };
-        }
-        for (at, mask) in blocks.masked() {
-            // SAFETY: as above; the hole was neither backed up nor overwritten.
-            unsafe { self.put_back(s, at, mask) };
+        s.add_block(&mut totals, &sum);
+        if HEAT {
+            s.add_block(&mut heats, &heat);
         }
     }
+    Sums {
+        sum: s.sum(totals),
+        heat: if HEAT { s.sum(heats) } else { 0.0 },
+        tame: CLAMP || s.watch_end(seen),
+    }
+}
 
-    /// The sums of a chunk that is not tame.
-    ///
-    /// # Safety
-    /// As [`sum`](Self::sum).
-    #[inline(always)]
-    pub unsafe fn clamped<S: Simd>(&self, s: S, reference: Reference, dot: u8) -> Sums {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match (self.kept.is_null(), dot) {
-                (true, DOT_NONE) => self.sum::<S, false, true, false, DOT_NONE>(s, reference),
-                (true, DOT_UNIFORM) => self.sum::<S, false, true, false, DOT_UNIFORM>(s, reference),
-                (true, _) => self.sum::<S, false, true, false, DOT_WEIGHTED>(s, reference),
-                (false, DOT_NONE) => self.sum::<S, false, true, true, DOT_NONE>(s, reference),
-                (false, DOT_UNIFORM) => self.sum::<S, false, true, true, DOT_UNIFORM>(s, reference),
-                (false, _) => self.sum::<S, false, true, true, DOT_WEIGHTED>(s, reference),
-            }
+/// As [`sum`], keeping the exponentials where the logits were. Halves could not hold them.
+///
+/// # Safety
+/// As [`sum`]; logits are of the lanes' own type.
+#[inline(always)]
+pub unsafe fn sum_kept<S: Simd<Real: Base>, E: Element<S>>(
+    s: S,
+    chunk: &Chunk,
+    reference: Reference,
+) -> Sums {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if E::EXACT {
+            sum::<S, E, false, false, true, false>(s, chunk, reference)
+        } else {
+            sum::<S, E, false, false, false, false>(s, chunk, reference)
         }
     }
+}
 
-    /// The exponentials' sum relative to a reference of the chunk's own, and that reference, when
-    /// `sum`, relative to the anchor, left the safe range. Kept logits are put back.
-    ///
-    /// # Safety
-    /// As [`sum`](Self::sum), which ran before.
-    #[inline(always)]
-    pub unsafe fn redo<S: Simd>(&self, s: S, sum: f64) -> (f64, f64) {
-        // SAFETY: the caller's promise.
-        unsafe { self.restore(s) };
-        if sum.is_nan() {
-            // There is a NaN, and `max` does not see it.
-            return (0.0, sum);
+/// The sums of a chunk that is not tame, or whose heat is wanted, or that is relative to a
+/// reference of its own.
+///
+/// # Safety
+/// As [`sum`].
+#[inline(always)]
+pub unsafe fn clamped<S: Simd<Real: Base>, E: Element<S>>(
+    s: S,
+    chunk: &Chunk,
+    reference: Reference,
+    heat: bool,
+) -> Sums {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (reference.is_far(), heat, E::EXACT && !chunk.kept.is_null()) {
+            // What is kept is near, and nothing else is asked of it.
+            (false, _, true) => sum::<S, E, false, true, true, false>(s, chunk, reference),
+            (false, false, false) => sum::<S, E, false, true, false, false>(s, chunk, reference),
+            (false, true, false) => sum::<S, E, false, true, false, true>(s, chunk, reference),
+            (true, _, _) => sum::<S, E, true, true, false, true>(s, chunk, reference),
         }
-        // SAFETY: readable, as before.
-        let max = unsafe { self.max(s) };
-        if max == f32::NEG_INFINITY {
-            return (0.0, 0.0);
-        }
-        if max == f32::INFINITY {
-            return (f64::INFINITY, 1.0);
-        }
-        let own = Reference::at(max);
-        // SAFETY: the caller's promise; nothing is kept.
-        let sums = unsafe {
-            match own {
-                Reference::Near(_) => self.sum::<S, false, true, false, DOT_NONE>(s, own),
-                Reference::Far(_) => self.sum::<S, true, true, false, DOT_NONE>(s, own),
-            }
-        };
-        (own.log2(), sums.sum)
     }
+}
 
-    /// # Safety
-    /// The mask keeps to elements of the chunk that `sum` backed up.
-    #[inline(always)]
-    unsafe fn put_back<S: Simd>(&self, s: S, at: usize, mask: u64) {
-        for j in 0..BLOCK / S::LANES {
+/// Puts the logits back that exponentials were written over, if they were.
+///
+/// # Safety
+/// As [`sum`], which ran before.
+#[inline(always)]
+pub unsafe fn restore<S: Simd, E: Element<S>>(s: S, chunk: &Chunk) {
+    if chunk.kept.is_null() {
+        return;
+    }
+    let (kept, backup) = (chunk.kept.cast::<E>(), chunk.backup.cast::<E>());
+    let put_back = |at: usize, mask: u64| {
+        for j in 0..S::BLOCK / S::LANES {
             let lanes = lanes_of::<S>(mask, j);
             if lanes == 0 {
                 continue;
             }
             let at = at.wrapping_add(j * S::LANES);
-            // SAFETY: the caller's promise.
+            // SAFETY: the mask keeps to elements of the chunk that `sum` backed up.
             unsafe {
-                let x = E::load_lanes(s, self.backup.wrapping_add(at), lanes, 0.0);
-                E::store_lanes(s, self.kept.wrapping_add(at), lanes, x);
+                let x = E::load_lanes(s, backup.wrapping_add(at), lanes, S::Real::ZERO);
+                E::store_lanes(s, kept.wrapping_add(at), lanes, x);
+            }
+        }
+    };
+    let blocks = Blocks::new::<S>(chunk.len, chunk.hole);
+    for i in 0..blocks.whole {
+        put_back(blocks.whole_at::<S>(i), all_lanes::<S>());
+    }
+    // The hole was neither backed up nor overwritten.
+    for (at, mask) in blocks.masked::<S>() {
+        put_back(at, mask);
+    }
+}
+
+/// The largest of `len` logits and where it is: see [`Top`].
+///
+/// # Safety
+/// See [`max`].
+#[inline(always)]
+pub unsafe fn argmax<S: Simd, E: Element<S>>(s: S, x: *const u8, len: usize) -> Top {
+    let chunk =
+        Chunk { x, len, hole: None, kept: std::ptr::null_mut(), backup: std::ptr::null_mut() };
+    // SAFETY: the caller's promise.
+    let max = unsafe { max::<S, E>(s, &chunk) };
+    // The first that is it, or is NaN.
+    let (x, wanted) = (x.cast::<E>(), s.splat(S::Real::from_f64(max)));
+    let mut first = None;
+    for at in (0..len).step_by(S::LANES) {
+        let lanes = up_to::<S>(len - at);
+        // SAFETY: the mask keeps to the logits.
+        let v = unsafe { E::load_lanes(s, x.wrapping_add(at), lanes, S::Real::NEG_INFINITY) };
+        let (found, ordered) = (s.bits(s.equal(v, wanted)), s.bits(s.equal(v, v)));
+        let nan = !ordered & lanes;
+        if nan != 0 {
+            return Top { value: f64::NAN, class: at + nan.trailing_zeros() as usize };
+        }
+        if first.is_none() && found & lanes != 0 {
+            first = Some(at + (found & lanes).trailing_zeros() as usize);
+        }
+    }
+    Top { value: max, class: first.unwrap_or(0) }
+}
+
+/// `Σ m·(x - center)` over a chunk without its hole, in f64, in which terms with m = 0 are 0;
+/// every m is 1 if there are none.
+///
+/// # Safety
+/// See [`max`]; `mass` is null, or has a number for each logit.
+#[inline(always)]
+pub unsafe fn dot<S: Simd, E: Element<S>>(
+    s: S,
+    chunk: &Chunk,
+    center: f64,
+    mass: *const f64,
+) -> f64 {
+    let d = s.wide();
+    let wide = <S::Wide as Simd>::LANES;
+    let (center, zero) = (d.splat(center), d.splat(0.0));
+    let x = chunk.x.cast::<E>();
+    let mut totals = s.totals();
+    let mut add = |at: usize, mask: u64| {
+        for j in 0..S::BLOCK / S::LANES {
+            let lanes = lanes_of::<S>(mask, j);
+            if lanes == 0 {
+                continue;
+            }
+            let at = at.wrapping_add(j * S::LANES);
+            // SAFETY: the mask keeps to the chunk.
+            let x = unsafe { E::load_lanes(s, x.wrapping_add(at), lanes, S::Real::ZERO) };
+            let mut terms = s.widen(x);
+            for (i, x) in terms.as_mut().iter_mut().enumerate() {
+                let lanes = lanes >> (i * wide) & ((1 << wide) - 1);
+                let m = if mass.is_null() {
+                    // SAFETY: the lanes of a register of f64, which `ONES` has enough of.
+                    unsafe { d.load_lanes(ONES.as_ptr(), lanes, 0.0) }
+                } else {
+                    // SAFETY: as many as logits.
+                    unsafe { d.load_lanes(mass.wrapping_add(at + i * wide), lanes, 0.0) }
+                };
+                let term = d.mul(m, d.sub(*x, center));
+                *x = d.select(d.equal(m, zero), zero, term);
+            }
+            s.add_wide(&mut totals, j, terms);
+        }
+    };
+    let blocks = Blocks::new::<S>(chunk.len, chunk.hole);
+    for i in 0..blocks.whole {
+        add(blocks.whole_at::<S>(i), all_lanes::<S>());
+    }
+    for (at, mask) in blocks.masked::<S>() {
+        add(at, mask);
+    }
+    s.sum(totals)
+}
+
+/// Masses where there are none.
+static ONES: [f64; 16] = [1.0; 16];
+
+/// Copies logits into the lanes' own type.
+///
+/// # Safety
+/// See [`max`]; `to` is writable over as many of the lanes' type, and apart.
+#[inline(always)]
+pub unsafe fn widen<S: Simd, E: Element<S>>(s: S, x: *const u8, len: usize, to: *mut u8) {
+    let (x, to) = (x.cast::<E>(), to.cast::<S::Real>());
+    for at in (0..len).step_by(S::LANES) {
+        let lanes = up_to::<S>(len - at);
+        // SAFETY: the mask keeps to the logits.
+        unsafe {
+            let v = E::load_lanes(s, x.wrapping_add(at), lanes, S::Real::ZERO);
+            s.store_lanes(to.wrapping_add(at), lanes, v);
+        }
+    }
+}
+
+/// Copies numbers of the lanes' own type to where they go, rounded if need be.
+///
+/// # Safety
+/// See [`max`]; `to`, of type `G`, is writable over as many.
+#[inline(always)]
+pub unsafe fn narrow<S: Simd, G: Element<S>>(s: S, x: *const u8, len: usize, to: *mut u8) {
+    let (x, to) = (x.cast::<S::Real>(), to.cast::<G>());
+    for at in (0..len).step_by(S::LANES) {
+        let lanes = up_to::<S>(len - at);
+        // SAFETY: the mask keeps to the numbers.
+        unsafe {
+            let v = s.load_lanes(x.wrapping_add(at), lanes, S::Real::ZERO);
+            G::store_lanes(s, to.wrapping_add(at), lanes, v);
+        }
+    }
+}
+
+/// Scales and caps `len` logits where they are; the derivative goes to `slope` unless that is null
+/// or there is no cap.
+///
+/// # Safety
+/// `x` and `slope` are writable over `len` of the lanes' type.
+#[inline(always)]
+pub unsafe fn transform<S: Simd>(
+    s: S,
+    x: *mut u8,
+    len: usize,
+    transform: &Transform,
+    slope: *mut u8,
+) {
+    let d = s.wide();
+    let (x, slope) = (x.cast::<S::Real>(), slope.cast::<S::Real>());
+    let capped = transform.cap > 0.0;
+    let (scale, cap) = (d.splat(transform.scale), d.splat(transform.cap));
+    for at in (0..len).step_by(S::LANES) {
+        let lanes = up_to::<S>(len - at);
+        // SAFETY: the mask keeps to the logits.
+        let v = unsafe { s.load_lanes(x.wrapping_add(at), lanes, S::Real::ZERO) };
+        let (mut values, mut slopes) = (s.widen(v), s.widen(v));
+        for (v, d_v) in values.as_mut().iter_mut().zip(slopes.as_mut()) {
+            let scaled = d.mul(*v, scale);
+            if capped {
+                let (tanh, derivative) = real::tanh(d, d.div(scaled, cap));
+                *v = d.mul(cap, tanh);
+                *d_v = d.mul(scale, derivative);
+            } else {
+                *v = scaled;
+            }
+        }
+        // SAFETY: as above.
+        unsafe {
+            s.store_lanes(x.wrapping_add(at), lanes, s.narrow(values));
+            if capped && !slope.is_null() {
+                s.store_lanes(slope.wrapping_add(at), lanes, s.narrow(slopes));
+            }
+        }
+    }
+}
+
+/// What the second sweep subtracts.
+#[derive(Clone, Copy, Debug)]
+pub enum Bias {
+    /// Nothing.
+    None,
+    /// The same of every class.
+    Uniform(f64),
+    /// One number of the lanes' type for each class.
+    Each(*const u8),
+}
+
+/// Where it gets exponentials from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// They are where the logits were.
+    Kept,
+    /// Logits that are known to be tame.
+    Tame,
+    /// Logits.
+    Logits,
+    /// There are none: the gradient is what is subtracted.
+    Absent,
+    /// Logits, of which the curve's far reference is to be subtracted, and no exponentials at all.
+    Logs,
+}
+
+/// A chunk in the second sweep.
+#[derive(Clone, Copy, Debug)]
+pub struct GradientChunk {
+    /// The logits, or exponentials in their place.
+    pub x: *const u8,
+    /// How many.
+    pub len: usize,
+    /// Where the gradient goes.
+    pub g: *mut u8,
+    /// The one that is written later.
+    pub hole: Option<usize>,
+    /// The logits of a row to come, to be fetched on the way; null for none.
+    pub next: *const u8,
+    /// What is computed from x.
+    pub source: Source,
+    /// The reference of the exponentials, and what they are multiplied by.
+    pub curve: Curve,
+    /// What is subtracted then.
+    pub bias: Bias,
+    /// What the difference is multiplied by, in the lanes' type; null for 1.
+    pub slope: *const u8,
+    /// Add to what is there.
+    pub accumulate: bool,
+    /// Write around the caches.
+    pub stream: bool,
+}
+
+/// Writes `(2^(L·(x - far) - near)·factor - bias)·slope` to `g`.
+///
+/// # Safety
+/// The logits, of type `E`, and what bias and slope point to are readable; `g`, of type `G`, is
+/// writable over the chunk and apart from the logits or exactly them.
+#[inline(always)]
+pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
+    s: S,
+    chunk: &GradientChunk,
+) {
+    macro_rules! sweep {
+        ($source:expr, $bias:expr) => {{
+            let sweep = Sweep::<S, { $source }, { $bias }>::new(s, chunk);
+            // SAFETY: the caller's promise.
+            unsafe { sweep.run::<E, G>(chunk) }
+        }};
+    }
+    let plain = chunk.curve.is_plain() && chunk.slope.is_null();
+    let far = chunk.curve.reference.is_far();
+    match (chunk.source, chunk.bias) {
+        (Source::Kept, Bias::None) if plain && E::EXACT => sweep!(KEPT, BIAS_NONE),
+        (Source::Kept, Bias::Uniform(_)) if plain && E::EXACT => sweep!(KEPT, BIAS_UNIFORM),
+        (Source::Kept, _) if E::EXACT => sweep!(KEPT, BIAS_RICH),
+        (Source::Tame, Bias::None) if plain => sweep!(TAME, BIAS_NONE),
+        (Source::Tame, Bias::Uniform(_)) if plain => sweep!(TAME, BIAS_UNIFORM),
+        (Source::Absent, _) => sweep!(ABSENT, BIAS_RICH),
+        (Source::Logs, _) => sweep!(LOGS, BIAS_NONE),
+        (_, Bias::None) if plain && !far => sweep!(NEAR, BIAS_NONE),
+        (_, Bias::Uniform(_)) if plain && !far => sweep!(NEAR, BIAS_UNIFORM),
+        _ if !far => sweep!(NEAR, BIAS_RICH),
+        _ => sweep!(FAR, BIAS_RICH),
+    }
+}
+
+/// The arithmetic of the second sweep.
+#[derive(Clone, Copy)]
+struct Sweep<S: Simd, const SOURCE: u8, const BIAS: u8> {
+    s: S,
+    // `SOURCE` says which of the two is used, if any.
+    near: Exp2<S, false>,
+    far: Exp2<S, true>,
+    before: S::Vector,
+    after: S::Vector,
+    bias: S::Vector,
+    biases: *const S::Real,
+    slopes: *const S::Real,
+    lse: f64,
+}
+
+impl<S: Simd<Real: Base>, const SOURCE: u8, const BIAS: u8> Sweep<S, SOURCE, BIAS> {
+    #[inline(always)]
+    fn new(s: S, chunk: &GradientChunk) -> Self {
+        let curve = &chunk.curve;
+        let (before, after) = if BIAS == BIAS_RICH { curve.split() } else { (1.0, curve.factor) };
+        let (bias, biases) = match chunk.bias {
+            Bias::None => (0.0, std::ptr::null()),
+            Bias::Uniform(bias) => (bias, std::ptr::null()),
+            Bias::Each(biases) => (0.0, biases.cast()),
+        };
+        Sweep {
+            s,
+            near: Exp2::new(s, curve.reference),
+            far: Exp2::new(s, curve.reference),
+            before: s.splat(S::Real::from_f64(before)),
+            after: s.splat(S::Real::from_f64(after)),
+            bias: s.splat(S::Real::from_f64(-bias)),
+            biases,
+            slopes: chunk.slope.cast(),
+            lse: curve.reference.far,
+        }
+    }
+
+    /// The gradient of class `at` of the chunk and those after it, where the logits, or the
+    /// exponentials kept in their place, are `x`.
+    ///
+    /// # Safety
+    /// Class `at + i` is one of the chunk's for every bit i of `lanes`.
+    #[inline(always)]
+    unsafe fn value(&self, x: S::Vector, at: usize, lanes: u32) -> S::Vector {
+        let s = self.s;
+        let e = match SOURCE {
+            KEPT => x,
+            TAME => self.near.value::<false>(x),
+            NEAR => self.near.value::<true>(x),
+            FAR => self.far.value::<true>(x),
+            ABSENT => s.splat(S::Real::ZERO),
+            _ => {
+                let (d, mut wide) = (s.wide(), s.widen(x));
+                let lse = d.splat(self.lse);
+                wide.as_mut().iter_mut().for_each(|x| *x = d.sub(*x, lse));
+                return s.narrow(wide);
+            }
+        };
+        match BIAS {
+            BIAS_NONE => s.mul(e, self.after),
+            BIAS_UNIFORM => s.mul_add(e, self.after, self.bias),
+            _ => {
+                let zero = S::Real::ZERO;
+                let bias = if self.biases.is_null() {
+                    self.bias
+                } else {
+                    // SAFETY: as many as logits; the mask keeps to them.
+                    let bias = unsafe { s.load_lanes(self.biases.wrapping_add(at), lanes, zero) };
+                    s.sub(s.splat(zero), bias)
+                };
+                let e = if SOURCE == ABSENT { e } else { s.mul(e, self.before) };
+                let v = if SOURCE == ABSENT { bias } else { s.mul_add(e, self.after, bias) };
+                if self.slopes.is_null() {
+                    return v;
+                }
+                // SAFETY: as above.
+                s.mul(v, unsafe { s.load_lanes(self.slopes.wrapping_add(at), lanes, zero) })
             }
         }
     }
 
-    /// Writes `2^(L·x - c)·factor - bias` to `g`.
-    ///
     /// # Safety
-    /// The logits are readable, `g` is writable over the chunk and apart from the logits or
-    /// exactly them.
+    /// As [`gradient`].
     #[inline(always)]
-    unsafe fn gradient<S: Simd, G: Element, const SOURCE: u8, const BIAS: u8, const SPLIT: bool>(
-        &self,
-        sweep: &Sweep<S, SOURCE, BIAS, SPLIT>,
-        accumulate: bool,
-        stream: bool,
-        g: *mut G,
-    ) {
-        let s = sweep.s;
+    unsafe fn run<E: Element<S>, G: Element<S>>(&self, chunk: &GradientChunk) {
+        let s = self.s;
+        let (x, g, len) = (chunk.x.cast::<E>(), chunk.g.cast::<G>(), chunk.len);
+        let (accumulate, stream) = (chunk.accumulate, chunk.stream);
         // Streamed writes are whole cache lines. Those that are not, at both ends, and the
         // target's, which is written once more, go through the cache; ask for them early, for a
         // write that waits for its line holds up all behind it.
         let (mut at, mut through) = (0, usize::MAX);
         if stream {
-            // Too short for a whole line: `first_lanes` takes less than a block.
-            at = g.align_offset(LINE).min(self.len).min(BLOCK - 1);
-            for i in (self.len - (self.len - at) % BLOCK..self.len).step_by(LINE / size_of::<G>()) {
+            // Too short for a whole line: `first_lanes` takes less than 64.
+            at = g.align_offset(LINE).min(len).min(S::BLOCK - 1);
+            for i in (len - (len - at) % S::BLOCK..len).step_by(LINE / size_of::<G>()) {
                 s.prefetch_write(g.wrapping_add(i).cast());
             }
-            if let Some(y) = self.hole {
+            if let Some(y) = chunk.hole {
                 s.prefetch_write(g.wrapping_add(y).cast());
                 through = g.wrapping_add(y).addr() / LINE;
             }
         }
         // SAFETY: the masks keep to the chunk.
-        unsafe { self.gradient_lanes(sweep, 0, first_lanes(at), accumulate, g) };
-        while at + BLOCK <= self.len {
-            let p = self.x.wrapping_add(at);
-            let mut weights = s.splat_block(0.0);
-            if BIAS == BIAS_WEIGHTED {
-                // SAFETY: a whole block of the chunk's classes.
-                weights = unsafe { load_weights(s, self.weights, self.class + at, !0) };
-            }
-            if !self.next.is_null() {
-                let next = self.next.wrapping_add(at).cast::<u8>();
-                for line in 0..BLOCK * size_of::<E>() / LINE {
+        unsafe { self.lanes::<E, G>(chunk, 0, first_lanes(at)) };
+        while at + S::BLOCK <= len {
+            let p = x.wrapping_add(at);
+            if !chunk.next.is_null() {
+                let next = chunk.next.cast::<E>().wrapping_add(at).cast::<u8>();
+                for line in 0..S::BLOCK * size_of::<E>() / LINE {
                     s.prefetch_far(next.wrapping_add(line * LINE));
                 }
             }
-            for (j, &w) in weights.as_ref().iter().enumerate() {
+            for j in 0..S::BLOCK / S::LANES {
                 // SAFETY: a whole block of the chunk; `g` is aligned if it is streamed to.
                 unsafe {
                     let to = g.add(at + j * S::LANES);
-                    let mut v = sweep.value(E::load(s, p.add(j * S::LANES)), w);
+                    let x = E::load(s, p.add(j * S::LANES));
+                    let mut v = self.value(x, at + j * S::LANES, up_to::<S>(S::LANES));
                     if accumulate {
                         v = s.add(G::load(s, to), v);
                     }
@@ -541,41 +758,29 @@ impl<E: Element> Chunk<'_, E> {
                     }
                 }
             }
-            at += BLOCK;
+            at += S::BLOCK;
         }
         // SAFETY: the mask keeps to the chunk.
-        unsafe { self.gradient_lanes(sweep, at, first_lanes(self.len - at), accumulate, g) };
+        unsafe { self.lanes::<E, G>(chunk, at, first_lanes(len - at)) };
     }
 
-    /// The lanes of `mask` of the block at `at`, as [`gradient`](Self::gradient).
+    /// The lanes of `mask` of the block at `at`.
     ///
     /// # Safety
-    /// As there; the mask keeps to the chunk.
+    /// As [`gradient`]; the mask keeps to the chunk.
     #[inline(always)]
-    unsafe fn gradient_lanes<
-        S: Simd,
-        G: Element,
-        const SOURCE: u8,
-        const BIAS: u8,
-        const SPLIT: bool,
-    >(
+    unsafe fn lanes<E: Element<S>, G: Element<S>>(
         &self,
-        sweep: &Sweep<S, SOURCE, BIAS, SPLIT>,
+        chunk: &GradientChunk,
         at: usize,
         mask: u64,
-        accumulate: bool,
-        g: *mut G,
     ) {
         if mask == 0 {
             return;
         }
-        let s = sweep.s;
-        let mut weights = s.splat_block(0.0);
-        if BIAS == BIAS_WEIGHTED {
-            // SAFETY: the mask keeps to the chunk's classes.
-            weights = unsafe { load_weights(s, self.weights, self.class + at, mask) };
-        }
-        for (j, &w) in weights.as_ref().iter().enumerate() {
+        let (s, zero) = (self.s, S::Real::ZERO);
+        let (x, g) = (chunk.x.cast::<E>(), chunk.g.cast::<G>());
+        for j in 0..S::BLOCK / S::LANES {
             let lanes = lanes_of::<S>(mask, j);
             if lanes == 0 {
                 continue;
@@ -583,10 +788,10 @@ impl<E: Element> Chunk<'_, E> {
             let at = at + j * S::LANES;
             // SAFETY: the mask keeps to the chunk.
             unsafe {
-                let x = E::load_lanes(s, self.x.wrapping_add(at), lanes, 0.0);
-                let mut v = sweep.value(x, w);
-                if accumulate {
-                    v = s.add(G::load_lanes(s, g.wrapping_add(at), lanes, 0.0), v);
+                let x = E::load_lanes(s, x.wrapping_add(at), lanes, zero);
+                let mut v = self.value(x, at, lanes);
+                if chunk.accumulate {
+                    v = s.add(G::load_lanes(s, g.wrapping_add(at), lanes, zero), v);
                 }
                 G::store_lanes(s, g.wrapping_add(at), lanes, v);
             }
@@ -594,125 +799,19 @@ impl<E: Element> Chunk<'_, E> {
     }
 }
 
-/// The arithmetic of the second sweep for one curve: `e·factor - bias`, with e kept or computed.
-#[derive(Clone, Copy)]
-struct Sweep<S: Simd, const SOURCE: u8, const BIAS: u8, const SPLIT: bool> {
-    s: S,
-    // `SOURCE` says which of the two is used, if any.
-    near: Exp2<S, false>,
-    far: Exp2<S, true>,
-    before: S::Vector,
-    after: S::Vector,
-    bias: S::Vector,
-}
-
-impl<S: Simd, const SOURCE: u8, const BIAS: u8, const SPLIT: bool> Sweep<S, SOURCE, BIAS, SPLIT> {
-    #[inline(always)]
-    fn new(s: S, curve: &Curve, bias: f64) -> Self {
-        let (before, after) = if SPLIT { curve.split() } else { (1.0, curve.factor as f32) };
-        Sweep {
-            s,
-            near: Exp2::new(s, curve.reference),
-            far: Exp2::new(s, curve.reference),
-            before: s.splat(before),
-            after: s.splat(after),
-            bias: s.splat(-bias as f32),
-        }
-    }
-
-    /// The gradient where the logit, or the exponential kept in its place, is `x` and the class
-    /// weight `w`.
-    #[inline(always)]
-    fn value(&self, x: S::Vector, w: S::Vector) -> S::Vector {
-        let s = self.s;
-        let mut e = match SOURCE {
-            KEPT => x,
-            TAME => self.near.value::<false>(x),
-            NEAR => self.near.value::<true>(x),
-            _ => self.far.value::<true>(x),
-        };
-        if SPLIT {
-            e = s.mul(e, self.before);
-        }
-        match BIAS {
-            BIAS_NONE => s.mul(e, self.after),
-            BIAS_UNIFORM => s.mul_add(e, self.after, self.bias),
-            _ => s.mul_add(e, self.after, s.mul(self.bias, w)),
-        }
-    }
-}
-
-/// The anchor of `row`: see the head of this file.
+/// The chunk of `len` classes from `class` on of the row at `at`, but for what is kept.
 ///
 /// # Safety
-/// `row < plan.rows`; the processor has what `s` stands for. The same for all below.
+/// The plan has the row and the classes.
 #[inline(always)]
-pub unsafe fn anchor<S: Simd, E: Element>(
-    s: S,
-    plan: &Plan,
-    row: usize,
-    hole: Option<usize>,
-) -> Anchor {
-    let head = Chunk::<E> {
-        // SAFETY: a row of the plan.
-        x: unsafe { plan.logits.row::<E>(row) },
-        class: 0,
-        len: plan.classes.min(HEAD),
-        hole: hole.filter(|&y| y < HEAD),
+unsafe fn chunk_at(plan: &Plan, at: At, class: usize, len: usize, hole: Option<usize>) -> Chunk {
+    Chunk {
+        // SAFETY: the caller's promise.
+        x: unsafe { plan.logits.at(at, class) },
+        len,
+        hole: hole_in(hole, class, len),
         kept: std::ptr::null_mut(),
         backup: std::ptr::null_mut(),
-        center: 0.0,
-        weights: Weights::NONE,
-        next: std::ptr::null(),
-    };
-    // SAFETY: within the row.
-    let max = unsafe { head.max(s) };
-    if max.is_finite()
-        && let reference @ Reference::Near(_) = Reference::at(max)
-    {
-        Anchor { reference, real: true }
-    } else {
-        Anchor::NONE
-    }
-}
-
-/// The sums over one segment of `row`, and what its chunks needed.
-///
-/// # Safety
-/// As [`anchor`]; `segment < plan.segments()`; no other thread is in this segment of this row.
-#[inline(always)]
-pub unsafe fn sum_segment<S: Simd, E: Element>(
-    s: S,
-    rare: &Rare<E>,
-    plan: &Plan,
-    row: usize,
-    segment: usize,
-    sum: &RowSum,
-) -> (Partial, Marks) {
-    // Halves would round what is kept.
-    let keep = E::EXACT && sum.hole.is_some() && keeps(plan);
-    // SAFETY: the caller's promise; to keep exponentials in place, `keeps` asked for the plan.
-    unsafe {
-        match (keep, sum.center.is_some(), &plan.class_weights) {
-            (false, false, _) => {
-                sum_chunks::<S, E, false, DOT_NONE>(s, rare, plan, row, segment, sum)
-            }
-            (false, true, None) => {
-                sum_chunks::<S, E, false, DOT_UNIFORM>(s, rare, plan, row, segment, sum)
-            }
-            (false, true, Some(_)) => {
-                sum_chunks::<S, E, false, DOT_WEIGHTED>(s, rare, plan, row, segment, sum)
-            }
-            (true, false, _) => {
-                sum_chunks::<S, E, true, DOT_NONE>(s, rare, plan, row, segment, sum)
-            }
-            (true, true, None) => {
-                sum_chunks::<S, E, true, DOT_UNIFORM>(s, rare, plan, row, segment, sum)
-            }
-            (true, true, Some(_)) => {
-                sum_chunks::<S, E, true, DOT_WEIGHTED>(s, rare, plan, row, segment, sum)
-            }
-        }
     }
 }
 
@@ -722,72 +821,224 @@ fn hole_in(hole: Option<usize>, class: usize, len: usize) -> Option<usize> {
     hole.and_then(|y| y.checked_sub(class)).filter(|&y| y < len)
 }
 
-/// Whether the first sweep leaves exponentials in place of the logits.
-#[inline(always)]
-fn keeps(plan: &Plan) -> bool {
-    plan.pass == Pass::ForwardBackward
-        && plan.classes <= KEPT_CLASSES
-        && plan.gradient.is_some_and(|g| g.in_place)
+/// Room for a chunk of numbers of the lanes' type.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Buffer<const N: usize>(MaybeUninit<[f64; N]>);
+
+impl<const N: usize> Buffer<N> {
+    const NEW: Self = Buffer(MaybeUninit::uninit());
+
+    fn start(&mut self) -> *mut u8 {
+        self.0.as_mut_ptr().cast()
+    }
 }
 
-#[inline(always)]
-unsafe fn sum_chunks<S: Simd, E: Element, const KEEP: bool, const DOT: u8>(
-    s: S,
-    rare: &Rare<E>,
+/// A chunk of logits, scaled and capped.
+struct Staged {
+    x: Buffer<CHUNK>,
+    slope: Buffer<CHUNK>,
+}
+
+impl Staged {
+    /// Fills in; `chunk` is then of the lanes' type.
+    ///
+    /// # Safety
+    /// The chunk is one of the plan's.
+    unsafe fn fill(&mut self, k: &Kernels, with: &Transform, chunk: &mut Chunk, slope: bool) {
+        let slope = if slope { self.slope.start() } else { std::ptr::null_mut() };
+        // SAFETY: the caller's promise; the buffers hold a chunk.
+        unsafe {
+            (k.stored.widen)(chunk.x, chunk.len, self.x.start());
+            (k.lanes.transform)(self.x.start(), chunk.len, with, slope);
+        }
+        chunk.x = self.x.start();
+    }
+}
+
+/// The reference that the row's chunks start from.
+///
+/// # Safety
+/// The row is one of the plan's; the same for all below.
+pub unsafe fn anchor(k: &Kernels, plan: &Plan, at: At, hole: Option<usize>) -> Anchor {
+    // SAFETY: within the row.
+    let mut head = unsafe { chunk_at(plan, at, 0, plan.classes.min(HEAD), hole) };
+    // SAFETY: as above.
+    let max = unsafe {
+        if let Some(with) = &plan.transform {
+            let mut staged = Buffer::<HEAD>::NEW;
+            (k.stored.widen)(head.x, head.len, staged.start());
+            (k.lanes.transform)(staged.start(), head.len, with, std::ptr::null_mut());
+            head.x = staged.start();
+            (k.staged.max)(&head)
+        } else {
+            (k.stored.max)(&head)
+        }
+    };
+    let reference = plan.reference_at(max);
+    if max.is_finite() && !reference.is_far() {
+        Anchor { reference, real: true }
+    } else {
+        Anchor::NONE
+    }
+}
+
+/// The sums over one segment of a row, and what its chunks needed.
+///
+/// # Safety
+/// As [`anchor`]; `segment < plan.segments()`; no other thread is in this segment of this row.
+pub unsafe fn sum_segment(
+    k: &Kernels,
     plan: &Plan,
-    row: usize,
+    at: At,
     segment: usize,
     sum: &RowSum,
 ) -> (Partial, Marks) {
-    let RowSum { hole, anchor, .. } = sum;
-    let mut backup = MaybeUninit::<[E; CHUNK]>::uninit();
     let start = segment * plan.segment_len();
     let end = (start + plan.segment_len()).min(plan.classes);
+    if plan.is_plain() && sum.softmax && sum.center.is_none() {
+        // SAFETY: the caller's promise.
+        return unsafe { sum_chunks::<true>(k, plan, at, start..end, sum) };
+    }
+    // SAFETY: the caller's promise.
+    unsafe { sum_chunks::<false>(k, plan, at, start..end, sum) }
+}
+
+/// # Safety
+/// As [`sum_segment`]. `PLAIN`: nothing is to be done but sum up exponentials of logits as stored.
+#[inline(always)]
+unsafe fn sum_chunks<const PLAIN: bool>(
+    k: &Kernels,
+    plan: &Plan,
+    at: At,
+    classes: Range<usize>,
+    sum: &RowSum,
+) -> (Partial, Marks) {
+    let anchor = sum.anchor;
+    let keep = plan.keeps() && sum.hole.is_some();
+    let mut backup = Buffer::<CHUNK>::NEW;
+    let mut staged = Staged { x: Buffer::NEW, slope: Buffer::NEW };
     let (mut partial, mut marks) = (Partial::EMPTY, Marks::default());
-    for (i, class) in (start..end).step_by(CHUNK).enumerate() {
-        // SAFETY: a class of a row of the plan.
-        let x = unsafe { plan.logits.row::<E>(row).add(class) };
-        let len = CHUNK.min(end - class);
-        let chunk = Chunk {
-            x,
-            class,
-            len,
-            hole: hole_in(*hole, class, len),
-            kept: if KEEP { x } else { std::ptr::null_mut() },
-            backup: if KEEP { backup.as_mut_ptr().cast() } else { std::ptr::null_mut() },
-            center: sum.center.unwrap_or(0.0),
-            weights: Weights::of(plan),
-            next: std::ptr::null(),
-        };
-        // SAFETY (for all calls below): within the row; `KEEP` says that the gradient replaces
+    for (i, class) in classes.clone().step_by(CHUNK).enumerate() {
+        let len = CHUNK.min(classes.end - class);
+        // SAFETY (for all calls below): within the row; `keep` says that the gradient replaces
         // these logits, and the backup is a chunk long.
+        let mut chunk = unsafe { chunk_at(plan, at, class, len, sum.hole) };
+        let mut sweeps = k.stored;
+        let mut seen = Partial::EMPTY;
+        if !PLAIN {
+            if plan.wants_argmax() {
+                // SAFETY: see above.
+                seen.top = unsafe { (sweeps.argmax)(chunk.x, len) };
+                seen.top.class += class;
+            }
+            if let Some(with) = &plan.transform {
+                // SAFETY: see above.
+                unsafe { staged.fill(k, with, &mut chunk, false) };
+                sweeps = k.staged;
+            }
+            if let Some(center) = sum.center {
+                // SAFETY: see above.
+                (seen.dot, seen.mass) = unsafe { dots(sweeps, plan, at, class, &chunk, center) };
+            }
+        }
+        if !sum.softmax {
+            partial.push(&seen, plan.l);
+            continue;
+        }
+        if keep {
+            chunk.kept = chunk.x.cast_mut();
+            chunk.backup = backup.start();
+        }
         let mut sums = None;
-        if !marks.is_wild(i) {
+        let heat = !PLAIN && plan.entropy.is_some();
+        if !heat && !marks.is_wild(i) {
+            let sum = if keep { sweeps.sum_kept } else { sweeps.sum };
             // SAFETY: see above.
-            let tried = unsafe { chunk.sum::<S, false, false, KEEP, DOT>(s, anchor.reference) };
+            let tried = unsafe { sum(&chunk, anchor.reference) };
             if tried.tame {
                 sums = Some(tried);
             } else {
                 // Where one is masked, others are: the rest of the segment is not tried.
                 marks.wild |= !0 << (i % 64);
                 // SAFETY: see above.
-                unsafe { (rare.restore)(&chunk) };
+                unsafe { (sweeps.restore)(&chunk) };
             }
+        } else if heat {
+            marks.wild = !0;
         }
-        // SAFETY: see above.
-        let sums = sums.unwrap_or_else(|| unsafe { (rare.clamped)(&chunk, anchor.reference, DOT) });
+        let sums = match sums {
+            Some(sums) => sums,
+            // SAFETY: see above.
+            None => unsafe { (sweeps.clamped)(&chunk, anchor.reference, heat) },
+        };
         let safe = sums.sum < SAFE_HIGH && (anchor.real || sums.sum > SAFE_LOW);
-        let (log2, sum) = if safe {
-            (anchor.reference.log2(), sums.sum)
+        (seen.reference, seen.sum, seen.heat) = if safe {
+            (anchor.reference, sums.sum, sums.heat)
         } else {
             marks.redone |= 1 << (i % 64);
             // SAFETY: see above.
-            unsafe { (rare.redo)(&chunk, sums.sum) }
+            unsafe { redo(sweeps, plan, &mut chunk, sums.sum) }
         };
-        let dot = sums.dot;
-        partial.push(Partial { log2, sum, dot });
+        partial.push(&seen, plan.l);
     }
     (partial, marks)
+}
+
+/// `Σ m·(x - center)` over a chunk, and `Σ m` of probability targets.
+///
+/// # Safety
+/// As [`sum_segment`].
+#[cold]
+unsafe fn dots(
+    sweeps: &Sweeps,
+    plan: &Plan,
+    at: At,
+    class: usize,
+    chunk: &Chunk,
+    center: f64,
+) -> (f64, f64) {
+    let spreads_evenly =
+        matches!(plan.targets, Targets::Indices(_)) && plan.class_weights.is_none();
+    if spreads_evenly {
+        // SAFETY: the caller's promise.
+        return (unsafe { (sweeps.dot)(chunk, center, std::ptr::null()) }, 0.0);
+    }
+    let mut masses = [0.0; CHUNK];
+    let masses = &mut masses[..chunk.len];
+    // SAFETY: the caller's promise.
+    unsafe { plan.mass(at, class, masses) };
+    // SAFETY: the caller's promise; there are as many masses as logits.
+    let dot = unsafe { (sweeps.dot)(chunk, center, masses.as_ptr()) };
+    (dot, masses.iter().sum())
+}
+
+/// The exponentials' sum, and heat, relative to a reference of the chunk's own, when `sum`,
+/// relative to the anchor, left the safe range. Kept logits are put back.
+///
+/// # Safety
+/// As [`sum_segment`], the chunk having been summed before.
+#[cold]
+unsafe fn redo(sweeps: &Sweeps, plan: &Plan, chunk: &mut Chunk, sum: f64) -> (Reference, f64, f64) {
+    // SAFETY: the caller's promise.
+    unsafe { (sweeps.restore)(chunk) };
+    chunk.kept = std::ptr::null_mut();
+    if sum.is_nan() {
+        // There is a NaN, and `max` does not see it.
+        return (Reference::ZERO, sum, sum);
+    }
+    // SAFETY: readable, as before.
+    let max = unsafe { (sweeps.max)(chunk) };
+    if max == f64::NEG_INFINITY {
+        return (Reference::ZERO, 0.0, 0.0);
+    }
+    if max == f64::INFINITY {
+        return (Reference::ZERO, max, max);
+    }
+    let own = plan.reference_at(max);
+    // SAFETY: the caller's promise; nothing is kept.
+    let sums = unsafe { (sweeps.clamped)(chunk, own, true) };
+    (own, sums.sum, sums.heat)
 }
 
 /// Which chunks of a segment need more than the plain sweep.
@@ -811,186 +1062,198 @@ impl Marks {
     }
 }
 
-/// Entry points out of line: what they do is rare, and large.
-pub struct Rare<E> {
-    /// See [`Chunk::restore`].
-    pub restore: unsafe fn(&Chunk<E>),
-    /// See [`Chunk::clamped`].
-    pub clamped: unsafe fn(&Chunk<E>, Reference, u8) -> Sums,
-    /// See [`Chunk::redo`].
-    pub redo: unsafe fn(&Chunk<E>, f64) -> (f64, f64),
-}
-
-/// Writes the gradient of one segment of `row`, but for the target's own part; `marks` as
+/// Writes the gradient of one segment of a row, but for the target's own part; `marks` as
 /// [`sum_segment`] returned them. Streamed writes are left for the caller to fence: doing it here,
 /// for every row, would wait for memory every time.
 ///
 /// # Safety
 /// As [`sum_segment`]; the plan has a gradient.
-#[inline(always)]
-pub unsafe fn gradient_segment<S: Simd, E: Element, G: Element>(
-    s: S,
+pub unsafe fn gradient_segment(
+    k: &Kernels,
     plan: &Plan,
-    row: usize,
+    at: At,
     segment: usize,
     marks: Marks,
-    gradient: &RowGradient,
+    row: &RowGradient,
 ) {
     let Some(output) = &plan.gradient else { return };
     let start = segment * plan.segment_len();
     let end = (start + plan.segment_len()).min(plan.classes);
     let all_own = plan.pass == Pass::Backward || plan.classes > KEPT_CLASSES;
+    let keep = plan.keeps();
     for (i, class) in (start..end).step_by(CHUNK).enumerate() {
         let len = CHUNK.min(end - class);
-        // SAFETY: a class of a row of the plan.
-        let (x, g) =
-            unsafe { (plan.logits.row::<E>(row).add(class), output.view.row::<G>(row).add(class)) };
-        let chunk = Chunk {
-            x,
-            class,
-            len,
-            hole: hole_in(Some(gradient.target), class, len),
-            kept: std::ptr::null_mut(),
-            backup: std::ptr::null_mut(),
-            center: 0.0,
-            weights: Weights::of(plan),
-            next: gradient.next.map_or(std::ptr::null(), |next| {
-                // Never read, only prefetched.
-                x.wrapping_offset((next - row) as isize * plan.logits.strides[0])
-            }),
-        };
+        // SAFETY (for all calls below): within the row; problem.rs made sure that the gradient
+        // overlaps the logits only by being exactly them.
+        let (x, g) = unsafe { (plan.logits.at(at, class), output.view.at(at, class)) };
         let own = all_own || marks.is_redone(i);
-        let curve = if own { &gradient.own } else { &gradient.anchored };
-        // SAFETY: within the row; problem.rs made sure that the gradient overlaps the logits
-        // only by being exactly them.
-        unsafe {
-            match (own, curve.reference) {
-                (false, _) if E::EXACT && keeps(plan) => {
-                    gradient_chunk::<S, E, G, KEPT>(s, output, &chunk, curve, gradient.bias, g)
-                }
-                (false, _) if !marks.is_wild(i) => {
-                    gradient_chunk::<S, E, G, TAME>(s, output, &chunk, curve, gradient.bias, g)
-                }
-                (_, Reference::Near(_)) => {
-                    gradient_chunk::<S, E, G, NEAR>(s, output, &chunk, curve, gradient.bias, g)
-                }
-                (_, Reference::Far(_)) => {
-                    gradient_chunk::<S, E, G, FAR>(s, output, &chunk, curve, gradient.bias, g)
-                }
-            }
+        let chunk = GradientChunk {
+            x,
+            len,
+            g,
+            hole: hole_in(row.target, class, len),
+            // Never read, only prefetched.
+            next: row.next.map_or(std::ptr::null(), |next| {
+                // SAFETY: a class of a row of the plan.
+                unsafe { plan.logits.at(next, class) }
+            }),
+            source: match row.kind {
+                Kind::Nothing => Source::Absent,
+                Kind::Logs => Source::Logs,
+                Kind::Exponentials if own => Source::Logits,
+                Kind::Exponentials if keep => Source::Kept,
+                Kind::Exponentials if !marks.is_wild(i) => Source::Tame,
+                Kind::Exponentials => Source::Logits,
+            },
+            curve: if own { row.own } else { row.anchored },
+            bias: if row.bias == 0.0 { Bias::None } else { Bias::Uniform(row.bias) },
+            slope: std::ptr::null(),
+            accumulate: output.accumulate,
+            stream: output.stream,
+        };
+        if plan.is_mixed(row.bias) {
+            // SAFETY: see above.
+            unsafe { gradient_mixed(k, plan, at, class, chunk, row.bias) };
+        } else {
+            // SAFETY: see above.
+            unsafe { (k.direct.gradient)(&chunk) };
         }
     }
 }
 
-#[inline(always)]
-unsafe fn gradient_chunk<S: Simd, E: Element, G: Element, const SOURCE: u8>(
-    s: S,
-    output: &Gradient,
-    chunk: &Chunk<E>,
-    curve: &Curve,
+/// A chunk whose logits are scaled and capped first, or in which what is subtracted differs by
+/// class.
+///
+/// # Safety
+/// As [`gradient_segment`].
+#[cold]
+unsafe fn gradient_mixed(
+    k: &Kernels,
+    plan: &Plan,
+    at: At,
+    class: usize,
+    mut chunk: GradientChunk,
     bias: f64,
-    g: *mut G,
 ) {
-    let (accumulate, stream) = (output.accumulate, output.stream);
-    macro_rules! sweep {
-        ($bias:expr, $split:expr) => {{
-            let sweep = Sweep::<S, SOURCE, { $bias }, { $split }>::new(s, curve, bias);
-            // SAFETY: the caller's promise.
-            unsafe { chunk.gradient(&sweep, accumulate, stream, g) }
-        }};
+    let mut biases = Buffer::<CHUNK>::NEW;
+    if plan.class_weights.is_some() || matches!(plan.targets, Targets::Probabilities(_)) {
+        let mut masses = [0.0; CHUNK];
+        let masses = &mut masses[..chunk.len];
+        // SAFETY: the caller's promise.
+        unsafe { plan.mass(at, class, masses) };
+        let short = plan.logits.dtype.has_short_lanes();
+        let to = biases.start();
+        for (i, &m) in masses.iter().enumerate() {
+            let bias = if m == 0.0 { 0.0 } else { bias * m };
+            // SAFETY: the buffer holds a chunk of either type.
+            unsafe {
+                if short {
+                    to.cast::<f32>().add(i).write(bias as f32);
+                } else {
+                    to.cast::<f64>().add(i).write(bias);
+                }
+            }
+        }
+        chunk.bias = Bias::Each(to);
     }
-    match (curve.is_plain(), bias != 0.0, chunk.weights.view) {
-        (true, false, _) => sweep!(BIAS_NONE, false),
-        (true, true, None) => sweep!(BIAS_UNIFORM, false),
-        (true, true, Some(_)) => sweep!(BIAS_WEIGHTED, false),
-        // Rare: not worth a variant for each kind of bias.
-        (false, _, _) => sweep!(BIAS_WEIGHTED, true),
+    let Some(with) = &plan.transform else {
+        // SAFETY: the caller's promise; the masses are there.
+        return unsafe { (k.direct.gradient)(&chunk) };
+    };
+    let mut staged = Staged { x: Buffer::NEW, slope: Buffer::NEW };
+    let mut logits = Chunk {
+        x: chunk.x,
+        len: chunk.len,
+        hole: None,
+        kept: std::ptr::null_mut(),
+        backup: std::ptr::null_mut(),
+    };
+    // SAFETY: the caller's promise.
+    unsafe { staged.fill(k, with, &mut logits, true) };
+    chunk.x = logits.x;
+    chunk.next = std::ptr::null();
+    if with.cap > 0.0 {
+        chunk.slope = staged.slope.start();
     }
+    // SAFETY: the caller's promise; what is staged is of the lanes' type.
+    unsafe { (k.converted.gradient)(&chunk) };
 }
 
 /// Rows that go through each stage together: what one row waits for (reductions, logarithms) is
 /// hidden behind the others' work.
-const BATCH: usize = 8;
+const BATCH: usize = LANES_OF_ENDS;
 
 /// Classes up to which a batch stays in the L1 cache between its sweeps.
 const BATCHED_CLASSES: usize = 1280;
 
-/// A range of rows, start to end; returns the sum of their losses.
+/// A range of rows, start to end; returns the sums over them.
 ///
 /// # Safety
 /// As [`anchor`] for every row of the range; no other thread is in these rows.
-#[inline(always)]
-pub unsafe fn rows(kernels: &Kernels, plan: &Plan, range: Range<usize>) -> f64 {
+pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
     let size = if plan.classes <= BATCHED_CLASSES { BATCH } else { 1 };
     let segments = plan.segments();
     // By row of a batch, or by segment of a single row.
     let mut marks = [Marks::default(); SEGMENTS];
-    let mut loss = 0.0;
+    let mut totals = Totals::default();
     for start in range.clone().step_by(size) {
         let count = size.min(range.end - start);
-        let mut batch: [MaybeUninit<(Row, RowSum, Partial)>; BATCH] =
-            [const { MaybeUninit::uninit() }; BATCH];
-        for (i, slot) in batch[..count].iter_mut().enumerate() {
+        let mut batch = Batch::new();
+        for i in 0..count {
             // SAFETY: a row of the plan, and this thread's alone; so below.
             unsafe {
-                let row = Row::read(plan, start + i);
-                let anchor = if row.needs_sum(plan) {
-                    (kernels.anchor)(plan, start + i, row.hole())
+                let row = Row::start(k, plan, plan.nth(start + i));
+                let anchor = if row.needs_softmax(plan) {
+                    anchor(k, plan, row.at, row.hole)
                 } else {
                     Anchor::NONE
                 };
-                slot.write((row, row.sum(plan, anchor), Partial::EMPTY));
+                batch.push(row, row.sum(plan, anchor));
             }
         }
-        for (i, slot) in batch[..count].iter_mut().enumerate() {
-            // SAFETY: written above.
-            let (row, sum, total) = unsafe { slot.assume_init_mut() };
+        for i in 0..count {
+            let (row, sum) = batch.row(i);
+            let at = row.at;
             if row.needs_sum(plan) {
                 for segment in 0..segments {
                     // SAFETY: see above.
-                    let (partial, again) =
-                        unsafe { (kernels.sum_segment)(plan, start + i, segment, sum) };
-                    total.push(partial);
+                    let (partial, again) = unsafe { sum_segment(k, plan, at, segment, &sum) };
+                    batch.partial(i).push(&partial, plan.l);
                     marks[i + segment] = again;
                 }
             }
         }
-        let mut jobs = [const { MaybeUninit::<Job>::uninit() }; BATCH];
-        for (slot, job) in batch[..count].iter_mut().zip(&mut jobs) {
-            // SAFETY: see above.
-            let (row_loss, todo) = unsafe {
-                let (row, sum, total) = slot.assume_init_mut();
-                row.finish(plan, row.needs_sum(plan).then_some((&*sum, &*total)))
-            };
-            loss += row_loss;
-            job.write(todo);
-        }
+        // SAFETY: see above.
+        unsafe { batch.finish(k, plan, &mut totals) };
         if plan.gradient.is_none() {
             continue;
         }
-        for (i, (slot, job)) in batch[..count].iter().zip(&jobs).enumerate() {
-            // SAFETY: see above.
-            unsafe {
-                let (row, ..) = slot.assume_init_ref();
-                match job.assume_init_ref() {
-                    Job::Nothing => {}
-                    Job::Fill(value) => row.fill(plan, *value),
-                    Job::Sweep(gradient) => {
-                        let next = start + i + size;
-                        let fetch = next < plan.rows && plan.fetches_ahead();
-                        let gradient = &RowGradient { next: fetch.then_some(next), ..*gradient };
-                        for segment in 0..segments {
-                            let again = marks[i + segment];
-                            (kernels.gradient_segment)(plan, start + i, segment, again, gradient);
-                        }
-                        row.place_target(plan);
+        for i in 0..count {
+            let (row, job) = batch.job(i);
+            match job {
+                Job::Nothing | Job::Target => {}
+                // SAFETY: see above.
+                Job::Fill(value) => unsafe { row.fill(plan, value) },
+                Job::Sweep(mut gradient) => {
+                    let next = start + i + size;
+                    if next < plan.distributions() && plan.fetches_ahead() {
+                        gradient.next = Some(plan.nth(next));
+                    }
+                    for segment in 0..segments {
+                        let again = marks[i + segment];
+                        // SAFETY: see above.
+                        unsafe { gradient_segment(k, plan, row.at, segment, again, &gradient) };
                     }
                 }
+            }
+            if !matches!(job, Job::Nothing) {
+                // SAFETY: see above.
+                unsafe { row.place_target(plan) };
             }
         }
     }
     if plan.streams() {
-        (kernels.fence)();
+        (k.lanes.fence)();
     }
-    loss
+    totals
 }

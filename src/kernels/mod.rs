@@ -1,31 +1,98 @@
 //! The algorithms, each written once, generic over the instruction set.
 //!
-//! Everything here is `#[inline(always)]` and ends up in an entry point that dispatch.rs stamps
-//! for each set. Entry points call one another, through their table; nothing else is called.
+//! What touches elements is `#[inline(always)]` and ends up in an entry point that dispatch.rs
+//! stamps for each set: a chunk of a row, a tile of rows, the ends of eight rows. What drives them
+//! (`rows`, `tiles`) is plain code that calls them through tables.
 
 pub mod contiguous;
+pub mod family;
 pub mod online;
 pub mod row;
+pub mod soft;
+pub mod tiles;
 
-use crate::plan::Plan;
-use contiguous::Marks;
-use online::Partial;
-use row::{Anchor, RowGradient, RowSum};
-use std::ops::Range;
+use crate::math::exp2::Reference;
+use contiguous::{Chunk, GradientChunk, Sums};
+use online::Top;
+use row::Ends;
+use tiles::{Numbers, Tile, TileDots, TileGradient, TileSums};
 
-/// The entry points of one instruction set for one pair of element types, stamped by dispatch.rs. Each does what the function of
-/// the same name in contiguous.rs does, asks for what that asks for, and for a processor that has
-/// the set, which whoever hands out the table has made sure of.
+/// Entry points for one element type on one instruction set. Each does what the function of the
+/// same name in contiguous.rs or tiles.rs does, asks for what that asks for, and for a processor
+/// that has the set, which whoever hands out the table has made sure of.
 #[derive(Debug)]
-pub struct Kernels {
-    /// See [`contiguous::rows`].
-    pub rows: unsafe fn(&Kernels, &Plan, Range<usize>) -> f64,
-    /// See [`contiguous::anchor`].
-    pub anchor: unsafe fn(&Plan, usize, Option<usize>) -> Anchor,
-    /// See [`contiguous::sum_segment`].
-    pub sum_segment: unsafe fn(&Plan, usize, usize, &RowSum) -> (Partial, Marks),
-    /// See [`contiguous::gradient_segment`].
-    pub gradient_segment: unsafe fn(&Plan, usize, usize, Marks, &RowGradient),
+pub struct Sweeps {
+    /// See [`contiguous::max`].
+    pub max: unsafe fn(&Chunk) -> f64,
+    /// See [`contiguous::sum`]: unclamped.
+    pub sum: unsafe fn(&Chunk, Reference) -> Sums,
+    /// The same, keeping the exponentials.
+    pub sum_kept: unsafe fn(&Chunk, Reference) -> Sums,
+    /// See [`contiguous::clamped`].
+    pub clamped: unsafe fn(&Chunk, Reference, bool) -> Sums,
+    /// See [`contiguous::restore`].
+    pub restore: unsafe fn(&Chunk),
+    /// See [`contiguous::argmax`].
+    pub argmax: unsafe fn(*const u8, usize) -> Top,
+    /// See [`contiguous::dot`].
+    pub dot: unsafe fn(&Chunk, f64, *const f64) -> f64,
+    /// See [`contiguous::widen`].
+    pub widen: unsafe fn(*const u8, usize, *mut u8),
+    /// See [`tiles::gather`].
+    pub gather: unsafe fn(&Tile, *const u8, [isize; 2]),
+}
+
+/// Entry points for one type of lanes on one instruction set, of functions that see nothing else.
+#[derive(Debug)]
+pub struct Lanes {
+    /// See [`row::ends`].
+    pub ends: unsafe fn(&mut Ends, f64),
+    /// See [`row::from_lse`].
+    pub from_lse: unsafe fn(&mut Ends, f64),
+    /// See [`contiguous::transform`].
+    pub transform: unsafe fn(*mut u8, usize, &crate::plan::Transform, *mut u8),
+    /// See [`tiles::sums`].
+    pub sums: unsafe fn(&Tile, &mut TileSums),
+    /// See [`tiles::argmax`].
+    pub argmax: unsafe fn(&Tile, &mut TileSums),
+    /// See [`tiles::dots`].
+    pub dots: unsafe fn(&Tile, &mut TileDots),
+    /// See [`tiles::gradient`].
+    pub gradient: unsafe fn(&Tile, &TileGradient),
+    /// See [`family::products`].
+    pub products: unsafe fn(&family::Pair) -> f64,
+    /// See [`family::combine`].
+    pub combine: unsafe fn(&family::Pair, f64),
+    /// See [`family::tile_products`].
+    pub tile_products: unsafe fn(&family::Tiles, &mut Numbers),
+    /// See [`family::tile_combine`].
+    pub tile_combine: unsafe fn(&family::Tiles, &Numbers),
     /// See [`Simd::fence`](crate::simd::Simd::fence).
     pub fence: fn(),
+}
+
+/// Entry points for one type of gradients and one type of what it is computed from.
+#[derive(Debug)]
+pub struct Outputs {
+    /// See [`contiguous::gradient`].
+    pub gradient: unsafe fn(&GradientChunk),
+    /// See [`contiguous::narrow`].
+    pub narrow: unsafe fn(*const u8, usize, *mut u8),
+    /// See [`tiles::scatter`].
+    pub scatter: unsafe fn(&Tile, *mut u8, [isize; 2], bool, u64),
+}
+
+/// Everything that a call needs of one instruction set.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernels {
+    /// Over the logits as stored.
+    pub stored: &'static Sweeps,
+    /// Over logits in the lanes' own type.
+    pub staged: &'static Sweeps,
+    /// Gradients from logits as stored.
+    pub direct: &'static Outputs,
+    /// Gradients from logits in the lanes' own type.
+    pub converted: &'static Outputs,
+    /// The rest.
+    pub lanes: &'static Lanes,
 }

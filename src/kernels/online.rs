@@ -1,41 +1,100 @@
-//! The running state of a row's sum of exponentials.
+//! The running state of a row: what its classes so far add up to.
 
+use crate::math::exp2::Reference;
 use crate::math::scalar::exp2;
 
-/// `sum·2^log2` is the sum of `2^(L·x)` over the classes seen so far, `dot` the sum of
-/// `w_c·(x_c - center)` where smoothing asks for it.
+/// What is known of a row whose classes were seen in part.
 ///
-/// A logit of +inf is `log2 = inf, sum = 1`; NaN lives in `sum`; nothing seen is `sum = 0`.
+/// `sum` is `Σ 2^t` and `heat` is `Σ t·2^t`, with `t = L·(x - far) - near` for the far and near of
+/// the reference. A logit of +inf makes the sum infinite, a NaN makes it NaN.
 #[derive(Clone, Copy, Debug)]
 pub struct Partial {
-    /// The reference, in units of log2.
-    pub log2: f64,
-    /// The sum, relative to the reference.
+    /// Where exponents are counted from.
+    pub reference: Reference,
+    /// Σ 2^t
     pub sum: f64,
-    /// The weighted sum of logits.
+    /// Σ t·2^t, if it is wanted.
+    pub heat: f64,
+    /// `Σ m_c·(x_c - center)` where a mass m is spread over the classes.
     pub dot: f64,
+    /// `Σ m_c` of probability targets.
+    pub mass: f64,
+    /// The largest logit as stored and its class, if they are wanted.
+    pub top: Top,
 }
 
 impl Partial {
     /// No classes seen.
-    pub const EMPTY: Partial = Partial { log2: f64::NEG_INFINITY, sum: 0.0, dot: 0.0 };
+    pub const EMPTY: Partial = Partial {
+        reference: Reference::ZERO,
+        sum: 0.0,
+        heat: 0.0,
+        dot: 0.0,
+        mass: 0.0,
+        top: Top::NONE,
+    };
 
     /// Adds the classes that `next` has seen. Not associative to the last bit: the order of
     /// pushes is part of the result, and everyone pushes in class order.
     #[inline(always)]
-    pub fn push(&mut self, next: Partial) {
+    pub fn push(&mut self, next: &Partial, l: f64) {
         self.dot += next.dot;
+        self.mass += next.mass;
+        self.top.push(next.top);
         if next.sum == 0.0 {
             return;
         }
-        if self.sum == 0.0 || self.log2 == next.log2 {
-            self.log2 = next.log2;
+        if self.sum == 0.0 || self.reference == next.reference {
+            self.reference = next.reference;
             self.sum += next.sum;
-        } else if self.log2 < next.log2 {
-            self.sum = self.sum * exp2(self.log2 - next.log2) + next.sum;
-            self.log2 = next.log2;
+            self.heat += next.heat;
+            return;
+        }
+        if !(self.sum.is_finite() && next.sum.is_finite()) {
+            // There is nothing to weigh against each other: infinite, or NaN.
+            self.sum += next.sum;
+            return;
+        }
+        let above = next.reference.above(self.reference, l);
+        if above > 0.0 {
+            let (sum, heat) = moved(self.sum, self.heat, above);
+            self.reference = next.reference;
+            self.sum = sum + next.sum;
+            self.heat = heat + next.heat;
         } else {
-            self.sum += next.sum * exp2(next.log2 - self.log2);
+            let (sum, heat) = moved(next.sum, next.heat, -above);
+            self.sum += sum;
+            self.heat += heat;
+        }
+    }
+}
+
+/// `sum` and `heat` relative to a reference that is `by ≥ 0` higher.
+#[inline(always)]
+fn moved(sum: f64, heat: f64, by: f64) -> (f64, f64) {
+    let scale = exp2(-by);
+    if scale == 0.0 { (0.0, 0.0) } else { (sum * scale, (heat - by * sum) * scale) }
+}
+
+/// The largest logit as stored, and the lowest class that has it. NaN is larger than all.
+#[derive(Clone, Copy, Debug)]
+pub struct Top {
+    /// The logit.
+    pub value: f64,
+    /// The class, `usize::MAX` for none.
+    pub class: usize,
+}
+
+impl Top {
+    /// No classes seen.
+    pub const NONE: Top = Top { value: f64::NEG_INFINITY, class: usize::MAX };
+
+    /// Adds classes that come after.
+    #[inline(always)]
+    pub fn push(&mut self, next: Top) {
+        let first = self.class == usize::MAX;
+        if first || (!self.value.is_nan() && (next.value > self.value || next.value.is_nan())) {
+            *self = next;
         }
     }
 }

@@ -13,20 +13,26 @@
 //! The gradient of a row, `T·(p_c - [c=y]) + B·(W·p_c - w_c)`, is `P·p_c - B·w_c` with
 //! `P = T + B·W` everywhere but at the target, which is formed here.
 //!
+//! With λ·lse² on top, P has 2λ·lse more. Probability targets leave nothing out: their loss is
+//! `T·lse - Σ m_c·x_c`, m being the mass and T its sum, and m is what the gradient subtracts.
+//!
 //! Exponentials are in base `b = 2^L` (math/exp2.rs), and so are their sums' logarithms:
 //! `ln rest` is taken as `(c + log2 Σ 2^(L·x - c))/L`. That is the log-sum-exp at a temperature
 //! 1.3e-8 from 1 whatever the reference c was; to take `c/L + ln Σ 2^…` would be
 //! to mix bases and be off by 1.3e-8 times the distance between reference and result.
 
-use super::online::Partial;
-use crate::math::exp2::{L, Reference, nearest};
-use crate::math::scalar::{exp, exp2, expm1, log1p, log2};
-use crate::plan::{Dtype, Pass, Plan, Target};
+use super::Kernels;
+use super::online::{Partial, Top};
+use crate::math::exp2::{Base, Reference, nearest};
+use crate::math::real;
+use crate::math::scalar::{exp2, log2};
+use crate::plan::{At, Dtype, Pass, Plan, Target, Targets, View};
+use crate::simd::{Real, Simd};
 
 /// The reference that a row's chunks start from.
 #[derive(Clone, Copy, Debug)]
 pub struct Anchor {
-    /// Always `Near`.
+    /// Never far.
     pub reference: Reference,
     /// The reference is that of a logit of the row. Without, it is 0.
     pub real: bool,
@@ -34,10 +40,10 @@ pub struct Anchor {
 
 impl Anchor {
     /// That of a row that has none of its own.
-    pub const NONE: Anchor = Anchor { reference: Reference::Near(0.0), real: false };
+    pub const NONE: Anchor = Anchor { reference: Reference::ZERO, real: false };
 }
 
-/// `P·p_c = 2^(L·x_c - reference)·factor`
+/// `P·p_c = 2^t·factor`, with the exponents t of the reference
 #[derive(Clone, Copy, Debug)]
 pub struct Curve {
     /// The reference of the exponentials.
@@ -47,6 +53,9 @@ pub struct Curve {
 }
 
 impl Curve {
+    /// No curve at all.
+    pub const NONE: Curve = Curve { reference: Reference::ZERO, factor: 0.0 };
+
     #[inline(always)]
     fn times(self, factor: f64) -> Self {
         Curve { factor: self.factor * factor, ..self }
@@ -63,12 +72,12 @@ impl Curve {
     /// Two factors that are, and a power of 2 the first, whose product is `factor`: the product
     /// with an exponential may be in range though the factor is not.
     #[inline(always)]
-    pub fn split(&self) -> (f32, f32) {
+    pub fn split(&self) -> (f64, f64) {
         if self.is_plain() {
-            return (1.0, self.factor as f32);
+            return (1.0, self.factor);
         }
         let half = nearest(log2(self.factor.abs()) * 0.5).clamp(-126.0, 126.0);
-        (exp2(half) as f32, (self.factor * exp2(-half)) as f32)
+        (exp2(half), self.factor * exp2(-half))
     }
 }
 
@@ -80,6 +89,8 @@ const fn exp2_const(k: i64) -> f64 {
 /// What the first sweep over a row is to do.
 #[derive(Clone, Copy, Debug)]
 pub struct RowSum {
+    /// Exponentials are summed up.
+    pub softmax: bool,
     /// The class to leave out: the target.
     pub hole: Option<usize>,
     /// Where exponents are counted from.
@@ -88,94 +99,163 @@ pub struct RowSum {
     pub center: Option<f64>,
 }
 
+/// What the gradient's sweep computes from the logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing: it is what is subtracted.
+    Nothing,
+    /// Exponentials.
+    Exponentials,
+    /// Themselves, less the lse: the gradient is no gradient but a log-softmax.
+    Logs,
+}
+
 /// What the gradient's sweep over a row needs.
 #[derive(Clone, Copy, Debug)]
 pub struct RowGradient {
+    /// What is computed.
+    pub kind: Kind,
     /// For chunks whose sums were relative to the anchor.
     pub anchored: Curve,
     /// For the others: relative to the row's sums, or its lse.
     pub own: Curve,
-    /// B: what is subtracted, times the class weight if there are any.
+    /// What is subtracted, times the mass of the class if masses differ.
     pub bias: f64,
     /// The class whose part is written later.
-    pub target: usize,
+    pub target: Option<usize>,
     /// A row to come on this thread, whose logits are worth fetching during the sweep.
-    pub next: Option<usize>,
+    pub next: Option<At>,
 }
 
-/// What the sums of a row say about it.
-struct Softmax {
-    lse: f64,
+/// Rows whose ends are computed together.
+pub const LANES_OF_ENDS: usize = 8;
+
+/// Numbers of eight rows, one a lane.
+pub type Eight = [f64; LANES_OF_ENDS];
+
+/// What the sums of eight rows say about them.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub struct Ends {
+    /// The reference and the sums of [`Partial`].
+    pub far: Eight,
+    /// See `far`.
+    pub near: Eight,
+    /// See `far`.
+    pub sum: Eight,
+    /// See `far`.
+    pub heat: Eight,
+    /// The logit that the sums leave out, -inf if they leave out none.
+    pub x_y: Eight,
+    /// ln Σ exp x: an input of [`from_lse`].
+    pub lse: Eight,
     /// −logp_y
-    nll: f64,
+    pub nll: Eight,
     /// 1 − p_y
-    miss: f64,
-    /// The probabilities of the classes other than y, relative to the anchor and to a reference
-    /// close to the lse.
-    anchored: Curve,
-    own: Curve,
+    pub miss: Eight,
+    /// What to multiply 2^t by for probabilities.
+    pub share: Eight,
+    /// −Σ p·ln p
+    pub entropy: Eight,
 }
 
-impl Softmax {
-    /// Of a row that has no probabilities: NaN, +inf, or nothing but −inf.
-    #[inline(always)]
-    fn undefined(lse: f64) -> Self {
-        let none = Curve { reference: Reference::Near(0.0), factor: f64::NAN };
-        Softmax { lse, nll: f64::NAN, miss: f64::NAN, anchored: none, own: none }
-    }
+impl Ends {
+    const EMPTY: Ends = Ends {
+        far: [0.0; LANES_OF_ENDS],
+        near: [0.0; LANES_OF_ENDS],
+        sum: [1.0; LANES_OF_ENDS],
+        heat: [0.0; LANES_OF_ENDS],
+        x_y: [0.0; LANES_OF_ENDS],
+        lse: [0.0; LANES_OF_ENDS],
+        nll: [0.0; LANES_OF_ENDS],
+        miss: [0.0; LANES_OF_ENDS],
+        share: [0.0; LANES_OF_ENDS],
+        entropy: [0.0; LANES_OF_ENDS],
+    };
+}
 
-    /// `x_y` is the target's logit, which the sums leave out; without a target they leave out
-    /// nothing.
-    #[inline(always)]
-    fn new(sums: &Partial, x_y: Option<f64>, anchor: Reference) -> Self {
-        let l = f64::from(L);
-        let empty = sums.sum == 0.0;
-        let height = log2(sums.sum);
-        let rest = if empty { f64::NEG_INFINITY } else { (sums.log2 + height) / l };
-        let Some(x_y) = x_y else {
-            return Softmax::undefined(rest);
-        };
-        if rest == f64::NEG_INFINITY && x_y == f64::NEG_INFINITY {
-            return Softmax::undefined(rest);
-        }
-        if rest == f64::INFINITY || x_y == f64::INFINITY {
-            let nan = rest.is_nan() || x_y.is_nan();
-            return Softmax::undefined(if nan { f64::NAN } else { f64::INFINITY });
-        }
+/// Fills in what follows from the sums: see the head of this file.
+#[inline(always)]
+pub fn ends<S: Simd>(s: S, ends: &mut Ends, l: f64) {
+    let d = s.wide();
+    let lanes = <S::Wide as Simd>::LANES;
+    let (zero, one, infinity) = (d.splat(0.0), d.splat(1.0), d.splat(f64::INFINITY));
+    let (minus_infinity, slope) = (d.splat(f64::NEG_INFINITY), d.splat(l));
+    for at in (0..LANES_OF_ENDS).step_by(lanes) {
+        // SAFETY: whole registers of eight lanes.
+        let load = |from: &Eight| unsafe { d.load(from.as_ptr().add(at)) };
+        let (far, near, sum, x_y) =
+            (load(&ends.far), load(&ends.near), load(&ends.sum), load(&ends.x_y));
+        let height = real::log2(d, sum);
+        // `ln Σ` over the classes that were summed up.
+        let rest = d.add(far, d.div(d.add(near, height), slope));
         // Reference and logit are exact in units of log2, so the difference is taken there: at a
         // height of 1e30 nothing else tells two logits from one.
-        let q = if empty || x_y == f64::NEG_INFINITY {
-            rest - x_y
-        } else {
-            ((sums.log2 - x_y * l) + height) / l
-        };
-        let e = exp(-q.abs());
-        let (tail, inverse) = log1p(e);
-        let (lse, nll, miss) = if q > 0.0 {
-            (rest + tail, q + tail, inverse)
-        } else {
-            (x_y + tail, tail, e * inverse)
-        };
-        let share = if empty { 0.0 } else { miss / sums.sum };
-        let own = Curve { reference: Reference::from_log2(sums.log2), factor: share };
-        let mut anchored = Curve { reference: anchor, factor: share };
-        if anchor.log2() != sums.log2 && share != 0.0 {
-            anchored.factor *= exp2(anchor.log2() - sums.log2);
-        }
-        Softmax { lse, nll, miss, anchored, own }
-    }
+        let q = d.add(d.mul_add(d.sub(far, x_y), slope, near), height);
+        let q = d.div(q, slope);
+        let above = d.less(zero, q);
+        let size = d.select(above, q, d.sub(zero, q));
+        let e = real::exp(d, d.sub(zero, size));
+        let (tail, inverse) = real::log1p(d, e);
+        let mut lse = d.add(d.select(above, rest, x_y), tail);
+        let nll = d.add(d.select(above, q, zero), tail);
+        let miss = d.select(above, inverse, d.mul(e, inverse));
+        let share = d.select(d.equal(sum, zero), zero, d.div(miss, sum));
+        // Nothing but −inf; and +inf, unless there is a NaN.
+        let nothing = d.select(d.equal(x_y, minus_infinity), minus_infinity, lse);
+        lse = d.select(d.equal(rest, minus_infinity), nothing, lse);
+        let infinite = |x, other| d.select(d.equal(x, infinity), d.add(d.mul(other, zero), x), lse);
+        let not_nan = |x| d.select(d.equal(x, x), one, x);
+        lse = infinite(rest, not_nan(x_y));
+        let infinite = |x, other| d.select(d.equal(x, infinity), d.add(d.mul(other, zero), x), lse);
+        lse = infinite(x_y, not_nan(rest));
 
-    /// From an lse that was computed elsewhere.
-    #[inline(always)]
-    fn from_lse(lse: f64, x_y: f64) -> Self {
-        let log2 = nearest(lse * f64::from(L));
-        let reference = Reference::from_log2(log2);
-        let factor = match reference {
-            Reference::Near(_) => exp2(log2 - lse * f64::from(L)),
-            Reference::Far(x) => exp(f64::from(x) - lse),
-        };
-        let own = Curve { reference, factor };
-        Softmax { lse, nll: lse - x_y, miss: -expm1(x_y - lse), anchored: own, own }
+        // −Σ share·2^t·ln(share·2^t), and the target's own part.
+        let log_share = d.mul_add(d.sub(far, lse), slope, near);
+        let others = d.mul_add(share, load(&ends.heat), d.mul(miss, log_share));
+        let others = d.select(d.less(zero, miss), d.div(others, slope), zero);
+        let hit = d.sub(one, miss);
+        let own = d.select(d.less(zero, hit), d.mul(hit, nll), zero);
+        let entropy = d.sub(own, others);
+        // SAFETY: as above.
+        let store = |to: &mut Eight, v| unsafe { d.store(to.as_mut_ptr().add(at), v) };
+        store(&mut ends.lse, lse);
+        store(&mut ends.nll, nll);
+        store(&mut ends.miss, miss);
+        store(&mut ends.share, share);
+        store(&mut ends.entropy, entropy);
+    }
+}
+
+/// The same from an lse that was computed elsewhere, with a reference close to it.
+#[inline(always)]
+pub fn from_lse<S: Simd<Real: Base>>(s: S, ends: &mut Ends, l: f64) {
+    for i in 0..LANES_OF_ENDS {
+        let lse = ends.lse[i];
+        let near = nearest(lse * l);
+        let is_near = near.abs() <= S::Real::NEAR;
+        ends.near[i] = if is_near { near } else { 0.0 };
+        // Of what is not finite nothing comes; it need not be far.
+        let far = S::Real::from_f64(lse).to_f64();
+        ends.far[i] = if is_near || !far.is_finite() { 0.0 } else { far };
+    }
+    let d = s.wide();
+    let lanes = <S::Wide as Simd>::LANES;
+    let zero = d.splat(0.0);
+    for at in (0..LANES_OF_ENDS).step_by(lanes) {
+        // SAFETY: whole registers of eight lanes.
+        let load = |from: &Eight| unsafe { d.load(from.as_ptr().add(at)) };
+        let (far, near, lse, x_y) =
+            (load(&ends.far), load(&ends.near), load(&ends.lse), load(&ends.x_y));
+        let below = d.mul_add(d.sub(far, lse), d.splat(l), near);
+        let share = real::exp(d, d.mul(below, d.splat(std::f64::consts::LN_2)));
+        let nll = d.sub(lse, x_y);
+        let miss = d.sub(zero, real::expm1(d, d.sub(x_y, lse)));
+        // SAFETY: as above.
+        let store = |to: &mut Eight, v| unsafe { d.store(to.as_mut_ptr().add(at), v) };
+        store(&mut ends.nll, nll);
+        store(&mut ends.miss, miss);
+        store(&mut ends.share, share);
     }
 }
 
@@ -185,22 +265,45 @@ fn times(a: f64, b: f64) -> f64 {
     if a == 0.0 { 0.0 } else { a * b }
 }
 
+/// Sums over rows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// The cross-entropy part of the losses.
+    pub loss: f64,
+    /// The z-loss part.
+    pub z_loss: f64,
+    /// Rows whose largest logit is the target's.
+    pub correct: u64,
+}
+
+impl Totals {
+    /// Adds those of rows that come after.
+    pub fn add(&mut self, next: &Totals) {
+        self.loss += next.loss;
+        self.z_loss += next.z_loss;
+        self.correct += next.correct;
+    }
+}
+
 /// One row on its way: from its operands ([`read`](Self::read)) over its sums
-/// ([`finish`](Self::finish)) to its gradient ([`place_target`](Self::place_target)). Whoever
-/// drives it runs the sweeps between: contiguous.rs for a batch of rows, parallel.rs for one row
-/// over several threads.
+/// ([`finish`](Self::finish)) to its gradient ([`place_target`](Self::place_target)).
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    index: usize,
-    class: Option<usize>,
-    /// The target's logit and weight, and r.
+    /// Which.
+    pub at: At,
+    /// The class that sums leave out: the target.
+    pub hole: Option<usize>,
+    /// It counts.
+    kept: bool,
+    /// The target's logit, what its gradient is multiplied by, its weight, and r.
     x_y: f64,
+    slope: f64,
     w_y: f64,
     r: f64,
     /// What the gradient holds at the target before the sweep, where it is accumulated.
     old: f64,
     /// What it is to hold or add.
-    entry: f64,
+    pub entry: f64,
 }
 
 /// What remains to be done for a row's gradient.
@@ -208,162 +311,385 @@ pub struct Row {
 pub enum Job {
     /// Nothing: none is asked for, or it is 0 and accumulated.
     Nothing,
-    /// The same value everywhere.
-    Fill(f32),
-    /// A sweep, and then [`Row::place_target`].
+    /// The target's own part alone.
+    Target,
+    /// The same value everywhere, and then the target's own part.
+    Fill(f64),
+    /// A sweep, and then the target's own part.
     Sweep(RowGradient),
 }
 
 impl Row {
+    /// [`read`](Self::read) or, where a softmax is wanted, [`read_top`](Self::read_top).
+    ///
+    /// # Safety
+    /// See [`read`](Self::read); classes are contiguous.
+    #[inline(always)]
+    pub unsafe fn start(k: &Kernels, plan: &Plan, at: At) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match plan.pass {
+                Pass::Softmax | Pass::LogSoftmax => {
+                    Row::read_top(k, plan, at, top(k, plan, at).class)
+                }
+                _ => Row::read(k, plan, at),
+            }
+        }
+    }
+
     /// Reads the row's target and weights, and its target's logit, which a call in place
     /// overwrites.
     ///
     /// # Safety
-    /// `index < plan.rows`, and no other thread is at that row. The same for all below, with the
-    /// same plan.
+    /// The row is one of the plan's, and no other thread is at it. The same for all below, with
+    /// the same plan.
     #[inline(always)]
-    pub unsafe fn read(plan: &Plan, index: usize) -> Self {
-        // SAFETY: a row of the plan; so for every access below, which is to this row of the views.
-        let class = match unsafe { plan.target(index) } {
-            Target::Class(y) => Some(y),
-            Target::Absent | Target::Ignored => None,
+    pub unsafe fn read(k: &Kernels, plan: &Plan, at: At) -> Self {
+        let mut row = Row {
+            at,
+            hole: None,
+            kept: false,
+            x_y: f64::NEG_INFINITY,
+            slope: 1.0,
+            w_y: 1.0,
+            r: 0.0,
+            old: 0.0,
+            entry: 0.0,
         };
-        let mut row = Row { index, class, x_y: 0.0, w_y: 1.0, r: 0.0, old: 0.0, entry: 0.0 };
-        if let Some(y) = class {
-            // SAFETY: see above; a target's class is in range (problem.rs).
-            unsafe {
-                row.x_y = plan.logits.real(index, y);
-                row.w_y = plan.class_weight(y);
-                row.r = plan.row_weight(index);
-                if let Some(gradient) = &plan.gradient
-                    && gradient.accumulate
-                {
-                    row.old = gradient.view.real(index, y);
-                }
+        // SAFETY: a row of the plan; so for every access below, which is to this row of the views.
+        let target = unsafe { plan.target(at) };
+        match target {
+            Target::Class(y) => {
+                row.hole = Some(y);
+                // SAFETY: a target's class is in range (problem.rs).
+                row.w_y = unsafe { plan.class_weight(y) };
             }
+            Target::Mass => {}
+            Target::Absent | Target::Ignored => return row,
+        }
+        row.kept = true;
+        // SAFETY: see above.
+        row.r = unsafe { plan.row_weight(at) };
+        if let Some(y) = row.hole {
+            // SAFETY: see above.
+            unsafe { row.read_hole(k, plan, y) };
         }
         row
     }
 
-    /// The class that sums leave out.
-    #[inline(always)]
-    pub fn hole(&self) -> Option<usize> {
-        self.class
+    /// As [`read`](Self::read), of a row of which a softmax is wanted: its largest logit is what
+    /// the sums leave out, so that what is small beside it keeps its accuracy.
+    ///
+    /// # Safety
+    /// See [`read`](Self::read).
+    pub unsafe fn read_top(k: &Kernels, plan: &Plan, at: At, top: usize) -> Self {
+        let mut row = Row {
+            at,
+            hole: Some(top),
+            kept: true,
+            x_y: 0.0,
+            slope: 1.0,
+            w_y: 1.0,
+            r: 1.0,
+            old: 0.0,
+            entry: 0.0,
+        };
+        // SAFETY: see above.
+        unsafe { row.read_hole(k, plan, top) };
+        row
     }
 
-    /// Whether the row has to be summed up: it counts, or its lse is wanted all the same.
+    /// # Safety
+    /// See [`read`](Self::read); `y` is a class.
+    #[inline(always)]
+    unsafe fn read_hole(&mut self, k: &Kernels, plan: &Plan, y: usize) {
+        // SAFETY: a class of a row of the plan.
+        self.x_y = unsafe { plan.logits.real(self.at, y) };
+        if plan.transform.is_some() {
+            // SAFETY: as above.
+            unsafe { self.transform_hole(k, plan) };
+        }
+        if let Some(gradient) = &plan.gradient
+            && gradient.accumulate
+        {
+            // SAFETY: as above.
+            self.old = unsafe { gradient.view.real(self.at, y) };
+        }
+    }
+
+    /// # Safety
+    /// See [`read`](Self::read).
+    #[cold]
+    unsafe fn transform_hole(&mut self, k: &Kernels, plan: &Plan) {
+        let Some(with) = &plan.transform else { return };
+        // One number of the lanes' type, which is as long as a logit or longer.
+        let (mut x, mut slope) = ([self.x_y, 0.0], [with.scale, 0.0]);
+        if plan.logits.dtype.has_short_lanes() {
+            let (mut short, mut short_slope) = (self.x_y as f32, with.scale as f32);
+            // SAFETY: one element each.
+            unsafe {
+                let (x, slope) = (&raw mut short, &raw mut short_slope);
+                (k.lanes.transform)(x.cast(), 1, with, slope.cast());
+            }
+            (x[0], slope[0]) = (f64::from(short), f64::from(short_slope));
+        } else {
+            // SAFETY: one element each.
+            unsafe {
+                let (x, slope) = (x.as_mut_ptr(), slope.as_mut_ptr());
+                (k.lanes.transform)(x.cast(), 1, with, slope.cast());
+            }
+        }
+        self.x_y = x[0];
+        if with.cap > 0.0 {
+            self.slope = slope[0];
+        }
+    }
+
+    /// Whether the row's exponentials have to be summed up: it counts, or its lse is wanted all
+    /// the same.
+    #[inline(always)]
+    pub fn needs_softmax(&self, plan: &Plan) -> bool {
+        let from_lse = matches!(plan.pass, Pass::Backward | Pass::Targets);
+        let wanted = self.kept || plan.lse.is_some() || plan.entropy.is_some();
+        !from_lse && plan.has_softmax() && wanted
+    }
+
+    /// Whether the first sweep is needed at all.
     #[inline(always)]
     pub fn needs_sum(&self, plan: &Plan) -> bool {
-        plan.pass != Pass::Backward && (self.class.is_some() || plan.lse.is_some())
+        self.needs_softmax(plan)
+            || plan.wants_argmax()
+            // The total of a row's mass is part of its gradient.
+            || (self.kept && self.has_mass(plan) && plan.pass != Pass::Targets)
+    }
+
+    /// A mass is spread over the row's classes.
+    #[inline(always)]
+    fn has_mass(&self, plan: &Plan) -> bool {
+        match plan.targets {
+            Targets::Absent => false,
+            Targets::Indices(_) => plan.label_smoothing > 0.0 && plan.pass != Pass::Backward,
+            Targets::Probabilities(_) => true,
+        }
     }
 
     /// What the first sweep is to do.
     #[inline(always)]
     pub fn sum(&self, plan: &Plan, anchor: Anchor) -> RowSum {
-        let smooths = self.class.is_some() && plan.label_smoothing > 0.0;
-        let center = smooths.then(|| {
-            // The target's own logit, unless it may be one that masks the class.
-            if self.w_y != 0.0 && self.x_y.is_finite() {
+        let center = (self.kept && self.has_mass(plan)).then(|| {
+            if plan.log_probs {
+                0.0
+            } else if self.hole.is_some() && self.w_y != 0.0 && self.x_y.is_finite() {
+                // The target's own logit, unless it may be one that masks the class.
                 self.x_y
             } else {
-                anchor.reference.log2() / f64::from(L)
+                anchor.reference.near / plan.l
             }
         });
-        RowSum { hole: self.class, anchor, center }
+        RowSum { softmax: self.needs_softmax(plan), hole: self.hole, anchor, center }
     }
 
-    /// Writes the row's lse and loss, given its sums if it [needs](Self::needs_sum) them; returns
-    /// the loss and what to do about the gradient.
+    /// Writes the row's results; returns what to do about the gradient. `i` is its lane in `ends`.
     ///
     /// # Safety
     /// See [`read`](Self::read).
     #[inline(always)]
-    pub unsafe fn finish(&mut self, plan: &Plan, sums: Option<(&RowSum, &Partial)>) -> (f64, Job) {
-        let Some((sum, sums)) = sums else {
-            if plan.pass != Pass::Backward || self.class.is_none() {
-                // SAFETY: see above.
-                unsafe { self.write_loss(plan, 0.0) };
-                return (0.0, self.constant(plan, 0.0));
-            }
-            let lse = match &plan.lse {
-                // SAFETY: see above.
-                Some(lse) => unsafe { *lse.row::<f64>(self.index) },
-                None => f64::NAN,
-            };
-            let softmax = Softmax::from_lse(lse, self.x_y);
-            // SAFETY: see above.
-            return (0.0, unsafe { self.job(plan, &softmax) });
+    pub unsafe fn finish(
+        &mut self,
+        plan: &Plan,
+        ends: &Ends,
+        i: usize,
+        sum: &RowSum,
+        sums: &Partial,
+        totals: &mut Totals,
+    ) -> Job {
+        let from_lse = matches!(plan.pass, Pass::Backward | Pass::Targets);
+        let mut softmax = Softmax {
+            lse: ends.lse[i],
+            nll: ends.nll[i],
+            miss: ends.miss[i],
+            own: Curve {
+                reference: Reference { far: ends.far[i], near: ends.near[i] },
+                factor: ends.share[i],
+            },
+            anchored: Curve::NONE,
         };
-        let softmax = Softmax::new(sums, self.class.map(|_| self.x_y), sum.anchor.reference);
-        let loss = self.loss(plan, &softmax, sum, sums);
+        if !plan.has_softmax() {
+            // Their lse is 0.
+            softmax = Softmax { lse: 0.0, nll: -self.x_y, miss: 0.0, ..softmax };
+        }
+        softmax.anchored = softmax.own;
+        if !from_lse && sum.anchor.reference != softmax.own.reference {
+            let below = softmax.own.reference.above(sum.anchor.reference, plan.l);
+            softmax.anchored.reference = sum.anchor.reference;
+            softmax.anchored.factor = times(softmax.own.factor, exp2(-below));
+        }
+        if let Pass::Softmax | Pass::LogSoftmax = plan.pass {
+            return self.distribution(plan, &softmax);
+        }
+        if !from_lse {
+            // SAFETY: see above.
+            unsafe { self.write(plan, &softmax, ends.entropy[i], sum, sums, totals) };
+        }
         // SAFETY: see above.
-        unsafe {
-            if let Some(lse) = &plan.lse {
-                *lse.row::<f64>(self.index) = softmax.lse;
-            }
-            self.write_loss(plan, loss);
-            (loss, self.job(plan, &softmax))
-        }
-    }
-
-    #[inline(always)]
-    fn loss(&self, plan: &Plan, softmax: &Softmax, sum: &RowSum, sums: &Partial) -> f64 {
-        if self.class.is_none() || self.r == 0.0 {
-            return 0.0;
-        }
-        // A row of NaN, +inf or nothing but −inf has no probabilities, whatever its weights.
-        if !softmax.lse.is_finite() {
-            return f64::NAN;
-        }
-        let mut loss = times((1.0 - plan.label_smoothing) * self.w_y, softmax.nll);
-        if let Some(center) = sum.center {
-            // Σ w_c·(lse − x_c), as W·(lse − center) − Σ w_c·(x_c − center).
-            let height = if center == self.x_y { softmax.nll } else { softmax.lse - center };
-            let dot = sums.dot + times(self.w_y, self.x_y - center);
-            let spread = plan.label_smoothing / plan.classes as f64;
-            loss += spread * (times(plan.weight_total, height) - dot);
-        }
-        self.r * loss
+        unsafe { self.job(plan, &softmax, sums.mass) }
     }
 
     /// # Safety
     /// See [`read`](Self::read).
     #[inline(always)]
-    unsafe fn job(&mut self, plan: &Plan, softmax: &Softmax) -> Job {
+    unsafe fn write(
+        &self,
+        plan: &Plan,
+        softmax: &Softmax,
+        entropy: f64,
+        sum: &RowSum,
+        sums: &Partial,
+        totals: &mut Totals,
+    ) {
+        let (loss, z_loss) = self.loss(plan, softmax, sum, sums);
+        totals.loss += loss;
+        totals.z_loss += z_loss;
+        if self.kept && plan.correct && self.hole == Some(sums.top.class) {
+            totals.correct += 1;
+        }
+        let place = |view: &Option<View>, value: f64| {
+            if let Some(view) = view {
+                // SAFETY: a row of the view.
+                unsafe { view.set_real(self.at, 0, value) };
+            }
+        };
+        place(&plan.lse, softmax.lse);
+        place(&plan.row_losses, loss + z_loss);
+        place(&plan.entropy, if softmax.lse.is_finite() { entropy } else { f64::NAN });
+        if let Some(view) = &plan.argmax {
+            // SAFETY: a row of the view, which is of i64.
+            unsafe { *view.at(self.at, 0).cast::<i64>() = sums.top.class as i64 };
+        }
+    }
+
+    /// The cross-entropy and the z-loss part.
+    #[inline(always)]
+    fn loss(&self, plan: &Plan, softmax: &Softmax, sum: &RowSum, sums: &Partial) -> (f64, f64) {
+        if !self.kept || self.r == 0.0 {
+            return (0.0, 0.0);
+        }
+        // A row of NaN, +inf or nothing but −inf has no probabilities, whatever its weights.
+        if !softmax.lse.is_finite() {
+            let z_loss = if plan.z_loss == 0.0 { 0.0 } else { f64::NAN };
+            return (f64::NAN, z_loss);
+        }
+        let mut loss = 0.0;
+        if let Some(center) = sum.center {
+            // Σ m_c·(lse − x_c), as M·(lse − center) − Σ m_c·(x_c − center).
+            let height = if self.hole.is_some() && center == self.x_y {
+                softmax.nll
+            } else {
+                softmax.lse - center
+            };
+            if self.hole.is_some() {
+                let dot = sums.dot + times(self.w_y, self.x_y - center);
+                let spread = plan.label_smoothing / plan.classes as f64;
+                loss = spread * (times(plan.weight_total, height) - dot);
+            } else {
+                loss = times(sums.mass, height) - sums.dot;
+            }
+        }
+        if self.hole.is_some() {
+            loss += times((1.0 - plan.label_smoothing) * self.w_y, softmax.nll);
+        }
+        let z_loss = times(plan.z_loss, softmax.lse * softmax.lse);
+        (self.r * loss, self.r * z_loss)
+    }
+
+    /// # Safety
+    /// See [`read`](Self::read).
+    #[inline(always)]
+    unsafe fn job(&mut self, plan: &Plan, softmax: &Softmax, mass: f64) -> Job {
         let Some(gradient) = &plan.gradient else {
             return Job::Nothing;
         };
-        let Some(target) = self.class.filter(|_| self.r != 0.0) else {
+        if !self.kept || self.r == 0.0 {
             return self.constant(plan, 0.0);
-        };
-        let upstream = match &gradient.output {
+        }
+        let (mut scale, mut z_scale) = (gradient.scale, gradient.z_scale);
+        if let Some(view) = &gradient.output {
             // SAFETY: see above.
-            Some(view) => gradient.scale * unsafe { view.real(self.index, 0) },
-            None => gradient.scale,
-        };
-        let smoothing = plan.label_smoothing;
-        let hit = upstream * self.r * (1.0 - smoothing) * self.w_y;
-        let bias = upstream * self.r * (smoothing / plan.classes as f64);
-        let total = hit + bias * plan.weight_total;
-        if !softmax.lse.is_finite() || total.is_nan() {
-            return Job::Fill(f32::NAN);
+            let output = unsafe { view.real(self.at, 0) };
+            scale *= output;
+            z_scale *= output;
         }
-        if hit == 0.0 && bias == 0.0 {
+        let smoothing = plan.label_smoothing;
+        // The target's own mass, what the mass of the others is multiplied by, and the total.
+        let (mut hit, mut bias, mut total) = if self.hole.is_some() {
+            let hit = scale * self.r * (1.0 - smoothing) * self.w_y;
+            let bias = scale * self.r * (smoothing / plan.classes as f64);
+            (hit, bias, hit + bias * plan.weight_total)
+        } else {
+            let bias = scale * self.r;
+            (0.0, bias, times(bias, mass))
+        };
+        if !softmax.lse.is_finite() {
+            self.entry = f64::NAN;
+            return Job::Fill(f64::NAN);
+        }
+        if plan.z_loss != 0.0 {
+            total += z_scale * self.r * 2.0 * plan.z_loss * softmax.lse;
+        }
+        if let Some(with) = &plan.transform
+            && with.cap == 0.0
+        {
+            (hit, bias, total) = (hit * with.scale, bias * with.scale, total * with.scale);
+        }
+        if !plan.has_softmax() {
+            self.entry = -(hit + times(bias, self.w_y));
+            if bias == 0.0 {
+                // Only the target's own is anything else than 0.
+                return if self.entry == 0.0 || gradient.accumulate {
+                    if self.entry == 0.0 { self.constant(plan, 0.0) } else { Job::Target }
+                } else {
+                    Job::Fill(0.0)
+                };
+            }
+            return Job::Sweep(self.sweep(Kind::Nothing, Curve::NONE, Curve::NONE, bias));
+        }
+        if total.is_nan() {
+            self.entry = f64::NAN;
+            return Job::Fill(f64::NAN);
+        }
+        if hit == 0.0 && bias == 0.0 && total == 0.0 {
             return self.constant(plan, 0.0);
         }
-        self.entry =
-            hit * -softmax.miss + bias * (plan.weight_total * (1.0 - softmax.miss) - self.w_y);
-        Job::Sweep(RowGradient {
-            anchored: softmax.anchored.times(total),
-            own: softmax.own.times(total),
-            bias: bias * plan.weight_unit,
-            target,
-            next: None,
-        })
+        // `total·p_y - hit - bias·w_y`, in terms of 1 − p_y.
+        let others = total - hit;
+        self.entry = self.slope
+            * (hit * -softmax.miss + (others * (1.0 - softmax.miss) - times(bias, self.w_y)));
+        let (anchored, own) = (softmax.anchored.times(total), softmax.own.times(total));
+        Job::Sweep(self.sweep(Kind::Exponentials, anchored, own, bias))
     }
 
     #[inline(always)]
-    fn constant(&self, plan: &Plan, value: f32) -> Job {
+    fn sweep(&self, kind: Kind, anchored: Curve, own: Curve, bias: f64) -> RowGradient {
+        RowGradient { kind, anchored, own, bias, target: self.hole, next: None }
+    }
+
+    /// The softmax itself, or its logarithm.
+    fn distribution(&mut self, plan: &Plan, softmax: &Softmax) -> Job {
+        if !softmax.lse.is_finite() {
+            self.entry = f64::NAN;
+            return Job::Fill(f64::NAN);
+        }
+        if plan.pass == Pass::Softmax {
+            self.entry = 1.0 - softmax.miss;
+            return Job::Sweep(self.sweep(Kind::Exponentials, softmax.anchored, softmax.own, 0.0));
+        }
+        self.entry = -softmax.nll;
+        let lse = Curve { reference: Reference { far: softmax.lse, near: 0.0 }, factor: 1.0 };
+        Job::Sweep(self.sweep(Kind::Logs, lse, lse, 0.0))
+    }
+
+    #[inline(always)]
+    fn constant(&self, plan: &Plan, value: f64) -> Job {
         match &plan.gradient {
             Some(gradient) if !gradient.accumulate => Job::Fill(value),
             _ => Job::Nothing,
@@ -376,50 +702,171 @@ impl Row {
     /// See [`read`](Self::read).
     #[inline(always)]
     pub unsafe fn place_target(&self, plan: &Plan) {
-        if let (Some(gradient), Some(y)) = (&plan.gradient, self.class) {
-            // Rounded to f32 like all others, and only then added.
-            let entry = f64::from(self.entry as f32);
-            let entry =
-                if gradient.accumulate { f64::from((self.old + entry) as f32) } else { entry };
+        if let (Some(gradient), Some(y)) = (&plan.gradient, self.hole) {
+            let round = |x: f64| {
+                if plan.logits.dtype.has_short_lanes() { f64::from(x as f32) } else { x }
+            };
+            // Rounded to the lanes' type like all others, and only then added.
+            let entry = round(self.entry);
+            let entry = if gradient.accumulate { round(self.old + entry) } else { entry };
             // SAFETY: see above; y is in range.
-            unsafe { gradient.view.set_real(self.index, y, entry) };
+            unsafe { gradient.view.set_real(self.at, y, entry) };
         }
     }
 
-    /// Writes the same value over the row's gradient.
+    /// Writes the same value over the row's gradient, whose classes are contiguous.
     ///
     /// # Safety
     /// See [`read`](Self::read).
     #[inline(always)]
-    pub unsafe fn fill(&self, plan: &Plan, value: f32) {
-        if let Some(gradient) = &plan.gradient {
-            let half = match gradient.view.dtype {
-                Dtype::Bf16 => half::bf16::from_f32(value).to_bits(),
-                _ => half::f16::from_f32(value).to_bits(),
-            };
-            // SAFETY: a row of the gradient is `classes` long, and this thread's alone.
-            unsafe {
-                match gradient.view.dtype {
-                    Dtype::Bf16 | Dtype::F16 => {
-                        let start = gradient.view.row::<u16>(self.index);
-                        std::slice::from_raw_parts_mut(start, plan.classes).fill(half);
-                    }
-                    _ => {
-                        let start = gradient.view.row::<f32>(self.index);
-                        std::slice::from_raw_parts_mut(start, plan.classes).fill(value);
-                    }
-                }
+    pub unsafe fn fill(&self, plan: &Plan, value: f64) {
+        /// # Safety
+        /// `p` is the first of `len` elements that are this thread's alone.
+        unsafe fn fill<T: Copy>(p: *mut u8, len: usize, value: T) {
+            // SAFETY: the caller's promise.
+            unsafe { std::slice::from_raw_parts_mut(p.cast::<T>(), len) }.fill(value);
+        }
+        let Some(gradient) = &plan.gradient else { return };
+        let short = value as f32;
+        // SAFETY: a row of the gradient is `classes` long, and this thread's alone.
+        unsafe {
+            let p = gradient.view.at(self.at, 0);
+            match gradient.view.dtype {
+                Dtype::F64 => fill(p, plan.classes, value),
+                Dtype::Bf16 => fill(p, plan.classes, half::bf16::from_f32(short)),
+                Dtype::F16 => fill(p, plan.classes, half::f16::from_f32(short)),
+                _ => fill(p, plan.classes, short),
             }
         }
     }
+}
 
-    /// # Safety
-    /// See [`read`](Self::read).
+/// What the sums of a row say about it.
+struct Softmax {
+    lse: f64,
+    nll: f64,
+    miss: f64,
+    /// Probabilities relative to the anchor, and to the reference that the sums ended with.
+    anchored: Curve,
+    own: Curve,
+}
+
+/// Up to eight rows that go through their stages together.
+pub struct Batch {
+    len: usize,
+    rows: [Row; LANES_OF_ENDS],
+    sums: [RowSum; LANES_OF_ENDS],
+    partials: [Partial; LANES_OF_ENDS],
+    jobs: [Job; LANES_OF_ENDS],
+}
+
+impl Batch {
+    /// No rows.
     #[inline(always)]
-    unsafe fn write_loss(&self, plan: &Plan, loss: f64) {
-        if let Some(view) = &plan.row_losses {
-            // SAFETY: a row of the view.
-            unsafe { view.set_real(self.index, 0, loss) };
+    pub fn new() -> Self {
+        let row = Row {
+            at: At { row: 0, inner: 0 },
+            hole: None,
+            kept: false,
+            x_y: f64::NEG_INFINITY,
+            slope: 1.0,
+            w_y: 1.0,
+            r: 0.0,
+            old: 0.0,
+            entry: 0.0,
+        };
+        let sum = RowSum { softmax: false, hole: None, anchor: Anchor::NONE, center: None };
+        Batch {
+            len: 0,
+            rows: [row; LANES_OF_ENDS],
+            sums: [sum; LANES_OF_ENDS],
+            partials: [Partial::EMPTY; LANES_OF_ENDS],
+            jobs: [Job::Nothing; LANES_OF_ENDS],
         }
     }
+
+    /// One more; no more than eight.
+    #[inline(always)]
+    pub fn push(&mut self, row: Row, sum: RowSum) {
+        (self.rows[self.len], self.sums[self.len]) = (row, sum);
+        self.len += 1;
+    }
+
+    /// A row, and what its first sweep is to do.
+    #[inline(always)]
+    pub fn row(&self, i: usize) -> (&Row, RowSum) {
+        (&self.rows[i], self.sums[i])
+    }
+
+    /// Has a row's sums be relative to that reference, and its dot to that center.
+    #[inline(always)]
+    pub fn relate(&mut self, i: usize, reference: Reference, center: f64) {
+        self.sums[i].anchor.reference = reference;
+        self.sums[i].center = self.sums[i].center.map(|_| center);
+    }
+
+    /// What the first sweep over a row adds up.
+    #[inline(always)]
+    pub fn partial(&mut self, i: usize) -> &mut Partial {
+        &mut self.partials[i]
+    }
+
+    /// A row, and what remains to be done.
+    #[inline(always)]
+    pub fn job(&self, i: usize) -> (&Row, Job) {
+        (&self.rows[i], self.jobs[i])
+    }
+
+    /// Writes the results of all rows and finds out what remains to be done.
+    ///
+    /// # Safety
+    /// The rows are the plan's, and no other thread is at them.
+    #[inline(always)]
+    pub unsafe fn finish(&mut self, k: &Kernels, plan: &Plan, totals: &mut Totals) {
+        let mut ends = Ends::EMPTY;
+        for i in 0..self.len {
+            let (row, partial) = (&self.rows[i], &self.partials[i]);
+            ends.x_y[i] = row.x_y;
+            ends.far[i] = partial.reference.far;
+            ends.near[i] = partial.reference.near;
+            ends.sum[i] = partial.sum;
+            ends.heat[i] = partial.heat;
+        }
+        if plan.has_softmax() {
+            if let Pass::Backward | Pass::Targets = plan.pass {
+                for i in 0..self.len {
+                    if let (true, Some(lse)) = (self.rows[i].kept, &plan.lse) {
+                        // SAFETY: a row of the view.
+                        ends.lse[i] = unsafe { lse.real(self.rows[i].at, 0) };
+                    }
+                }
+                // SAFETY: the caller's promise about the tables (`Kernels`).
+                unsafe { (k.lanes.from_lse)(&mut ends, plan.l) };
+            } else {
+                // SAFETY: as above.
+                unsafe { (k.lanes.ends)(&mut ends, plan.l) };
+            }
+        }
+        for i in 0..self.len {
+            let (row, sum, partial) = (&mut self.rows[i], &self.sums[i], &self.partials[i]);
+            // SAFETY: the caller's promise.
+            self.jobs[i] = unsafe { row.finish(plan, &ends, i, sum, partial, totals) };
+        }
+    }
+}
+
+/// The largest logit of a row.
+///
+/// # Safety
+/// See [`Row::read`].
+pub unsafe fn top(k: &Kernels, plan: &Plan, at: At) -> Top {
+    let mut top = Top::NONE;
+    for class in (0..plan.classes).step_by(crate::plan::CHUNK) {
+        let len = crate::plan::CHUNK.min(plan.classes - class);
+        // SAFETY: within the row, whose classes are contiguous.
+        let mut next = unsafe { (k.stored.argmax)(plan.logits.at(at, class), len) };
+        next.class += class;
+        top.push(next);
+    }
+    top
 }

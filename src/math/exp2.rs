@@ -1,6 +1,7 @@
 //! `2^(L·x - c)`, vectorised, within 1 ulp.
 //!
-//! The kernels work in base 2. With `L = f32(log2 e)` and an integer reference `c`:
+//! The kernels work in base 2. With `L = log2 e`, rounded to the type of the lanes, and an integer
+//! reference `c` (for lanes of f32; those of f64 differ in the constants alone):
 //!
 //! ```text
 //! m = fma(x, L, M - c)    M = 1.5·2^23 + 127: m is rounded to an integer, and its low bits are
@@ -18,77 +19,115 @@
 //! exponent instead, and cost `|log2 e^x|·2^-24`.) And because multiplication by `s` is exact,
 //! it can be fused into the sum.
 //!
+//! Rows so far from 0 that an integer `c` does not fit beside their exponents are counted from one
+//! of their logits instead, which is subtracted first: exactly, wherever the result is not 0.
+//!
 //! `x` is clamped to where `k` stays in `-127..=128`. Below `2^-126.5` the result is 0, on every
 //! instruction set alike; there are no subnormal steps. NaN goes through. The clamp costs two
 //! instructions of thirteen, so the kernels first try without it and only watch the bits of `m`,
 //! which is cheaper (kernels/contiguous.rs).
 //!
-//! `L` is not `log2 e`: what is computed is `b^x` with `b = 2^L = e^(1 - 1.335e-8)`. The kernels
+//! In f32, `L` is not `log2 e`: what is computed is `b^x` with `b = 2^L = e^(1 - 1.335e-8)`. The kernels
 //! stay consistent in that base (`log_b Σ b^x`, see row.rs), which moves a log-sum-exp by
 //! at most 1.335e-8 times the entropy of the row, and a probability by at most
 //! `1.335e-8·|ln p|`, well within the bounds promised.
 
-use crate::simd::Simd;
+use crate::simd::{Real, Simd};
 
-/// log2(e), rounded to f32: the factor between a logit and its exponent of 2.
-pub const L: f32 = std::f32::consts::LOG2_E;
+/// A type of lanes, with what `2^(L·x - c)` needs to know about it.
+pub trait Base: Real {
+    /// log2(e): the factor between a logit and its exponent of 2.
+    const L: Self;
+    /// Its ulp is 1, and its low bits are the exponent's bias.
+    const MAGIC: Self;
+    /// An m for an exponent in range ([`Exp2::parts`]) has these bits, but for as many of the
+    /// lowest as an exponent has; any other m, NaN among them, has not.
+    const WATCHED: Self;
+    /// k from `-BIAS` (0) to `BIAS + 1` (infinity).
+    const BIAS: Self;
+    /// The largest magnitude of an integer reference for which `MAGIC - c` is exact and the sum
+    /// `x·L + MAGIC - c` keeps an ulp of 1, with room to spare.
+    const NEAR: f64;
+    /// Coefficients of `f^1, f^2, …` in `2^f` on [-1/2, 1/2].
+    const POLY: &'static [Self];
+}
 
-/// 1.5·2^23, whose ulp is 1, plus the exponent bias.
-const MAGIC: f32 = 12_582_912.0 + 127.0;
+impl Base for f32 {
+    const L: f32 = std::f32::consts::LOG2_E;
+    const MAGIC: f32 = 12_582_912.0 + 127.0; // 1.5·2^23
+    const WATCHED: f32 = 12_582_912.0;
+    const BIAS: f32 = 127.0;
+    const NEAR: f64 = 2_097_152.0;
+    // Minimax in relative error (Remez), the constant held at 1, each coefficient in turn rounded
+    // to f32 and the rest fitted again. Relative error of the polynomial 5.3e-9.
+    const POLY: &'static [f32] = &[
+        0.693_147_24,
+        0.240_226_55,
+        0.055_502_724,
+        0.009_617_063,
+        0.001_341_815_2,
+        0.000_158_215_89,
+    ];
+}
 
-/// An m for a k in `-127..=128` ([`Exp2::parts`]) has these bits, but for the lowest 8; any other
-/// m, NaN among them, has not.
-pub const WATCHED: f32 = 12_582_912.0;
+impl Base for f64 {
+    const L: f64 = std::f64::consts::LOG2_E;
+    const MAGIC: f64 = 6_755_399_441_055_744.0 + 1023.0; // 1.5·2^52
+    const WATCHED: f64 = 6_755_399_441_055_744.0;
+    const BIAS: f64 = 1023.0;
+    const NEAR: f64 = 562_949_953_421_312.0;
+    // `(2^f - 1)/f` interpolated at 11 Chebyshev nodes, in 60 digits. Relative error of the
+    // polynomial, with its coefficients rounded, 2.0e-17.
+    const POLY: &'static [f64] = &[
+        0.693_147_180_559_945_3,
+        0.240_226_506_959_100_97,
+        0.055_504_108_664_821_6,
+        0.009_618_129_107_606_888,
+        0.001_333_355_814_641_693_6,
+        0.000_154_035_304_417_360_5,
+        1.525_273_382_983_612e-5,
+        1.321_544_258_792_169e-6,
+        1.017_806_244_584_577_4e-7,
+        7.072_585_949_269_223e-9,
+        4.454_960_598_186_508_6e-10,
+    ];
+}
 
-/// The largest magnitude of an integer reference for which `MAGIC - c` is exact and the sum
-/// `x·L + MAGIC - c` keeps an ulp of 1, with room to spare.
-pub const NEAR: f64 = 2_097_152.0;
-
-/// Coefficients of `f^1 … f^6` in `2^f` on [-1/2, 1/2]: minimax in relative error (Remez), the
-/// constant held at 1, each coefficient in turn rounded to f32 and the rest fitted again.
-/// Relative error of the polynomial 5.3e-9.
-const POLY: [f32; 6] =
-    [0.693_147_24, 0.240_226_55, 0.055_502_724, 0.009_617_063, 0.001_341_815_2, 0.000_158_215_89];
-
-/// Where exponents are counted from.
+/// Where exponents are counted from: `2^(L·(x - far) - near)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Reference {
-    /// An integer in units of log2, at most [`NEAR`] in magnitude.
-    Near(f32),
-    /// A logit, subtracted before anything else: for rows so far from 0 that an integer in
-    /// units of log2 does not fit. The difference is exact wherever the result is not 0.
-    Far(f32),
+pub struct Reference {
+    /// A logit, for rows whose exponents are out of reach of an integer; else 0.
+    pub far: f64,
+    /// An integer, 0 if `far` is not.
+    pub near: f64,
 }
 
 impl Reference {
+    /// Exponents are counted from 0.
+    pub const ZERO: Reference = Reference { far: 0.0, near: 0.0 };
+
     /// The reference nearest to the logit `x`, which is finite.
     #[inline(always)]
-    pub fn at(x: f32) -> Self {
-        let c = nearest(f64::from(x) * f64::from(L));
-        if c.abs() <= NEAR { Reference::Near(c as f32) } else { Reference::Far(x) }
-    }
-
-    /// The reference at `log2`, an integer or what [`log2`](Self::log2) gave for another reference,
-    /// or near it; 0 for what is not finite.
-    #[inline(always)]
-    pub fn from_log2(log2: f64) -> Self {
-        if log2.abs() <= NEAR {
-            Reference::Near(log2 as f32)
-        } else if log2.is_finite() {
-            let x = log2 / f64::from(L);
-            Reference::Far(x.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32)
+    pub fn at<R: Base>(x: R) -> Self {
+        let x = x.to_f64();
+        let c = nearest(x * R::L.to_f64());
+        if c.abs() <= R::NEAR {
+            Reference { far: 0.0, near: c }
         } else {
-            Reference::Near(0.0)
+            Reference { far: x, near: 0.0 }
         }
     }
 
-    /// The reference in units of log2, exactly.
+    /// Whether a logit has to be subtracted.
     #[inline(always)]
-    pub fn log2(self) -> f64 {
-        match self {
-            Reference::Near(c) => f64::from(c),
-            Reference::Far(x) => f64::from(x) * f64::from(L),
-        }
+    pub fn is_far(self) -> bool {
+        self.far != 0.0
+    }
+
+    /// How far it is above another, in units of log2.
+    #[inline(always)]
+    pub fn above(self, other: Reference, l: f64) -> f64 {
+        (self.near - other.near) + (self.far - other.far) * l
     }
 }
 
@@ -99,11 +138,11 @@ pub fn nearest(x: f64) -> f64 {
     if x.abs() < 2_251_799_813_685_248.0 { (x + SHIFT) - SHIFT } else { x }
 }
 
-/// The constants of `x -> 2^(L·x - c)` for one reference, in registers.
+/// The constants of `x -> 2^(L·(x - far) - near)`, in registers.
 #[derive(Clone, Copy)]
 pub struct Exp2<S: Simd, const FAR: bool> {
     s: S,
-    origin: f32,
+    origin: S::Real,
     far: S::Vector,
     low: S::Vector,
     high: S::Vector,
@@ -111,53 +150,86 @@ pub struct Exp2<S: Simd, const FAR: bool> {
     minus_magic: S::Vector,
 }
 
-impl<S: Simd, const FAR: bool> Exp2<S, FAR> {
-    /// For `Reference::Far` if and only if `FAR`.
+impl<S: Simd<Real: Base>, const FAR: bool> Exp2<S, FAR> {
+    /// For one reference. Unless `FAR`, one that is not.
     #[inline(always)]
     pub fn new(s: S, reference: Reference) -> Self {
-        let (c, far) = match reference {
-            Reference::Near(c) => (c, 0.0),
-            Reference::Far(x) => (0.0, x),
-        };
+        let (l, bias) = (S::Real::L.to_f64(), S::Real::BIAS.to_f64());
+        let near = reference.near;
+        let splat = |x: f64| s.splat(S::Real::from_f64(x));
         Exp2 {
             s,
-            origin: if FAR { far } else { c / L },
-            far: s.splat(far),
-            low: s.splat((c - 127.0) / L),
-            high: s.splat((c + 128.0) / L),
-            slope: s.splat(L),
-            minus_magic: s.splat(c - MAGIC),
+            origin: S::Real::from_f64(if FAR { reference.far } else { near / l }),
+            far: splat(reference.far),
+            low: splat((near - bias) / l),
+            high: splat((near + (bias + 1.0)) / l),
+            slope: s.splat(S::Real::L),
+            minus_magic: splat(near - S::Real::MAGIC.to_f64()),
         }
     }
 
-    /// The core of [`parts`](Self::parts).
+    /// For a reference a lane.
     #[inline(always)]
-    fn unclamped(&self, x: S::Vector) -> (S::Vector, S::Vector) {
+    pub fn lanes(s: S, far: S::Vector, near: S::Vector) -> Self {
+        let (l, bias) = (S::Real::L.to_f64(), S::Real::BIAS.to_f64());
+        let splat = |x: f64| s.splat(S::Real::from_f64(x));
+        let inverse = splat(1.0 / l);
+        Exp2 {
+            s,
+            origin: S::Real::ZERO,
+            far,
+            low: s.mul(s.sub(near, splat(bias)), inverse),
+            high: s.mul(s.add(near, splat(bias + 1.0)), inverse),
+            slope: s.splat(S::Real::L),
+            minus_magic: s.sub(near, s.splat(S::Real::MAGIC)),
+        }
+    }
+
+    /// `(q, f, m)`: `2^f = 1 + q·f`, |f| ≤ 1/2, and k in the low bits of m.
+    #[inline(always)]
+    fn unclamped(&self, x: S::Vector) -> (S::Vector, S::Vector, S::Vector) {
         let s = self.s;
         let m = s.mul_sub_exact(x, self.slope, self.minus_magic);
         let n = s.add(m, self.minus_magic);
         let f = s.mul_sub_exact(x, self.slope, n);
-        let mut p = s.splat(POLY[5]);
-        for c in [POLY[4], POLY[3], POLY[2], POLY[1], POLY[0]] {
-            p = s.mul_add(p, f, s.splat(c));
+        let (last, others) = S::Real::POLY.split_last().expect("a polynomial");
+        let mut q = s.splat(*last);
+        for &c in others.iter().rev() {
+            q = s.mul_add(q, f, s.splat(c));
         }
-        // 1 + p·f; a second rounding here would cost the portable set its 1 ulp.
-        (s.mul_sub_exact(p, f, s.splat(-1.0)), m)
+        (q, f, m)
+    }
+
+    #[inline(always)]
+    fn clamp(&self, x: S::Vector) -> S::Vector {
+        let s = self.s;
+        s.min(self.high, s.max(self.low, x))
     }
 
     /// `(p, m)` with `2^(L·x - c) = p·2^k`, p in [0.7, 1.42] and k in the low bits of m. Unless
-    /// `CLAMP`, only for x whose k is in `-127..=128`: m tells, by [`WATCHED`].
+    /// `CLAMP`, only for x whose k is in range: m tells, by [`Base::WATCHED`].
     #[inline(always)]
     pub fn parts<const CLAMP: bool>(&self, x: S::Vector) -> (S::Vector, S::Vector) {
         let s = self.s;
         let x = if FAR { s.sub(x, self.far) } else { x };
-        self.unclamped(if CLAMP { s.min(self.high, s.max(self.low, x)) } else { x })
+        let (q, f, m) = self.unclamped(if CLAMP { self.clamp(x) } else { x });
+        // A second rounding here would cost the portable set its 1 ulp.
+        (s.mul_sub_exact(q, f, s.splat(S::Real::from_f64(-1.0))), m)
     }
 
-    /// A logit whose exponent is close to 0.
+    /// A logit whose exponent is close to 0. Not for a reference a lane.
     #[inline(always)]
-    pub fn origin(&self) -> f32 {
+    pub fn origin(&self) -> S::Real {
         self.origin
+    }
+
+    /// `L·(x - far) - near`, x clamped: the exponent of [`value`](Self::value).
+    #[inline(always)]
+    pub fn exponent(&self, x: S::Vector) -> S::Vector {
+        let s = self.s;
+        let near = s.add(self.minus_magic, s.splat(S::Real::MAGIC));
+        let x = if FAR { s.sub(x, self.far) } else { x };
+        s.mul_sub_exact(self.clamp(x), self.slope, near)
     }
 
     /// `2^k` for the m of [`parts`](Self::parts).
@@ -166,13 +238,23 @@ impl<S: Simd, const FAR: bool> Exp2<S, FAR> {
         self.s.exponent_from_low_bits(m)
     }
 
-    /// `2^(L·x - c)`: relative error at most 1 ulp of f32 against `b^x·2^-c` (see above),
-    /// for results from `2^-126` up; 0 below `2^-126.5`; inf above `2^127.5`.
-    /// Without `CLAMP`, see [`parts`](Self::parts).
+    /// `2^(L·x - c)`: relative error at most 1 ulp against `b^x·2^-c` (see above), for results
+    /// from the smallest normal up; 0 below half of it (`2^-126.5` in f32); inf above `2^127.5`
+    /// (f32). Without `CLAMP`, see [`parts`](Self::parts).
     #[inline(always)]
     pub fn value<const CLAMP: bool>(&self, x: S::Vector) -> S::Vector {
         let (p, m) = self.parts::<CLAMP>(x);
         self.s.mul(p, self.scale(m))
+    }
+
+    /// `2^(L·x) - 1`, to a few ulp near 0 as well; for a reference of 0 and x up to 709.
+    #[inline(always)]
+    pub fn minus_one(&self, x: S::Vector) -> S::Vector {
+        let s = self.s;
+        let (q, f, m) = self.unclamped(self.clamp(x));
+        let scale = self.scale(m);
+        // `2^k - 1` is exact, or far larger than what it loses.
+        s.mul_add(s.mul(q, f), scale, s.sub(scale, s.splat(S::Real::from_f64(1.0))))
     }
 }
 
@@ -189,15 +271,16 @@ mod tests {
         ($name:ident, $token:expr $(, $feature:tt)*) => {
             $(#[target_feature(enable = $feature)])*
             unsafe fn $name(reference: Reference, x: &[f32; 64]) -> [f32; 64] {
-                fn all<S: Simd>(s: S, reference: Reference, x: &[f32; 64]) -> [f32; 64] {
+                fn all<S: Simd<Real = f32>>(s: S, reference: Reference, x: &[f32; 64]) -> [f32; 64] {
                     let mut out = [0.0; 64];
                     for at in (0..64).step_by(S::LANES) {
                         // SAFETY: within the arrays.
                         unsafe {
                             let x = s.load(x.as_ptr().add(at));
-                            let e = match reference {
-                                Reference::Near(_) => Exp2::<S, false>::new(s, reference).value::<true>(x),
-                                Reference::Far(_) => Exp2::<S, true>::new(s, reference).value::<true>(x),
+                            let e = if reference.is_far() {
+                                Exp2::<S, true>::new(s, reference).value::<true>(x)
+                            } else {
+                                Exp2::<S, false>::new(s, reference).value::<true>(x)
                             };
                             s.store(out.as_mut_ptr().add(at), e);
                         }
@@ -270,7 +353,8 @@ mod tests {
     /// Checks 64 results of ascending or descending arguments on each set; raises `worst` to the
     /// largest error in ulps.
     fn check(reference: Reference, x: &[f32; 64], sets: &[[f32; 64]], worst: &mut [f64]) {
-        let exponent = |x: f32| f64::from(x) * f64::from(L) - reference.log2();
+        let l = f64::from(f32::L);
+        let exponent = |x: f32| (f64::from(x) - reference.far) * l - reference.near;
         let (first, last) = (class(exponent(x[0])), class(exponent(x[63])));
         if first == last && first != Class::Close {
             let all = |right: fn(f32) -> bool| sets.iter().flatten().all(|&e| right(e));
@@ -307,7 +391,7 @@ mod tests {
     fn exhaustive() {
         let sets = available();
         let fused = sets.iter().position(|(isa, _)| *isa != Isa::Portable);
-        let reference = Reference::Near(0.0);
+        let reference = Reference::ZERO;
         let worst = (0..1u32 << 16)
             .into_par_iter()
             .map(|high| {
@@ -344,7 +428,7 @@ mod tests {
     #[test]
     fn references() {
         for at in [-1.4e6f32, -1e4, -0.3, 7.0, 1e4, 1.45e6, 1e7, -3e30, 3e38] {
-            let reference = Reference::at(at);
+            let reference = Reference::at::<f32>(at);
             let step = (at.abs() * f32::EPSILON).max(0.01);
             for (isa, values) in available() {
                 let mut worst = [0.0];

@@ -5,4 +5,5 @@
 //! platform's libm, so that the bits do not depend on where it runs.
 
 pub mod exp2;
+pub mod real;
 pub mod scalar;

@@ -1,14 +1,10 @@
-//! exp, expm1, ln, log2 and log1p of one f64, for the few values that a row needs.
+//! exp2 and log2 of one f64, for what is rare or outside of any kernel.
 //!
 //! Built from IEEE additions, multiplications and divisions alone, none of them contracted, so
 //! the bits are the same on every machine; the platform's libm promises no such thing. Relative
 //! error below 4e-16 throughout (ln and log2: of results away from 1; see each).
 
 use std::f64::consts::{LN_2, LOG2_E};
-
-/// ln 2 in two parts: the first has 32 significant bits, so `k·LN_2_HI` is exact for |k| < 2^20.
-const LN_2_HI: f64 = f64::from_bits(0x3FE6_2E42_FEE0_0000);
-const LN_2_LO: f64 = f64::from_bits(0x3DEA_39EF_3579_3C76);
 
 /// 1/k! for k = 2, 3, …: the Taylor series of exp.
 const INVERSE_FACTORIALS: [f64; 13] = [
@@ -52,23 +48,7 @@ fn pow2(k: f64) -> f64 {
     f64::from_bits((k + (6_755_399_441_055_744.0 + 1023.0)).to_bits() << 52)
 }
 
-/// `e^x`; 0 below -708.39 (no subnormal results), inf above 709.78, NaN for NaN.
-#[inline(always)]
-pub fn exp(x: f64) -> f64 {
-    if x < -708.39 {
-        return 0.0;
-    }
-    if x > 709.78 {
-        return f64::INFINITY;
-    }
-    let k = super::exp2::nearest(x * LOG2_E);
-    let r = (x - k * LN_2_HI) - k * LN_2_LO;
-    // In two steps: 2^1024 is not a number.
-    let half = super::exp2::nearest(k * 0.5);
-    (1.0 + expm1_small(r)) * pow2(half) * pow2(k - half)
-}
-
-/// `2^x`; as [`exp`] outside -1021..=1023.
+/// `2^x`; 0 below -1021 (no subnormal results), inf above 1023, NaN for NaN.
 #[inline(always)]
 pub fn exp2(x: f64) -> f64 {
     if x < -1021.0 {
@@ -80,21 +60,6 @@ pub fn exp2(x: f64) -> f64 {
     let k = super::exp2::nearest(x);
     let half = super::exp2::nearest(k * 0.5);
     (1.0 + expm1_small((x - k) * LN_2)) * pow2(half) * pow2(k - half)
-}
-
-/// `e^x - 1`.
-#[inline(always)]
-pub fn expm1(x: f64) -> f64 {
-    if x.abs() <= 0.35 {
-        return expm1_small(x);
-    }
-    if x.abs() > 40.0 {
-        return exp(x) - 1.0;
-    }
-    let k = super::exp2::nearest(x * LOG2_E);
-    let r = (x - k * LN_2_HI) - k * LN_2_LO;
-    // 2^k - 1 is exact or far larger than what it loses.
-    pow2(k) * expm1_small(r) + (pow2(k) - 1.0)
 }
 
 /// `x = 2^k·(1 + t)` with `1 + t` in [√½, √2); returns `(k, ln(1 + t))`. `x` is positive, finite
@@ -119,19 +84,7 @@ fn ln_parts(x: f64) -> (f64, f64) {
     (k as f64, t - u * (t - z * q))
 }
 
-/// ln x for x ≥ 0: -inf at 0, inf at inf, NaN for NaN and below 0.
-#[inline(always)]
-pub fn ln(x: f64) -> f64 {
-    match edge(x) {
-        Some(y) => y,
-        None => {
-            let (k, y) = ln_parts(x);
-            k * LN_2_HI + (k * LN_2_LO + y)
-        }
-    }
-}
-
-/// log2 x, with the edges of [`ln`].
+/// log2 x for x ≥ 0: -inf at 0, inf at inf, NaN for NaN and below 0.
 #[inline(always)]
 pub fn log2(x: f64) -> f64 {
     match edge(x) {
@@ -157,15 +110,6 @@ fn edge(x: f64) -> Option<f64> {
     }
 }
 
-/// `(ln(1 + x), 1/(1 + x))` for x in [0, 1], accurate down to the smallest x.
-#[inline(always)]
-pub fn log1p(x: f64) -> (f64, f64) {
-    let w = 1.0 + x;
-    let inverse = 1.0 / w;
-    // w rounds; the part of x that it lost, relative to w, is the derivative's correction.
-    (ln(w) + (x - (w - 1.0)) * inverse, inverse)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,30 +131,21 @@ mod tests {
 
     #[test]
     fn agree_with_the_standard_library() {
-        assert!(worst(exp, f64::exp, 1e-20, 708.0, true) < 4.5e-16);
         assert!(worst(exp2, f64::exp2, 1e-20, 1020.0, true) < 4.5e-16);
-        assert!(worst(expm1, f64::exp_m1, 1e-20, 700.0, true) < 4.5e-16);
-        assert!(worst(ln, f64::ln, 1e-300, 1e300, false) < 4.5e-16);
         assert!(worst(log2, f64::log2, 1e-300, 1e300, false) < 6.0e-16);
-        assert!(worst(|x| log1p(x).0, f64::ln_1p, 1e-300, 1.0, false) < 4.5e-16);
     }
 
     #[test]
     fn edges() {
-        assert_eq!(exp(f64::NEG_INFINITY), 0.0);
-        assert_eq!(exp(f64::INFINITY), f64::INFINITY);
-        assert_eq!(exp(0.0), 1.0);
-        assert!(exp(f64::NAN).is_nan() && exp2(f64::NAN).is_nan() && expm1(f64::NAN).is_nan());
+        assert_eq!(exp2(f64::NEG_INFINITY), 0.0);
+        assert_eq!(exp2(f64::INFINITY), f64::INFINITY);
+        assert!(exp2(f64::NAN).is_nan());
         assert_eq!(exp2(10.0), 1024.0);
         assert_eq!(exp2(1023.0), 2f64.powi(1023));
         assert_eq!(exp2(-1021.0), 2f64.powi(-1021));
-        assert_eq!(ln(0.0), f64::NEG_INFINITY);
-        assert_eq!(ln(1.0), 0.0);
-        assert_eq!(ln(f64::INFINITY), f64::INFINITY);
-        assert!(ln(-1.0).is_nan() && ln(f64::NAN).is_nan() && log2(f64::NAN).is_nan());
+        assert_eq!(log2(0.0), f64::NEG_INFINITY);
+        assert_eq!(log2(f64::INFINITY), f64::INFINITY);
+        assert!(log2(-1.0).is_nan() && log2(f64::NAN).is_nan());
         assert_eq!(log2(1024.0), 10.0);
-        assert_eq!(log1p(0.0), (0.0, 1.0));
-        assert!(log1p(f64::NAN).0.is_nan());
-        assert_eq!(expm1(f64::NEG_INFINITY), -1.0);
     }
 }

@@ -1,11 +1,18 @@
-//! AVX2 with FMA and F16C: 8 lanes a register.
+//! AVX2 with FMA and F16C: 32 bytes a register.
 
-use super::{Simd, read_lanes, write_lanes};
+use super::{
+    Doubles, EXPONENT, Halves, ONE, SQRT_HALF, Simd, TWO_52, TWO_52_AND_BIAS, read_lanes,
+    write_lanes,
+};
 use std::arch::x86_64::*;
 
-/// Proof that the processor has AVX2, FMA and F16C.
+/// 8 lanes of f32, and proof that the processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
 pub struct Avx2(());
+
+/// 4 lanes of f64.
+#[derive(Clone, Copy)]
+pub struct Avx2Wide(());
 
 /// A call of intrinsics, with the one reason why they may be called.
 macro_rules! avx2 {
@@ -16,22 +23,6 @@ macro_rules! avx2 {
 }
 
 impl Avx2 {
-    /// # Safety
-    /// The processor has AVX2, FMA and F16C, and so does the calling entry point.
-    #[inline(always)]
-    pub unsafe fn assume() -> Self {
-        Avx2(())
-    }
-
-    /// The lower and the upper lanes.
-    #[inline(always)]
-    fn to_f64(self, v: __m256) -> [__m256d; 2] {
-        avx2!([
-            _mm256_cvtps_pd(_mm256_castps256_ps128(v)),
-            _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v)),
-        ])
-    }
-
     /// The low 8 bits of `lanes` as a vector of all-ones or all-zero lanes.
     #[inline(always)]
     fn mask(self, lanes: u32) -> __m256i {
@@ -39,6 +30,18 @@ impl Avx2 {
             let bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
             let set = _mm256_and_si256(_mm256_set1_epi32(lanes as i32), bit);
             _mm256_cmpeq_epi32(set, bit)
+        })
+    }
+}
+
+impl Avx2Wide {
+    /// The low 4 bits of `lanes`, likewise.
+    #[inline(always)]
+    fn mask(self, lanes: u32) -> __m256i {
+        avx2!({
+            let bit = _mm256_setr_epi64x(1, 2, 4, 8);
+            let set = _mm256_and_si256(_mm256_set1_epi64x(i64::from(lanes)), bit);
+            _mm256_cmpeq_epi64(set, bit)
         })
     }
 }
@@ -57,14 +60,25 @@ pub unsafe fn sum4(v: __m256d) -> f64 {
 }
 
 impl Simd for Avx2 {
+    type Real = f32;
     type Vector = __m256;
     type Block = [__m256; 8];
-    type Totals = [__m256d; 4];
-    type Halves = __m128i;
+    type Mask = __m256;
     type Watch = __m256i;
+    type Wide = Avx2Wide;
+    type Widened = [__m256d; 2];
+    type Totals = [__m256d; 4];
 
     const LANES: usize = 8;
 
+    #[inline(always)]
+    unsafe fn assume() -> Self {
+        Avx2(())
+    }
+    #[inline(always)]
+    fn wide(self) -> Avx2Wide {
+        Avx2Wide(())
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
         avx2!(_mm256_set1_ps(x))
@@ -72,6 +86,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn splat_block(self, x: f32) -> [__m256; 8] {
         [self.splat(x); 8]
+    }
+    #[inline(always)]
+    fn totals(self) -> [__m256d; 4] {
+        avx2!([_mm256_setzero_pd(); 4])
     }
 
     #[inline(always)]
@@ -105,6 +123,128 @@ impl Simd for Avx2 {
         unsafe { _mm256_stream_ps(p, v) }
     }
     #[inline(always)]
+    fn fence(self) {
+        avx2!(_mm_sfence())
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        avx2!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    #[inline(always)]
+    fn prefetch_far(self, p: *const u8) {
+        avx2!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+    }
+    #[inline(always)]
+    fn prefetch_write(self, p: *const u8) {
+        avx2!(_mm_prefetch::<_MM_HINT_ET0>(p.cast()))
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        avx2!(_mm256_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn mul_sub_exact(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        avx2!(_mm256_fmsub_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, bound: __m256, x: __m256) -> __m256 {
+        avx2!(_mm256_max_ps(bound, x))
+    }
+    #[inline(always)]
+    fn min(self, bound: __m256, x: __m256) -> __m256 {
+        avx2!(_mm256_min_ps(bound, x))
+    }
+    #[inline(always)]
+    fn exponent_from_low_bits(self, m: __m256) -> __m256 {
+        avx2!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(m))))
+    }
+
+    #[inline(always)]
+    fn less(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn equal(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_cmp_ps::<_CMP_EQ_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn select(self, mask: __m256, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_blendv_ps(b, a, mask))
+    }
+    #[inline(always)]
+    fn bits(self, mask: __m256) -> u32 {
+        avx2!(_mm256_movemask_ps(mask) as u32)
+    }
+
+    #[inline(always)]
+    fn watch_start(self) -> __m256i {
+        avx2!(_mm256_setzero_si256())
+    }
+    #[inline(always)]
+    fn watch(self, mut seen: __m256i, block: &[__m256; 8], expected: __m256) -> __m256i {
+        avx2!({
+            for v in block {
+                let differs = _mm256_castps_si256(_mm256_xor_ps(*v, expected));
+                seen = _mm256_or_si256(seen, differs);
+            }
+            seen
+        })
+    }
+    #[inline(always)]
+    fn watch_end(self, seen: __m256i) -> bool {
+        avx2!(_mm256_testz_si256(seen, _mm256_set1_epi32(!0xFF)) == 1)
+    }
+
+    #[inline(always)]
+    fn max_lane(self, v: __m256) -> f32 {
+        avx2!({
+            let v4 = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v2 = _mm_max_ps(v4, _mm_movehl_ps(v4, v4));
+            _mm_cvtss_f32(_mm_max_ss(v2, _mm_shuffle_ps::<1>(v2, v2)))
+        })
+    }
+    #[inline(always)]
+    fn widen(self, v: __m256) -> [__m256d; 2] {
+        avx2!([
+            _mm256_cvtps_pd(_mm256_castps256_ps128(v)),
+            _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v)),
+        ])
+    }
+    #[inline(always)]
+    fn narrow(self, [lo, hi]: [__m256d; 2]) -> __m256 {
+        avx2!(_mm256_set_m128(_mm256_cvtpd_ps(hi), _mm256_cvtpd_ps(lo)))
+    }
+    #[inline(always)]
+    fn sum(self, t: [__m256d; 4]) -> f64 {
+        avx2!({
+            let lo = _mm256_add_pd(t[0], t[2]);
+            let hi = _mm256_add_pd(t[1], t[3]);
+            sum4(_mm256_add_pd(lo, hi))
+        })
+    }
+}
+
+impl Halves for Avx2 {
+    type Halves = __m128i;
+
+    #[inline(always)]
     unsafe fn load_halves(self, p: *const u16) -> __m128i {
         // SAFETY: token; the caller's promise about `p`, here and below.
         unsafe { _mm_loadu_si128(p.cast()) }
@@ -113,7 +253,7 @@ impl Simd for Avx2 {
     unsafe fn load_half_lanes(self, p: *const u16, lanes: u32, fill: u16) -> __m128i {
         // There is no masked load of 16 bits.
         // SAFETY: as above.
-        let halves = unsafe { read_lanes(p, lanes, fill) };
+        let halves: [u16; 8] = unsafe { read_lanes(p, lanes, fill) };
         // SAFETY: 8 halves.
         unsafe { self.load_halves(halves.as_ptr()) }
     }
@@ -162,6 +302,71 @@ impl Simd for Avx2 {
     fn narrow_f16(self, v: __m256) -> __m128i {
         avx2!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v))
     }
+}
+
+impl Simd for Avx2Wide {
+    type Real = f64;
+    type Vector = __m256d;
+    type Block = [__m256d; 8];
+    type Mask = __m256d;
+    type Watch = __m256i;
+    type Wide = Avx2Wide;
+    type Widened = [__m256d; 1];
+    type Totals = [__m256d; 4];
+
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn assume() -> Self {
+        Avx2Wide(())
+    }
+    #[inline(always)]
+    fn wide(self) -> Avx2Wide {
+        Avx2Wide(())
+    }
+    #[inline(always)]
+    fn splat(self, x: f64) -> __m256d {
+        avx2!(_mm256_set1_pd(x))
+    }
+    #[inline(always)]
+    fn splat_block(self, x: f64) -> [__m256d; 8] {
+        [self.splat(x); 8]
+    }
+    #[inline(always)]
+    fn totals(self) -> [__m256d; 4] {
+        avx2!([_mm256_setzero_pd(); 4])
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f64) -> __m256d {
+        // SAFETY: token; the caller's promise about `p`.
+        unsafe { _mm256_loadu_pd(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_lanes(self, p: *const f64, lanes: u32, fill: f64) -> __m256d {
+        let mask = self.mask(lanes);
+        // SAFETY: token; a masked load touches only the lanes the caller vouches for.
+        unsafe {
+            let v = _mm256_maskload_pd(p, mask);
+            _mm256_blendv_pd(_mm256_set1_pd(fill), v, _mm256_castsi256_pd(mask))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f64, v: __m256d) {
+        // SAFETY: token; the caller's promise about `p`.
+        unsafe { _mm256_storeu_pd(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_lanes(self, p: *mut f64, lanes: u32, v: __m256d) {
+        let mask = self.mask(lanes);
+        // SAFETY: token; a masked store touches only the lanes the caller vouches for.
+        unsafe { _mm256_maskstore_pd(p, mask, v) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut f64, v: __m256d) {
+        // SAFETY: token; the caller's promise about `p` and its alignment.
+        unsafe { _mm256_stream_pd(p, v) }
+    }
     #[inline(always)]
     fn fence(self) {
         avx2!(_mm_sfence())
@@ -180,36 +385,57 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn add(self, a: __m256, b: __m256) -> __m256 {
-        avx2!(_mm256_add_ps(a, b))
+    fn add(self, a: __m256d, b: __m256d) -> __m256d {
+        avx2!(_mm256_add_pd(a, b))
     }
     #[inline(always)]
-    fn sub(self, a: __m256, b: __m256) -> __m256 {
-        avx2!(_mm256_sub_ps(a, b))
+    fn sub(self, a: __m256d, b: __m256d) -> __m256d {
+        avx2!(_mm256_sub_pd(a, b))
     }
     #[inline(always)]
-    fn mul(self, a: __m256, b: __m256) -> __m256 {
-        avx2!(_mm256_mul_ps(a, b))
+    fn mul(self, a: __m256d, b: __m256d) -> __m256d {
+        avx2!(_mm256_mul_pd(a, b))
     }
     #[inline(always)]
-    fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
-        avx2!(_mm256_fmadd_ps(a, b, c))
+    fn div(self, a: __m256d, b: __m256d) -> __m256d {
+        avx2!(_mm256_div_pd(a, b))
     }
     #[inline(always)]
-    fn mul_sub_exact(self, a: __m256, b: __m256, c: __m256) -> __m256 {
-        avx2!(_mm256_fmsub_ps(a, b, c))
+    fn mul_add(self, a: __m256d, b: __m256d, c: __m256d) -> __m256d {
+        avx2!(_mm256_fmadd_pd(a, b, c))
     }
     #[inline(always)]
-    fn max(self, bound: __m256, x: __m256) -> __m256 {
-        avx2!(_mm256_max_ps(bound, x))
+    fn mul_sub_exact(self, a: __m256d, b: __m256d, c: __m256d) -> __m256d {
+        avx2!(_mm256_fmsub_pd(a, b, c))
     }
     #[inline(always)]
-    fn min(self, bound: __m256, x: __m256) -> __m256 {
-        avx2!(_mm256_min_ps(bound, x))
+    fn max(self, bound: __m256d, x: __m256d) -> __m256d {
+        avx2!(_mm256_max_pd(bound, x))
     }
     #[inline(always)]
-    fn exponent_from_low_bits(self, m: __m256) -> __m256 {
-        avx2!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(m))))
+    fn min(self, bound: __m256d, x: __m256d) -> __m256d {
+        avx2!(_mm256_min_pd(bound, x))
+    }
+    #[inline(always)]
+    fn exponent_from_low_bits(self, m: __m256d) -> __m256d {
+        avx2!(_mm256_castsi256_pd(_mm256_slli_epi64::<52>(_mm256_castpd_si256(m))))
+    }
+
+    #[inline(always)]
+    fn less(self, a: __m256d, b: __m256d) -> __m256d {
+        avx2!(_mm256_cmp_pd::<_CMP_LT_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn equal(self, a: __m256d, b: __m256d) -> __m256d {
+        avx2!(_mm256_cmp_pd::<_CMP_EQ_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn select(self, mask: __m256d, a: __m256d, b: __m256d) -> __m256d {
+        avx2!(_mm256_blendv_pd(b, a, mask))
+    }
+    #[inline(always)]
+    fn bits(self, mask: __m256d) -> u32 {
+        avx2!(_mm256_movemask_pd(mask) as u32)
     }
 
     #[inline(always)]
@@ -217,71 +443,34 @@ impl Simd for Avx2 {
         avx2!(_mm256_setzero_si256())
     }
     #[inline(always)]
-    fn watch(self, mut seen: __m256i, block: &[__m256; 8], expected: __m256) -> __m256i {
+    fn watch(self, mut seen: __m256i, block: &[__m256d; 8], expected: __m256d) -> __m256i {
         avx2!({
             for v in block {
-                seen = _mm256_or_si256(seen, _mm256_castps_si256(_mm256_xor_ps(*v, expected)));
+                let differs = _mm256_castpd_si256(_mm256_xor_pd(*v, expected));
+                seen = _mm256_or_si256(seen, differs);
             }
             seen
         })
     }
     #[inline(always)]
     fn watch_end(self, seen: __m256i) -> bool {
-        avx2!(_mm256_testz_si256(seen, _mm256_set1_epi32(!0xFF)) == 1)
+        avx2!(_mm256_testz_si256(seen, _mm256_set1_epi64x(!0x7FF)) == 1)
     }
 
     #[inline(always)]
-    fn max_lane(self, b: [__m256; 8]) -> f32 {
+    fn max_lane(self, v: __m256d) -> f64 {
         avx2!({
-            let lo = _mm256_max_ps(_mm256_max_ps(b[0], b[1]), _mm256_max_ps(b[2], b[3]));
-            let hi = _mm256_max_ps(_mm256_max_ps(b[4], b[5]), _mm256_max_ps(b[6], b[7]));
-            let v8 = _mm256_max_ps(lo, hi);
-            let v4 = _mm_max_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps::<1>(v8));
-            let v2 = _mm_max_ps(v4, _mm_movehl_ps(v4, v4));
-            _mm_cvtss_f32(_mm_max_ss(v2, _mm_shuffle_ps::<1>(v2, v2)))
+            let v2 = _mm_max_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd::<1>(v));
+            _mm_cvtsd_f64(_mm_max_sd(v2, _mm_unpackhi_pd(v2, v2)))
         })
     }
     #[inline(always)]
-    fn totals(self) -> [__m256d; 4] {
-        avx2!([_mm256_setzero_pd(); 4])
+    fn widen(self, v: __m256d) -> [__m256d; 1] {
+        [v]
     }
     #[inline(always)]
-    fn add_block(self, t: [__m256d; 4], b: [__m256; 8]) -> [__m256d; 4] {
-        avx2!({
-            // Registers 0 and 1 hold lanes 0..16, 2 and 3 lanes 16..32, and so on.
-            let lo = _mm256_add_ps(_mm256_add_ps(b[0], b[2]), _mm256_add_ps(b[4], b[6]));
-            let hi = _mm256_add_ps(_mm256_add_ps(b[1], b[3]), _mm256_add_ps(b[5], b[7]));
-            let [l0, l1] = self.to_f64(lo);
-            let [h0, h1] = self.to_f64(hi);
-            [
-                _mm256_add_pd(t[0], l0),
-                _mm256_add_pd(t[1], l1),
-                _mm256_add_pd(t[2], h0),
-                _mm256_add_pd(t[3], h1),
-            ]
-        })
-    }
-    #[inline(always)]
-    fn add_centered(self, totals: &mut [__m256d; 4], i: usize, x: __m256, center: f64) {
-        avx2!({
-            let center = _mm256_set1_pd(center);
-            // Even registers hold the first 8 of 16 lanes.
-            for (total, x) in totals[i % 2 * 2..].iter_mut().zip(self.to_f64(x)) {
-                *total = _mm256_add_pd(*total, _mm256_sub_pd(x, center));
-            }
-        })
-    }
-    #[inline(always)]
-    fn add_weighted(self, totals: &mut [__m256d; 4], i: usize, x: __m256, center: f64, w: __m256) {
-        avx2!({
-            let center = _mm256_set1_pd(center);
-            let lanes = self.to_f64(x).into_iter().zip(self.to_f64(w));
-            for (total, (x, w)) in totals[i % 2 * 2..].iter_mut().zip(lanes) {
-                let nonzero = _mm256_cmp_pd::<_CMP_NEQ_UQ>(w, _mm256_setzero_pd());
-                let term = _mm256_mul_pd(w, _mm256_sub_pd(x, center));
-                *total = _mm256_add_pd(*total, _mm256_and_pd(nonzero, term));
-            }
-        })
+    fn narrow(self, [v]: [__m256d; 1]) -> __m256d {
+        v
     }
     #[inline(always)]
     fn sum(self, t: [__m256d; 4]) -> f64 {
@@ -289,6 +478,25 @@ impl Simd for Avx2 {
             let lo = _mm256_add_pd(t[0], t[2]);
             let hi = _mm256_add_pd(t[1], t[3]);
             sum4(_mm256_add_pd(lo, hi))
+        })
+    }
+}
+
+impl Doubles for Avx2Wide {
+    #[inline(always)]
+    fn split(self, x: __m256d) -> (__m256d, __m256d) {
+        avx2!({
+            let one = _mm256_set1_epi64x(ONE as i64);
+            let bits = _mm256_castpd_si256(x);
+            // The bias keeps it positive; k is then in the exponent's place.
+            let above =
+                _mm256_sub_epi64(bits, _mm256_set1_epi64x(SQRT_HALF.wrapping_sub(ONE) as i64));
+            let whole = _mm256_and_si256(above, _mm256_set1_epi64x(EXPONENT as i64));
+            let m = _mm256_add_epi64(_mm256_sub_epi64(bits, whole), one);
+            let k =
+                _mm256_or_si256(_mm256_srli_epi64::<52>(above), _mm256_set1_epi64x(TWO_52 as i64));
+            let k = _mm256_sub_pd(_mm256_castsi256_pd(k), _mm256_set1_pd(TWO_52_AND_BIAS));
+            (k, _mm256_castsi256_pd(m))
         })
     }
 }

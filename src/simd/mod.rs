@@ -1,8 +1,8 @@
 //! Vectors of real numbers, one small file of intrinsics for each instruction set.
 //!
-//! A kernel never sees a register width. It works on a *block* of [`BLOCK`] virtual lanes,
-//! which every instruction set covers with as many registers as it needs, and sums lanes by
-//! the trees written down here. Which register a lane sits in therefore never shows in a
+//! A kernel never sees a register width. It works on a *block* of virtual lanes, 64 of f32 or 32
+//! of f64, which every instruction set covers with as many registers as it needs, and sums lanes
+//! by the trees written down here. Which register a lane sits in therefore never shows in a
 //! result: every set with fused multiply-add gives the same bits.
 
 pub mod portable;
@@ -12,95 +12,114 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 
-/// Virtual lanes a block: 4 registers of AVX-512, 8 of AVX2. Four independent chains hide the
-/// latency of an addition at two instructions a cycle; more would only lengthen the tails.
-pub const BLOCK: usize = 64;
+/// f64 lanes that a block is summed into.
+pub const TOTALS: usize = 16;
 
-/// The vector instructions of one instruction set, as a token: holding one proves that the
-/// processor has the set, so its methods are safe to call.
+/// What lanes hold: f32 or f64.
+pub trait Real: Copy + PartialEq + PartialOrd + std::fmt::Debug + Send + Sync + 'static {
+    /// Negative infinity.
+    const NEG_INFINITY: Self;
+    /// 0
+    const ZERO: Self;
+
+    /// Rounded to nearest.
+    fn from_f64(x: f64) -> Self;
+    /// Exactly.
+    fn to_f64(self) -> f64;
+}
+
+macro_rules! real {
+    ($type:ident) => {
+        impl Real for $type {
+            const NEG_INFINITY: Self = $type::NEG_INFINITY;
+            const ZERO: Self = 0.0;
+
+            #[inline(always)]
+            fn from_f64(x: f64) -> Self {
+                x as $type
+            }
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                f64::from(self)
+            }
+        }
+    };
+}
+real!(f32);
+real!(f64);
+
+/// The vector instructions of one instruction set for one type of lanes, as a token: holding one
+/// proves that the processor has the set, so its methods are safe to call.
 ///
 /// Every method is `#[inline(always)]`. They carry no `#[target_feature]` of their own and take
 /// on the features of the entry point (dispatch.rs) they end up in.
 pub trait Simd: Copy {
+    /// What a lane holds.
+    type Real: Real;
     /// One register.
     type Vector: Copy;
-    /// [`BLOCK`] lanes: an array of `BLOCK / LANES` registers, lane 0 first.
+    /// A block: an array of `BLOCK / LANES` registers, lane 0 first. Four or more independent
+    /// chains hide the latency of an addition at two instructions a cycle; more than 8 registers
+    /// would only lengthen the tails.
     type Block: Copy + AsRef<[Self::Vector]> + AsMut<[Self::Vector]>;
-    /// 16 lanes of f64.
-    type Totals: Copy;
-    /// `LANES` halves, as bits.
-    type Halves: Copy;
+    /// One flag a lane.
+    type Mask: Copy;
     /// What [`watch`](Self::watch) has seen.
     type Watch: Copy;
+    /// The same set with lanes of f64.
+    type Wide: Doubles<Wide = Self::Wide>;
+    /// A register of this type as registers of f64, lane 0 first.
+    type Widened: Copy + AsRef<[WideVector<Self>]> + AsMut<[WideVector<Self>]>;
+    /// [`TOTALS`] lanes of f64.
+    type Totals: Copy + AsRef<[WideVector<Self>]> + AsMut<[WideVector<Self>]>;
 
-    /// f32 lanes of one register.
+    /// Lanes of one register.
     const LANES: usize;
+    /// Lanes of a block: 256 bytes of them.
+    const BLOCK: usize = 256 / size_of::<Self::Real>();
+
+    /// The token.
+    ///
+    /// # Safety
+    /// The processor has the set, and the calling entry point is compiled for it.
+    unsafe fn assume() -> Self;
+    /// The token for lanes of f64.
+    fn wide(self) -> Self::Wide;
 
     /// `x` in every lane.
-    fn splat(self, x: f32) -> Self::Vector;
+    fn splat(self, x: Self::Real) -> Self::Vector;
     /// `x` in every lane of a block.
-    fn splat_block(self, x: f32) -> Self::Block;
+    fn splat_block(self, x: Self::Real) -> Self::Block;
+    /// All lanes 0.
+    fn totals(self) -> Self::Totals;
 
     /// The `LANES` values at `p`, which may have any alignment.
     ///
     /// # Safety
     /// `p` is valid for reads of `LANES` values.
-    unsafe fn load(self, p: *const f32) -> Self::Vector;
+    unsafe fn load(self, p: *const Self::Real) -> Self::Vector;
     /// The values at `p` whose bit is set in `lanes`, `fill` elsewhere. Memory behind a clear
     /// bit is not touched.
     ///
     /// # Safety
     /// For every set bit `i`, `p + i` is valid for reads.
-    unsafe fn load_lanes(self, p: *const f32, lanes: u32, fill: f32) -> Self::Vector;
+    unsafe fn load_lanes(self, p: *const Self::Real, lanes: u32, fill: Self::Real) -> Self::Vector;
     /// Writes `LANES` values to `p`, which may have any alignment.
     ///
     /// # Safety
     /// `p` is valid for writes of `LANES` values.
-    unsafe fn store(self, p: *mut f32, v: Self::Vector);
+    unsafe fn store(self, p: *mut Self::Real, v: Self::Vector);
     /// Writes the lanes whose bit is set in `lanes`; other memory is not touched.
     ///
     /// # Safety
     /// For every set bit `i`, `p + i` is valid for writes.
-    unsafe fn store_lanes(self, p: *mut f32, lanes: u32, v: Self::Vector);
+    unsafe fn store_lanes(self, p: *mut Self::Real, lanes: u32, v: Self::Vector);
     /// Writes `LANES` values around the caches where the set can, else as [`store`](Self::store).
     /// [`fence`](Self::fence) orders such writes before later ones.
     ///
     /// # Safety
     /// `p` is valid for writes of `LANES` values and aligned to the size of a register.
-    unsafe fn stream(self, p: *mut f32, v: Self::Vector);
-    /// The `LANES` halves at `p`, aligned to 2 bytes.
-    ///
-    /// # Safety
-    /// As [`load`](Self::load).
-    unsafe fn load_halves(self, p: *const u16) -> Self::Halves;
-    /// The halves at `p` whose bit is set in `lanes`, `fill` elsewhere.
-    ///
-    /// # Safety
-    /// As [`load_lanes`](Self::load_lanes).
-    unsafe fn load_half_lanes(self, p: *const u16, lanes: u32, fill: u16) -> Self::Halves;
-    /// Writes `LANES` halves.
-    ///
-    /// # Safety
-    /// As [`store`](Self::store).
-    unsafe fn store_halves(self, p: *mut u16, v: Self::Halves);
-    /// Writes the halves whose bit is set in `lanes`.
-    ///
-    /// # Safety
-    /// As [`store_lanes`](Self::store_lanes).
-    unsafe fn store_half_lanes(self, p: *mut u16, lanes: u32, v: Self::Halves);
-    /// Writes `LANES` halves as [`stream`](Self::stream) does.
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn stream_halves(self, p: *mut u16, v: Self::Halves);
-    /// bf16 to f32, exactly.
-    fn widen_bf16(self, v: Self::Halves) -> Self::Vector;
-    /// f32 to bf16, to nearest even; NaN stays NaN.
-    fn narrow_bf16(self, v: Self::Vector) -> Self::Halves;
-    /// f16 to f32, exactly.
-    fn widen_f16(self, v: Self::Halves) -> Self::Vector;
-    /// f32 to f16, to nearest even; NaN stays NaN.
-    fn narrow_f16(self, v: Self::Vector) -> Self::Halves;
+    unsafe fn stream(self, p: *mut Self::Real, v: Self::Vector);
     /// Makes streamed writes visible before any later write.
     fn fence(self);
     /// Asks for the cache line at `p`; never faults, whatever `p` is.
@@ -116,6 +135,8 @@ pub trait Simd: Copy {
     fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// `a * b`
     fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `a / b`
+    fn div(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// `a * b + c`, with one rounding where the set has it, else with two.
     fn mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
     /// `a * b - c` in which the product is not rounded, on every set: what argument reduction
@@ -125,50 +146,172 @@ pub trait Simd: Copy {
     fn max(self, bound: Self::Vector, x: Self::Vector) -> Self::Vector;
     /// The smaller of the two, and `x` if either is NaN.
     fn min(self, bound: Self::Vector, x: Self::Vector) -> Self::Vector;
-    /// The bits of every lane shifted left by 23, read as a float again: turns an integer that
-    /// sits in the low bits of a float into a biased exponent.
+    /// The bits of every lane shifted left until the lowest of them is the lowest of the exponent,
+    /// read as a float again: turns an integer that sits in the low bits into a biased exponent.
     fn exponent_from_low_bits(self, m: Self::Vector) -> Self::Vector;
+
+    /// `a < b`; false with NaN.
+    fn less(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
+    /// `a == b`; false with NaN.
+    fn equal(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
+    /// `a` where the mask is set, `b` elsewhere.
+    fn select(self, mask: Self::Mask, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// One bit a lane.
+    fn bits(self, mask: Self::Mask) -> u32;
 
     /// Nothing seen.
     fn watch_start(self) -> Self::Watch;
     /// Notes where the bits of a lane differ from those of `expected`.
     fn watch(self, seen: Self::Watch, block: &Self::Block, expected: Self::Vector) -> Self::Watch;
-    /// Whether nowhere any but the lowest 8 bits differed.
+    /// Whether nowhere any but the lowest bits, as many as an exponent has, differed.
     fn watch_end(self, seen: Self::Watch) -> bool;
 
-    /// The largest lane; NaN lanes count for nothing unless all are NaN.
-    fn max_lane(self, block: Self::Block) -> f32;
-    /// All lanes 0.
-    fn totals(self) -> Self::Totals;
-    /// Adds a block to the totals: lane `l` of 16 gets `(b[l] + b[l+16]) + (b[l+32] + b[l+48])`,
-    /// those three additions in f32, the last in f64.
-    fn add_block(self, totals: Self::Totals, block: Self::Block) -> Self::Totals;
-    /// Adds `x - center` in f64, lane by lane, for register `i` of a block: lane `l` of the block
-    /// goes to lane `l mod 16` of the totals.
-    fn add_centered(self, totals: &mut Self::Totals, i: usize, x: Self::Vector, center: f64);
-    /// Adds `w·(x - center)` in f64, as [`add_centered`](Self::add_centered); 0 where w is ±0,
-    /// whatever x is.
-    fn add_weighted(
-        self,
-        totals: &mut Self::Totals,
-        i: usize,
-        x: Self::Vector,
-        center: f64,
-        w: Self::Vector,
-    );
+    /// The largest lane; no lane is NaN.
+    fn max_lane(self, v: Self::Vector) -> Self::Real;
+    /// The lanes in f64.
+    fn widen(self, v: Self::Vector) -> Self::Widened;
+    /// The lanes rounded from f64.
+    fn narrow(self, v: Self::Widened) -> Self::Vector;
     /// Sum of the totals: halves are added lane by lane, 16 → 8 → 4 → 2 → 1.
     fn sum(self, totals: Self::Totals) -> f64;
+
+    /// The largest lane of a block without NaN.
+    #[inline(always)]
+    fn max_of_block(self, block: Self::Block) -> Self::Real {
+        let (first, rest) = block.as_ref().split_first().expect("a block has registers");
+        self.max_lane(rest.iter().fold(*first, |max, &v| self.max(max, v)))
+    }
+
+    /// Adds a block to the totals: 16 lanes at a time are added up in lanes of their own type, by
+    /// a tree, `(b[l] + b[l+16]) + (b[l+32] + b[l+48])`, and the sums to lane `l` in f64.
+    #[inline(always)]
+    fn add_block(self, totals: &mut Self::Totals, block: &Self::Block) {
+        let block = block.as_ref();
+        let registers = TOTALS / Self::LANES;
+        for i in 0..registers {
+            let at = |group: usize| block[group * registers + i];
+            let mut v = self.add(at(0), at(1));
+            if Self::BLOCK == 64 {
+                v = self.add(v, self.add(at(2), at(3)));
+            }
+            self.add_wide(totals, i, self.widen(v));
+        }
+    }
+
+    /// Adds the lanes of register `i` of a block to the totals: lane `l` of the block to lane
+    /// `l mod 16`.
+    #[inline(always)]
+    fn add_wide(self, totals: &mut Self::Totals, i: usize, v: Self::Widened) {
+        let (wide, v) = (self.wide(), v.as_ref());
+        for (j, &v) in v.iter().enumerate() {
+            let total = &mut totals.as_mut()[(i * v_len::<Self>() + j) % totals_len::<Self>()];
+            *total = wide.add(*total, v);
+        }
+    }
 }
 
-/// The values at `p` whose bit is set among the lowest 8 of `lanes`, `fill` elsewhere: for sets
+/// One register of f64 of the same set.
+pub type WideVector<S> = <<S as Simd>::Wide as Simd>::Vector;
+
+/// Registers of f64 that one register widens to.
+const fn v_len<S: Simd>() -> usize {
+    S::LANES / <S::Wide as Simd>::LANES
+}
+
+/// Registers of f64 that the totals take.
+const fn totals_len<S: Simd>() -> usize {
+    TOTALS / <S::Wide as Simd>::LANES
+}
+
+/// What lanes of f32 can do with halves.
+pub trait Halves: Simd<Real = f32> {
+    /// `LANES` halves, as bits.
+    type Halves: Copy;
+
+    /// The `LANES` halves at `p`, aligned to 2 bytes.
+    ///
+    /// # Safety
+    /// As [`load`](Simd::load).
+    unsafe fn load_halves(self, p: *const u16) -> Self::Halves;
+    /// The halves at `p` whose bit is set in `lanes`, `fill` elsewhere.
+    ///
+    /// # Safety
+    /// As [`load_lanes`](Simd::load_lanes).
+    unsafe fn load_half_lanes(self, p: *const u16, lanes: u32, fill: u16) -> Self::Halves;
+    /// Writes `LANES` halves.
+    ///
+    /// # Safety
+    /// As [`store`](Simd::store).
+    unsafe fn store_halves(self, p: *mut u16, v: Self::Halves);
+    /// Writes the halves whose bit is set in `lanes`.
+    ///
+    /// # Safety
+    /// As [`store_lanes`](Simd::store_lanes).
+    unsafe fn store_half_lanes(self, p: *mut u16, lanes: u32, v: Self::Halves);
+    /// Writes `LANES` halves as [`stream`](Simd::stream) does.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn stream_halves(self, p: *mut u16, v: Self::Halves);
+    /// bf16 to f32, exactly.
+    fn widen_bf16(self, v: Self::Halves) -> Self::Vector;
+    /// f32 to bf16, to nearest even; NaN stays NaN.
+    fn narrow_bf16(self, v: Self::Vector) -> Self::Halves;
+    /// f16 to f32, exactly.
+    fn widen_f16(self, v: Self::Halves) -> Self::Vector;
+    /// f32 to f16, to nearest even; NaN stays NaN.
+    fn narrow_f16(self, v: Self::Vector) -> Self::Halves;
+}
+
+/// What lanes of f64 can do besides: the logarithm takes numbers apart.
+pub trait Doubles: Simd<Real = f64> {
+    /// `(k, m)` with `x = m·2^k` and m in [√½, √2), for x positive, finite and normal; anything
+    /// for others.
+    fn split(self, x: Self::Vector) -> (Self::Vector, Self::Vector);
+}
+
+/// The bits of register `i` out of a mask of a block's lanes.
+#[inline(always)]
+pub fn lanes_of<S: Simd>(mask: u64, i: usize) -> u32 {
+    (mask >> (i * S::LANES)) as u32 & ((1u64 << S::LANES) - 1) as u32
+}
+
+/// A mask of the first `n < 64` lanes.
+#[inline(always)]
+pub fn first_lanes(n: usize) -> u64 {
+    (1u64 << n) - 1
+}
+
+/// A mask of the first `n` lanes of a register, or of all if there are no more than `n`.
+#[inline(always)]
+pub fn up_to<S: Simd>(n: usize) -> u32 {
+    ((1u64 << n.min(S::LANES)) - 1) as u32
+}
+
+/// A mask of all lanes of a block.
+#[inline(always)]
+pub fn all_lanes<S: Simd>() -> u64 {
+    !0 >> (64 - S::BLOCK)
+}
+
+/// For [`Doubles::split`]: the bits of √½, and of 1, whose exponent is the bias.
+const SQRT_HALF: u64 = std::f64::consts::FRAC_1_SQRT_2.to_bits();
+const ONE: u64 = 1.0f64.to_bits();
+/// Sign and exponent.
+const EXPONENT: u64 = 0xFFF << 52;
+/// 2^52: or'ed into it, an integer below 2^52 is the fraction of a number.
+const TWO_52: u64 = 4_503_599_627_370_496.0f64.to_bits();
+const TWO_52_AND_BIAS: f64 = 4_503_599_627_370_496.0 + 1023.0;
+
+/// The values at `p` whose bit is set among the lowest `N` of `lanes`, `fill` elsewhere: for sets
 /// without a masked load of that width. One by one, and not unrolled: tails are short.
 ///
 /// # Safety
 /// As [`Simd::load_lanes`]; `p` is aligned.
 #[inline(always)]
-unsafe fn read_lanes<T: Copy>(p: *const T, lanes: u32, fill: T) -> [T; 8] {
-    let mut values = [fill; 8];
-    let mut rest = lanes & 0xFF;
+unsafe fn read_lanes<T: Copy, const N: usize>(p: *const T, lanes: u32, fill: T) -> [T; N] {
+    let mut values = [fill; N];
+    let mut rest = lanes & ((1 << N) - 1);
     while rest != 0 {
         let i = rest.trailing_zeros() as usize;
         // SAFETY: a lane that the caller vouches for.
@@ -178,13 +321,13 @@ unsafe fn read_lanes<T: Copy>(p: *const T, lanes: u32, fill: T) -> [T; 8] {
     values
 }
 
-/// Writes the values whose bit is set among the lowest 8 of `lanes`, as [`read_lanes`] reads.
+/// Writes the values whose bit is set among the lowest `N` of `lanes`, as [`read_lanes`] reads.
 ///
 /// # Safety
 /// As [`Simd::store_lanes`]; `p` is aligned.
 #[inline(always)]
-unsafe fn write_lanes<T: Copy>(p: *mut T, lanes: u32, values: [T; 8]) {
-    let mut rest = lanes & 0xFF;
+unsafe fn write_lanes<T: Copy, const N: usize>(p: *mut T, lanes: u32, values: [T; N]) {
+    let mut rest = lanes & ((1 << N) - 1);
     while rest != 0 {
         let i = rest.trailing_zeros() as usize;
         // SAFETY: a lane that the caller vouches for.

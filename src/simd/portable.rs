@@ -1,64 +1,208 @@
 //! The vectors of the `wide` crate: whatever the build's own target has. NEON on AArch64, SSE2
 //! on a plain x86-64, scalars elsewhere.
 
-use super::{Simd, read_lanes, write_lanes};
-use wide::{f32x8, u32x8};
+use super::{
+    Doubles, EXPONENT, Halves, ONE, SQRT_HALF, Simd, TOTALS, TWO_52, TWO_52_AND_BIAS, read_lanes,
+    write_lanes,
+};
+use wide::{f32x8, f64x4, u32x8, u64x4};
 
 /// The name of this set among the supported ones.
 pub const NAME: &str =
     if cfg!(all(target_arch = "aarch64", target_feature = "neon")) { "neon" } else { "portable" };
 
-/// Whether `f32x8::mul_add` rounds once in this build.
+/// Whether `mul_add` rounds once in this build.
 const FUSED: bool =
     cfg!(any(all(target_arch = "aarch64", target_feature = "neon"), target_feature = "fma"));
 
-/// Needs no proof: these vectors run everywhere.
+/// 8 lanes of f32. Needs no proof: these vectors run everywhere.
 #[derive(Clone, Copy)]
 pub struct Portable;
 
+/// 4 lanes of f64.
+#[derive(Clone, Copy)]
+pub struct PortableWide;
+
+/// What differs between the two in nothing but the names.
+macro_rules! simd {
+    ($token:ident, $real:ty, $vector:ident, $bits:ident, $lanes:expr, $shift:expr) => {
+        type Real = $real;
+        type Vector = $vector;
+        type Block = [$vector; 8];
+        type Mask = $vector;
+        type Watch = $bits;
+        type Wide = PortableWide;
+        type Totals = [f64x4; TOTALS / 4];
+
+        const LANES: usize = $lanes;
+
+        #[inline(always)]
+        unsafe fn assume() -> Self {
+            $token
+        }
+        #[inline(always)]
+        fn wide(self) -> PortableWide {
+            PortableWide
+        }
+        #[inline(always)]
+        fn splat(self, x: $real) -> $vector {
+            $vector::splat(x)
+        }
+        #[inline(always)]
+        fn splat_block(self, x: $real) -> [$vector; 8] {
+            [$vector::splat(x); 8]
+        }
+        #[inline(always)]
+        fn totals(self) -> [f64x4; TOTALS / 4] {
+            [f64x4::ZERO; TOTALS / 4]
+        }
+
+        #[inline(always)]
+        unsafe fn load(self, p: *const $real) -> $vector {
+            // SAFETY: the caller's promise about `p`; an array read unaligned.
+            $vector::from(unsafe { p.cast::<[$real; $lanes]>().read_unaligned() })
+        }
+        #[inline(always)]
+        unsafe fn load_lanes(self, p: *const $real, lanes: u32, fill: $real) -> $vector {
+            // SAFETY: the caller's promise.
+            $vector::from(unsafe { read_lanes::<_, $lanes>(p, lanes, fill) })
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut $real, v: $vector) {
+            // SAFETY: the caller's promise about `p`; an array written unaligned.
+            unsafe { p.cast::<[$real; $lanes]>().write_unaligned(v.to_array()) }
+        }
+        #[inline(always)]
+        unsafe fn store_lanes(self, p: *mut $real, lanes: u32, v: $vector) {
+            // SAFETY: the caller's promise.
+            unsafe { write_lanes::<_, $lanes>(p, lanes, v.to_array()) }
+        }
+        #[inline(always)]
+        unsafe fn stream(self, p: *mut $real, v: $vector) {
+            // SAFETY: the caller's promise about `p`.
+            unsafe { self.store(p, v) }
+        }
+        #[inline(always)]
+        fn fence(self) {}
+        #[inline(always)]
+        fn prefetch(self, _: *const u8) {}
+        #[inline(always)]
+        fn prefetch_far(self, _: *const u8) {}
+        #[inline(always)]
+        fn prefetch_write(self, _: *const u8) {}
+
+        #[inline(always)]
+        fn add(self, a: $vector, b: $vector) -> $vector {
+            a + b
+        }
+        #[inline(always)]
+        fn sub(self, a: $vector, b: $vector) -> $vector {
+            a - b
+        }
+        #[inline(always)]
+        fn mul(self, a: $vector, b: $vector) -> $vector {
+            a * b
+        }
+        #[inline(always)]
+        fn div(self, a: $vector, b: $vector) -> $vector {
+            a / b
+        }
+        #[inline(always)]
+        fn mul_add(self, a: $vector, b: $vector, c: $vector) -> $vector {
+            a.mul_add(b, c)
+        }
+        #[inline(always)]
+        fn max(self, bound: $vector, x: $vector) -> $vector {
+            x.simd_lt(bound).bitselect(bound, x)
+        }
+        #[inline(always)]
+        fn min(self, bound: $vector, x: $vector) -> $vector {
+            bound.simd_lt(x).bitselect(bound, x)
+        }
+        #[inline(always)]
+        fn exponent_from_low_bits(self, m: $vector) -> $vector {
+            $vector::from(m.to_array().map(|m| <$real>::from_bits(m.to_bits() << $shift)))
+        }
+
+        #[inline(always)]
+        fn less(self, a: $vector, b: $vector) -> $vector {
+            a.simd_lt(b)
+        }
+        #[inline(always)]
+        fn equal(self, a: $vector, b: $vector) -> $vector {
+            a.simd_eq(b)
+        }
+        #[inline(always)]
+        fn select(self, mask: $vector, a: $vector, b: $vector) -> $vector {
+            mask.bitselect(a, b)
+        }
+        #[inline(always)]
+        fn bits(self, mask: $vector) -> u32 {
+            mask.to_bitmask()
+        }
+
+        #[inline(always)]
+        fn watch_start(self) -> $bits {
+            $bits::ZERO
+        }
+        #[inline(always)]
+        fn watch(self, mut seen: $bits, block: &[$vector; 8], expected: $vector) -> $bits {
+            let bits = |v: $vector| $bits::from(v.to_array().map(<$real>::to_bits));
+            for v in block {
+                seen |= bits(*v) ^ bits(expected);
+            }
+            seen
+        }
+        #[inline(always)]
+        fn watch_end(self, seen: $bits) -> bool {
+            let exponent_bits = size_of::<$real>() * 8 - 1 - $shift;
+            seen.to_array().into_iter().all(|bits| bits >> exponent_bits == 0)
+        }
+
+        #[inline(always)]
+        fn max_lane(self, v: $vector) -> $real {
+            v.to_array().into_iter().fold(<$real>::NEG_INFINITY, <$real>::max)
+        }
+        #[inline(always)]
+        fn sum(self, t: [f64x4; TOTALS / 4]) -> f64 {
+            let v = ((t[0] + t[2]) + (t[1] + t[3])).to_array();
+            (v[0] + v[2]) + (v[1] + v[3])
+        }
+    };
+}
+
 impl Simd for Portable {
-    type Vector = f32x8;
-    type Block = [f32x8; 8];
-    type Totals = [f64; 16];
+    simd!(Portable, f32, f32x8, u32x8, 8, 23);
+    type Widened = [f64x4; 2];
+
+    #[inline(always)]
+    fn mul_sub_exact(self, a: f32x8, b: f32x8, c: f32x8) -> f32x8 {
+        if FUSED {
+            return a.mul_sub(b, c);
+        }
+        // The product of two f32 fits an f64, so only the difference is rounded: first to f64,
+        // then to f32.
+        let (a, b, c) = (a.to_array(), b.to_array(), c.to_array());
+        f32x8::from(std::array::from_fn(|i| {
+            (f64::from(a[i]) * f64::from(b[i]) - f64::from(c[i])) as f32
+        }))
+    }
+    #[inline(always)]
+    fn widen(self, v: f32x8) -> [f64x4; 2] {
+        let v = v.to_array();
+        let half = |from: usize| f64x4::from(std::array::from_fn(|i| f64::from(v[from + i])));
+        [half(0), half(4)]
+    }
+    #[inline(always)]
+    fn narrow(self, v: [f64x4; 2]) -> f32x8 {
+        let v = v.map(f64x4::to_array);
+        f32x8::from(std::array::from_fn(|i| v[i / 4][i % 4] as f32))
+    }
+}
+
+impl Halves for Portable {
     type Halves = [u16; 8];
-    type Watch = u32x8;
 
-    const LANES: usize = 8;
-
-    #[inline(always)]
-    fn splat(self, x: f32) -> f32x8 {
-        f32x8::splat(x)
-    }
-    #[inline(always)]
-    fn splat_block(self, x: f32) -> [f32x8; 8] {
-        [f32x8::splat(x); 8]
-    }
-
-    #[inline(always)]
-    unsafe fn load(self, p: *const f32) -> f32x8 {
-        // SAFETY: the caller's promise about `p`; an array of f32 read unaligned.
-        f32x8::from(unsafe { p.cast::<[f32; 8]>().read_unaligned() })
-    }
-    #[inline(always)]
-    unsafe fn load_lanes(self, p: *const f32, lanes: u32, fill: f32) -> f32x8 {
-        // SAFETY: the caller's promise.
-        f32x8::from(unsafe { read_lanes(p, lanes, fill) })
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut f32, v: f32x8) {
-        // SAFETY: the caller's promise about `p`; an array of f32 written unaligned.
-        unsafe { p.cast::<[f32; 8]>().write_unaligned(v.to_array()) }
-    }
-    #[inline(always)]
-    unsafe fn store_lanes(self, p: *mut f32, lanes: u32, v: f32x8) {
-        // SAFETY: the caller's promise.
-        unsafe { write_lanes(p, lanes, v.to_array()) }
-    }
-    #[inline(always)]
-    unsafe fn stream(self, p: *mut f32, v: f32x8) {
-        // SAFETY: the caller's promise about `p`.
-        unsafe { self.store(p, v) }
-    }
     #[inline(always)]
     unsafe fn load_halves(self, p: *const u16) -> [u16; 8] {
         // SAFETY: the caller's promise about `p`.
@@ -100,112 +244,41 @@ impl Simd for Portable {
     fn narrow_f16(self, v: f32x8) -> [u16; 8] {
         v.to_array().map(|x| half::f16::from_f32(x).to_bits())
     }
-    #[inline(always)]
-    fn fence(self) {}
-    #[inline(always)]
-    fn prefetch(self, _: *const u8) {}
-    #[inline(always)]
-    fn prefetch_far(self, _: *const u8) {}
-    #[inline(always)]
-    fn prefetch_write(self, _: *const u8) {}
+}
+
+impl Simd for PortableWide {
+    simd!(PortableWide, f64, f64x4, u64x4, 4, 52);
+    type Widened = [f64x4; 1];
 
     #[inline(always)]
-    fn add(self, a: f32x8, b: f32x8) -> f32x8 {
-        a + b
-    }
-    #[inline(always)]
-    fn sub(self, a: f32x8, b: f32x8) -> f32x8 {
-        a - b
-    }
-    #[inline(always)]
-    fn mul(self, a: f32x8, b: f32x8) -> f32x8 {
-        a * b
-    }
-    #[inline(always)]
-    fn mul_add(self, a: f32x8, b: f32x8, c: f32x8) -> f32x8 {
-        a.mul_add(b, c)
-    }
-    #[inline(always)]
-    fn mul_sub_exact(self, a: f32x8, b: f32x8, c: f32x8) -> f32x8 {
+    fn mul_sub_exact(self, a: f64x4, b: f64x4, c: f64x4) -> f64x4 {
         if FUSED {
             return a.mul_sub(b, c);
         }
-        // The product of two f32 fits an f64, so only the difference is rounded: first to f64,
-        // then to f32.
+        // The platform's function, slow, and exact by definition.
         let (a, b, c) = (a.to_array(), b.to_array(), c.to_array());
-        f32x8::from(std::array::from_fn(|i| {
-            (f64::from(a[i]) * f64::from(b[i]) - f64::from(c[i])) as f32
-        }))
+        f64x4::from(std::array::from_fn(|i| a[i].mul_add(b[i], -c[i])))
     }
     #[inline(always)]
-    fn max(self, bound: f32x8, x: f32x8) -> f32x8 {
-        bound.simd_gt(x).bitselect(bound, x)
+    fn widen(self, v: f64x4) -> [f64x4; 1] {
+        [v]
     }
     #[inline(always)]
-    fn min(self, bound: f32x8, x: f32x8) -> f32x8 {
-        x.simd_gt(bound).bitselect(bound, x)
+    fn narrow(self, [v]: [f64x4; 1]) -> f64x4 {
+        v
     }
-    #[inline(always)]
-    fn exponent_from_low_bits(self, m: f32x8) -> f32x8 {
-        let bits = u32x8::from(m.to_array().map(f32::to_bits)) << 23u32;
-        f32x8::from(bits.to_array().map(f32::from_bits))
-    }
+}
 
+impl Doubles for PortableWide {
     #[inline(always)]
-    fn watch_start(self) -> u32x8 {
-        u32x8::ZERO
-    }
-    #[inline(always)]
-    fn watch(self, mut seen: u32x8, block: &[f32x8; 8], expected: f32x8) -> u32x8 {
-        let bits = |v: f32x8| u32x8::from(v.to_array().map(f32::to_bits));
-        for v in block {
-            seen |= bits(*v) ^ bits(expected);
-        }
-        seen
-    }
-    #[inline(always)]
-    fn watch_end(self, seen: u32x8) -> bool {
-        seen.to_array().into_iter().all(|bits| bits <= 0xFF)
-    }
-
-    #[inline(always)]
-    fn max_lane(self, b: [f32x8; 8]) -> f32 {
-        let pairs = |a, b| Portable.max(a, b);
-        let v = pairs(
-            pairs(pairs(b[0], b[1]), pairs(b[2], b[3])),
-            pairs(pairs(b[4], b[5]), pairs(b[6], b[7])),
-        );
-        v.to_array().into_iter().fold(f32::NEG_INFINITY, f32::max)
-    }
-    #[inline(always)]
-    fn totals(self) -> [f64; 16] {
-        [0.0; 16]
-    }
-    #[inline(always)]
-    fn add_block(self, t: [f64; 16], b: [f32x8; 8]) -> [f64; 16] {
-        // Registers 0 and 1 hold lanes 0..16, 2 and 3 lanes 16..32, and so on.
-        let lo = ((b[0] + b[2]) + (b[4] + b[6])).to_array();
-        let hi = ((b[1] + b[3]) + (b[5] + b[7])).to_array();
-        std::array::from_fn(|i| t[i] + f64::from(if i < 8 { lo[i] } else { hi[i - 8] }))
-    }
-    #[inline(always)]
-    fn add_centered(self, totals: &mut [f64; 16], i: usize, x: f32x8, center: f64) {
-        // Even registers hold the first 8 of 16 lanes.
-        for (total, x) in totals[i % 2 * 8..].iter_mut().zip(x.to_array()) {
-            *total += f64::from(x) - center;
-        }
-    }
-    #[inline(always)]
-    fn add_weighted(self, totals: &mut [f64; 16], i: usize, x: f32x8, center: f64, w: f32x8) {
-        let lanes = x.to_array().into_iter().zip(w.to_array());
-        for (total, (x, w)) in totals[i % 2 * 8..].iter_mut().zip(lanes) {
-            *total += if w == 0.0 { 0.0 } else { f64::from(w) * (f64::from(x) - center) };
-        }
-    }
-    #[inline(always)]
-    fn sum(self, t: [f64; 16]) -> f64 {
-        let v8: [f64; 8] = std::array::from_fn(|i| t[i] + t[i + 8]);
-        let v4: [f64; 4] = std::array::from_fn(|i| v8[i] + v8[i + 4]);
-        (v4[0] + v4[2]) + (v4[1] + v4[3])
+    fn split(self, x: f64x4) -> (f64x4, f64x4) {
+        let bits = x.to_array().map(f64::to_bits);
+        // The bias keeps it positive; k is then in the exponent's place.
+        let above = bits.map(|bits| bits.wrapping_sub(SQRT_HALF.wrapping_sub(ONE)));
+        let k = above.map(|a| f64::from_bits(a >> 52 | TWO_52) - TWO_52_AND_BIAS);
+        let m = std::array::from_fn(|i| {
+            f64::from_bits(bits[i].wrapping_sub(above[i] & EXPONENT).wrapping_add(ONE))
+        });
+        (f64x4::from(k), f64x4::from(m))
     }
 }
