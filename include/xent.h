@@ -13,6 +13,15 @@
  *   if (xent_forward_backward(&problem, NULL, 1.0, &results, &grad) != XENT_OK)
  *     fprintf(stderr, "%s\n", xent_last_error());
  *
+ * Besides: xent_forward and xent_backward one by one, xent_backward_targets for the gradient with
+ * respect to probability targets, and the softmax family over any axis of a tensor:
+ *
+ *   xent_shape shape = XENT_SHAPE_INIT;
+ *   xent_input x = {values, XENT_F32, {0}};
+ *   xent_output y = {values, XENT_F32, {0}};      // in place
+ *   shape.rows = rows; shape.classes = classes;
+ *   xent_status status = xent_log_softmax(&shape, &x, &y);
+ *
  * Memory is the caller's: xent reads and writes it during the call and keeps nothing. Every
  * function may be called from any number of threads at once. No call prints, exits or throws.
  */
@@ -39,9 +48,13 @@
 #define XENT_RESULTS_INIT                                                                          \
   { sizeof(xent_results), NULL, {NULL, XENT_F32, {0, 0, 0}}, NULL, NULL, NULL, NULL, NULL, NULL,   \
     NULL, {NULL, XENT_F32, {0, 0, 0}} }
+#define XENT_SHAPE_INIT { sizeof(xent_shape), 0, 0, 0, 1, 0, NULL }
 
 /**
- * "logits" already are log-probabilities (NLLLoss). Not in this version: XENT_ERR_PARAM.
+ * "logits" already are log-probabilities, logp_c in the formulas (NLLLoss): no lse is taken, and
+ * gradients go to logp. Only classes with a target mass are read, and all if argmax is asked for.
+ * logit_scale, softcap and z_loss, and the results lse, entropy and z_loss, do not exist then:
+ * XENT_ERR_PARAM.
  */
 #define XENT_FLAG_LOG_PROBS 1
 
@@ -51,7 +64,7 @@
 #define XENT_FLAG_EMPTY_IS_ZERO 2
 
 /**
- * The gradient is added to grad_logits instead of overwriting it. Not in place.
+ * A gradient is added to grad_logits or grad_targets instead of overwriting it. Not in place.
  */
 #define XENT_FLAG_ACCUMULATE 4
 
@@ -76,10 +89,15 @@ typedef uint32_t xent_dtype;
 /**
  * A strided operand that is read; memory of the caller's, which xent never keeps.
  *
- * Strides count elements, in the order row, class, inner. All three zero = densely packed. The
- * stride of an axis of size 1, and strides[1] of an operand without a class axis (indices, row
- * weights, row mask, row losses), is not looked at, for "all zero" either. Elements may repeat
+ * Strides count elements, in the order row, class, inner. All three zero = densely packed:
+ * [rows, classes, inner] in C order, [rows, inner] for an operand without a class axis (indices,
+ * row weights, row mask, row losses, entropy). The stride of an axis of size 1, and strides[1] of
+ * an operand without a class axis, is not looked at, for "all zero" either. Elements may repeat
  * (stride 0 on some axis). data == NULL = absent; an operand without elements may have any data.
+ *
+ * So any axis of a tensor can be the class axis. Classes first, as in a transposed matrix
+ * [classes, rows]: strides {1, rows, 1}. Images [N, C, H, W]: inner = H*W, packed. The last axis
+ * but one of [A, B, C, D]: rows = A*B, classes = C, inner = D, packed.
  */
 typedef struct xent_input {
   /**
@@ -105,17 +123,32 @@ typedef uint32_t xent_reduction;
  * A cross-entropy problem. Start from XENT_PROBLEM_INIT, which carries the defaults; set rows,
  * classes, logits and targets, and what else is wanted. xent reads it and keeps nothing of it.
  *
- * N rows, C classes, K inner positions (1 in this version). x_c are the logits of a row, y its
- * target, w_c the class weights, W their sum, r the row weight, e = label_smoothing:
+ * N rows, C classes, K inner positions: N*K softmax distributions. Below, "row" means one of
+ * them, and [rows, inner] is what has one element for each. z_c are the logits of a row as
+ * stored, w_c the class weights, W their sum, r the row weight, e = label_smoothing:
  *
+ *   x_c = logit_scale * z_c, then x_c = softcap * tanh(x_c / softcap) if softcap > 0
  *   lse = ln sum_c exp x_c      logp_c = x_c - lse      p_c = exp logp_c
- *   row loss = r * ((1-e) * w_y * -logp_y  +  e/C * sum_c w_c * -logp_c)
- *   gradient = r * ((1-e) * w_y * (p_c - [c=y])  +  e/C * (W * p_c - w_c))
  *
- * A row is ignored if its target is ignore_index or its mask byte is 0: its loss is 0, its
+ * With a class index y for target:
+ *
+ *   row loss = r * ((1-e) * w_y * -logp_y  +  e/C * sum_c w_c * -logp_c  +  z_loss * lse^2)
+ *   d/dx_c   = r * ((1-e) * w_y * (p_c - [c=y])  +  e/C * (W * p_c - w_c)  +  2 * z_loss * lse * p_c)
+ *
+ * With probabilities t_c for targets, t'_c = (1-e) * t_c + e/C and T = sum_c w_c * t'_c, which
+ * need not be 1:
+ *
+ *   row loss = r * (sum_c w_c * t'_c * -logp_c  +  z_loss * lse^2)
+ *   d/dx_c   = r * (T * p_c - w_c * t'_c  +  2 * z_loss * lse * p_c)
+ *   d/dt_c   = r * (1-e) * w_c * -logp_c
+ *
+ * The gradient with respect to z_c is d/dx_c times logit_scale, and times 1 - tanh^2 under a
+ * softcap. With XENT_FLAG_LOG_PROBS, z_c = logp_c, and d/dlogp_c is minus the factor of -logp_c.
+ *
+ * A row is ignored if its target index is ignore_index or its mask byte is 0: its loss is 0, its
  * gradient exactly 0, and nothing that its logits hold reaches another row. A term whose
- * factor is 0 is 0, whatever it multiplies. A kept row that holds NaN or +inf, or nothing but
- * -inf, has NaN for loss and gradient, unless its weight r is 0.
+ * factor (w_c, t'_c, 1-e, r) is 0 is 0, whatever it multiplies. A kept row in which some x_c is
+ * NaN or +inf, or every one is -inf, has NaN for loss and gradient, unless its weight r is 0.
  */
 typedef struct xent_problem {
   /**
@@ -135,18 +168,19 @@ typedef struct xent_problem {
    */
   size_t classes;
   /**
-   * K; default 1, and 1 is all that this version takes (XENT_ERR_SHAPE).
+   * K, the positions inside the class axis: d1*..*dk for logits [N, C, d1, .., dk]. Default 1.
    */
   size_t inner;
   /**
-   * f32, bf16 or f16, [rows, classes], classes contiguous, any row stride. f64 and other class
-   * strides are not in this version (XENT_ERR_DTYPE, XENT_ERR_STRIDE). Halves are computed with
-   * in f32: their loss is that of the widened logits, bit for bit.
+   * f32, f64, bf16 or f16, [rows, classes, inner]; any strides. Halves are computed with in f32:
+   * their loss is that of the widened logits, bit for bit.
    */
   struct xent_input logits;
   /**
-   * i64, i32, u32, u16 or u8 class indices [rows]. Absent: only lse can be asked for,
-   * anything else is XENT_ERR_NULL.
+   * i64, i32, u32, u16 or u8: class indices [rows, inner]. f32, f64, bf16 or f16: probabilities
+   * [rows, classes, inner], in whatever float type the logits have; they are not checked, and
+   * need be neither normalised nor positive. Absent: only lse, argmax and entropy can be asked
+   * for, anything else is XENT_ERR_NULL.
    */
   struct xent_input targets;
   /**
@@ -154,15 +188,16 @@ typedef struct xent_problem {
    */
   struct xent_input class_weights;
   /**
-   * Optional, any float [rows].
+   * Optional, any float [rows, inner].
    */
   struct xent_input row_weights;
   /**
-   * Optional, u8 [rows]; 0 = treated as ignored, whatever the target.
+   * Optional, u8 [rows, inner]; 0 = treated as ignored, whatever the target.
    */
   struct xent_input row_mask;
   /**
-   * The target of rows that do not count; any value. Default -100.
+   * The target index of rows that do not count; any value. Not applied to probability targets.
+   * Default -100.
    */
   int64_t ignore_index;
   /**
@@ -170,23 +205,26 @@ typedef struct xent_problem {
    */
   double label_smoothing;
   /**
-   * Weight of lse^2. Not in this version: 0, the default.
+   * Weight of lse^2, finite and >= 0; default 0.
    */
   double z_loss;
   /**
-   * x -> cap*tanh(x/cap). Not in this version: 0, the default.
+   * If > 0, x -> softcap*tanh(x/softcap), after logit_scale; finite and >= 0. Default 0 = off.
    */
   double softcap;
   /**
-   * x -> scale*x. Not in this version: 1, the default.
+   * x -> logit_scale*x (1/temperature); finite and > 0. Default 1.
    */
   double logit_scale;
   /**
-   * If > 0, what a mean divides by instead of the sum of r*w_y. Default 0.
+   * If > 0, what a mean divides its cross-entropy part by, instead of the sum of r*w_y (index
+   * targets) or of r (probabilities) over kept rows: for gradient accumulation, data
+   * parallelism. Default 0.
    */
   double normalizer;
   /**
-   * As normalizer, for z_loss. Not in this version: 0, the default.
+   * If > 0, what a mean divides its z-loss part by, instead of the sum of r over kept rows.
+   * Default 0.
    */
   double z_normalizer;
   /**
@@ -224,7 +262,8 @@ typedef struct xent_output {
 
 /**
  * Everything that a forward can hand back; NULL or absent, the default, for what is not wanted.
- * One pass over the logits produces all of it. The memory is the caller's.
+ * One pass over the logits produces all of it. The memory is the caller's. Without targets there
+ * are lse, argmax and entropy.
  */
 typedef struct xent_results {
   /**
@@ -232,27 +271,28 @@ typedef struct xent_results {
    */
   uint32_t struct_size;
   /**
-   * The reduced loss; must be NULL with XENT_NONE.
+   * The reduced loss, z-loss included; must be NULL with XENT_NONE.
    */
   double *loss;
   /**
-   * f32 or f64 [rows]; 0 where ignored. Never divided by anything.
+   * f32 or f64 [rows, inner], z-loss included; 0 where ignored. Never divided by anything.
    */
   struct xent_output row_losses;
   /**
-   * [rows], packed: the log-sum-exp of the logits, of ignored rows too.
+   * [rows, inner], packed: the log-sum-exp of the scaled and capped logits, of ignored rows
+   * too. NULL with XENT_FLAG_LOG_PROBS.
    */
   double *lse;
   /**
-   * Not in this version: NULL, as for all members marked so.
+   * The z-loss part of *loss, 0 if it is off. NULL with XENT_NONE and XENT_FLAG_LOG_PROBS.
    */
   double *z_loss;
   /**
-   * What XENT_MEAN divides by, whatever the reduction.
+   * What XENT_MEAN divides the cross-entropy part by, whatever the reduction.
    */
   double *normalizer;
   /**
-   * Not in this version.
+   * What XENT_MEAN divides the z-loss part by, whatever the reduction, z-loss on or off.
    */
   double *z_normalizer;
   /**
@@ -260,18 +300,58 @@ typedef struct xent_results {
    */
   uint64_t *kept_rows;
   /**
-   * Not in this version.
+   * [rows, inner], packed: the predicted class, of ignored rows too. Of the logits as stored:
+   * the lowest index of a NaN if there is one, else of the maximum (0 if all are -inf).
    */
   int64_t *argmax;
   /**
-   * Not in this version.
+   * Kept rows whose argmax is the target index. NULL with probability targets.
    */
   uint64_t *correct;
   /**
-   * Not in this version.
+   * f32 or f64 [rows, inner]: -sum_c p_c * logp_c, of ignored rows too. Absent with
+   * XENT_FLAG_LOG_PROBS.
    */
   struct xent_output entropy;
 } xent_results;
+
+/**
+ * The shape of a call of the softmax family. Start from XENT_SHAPE_INIT; set rows and classes.
+ *
+ * Operands are [rows, classes, inner]; softmax runs over the classes, of which any strides make
+ * any axis of any tensor.
+ */
+typedef struct xent_shape {
+  /**
+   * Set by XENT_SHAPE_INIT; lets the struct grow.
+   */
+  uint32_t struct_size;
+  /**
+   * 0; anything else is XENT_ERR_STRUCT.
+   */
+  uint32_t flags;
+  /**
+   * N
+   */
+  size_t rows;
+  /**
+   * C
+   */
+  size_t classes;
+  /**
+   * K; default 1.
+   */
+  size_t inner;
+  /**
+   * 0 = the whole pool; 1 = the calling thread alone; n = at most n. The result has the same
+   * bits whatever it is. Default 0.
+   */
+  uint32_t threads;
+  /**
+   * NULL, the default = rayon's global pool.
+   */
+  const struct xent_pool *pool;
+} xent_shape;
 
 /**
  * float
@@ -319,7 +399,8 @@ typedef struct xent_results {
 #define XENT_U32 20
 
 /**
- * The sum of the row losses over the sum of r*w_y, both over kept rows.
+ * Each part of the loss over its denominator: cross-entropy over the sum of r*w_y of kept rows
+ * (the sum of r with probability targets), z-loss over the sum of r.
  */
 #define XENT_MEAN 0
 
@@ -344,12 +425,13 @@ typedef struct xent_results {
 #define XENT_ERR_NULL 1
 
 /**
- * struct_size unset, or unknown flag bits: not built from XENT_PROBLEM_INIT, XENT_RESULTS_INIT.
+ * struct_size unset, or unknown flag bits: not built from XENT_PROBLEM_INIT, XENT_RESULTS_INIT,
+ * XENT_SHAPE_INIT.
  */
 #define XENT_ERR_STRUCT 2
 
 /**
- * A size is out of range, or rows*classes*inner overflows.
+ * rows*classes*inner overflows, or there are rows without classes.
  */
 #define XENT_ERR_SHAPE 3
 
@@ -360,7 +442,7 @@ typedef struct xent_results {
 #define XENT_ERR_STRIDE 4
 
 /**
- * A dtype is unknown or not allowed for its operand.
+ * A dtype is unknown, or not allowed for its operand or beside that of another.
  */
 #define XENT_ERR_DTYPE 5
 
@@ -400,7 +482,8 @@ extern "C" {
 /**
  * The loss and what else `results` asks for. Reads the logits from memory once.
  *
- * problem, results: not NULL. Thread-safe. On failure nothing is written.
+ * problem, results: not NULL. Without targets it is an evaluation: lse, argmax, entropy.
+ * Thread-safe. On failure nothing is written.
  *
  * Every operand that is present covers the problem's shape; no other thread writes the inputs
  * or touches the outputs during the call.
@@ -410,14 +493,16 @@ xent_status xent_forward(const struct xent_problem *problem, const struct xent_r
 /**
  * The gradient of the loss with respect to the logits, recomputed from lse.
  *
- * problem, lse, grad_logits: not NULL. lse: double [rows], packed, of a forward over the same logits or of the caller's own making.
- * grad_output: the gradient of what follows, NULL = 1; any float, one element, or [rows] with
- * XENT_NONE. grad_scale: finite, multiplies on top (loss scaling, 1/accumulation steps).
- * grad_logits: [rows, classes], the dtype of the logits, or f32 for halves, rounded once, to
- * nearest even; it may be exactly the logits (same data, dtype and
- * strides), which are then overwritten (not with XENT_FLAG_ACCUMULATE: XENT_ERR_OVERLAP).
- * Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE. Thread-safe. On failure
- * nothing is written.
+ * problem, lse, grad_logits: not NULL. lse: double [rows, inner], packed, of a forward over the
+ * same logits and options or of the caller's own making; with XENT_FLAG_LOG_PROBS it is not
+ * looked at and may be NULL.
+ * grad_output: the gradient of what follows, NULL = 1; any float, one element, or [rows, inner]
+ * with XENT_NONE. grad_scale: finite, multiplies on top (loss scaling, 1/accumulation steps).
+ * grad_logits: [rows, classes, inner], the dtype of the logits, or f32 for halves, rounded once,
+ * to nearest even; any strides that keep its elements apart. It may be exactly the logits (same
+ * data, dtype and strides), which are then overwritten (not with XENT_FLAG_ACCUMULATE:
+ * XENT_ERR_OVERLAP). Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE.
+ * Thread-safe. On failure nothing is written.
  */
 xent_status xent_backward(const struct xent_problem *problem,
                           const double *lse,
@@ -426,16 +511,77 @@ xent_status xent_backward(const struct xent_problem *problem,
                           const struct xent_output *grad_logits);
 
 /**
+ * The gradient of the loss with respect to probability targets, recomputed from lse:
+ * r * (1-e) * w_c * (lse - x_c), times what the reduction, grad_output and grad_scale multiply
+ * with; for distillation, where targets are a model's as well. With XENT_FLAG_LOG_PROBS lse - x_c
+ * is -logp_c.
+ *
+ * As xent_backward but for grad_targets: not NULL, [rows, classes, inner], any float dtype, any
+ * strides that keep its elements apart; it overlaps no other operand. A factor of 0 (r, 1-e, w_c)
+ * makes 0, whatever it multiplies. The targets' values are not read. Targets that are class
+ * indices have no gradient: XENT_ERR_PARAM. Thread-safe. On failure nothing is written.
+ */
+xent_status xent_backward_targets(const struct xent_problem *problem,
+                                  const double *lse,
+                                  const struct xent_input *grad_output,
+                                  double grad_scale,
+                                  const struct xent_output *grad_targets);
+
+/**
  * Both in one go, reading the logits from memory once.
  *
- * problem, grad_logits: not NULL; results may be. The rest as in xent_forward and xent_backward. On failure nothing is
- * written.
+ * problem, grad_logits: not NULL; results may be. The rest as in xent_forward and xent_backward.
+ * Thread-safe. On failure nothing is written.
  */
 xent_status xent_forward_backward(const struct xent_problem *problem,
                                   const struct xent_input *grad_output,
                                   double grad_scale,
                                   const struct xent_results *results,
                                   const struct xent_output *grad_logits);
+
+/**
+ * Log-softmax over the classes: y_c = x_c - ln sum_c exp x_c.
+ *
+ * shape, x, y: not NULL. x, y: f32, f64, bf16 or f16, both of one dtype (XENT_ERR_DTYPE), [rows,
+ * classes, inner], any strides. y may be exactly x (same data and strides), and overlaps it in no
+ * other way. Halves are computed with in f32 and rounded once. A row that holds NaN or +inf, or
+ * nothing but -inf, becomes NaN; another -inf stays one. Thread-safe. On failure nothing is
+ * written.
+ */
+xent_status xent_log_softmax(const struct xent_shape *shape,
+                             const struct xent_input *x,
+                             const struct xent_output *y);
+
+/**
+ * The gradient through xent_log_softmax: grad_x_c = grad_y_c - exp(y_c) * sum_c grad_y_c.
+ *
+ * shape, y, grad_y, grad_x: not NULL. y: what xent_log_softmax wrote; grad_y: the gradient with
+ * respect to it. All three of one dtype, as in xent_log_softmax. grad_x may be exactly y or
+ * exactly grad_y, and overlaps them in no other way. Thread-safe. On failure nothing is written.
+ */
+xent_status xent_log_softmax_backward(const struct xent_shape *shape,
+                                      const struct xent_input *y,
+                                      const struct xent_input *grad_y,
+                                      const struct xent_output *grad_x);
+
+/**
+ * Softmax over the classes: y_c = exp x_c / sum_c exp x_c.
+ *
+ * All else as xent_log_softmax, but that -inf becomes 0.
+ */
+xent_status xent_softmax(const struct xent_shape *shape,
+                         const struct xent_input *x,
+                         const struct xent_output *y);
+
+/**
+ * The gradient through xent_softmax: grad_x_c = y_c * (grad_y_c - sum_c y_c * grad_y_c).
+ *
+ * All else as xent_log_softmax_backward; y: what xent_softmax wrote.
+ */
+xent_status xent_softmax_backward(const struct xent_shape *shape,
+                                  const struct xent_input *y,
+                                  const struct xent_input *grad_y,
+                                  const struct xent_output *grad_x);
 
 /**
  * "XENT_ERR_TARGET" for XENT_ERR_TARGET, and so on; "XENT_ERR_UNKNOWN" for a code of no

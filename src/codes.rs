@@ -29,16 +29,20 @@ pub const XENT_U32: xent_dtype = 20;
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub type xent_reduction = u32;
 
-/// The sum of the row losses over the sum of r*w_y, both over kept rows.
+/// Each part of the loss over its denominator: cross-entropy over the sum of r*w_y of kept rows
+/// (the sum of r with probability targets), z-loss over the sum of r.
 pub const XENT_MEAN: xent_reduction = 0;
 /// The sum of the row losses.
 pub const XENT_SUM: xent_reduction = 1;
 /// Row losses alone; the gradient is that of each row's own loss.
 pub const XENT_NONE: xent_reduction = 2;
 
-/// "logits" already are log-probabilities (NLLLoss). Not in this version: XENT_ERR_PARAM.
+/// "logits" already are log-probabilities, logp_c in the formulas (NLLLoss): no lse is taken, and
+/// gradients go to logp. Only classes with a target mass are read, and all if argmax is asked for.
+/// logit_scale, softcap and z_loss, and the results lse, entropy and z_loss, do not exist then:
+/// XENT_ERR_PARAM.
 pub const XENT_FLAG_LOG_PROBS: u32 = 0x1;
 /// A mean over no kept rows is 0 instead of NaN.
 pub const XENT_FLAG_EMPTY_IS_ZERO: u32 = 0x2;
-/// The gradient is added to grad_logits instead of overwriting it. Not in place.
+/// A gradient is added to grad_logits or grad_targets instead of overwriting it. Not in place.
 pub const XENT_FLAG_ACCUMULATE: u32 = 0x4;

@@ -15,8 +15,8 @@ mod sealed {
     }
 }
 
-/// A number that an operand can hold: f32, f64, bf16, f16, i64, i32, u32, u16, u8. Which of them an operand
-/// takes is checked by the call ([`Error::Dtype`]).
+/// A number that an operand can hold: f32, f64, bf16, f16, i64, i32, u32, u16, u8. Which of them
+/// an operand takes is checked by the call ([`Error::Dtype`]).
 pub trait Number: sealed::Sealed + Copy {}
 
 macro_rules! numbers {
@@ -27,18 +27,31 @@ macro_rules! numbers {
         impl Number for $type {}
     )*};
 }
-numbers!(half::bf16 => XENT_BF16, half::f16 => XENT_F16, f32 => XENT_F32, f64 => XENT_F64, i64 => XENT_I64, i32 => XENT_I32, u32 => XENT_U32, u16 => XENT_U16, u8 => XENT_U8);
+numbers!(half::bf16 => XENT_BF16, half::f16 => XENT_F16, f32 => XENT_F32, f64 => XENT_F64,
+    i64 => XENT_I64, i32 => XENT_I32, u32 => XENT_U32, u16 => XENT_U16, u8 => XENT_U8);
 
 /// An operand that is read: a slice, packed unless strides are given.
 #[derive(Clone, Copy)]
 pub struct Input<'a> {
-    operand: Operand,
+    pub(crate) operand: Operand,
     slice: PhantomData<&'a [u8]>,
 }
 
 impl Input<'_> {
     /// Strides of rows, classes and inner positions, in elements. An operand without classes
-    /// ignores the second. All zero = packed.
+    /// ignores the second. All zero = packed. Elements may repeat: a stride may be 0.
+    ///
+    /// So any axis can be that of the classes; here they come first:
+    ///
+    /// ```
+    /// use xent::{CrossEntropy, Input};
+    ///
+    /// let columns = [0.1f32, 2.0, 0.2, 0.0, 0.3, 0.0, 0.4, 0.0]; // [classes = 4, rows = 2]
+    /// let logits = Input::from(&columns).strides([1, 2, 1]);
+    /// let loss = CrossEntropy::new(2, 4).forward(logits, &[0i32, 0])?;
+    /// assert!((loss - (1.5425 + 0.3408) / 2.0).abs() < 1e-4);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
     pub fn strides(mut self, strides: [i64; 3]) -> Self {
         self.operand.strides = strides;
         self
@@ -47,7 +60,7 @@ impl Input<'_> {
 
 /// An operand that is written: a slice, packed unless strides are given.
 pub struct Output<'a> {
-    operand: Operand,
+    pub(crate) operand: Operand,
     slice: PhantomData<&'a mut [u8]>,
 }
 
@@ -94,7 +107,8 @@ impl<'a, T: Number, const N: usize> From<&'a mut [T; N]> for Output<'a> {
 /// How row losses become the loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Reduction {
-    /// Σ of the row losses over Σ of `r·w_y`, both over kept rows.
+    /// Each part over its denominator: cross-entropy over Σ of `r·w_y` (of `r` with probability
+    /// targets), z-loss over Σ of `r`; all over kept rows.
     #[default]
     Mean,
     /// Σ of the row losses.
@@ -104,37 +118,90 @@ pub enum Reduction {
 }
 
 /// What a forward can hand back; `None` for what is not wanted. One pass produces all of it.
+///
+/// ```
+/// use xent::{CrossEntropy, Results};
+///
+/// let logits = [0.1f32, 0.2, 0.3, 0.4, 0.4, 0.3, 0.2, 0.1];
+/// let (mut loss, mut correct) = (0.0, 0);
+/// let (mut row_losses, mut argmax) = ([0f32; 2], [0; 2]);
+/// let results = Results {
+///     loss: Some(&mut loss),
+///     row_losses: Some((&mut row_losses).into()),
+///     argmax: Some(&mut argmax),
+///     correct: Some(&mut correct),
+///     ..Results::default()
+/// };
+/// CrossEntropy::new(2, 4).forward_with(&logits, &[0i64, 0], results)?;
+/// assert!((loss - (1.5425 + 1.2425) / 2.0).abs() < 1e-4);
+/// assert_eq!((argmax, correct), ([3, 0], 1));
+/// # Ok::<(), xent::Error>(())
+/// ```
 #[derive(Default)]
 pub struct Results<'a> {
-    /// The reduced loss; not with [`Reduction::None`].
+    /// The reduced loss, z-loss included; not with [`Reduction::None`].
     pub loss: Option<&'a mut f64>,
-    /// f32 or f64 `[rows]`; 0 where ignored.
+    /// f32 or f64 `[rows, inner]`, z-loss included; 0 where ignored. Never divided by anything.
     pub row_losses: Option<Output<'a>>,
-    /// `[rows]`, packed: ln Σ exp of the logits, of ignored rows too.
+    /// `[rows, inner]`, packed: ln Σ exp of the scaled and capped logits, of ignored rows too. Not
+    /// with [`log_probs`](CrossEntropy::log_probs).
     pub lse: Option<&'a mut [f64]>,
-    /// What a mean divides by, whatever the reduction.
+    /// The z-loss part of `loss`, 0 if it is off. Not with [`Reduction::None`] and
+    /// [`log_probs`](CrossEntropy::log_probs).
+    pub z_loss: Option<&'a mut f64>,
+    /// What a mean divides the cross-entropy part by, whatever the reduction.
     pub normalizer: Option<&'a mut f64>,
+    /// What a mean divides the z-loss part by, whatever the reduction, z-loss on or off.
+    pub z_normalizer: Option<&'a mut f64>,
     /// Rows that count.
     pub kept_rows: Option<&'a mut u64>,
+    /// `[rows, inner]`, packed: the predicted class, of ignored rows too. Of the logits as stored:
+    /// the lowest index of a NaN if there is one, else of the maximum (0 if all are −inf).
+    pub argmax: Option<&'a mut [i64]>,
+    /// Kept rows whose argmax is the target index; index targets only.
+    pub correct: Option<&'a mut u64>,
+    /// f32 or f64 `[rows, inner]`: −Σ `p_c·logp_c`, of ignored rows too. Not with
+    /// [`log_probs`](CrossEntropy::log_probs).
+    pub entropy: Option<Output<'a>>,
 }
 
 impl Results<'_> {
-    fn raw(self) -> RawResults {
+    fn raw(self, problem: &Problem) -> Result<RawResults, Error> {
         fn pointer<T>(result: Option<&mut T>) -> *mut T {
             result.map_or(std::ptr::null_mut(), |to| to)
         }
-        RawResults {
-            loss: pointer(self.loss),
-            row_losses: self.row_losses.map_or(Operand::ABSENT, |output| output.operand),
-            lse: self.lse.map_or(Operand::ABSENT, |lse| Output::from(lse).operand),
-            normalizer: pointer(self.normalizer),
-            kept_rows: pointer(self.kept_rows),
-            ..RawResults::NONE
+        fn operand(output: Option<Output>) -> Operand {
+            output.map_or(Operand::ABSENT, |output| output.operand)
         }
+        Ok(RawResults {
+            loss: pointer(self.loss),
+            row_losses: operand(self.row_losses),
+            lse: operand(self.lse.map(Output::from)),
+            z_loss: pointer(self.z_loss),
+            normalizer: pointer(self.normalizer),
+            z_normalizer: pointer(self.z_normalizer),
+            kept_rows: pointer(self.kept_rows),
+            argmax: self.argmax.map_or(Ok(std::ptr::null_mut()), |to| argmax(to, problem))?,
+            correct: pointer(self.correct),
+            entropy: operand(self.entropy),
+        })
     }
 }
 
-/// Softmax cross-entropy with index targets: the shape and the options. The calls take the data.
+/// `to` as a pointer, which has no length, if it is long enough. Sizes whose product overflows are
+/// left for the validation to refuse.
+fn argmax(to: &mut [i64], problem: &Problem) -> Result<*mut i64, Error> {
+    match problem.rows.checked_mul(problem.inner) {
+        Some(needed) if to.len() < needed => Err(Error::Shape(format!(
+            "argmax has {} elements, but its shape and strides reach element {}",
+            to.len(),
+            needed - 1
+        ))),
+        _ => Ok(to.as_mut_ptr()),
+    }
+}
+
+/// Softmax cross-entropy: the shape and the options. The calls take the data.
 ///
 /// ```
 /// use xent::CrossEntropy;
@@ -145,6 +212,24 @@ impl Results<'_> {
 ///     .label_smoothing(0.1)
 ///     .forward_backward_in_place(&mut logits, &targets)?;
 /// assert!((loss - 1.5275).abs() < 1e-4);
+/// # Ok::<(), xent::Error>(())
+/// ```
+///
+/// Operands of every call, with N rows, C classes and K [`inner`](Self::inner) positions (1 unless
+/// given), any strides:
+///
+/// - `logits`: f32, f64, bf16 or f16, `[rows, classes, inner]`. Halves are computed with in f32.
+/// - `targets`: class indices, i64, i32, u32, u16 or u8, `[rows, inner]`; or probabilities, f32,
+///   f64, bf16 or f16, `[rows, classes, inner]`, of whatever float type, neither checked nor
+///   assumed to add up to 1.
+/// - `grad`: the dtype of the logits, or f32 for halves, `[rows, classes, inner]`.
+///
+/// ```
+/// # use xent::CrossEntropy;
+/// let logits = [0.1f64, 0.2, 0.3, 0.4];
+/// let probabilities = [0.7f32, 0.1, 0.1, 0.1];
+/// let loss = CrossEntropy::new(1, 4).forward(&logits, &probabilities)?;
+/// assert!((loss - 1.4825).abs() < 1e-4);
 /// # Ok::<(), xent::Error>(())
 /// ```
 ///
@@ -162,7 +247,7 @@ pub struct CrossEntropy<'a> {
 }
 
 impl<'a> CrossEntropy<'a> {
-    /// `rows` distributions over `classes` classes; every option at its default.
+    /// `rows` rows of `classes` classes; every option at its default.
     pub fn new(rows: usize, classes: usize) -> Self {
         CrossEntropy {
             problem: Problem { rows, classes, ..Problem::INIT },
@@ -174,31 +259,49 @@ impl<'a> CrossEntropy<'a> {
         }
     }
 
+    /// K inner positions: logits are `[rows, classes, inner]`, what belongs to a row is
+    /// `[rows, inner]`, and there are rows·inner distributions. Default: 1.
+    ///
+    /// For logits `[N, C, d1, .., dk]`, as in segmentation, K = d1·..·dk.
+    ///
+    /// ```
+    /// # use xent::CrossEntropy;
+    /// let logits = [0.1f32, 2.0, 0.2, 0.0, 0.3, 0.0, 0.4, 0.0]; // [rows = 1, classes = 4, inner = 2]
+    /// let loss = CrossEntropy::new(1, 4).inner(2).forward(&logits, &[0u8, 0])?;
+    /// assert!((loss - (1.5425 + 0.3408) / 2.0).abs() < 1e-4);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn inner(mut self, positions: usize) -> Self {
+        self.problem.inner = positions;
+        self
+    }
+
     /// w: any float `[classes]`. Negative and zero are legal. Default: 1.
     pub fn class_weights(mut self, weights: impl Into<Input<'a>>) -> Self {
         self.problem.class_weights = weights.into().operand;
         self
     }
 
-    /// r: any float `[rows]`. Default: 1.
+    /// r: any float `[rows, inner]`. Default: 1.
     pub fn row_weights(mut self, weights: impl Into<Input<'a>>) -> Self {
         self.problem.row_weights = weights.into().operand;
         self
     }
 
-    /// u8 `[rows]`; a row whose byte is 0 is ignored.
+    /// u8 `[rows, inner]`; a row whose byte is 0 is ignored.
     pub fn row_mask(mut self, mask: impl Into<Input<'a>>) -> Self {
         self.problem.row_mask = mask.into().operand;
         self
     }
 
-    /// The target of rows that do not count; any integer. Default: −100.
+    /// The target index of rows that do not count; any integer. Not applied to probability targets.
+    /// Default: −100.
     pub fn ignore_index(mut self, index: i64) -> Self {
         self.problem.ignore_index = index;
         self
     }
 
-    /// ε in [0, 1]: the target distribution is (1−ε)·one-hot + ε/C. Default: 0.
+    /// ε in [0, 1]: the target distribution is (1−ε)·targets + ε/C. Default: 0.
     pub fn label_smoothing(mut self, epsilon: f64) -> Self {
         self.problem.label_smoothing = epsilon;
         self
@@ -214,10 +317,77 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
-    /// If > 0, what a mean divides by instead of the sum of its weights: for gradient
-    /// accumulation and data parallel training. Default: 0.
+    /// λ ≥ 0: every row's loss has `λ·lse²` added, which keeps lse near 0. Default: 0.
+    ///
+    /// ```
+    /// # use xent::{CrossEntropy, Results};
+    /// let (mut loss, mut z_loss) = (0.0, 0.0);
+    /// let results =
+    ///     Results { loss: Some(&mut loss), z_loss: Some(&mut z_loss), ..Results::default() };
+    /// let call = CrossEntropy::new(1, 4).z_loss(1e-2);
+    /// call.forward_with(&[0.1f32, 0.2, 0.3, 0.4], &[0i32], results)?;
+    /// assert!((z_loss - 1e-2 * 1.6425 * 1.6425).abs() < 1e-5); // lse = 1.6425
+    /// assert!((loss - 1.5425 - z_loss).abs() < 1e-4);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn z_loss(mut self, weight: f64) -> Self {
+        self.problem.z_loss = weight;
+        self
+    }
+
+    /// `x → cap·tanh(x/cap)` if > 0, after [`logit_scale`](Self::logit_scale): logits stay within
+    /// ±cap. Default: 0, off.
+    ///
+    /// ```
+    /// # use xent::CrossEntropy;
+    /// let loss = CrossEntropy::new(1, 2).softcap(30.0).forward(&[-1e6f32, 1e6], &[0i32])?;
+    /// assert!((loss - 60.0).abs() < 1e-5);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn softcap(mut self, cap: f64) -> Self {
+        self.problem.softcap = cap;
+        self
+    }
+
+    /// `x → scale·x`, before all else; > 0. 1/temperature. Default: 1.
+    ///
+    /// ```
+    /// # use xent::CrossEntropy;
+    /// let call = CrossEntropy::new(1, 4);
+    /// let half = call.logit_scale(0.5).forward(&[0.2f32, 0.4, 0.6, 0.8], &[0i32])?;
+    /// assert!((half - call.forward(&[0.1f32, 0.2, 0.3, 0.4], &[0i32])?).abs() < 1e-6);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn logit_scale(mut self, scale: f64) -> Self {
+        self.problem.logit_scale = scale;
+        self
+    }
+
+    /// The logits already are log-probabilities (PyTorch's `NLLLoss`): no lse is taken, and the
+    /// gradient goes to them. Only classes with a target mass are read, all for an argmax.
+    ///
+    /// [`Error::Param`] with scale, cap or z-loss, and if lse, entropy or z-loss are asked for.
+    ///
+    /// ```
+    /// # use xent::CrossEntropy;
+    /// let loss = CrossEntropy::new(1, 3).log_probs(true).forward(&[0.1f32, 0.2, 0.3], &[2i32])?;
+    /// assert!((loss + 0.3).abs() < 1e-6);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn log_probs(self, on: bool) -> Self {
+        self.flag(XENT_FLAG_LOG_PROBS, on)
+    }
+
+    /// If > 0, what a mean divides its cross-entropy part by instead of the sum of its weights: for
+    /// gradient accumulation and data parallel training. Default: 0.
     pub fn normalizer(mut self, normalizer: f64) -> Self {
         self.problem.normalizer = normalizer;
+        self
+    }
+
+    /// If > 0, what a mean divides its z-loss part by instead of Σ of `r`. Default: 0.
+    pub fn z_normalizer(mut self, normalizer: f64) -> Self {
+        self.problem.z_normalizer = normalizer;
         self
     }
 
@@ -236,7 +406,7 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
-    /// The gradient of whatever follows: any float, one element, or `[rows]` with
+    /// The gradient of whatever follows: any float, one element, or `[rows, inner]` with
     /// [`Reduction::None`]. Default: 1.
     pub fn grad_output(mut self, grad: impl Into<Input<'a>>) -> Self {
         self.grad_output = grad.into().operand;
@@ -270,8 +440,7 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
-    /// The loss. `logits`: f32, bf16 or f16 `[rows, classes]`, classes contiguous, any row stride ≥ classes.
-    /// `targets`: i64, i32, u32, u16 or u8 `[rows]`.
+    /// The loss.
     pub fn forward<'b>(
         &self,
         logits: impl Into<Input<'b>>,
@@ -291,17 +460,41 @@ impl<'a> CrossEntropy<'a> {
         results: Results<'_>,
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
-        self.run(Pass::Forward, logits, targets, results.raw(), None)
+        self.run(Pass::Forward, logits, targets, results, None)
     }
 
-    /// ln Σ exp of every row, without targets.
+    /// What there is without targets: [`Results::lse`], [`argmax`](Results::argmax),
+    /// [`entropy`](Results::entropy). Other results are an [`Error::Null`].
+    ///
+    /// ```
+    /// # use xent::{CrossEntropy, Results};
+    /// let (mut argmax, mut entropy) = ([0; 1], [0f64; 1]);
+    /// let results = Results {
+    ///     argmax: Some(&mut argmax),
+    ///     entropy: Some((&mut entropy).into()),
+    ///     ..Results::default()
+    /// };
+    /// CrossEntropy::new(1, 4).evaluate(&[7f32, 7.0, 7.0, 7.0], results)?;
+    /// assert_eq!(argmax, [0]);
+    /// assert!((entropy[0] - 4f64.ln()).abs() < 1e-6);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn evaluate<'b>(
+        &self,
+        logits: impl Into<Input<'b>>,
+        results: Results<'_>,
+    ) -> Result<(), Error> {
+        self.run(Pass::Forward, logits.into().operand, Operand::ABSENT, results, None)
+    }
+
+    /// ln Σ exp of every row, `[rows, inner]`, without targets.
     pub fn lse<'b>(&self, logits: impl Into<Input<'b>>, lse: &mut [f64]) -> Result<(), Error> {
-        let results = Results { lse: Some(lse), ..Results::default() };
-        self.run(Pass::Forward, logits.into().operand, Operand::ABSENT, results.raw(), None)
+        self.evaluate(logits, Results { lse: Some(lse), ..Results::default() })
     }
 
-    /// The gradient of the loss with respect to the logits, from `lse` (f64 `[rows]`) of a
-    /// forward or of the caller's own. `grad`: f32 or the dtype of the logits, `[rows, classes]`.
+    /// The gradient of the loss with respect to the logits, from `lse` (f64 `[rows, inner]`) of a
+    /// forward or of the caller's own. With [`log_probs`](Self::log_probs), lse is not looked at
+    /// and may be empty.
     pub fn backward<'b, 'c>(
         &self,
         logits: impl Into<Input<'b>>,
@@ -310,8 +503,7 @@ impl<'a> CrossEntropy<'a> {
         grad: impl Into<Output<'c>>,
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
-        let results = RawResults { lse: Input::from(lse).operand, ..RawResults::NONE };
-        self.run(Pass::Backward, logits, targets, results, Some(grad.into().operand))
+        self.from_lse(Pass::Backward, logits, targets, lse, grad.into().operand)
     }
 
     /// As [`backward`](Self::backward); the gradient replaces the logits.
@@ -322,8 +514,36 @@ impl<'a> CrossEntropy<'a> {
         lse: &[f64],
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
-        let results = RawResults { lse: Input::from(lse).operand, ..RawResults::NONE };
-        self.run(Pass::Backward, logits, targets, results, Some(logits))
+        self.from_lse(Pass::Backward, logits, targets, lse, logits)
+    }
+
+    /// The gradient of the loss with respect to probability targets, from `lse` as in
+    /// [`backward`](Self::backward): `r·(1−ε)·w_c·(lse − x_c)` times what the reduction,
+    /// [`grad_output`](Self::grad_output) and [`grad_scale`](Self::grad_scale) multiply with. For
+    /// distillation, where the targets are a model's too.
+    ///
+    /// `grad_targets`: f32, f64, bf16 or f16 `[rows, classes, inner]`; it overlaps no other operand. A factor of 0
+    /// makes 0; ignored rows get 0. Index targets have no gradient: [`Error::Param`].
+    ///
+    /// ```
+    /// # use xent::CrossEntropy;
+    /// let (logits, targets) = ([0.1f32, 0.2, 0.3, 0.4], [0.25f32; 4]);
+    /// let (mut lse, mut grad_targets) = ([0.0; 1], [0f32; 4]);
+    /// let call = CrossEntropy::new(1, 4);
+    /// call.lse(&logits, &mut lse)?;
+    /// call.backward_targets(&logits, &targets, &lse, &mut grad_targets)?;
+    /// assert!((grad_targets[0] - 1.5425).abs() < 1e-4); // −ln p_0
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn backward_targets<'b, 'c>(
+        &self,
+        logits: impl Into<Input<'b>>,
+        targets: impl Into<Input<'b>>,
+        lse: &[f64],
+        grad_targets: impl Into<Output<'c>>,
+    ) -> Result<(), Error> {
+        let (logits, targets) = (logits.into().operand, targets.into().operand);
+        self.from_lse(Pass::Targets, logits, targets, lse, grad_targets.into().operand)
     }
 
     /// The loss and its gradient, reading the logits from memory once.
@@ -349,7 +569,7 @@ impl<'a> CrossEntropy<'a> {
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
         let grad = grad.into().operand;
-        self.run(Pass::ForwardBackward, logits, targets, results.raw(), Some(grad))
+        self.run(Pass::ForwardBackward, logits, targets, results, Some(grad))
     }
 
     /// As [`forward_backward`](Self::forward_backward); the gradient replaces the logits, and
@@ -373,7 +593,19 @@ impl<'a> CrossEntropy<'a> {
         results: Results<'_>,
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
-        self.run(Pass::ForwardBackward, logits, targets, results.raw(), Some(logits))
+        self.run(Pass::ForwardBackward, logits, targets, results, Some(logits))
+    }
+
+    fn from_lse(
+        &self,
+        pass: Pass,
+        logits: Operand,
+        targets: Operand,
+        lse: &[f64],
+        grad: Operand,
+    ) -> Result<(), Error> {
+        let results = RawResults { lse: Input::from(lse).operand, ..RawResults::NONE };
+        self.run_raw(pass, logits, targets, &results, Some(grad))
     }
 
     fn run(
@@ -381,7 +613,19 @@ impl<'a> CrossEntropy<'a> {
         pass: Pass,
         logits: Operand,
         targets: Operand,
-        results: RawResults,
+        results: Results<'_>,
+        grad: Option<Operand>,
+    ) -> Result<(), Error> {
+        let results = results.raw(&self.problem)?;
+        self.run_raw(pass, logits, targets, &results, grad)
+    }
+
+    fn run_raw(
+        &self,
+        pass: Pass,
+        logits: Operand,
+        targets: Operand,
+        results: &RawResults,
         grad: Option<Operand>,
     ) -> Result<(), Error> {
         let problem = Problem { logits, targets, ..self.problem };
@@ -393,7 +637,8 @@ impl<'a> CrossEntropy<'a> {
         let team =
             Team { pool: self.pool.map(Pool::rayon), threads: self.problem.threads as usize };
         // SAFETY: every operand is a slice borrowed for this call, for writing if it is an
-        // output, and `available` is its length, which `run` checks shapes and strides against.
-        unsafe { problem::run(&problem, pass, &results, request.as_ref(), &team, self.isa) }
+        // output, and `available` is its length, which `run` checks shapes and strides against;
+        // `argmax`, which has none, was compared with rows·inner.
+        unsafe { problem::run(&problem, pass, results, request.as_ref(), &team, self.isa) }
     }
 }

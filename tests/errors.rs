@@ -31,6 +31,7 @@ fn refused(build: Build, targets: Input<'_>, gradient_only: bool, expected: &Err
                 lse: Some(&mut lse),
                 normalizer: Some(&mut normalizer),
                 kept_rows: Some(&mut kept_rows),
+                ..Results::default()
             };
             let result = match pass {
                 0 if gradient_only => continue,

@@ -174,6 +174,7 @@ impl<H: Half> Case<H> {
             lse: Some(lse_out.slice()),
             normalizer: Some(&mut normalizer),
             kept_rows: Some(&mut kept_rows),
+            ..Results::default()
         };
         let targets = self.upcast.targets.input();
         match pass {

@@ -8,6 +8,7 @@ mod guard;
 use crate::codes::*;
 use crate::dispatch;
 use crate::error::Error;
+use crate::family::{self, Function, Shape};
 use crate::parallel::Team;
 use crate::plan::Pass;
 use crate::pool::Pool;
@@ -26,14 +27,15 @@ pub type xent_status = i32;
 pub const XENT_OK: xent_status = 0;
 /// A required pointer is NULL.
 pub const XENT_ERR_NULL: xent_status = 1;
-/// struct_size unset, or unknown flag bits: not built from XENT_PROBLEM_INIT, XENT_RESULTS_INIT.
+/// struct_size unset, or unknown flag bits: not built from XENT_PROBLEM_INIT, XENT_RESULTS_INIT,
+/// XENT_SHAPE_INIT.
 pub const XENT_ERR_STRUCT: xent_status = 2;
-/// A size is out of range, or rows*classes*inner overflows.
+/// rows*classes*inner overflows, or there are rows without classes.
 pub const XENT_ERR_SHAPE: xent_status = 3;
 /// A stride is negative, overflows, or makes elements of an output share an address: an axis of
 /// an output must step over the whole span of the axes inside it.
 pub const XENT_ERR_STRIDE: xent_status = 4;
-/// A dtype is unknown or not allowed for its operand.
+/// A dtype is unknown, or not allowed for its operand or beside that of another.
 pub const XENT_ERR_DTYPE: xent_status = 5;
 /// Data is not aligned to its element size.
 pub const XENT_ERR_ALIGN: xent_status = 6;
@@ -52,10 +54,15 @@ pub const XENT_ERR_PANIC: xent_status = 10;
 
 /// A strided operand that is read; memory of the caller's, which xent never keeps.
 ///
-/// Strides count elements, in the order row, class, inner. All three zero = densely packed. The
-/// stride of an axis of size 1, and strides[1] of an operand without a class axis (indices, row
-/// weights, row mask, row losses), is not looked at, for "all zero" either. Elements may repeat
+/// Strides count elements, in the order row, class, inner. All three zero = densely packed:
+/// [rows, classes, inner] in C order, [rows, inner] for an operand without a class axis (indices,
+/// row weights, row mask, row losses, entropy). The stride of an axis of size 1, and strides[1] of
+/// an operand without a class axis, is not looked at, for "all zero" either. Elements may repeat
 /// (stride 0 on some axis). data == NULL = absent; an operand without elements may have any data.
+///
+/// So any axis of a tensor can be the class axis. Classes first, as in a transposed matrix
+/// [classes, rows]: strides {1, rows, 1}. Images [N, C, H, W]: inner = H*W, packed. The last axis
+/// but one of [A, B, C, D]: rows = A*B, classes = C, inner = D, packed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types, reason = "the name in C")]
@@ -88,17 +95,32 @@ pub struct xent_pool(Pool);
 /// A cross-entropy problem. Start from XENT_PROBLEM_INIT, which carries the defaults; set rows,
 /// classes, logits and targets, and what else is wanted. xent reads it and keeps nothing of it.
 ///
-/// N rows, C classes, K inner positions (1 in this version). x_c are the logits of a row, y its
-/// target, w_c the class weights, W their sum, r the row weight, e = label_smoothing:
+/// N rows, C classes, K inner positions: N*K softmax distributions. Below, "row" means one of
+/// them, and [rows, inner] is what has one element for each. z_c are the logits of a row as
+/// stored, w_c the class weights, W their sum, r the row weight, e = label_smoothing:
 ///
+///   x_c = logit_scale * z_c, then x_c = softcap * tanh(x_c / softcap) if softcap > 0
 ///   lse = ln sum_c exp x_c      logp_c = x_c - lse      p_c = exp logp_c
-///   row loss = r * ((1-e) * w_y * -logp_y  +  e/C * sum_c w_c * -logp_c)
-///   gradient = r * ((1-e) * w_y * (p_c - [c=y])  +  e/C * (W * p_c - w_c))
 ///
-/// A row is ignored if its target is ignore_index or its mask byte is 0: its loss is 0, its
+/// With a class index y for target:
+///
+///   row loss = r * ((1-e) * w_y * -logp_y  +  e/C * sum_c w_c * -logp_c  +  z_loss * lse^2)
+///   d/dx_c   = r * ((1-e) * w_y * (p_c - [c=y])  +  e/C * (W * p_c - w_c)  +  2 * z_loss * lse * p_c)
+///
+/// With probabilities t_c for targets, t'_c = (1-e) * t_c + e/C and T = sum_c w_c * t'_c, which
+/// need not be 1:
+///
+///   row loss = r * (sum_c w_c * t'_c * -logp_c  +  z_loss * lse^2)
+///   d/dx_c   = r * (T * p_c - w_c * t'_c  +  2 * z_loss * lse * p_c)
+///   d/dt_c   = r * (1-e) * w_c * -logp_c
+///
+/// The gradient with respect to z_c is d/dx_c times logit_scale, and times 1 - tanh^2 under a
+/// softcap. With XENT_FLAG_LOG_PROBS, z_c = logp_c, and d/dlogp_c is minus the factor of -logp_c.
+///
+/// A row is ignored if its target index is ignore_index or its mask byte is 0: its loss is 0, its
 /// gradient exactly 0, and nothing that its logits hold reaches another row. A term whose
-/// factor is 0 is 0, whatever it multiplies. A kept row that holds NaN or +inf, or nothing but
-/// -inf, has NaN for loss and gradient, unless its weight r is 0.
+/// factor (w_c, t'_c, 1-e, r) is 0 is 0, whatever it multiplies. A kept row in which some x_c is
+/// NaN or +inf, or every one is -inf, has NaN for loss and gradient, unless its weight r is 0.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types, reason = "the name in C")]
@@ -111,34 +133,39 @@ pub struct xent_problem {
     pub rows: usize,
     /// C
     pub classes: usize,
-    /// K; default 1, and 1 is all that this version takes (XENT_ERR_SHAPE).
+    /// K, the positions inside the class axis: d1*..*dk for logits [N, C, d1, .., dk]. Default 1.
     pub inner: usize,
-    /// f32, bf16 or f16, [rows, classes], classes contiguous, any row stride. f64 and other class
-    /// strides are not in this version (XENT_ERR_DTYPE, XENT_ERR_STRIDE). Halves are computed with
-    /// in f32: their loss is that of the widened logits, bit for bit.
+    /// f32, f64, bf16 or f16, [rows, classes, inner]; any strides. Halves are computed with in f32:
+    /// their loss is that of the widened logits, bit for bit.
     pub logits: xent_input,
-    /// i64, i32, u32, u16 or u8 class indices [rows]. Absent: only lse can be asked for,
-    /// anything else is XENT_ERR_NULL.
+    /// i64, i32, u32, u16 or u8: class indices [rows, inner]. f32, f64, bf16 or f16: probabilities
+    /// [rows, classes, inner], in whatever float type the logits have; they are not checked, and
+    /// need be neither normalised nor positive. Absent: only lse, argmax and entropy can be asked
+    /// for, anything else is XENT_ERR_NULL.
     pub targets: xent_input,
     /// Optional, any float [classes]; negative and zero are legal.
     pub class_weights: xent_input,
-    /// Optional, any float [rows].
+    /// Optional, any float [rows, inner].
     pub row_weights: xent_input,
-    /// Optional, u8 [rows]; 0 = treated as ignored, whatever the target.
+    /// Optional, u8 [rows, inner]; 0 = treated as ignored, whatever the target.
     pub row_mask: xent_input,
-    /// The target of rows that do not count; any value. Default -100.
+    /// The target index of rows that do not count; any value. Not applied to probability targets.
+    /// Default -100.
     pub ignore_index: i64,
     /// In [0, 1]; default 0.
     pub label_smoothing: f64,
-    /// Weight of lse^2. Not in this version: 0, the default.
+    /// Weight of lse^2, finite and >= 0; default 0.
     pub z_loss: f64,
-    /// x -> cap*tanh(x/cap). Not in this version: 0, the default.
+    /// If > 0, x -> softcap*tanh(x/softcap), after logit_scale; finite and >= 0. Default 0 = off.
     pub softcap: f64,
-    /// x -> scale*x. Not in this version: 1, the default.
+    /// x -> logit_scale*x (1/temperature); finite and > 0. Default 1.
     pub logit_scale: f64,
-    /// If > 0, what a mean divides by instead of the sum of r*w_y. Default 0.
+    /// If > 0, what a mean divides its cross-entropy part by, instead of the sum of r*w_y (index
+    /// targets) or of r (probabilities) over kept rows: for gradient accumulation, data
+    /// parallelism. Default 0.
     pub normalizer: f64,
-    /// As normalizer, for z_loss. Not in this version: 0, the default.
+    /// If > 0, what a mean divides its z-loss part by, instead of the sum of r over kept rows.
+    /// Default 0.
     pub z_normalizer: f64,
     /// Default XENT_MEAN.
     pub reduction: xent_reduction,
@@ -150,33 +177,62 @@ pub struct xent_problem {
 }
 
 /// Everything that a forward can hand back; NULL or absent, the default, for what is not wanted.
-/// One pass over the logits produces all of it. The memory is the caller's.
+/// One pass over the logits produces all of it. The memory is the caller's. Without targets there
+/// are lse, argmax and entropy.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub struct xent_results {
     /// Set by XENT_RESULTS_INIT; lets the struct grow.
     pub struct_size: u32,
-    /// The reduced loss; must be NULL with XENT_NONE.
+    /// The reduced loss, z-loss included; must be NULL with XENT_NONE.
     pub loss: *mut f64,
-    /// f32 or f64 [rows]; 0 where ignored. Never divided by anything.
+    /// f32 or f64 [rows, inner], z-loss included; 0 where ignored. Never divided by anything.
     pub row_losses: xent_output,
-    /// [rows], packed: the log-sum-exp of the logits, of ignored rows too.
+    /// [rows, inner], packed: the log-sum-exp of the scaled and capped logits, of ignored rows
+    /// too. NULL with XENT_FLAG_LOG_PROBS.
     pub lse: *mut f64,
-    /// Not in this version: NULL, as for all members marked so.
+    /// The z-loss part of *loss, 0 if it is off. NULL with XENT_NONE and XENT_FLAG_LOG_PROBS.
     pub z_loss: *mut f64,
-    /// What XENT_MEAN divides by, whatever the reduction.
+    /// What XENT_MEAN divides the cross-entropy part by, whatever the reduction.
     pub normalizer: *mut f64,
-    /// Not in this version.
+    /// What XENT_MEAN divides the z-loss part by, whatever the reduction, z-loss on or off.
     pub z_normalizer: *mut f64,
     /// Rows that count.
     pub kept_rows: *mut u64,
-    /// Not in this version.
+    /// [rows, inner], packed: the predicted class, of ignored rows too. Of the logits as stored:
+    /// the lowest index of a NaN if there is one, else of the maximum (0 if all are -inf).
     pub argmax: *mut i64,
-    /// Not in this version.
+    /// Kept rows whose argmax is the target index. NULL with probability targets.
     pub correct: *mut u64,
-    /// Not in this version.
+    /// f32 or f64 [rows, inner]: -sum_c p_c * logp_c, of ignored rows too. Absent with
+    /// XENT_FLAG_LOG_PROBS.
     pub entropy: xent_output,
+}
+
+/// The shape of a call of the softmax family. Start from XENT_SHAPE_INIT; set rows and classes.
+///
+/// Operands are [rows, classes, inner]; softmax runs over the classes, of which any strides make
+/// any axis of any tensor.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types, reason = "the name in C")]
+pub struct xent_shape {
+    /// Set by XENT_SHAPE_INIT; lets the struct grow.
+    pub struct_size: u32,
+    /// 0; anything else is XENT_ERR_STRUCT.
+    pub flags: u32,
+    /// N
+    pub rows: usize,
+    /// C
+    pub classes: usize,
+    /// K; default 1.
+    pub inner: usize,
+    /// 0 = the whole pool; 1 = the calling thread alone; n = at most n. The result has the same
+    /// bits whatever it is. Default 0.
+    pub threads: u32,
+    /// NULL, the default = rayon's global pool.
+    pub pool: *const xent_pool,
 }
 
 impl xent_input {
@@ -224,15 +280,28 @@ impl xent_problem {
             threads: self.threads,
         }
     }
+}
 
-    /// # Safety
-    /// `pool` is NULL or a live pool.
-    unsafe fn team(&self) -> Team<'_> {
-        Team {
-            // SAFETY: the caller's promise.
-            pool: unsafe { self.pool.as_ref() }.map(|pool| pool.0.rayon()),
-            threads: self.threads as usize,
+impl xent_shape {
+    fn shape(&self) -> Result<Shape, Failure> {
+        if self.flags != 0 {
+            let why = format!("shape.flags has unknown bits {:#x}", self.flags);
+            return Err(Error::Struct(why).into());
         }
+        let xent_shape { flags, rows, classes, inner, .. } = *self;
+        Ok(Shape { flags, rows, classes, inner })
+    }
+}
+
+/// Who works on a call.
+///
+/// # Safety
+/// `pool` is NULL or a live pool.
+unsafe fn team<'a>(pool: *const xent_pool, threads: u32) -> Team<'a> {
+    Team {
+        // SAFETY: the caller's promise.
+        pool: unsafe { pool.as_ref() }.map(|pool| pool.0.rayon()),
+        threads: threads as usize,
     }
 }
 
@@ -262,8 +331,8 @@ unsafe trait Sized32: Copy {
     const NAME: &'static str;
     const FIRST_SIZE: usize;
 
-    /// A copy of what the caller has, if anything. Members that it is too old for are 0: their default, or
-    /// one that `problem` takes for it.
+    /// A copy of what the caller has, if anything. Members that it is too old for are 0: their
+    /// default, or one that `problem` takes for it.
     ///
     /// # Safety
     /// `from` is NULL or valid for reads of as many bytes as its first four say.
@@ -315,6 +384,12 @@ unsafe impl Sized32 for xent_results {
     const FIRST_SIZE: usize = 152;
 }
 
+// SAFETY: repr(C), numbers and a pointer.
+unsafe impl Sized32 for xent_shape {
+    const NAME: &'static str = "shape";
+    const FIRST_SIZE: usize = 48;
+}
+
 /// The structs of a call. Faults of a struct come before pointers that are NULL, but for the
 /// problem's own.
 ///
@@ -336,27 +411,38 @@ fn null(name: &str) -> Failure {
     Error::Null(format!("{name} is NULL")).into()
 }
 
-/// The gradient that a call asks for.
+/// What a pointer to a required operand leads to.
+///
+/// # Safety
+/// NULL or valid for reads.
+unsafe fn required<'a, T>(operand: *const T, name: &str) -> Result<&'a T, Failure> {
+    // SAFETY: the caller's promise.
+    unsafe { operand.as_ref() }.ok_or_else(|| null(name))
+}
+
+/// The gradient that a call asks for, called `name` in C.
 ///
 /// # Safety
 /// Both are NULL or valid for reads.
 unsafe fn request(
     grad_output: *const xent_input,
     grad_scale: f64,
-    grad_logits: *const xent_output,
+    grad: *const xent_output,
+    name: &str,
 ) -> Result<GradientRequest, Failure> {
     // SAFETY: the caller's promise.
-    let (output, logits) = unsafe { (grad_output.as_ref(), grad_logits.as_ref()) };
+    let (output, grad) = unsafe { (grad_output.as_ref(), required(grad, name)?) };
     Ok(GradientRequest {
         output: output.map_or(Operand::ABSENT, xent_input::operand),
         scale: grad_scale,
-        logits: logits.ok_or_else(|| null("grad_logits"))?.operand(),
+        logits: grad.operand(),
     })
 }
 
 /// The loss and what else `results` asks for. Reads the logits from memory once.
 ///
-/// problem, results: not NULL. Thread-safe. On failure nothing is written.
+/// problem, results: not NULL. Without targets it is an evaluation: lse, argmax, entropy.
+/// Thread-safe. On failure nothing is written.
 ///
 /// Every operand that is present covers the problem's shape; no other thread writes the inputs
 /// or touches the outputs during the call.
@@ -369,7 +455,7 @@ pub unsafe extern "C" fn xent_forward(
     guarded(|| unsafe {
         let (problem, checked, results) = structs(problem, results)?;
         let results = results.ok_or_else(|| null("results"))?;
-        let team = problem.team();
+        let team = team(problem.pool, problem.threads);
         problem::run(&checked, Pass::Forward, &results, None, &team, None)?;
         Ok(())
     })
@@ -377,14 +463,16 @@ pub unsafe extern "C" fn xent_forward(
 
 /// The gradient of the loss with respect to the logits, recomputed from lse.
 ///
-/// problem, lse, grad_logits: not NULL. lse: double [rows], packed, of a forward over the same logits or of the caller's own making.
-/// grad_output: the gradient of what follows, NULL = 1; any float, one element, or [rows] with
-/// XENT_NONE. grad_scale: finite, multiplies on top (loss scaling, 1/accumulation steps).
-/// grad_logits: [rows, classes], the dtype of the logits, or f32 for halves, rounded once, to
-/// nearest even; it may be exactly the logits (same data, dtype and
-/// strides), which are then overwritten (not with XENT_FLAG_ACCUMULATE: XENT_ERR_OVERLAP).
-/// Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE. Thread-safe. On failure
-/// nothing is written.
+/// problem, lse, grad_logits: not NULL. lse: double [rows, inner], packed, of a forward over the
+/// same logits and options or of the caller's own making; with XENT_FLAG_LOG_PROBS it is not
+/// looked at and may be NULL.
+/// grad_output: the gradient of what follows, NULL = 1; any float, one element, or [rows, inner]
+/// with XENT_NONE. grad_scale: finite, multiplies on top (loss scaling, 1/accumulation steps).
+/// grad_logits: [rows, classes, inner], the dtype of the logits, or f32 for halves, rounded once,
+/// to nearest even; any strides that keep its elements apart. It may be exactly the logits (same
+/// data, dtype and strides), which are then overwritten (not with XENT_FLAG_ACCUMULATE:
+/// XENT_ERR_OVERLAP). Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE.
+/// Thread-safe. On failure nothing is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_backward(
     problem: *const xent_problem,
@@ -395,19 +483,59 @@ pub unsafe extern "C" fn xent_backward(
 ) -> xent_status {
     // SAFETY: the caller's promise.
     guarded(|| unsafe {
-        let (problem, checked, _) = structs(problem, std::ptr::null())?;
-        let request = request(grad_output, grad_scale, grad_logits)?;
-        let results = Results { lse: Operand::packed(lse.cast_mut(), XENT_F64), ..Results::NONE };
-        let team = problem.team();
-        problem::run(&checked, Pass::Backward, &results, Some(&request), &team, None)?;
-        Ok(())
+        let grad = request(grad_output, grad_scale, grad_logits, "grad_logits");
+        from_lse(Pass::Backward, problem, lse, grad)
     })
+}
+
+/// The gradient of the loss with respect to probability targets, recomputed from lse:
+/// r * (1-e) * w_c * (lse - x_c), times what the reduction, grad_output and grad_scale multiply
+/// with; for distillation, where targets are a model's as well. With XENT_FLAG_LOG_PROBS lse - x_c
+/// is -logp_c.
+///
+/// As xent_backward but for grad_targets: not NULL, [rows, classes, inner], any float dtype, any
+/// strides that keep its elements apart; it overlaps no other operand. A factor of 0 (r, 1-e, w_c)
+/// makes 0, whatever it multiplies. The targets' values are not read. Targets that are class
+/// indices have no gradient: XENT_ERR_PARAM. Thread-safe. On failure nothing is written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xent_backward_targets(
+    problem: *const xent_problem,
+    lse: *const f64,
+    grad_output: *const xent_input,
+    grad_scale: f64,
+    grad_targets: *const xent_output,
+) -> xent_status {
+    // SAFETY: the caller's promise.
+    guarded(|| unsafe {
+        let grad = request(grad_output, grad_scale, grad_targets, "grad_targets");
+        from_lse(Pass::Targets, problem, lse, grad)
+    })
+}
+
+/// A gradient from the lse of a forward.
+///
+/// # Safety
+/// As [`xent_backward`].
+unsafe fn from_lse(
+    pass: Pass,
+    problem: *const xent_problem,
+    lse: *const f64,
+    request: Result<GradientRequest, Failure>,
+) -> Result<(), Failure> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (problem, checked, _) = structs(problem, std::ptr::null())?;
+        let results = Results { lse: Operand::packed(lse.cast_mut(), XENT_F64), ..Results::NONE };
+        let team = team(problem.pool, problem.threads);
+        problem::run(&checked, pass, &results, Some(&request?), &team, None)?;
+    }
+    Ok(())
 }
 
 /// Both in one go, reading the logits from memory once.
 ///
-/// problem, grad_logits: not NULL; results may be. The rest as in xent_forward and xent_backward. On failure nothing is
-/// written.
+/// problem, grad_logits: not NULL; results may be. The rest as in xent_forward and xent_backward.
+/// Thread-safe. On failure nothing is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_forward_backward(
     problem: *const xent_problem,
@@ -420,12 +548,103 @@ pub unsafe extern "C" fn xent_forward_backward(
     guarded(|| unsafe {
         let (problem, checked, results) = structs(problem, results)?;
         let results = results.unwrap_or(Results::NONE);
-        let request = request(grad_output, grad_scale, grad_logits)?;
-        let team = problem.team();
+        let request = request(grad_output, grad_scale, grad_logits, "grad_logits")?;
+        let team = team(problem.pool, problem.threads);
         let pass = Pass::ForwardBackward;
         problem::run(&checked, pass, &results, Some(&request), &team, None)?;
         Ok(())
     })
+}
+
+/// Log-softmax over the classes: y_c = x_c - ln sum_c exp x_c.
+///
+/// shape, x, y: not NULL. x, y: f32, f64, bf16 or f16, both of one dtype (XENT_ERR_DTYPE), [rows,
+/// classes, inner], any strides. y may be exactly x (same data and strides), and overlaps it in no
+/// other way. Halves are computed with in f32 and rounded once. A row that holds NaN or +inf, or
+/// nothing but -inf, becomes NaN; another -inf stays one. Thread-safe. On failure nothing is
+/// written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xent_log_softmax(
+    shape: *const xent_shape,
+    x: *const xent_input,
+    y: *const xent_output,
+) -> xent_status {
+    // SAFETY: the caller's promise.
+    guarded(|| unsafe { softmax_family(Function::LogSoftmax, shape, x, None, y) })
+}
+
+/// The gradient through xent_log_softmax: grad_x_c = grad_y_c - exp(y_c) * sum_c grad_y_c.
+///
+/// shape, y, grad_y, grad_x: not NULL. y: what xent_log_softmax wrote; grad_y: the gradient with
+/// respect to it. All three of one dtype, as in xent_log_softmax. grad_x may be exactly y or
+/// exactly grad_y, and overlaps them in no other way. Thread-safe. On failure nothing is written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xent_log_softmax_backward(
+    shape: *const xent_shape,
+    y: *const xent_input,
+    grad_y: *const xent_input,
+    grad_x: *const xent_output,
+) -> xent_status {
+    // SAFETY: the caller's promise.
+    guarded(|| unsafe {
+        softmax_family(Function::LogSoftmaxBackward, shape, y, Some(grad_y), grad_x)
+    })
+}
+
+/// Softmax over the classes: y_c = exp x_c / sum_c exp x_c.
+///
+/// All else as xent_log_softmax, but that -inf becomes 0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xent_softmax(
+    shape: *const xent_shape,
+    x: *const xent_input,
+    y: *const xent_output,
+) -> xent_status {
+    // SAFETY: the caller's promise.
+    guarded(|| unsafe { softmax_family(Function::Softmax, shape, x, None, y) })
+}
+
+/// The gradient through xent_softmax: grad_x_c = y_c * (grad_y_c - sum_c y_c * grad_y_c).
+///
+/// All else as xent_log_softmax_backward; y: what xent_softmax wrote.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xent_softmax_backward(
+    shape: *const xent_shape,
+    y: *const xent_input,
+    grad_y: *const xent_input,
+    grad_x: *const xent_output,
+) -> xent_status {
+    // SAFETY: the caller's promise.
+    guarded(|| unsafe { softmax_family(Function::SoftmaxBackward, shape, y, Some(grad_y), grad_x) })
+}
+
+/// One call of the softmax family; `grad` is None in a forward.
+///
+/// # Safety
+/// As [`Sized32::read`] for the shape; the operands' pointers are NULL or valid for reads, and
+/// the operands as `family::run` asks.
+unsafe fn softmax_family(
+    function: Function,
+    shape: *const xent_shape,
+    input: *const xent_input,
+    grad: Option<*const xent_input>,
+    output: *const xent_output,
+) -> Result<(), Failure> {
+    let (input_name, output_name) = if grad.is_some() { ("y", "grad_x") } else { ("x", "y") };
+    // SAFETY: the caller's promise.
+    unsafe {
+        let caller = xent_shape::read(shape)?.ok_or_else(|| null("shape"))?;
+        let shape = caller.shape()?;
+        let input = required(input, input_name)?.operand();
+        let grad = match grad {
+            Some(grad) => required(grad, "grad_y")?.operand(),
+            None => Operand::ABSENT,
+        };
+        let output = required(output, output_name)?.operand();
+        let team = team(caller.pool, caller.threads);
+        family::run(function, &shape, input, grad, output, &team, None)?;
+    }
+    Ok(())
 }
 
 /// "XENT_ERR_TARGET" for XENT_ERR_TARGET, and so on; "XENT_ERR_UNKNOWN" for a code of no

@@ -398,6 +398,7 @@ impl Problem {
             lse: Some(lse_out.slice()),
             normalizer: Some(&mut normalizer),
             kept_rows: Some(&mut kept_rows),
+            ..Results::default()
         };
         match pass {
             Pass::Forward => call.forward_with(logits.input(), targets, results)?,
