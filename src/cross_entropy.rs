@@ -503,7 +503,7 @@ impl<'a> CrossEntropy<'a> {
         grad: impl Into<Output<'c>>,
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
-        self.from_lse(Pass::Backward, logits, targets, lse, grad.into().operand)
+        self.gradient(Pass::Backward, logits, targets, lse, grad.into().operand)
     }
 
     /// As [`backward`](Self::backward); the gradient replaces the logits.
@@ -514,7 +514,7 @@ impl<'a> CrossEntropy<'a> {
         lse: &[f64],
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
-        self.from_lse(Pass::Backward, logits, targets, lse, logits)
+        self.gradient(Pass::Backward, logits, targets, lse, logits)
     }
 
     /// The gradient of the loss with respect to probability targets, from `lse` as in
@@ -543,7 +543,7 @@ impl<'a> CrossEntropy<'a> {
         grad_targets: impl Into<Output<'c>>,
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
-        self.from_lse(Pass::Targets, logits, targets, lse, grad_targets.into().operand)
+        self.gradient(Pass::Targets, logits, targets, lse, grad_targets.into().operand)
     }
 
     /// The loss and its gradient, reading the logits from memory once.
@@ -596,7 +596,7 @@ impl<'a> CrossEntropy<'a> {
         self.run(Pass::ForwardBackward, logits, targets, results, Some(logits))
     }
 
-    fn from_lse(
+    fn gradient(
         &self,
         pass: Pass,
         logits: Operand,

@@ -163,7 +163,7 @@ impl<'a> Softmax<'a> {
     /// ```
     /// # use xent::Softmax;
     /// let y = [0.5f64.ln(); 2];
-    /// let mut grad = [1.0, 0.0];
+    /// let mut grad = [1f64, 0.0];
     /// Softmax::new(1, 2).log_softmax_backward_in_place(&y, &mut grad)?;
     /// assert!((grad[0] - 0.5).abs() < 1e-12 && (grad[1] + 0.5).abs() < 1e-12);
     /// # Ok::<(), xent::Error>(())

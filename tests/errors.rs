@@ -204,6 +204,11 @@ fn shapes() {
     assert_eq!(call.forward_with(&x, &y, results), short("row_losses", 2, 2).map(|_: f64| ()));
     assert_eq!(losses, [MARK; 2]);
 
+    let mut argmax = [7; 2];
+    let results = Results { argmax: Some(&mut argmax), ..Results::default() };
+    assert_eq!(call.forward_with(&x, &y, results), short("argmax", 2, 2).map(|_: f64| ()));
+    assert_eq!(argmax, [7; 2]);
+
     assert_eq!(words(CrossEntropy::new(3, 0).forward(&x, &y)), "classes = 0, but there are 3 rows");
     for [rows, classes] in [
         [usize::MAX, 2],
