@@ -10,25 +10,31 @@
 //     options.label_smoothing = 0.1;
 //     double loss = xent::forward_backward(logits, classes, targets, grad, options);
 //
-// Three calls, each in three forms:
+// The loss and its gradients:
 //
 //     forward            the loss
 //     backward           d loss / d logits, from the log-sum-exp of each row that a forward stored
 //     forward_backward   both, reading the logits from memory once
+//     backward_targets   d loss / d targets, where these are probabilities
+//     evaluate           what there is without targets: lse, argmax, entropy
+//
+// softmax and log_softmax by themselves, and softmax_backward, log_softmax_backward. Each call in
+// several forms:
 //
 //     (logits, classes, targets, ...)         containers: vectors, arrays, spans. rows = targets.size();
 //                                             every size is checked
 //     (logits, rows, classes, targets, ...)   pointers to packed memory
 //                                             ... or views, where strides or other layouts are wanted
-//     (..., results{...}, ...)                more than the loss: row losses, lse, counts
+//     (..., results{...}, ...)                more than the loss: row losses, lse, counts, predictions
 //
 // Shapes     Logits and their gradient are [rows, classes], row by row unless a view carries strides;
 //            everything that belongs to a row is [rows], what belongs to a class is [classes]. With
 //            options.inner = K they are [rows, classes, K] and [rows, K], as in segmentation.
 // Types      Deduced from the element: float, double, xent::bf16, xent::f16 (and std::bfloat16_t,
-//            std::float16_t where the standard has them) for logits, std::int64_t, std::int32_t,
-//            std::uint32_t, std::uint16_t, std::uint8_t for targets. A gradient has the type of the
-//            logits, or float. A combination this version lacks throws with XENT_ERR_DTYPE.
+//            std::float16_t where the standard has them) for logits. A gradient has the type of the
+//            logits, or float if they are halves.
+// Targets    std::int64_t, std::int32_t, std::uint32_t, std::uint16_t, std::uint8_t are class indices,
+//            [rows]; a floating type, any of those above, means probabilities, as many as logits.
 // Errors     Every failure throws xent::error, with the status and a message that names the operand,
 //            the index and the value: "targets[17] = 50257 is outside [0, 50257)". Nothing has then been
 //            written: not one byte of a gradient, a result or, in place, the logits.
@@ -307,20 +313,20 @@ enum class reduction : xent_reduction {
 /// writes forward(logits, classes, targets, {.label_smoothing = 0.1}).
 struct options {
     xent::reduction reduction = xent::reduction::mean;
-    std::int64_t ignore_index = -100; ///< rows with this target count for nothing; any integer
+    std::int64_t ignore_index = -100; ///< rows with this target index count for nothing; any integer
     double label_smoothing = 0;       ///< [0, 1]
-    double normalizer = 0;            ///< > 0 replaces the mean's denominator
+    double normalizer = 0;            ///< > 0 replaces the mean's denominator of the cross-entropy part
     double z_normalizer = 0;          ///< ... and that of the z-loss part
-    double z_loss = 0;                ///< lambda of lambda * lse^2
+    double z_loss = 0;                ///< lambda of lambda * lse^2, added to each row's loss
     double softcap = 0;               ///< x -> cap * tanh(x / cap), after logit_scale; 0 = off
-    double logit_scale = 1;           ///< x -> scale * x; > 0
-    bool log_probs = false;           ///< the "logits" are log-probabilities: NLLLoss
+    double logit_scale = 1;           ///< x -> scale * x; > 0: 1 / temperature
+    bool log_probs = false;           ///< the "logits" are log-probabilities: NLLLoss; there is no lse then
     bool empty_is_zero = false;       ///< the mean over no kept rows is 0 instead of NaN
     bool accumulate = false;          ///< add to the gradient instead of overwriting it
 
     input class_weights{}; ///< [classes]
     input row_weights{};   ///< [rows]
-    input row_mask{};      ///< [rows] of bytes or bools; 0 = treated as ignored
+    input row_mask{};      ///< [rows] of bytes or bools; 0 = treated as ignored, whatever the target
 
     /// For the calls with a gradient: d(objective) / d(loss), one element, or [rows] with
     /// reduction::none. Absent = 1.
@@ -333,18 +339,25 @@ struct options {
 };
 
 /// What a forward is to hand back besides, or instead of, its return value. Null = not wanted; all
-/// of it comes from one pass over the logits.
+/// of it comes from one pass over the logits. Without targets: lse, argmax, entropy.
 struct results {
     double* loss = nullptr;            ///< the reduced loss; not with reduction::none
     output row_losses{};               ///< float or double [rows]; 0 where ignored
     double* lse = nullptr;             ///< [rows]: log-sum-exp of each row's logits, what backward takes
-    double* z_loss = nullptr;          ///< the z-loss part of the loss
+    double* z_loss = nullptr;          ///< the z-loss part of the loss; not with reduction::none
     double* normalizer = nullptr;      ///< what a mean divides by, whatever the reduction
     double* z_normalizer = nullptr;    ///< ... for the z-loss part
     std::uint64_t* kept_rows = nullptr; ///< rows that count
-    std::int64_t* argmax = nullptr;    ///< [rows]: the predicted class
-    std::uint64_t* correct = nullptr;  ///< kept rows whose predicted class is the target
+    std::int64_t* argmax = nullptr;    ///< [rows]: the predicted class; the lowest of several
+    std::uint64_t* correct = nullptr;  ///< kept rows whose predicted class is the target; index targets only
     output entropy{};                  ///< float or double [rows]: entropy of the softmax
+};
+
+/// Options of softmax and log_softmax.
+struct softmax_options {
+    std::size_t inner = 1;            ///< inner positions: operands are [rows, classes, inner]
+    std::uint32_t threads = 0;        ///< 0 = the whole pool, 1 = the calling thread alone, n = at most n
+    const xent::pool* pool = nullptr; ///< null = the pool of the process
 };
 
 // ---- from here to xent.h --------------------------------------------------------------------
@@ -451,8 +464,8 @@ struct call {
         return with.grad_output.absent() ? nullptr : &with.grad_output.view();
     }
 
-    const xent_output* gradient(const output& grad) const {
-        check_size("grad_logits", grad.view(), grad.size(), problem.rows, problem.classes, problem.inner);
+    const xent_output* gradient(const char* name, const output& grad) const {
+        check_size(name, grad.view(), grad.size(), problem.rows, problem.classes, problem.inner);
         return &grad.view();
     }
 };
@@ -477,6 +490,20 @@ constexpr void check_types() {
                   "the gradient has the type of the logits, or float");
 }
 
+template <class T, class I, class G>
+constexpr void check_target_types() {
+    check_types<T, I>();
+    static_assert(is_float_element<I>, "class indices have no gradient: targets are probabilities");
+    static_assert(!std::is_const_v<G> && is_float_element<G>, "the gradient is written: float, double or a half");
+}
+
+template <class A, class... B>
+constexpr void check_family_types() {
+    static_assert(is_float_element<A>, "operands are float, double, xent::bf16 or xent::f16");
+    static_assert((std::is_same_v<std::remove_const_t<A>, std::remove_const_t<B>> && ...),
+                  "all operands of a call have one type");
+}
+
 template <class C>
 using element_of = typename container<std::remove_reference_t<C>>::element;
 
@@ -484,9 +511,70 @@ template <class... C>
 using if_inputs = std::enable_if_t<(is_input_container<C> && ...)>;
 
 template <class T>
-std::size_t rows_of(std::size_t targets, std::size_t classes, std::size_t inner) {
+std::size_t rows_of(std::size_t size, std::size_t classes, std::size_t inner) {
     std::size_t per_row = times(is_float_element<T> ? classes : 1, inner);
-    return per_row == 0 ? 0 : targets / per_row;
+    return per_row == 0 ? 0 : size / per_row;
+}
+
+// Where options.log_probs leaves no lse, any container will do, an empty one too.
+template <class S>
+const double* lse_of(const S& lse, std::size_t rows, const options& with) {
+    static_assert(dtype_of<element_of<const S>> == XENT_F64, "lse is double");
+    if (!with.log_probs) check_size("lse", input(lse).view(), std::size(lse), rows, 1, with.inner);
+    return std::data(lse);
+}
+
+// softmax, log_softmax and their gradients
+struct family_call {
+    xent_shape shape = XENT_SHAPE_INIT;
+
+    family_call(std::size_t rows, std::size_t classes, const softmax_options& with) {
+        shape.rows = rows;
+        shape.classes = classes;
+        shape.inner = with.inner;
+        shape.threads = with.threads;
+        shape.pool = with.pool ? with.pool->get() : nullptr;
+    }
+
+    template <class Operand>
+    auto operand(const char* name, const Operand& operand) const {
+        check_size(name, operand.view(), operand.size(), shape.rows, shape.classes, shape.inner);
+        return &operand.view();
+    }
+};
+
+using family_forward = xent_status (*)(const xent_shape*, const xent_input*, const xent_output*);
+using family_backward = xent_status (*)(const xent_shape*, const xent_input*, const xent_input*, const xent_output*);
+
+inline void run(family_forward function, const input& x, std::size_t rows, std::size_t classes, const output& y,
+                const softmax_options& with) {
+    family_call call(rows, classes, with);
+    const xent_input* from = call.operand("x", x);
+    check(function(&call.shape, from, call.operand("y", y)));
+}
+
+inline void run(family_backward function, const input& y, std::size_t rows, std::size_t classes, const input& grad_y,
+                const output& grad_x, const softmax_options& with) {
+    family_call call(rows, classes, with);
+    const xent_input* from = call.operand("y", y);
+    const xent_input* grad = call.operand("grad_y", grad_y);
+    check(function(&call.shape, from, grad, call.operand("grad_x", grad_x)));
+}
+
+template <class X, class Y>
+void run_containers(family_forward function, const X& x, std::size_t classes, Y& y, const softmax_options& with) {
+    check_family_types<element_of<const X>, element_of<Y>>();
+    static_assert(is_output_container<Y&>, "y is written");
+    run(function, input(x), rows_of<element_of<const X>>(std::size(x), classes, with.inner), classes, output(y), with);
+}
+
+template <class Y, class D, class G>
+void run_containers(family_backward function, const Y& y, std::size_t classes, const D& grad_y, G& grad_x,
+                    const softmax_options& with) {
+    check_family_types<element_of<const Y>, element_of<const D>, element_of<G>>();
+    static_assert(is_output_container<G&>, "grad_x is written");
+    run(function, input(y), rows_of<element_of<const Y>>(std::size(y), classes, with.inner), classes, input(grad_y),
+        output(grad_x), with);
 }
 
 } // namespace detail
@@ -512,6 +600,12 @@ inline double forward(const input& logits, std::size_t rows, std::size_t classes
     return loss;
 }
 
+/// Fills `out` with what there is without targets: lse, argmax, entropy.
+inline void evaluate(const input& logits, std::size_t rows, std::size_t classes, const results& out,
+                     const options& with = {}) {
+    forward(logits, rows, classes, input(), out, with);
+}
+
 /// Writes (or, with options.accumulate, adds) the gradient with respect to the logits. `lse` holds
 /// one double a row, from results.lse of a forward; it may be null with options.log_probs. `grad` may
 /// be exactly the logits, which are then overwritten. Ignored rows get 0.
@@ -519,7 +613,18 @@ inline void backward(const input& logits, std::size_t rows, std::size_t classes,
                      const double* lse, const output& grad, const options& with = {}) {
     detail::call call(logits, rows, classes, targets, with);
     const xent_input* grad_output = call.grad_output();
-    detail::check(xent_backward(&call.problem, lse, grad_output, with.grad_scale, call.gradient(grad)));
+    detail::check(xent_backward(&call.problem, lse, grad_output, with.grad_scale, call.gradient("grad_logits", grad)));
+}
+
+/// Writes (or adds) the gradient with respect to probability targets, for distillation:
+/// r * (1 - eps) * w_c * (lse - x_c), times what the reduction multiplies with. `lse` as in backward;
+/// `grad_targets` has any floating type and overlaps nothing else. Ignored rows get 0.
+inline void backward_targets(const input& logits, std::size_t rows, std::size_t classes, const input& targets,
+                             const double* lse, const output& grad_targets, const options& with = {}) {
+    detail::call call(logits, rows, classes, targets, with);
+    const xent_input* grad_output = call.grad_output();
+    detail::check(xent_backward_targets(&call.problem, lse, grad_output, with.grad_scale,
+                                        call.gradient("grad_targets", grad_targets)));
 }
 
 /// The gradient, and `out` filled.
@@ -529,7 +634,7 @@ inline void forward_backward(const input& logits, std::size_t rows, std::size_t 
     xent_results filled = call.to_fill(out);
     const xent_input* grad_output = call.grad_output();
     detail::check(
-        xent_forward_backward(&call.problem, grad_output, with.grad_scale, &filled, call.gradient(grad)));
+        xent_forward_backward(&call.problem, grad_output, with.grad_scale, &filled, call.gradient("grad_logits", grad)));
 }
 
 /// The gradient and the reduced loss. reduction::none has none: XENT_ERR_PARAM.
@@ -541,6 +646,32 @@ inline double forward_backward(const input& logits, std::size_t rows, std::size_
     out.loss = &loss;
     forward_backward(logits, rows, classes, targets, out, grad, with);
     return loss;
+}
+
+/// y = softmax of x over the classes. x and y have one type (XENT_ERR_DTYPE) and any layout: any axis of any tensor.
+/// y may be exactly x.
+inline void softmax(const input& x, std::size_t rows, std::size_t classes, const output& y,
+                    const softmax_options& with = {}) {
+    detail::run(xent_softmax, x, rows, classes, y, with);
+}
+
+/// grad_x = y * (grad_y - sum of y * grad_y), with y what softmax gave. grad_x may be exactly y or
+/// exactly grad_y.
+inline void softmax_backward(const input& y, std::size_t rows, std::size_t classes, const input& grad_y,
+                             const output& grad_x, const softmax_options& with = {}) {
+    detail::run(xent_softmax_backward, y, rows, classes, grad_y, grad_x, with);
+}
+
+/// y = x - ln sum of exp x, as softmax.
+inline void log_softmax(const input& x, std::size_t rows, std::size_t classes, const output& y,
+                        const softmax_options& with = {}) {
+    detail::run(xent_log_softmax, x, rows, classes, y, with);
+}
+
+/// grad_x = grad_y - exp(y) * sum of grad_y, with y what log_softmax gave; as softmax_backward.
+inline void log_softmax_backward(const input& y, std::size_t rows, std::size_t classes, const input& grad_y,
+                                 const output& grad_x, const softmax_options& with = {}) {
+    detail::run(xent_log_softmax_backward, y, rows, classes, grad_y, grad_x, with);
 }
 
 // ---- pointers: packed, types checked by the compiler ----------------------------------------
@@ -560,14 +691,48 @@ void backward(const T* logits, std::size_t rows, std::size_t classes, const I* t
 }
 
 template <class T, class I, class G>
+void backward_targets(const T* logits, std::size_t rows, std::size_t classes, const I* targets, const double* lse,
+                      G* grad_targets, const options& with = {}) {
+    detail::check_target_types<T, I, G>();
+    backward_targets(input(logits), rows, classes, input(targets), lse, output(grad_targets), with);
+}
+
+template <class T, class I, class G>
 double forward_backward(const T* logits, std::size_t rows, std::size_t classes, const I* targets, G* grad,
                         const options& with = {}) {
     detail::check_types<T, I, G>();
     return forward_backward(input(logits), rows, classes, input(targets), output(grad), with);
 }
 
+template <class T, class U>
+void softmax(const T* x, std::size_t rows, std::size_t classes, U* y, const softmax_options& with = {}) {
+    detail::check_family_types<T, U>();
+    softmax(input(x), rows, classes, output(y), with);
+}
+
+template <class T, class D, class G>
+void softmax_backward(const T* y, std::size_t rows, std::size_t classes, const D* grad_y, G* grad_x,
+                      const softmax_options& with = {}) {
+    detail::check_family_types<T, D, G>();
+    softmax_backward(input(y), rows, classes, input(grad_y), output(grad_x), with);
+}
+
+template <class T, class U>
+void log_softmax(const T* x, std::size_t rows, std::size_t classes, U* y, const softmax_options& with = {}) {
+    detail::check_family_types<T, U>();
+    log_softmax(input(x), rows, classes, output(y), with);
+}
+
+template <class T, class D, class G>
+void log_softmax_backward(const T* y, std::size_t rows, std::size_t classes, const D* grad_y, G* grad_x,
+                          const softmax_options& with = {}) {
+    detail::check_family_types<T, D, G>();
+    log_softmax_backward(input(y), rows, classes, input(grad_y), output(grad_x), with);
+}
+
 // ---- containers: vectors, arrays, spans; sizes checked --------------------------------------
-// rows = targets.size() (divided by the classes for probabilities, by options.inner).
+// rows = targets.size() (divided by the classes for probabilities, by options.inner), or that of the
+// logits where there are no targets.
 
 template <class L, class I, class = detail::if_inputs<L, I>>
 double forward(const L& logits, std::size_t classes, const I& targets, const options& with = {}) {
@@ -583,14 +748,28 @@ void forward(const L& logits, std::size_t classes, const I& targets, const resul
     forward(input(logits), rows, classes, input(targets), out, with);
 }
 
+template <class L, class = detail::if_inputs<L>>
+void evaluate(const L& logits, std::size_t classes, const results& out, const options& with = {}) {
+    detail::check_types<detail::element_of<const L>, int>();
+    std::size_t rows = detail::rows_of<detail::element_of<const L>>(std::size(logits), classes, with.inner);
+    evaluate(input(logits), rows, classes, out, with);
+}
+
 template <class L, class I, class S, class G, class = detail::if_inputs<L, I, S, G>>
 void backward(const L& logits, std::size_t classes, const I& targets, const S& lse, G&& grad,
               const options& with = {}) {
     detail::check_types<detail::element_of<const L>, detail::element_of<const I>, detail::element_of<G>>();
-    static_assert(dtype_of<detail::element_of<const S>> == XENT_F64, "lse is double");
     std::size_t rows = detail::rows_of<detail::element_of<const I>>(std::size(targets), classes, with.inner);
-    detail::check_size("lse", input(lse).view(), std::size(lse), rows, 1, with.inner);
-    backward(input(logits), rows, classes, input(targets), std::data(lse), output(grad), with);
+    backward(input(logits), rows, classes, input(targets), detail::lse_of(lse, rows, with), output(grad), with);
+}
+
+template <class L, class I, class S, class G, class = detail::if_inputs<L, I, S, G>>
+void backward_targets(const L& logits, std::size_t classes, const I& targets, const S& lse, G&& grad_targets,
+                      const options& with = {}) {
+    detail::check_target_types<detail::element_of<const L>, detail::element_of<const I>, detail::element_of<G>>();
+    std::size_t rows = detail::rows_of<detail::element_of<const I>>(std::size(targets), classes, with.inner);
+    backward_targets(input(logits), rows, classes, input(targets), detail::lse_of(lse, rows, with),
+                     output(grad_targets), with);
 }
 
 template <class L, class I, class G, class = detail::if_inputs<L, I, G>>
@@ -607,6 +786,27 @@ void forward_backward(const L& logits, std::size_t classes, const I& targets, co
     detail::check_types<detail::element_of<const L>, detail::element_of<const I>, detail::element_of<G>>();
     std::size_t rows = detail::rows_of<detail::element_of<const I>>(std::size(targets), classes, with.inner);
     forward_backward(input(logits), rows, classes, input(targets), out, output(grad), with);
+}
+
+template <class X, class Y, class = detail::if_inputs<X, Y>>
+void softmax(const X& x, std::size_t classes, Y&& y, const softmax_options& with = {}) {
+    detail::run_containers(xent_softmax, x, classes, y, with);
+}
+
+template <class Y, class D, class G, class = detail::if_inputs<Y, D, G>>
+void softmax_backward(const Y& y, std::size_t classes, const D& grad_y, G&& grad_x, const softmax_options& with = {}) {
+    detail::run_containers(xent_softmax_backward, y, classes, grad_y, grad_x, with);
+}
+
+template <class X, class Y, class = detail::if_inputs<X, Y>>
+void log_softmax(const X& x, std::size_t classes, Y&& y, const softmax_options& with = {}) {
+    detail::run_containers(xent_log_softmax, x, classes, y, with);
+}
+
+template <class Y, class D, class G, class = detail::if_inputs<Y, D, G>>
+void log_softmax_backward(const Y& y, std::size_t classes, const D& grad_y, G&& grad_x,
+                          const softmax_options& with = {}) {
+    detail::run_containers(xent_log_softmax_backward, y, classes, grad_y, grad_x, with);
 }
 
 // ---- about the library ----------------------------------------------------------------------
