@@ -131,6 +131,63 @@ static inline void fill(float *values, size_t count, double low, double high, ui
     for (size_t i = 0; i < count; i++) values[i] = (float)(low + (high - low) * uniform(state));
 }
 
+/* ---- halves ------------------------------------------------------------------------- */
+
+static inline float widen(xent_dtype dtype, uint16_t bits) {
+    if (dtype == XENT_BF16) {
+        uint32_t wide = (uint32_t)bits << 16;
+        float value;
+        memcpy(&value, &wide, sizeof value);
+        return value;
+    }
+    int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    if (exponent == 31) return fraction ? NAN : bits >> 15 ? -INFINITY : INFINITY;
+    double size = exponent == 0 ? ldexp(fraction, -24) : ldexp(1024 + fraction, exponent - 25);
+    return (float)(bits >> 15 ? -size : size);
+}
+
+/* The value of the half that is nearest to x, the even one of two; x is far from overflow. */
+static inline double rounded(xent_dtype dtype, double x) {
+    if (!(fabs(x) > 0) || isinf(x)) return x;
+    int exponent, digits = dtype == XENT_BF16 ? 8 : 11, smallest = dtype == XENT_BF16 ? -133 : -24;
+    frexp(x, &exponent);
+    int ulp = exponent - digits < smallest ? smallest : exponent - digits;
+    return ldexp(nearbyint(ldexp(x, -ulp)), ulp);
+}
+
+/* Its bits, of a number that is far from overflow and from the subnormals. */
+static inline uint16_t half_bits(xent_dtype dtype, double x) {
+    int exponent, digits = dtype == XENT_BF16 ? 8 : 11, bias = dtype == XENT_BF16 ? 126 : 14;
+    double significand = frexp(rounded(dtype, fabs(x)), &exponent);
+    if (!(significand > 0)) return 0;
+    unsigned fraction = (unsigned)ldexp(significand, digits) - (1u << (digits - 1));
+    return (uint16_t)((x < 0) << 15 | (unsigned)(exponent + bias) << (digits - 1) | fraction);
+}
+
+/* ---- elements of any float type ------------------------------------------------------- */
+
+static const xent_dtype every_float[4] = {XENT_F32, XENT_F64, XENT_BF16, XENT_F16};
+
+static inline size_t size_of(xent_dtype dtype) { return dtype == XENT_F64 ? 8 : dtype == XENT_F32 ? 4 : 2; }
+
+static inline double get(const void *data, xent_dtype dtype, int64_t at) {
+    switch (dtype) {
+    case XENT_F32: return ((const float *)data)[at];
+    case XENT_F64: return ((const double *)data)[at];
+    default: return widen(dtype, ((const uint16_t *)data)[at]);
+    }
+}
+
+/* Rounded to the type; the value it then has. */
+static inline double set(void *data, xent_dtype dtype, int64_t at, double value) {
+    switch (dtype) {
+    case XENT_F32: ((float *)data)[at] = (float)value; break;
+    case XENT_F64: ((double *)data)[at] = value; break;
+    default: ((uint16_t *)data)[at] = half_bits(dtype, value);
+    }
+    return get(data, dtype, at);
+}
+
 /* ---- operands ----------------------------------------------------------------------- */
 
 static inline xent_input in(const void *data, xent_dtype dtype) {
@@ -166,8 +223,9 @@ static inline xent_problem packed(const float *logits, size_t rows, size_t class
 /* ---- a problem that works ----------------------------------------------------------- */
 
 enum { ROWS = 6, CLASSES = 5 };
-enum entry { FORWARD = 1, BACKWARD = 2, FUSED = 4, WITH_RESULTS = FORWARD | FUSED, WITH_GRADIENT = BACKWARD | FUSED,
-             EVERY_ENTRY = FORWARD | BACKWARD | FUSED };
+/* TARGETS asks for probability targets (fixture_soften), EVERY_ENTRY takes either. */
+enum entry { FORWARD = 1, BACKWARD = 2, FUSED = 4, TARGETS = 8, WITH_RESULTS = FORWARD | FUSED,
+             WITH_GRADIENT = BACKWARD | FUSED, EVERY_ENTRY = FORWARD | BACKWARD | FUSED };
 
 /* Every optional operand and every result in use, arguments included, and all the memory they
  * point to: "nothing was written" is one memcmp. */
@@ -175,17 +233,18 @@ struct fixture {
     xent_problem problem;
     xent_results results;
     xent_input grad_output;
-    xent_output grad_logits;
+    xent_output grad_logits, grad_targets;
     double grad_scale;
     /* what is passed on; point elsewhere or NULL to test it */
     const xent_problem *problem_arg;
     const xent_results *results_arg;
     const xent_input *grad_output_arg;
-    const xent_output *grad_logits_arg;
+    const xent_output *grad_logits_arg, *grad_targets_arg;
     const double *lse_arg;
     /* inputs */
     float logits[ROWS * CLASSES];
     int64_t targets[ROWS];
+    float probabilities[ROWS * CLASSES];
     float class_weights[CLASSES];
     float row_weights[ROWS];
     uint8_t row_mask[ROWS];
@@ -197,6 +256,11 @@ struct fixture {
     double lse[ROWS + 1];
     double normalizer[2];
     uint64_t kept_rows[2];
+    double z_loss[2];
+    double z_normalizer[2];
+    int64_t argmax[ROWS + 1];
+    uint64_t correct[2];
+    double entropy[ROWS + 1];
     float grad[ROWS * CLASSES + 1];
 };
 
@@ -211,6 +275,7 @@ static inline void fixture_init(struct fixture *f) {
     fill(f->class_weights, CLASSES, 0.5, 2, &state);
     fill(f->row_weights, ROWS, 0.5, 2, &state);
     fill(f->grad_output_values, ROWS, 0.5, 2, &state);
+    fill(f->probabilities, ROWS * CLASSES, 0, 0.5, &state);
     for (int i = 0; i < ROWS; i++) {
         double sum = 0;
         for (int c = 0; c < CLASSES; c++) sum += exp(f->logits[i * CLASSES + c]);
@@ -233,13 +298,35 @@ static inline void fixture_init(struct fixture *f) {
     f->results.normalizer = f->normalizer;
     f->results.kept_rows = f->kept_rows;
     f->grad_output = in(f->grad_output_values, XENT_F32);
-    f->grad_logits = out(f->grad, XENT_F32);
+    f->grad_logits = f->grad_targets = out(f->grad, XENT_F32);
     f->grad_scale = 0.5;
     f->problem_arg = &f->problem;
     f->results_arg = &f->results;
     f->grad_output_arg = &f->grad_output;
     f->grad_logits_arg = &f->grad_logits;
+    f->grad_targets_arg = &f->grad_targets;
     f->lse_arg = f->lse_in;
+}
+
+/* The other results too, and options for them to show. */
+static inline void fixture_ask(struct fixture *f) {
+    f->problem.z_loss = 0.125;
+    f->results.z_loss = f->z_loss;
+    f->results.z_normalizer = f->z_normalizer;
+    f->results.argmax = f->argmax;
+    f->results.correct = f->correct;
+    f->results.entropy = out(f->entropy, XENT_F64);
+}
+
+/* Probabilities for targets. */
+static inline void fixture_soften(struct fixture *f) { f->problem.targets = in(f->probabilities, XENT_F32); }
+
+/* Log-probabilities for logits, and nothing asked for that they do not have. */
+static inline void fixture_log_probs(struct fixture *f) {
+    f->problem.flags = XENT_FLAG_LOG_PROBS;
+    f->problem.z_loss = 0;
+    f->results.lse = f->results.z_loss = NULL;
+    f->results.entropy.data = NULL;
 }
 
 static inline xent_status fixture_call(const struct fixture *f, enum entry entry) {
@@ -247,6 +334,9 @@ static inline xent_status fixture_call(const struct fixture *f, enum entry entry
     case FORWARD: return xent_forward(f->problem_arg, f->results_arg);
     case BACKWARD:
         return xent_backward(f->problem_arg, f->lse_arg, f->grad_output_arg, f->grad_scale, f->grad_logits_arg);
+    case TARGETS:
+        return xent_backward_targets(f->problem_arg, f->lse_arg, f->grad_output_arg, f->grad_scale,
+                                     f->grad_targets_arg);
     default:
         return xent_forward_backward(f->problem_arg, f->grad_output_arg, f->grad_scale, f->results_arg,
                                      f->grad_logits_arg);
@@ -254,14 +344,17 @@ static inline xent_status fixture_call(const struct fixture *f, enum entry entry
 }
 
 static inline const char *entry_name(enum entry entry) {
-    return entry == FORWARD ? "xent_forward" : entry == BACKWARD ? "xent_backward" : "xent_forward_backward";
+    return entry == FORWARD    ? "xent_forward"
+           : entry == BACKWARD ? "xent_backward"
+           : entry == TARGETS  ? "xent_backward_targets"
+                               : "xent_forward_backward";
 }
 
 /* Calls the chosen entries; each has to return `expected`, name every word in its message and
  * leave every byte of the fixture as it was. */
 static inline void check_fails(const char *file, int line, const struct fixture *f, unsigned entries,
                                xent_status expected, const char *const *words) {
-    for (unsigned bit = FORWARD; bit <= FUSED; bit <<= 1) {
+    for (unsigned bit = FORWARD; bit <= TARGETS; bit <<= 1) {
         if (!(entries & bit)) continue;
         enum entry entry = (enum entry)bit;
         struct fixture *before = copy_of(f, sizeof *f);

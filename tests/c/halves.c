@@ -4,39 +4,15 @@
 
 enum { SAMPLES = 9 };
 
-/* ---- halves in plain C -------------------------------------------------------------- */
+/* ---- the two types ------------------------------------------------------------------- */
 
 struct half {
     xent_dtype dtype, other;
-    int digits;   /* of the significand */
-    int smallest; /* exponent of the smallest positive value */
-    int top;      /* exponent field of values in [4, 8) */
+    int digits; /* of the significand */
+    int top;    /* exponent field of values in [4, 8) */
 };
-static const struct half kinds[] = {{XENT_BF16, XENT_F16, 8, -133, 129}, {XENT_F16, XENT_BF16, 11, -24, 17}};
+static const struct half kinds[] = {{XENT_BF16, XENT_F16, 8, 129}, {XENT_F16, XENT_BF16, 11, 17}};
 enum { KINDS = sizeof kinds / sizeof *kinds };
-
-static float widen(const struct half *h, uint16_t bits) {
-    if (h->dtype == XENT_BF16) {
-        uint32_t wide = (uint32_t)bits << 16;
-        float value;
-        memcpy(&value, &wide, sizeof value);
-        return value;
-    }
-    int exponent = bits >> 10 & 31, fraction = bits & 1023;
-    if (exponent == 31) return fraction ? NAN : bits >> 15 ? -INFINITY : INFINITY;
-    double size = exponent == 0 ? ldexp(fraction, -24) : ldexp(1024 + fraction, exponent - 25);
-    return (float)(bits >> 15 ? -size : size);
-}
-
-/* The value of the half that is nearest to x, the even one of two; x is far from overflow. */
-static double rounded(const struct half *h, double x) {
-    if (!(fabs(x) > 0) || isinf(x)) return x;
-    int exponent;
-    frexp(x, &exponent);
-    int ulp = exponent - h->digits;
-    if (ulp < h->smallest) ulp = h->smallest;
-    return ldexp(nearbyint(ldexp(x, -ulp)), ulp);
-}
 
 /* Of either sign, in [1/2, 8). */
 static uint16_t random_half(const struct half *h, uint64_t *state) {
@@ -68,7 +44,7 @@ static xent_results results_in(struct losses *to) {
 static void check_rounded(const struct half *h, const uint16_t *got, const float *wide, size_t count) {
     int before = failures;
     for (size_t i = 0; i < count && failures == before; i++)
-        CHECK_NEAR(widen(h, got[i]), rounded(h, wide[i]), 0);
+        CHECK_NEAR(widen(h->dtype, got[i]), rounded(h->dtype, wide[i]), 0);
 }
 
 /* A problem in halves against itself in f32, by every call. */
@@ -83,10 +59,10 @@ static void against_f32(const struct half *h, size_t classes, double smoothing, 
     float *wide_weights = checked(malloc(classes * sizeof *wide_weights));
     int64_t targets[SAMPLES];
     for (size_t i = 0; i < count; i++) {
-        wide[i] = widen(h, logits[i] = random_half(h, &state));
-        wide_old[i] = widen(h, old[i] = random_half(h, &state));
+        wide[i] = widen(h->dtype, logits[i] = random_half(h, &state));
+        wide_old[i] = widen(h->dtype, old[i] = random_half(h, &state));
     }
-    for (size_t c = 0; c < classes; c++) wide_weights[c] = widen(h, weights[c] = random_half(h, &state));
+    for (size_t c = 0; c < classes; c++) wide_weights[c] = widen(h->dtype, weights[c] = random_half(h, &state));
     for (size_t i = 0; i < SAMPLES; i++) targets[i] = (int64_t)(random_u64(&state) % classes);
     targets[4] = -100;
     kept = copy_of(logits, count * sizeof *logits);
@@ -166,9 +142,9 @@ static void confident(void) {
         const struct half *h = &kinds[k];
         uint16_t logits[2] = {twelve[k], 0}, grad[2];
         const int64_t target = 0;
-        CHECK_NEAR(widen(h, twelve[k]), 12, 0);
+        CHECK_NEAR(widen(h->dtype, twelve[k]), 12, 0);
         double miss = 1 / (1 + exp(12)), loss = 0;
-        CHECK_NEAR(rounded(h, 1 - miss), 1, 0);
+        CHECK_NEAR(rounded(h->dtype, 1 - miss), 1, 0);
         xent_problem p = packed(NULL, 1, 2, &target);
         p.logits = in(logits, h->dtype);
         xent_results r = XENT_RESULTS_INIT;
@@ -176,8 +152,8 @@ static void confident(void) {
         xent_output g = out(grad, h->dtype);
         CHECK_OK(xent_forward_backward(&p, NULL, 1, &r, &g));
         CHECK_NEAR(loss, log1p(exp(-12)), 1e-11);
-        CHECK_NEAR(widen(h, grad[0]), rounded(h, -miss), 0);
-        CHECK_NEAR(widen(h, grad[1]), rounded(h, miss), 0);
+        CHECK_NEAR(widen(h->dtype, grad[0]), rounded(h->dtype, -miss), 0);
+        CHECK_NEAR(widen(h->dtype, grad[1]), rounded(h->dtype, miss), 0);
     }
 }
 
@@ -213,9 +189,6 @@ static void types(void) {
         fixture_init(&f);
         f.results.row_losses.dtype = h->dtype;
         FAILS(&f, WITH_RESULTS, XENT_ERR_DTYPE, "row_losses", name);
-        fixture_init(&f);
-        f.problem.targets.dtype = h->dtype;
-        FAILS(&f, EVERY_ENTRY, XENT_ERR_DTYPE, "targets");
 
         /* halves are aligned to 2 bytes, and to no more */
         fixture_init(&f);
@@ -232,11 +205,6 @@ static void types(void) {
         f.grad_logits = out(f.logits, XENT_F32);
         FAILS(&f, WITH_GRADIENT, XENT_ERR_OVERLAP, "grad_logits");
     }
-    /* not yet: f64 */
-    fixture_init(&f);
-    f.problem.logits = in(f.lse_in, XENT_F64);
-    f.problem.rows = 1;
-    FAILS(&f, EVERY_ENTRY, XENT_ERR_DTYPE, "logits", "F64");
     fixture_init(&f);
     f.problem.logits.dtype = XENT_U16;
     FAILS(&f, EVERY_ENTRY, XENT_ERR_DTYPE, "logits", "U16");
