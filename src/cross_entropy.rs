@@ -166,14 +166,14 @@ pub struct Results<'a> {
 }
 
 impl Results<'_> {
-    fn raw(self, problem: &Problem) -> Result<RawResults, Error> {
+    fn raw(self) -> RawResults {
         fn pointer<T>(result: Option<&mut T>) -> *mut T {
             result.map_or(std::ptr::null_mut(), |to| to)
         }
         fn operand(output: Option<Output>) -> Operand {
             output.map_or(Operand::ABSENT, |output| output.operand)
         }
-        Ok(RawResults {
+        RawResults {
             loss: pointer(self.loss),
             row_losses: operand(self.row_losses),
             lse: operand(self.lse.map(Output::from)),
@@ -181,23 +181,10 @@ impl Results<'_> {
             normalizer: pointer(self.normalizer),
             z_normalizer: pointer(self.z_normalizer),
             kept_rows: pointer(self.kept_rows),
-            argmax: self.argmax.map_or(Ok(std::ptr::null_mut()), |to| argmax(to, problem))?,
+            argmax: operand(self.argmax.map(Output::from)),
             correct: pointer(self.correct),
             entropy: operand(self.entropy),
-        })
-    }
-}
-
-/// `to` as a pointer, which has no length, if it is long enough. Sizes whose product overflows are
-/// left for the validation to refuse.
-fn argmax(to: &mut [i64], problem: &Problem) -> Result<*mut i64, Error> {
-    match problem.rows.checked_mul(problem.inner) {
-        Some(needed) if to.len() < needed => Err(Error::Shape(format!(
-            "argmax has {} elements, but its shape and strides reach element {}",
-            to.len(),
-            needed - 1
-        ))),
-        _ => Ok(to.as_mut_ptr()),
+        }
     }
 }
 
@@ -616,7 +603,7 @@ impl<'a> CrossEntropy<'a> {
         results: Results<'_>,
         grad: Option<Operand>,
     ) -> Result<(), Error> {
-        let results = results.raw(&self.problem)?;
+        let results = results.raw();
         self.run_raw(pass, logits, targets, &results, grad)
     }
 

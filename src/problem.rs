@@ -742,7 +742,7 @@ fn check_options(
     if problem.flags & XENT_FLAG_LOG_PROBS != 0 {
         let is_forward = !matches!(pass, Pass::Backward | Pass::Targets);
         for (name, asked) in [
-            ("z_loss", problem.z_loss != 0.0),
+            ("z_loss", problem.z_loss != 0.0 || !results.z_loss.is_null()),
             ("softcap", problem.softcap != 0.0),
             ("logit_scale", problem.logit_scale != 1.0),
             ("lse", is_forward && !results.lse.data.is_null()),
