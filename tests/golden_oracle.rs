@@ -1,0 +1,102 @@
+//! The oracle, `src/reference.rs`, against exact results that share no code with it: those of
+//! tests/golden/generate.py.
+
+#[path = "golden/vectors.rs"]
+mod vectors;
+
+use vectors::*;
+use xent::reference::{self, Reduction};
+
+/// Of the largest term. The exact results are rounded to f64, the oracle's operations are f64.
+const BOUND: f64 = 2e-15;
+
+/// The same kind of number and within BOUND of `scale`; returns the error in units of it.
+#[track_caller]
+fn agree(case: &Case, what: &str, got: &[f64], want: &[f64], scale: impl Fn(usize) -> f64) -> f64 {
+    assert_eq!(got.len(), want.len(), "{}: {what}", case.name);
+    let mut worst = 0f64;
+    for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
+        if got == want || got.is_nan() && want.is_nan() {
+            continue;
+        }
+        let error = (got - want).abs() / scale(i).abs().max(want.abs());
+        assert!(error <= BOUND, "{}: {what}[{i}] is {got:e}, not {want:e}", case.name);
+        worst = worst.max(error / BOUND);
+    }
+    worst
+}
+
+fn cross_entropy(case: &Case) -> f64 {
+    let out = reference::evaluate(&case.problem());
+    let largest = |terms: &[f64]| terms.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    let mut worst = 0f64;
+    let mut check = |key: &str, got: &[f64], scale: &dyn Fn(usize) -> f64| {
+        if let Some(want) = case.find(key) {
+            worst = worst.max(agree(case, key, got, &want.to_f64(), scale));
+        }
+    };
+    let mean = if case.reduction() == Reduction::Mean { out.normalizer } else { 1.0 };
+    check("loss", &[out.loss], &|_| largest(&out.loss_scale) / mean);
+    check("rows", &out.row_losses, &|i| out.loss_scale[i]);
+    check("lse", &out.lse, &|i| out.lse_scale[i]);
+    check("entropy", &out.entropy, &|i| out.lse_scale[i]);
+    check("grad", &out.grad_logits, &|i| out.grad_magnitude[i]);
+    check("grad_targets", &out.grad_targets, &|_| 0.0);
+    if let Some(argmax) = case.find("argmax") {
+        assert_eq!(out.argmax, argmax.to_i64(), "{}", case.name);
+    }
+    worst
+}
+
+fn every(source: Source) {
+    let worst = load(source).iter().map(cross_entropy).fold(0.0, f64::max);
+    println!("{}: at worst {worst:.2} of the bound", source.0);
+}
+
+#[test]
+fn index_targets() {
+    every(INDEX);
+}
+
+#[test]
+fn probability_targets() {
+    every(SOFT);
+}
+
+#[test]
+fn log_probabilities() {
+    every(NLL);
+}
+
+#[test]
+fn composed() {
+    every(COMPOSED);
+}
+
+#[test]
+fn introductions() {
+    every(INTRO);
+}
+
+#[test]
+fn softmax_family() {
+    for case in load(SOFTMAX) {
+        let [rows, classes, inner] = case.dims();
+        let softmax = case.text("call") == Some("softmax");
+        let (forward, backward): (fn(&[f64], _, _, _) -> _, fn(&[f64], &[f64], _, _, _) -> _) =
+            if softmax {
+                (reference::softmax, reference::softmax_backward)
+            } else {
+                (reference::log_softmax, reference::log_softmax_backward)
+            };
+        let y: Vec<f64> = forward(&case.tensor("x").to_f64(), rows, classes, inner);
+        agree(&case, "y", &y, &case.tensor("y").to_f64(), |_| 0.0);
+        if let Some(grad_y) = case.find("grad_y") {
+            let (y, grad_y) = (case.tensor("torch_y").to_f64(), grad_y.to_f64());
+            let grad: Vec<f64> = backward(&y, &grad_y, rows, classes, inner);
+            // What cancels is bounded by the largest gradient times the number of classes.
+            let largest = grad_y.iter().fold(0.0, |m: f64, g| m.max(g.abs())) * classes as f64;
+            agree(&case, "grad", &grad, &case.tensor("grad").to_f64(), |_| largest);
+        }
+    }
+}
