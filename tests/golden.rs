@@ -9,7 +9,8 @@
 //! the largest term of any row.
 //!
 //! Of each result of a case, the largest error over its elements may be PyTorch's largest and
-//! **one unit** more. Elements are not compared one by one: that would ask for PyTorch's luck where
+//! **one unit** more; in f64 eight, since there PyTorch's small cases are often exact to the last
+//! place, and the oracle's own operations already cost more than one. Elements are not compared one by one: that would ask for PyTorch's luck where
 //! its rounding errors happen to cancel. Two allowances are those of the accuracy table:
 //!
 //! - the unit of an entry of a gradient, or of a softmax, is `1 + |ln p|/4` units of its dtype:
@@ -44,6 +45,11 @@ fn isas() -> Vec<Isa> {
     }
     assert!(!run.is_empty());
     run
+}
+
+/// How much further from the exact result than PyTorch a result may be, in units.
+fn leeway(torch: &Tensor) -> f64 {
+    if matches!(torch, Tensor::F64(_)) { 8.0 } else { 1.0 }
 }
 
 /// Everything that went wrong, and the largest errors, for one report at the end of a test.
@@ -121,7 +127,7 @@ impl Expected<'_> {
                 theirs = theirs.max(self.error(i, torch[i], 0.0));
             }
         }
-        report.expect(ours <= theirs + 1.0, || {
+        report.expect(ours <= theirs + leeway(self.torch), || {
             format!(
                 "{at}: {}[{worst}] is {:e}, not {:e}: {ours:.3} units off; of PyTorch's at worst {theirs:.3}",
                 self.what, got[worst], self.exact[worst]
@@ -312,7 +318,7 @@ impl<'a> Problem<'a> {
     }
 
     fn backward_targets(&self, isa: Isa, targets: &Tensor, lse: &[f64]) -> Result<Vec<f64>, Error> {
-        let mut grad = targets.poisoned();
+        let mut grad = self.case.tensor("torch_grad_targets").poisoned();
         let call = self.call(isa);
         call.backward_targets(self.logits.input(), targets.input(), lse, grad.output())?;
         Ok(self.gradient(&grad))
@@ -451,9 +457,13 @@ impl<'a> Judge<'a> {
         }
         if self.expected.contains_key("loss") && !self.case.log_probs() {
             let (got, want) = (got.z_loss, want.z_loss);
+            // λ·lse² of a row, whose lse may be off by 2e-7 of the larger term that forms it.
+            let lse = self.out.lse_scale.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+            let bound = 1e-6 * self.case.number("z", 0.0) * lse.max(1.0).powi(2);
+            let rows = self.out.lse.len() as f64;
             let good = got == want
                 || got.is_nan() && want.is_nan()
-                || (got - want).abs() <= 1e-6 * want.abs();
+                || (got - want).abs() <= bound * rows + 1e-6 * want.abs();
             report.expect(good, || format!("{at}: z_loss is {got:e}, not {want:e}"));
         }
     }
