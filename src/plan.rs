@@ -390,6 +390,23 @@ impl Plan {
             && self.gradient.is_some_and(|gradient| gradient.in_place)
     }
 
+    /// Targets are classes.
+    #[inline(always)]
+    pub fn has_indices(&self) -> bool {
+        matches!(self.targets, Targets::Indices(_))
+    }
+
+    /// The sums leave out the largest logit, there being no target to leave out.
+    #[inline(always)]
+    pub fn leaves_top_out(&self) -> bool {
+        let of_mass = matches!(self.targets, Targets::Probabilities(_));
+        match self.pass {
+            Pass::Softmax | Pass::LogSoftmax => true,
+            Pass::Forward | Pass::ForwardBackward => of_mass && !self.log_probs,
+            Pass::Backward | Pass::Targets => false,
+        }
+    }
+
     /// The reference nearest to the logit `x`, which is finite or of no meaning.
     #[inline(always)]
     pub fn reference_at(&self, x: f64) -> Reference {

@@ -532,7 +532,14 @@ fn cross_entropy(case: &Case, isas: &[Isa], report: &mut Report) {
                         let exact = judge.expected["grad_targets"].exact[j];
                         match lse.get(row) {
                             Some(lse) if lse.is_finite() && exact.is_finite() => {
-                                f64::EPSILON * (1.0 + lse.abs()) * judge.by_targets(j)
+                                let factor = judge.by_targets(j);
+                                // x is what it is after scaling, rounded to the lanes' type.
+                                let x = if judge.rounds_logits() && factor > 0.0 {
+                                    f64::from(f32::EPSILON) * (lse.abs() + exact.abs() / factor)
+                                } else {
+                                    0.0
+                                };
+                                (f64::EPSILON * (1.0 + lse.abs()) + x) * factor
                             }
                             _ => 0.0,
                         }
@@ -545,6 +552,13 @@ fn cross_entropy(case: &Case, isas: &[Isa], report: &mut Report) {
 }
 
 impl Judge<'_> {
+    /// Logits are scaled or capped, and then rounded to f32.
+    fn rounds_logits(&self) -> bool {
+        let transformed =
+            self.case.number("scale", 1.0) != 1.0 || self.case.number("cap", 0.0) != 0.0;
+        transformed && !matches!(self.case.tensor("logits"), Tensor::F64(_))
+    }
+
     /// What multiplies `lse − x` in the gradient of a target.
     fn by_targets(&self, j: usize) -> f64 {
         let problem = self.case.problem();

@@ -91,7 +91,7 @@ const fn exp2_const(k: i64) -> f64 {
 pub struct RowSum {
     /// Exponentials are summed up.
     pub softmax: bool,
-    /// The class to leave out: the target.
+    /// The class to leave out.
     pub hole: Option<usize>,
     /// Where exponents are counted from.
     pub anchor: Anchor,
@@ -151,7 +151,9 @@ pub struct Ends {
     pub lse: Eight,
     /// −logp_y
     pub nll: Eight,
-    /// 1 − p_y
+    /// p_y and 1 − p_y, each to its own relative accuracy.
+    pub hit: Eight,
+    /// See `hit`.
     pub miss: Eight,
     /// What to multiply 2^t by for probabilities.
     pub share: Eight,
@@ -168,6 +170,7 @@ impl Ends {
         x_y: [0.0; LANES_OF_ENDS],
         lse: [0.0; LANES_OF_ENDS],
         nll: [0.0; LANES_OF_ENDS],
+        hit: [0.0; LANES_OF_ENDS],
         miss: [0.0; LANES_OF_ENDS],
         share: [0.0; LANES_OF_ENDS],
         entropy: [0.0; LANES_OF_ENDS],
@@ -191,7 +194,8 @@ pub fn ends<S: Simd>(s: S, ends: &mut Ends, l: f64) {
         let rest = d.add(far, d.div(d.add(near, height), slope));
         // Reference and logit are exact in units of log2, so the difference is taken there: at a
         // height of 1e30 nothing else tells two logits from one.
-        let q = d.add(d.mul_add(d.sub(far, x_y), slope, near), height);
+        let q = d.mul_sub_exact(d.sub(far, x_y), slope, d.sub(zero, near));
+        let q = d.add(q, height);
         let q = d.div(q, slope);
         let above = d.less(zero, q);
         let size = d.select(above, q, d.sub(zero, q));
@@ -199,7 +203,8 @@ pub fn ends<S: Simd>(s: S, ends: &mut Ends, l: f64) {
         let (tail, inverse) = real::log1p(d, e);
         let mut lse = d.add(d.select(above, rest, x_y), tail);
         let nll = d.add(d.select(above, q, zero), tail);
-        let miss = d.select(above, inverse, d.mul(e, inverse));
+        let lesser = d.mul(e, inverse);
+        let (hit, miss) = (d.select(above, lesser, inverse), d.select(above, inverse, lesser));
         let share = d.select(d.equal(sum, zero), zero, d.div(miss, sum));
         // Nothing but −inf; and +inf, unless there is a NaN.
         let nothing = d.select(d.equal(x_y, minus_infinity), minus_infinity, lse);
@@ -214,13 +219,13 @@ pub fn ends<S: Simd>(s: S, ends: &mut Ends, l: f64) {
         let log_share = d.mul_add(d.sub(far, lse), slope, near);
         let others = d.mul_add(share, load(&ends.heat), d.mul(miss, log_share));
         let others = d.select(d.less(zero, miss), d.div(others, slope), zero);
-        let hit = d.sub(one, miss);
         let own = d.select(d.less(zero, hit), d.mul(hit, nll), zero);
         let entropy = d.sub(own, others);
         // SAFETY: as above.
         let store = |to: &mut Eight, v| unsafe { d.store(to.as_mut_ptr().add(at), v) };
         store(&mut ends.lse, lse);
         store(&mut ends.nll, nll);
+        store(&mut ends.hit, hit);
         store(&mut ends.miss, miss);
         store(&mut ends.share, share);
         store(&mut ends.entropy, entropy);
@@ -247,13 +252,15 @@ pub fn from_lse<S: Simd<Real: Base>>(s: S, ends: &mut Ends, l: f64) {
         let load = |from: &Eight| unsafe { d.load(from.as_ptr().add(at)) };
         let (far, near, lse, x_y) =
             (load(&ends.far), load(&ends.near), load(&ends.lse), load(&ends.x_y));
-        let below = d.mul_add(d.sub(far, lse), d.splat(l), near);
+        let below = d.mul_sub_exact(d.sub(far, lse), d.splat(l), d.sub(zero, near));
         let share = real::exp(d, d.mul(below, d.splat(std::f64::consts::LN_2)));
         let nll = d.sub(lse, x_y);
+        let hit = real::exp(d, d.sub(x_y, lse));
         let miss = d.sub(zero, real::expm1(d, d.sub(x_y, lse)));
         // SAFETY: as above.
         let store = |to: &mut Eight, v| unsafe { d.store(to.as_mut_ptr().add(at), v) };
         store(&mut ends.nll, nll);
+        store(&mut ends.hit, hit);
         store(&mut ends.miss, miss);
         store(&mut ends.share, share);
     }
@@ -291,11 +298,11 @@ impl Totals {
 pub struct Row {
     /// Which.
     pub at: At,
-    /// The class that sums leave out: the target.
+    /// The class that sums leave out: the target, or the largest.
     pub hole: Option<usize>,
     /// It counts.
     kept: bool,
-    /// The target's logit, what its gradient is multiplied by, its weight, and r.
+    /// The logit of that class, what its gradient is multiplied by, its weight or mass, and r.
     x_y: f64,
     slope: f64,
     w_y: f64,
@@ -320,51 +327,56 @@ pub enum Job {
 }
 
 impl Row {
-    /// [`read`](Self::read) or, where a softmax is wanted, [`read_top`](Self::read_top).
+    /// None: it does not count.
+    const NONE: Row = Row {
+        at: At { row: 0, inner: 0 },
+        hole: None,
+        kept: false,
+        x_y: f64::NEG_INFINITY,
+        slope: 1.0,
+        w_y: 1.0,
+        r: 0.0,
+        old: 0.0,
+        entry: 0.0,
+    };
+
+    /// [`read`](Self::read), of a row whose classes are contiguous; looks for its largest logit if
+    /// that is needed.
     ///
     /// # Safety
-    /// See [`read`](Self::read); classes are contiguous.
+    /// See [`read`](Self::read).
     #[inline(always)]
     pub unsafe fn start(k: &Kernels, plan: &Plan, at: At) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
-            match plan.pass {
-                Pass::Softmax | Pass::LogSoftmax => {
-                    Row::read_top(k, plan, at, top(k, plan, at).class)
-                }
-                _ => Row::read(k, plan, at),
-            }
+            let class = if plan.leaves_top_out() { top(k, plan, at).class } else { 0 };
+            Row::read(k, plan, at, class)
         }
     }
 
-    /// Reads the row's target and weights, and its target's logit, which a call in place
-    /// overwrites.
+    /// Reads the row's target and weights, and the logit that its sums leave out, which a call in
+    /// place overwrites. That is the target's, or `top`, the largest, where there is no such class:
+    /// what is small beside it then keeps its accuracy.
     ///
     /// # Safety
-    /// The row is one of the plan's, and no other thread is at it. The same for all below, with
-    /// the same plan.
+    /// The row is one of the plan's, and no other thread is at it; `top` is a class. The same for
+    /// all below, with the same plan.
     #[inline(always)]
-    pub unsafe fn read(k: &Kernels, plan: &Plan, at: At) -> Self {
-        let mut row = Row {
-            at,
-            hole: None,
-            kept: false,
-            x_y: f64::NEG_INFINITY,
-            slope: 1.0,
-            w_y: 1.0,
-            r: 0.0,
-            old: 0.0,
-            entry: 0.0,
-        };
+    pub unsafe fn read(k: &Kernels, plan: &Plan, at: At, top: usize) -> Self {
+        let mut row = Row { at, ..Row::NONE };
         // SAFETY: a row of the plan; so for every access below, which is to this row of the views.
-        let target = unsafe { plan.target(at) };
-        match target {
+        match unsafe { plan.target(at) } {
             Target::Class(y) => {
                 row.hole = Some(y);
                 // SAFETY: a target's class is in range (problem.rs).
                 row.w_y = unsafe { plan.class_weight(y) };
             }
-            Target::Mass => {}
+            Target::Mass => {
+                // SAFETY: see above.
+                unsafe { plan.mass(at, top, std::slice::from_mut(&mut row.w_y)) };
+                row.hole = plan.leaves_top_out().then_some(top);
+            }
+            Target::Absent if plan.leaves_top_out() => row.hole = Some(top),
             Target::Absent | Target::Ignored => return row,
         }
         row.kept = true;
@@ -374,28 +386,6 @@ impl Row {
             // SAFETY: see above.
             unsafe { row.read_hole(k, plan, y) };
         }
-        row
-    }
-
-    /// As [`read`](Self::read), of a row of which a softmax is wanted: its largest logit is what
-    /// the sums leave out, so that what is small beside it keeps its accuracy.
-    ///
-    /// # Safety
-    /// See [`read`](Self::read).
-    pub unsafe fn read_top(k: &Kernels, plan: &Plan, at: At, top: usize) -> Self {
-        let mut row = Row {
-            at,
-            hole: Some(top),
-            kept: true,
-            x_y: 0.0,
-            slope: 1.0,
-            w_y: 1.0,
-            r: 1.0,
-            old: 0.0,
-            entry: 0.0,
-        };
-        // SAFETY: see above.
-        unsafe { row.read_hole(k, plan, top) };
         row
     }
 
@@ -480,7 +470,7 @@ impl Row {
             if plan.log_probs {
                 0.0
             } else if self.hole.is_some() && self.w_y != 0.0 && self.x_y.is_finite() {
-                // The target's own logit, unless it may be one that masks the class.
+                // The logit left out, unless it may be one that masks the class.
                 self.x_y
             } else {
                 anchor.reference.near / plan.l
@@ -507,6 +497,7 @@ impl Row {
         let mut softmax = Softmax {
             lse: ends.lse[i],
             nll: ends.nll[i],
+            hit: ends.hit[i],
             miss: ends.miss[i],
             own: Curve {
                 reference: Reference { far: ends.far[i], near: ends.near[i] },
@@ -516,7 +507,7 @@ impl Row {
         };
         if !plan.has_softmax() {
             // Their lse is 0.
-            softmax = Softmax { lse: 0.0, nll: -self.x_y, miss: 0.0, ..softmax };
+            softmax = Softmax { lse: 0.0, nll: -self.x_y, hit: 0.0, miss: 0.0, ..softmax };
         }
         softmax.anchored = softmax.own;
         if !from_lse && sum.anchor.reference != softmax.own.reference {
@@ -587,15 +578,16 @@ impl Row {
             } else {
                 softmax.lse - center
             };
-            if self.hole.is_some() {
-                let dot = sums.dot + times(self.w_y, self.x_y - center);
+            let own = if self.hole.is_some() { times(self.w_y, self.x_y - center) } else { 0.0 };
+            let dot = sums.dot + own;
+            loss = if plan.has_indices() {
                 let spread = plan.label_smoothing / plan.classes as f64;
-                loss = spread * (times(plan.weight_total, height) - dot);
+                spread * (times(plan.weight_total, height) - dot)
             } else {
-                loss = times(sums.mass, height) - sums.dot;
-            }
+                times(sums.mass, height) - dot
+            };
         }
-        if self.hole.is_some() {
+        if plan.has_indices() {
             loss += times((1.0 - plan.label_smoothing) * self.w_y, softmax.nll);
         }
         let z_loss = times(plan.z_loss, softmax.lse * softmax.lse);
@@ -621,9 +613,10 @@ impl Row {
         }
         let smoothing = plan.label_smoothing;
         // The target's own mass, what the mass of the others is multiplied by, and the total.
-        let (mut hit, mut bias, mut total) = if self.hole.is_some() {
+        let (mut hit, mut bias, mut total) = if plan.has_indices() {
             let hit = scale * self.r * (1.0 - smoothing) * self.w_y;
-            let bias = scale * self.r * (smoothing / plan.classes as f64);
+            // Without smoothing there is none, whatever the scale.
+            let bias = times(smoothing / plan.classes as f64, scale * self.r);
             (hit, bias, hit + bias * plan.weight_total)
         } else {
             let bias = scale * self.r;
@@ -660,10 +653,16 @@ impl Row {
         if hit == 0.0 && bias == 0.0 && total == 0.0 {
             return self.constant(plan, 0.0);
         }
-        // `total·p_y - hit - bias·w_y`, in terms of 1 − p_y.
-        let others = total - hit;
-        self.entry = self.slope
-            * (hit * -softmax.miss + (others * (1.0 - softmax.miss) - times(bias, self.w_y)));
+        // `total·p_y - hit - own`, such that nothing cancels that needs not.
+        let own = times(bias, self.w_y);
+        let entry = if plan.has_indices() {
+            hit * -softmax.miss + ((total - hit) * softmax.hit - own)
+        } else if softmax.hit < softmax.miss {
+            total * softmax.hit - own
+        } else {
+            (total - own) - total * softmax.miss
+        };
+        self.entry = self.slope * entry;
         let (anchored, own) = (softmax.anchored.times(total), softmax.own.times(total));
         Job::Sweep(self.sweep(Kind::Exponentials, anchored, own, bias))
     }
@@ -680,7 +679,7 @@ impl Row {
             return Job::Fill(f64::NAN);
         }
         if plan.pass == Pass::Softmax {
-            self.entry = 1.0 - softmax.miss;
+            self.entry = softmax.hit;
             return Job::Sweep(self.sweep(Kind::Exponentials, softmax.anchored, softmax.own, 0.0));
         }
         self.entry = -softmax.nll;
@@ -745,6 +744,7 @@ impl Row {
 struct Softmax {
     lse: f64,
     nll: f64,
+    hit: f64,
     miss: f64,
     /// Probabilities relative to the anchor, and to the reference that the sums ended with.
     anchored: Curve,
@@ -764,21 +764,10 @@ impl Batch {
     /// No rows.
     #[inline(always)]
     pub fn new() -> Self {
-        let row = Row {
-            at: At { row: 0, inner: 0 },
-            hole: None,
-            kept: false,
-            x_y: f64::NEG_INFINITY,
-            slope: 1.0,
-            w_y: 1.0,
-            r: 0.0,
-            old: 0.0,
-            entry: 0.0,
-        };
         let sum = RowSum { softmax: false, hole: None, anchor: Anchor::NONE, center: None };
         Batch {
             len: 0,
-            rows: [row; LANES_OF_ENDS],
+            rows: [Row::NONE; LANES_OF_ENDS],
             sums: [sum; LANES_OF_ENDS],
             partials: [Partial::EMPTY; LANES_OF_ENDS],
             jobs: [Job::Nothing; LANES_OF_ENDS],

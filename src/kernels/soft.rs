@@ -56,7 +56,11 @@ unsafe fn row(k: &Kernels, plan: &Plan, at: At) {
         }
         for (x, w) in values.iter_mut().zip(weights) {
             let factor = factor * *w;
-            *x = if factor == 0.0 { 0.0 } else { factor * (lse - *x) };
+            *x = match factor {
+                0.0 => 0.0,
+                _ if !lse.is_finite() => f64::NAN,
+                _ => factor * (lse - *x),
+            };
         }
         // SAFETY: see above.
         unsafe { write(&gradient.view, at, class, values, gradient.accumulate) };

@@ -10,7 +10,8 @@
 //!     for each register of positions:
 //!         max over the classes                   first sweep
 //!         reference = integer nearest to L·max, if that is above the old one
-//!         sum += Σ 2^(L·x - reference)           second sweep; f32, flushed to f64 every 8 classes
+//!         sum += Σ 2^(L·x - reference)           second sweep; in f64: so few terms would show
+//!                                                every rounding
 //! gradient: 2^(L·x - reference)·factor - bias, lane by lane
 //! ```
 //!
@@ -25,16 +26,13 @@ use super::row::{Anchor, Batch, Job, Kind, LANES_OF_ENDS, Row, Totals};
 use crate::element::Element;
 use crate::math::exp2::{Base, Exp2, Reference};
 use crate::math::real;
-use crate::plan::{At, Layout, Pass, Plan, TILE, Targets};
+use crate::plan::{At, Layout, Plan, TILE, Targets};
 use crate::simd::{Real, Simd, WideVector, up_to};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Classes of a chunk: 64 positions of them are 8 KiB of f32.
 pub const CLASSES: usize = 32;
-
-/// Classes summed in lanes of f32 before they are flushed.
-const GROUP: usize = 8;
 
 /// A number for each position of a tile.
 pub type Numbers = [f64; TILE];
@@ -212,24 +210,15 @@ unsafe fn register_sums<S: Simd<Real: Base>, const HEAT: bool>(
 
     let exp = Exp2::<S, true>::lanes(s, far, near);
     let mut class = s.splat(S::Real::ZERO);
-    let mut c = 0;
-    while c < tile.classes {
-        let end = (c + GROUP).min(tile.classes);
-        let (mut group, mut hot) = (zero, zero);
-        while c < end {
-            let x = load(c);
-            let e = s.select(s.equal(class, hole), zero, exp.value::<true>(x));
-            group = s.add(group, e);
-            if HEAT {
-                hot = s.mul_add(e, exp.exponent(x), hot);
-            }
-            class = s.add(class, one);
-            c += 1;
-        }
-        sum = both::<S>(sum, s.widen(group), |a, b| d.add(a, b));
+    for c in 0..tile.classes {
+        let x = load(c);
+        let e = s.select(s.equal(class, hole), zero, exp.value::<true>(x));
+        sum = both::<S>(sum, s.widen(e), |a, b| d.add(a, b));
         if HEAT {
+            let hot = s.mul(e, exp.exponent(x));
             heat = both::<S>(heat, s.widen(hot), |a, b| d.add(a, b));
         }
+        class = s.add(class, one);
     }
     // SAFETY: as above.
     unsafe {
@@ -749,9 +738,8 @@ unsafe fn tile(k: &Kernels, plan: &Plan, place: Place, totals: &mut Totals) {
         top_class: [0.0; TILE],
     };
     let chunk = |class: usize| CLASSES.min(plan.classes - class);
-    let is_distribution = matches!(plan.pass, Pass::Softmax | Pass::LogSoftmax);
     let mut tops = [Top::NONE; TILE];
-    if is_distribution || plan.wants_argmax() {
+    if plan.leaves_top_out() || plan.wants_argmax() {
         for class in (0..plan.classes).step_by(CLASSES) {
             // SAFETY: the caller's promise.
             unsafe {
@@ -772,13 +760,7 @@ unsafe fn tile(k: &Kernels, plan: &Plan, place: Place, totals: &mut Totals) {
     for lane in 0..lanes {
         let at = place.at(lane);
         // SAFETY: a row of the plan, and this thread's alone.
-        let row = unsafe {
-            if is_distribution {
-                Row::read_top(k, plan, at, tops[lane].class)
-            } else {
-                Row::read(k, plan, at)
-            }
-        };
+        let row = unsafe { Row::read(k, plan, at, tops[lane].class) };
         let todo = row.sum(plan, Anchor::NONE);
         targets[lane] = row.hole;
         center[lane] = todo.center.unwrap_or(0.0);
