@@ -7,7 +7,7 @@
 use crate::kernels::Kernels;
 use crate::kernels::contiguous::{self, Marks};
 use crate::kernels::online::Partial;
-use crate::kernels::row::{Anchor, Batch, Job, Row, Totals};
+use crate::kernels::row::{Anchor, Batch, Job, Lane, Row, Totals};
 use crate::kernels::{soft, tiles};
 use crate::plan::{Layout, Pass, Plan, SEGMENTS, TILE};
 use std::mem::MaybeUninit;
@@ -17,6 +17,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Blocks that a range of rows is cut into at most: enough that 64 threads are evenly loaded.
 const BLOCKS: usize = 256;
+
+/// Elements below which a block is not worth its while: short rows go through their stages in
+/// batches.
+const BLOCK_WORK: usize = 8 * 1024;
 
 /// Portions of the blocks that each thread takes, about.
 const PORTIONS: usize = 16;
@@ -141,7 +145,7 @@ pub fn for_blocks<T: Send>(
     f: impl Fn(Range<usize>) -> T + Sync,
     each: impl FnMut(T),
 ) {
-    let len = rows.div_ceil(BLOCKS).max(1);
+    let len = rows.div_ceil(BLOCKS).max(BLOCK_WORK / work.max(1)).max(1);
     let count = rows.div_ceil(len);
     let size = team.size(rows.saturating_mul(work));
     team.map(size, count, |i| f(i * len..rows.min((i + 1) * len)), each);
@@ -168,7 +172,7 @@ pub fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
     let size = team.size(rows.saturating_mul(plan.classes));
     if size > 1 && plan.segments() > 1 && rows < 4 * size && rows <= BLOCKS {
         // Too few rows to keep the team busy: it takes each together. The sums are the same.
-        // The blocks are, too: fewer than BLOCKS rows are blocks of one.
+        // The blocks are, too: so few rows of so many classes are blocks of one.
         for index in 0..rows {
             let mut row = Totals::default();
             // SAFETY: a row of the plan, and only this call is at it.
@@ -227,16 +231,16 @@ unsafe fn split_row(
             },
             |partial| total.push(&partial, plan.l),
         );
-        *batch.partial(0) = total;
+        batch.lanes()[0].partial = total;
     }
     // SAFETY: as above.
     unsafe { batch.finish(k, plan, totals) };
-    let (row, job) = batch.job(0);
+    let Lane { row, job, .. } = &batch.lanes()[0];
     match job {
         Job::Nothing => return,
         Job::Target => {}
         // SAFETY: as above.
-        Job::Fill(value) => unsafe { row.fill(plan, value) },
+        Job::Fill(value) => unsafe { row.fill(plan, *value) },
         Job::Sweep(gradient) => {
             team.map(
                 size,
@@ -247,7 +251,7 @@ unsafe fn split_row(
                     let again = Marks { wild, redone };
                     // SAFETY: as above.
                     unsafe {
-                        contiguous::gradient_segment(k, plan, at, segment, again, &gradient);
+                        contiguous::gradient_segment(k, plan, at, segment, again, gradient);
                     }
                     if plan.streams() {
                         (k.lanes.fence)();

@@ -33,7 +33,7 @@
 
 use super::online::{Partial, Top};
 use super::row::{
-    Anchor, Batch, Curve, Job, Kind, LANES_OF_ENDS, Row, RowGradient, RowSum, Totals,
+    Anchor, Batch, Curve, Job, Kind, LANES_OF_ENDS, Lane, Row, RowGradient, RowSum, Totals,
 };
 use super::{Kernels, Sweeps};
 use crate::element::Element;
@@ -827,7 +827,10 @@ fn hole_in(hole: Option<usize>, class: usize, len: usize) -> Option<usize> {
 struct Buffer<const N: usize>(MaybeUninit<[f64; N]>);
 
 impl<const N: usize> Buffer<N> {
-    const NEW: Self = Buffer(MaybeUninit::uninit());
+    #[inline(always)]
+    fn new() -> Self {
+        Buffer(MaybeUninit::uninit())
+    }
 
     fn start(&mut self) -> *mut u8 {
         self.0.as_mut_ptr().cast()
@@ -866,7 +869,7 @@ pub unsafe fn anchor(k: &Kernels, plan: &Plan, at: At, hole: Option<usize>) -> A
     // SAFETY: as above.
     let max = unsafe {
         if let Some(with) = &plan.transform {
-            let mut staged = Buffer::<HEAD>::NEW;
+            let mut staged = Buffer::<HEAD>::new();
             (k.stored.widen)(head.x, head.len, staged.start());
             (k.lanes.transform)(staged.start(), head.len, with, std::ptr::null_mut());
             head.x = staged.start();
@@ -916,8 +919,8 @@ unsafe fn sum_chunks<const PLAIN: bool>(
 ) -> (Partial, Marks) {
     let anchor = sum.anchor;
     let keep = plan.keeps() && sum.hole.is_some();
-    let mut backup = Buffer::<CHUNK>::NEW;
-    let mut staged = Staged { x: Buffer::NEW, slope: Buffer::NEW };
+    let mut backup = Buffer::<CHUNK>::new();
+    let mut staged = Staged { x: Buffer::new(), slope: Buffer::new() };
     let (mut partial, mut marks) = (Partial::EMPTY, Marks::default());
     for (i, class) in classes.clone().step_by(CHUNK).enumerate() {
         let len = CHUNK.min(classes.end - class);
@@ -1135,7 +1138,7 @@ unsafe fn gradient_mixed(
     mut chunk: GradientChunk,
     bias: f64,
 ) {
-    let mut biases = Buffer::<CHUNK>::NEW;
+    let mut biases = Buffer::<CHUNK>::new();
     if plan.class_weights.is_some() || matches!(plan.targets, Targets::Probabilities(_)) {
         let mut masses = [0.0; CHUNK];
         let masses = &mut masses[..chunk.len];
@@ -1160,7 +1163,7 @@ unsafe fn gradient_mixed(
         // SAFETY: the caller's promise; the masses are there.
         return unsafe { (k.direct.gradient)(&chunk) };
     };
-    let mut staged = Staged { x: Buffer::NEW, slope: Buffer::NEW };
+    let mut staged = Staged { x: Buffer::new(), slope: Buffer::new() };
     let mut logits = Chunk {
         x: chunk.x,
         len: chunk.len,
@@ -1211,14 +1214,12 @@ pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
                 batch.push(row, row.sum(plan, anchor));
             }
         }
-        for i in 0..count {
-            let (row, sum) = batch.row(i);
-            let at = row.at;
+        for (i, Lane { row, sum, partial, .. }) in batch.lanes().iter_mut().enumerate() {
             if row.needs_sum(plan) {
                 for segment in 0..segments {
                     // SAFETY: see above.
-                    let (partial, again) = unsafe { sum_segment(k, plan, at, segment, &sum) };
-                    batch.partial(i).push(&partial, plan.l);
+                    let (next, again) = unsafe { sum_segment(k, plan, row.at, segment, sum) };
+                    partial.push(&next, plan.l);
                     marks[i + segment] = again;
                 }
             }
@@ -1228,13 +1229,13 @@ pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
         if plan.gradient.is_none() {
             continue;
         }
-        for i in 0..count {
-            let (row, job) = batch.job(i);
+        for (i, Lane { row, job, .. }) in batch.lanes().iter_mut().enumerate() {
             match job {
-                Job::Nothing | Job::Target => {}
+                Job::Nothing => continue,
+                Job::Target => {}
                 // SAFETY: see above.
-                Job::Fill(value) => unsafe { row.fill(plan, value) },
-                Job::Sweep(mut gradient) => {
+                Job::Fill(value) => unsafe { row.fill(plan, *value) },
+                Job::Sweep(gradient) => {
                     let next = start + i + size;
                     if next < plan.distributions() && plan.fetches_ahead() {
                         gradient.next = Some(plan.nth(next));
@@ -1242,14 +1243,12 @@ pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
                     for segment in 0..segments {
                         let again = marks[i + segment];
                         // SAFETY: see above.
-                        unsafe { gradient_segment(k, plan, row.at, segment, again, &gradient) };
+                        unsafe { gradient_segment(k, plan, row.at, segment, again, gradient) };
                     }
                 }
             }
-            if !matches!(job, Job::Nothing) {
-                // SAFETY: see above.
-                unsafe { row.place_target(plan) };
-            }
+            // SAFETY: see above.
+            unsafe { row.place_target(plan) };
         }
     }
     if plan.streams() {

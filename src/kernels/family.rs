@@ -204,7 +204,10 @@ pub unsafe fn tile_combine<S: Simd<Real: Base>>(s: S, tiles: &Tiles, sums: &Numb
 struct Buffer(MaybeUninit<[f64; CHUNK]>);
 
 impl Buffer {
-    const NEW: Self = Buffer(MaybeUninit::uninit());
+    #[inline(always)]
+    fn new() -> Self {
+        Buffer(MaybeUninit::uninit())
+    }
 
     fn start(&mut self) -> *mut u8 {
         self.0.as_mut_ptr().cast()
@@ -254,7 +257,7 @@ pub unsafe fn run(k: &Kernels, backward: &Backward, range: Range<usize>) {
 unsafe fn row(k: &Kernels, backward: &Backward, at: At) {
     let Backward { y, g, to, log, .. } = backward;
     let classes = backward.sizes[1];
-    let (mut y_buffer, mut g_buffer) = (Buffer::NEW, Buffer::NEW);
+    let (mut y_buffer, mut g_buffer) = (Buffer::new(), Buffer::new());
     let exact = y.dtype.is_exact();
     let mut pair = |class: usize| {
         let len = CHUNK.min(classes - class);
@@ -298,7 +301,7 @@ unsafe fn row(k: &Kernels, backward: &Backward, at: At) {
 unsafe fn tile(k: &Kernels, backward: &Backward, axis: usize, first: At, lanes: usize) {
     let Backward { y, g, to, log, .. } = backward;
     let classes = backward.sizes[1];
-    let (mut y_buffer, mut g_buffer, mut to_buffer) = (Buffer::NEW, Buffer::NEW, Buffer::NEW);
+    let (mut y_buffer, mut g_buffer, mut to_buffer) = (Buffer::new(), Buffer::new(), Buffer::new());
     let direct = |view: &View| view.dtype.is_exact() && (view.strides[axis] == 1 || lanes == 1);
     let bring = |view: &View, class: usize, buffer: *mut u8| {
         let classes = CLASSES.min(classes - class);

@@ -28,6 +28,7 @@ use crate::math::real;
 use crate::math::scalar::{exp2, log2};
 use crate::plan::{At, Dtype, Pass, Plan, Target, Targets, View};
 use crate::simd::{Real, Simd};
+use std::mem::MaybeUninit;
 
 /// The reference that a row's chunks start from.
 #[derive(Clone, Copy, Debug)]
@@ -751,70 +752,56 @@ struct Softmax {
     own: Curve,
 }
 
+/// A row with all that it gathers on its way.
+#[derive(Clone, Copy, Debug)]
+pub struct Lane {
+    /// The row.
+    pub row: Row,
+    /// What its first sweep is to do.
+    pub sum: RowSum,
+    /// What that adds up.
+    pub partial: Partial,
+    /// What remains to be done then.
+    pub job: Job,
+}
+
 /// Up to eight rows that go through their stages together.
 pub struct Batch {
     len: usize,
-    rows: [Row; LANES_OF_ENDS],
-    sums: [RowSum; LANES_OF_ENDS],
-    partials: [Partial; LANES_OF_ENDS],
-    jobs: [Job; LANES_OF_ENDS],
+    lanes: [MaybeUninit<Lane>; LANES_OF_ENDS],
 }
 
 impl Batch {
     /// No rows.
+    // A constant would be copied, and cost as much as what it leaves open.
     #[inline(always)]
     pub fn new() -> Self {
-        let sum = RowSum { softmax: false, hole: None, anchor: Anchor::NONE, center: None };
-        Batch {
-            len: 0,
-            rows: [Row::NONE; LANES_OF_ENDS],
-            sums: [sum; LANES_OF_ENDS],
-            partials: [Partial::EMPTY; LANES_OF_ENDS],
-            jobs: [Job::Nothing; LANES_OF_ENDS],
-        }
+        Batch { len: 0, lanes: [const { MaybeUninit::uninit() }; LANES_OF_ENDS] }
     }
 
     /// One more; no more than eight.
     #[inline(always)]
     pub fn push(&mut self, row: Row, sum: RowSum) {
-        (self.rows[self.len], self.sums[self.len]) = (row, sum);
+        let lane = Lane { row, sum, partial: Partial::EMPTY, job: Job::Nothing };
+        self.lanes[self.len].write(lane);
         self.len += 1;
     }
 
-    /// A row, and what its first sweep is to do.
+    /// The rows.
     #[inline(always)]
-    pub fn row(&self, i: usize) -> (&Row, RowSum) {
-        (&self.rows[i], self.sums[i])
-    }
-
-    /// Has a row's sums be relative to that reference, and its dot to that center.
-    #[inline(always)]
-    pub fn relate(&mut self, i: usize, reference: Reference, center: f64) {
-        self.sums[i].anchor.reference = reference;
-        self.sums[i].center = self.sums[i].center.map(|_| center);
-    }
-
-    /// What the first sweep over a row adds up.
-    #[inline(always)]
-    pub fn partial(&mut self, i: usize) -> &mut Partial {
-        &mut self.partials[i]
-    }
-
-    /// A row, and what remains to be done.
-    #[inline(always)]
-    pub fn job(&self, i: usize) -> (&Row, Job) {
-        (&self.rows[i], self.jobs[i])
+    pub fn lanes(&mut self) -> &mut [Lane] {
+        let first = self.lanes.as_mut_ptr().cast();
+        // SAFETY: `push` wrote them.
+        unsafe { std::slice::from_raw_parts_mut(first, self.len) }
     }
 
     /// Writes the results of all rows and finds out what remains to be done.
     ///
     /// # Safety
     /// The rows are the plan's, and no other thread is at them.
-    #[inline(always)]
     pub unsafe fn finish(&mut self, k: &Kernels, plan: &Plan, totals: &mut Totals) {
         let mut ends = Ends::EMPTY;
-        for i in 0..self.len {
-            let (row, partial) = (&self.rows[i], &self.partials[i]);
+        for (i, Lane { row, partial, .. }) in self.lanes().iter().enumerate() {
             ends.x_y[i] = row.x_y;
             ends.far[i] = partial.reference.far;
             ends.near[i] = partial.reference.near;
@@ -823,10 +810,10 @@ impl Batch {
         }
         if plan.has_softmax() {
             if let Pass::Backward | Pass::Targets = plan.pass {
-                for i in 0..self.len {
-                    if let (true, Some(lse)) = (self.rows[i].kept, &plan.lse) {
+                for (i, Lane { row, .. }) in self.lanes().iter().enumerate() {
+                    if let (true, Some(lse)) = (row.kept, &plan.lse) {
                         // SAFETY: a row of the view.
-                        ends.lse[i] = unsafe { lse.real(self.rows[i].at, 0) };
+                        ends.lse[i] = unsafe { lse.real(row.at, 0) };
                     }
                 }
                 // SAFETY: the caller's promise about the tables (`Kernels`).
@@ -836,10 +823,9 @@ impl Batch {
                 unsafe { (k.lanes.ends)(&mut ends, plan.l) };
             }
         }
-        for i in 0..self.len {
-            let (row, sum, partial) = (&mut self.rows[i], &self.sums[i], &self.partials[i]);
+        for (i, Lane { row, sum, partial, job }) in self.lanes().iter_mut().enumerate() {
             // SAFETY: the caller's promise.
-            self.jobs[i] = unsafe { row.finish(plan, &ends, i, sum, partial, totals) };
+            *job = unsafe { row.finish(plan, &ends, i, sum, partial, totals) };
         }
     }
 }

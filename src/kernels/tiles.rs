@@ -22,7 +22,7 @@
 
 use super::Kernels;
 use super::online::{Partial, Top};
-use super::row::{Anchor, Batch, Job, Kind, LANES_OF_ENDS, Row, Totals};
+use super::row::{Anchor, Batch, Job, Kind, LANES_OF_ENDS, Lane, Row, Totals};
 use crate::element::Element;
 use crate::math::exp2::{Base, Exp2, Reference};
 use crate::math::real;
@@ -544,7 +544,10 @@ pub unsafe fn dots<S: Simd>(s: S, tile: &Tile, dots: &mut TileDots) {
 struct Buffer(MaybeUninit<[f64; CLASSES * TILE]>);
 
 impl Buffer {
-    const NEW: Self = Buffer(MaybeUninit::uninit());
+    #[inline(always)]
+    fn new() -> Self {
+        Buffer(MaybeUninit::uninit())
+    }
 
     fn start(&mut self) -> *mut u8 {
         self.0.as_mut_ptr().cast()
@@ -722,9 +725,9 @@ unsafe fn tile(k: &Kernels, plan: &Plan, place: Place, totals: &mut Totals) {
         k,
         plan,
         place,
-        x: Buffer::NEW,
-        slope: Buffer::NEW,
-        g: Buffer::NEW,
+        x: Buffer::new(),
+        slope: Buffer::new(),
+        g: Buffer::new(),
         mass: MaybeUninit::uninit(),
     };
     let mut state = TileSums {
@@ -807,11 +810,11 @@ unsafe fn tile(k: &Kernels, plan: &Plan, place: Place, totals: &mut Totals) {
         }
     }
 
-    for (b, batch) in batches.iter_mut().enumerate() {
-        for i in 0..LANES_OF_ENDS.min(lanes.saturating_sub(b * LANES_OF_ENDS)) {
+    for (b, batch) in batches[..lanes.div_ceil(LANES_OF_ENDS)].iter_mut().enumerate() {
+        for (i, row) in batch.lanes().iter_mut().enumerate() {
             let lane = b * LANES_OF_ENDS + i;
             let reference = Reference { far: state.far[lane], near: state.near[lane] };
-            *batch.partial(i) = Partial {
+            row.partial = Partial {
                 reference,
                 sum: state.sum[lane],
                 heat: state.heat[lane],
@@ -819,19 +822,19 @@ unsafe fn tile(k: &Kernels, plan: &Plan, place: Place, totals: &mut Totals) {
                 mass: mass[lane],
                 top: tops[lane],
             };
-            batch.relate(i, reference, center[lane]);
+            row.sum.anchor.reference = reference;
+            row.sum.center = row.sum.center.map(|_| center[lane]);
         }
-        if lanes > b * LANES_OF_ENDS {
-            // SAFETY: rows of the plan, and this thread's alone.
-            unsafe { batch.finish(k, plan, totals) };
-        }
+        // SAFETY: rows of the plan, and this thread's alone.
+        unsafe { batch.finish(k, plan, totals) };
     }
 
     let Some(output) = &plan.gradient else { return };
     let mut gradient = TileGradient::empty(output.accumulate);
-    for lane in 0..lanes {
-        let (row, job) = batches[lane / LANES_OF_ENDS].job(lane % LANES_OF_ENDS);
-        gradient.place(lane, row, job);
+    for (b, batch) in batches[..lanes.div_ceil(LANES_OF_ENDS)].iter_mut().enumerate() {
+        for (i, Lane { row, job, .. }) in batch.lanes().iter().enumerate() {
+            gradient.place(b * LANES_OF_ENDS + i, row, *job);
+        }
     }
     if gradient.writes == 0 {
         return;
