@@ -142,6 +142,15 @@ macro_rules! entries {
                 unsafe { contiguous::gradient::<S, E, G>(S::assume(), chunk) }
             }
             $(#[target_feature(enable = $feature)])*
+            unsafe fn sum_beside<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
+                chunk: &Chunk,
+                c: Reference,
+                other: &GradientChunk,
+            ) -> Sums {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { contiguous::sum_beside::<S, E, G>(S::assume(), chunk, c, other) }
+            }
+            $(#[target_feature(enable = $feature)])*
             unsafe fn narrow<S: Simd<Real: Base>, G: Element<S>>(x: *const u8, len: usize, to: *mut u8) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
                 unsafe { contiguous::narrow::<S, G>(S::assume(), x, len, to) }
@@ -224,6 +233,7 @@ macro_rules! entries {
             const fn outputs<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>() -> Outputs {
                 Outputs {
                     gradient: gradient::<S, E, G>,
+                    sum_beside: sum_beside::<S, E, G>,
                     narrow: narrow::<S, G>,
                     scatter: scatter::<S, G>,
                 }

@@ -377,6 +377,18 @@ impl Plan {
         self.classes * self.logits.size() <= 512 * 1024
     }
 
+    /// Two rows, and the gradient of one, fit the second level of cache, and nothing is to be done
+    /// but sum up exponentials in one sweep and multiply them in the other: the second sweep over
+    /// one row then goes along with the first over the next.
+    #[inline(always)]
+    pub fn pairs_rows(&self) -> bool {
+        self.pass == Pass::ForwardBackward
+            && self.has_indices()
+            && self.is_plain()
+            && self.label_smoothing == 0.0
+            && self.classes * self.logits.size() <= 768 * 1024
+    }
+
     /// Whether the first sweep leaves exponentials in place of the logits: where the lanes' type
     /// holds them, and nothing else needs the logits again.
     #[inline(always)]

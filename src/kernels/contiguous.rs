@@ -187,6 +187,20 @@ pub unsafe fn max<S: Simd, E: Element<S>>(s: S, chunk: &Chunk) -> f64 {
     s.max_of_block(max).to_f64()
 }
 
+/// Work that a sweep does on the way, a block for each of its own.
+trait Mate {
+    /// The next block, if there is one.
+    fn step(&mut self);
+}
+
+/// None.
+struct NoMate;
+
+impl Mate for NoMate {
+    #[inline(always)]
+    fn step(&mut self) {}
+}
+
 /// The sums over a chunk without its hole. Unless `CLAMP`, they are right only if they turn out to
 /// be tame, and then they are those with `CLAMP`, bit for bit.
 ///
@@ -204,6 +218,29 @@ pub unsafe fn sum<
     s: S,
     chunk: &Chunk,
     reference: Reference,
+) -> Sums {
+    // SAFETY: the caller's promise.
+    unsafe { sum_with::<S, E, NoMate, FAR, CLAMP, KEEP, HEAT>(s, chunk, reference, &mut NoMate) }
+}
+
+/// As [`sum`], with other work on the way.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn sum_with<
+    S: Simd<Real: Base>,
+    E: Element<S>,
+    M: Mate,
+    const FAR: bool,
+    const CLAMP: bool,
+    const KEEP: bool,
+    const HEAT: bool,
+>(
+    s: S,
+    chunk: &Chunk,
+    reference: Reference,
+    mate: &mut M,
 ) -> Sums {
     let exp = Exp2::<S, FAR>::new(s, reference);
     let blocks = Blocks::new::<S>(chunk.len, chunk.hole);
@@ -246,6 +283,7 @@ pub unsafe fn sum<
             if !CLAMP {
                 seen = s.watch(seen, &exponents, watched);
             }
+            mate.step();
             i += 1;
         }
         s.add_block(&mut totals, &sum);
@@ -319,6 +357,41 @@ pub unsafe fn sum_kept<S: Simd<Real: Base>, E: Element<S>>(
             sum::<S, E, false, false, true, false>(s, chunk, reference)
         } else {
             sum::<S, E, false, false, false, false>(s, chunk, reference)
+        }
+    }
+}
+
+/// The sums over a chunk, and the gradient of a chunk of another row on the way: [`sum_kept`] with
+/// exponentials that were kept in both, or else [`sum`] with exponentials that are computed in
+/// both. The one works from memory while the other works from the cache; side by side, neither
+/// waits.
+///
+/// # Safety
+/// As [`sum`] and [`gradient`]; the gradient's source is `Kept` or `Tame`, its bias not `Each`, its
+/// curve plain and near, and it has no slope.
+#[inline(always)]
+pub unsafe fn sum_beside<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
+    s: S,
+    chunk: &Chunk,
+    reference: Reference,
+    other: &GradientChunk,
+) -> Sums {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if E::EXACT && other.source == Source::Kept {
+            let sweep = Sweep::<S, KEPT, BIAS_UNIFORM>::new(s, other);
+            let mut run = Run::<S, E, G, KEPT, BIAS_UNIFORM>::start(&sweep, other);
+            let sums =
+                sum_with::<S, E, _, false, false, true, false>(s, chunk, reference, &mut run);
+            run.finish();
+            sums
+        } else {
+            let sweep = Sweep::<S, TAME, BIAS_UNIFORM>::new(s, other);
+            let mut run = Run::<S, E, G, TAME, BIAS_UNIFORM>::start(&sweep, other);
+            let sums =
+                sum_with::<S, E, _, false, false, false, false>(s, chunk, reference, &mut run);
+            run.finish();
+            sums
         }
     }
 }
@@ -608,7 +681,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
         ($source:expr, $bias:expr) => {{
             let sweep = Sweep::<S, { $source }, { $bias }>::new(s, chunk);
             // SAFETY: the caller's promise.
-            unsafe { sweep.run::<E, G>(chunk) }
+            unsafe { Run::<S, E, G, { $source }, { $bias }>::start(&sweep, chunk) }.finish()
         }};
     }
     let plain = chunk.curve.is_plain() && chunk.slope.is_null();
@@ -710,60 +783,6 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const BIAS: u8> Sweep<S, SOURCE, BIA
         }
     }
 
-    /// # Safety
-    /// As [`gradient`].
-    #[inline(always)]
-    unsafe fn run<E: Element<S>, G: Element<S>>(&self, chunk: &GradientChunk) {
-        let s = self.s;
-        let (x, g, len) = (chunk.x.cast::<E>(), chunk.g.cast::<G>(), chunk.len);
-        let (accumulate, stream) = (chunk.accumulate, chunk.stream);
-        // Streamed writes are whole cache lines. Those that are not, at both ends, and the
-        // target's, which is written once more, go through the cache; ask for them early, for a
-        // write that waits for its line holds up all behind it.
-        let (mut at, mut through) = (0, usize::MAX);
-        if stream {
-            // Too short for a whole line: `first_lanes` takes less than 64.
-            at = g.align_offset(LINE).min(len).min(S::BLOCK - 1);
-            for i in (len - (len - at) % S::BLOCK..len).step_by(LINE / size_of::<G>()) {
-                s.prefetch_write(g.wrapping_add(i).cast());
-            }
-            if let Some(y) = chunk.hole {
-                s.prefetch_write(g.wrapping_add(y).cast());
-                through = g.wrapping_add(y).addr() / LINE;
-            }
-        }
-        // SAFETY: the masks keep to the chunk.
-        unsafe { self.lanes::<E, G>(chunk, 0, first_lanes(at)) };
-        while at + S::BLOCK <= len {
-            let p = x.wrapping_add(at);
-            if !chunk.next.is_null() {
-                let next = chunk.next.cast::<E>().wrapping_add(at).cast::<u8>();
-                for line in 0..S::BLOCK * size_of::<E>() / LINE {
-                    s.prefetch_far(next.wrapping_add(line * LINE));
-                }
-            }
-            for j in 0..S::BLOCK / S::LANES {
-                // SAFETY: a whole block of the chunk; `g` is aligned if it is streamed to.
-                unsafe {
-                    let to = g.add(at + j * S::LANES);
-                    let x = E::load(s, p.add(j * S::LANES));
-                    let mut v = self.value(x, at + j * S::LANES, up_to::<S>(S::LANES));
-                    if accumulate {
-                        v = s.add(G::load(s, to), v);
-                    }
-                    if stream && to.addr() / LINE != through {
-                        G::stream(s, to, v);
-                    } else {
-                        G::store(s, to, v);
-                    }
-                }
-            }
-            at += S::BLOCK;
-        }
-        // SAFETY: the mask keeps to the chunk.
-        unsafe { self.lanes::<E, G>(chunk, at, first_lanes(len - at)) };
-    }
-
     /// The lanes of `mask` of the block at `at`.
     ///
     /// # Safety
@@ -795,6 +814,106 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const BIAS: u8> Sweep<S, SOURCE, BIA
                 }
                 G::store_lanes(s, g.wrapping_add(at), lanes, v);
             }
+        }
+    }
+}
+
+/// A second sweep on its way, block by block.
+struct Run<'a, S: Simd, E, G, const SOURCE: u8, const BIAS: u8> {
+    sweep: &'a Sweep<S, SOURCE, BIAS>,
+    chunk: &'a GradientChunk,
+    /// The first class of the next block.
+    at: usize,
+    /// The cache line that is not streamed to.
+    through: usize,
+    types: std::marker::PhantomData<(E, G)>,
+}
+
+impl<'a, S, E, G, const SOURCE: u8, const BIAS: u8> Run<'a, S, E, G, SOURCE, BIAS>
+where
+    S: Simd<Real: Base>,
+    E: Element<S>,
+    G: Element<S>,
+{
+    /// Writes what comes before the first block.
+    ///
+    /// # Safety
+    /// As [`gradient`], until it is finished.
+    #[inline(always)]
+    unsafe fn start(sweep: &'a Sweep<S, SOURCE, BIAS>, chunk: &'a GradientChunk) -> Self {
+        let (s, g, len) = (sweep.s, chunk.g.cast::<G>(), chunk.len);
+        // Streamed writes are whole cache lines. Those that are not, at both ends, and the
+        // target's, which is written once more, go through the cache; ask for them early, for a
+        // write that waits for its line holds up all behind it.
+        let (mut at, mut through) = (0, usize::MAX);
+        if chunk.stream {
+            // Too short for a whole line: `first_lanes` takes less than 64.
+            at = g.align_offset(LINE).min(len).min(S::BLOCK - 1);
+            for i in (len - (len - at) % S::BLOCK..len).step_by(LINE / size_of::<G>()) {
+                s.prefetch_write(g.wrapping_add(i).cast());
+            }
+            if let Some(y) = chunk.hole {
+                s.prefetch_write(g.wrapping_add(y).cast());
+                through = g.wrapping_add(y).addr() / LINE;
+            }
+        }
+        // SAFETY: the masks keep to the chunk.
+        unsafe { sweep.lanes::<E, G>(chunk, 0, first_lanes(at)) };
+        Run { sweep, chunk, at, through, types: std::marker::PhantomData }
+    }
+
+    /// Writes all that is left.
+    #[inline(always)]
+    fn finish(mut self) {
+        while self.at + S::BLOCK <= self.chunk.len {
+            self.block();
+        }
+        let rest = first_lanes(self.chunk.len - self.at);
+        // SAFETY: the mask keeps to the chunk; `start`'s caller promised the rest.
+        unsafe { self.sweep.lanes::<E, G>(self.chunk, self.at, rest) };
+    }
+
+    /// Writes a block of which there is all.
+    #[inline(always)]
+    fn block(&mut self) {
+        let (s, chunk, at) = (self.sweep.s, self.chunk, self.at);
+        let (x, g) = (chunk.x.cast::<E>().wrapping_add(at), chunk.g.cast::<G>().wrapping_add(at));
+        if !chunk.next.is_null() {
+            let next = chunk.next.cast::<E>().wrapping_add(at).cast::<u8>();
+            for line in 0..S::BLOCK * size_of::<E>() / LINE {
+                s.prefetch_far(next.wrapping_add(line * LINE));
+            }
+        }
+        for j in (0..S::BLOCK).step_by(S::LANES) {
+            // SAFETY: a whole block of the chunk, as `start`'s caller promised; `g` is aligned if
+            // it is streamed to.
+            unsafe {
+                let to = g.add(j);
+                let mut v = self.sweep.value(E::load(s, x.add(j)), at + j, up_to::<S>(S::LANES));
+                if chunk.accumulate {
+                    v = s.add(G::load(s, to), v);
+                }
+                if chunk.stream && to.addr() / LINE != self.through {
+                    G::stream(s, to, v);
+                } else {
+                    G::store(s, to, v);
+                }
+            }
+        }
+        self.at += S::BLOCK;
+    }
+}
+
+impl<S, E, G, const SOURCE: u8, const BIAS: u8> Mate for Run<'_, S, E, G, SOURCE, BIAS>
+where
+    S: Simd<Real: Base>,
+    E: Element<S>,
+    G: Element<S>,
+{
+    #[inline(always)]
+    fn step(&mut self) {
+        if self.at + S::BLOCK <= self.chunk.len {
+            self.block();
         }
     }
 }
@@ -897,14 +1016,42 @@ pub unsafe fn sum_segment(
     segment: usize,
     sum: &RowSum,
 ) -> (Partial, Marks) {
+    // SAFETY: the caller's promise.
+    unsafe { sum_segment_beside(k, plan, at, segment, sum, None) }
+}
+
+/// As [`sum_segment`], with the same segment of another row's gradient on the way.
+///
+/// # Safety
+/// As there, and as [`gradient_segment`] for that row.
+unsafe fn sum_segment_beside(
+    k: &Kernels,
+    plan: &Plan,
+    at: At,
+    segment: usize,
+    sum: &RowSum,
+    other: Option<Other>,
+) -> (Partial, Marks) {
     let start = segment * plan.segment_len();
     let end = (start + plan.segment_len()).min(plan.classes);
     if plan.is_plain() && sum.softmax && sum.center.is_none() {
         // SAFETY: the caller's promise.
-        return unsafe { sum_chunks::<true>(k, plan, at, start..end, sum) };
+        return unsafe { sum_chunks::<true>(k, plan, at, start..end, sum, other) };
+    }
+    if let Some(Other { at, marks, gradient }) = other {
+        // SAFETY: the caller's promise.
+        unsafe { gradient_segment(k, plan, at, segment, marks, gradient) };
     }
     // SAFETY: the caller's promise.
-    unsafe { sum_chunks::<false>(k, plan, at, start..end, sum) }
+    unsafe { sum_chunks::<false>(k, plan, at, start..end, sum, None) }
+}
+
+/// A row whose gradient is yet to be written, and what its chunks of a segment need.
+#[derive(Clone, Copy)]
+struct Other<'a> {
+    at: At,
+    marks: Marks,
+    gradient: &'a RowGradient,
 }
 
 /// # Safety
@@ -916,6 +1063,7 @@ unsafe fn sum_chunks<const PLAIN: bool>(
     at: At,
     classes: Range<usize>,
     sum: &RowSum,
+    other: Option<Other>,
 ) -> (Partial, Marks) {
     let anchor = sum.anchor;
     let keep = plan.keeps() && sum.hole.is_some();
@@ -955,10 +1103,26 @@ unsafe fn sum_chunks<const PLAIN: bool>(
         }
         let mut sums = None;
         let heat = !PLAIN && plan.entropy.is_some();
-        if !heat && !marks.is_wild(i) {
-            let sum = if keep { sweeps.sum_kept } else { sweeps.sum };
+        let tries = !heat && !marks.is_wild(i);
+        let mut beside = None;
+        if PLAIN && let Some(Other { at, marks, gradient }) = other {
+            // SAFETY: the caller's promise.
+            let chunk = unsafe { gradient_chunk(plan, at, i, class, len, marks, gradient) };
+            beside = chunk.filter(|chunk| tries && chunk.goes_beside(keep));
+            if let (Some(chunk), None) = (&chunk, &beside) {
+                // SAFETY: the caller's promise; nothing is mixed.
+                unsafe { (k.direct.gradient)(chunk) };
+            }
+        }
+        if tries {
             // SAFETY: see above.
-            let tried = unsafe { sum(&chunk, anchor.reference) };
+            let tried = unsafe {
+                match &beside {
+                    Some(other) => (k.direct.sum_beside)(&chunk, anchor.reference, other),
+                    None if keep => (sweeps.sum_kept)(&chunk, anchor.reference),
+                    None => (sweeps.sum)(&chunk, anchor.reference),
+                }
+            };
             if tried.tame {
                 sums = Some(tried);
             } else {
@@ -1079,41 +1243,13 @@ pub unsafe fn gradient_segment(
     marks: Marks,
     row: &RowGradient,
 ) {
-    let Some(output) = &plan.gradient else { return };
     let start = segment * plan.segment_len();
     let end = (start + plan.segment_len()).min(plan.classes);
-    let all_own = plan.pass == Pass::Backward || plan.classes > KEPT_CLASSES;
-    let keep = plan.keeps();
     for (i, class) in (start..end).step_by(CHUNK).enumerate() {
         let len = CHUNK.min(end - class);
-        // SAFETY (for all calls below): within the row; problem.rs made sure that the gradient
-        // overlaps the logits only by being exactly them.
-        let (x, g) = unsafe { (plan.logits.at(at, class), output.view.at(at, class)) };
-        let own = all_own || marks.is_redone(i);
-        let chunk = GradientChunk {
-            x,
-            len,
-            g,
-            hole: hole_in(row.target, class, len),
-            // Never read, only prefetched.
-            next: row.next.map_or(std::ptr::null(), |next| {
-                // SAFETY: a class of a row of the plan.
-                unsafe { plan.logits.at(next, class) }
-            }),
-            source: match row.kind {
-                Kind::Nothing => Source::Absent,
-                Kind::Logs => Source::Logs,
-                Kind::Exponentials if own => Source::Logits,
-                Kind::Exponentials if keep => Source::Kept,
-                Kind::Exponentials if !marks.is_wild(i) => Source::Tame,
-                Kind::Exponentials => Source::Logits,
-            },
-            curve: if own { row.own } else { row.anchored },
-            bias: if row.bias == 0.0 { Bias::None } else { Bias::Uniform(row.bias) },
-            slope: std::ptr::null(),
-            accumulate: output.accumulate,
-            stream: output.stream,
-        };
+        // SAFETY: the caller's promise, here and below.
+        let chunk = unsafe { gradient_chunk(plan, at, i, class, len, marks, row) };
+        let Some(chunk) = chunk else { return };
         if plan.is_mixed(row.bias) {
             // SAFETY: see above.
             unsafe { gradient_mixed(k, plan, at, class, chunk, row.bias) };
@@ -1122,6 +1258,61 @@ pub unsafe fn gradient_segment(
             unsafe { (k.direct.gradient)(&chunk) };
         }
     }
+}
+
+impl GradientChunk {
+    /// [`sum_beside`] takes it, where it keeps exponentials or does not.
+    #[inline(always)]
+    fn goes_beside(&self, keep: bool) -> bool {
+        let source = if keep { Source::Kept } else { Source::Tame };
+        self.source == source && self.curve.is_plain() && !self.curve.reference.is_far()
+    }
+}
+
+/// The gradient's chunk of `len` classes from `class` on, the `i`-th of its segment; None if the
+/// plan has none.
+///
+/// # Safety
+/// As [`gradient_segment`].
+#[inline(always)]
+unsafe fn gradient_chunk(
+    plan: &Plan,
+    at: At,
+    i: usize,
+    class: usize,
+    len: usize,
+    marks: Marks,
+    row: &RowGradient,
+) -> Option<GradientChunk> {
+    let output = plan.gradient.as_ref()?;
+    let own = plan.pass == Pass::Backward || plan.classes > KEPT_CLASSES || marks.is_redone(i);
+    // SAFETY: within the row; problem.rs made sure that the gradient overlaps the logits only by
+    // being exactly them.
+    let (x, g) = unsafe { (plan.logits.at(at, class), output.view.at(at, class)) };
+    Some(GradientChunk {
+        x,
+        len,
+        g,
+        hole: hole_in(row.target, class, len),
+        // Never read, only prefetched.
+        next: row.next.map_or(std::ptr::null(), |next| {
+            // SAFETY: a class of a row of the plan.
+            unsafe { plan.logits.at(next, class) }
+        }),
+        source: match row.kind {
+            Kind::Nothing => Source::Absent,
+            Kind::Logs => Source::Logs,
+            Kind::Exponentials if own => Source::Logits,
+            Kind::Exponentials if plan.keeps() => Source::Kept,
+            Kind::Exponentials if !marks.is_wild(i) => Source::Tame,
+            Kind::Exponentials => Source::Logits,
+        },
+        curve: if own { row.own } else { row.anchored },
+        bias: if row.bias == 0.0 { Bias::None } else { Bias::Uniform(row.bias) },
+        slope: std::ptr::null(),
+        accumulate: output.accumulate,
+        stream: output.stream,
+    })
 }
 
 /// A chunk whose logits are scaled and capped first, or in which what is subtracted differs by
@@ -1189,19 +1380,53 @@ const BATCH: usize = LANES_OF_ENDS;
 /// Classes up to which a batch stays in the L1 cache between its sweeps.
 const BATCHED_CLASSES: usize = 1280;
 
+/// Rows that go through the first sweep and the second, together or one by one.
+struct Stage {
+    batch: Batch,
+    /// By row of a batch, or by segment of a single row.
+    marks: [Marks; SEGMENTS],
+}
+
+impl Stage {
+    /// Writes what is left to write of row `i`'s gradient.
+    ///
+    /// # Safety
+    /// The row is one of the plan's, and no other thread is at it.
+    unsafe fn write(&mut self, k: &Kernels, plan: &Plan, i: usize) {
+        let Stage { batch, marks } = self;
+        let Lane { row, job, .. } = &mut batch.lanes()[i];
+        match job {
+            Job::Nothing => return,
+            Job::Target => {}
+            // SAFETY: the caller's promise, here and below.
+            Job::Fill(value) => unsafe { row.fill(plan, *value) },
+            Job::Sweep(gradient) => {
+                for (segment, marks) in marks[i..][..plan.segments()].iter().enumerate() {
+                    // SAFETY: see above.
+                    unsafe { gradient_segment(k, plan, row.at, segment, *marks, gradient) };
+                }
+            }
+        }
+        // SAFETY: see above.
+        unsafe { row.place_target(plan) };
+        *job = Job::Nothing;
+    }
+}
+
 /// A range of rows, start to end; returns the sums over them.
+///
+/// Where the gradient's sweep over a row is simple enough, it is done beside the first sweep over
+/// the next: see [`sum_beside`].
 ///
 /// # Safety
 /// As [`anchor`] for every row of the range; no other thread is in these rows.
 pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
     let size = if plan.classes <= BATCHED_CLASSES { BATCH } else { 1 };
-    let segments = plan.segments();
-    // By row of a batch, or by segment of a single row.
-    let mut marks = [Marks::default(); SEGMENTS];
     let mut totals = Totals::default();
+    let mut before: Option<Stage> = None;
     for start in range.clone().step_by(size) {
         let count = size.min(range.end - start);
-        let mut batch = Batch::new();
+        let mut stage = Stage { batch: Batch::new(), marks: [Marks::default(); SEGMENTS] };
         for i in 0..count {
             // SAFETY: a row of the plan, and this thread's alone; so below.
             unsafe {
@@ -1211,44 +1436,70 @@ pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
                 } else {
                     Anchor::NONE
                 };
-                batch.push(row, row.sum(plan, anchor));
+                stage.batch.push(row, row.sum(plan, anchor));
             }
         }
-        for (i, Lane { row, sum, partial, .. }) in batch.lanes().iter_mut().enumerate() {
+        let marks = &mut stage.marks;
+        for (i, Lane { row, sum, partial, .. }) in stage.batch.lanes().iter_mut().enumerate() {
             if row.needs_sum(plan) {
-                for segment in 0..segments {
+                for segment in 0..plan.segments() {
+                    let other = before.as_mut().and_then(|before| {
+                        let Lane { row, job, .. } = &before.batch.lanes()[i];
+                        let Job::Sweep(gradient) = job else { return None };
+                        Some((row.at, *gradient, before.marks[i + segment]))
+                    });
+                    let other = other.as_ref().map(|(at, gradient, marks)| Other {
+                        at: *at,
+                        marks: *marks,
+                        gradient,
+                    });
                     // SAFETY: see above.
-                    let (next, again) = unsafe { sum_segment(k, plan, row.at, segment, sum) };
+                    let (next, again) =
+                        unsafe { sum_segment_beside(k, plan, row.at, segment, sum, other) };
                     partial.push(&next, plan.l);
                     marks[i + segment] = again;
+                }
+                if let Some(before) = &mut before
+                    && let Lane { row, job, .. } = &mut before.batch.lanes()[i]
+                    && let Job::Sweep(_) = job
+                {
+                    // SAFETY: see above.
+                    unsafe { row.place_target(plan) };
+                    *job = Job::Nothing;
                 }
             }
         }
         // SAFETY: see above.
-        unsafe { batch.finish(k, plan, &mut totals) };
+        unsafe { stage.batch.finish(k, plan, &mut totals) };
         if plan.gradient.is_none() {
             continue;
         }
-        for (i, Lane { row, job, .. }) in batch.lanes().iter_mut().enumerate() {
-            match job {
-                Job::Nothing => continue,
-                Job::Target => {}
+        if let Some(mut before) = before.take() {
+            for i in 0..before.batch.lanes().len() {
                 // SAFETY: see above.
-                Job::Fill(value) => unsafe { row.fill(plan, *value) },
-                Job::Sweep(gradient) => {
-                    let next = start + i + size;
-                    if next < plan.distributions() && plan.fetches_ahead() {
-                        gradient.next = Some(plan.nth(next));
-                    }
-                    for segment in 0..segments {
-                        let again = marks[i + segment];
-                        // SAFETY: see above.
-                        unsafe { gradient_segment(k, plan, row.at, segment, again, gradient) };
-                    }
-                }
+                unsafe { before.write(k, plan, i) };
+            }
+        }
+        if plan.pairs_rows() {
+            before = Some(stage);
+            continue;
+        }
+        for i in 0..count {
+            let next = start + i + size;
+            if let Job::Sweep(gradient) = &mut stage.batch.lanes()[i].job
+                && next < plan.distributions()
+                && plan.fetches_ahead()
+            {
+                gradient.next = Some(plan.nth(next));
             }
             // SAFETY: see above.
-            unsafe { row.place_target(plan) };
+            unsafe { stage.write(k, plan, i) };
+        }
+    }
+    if let Some(mut before) = before {
+        for i in 0..before.batch.lanes().len() {
+            // SAFETY: see above.
+            unsafe { before.write(k, plan, i) };
         }
     }
     if plan.streams() {

@@ -76,6 +76,8 @@ pub struct Lanes {
 pub struct Outputs {
     /// See [`contiguous::gradient`].
     pub gradient: unsafe fn(&GradientChunk),
+    /// See [`contiguous::sum_beside`].
+    pub sum_beside: unsafe fn(&Chunk, Reference, &GradientChunk) -> Sums,
     /// See [`contiguous::narrow`].
     pub narrow: unsafe fn(*const u8, usize, *mut u8),
     /// See [`tiles::scatter`].

@@ -195,6 +195,10 @@ unsafe fn register_sums<S: Simd<Real: Base>, const HEAT: bool>(
         let higher = d.select(d.less(nothing, above), above, nothing);
         d.select(d.equal(sum, nothing), d.splat(1.0), higher)
     });
+    // A chunk of nothing but -inf has none, and 0 may be above the old one.
+    let rises = both::<S>(rises, s.widen(max), |rises, max| {
+        d.select(d.less(d.splat(f64::NEG_INFINITY), max), rises, nothing)
+    });
     let moved = s.less(zero, s.narrow(rises));
     let (far, near) = (s.select(moved, far, old_far), s.select(moved, near, old_near));
     let (mut sum, mut heat) = (old_sum, old_heat);
