@@ -7,6 +7,7 @@
 
 static xent_problem at_file_scope = XENT_PROBLEM_INIT;
 static const xent_results results_at_file_scope = XENT_RESULTS_INIT;
+static xent_shape shape_at_file_scope = XENT_SHAPE_INIT;
 
 #if XENT_OK != 0 || XENT_ERR_PANIC != 10 || XENT_F32 != 0 || XENT_U32 != 20 || XENT_NONE != 2
 #error "a constant has another value than the first release gave it"
@@ -20,6 +21,8 @@ _Static_assert(XENT_F64 == 1 && XENT_BF16 == 2 && XENT_F16 == 3 && XENT_I64 == 1
 _Static_assert(sizeof(xent_status) == 4 && sizeof(xent_dtype) == 4 && sizeof(xent_reduction) == 4,
                "enumerations cross as 32-bit integers");
 _Static_assert(sizeof(xent_input) == sizeof(xent_output), "one layout");
+_Static_assert(sizeof(xent_problem) >= 304 && sizeof(xent_results) >= 152 && sizeof(xent_shape) >= 48,
+               "structs only grow");
 
 xent_problem problem_from_the_other_unit(void);
 xent_status forward_from_the_other_unit(const xent_problem *problem, const xent_results *results);
@@ -56,6 +59,13 @@ int main(void) {
     CHECK_U64(r->struct_size, sizeof *r);
     CHECK(!r->loss && !r->row_losses.data && !r->lse && !r->z_loss && !r->normalizer && !r->z_normalizer);
     CHECK(!r->kept_rows && !r->argmax && !r->correct && !r->entropy.data);
+
+    const xent_shape shape = XENT_SHAPE_INIT, *shapes[2] = {&shape, &shape_at_file_scope};
+    for (int k = 0; k < 2; k++) {
+        CHECK_U64(shapes[k]->struct_size, sizeof(xent_shape));
+        CHECK(shapes[k]->flags == 0 && shapes[k]->rows == 0 && shapes[k]->classes == 0 && shapes[k]->inner == 1);
+        CHECK(shapes[k]->threads == 0 && shapes[k]->pool == NULL);
+    }
 
     struct fixture f;
     fixture_init(&f);

@@ -102,10 +102,7 @@ static void permuted(size_t rows, size_t classes, size_t inner, xent_dtype dtype
             }
             size_t size = (size_t)step * unit;
             void *logits = checked(malloc(size)), *grad = poisoned(size), *in_place, *before = poisoned(size);
-            for (int64_t i = 0; i < step; i++)
-                if (dtype == XENT_F32) ((float *)logits)[i] = NAN;
-                else if (dtype == XENT_F64) ((double *)logits)[i] = NAN;
-                else ((uint16_t *)logits)[i] = 0x7fff;
+            for (int64_t i = 0; i < step; i++) set(logits, dtype, i, NAN);
             for (size_t row = 0; row < rows; row++)
                 for (size_t c = 0; c < classes; c++)
                     for (size_t pos = 0; pos < inner; pos++)
@@ -128,17 +125,20 @@ static void permuted(size_t rows, size_t classes, size_t inner, xent_dtype dtype
             q.logits.data = logits;
             g = out(packed_grad, dtype);
             CHECK_OK(xent_backward(&q, lse, NULL, 1, &g));
-            check_values(__FILE__, __LINE__, "grad_logits", packed_grad, dtype, e.grad, e.lse_terms, e.grad_tolerance, count);
+            check_values(__FILE__, __LINE__, "grad_logits", packed_grad, dtype, e.grad, e.lse_terms,
+                         e.grad_tolerance, count);
             for (size_t row = 0; row < rows; row++)
                 for (size_t c = 0; c < classes; c++)
                     for (size_t pos = 0; pos < inner; pos++) {
                         int64_t at = place(strides, sizes, row, c, pos);
-                        set(packed_grad, dtype, (int64_t)((row * classes + c) * inner + pos), get(grad, dtype, at));
+                        int64_t packed_at = (int64_t)((row * classes + c) * inner + pos);
+                        set(packed_grad, dtype, packed_at, get(grad, dtype, at));
                         memcpy((char *)grad + (size_t)at * unit, (char *)before + (size_t)at * unit, unit);
                         /* so that in_place differs where a gap was written, logits where an input was */
-                        set(in_place, dtype, at, get(packed_logits, dtype, (int64_t)((row * classes + c) * inner + pos)));
+                        set(in_place, dtype, at, get(packed_logits, dtype, packed_at));
                     }
-            check_values(__FILE__, __LINE__, "grad_logits", packed_grad, dtype, e.grad, e.grad_terms, e.grad_tolerance, count);
+            check_values(__FILE__, __LINE__, "grad_logits", packed_grad, dtype, e.grad, e.grad_terms,
+                         e.grad_tolerance, count);
             CHECK_BYTES(grad, before, size);
             CHECK_BYTES(in_place, logits, size);
             free(logits);
@@ -189,7 +189,8 @@ static void transposed(size_t rows, size_t classes) {
 static void same_bits(xent_dtype dtype) {
     enum { rows = 3, classes = 19, inner = 150, few = 37 };
     size_t unit = size_of(dtype), count = rows * classes * inner;
-    void *logits = checked(malloc(count * unit)), *grad = poisoned(count * unit), *part = poisoned(rows * classes * few * unit);
+    void *logits = checked(malloc(count * unit)), *grad = poisoned(count * unit);
+    void *part = poisoned(rows * classes * few * unit);
     for (size_t i = 0; i < count; i++) set(logits, dtype, (int64_t)i, 8 * uniform(&state) - 4);
     struct operands o = new_operands(rows * inner, classes);
     double row_losses[rows * inner], lse[rows * inner], some_losses[rows * few], some_lse[rows * few];
@@ -241,7 +242,12 @@ static void strided_row_operands(void) {
     static double losses[2 * n], packed_losses[n];
     static float entropy[2 * n];
     static double packed_entropy[n];
-    for (int i = 0; i < 2 * n; i++) targets[i] = 99, weights[i] = grad_output[i] = NAN, mask[i] = 1, losses[i] = entropy[i] = 7;
+    for (int i = 0; i < 2 * n; i++) {
+        targets[i] = 99;
+        weights[i] = grad_output[i] = NAN;
+        mask[i] = 1;
+        losses[i] = entropy[i] = 7;
+    }
     for (int i = 0; i < rows; i++)
         for (int k = 0; k < inner; k++) {
             int to = 2 * (k * rows + i), from = i * inner + k;

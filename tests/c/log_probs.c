@@ -5,8 +5,8 @@ enum { rows = 10, classes = 23, inner = 3, count = rows * classes * inner };
 
 static uint64_t state = 16;
 
-enum { SOFT = 1, SMOOTHING = 2, CLASS_WEIGHTS = 4, ROW_WEIGHTS = 8, MASK = 16, ACCUMULATE = 32, INNER = 64, NORMALIZER = 128,
-       COMBINATIONS = 256 };
+enum { SOFT = 1, SMOOTHING = 2, CLASS_WEIGHTS = 4, ROW_WEIGHTS = 8, MASK = 16, ACCUMULATE = 32, INNER = 64,
+       NORMALIZER = 128, COMBINATIONS = 256 };
 
 static void combinations(void) {
     unsigned char log_probs[count * sizeof(double)];

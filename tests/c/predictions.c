@@ -39,7 +39,7 @@ static void argmax_by_hand(void) {
         {{1, INFINITY, 2, INFINITY, 0}, 1},
         {{-INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY}, 0},
         {{-INFINITY, -INFINITY, -3, -INFINITY, -3}, 2},
-        {{-INFINITY, -3.4e38f, -INFINITY, 0, 0}, 3},
+        {{-INFINITY, -6e4f, -INFINITY, 0, 0}, 3},
     };
     enum { n = sizeof rows / sizeof *rows, classes = 131 };
     for (int d = 0; d < 4; d++)
@@ -52,15 +52,10 @@ static void argmax_by_hand(void) {
                 for (int c = 0; c < classes; c++) {
                     int at = c - starts[offset];
                     double x = at >= 0 && at < 5 ? rows[i].x[at] : -INFINITY;
-                    if (isnan(x) || isinf(x) || fabs(x) > 1e5) { /* beyond half_bits */
-                        if (dtype == XENT_BF16) ((uint16_t *)(void *)logits)[i * classes + c] = isnan(x) ? 0x7fc0 : x > 0 ? 0x7f80 : fabs(x) < 3.5e38 ? 0xff7f : 0xff80;
-                        else if (dtype == XENT_F16) ((uint16_t *)(void *)logits)[i * classes + c] = isnan(x) ? 0x7e00 : x > 0 ? 0x7c00 : fabs(x) < 3.5e38 ? 0xfbff : 0xfc00;
-                        else set(logits, dtype, i * classes + c, x);
-                    } else {
-                        set(logits, dtype, i * classes + c, x);
-                    }
+                    set(logits, dtype, i * classes + c, x);
                 }
-            for (int i = 0; i < n; i++) targets[i] = i % 2 ? starts[offset] + rows[i].best : (starts[offset] + rows[i].best + 1) % classes;
+            for (int i = 0; i < n; i++) /* every second one right */
+                targets[i] = (starts[offset] + rows[i].best + (i + 1) % 2) % classes;
             targets[3] = -100; /* it would have been right */
             uint64_t correct = 77;
             xent_problem p = packed(NULL, n, classes, targets);

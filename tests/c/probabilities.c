@@ -192,7 +192,8 @@ static void types_of_the_gradient(void) {
         memset(turned, POISON, sizeof turned);
         xent_output g = out(packed_grad, dtype);
         CHECK_OK(xent_backward_targets(&p, lse, NULL, 2, &g));
-        check_values(__FILE__, __LINE__, "grad_targets", packed_grad, dtype, e.grad_targets, e.target_tolerances, 1, count);
+        check_values(__FILE__, __LINE__, "grad_targets", packed_grad, dtype, e.grad_targets, e.target_tolerances, 1,
+                     count);
         /* [classes, inner, rows], every second element */
         const int64_t strides[3] = {2, 2 * rows * inner, 2 * rows};
         const size_t shape[3] = {rows, classes, inner};
@@ -207,7 +208,8 @@ static void types_of_the_gradient(void) {
                     memset(poison, POISON, sizeof poison);
                     CHECK_BYTES(turned + (size_t)(to + 1) * size_of(dtype), poison, size_of(dtype));
                 }
-        check_values(__FILE__, __LINE__, "grad_targets", packed_grad, dtype, e.grad_targets, e.target_tolerances, 1, count);
+        check_values(__FILE__, __LINE__, "grad_targets", packed_grad, dtype, e.grad_targets, e.target_tolerances, 1,
+                     count);
     }
     expected_free(&e);
 }
@@ -259,7 +261,8 @@ static void refusals(void) {
     REFUSED(f.grad_targets.data = f.probabilities, TARGETS, XENT_ERR_OVERLAP, "grad_targets", "targets");
     REFUSED(f.grad_targets.data = f.logits, TARGETS, XENT_ERR_OVERLAP, "grad_targets", "logits");
     REFUSED(f.grad_targets.data = f.lse_in; f.problem.rows = 1, TARGETS, XENT_ERR_OVERLAP, "grad_targets", "lse");
-    REFUSED(f.grad_targets.data = f.row_weights; f.problem.rows = 1, TARGETS, XENT_ERR_OVERLAP, "grad_targets", "row_weights");
+    REFUSED(f.grad_targets.data = f.row_weights; f.problem.rows = 1, TARGETS, XENT_ERR_OVERLAP, "grad_targets",
+            "row_weights");
     REFUSED(f.grad_logits.data = f.probabilities, WITH_GRADIENT, XENT_ERR_OVERLAP, "grad_logits", "targets");
     REFUSED(f.problem.label_smoothing = 1.5, ALL, XENT_ERR_PARAM, "label_smoothing", "1.5");
     REFUSED(f.grad_scale = NAN, ALL & ~FORWARD, XENT_ERR_PARAM, "grad_scale");

@@ -82,11 +82,12 @@ static inline double larger(double a, double b) { return a > b ? a : b; }
 
 /* The library promises 2e-7 of the largest term for losses and lse, 2^-22 (1 + |ln loss|) of a
  * small loss; and for a probability p in a gradient 2^-23 (1 + |ln p|), which is 4e-6 down to
- * p = 1e-14. With f64 logits 1e-14, which naive loops do not reach by themselves. */
+ * p = 1e-14. With f64 logits it is 1e-14, which naive loops do not reach themselves. */
 #define LOSS_TOLERANCE 2.5e-7
 #define GRAD_TOLERANCE 4e-6
 #define ENTROPY_TOLERANCE 1e-6
 #define F64_TOLERANCE 1e-13
+#define F64_GRAD_TOLERANCE 4e-13
 
 /* A logit scaled and capped, and what a gradient is multiplied with for it. */
 static inline double prepared(const xent_problem *p, double logit, double *slope) {
@@ -139,7 +140,7 @@ static inline struct expected reference(const xent_problem *p, const xent_input 
     e.grad_terms = numbers(count);
     e.lse_terms = numbers(count);
     e.target_tolerances = numbers(count);
-    e.grad_tolerance = wide ? F64_TOLERANCE : GRAD_TOLERANCE;
+    e.grad_tolerance = wide ? F64_GRAD_TOLERANCE : GRAD_TOLERANCE;
     for (size_t i = 0; i < rows; i++)
         if (is_kept(p, i)) {
             double weight = row_value(p, &p->row_weights, i, 1);
@@ -171,7 +172,7 @@ static inline struct expected reference(const xent_problem *p, const xent_input 
             for (size_t c = 0; c < classes; c++) e.entropy[i] += times(exp(x[c] - lse), lse - x[c]);
             e.entropy_tolerances[i] = entropy_unit * (1 + fabs(lse)) + 2 * error * (1 + e.entropy[i]);
         }
-        e.grad_tolerance = larger(e.grad_tolerance, (wide ? F64_TOLERANCE : GRAD_TOLERANCE) + 4 * error +
+        e.grad_tolerance = larger(e.grad_tolerance, (wide ? F64_GRAD_TOLERANCE : GRAD_TOLERANCE) + 4 * error +
                                                         steep * (wide ? 1e-14 : 0x1p-20));
         size_t y = indices && is_kept(p, i) ? (size_t)target_of(p, i) : classes;
         if (y == (size_t)e.argmax[i]) e.correct++;
@@ -320,10 +321,12 @@ static inline void check_values(const char *file, int line, const char *name, co
     double rounding = dtype == XENT_BF16 ? 0x1p-9 : dtype == XENT_F16 ? 0x1p-12 : dtype == XENT_F32 ? 0x1p-24 : 0;
     double smallest = dtype == XENT_F64 ? 1e-300 : dtype == XENT_F16 ? 0x1p-25 : 1e-37;
     for (size_t i = 0; i < count; i++) {
-        double tolerance = unit * terms[i] + rounding * fabs(expected[i]) + smallest, value = get(got, dtype, (int64_t)i);
+        double tolerance = unit * terms[i] + rounding * fabs(expected[i]) + smallest;
+        double value = get(got, dtype, (int64_t)i);
         if (!near(value, expected[i], tolerance)) {
             failed(file, line);
-            fprintf(stderr, "%s[%zu]: expected %.17g within %.2g, got %.17g\n", name, i, expected[i], tolerance, value);
+            fprintf(stderr, "%s[%zu]: expected %.17g within %.2g, got %.17g\n", name, i, expected[i], tolerance,
+                    value);
             return; /* one line says enough */
         }
     }
