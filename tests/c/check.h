@@ -155,15 +155,18 @@ static inline double rounded(xent_dtype dtype, double x) {
     return ldexp(nearbyint(ldexp(x, -ulp)), ulp);
 }
 
-/* Its bits, of a NaN, an infinity, or a number that is far from overflow and from the subnormals. */
+/* Its bits, of a NaN, an infinity, or a number that is far from overflow. */
 static inline uint16_t half_bits(xent_dtype dtype, double x) {
     int exponent, digits = dtype == XENT_BF16 ? 8 : 11, bias = dtype == XENT_BF16 ? 126 : 14;
+    unsigned sign = x < 0 ? 0x8000 : 0;
     if (isnan(x)) return 0x7fff;
-    if (isinf(x)) return (uint16_t)((x < 0) << 15 | (dtype == XENT_BF16 ? 0x7f80 : 0x7c00));
+    if (isinf(x)) return (uint16_t)(sign | (dtype == XENT_BF16 ? 0x7f80 : 0x7c00));
     double significand = frexp(rounded(dtype, fabs(x)), &exponent);
     if (!(significand > 0)) return 0;
+    if (exponent + bias <= 0) /* subnormal */
+        return (uint16_t)(sign | (unsigned)ldexp(significand, digits - 1 + exponent + bias));
     unsigned fraction = (unsigned)ldexp(significand, digits) - (1u << (digits - 1));
-    return (uint16_t)((x < 0) << 15 | (unsigned)(exponent + bias) << (digits - 1) | fraction);
+    return (uint16_t)(sign | (unsigned)(exponent + bias) << (digits - 1) | fraction);
 }
 
 /* ---- elements of any float type ------------------------------------------------------- */

@@ -169,6 +169,7 @@ static void types(void) {
         FAILS(&f, WITH_GRADIENT, XENT_ERR_DTYPE, "grad_logits", "F64");
     }
     fixture_init(&f);
+    f.grad_logits = out(grad, XENT_F64);
     f.problem.logits = in((const char *)logits + 4, XENT_F64);
     FAILS(&f, EVERY_ENTRY, XENT_ERR_ALIGN, "logits");
 }

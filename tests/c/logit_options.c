@@ -81,7 +81,7 @@ static void z_loss_by_hand(void) {
     const float x[2][4] = {{0.1f, 0.2f, 0.3f, 0.4f}, {2, 0, 0, 0}};
     const int64_t targets[2] = {0, 0};
     const float class_weights[4] = {3, 1, 1, 1}, row_weights[2] = {1, 0.5f};
-    double lse[2] = {1.6425187, 2.3407532}, ce[2] = {1.5425187, 0.3407532}, loss = 0, z_loss = 0, row_losses[2];
+    double lse[2] = {1.64253554, 2.34075295}, ce[2] = {1.54253553, 0.34075295}, loss = 0, z_loss = 0, row_losses[2];
     double normalizer = 0, z_normalizer = 0;
     xent_problem p = packed(x[0], 2, 4, targets);
     p.z_loss = 0.25;
