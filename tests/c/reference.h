@@ -225,7 +225,7 @@ static inline struct expected reference(const xent_problem *p, const xent_input 
                 e.grad_terms[at] = e.lse_terms[at] = larger(fabs(before), fabs(ce_scale * mass[c]));
                 continue;
             }
-            double probability = exp(x[c] - lse), by_target = 0, by_all = total * probability - mass[c], off = 0;
+            double probability = exp(x[c] - lse), by_target = 0, by_all = total * probability - mass[c], off = 0, shared;
             if (indices) { /* (1-e) w_y (p - [c=y]) apart from the rest */
                 double target = (1 - smoothing) * class_weight(p, y);
                 off = probability;
@@ -236,16 +236,14 @@ static inline struct expected reference(const xent_problem *p, const xent_input 
                 }
                 by_target = target * off;
                 by_all = (total - target) * probability - even[c];
-                largest = larger(fabs(total - target) * probability, fabs(even[c]));
+                shared = larger(fabs(total - target) * probability, fabs(even[c]));
                 e.lse_terms[at] = fabs(target) * larger(probability, fabs(off));
             } else {
-                double all = fabs(total);
-                for (size_t o = 0; o < classes; o++) all = larger(all, fabs(mass[o]));
-                largest = larger(all * probability, fabs(mass[c]));
+                shared = larger(largest * probability, fabs(mass[c]));
             }
             double by_z = 2 * p->z_loss * lse * probability;
             e.grad[at] = before + slope[c] * (ce_scale * (by_target + by_all) + z_scale * by_z);
-            double shared = larger(fabs(before), slope[c] * larger(fabs(z_scale * by_z), fabs(ce_scale) * largest));
+            shared = larger(fabs(before), slope[c] * larger(fabs(z_scale * by_z), fabs(ce_scale) * shared));
             e.grad_terms[at] = larger(shared, slope[c] * fabs(ce_scale * by_target));
             e.lse_terms[at] = larger(shared, slope[c] * fabs(ce_scale) * e.lse_terms[at]);
         }
