@@ -509,8 +509,9 @@ impl<'a> CrossEntropy<'a> {
     /// [`grad_output`](Self::grad_output) and [`grad_scale`](Self::grad_scale) multiply with. For
     /// distillation, where the targets are a model's too.
     ///
-    /// `grad_targets`: f32, f64, bf16 or f16 `[rows, classes, inner]`; it overlaps no other operand. A factor of 0
-    /// makes 0; ignored rows get 0. Index targets have no gradient: [`Error::Param`].
+    /// `grad_targets`: f32, f64, bf16 or f16 `[rows, classes, inner]`; it overlaps no other operand.
+    /// A factor of 0 makes 0; ignored rows get 0, or stay as they are when accumulating. Index
+    /// targets have no gradient: [`Error::Param`].
     ///
     /// ```
     /// # use xent::CrossEntropy;
