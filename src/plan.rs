@@ -396,7 +396,6 @@ impl Plan {
         matches!(self.pass, Pass::ForwardBackward | Pass::Softmax)
             && self.classes <= KEPT_CLASSES
             && self.transform.is_none()
-            && self.entropy.is_none()
             && matches!(self.logits.dtype, Dtype::F32 | Dtype::F64)
             && !matches!(self.targets, Targets::Probabilities(_))
             && self.gradient.is_some_and(|gradient| gradient.in_place)

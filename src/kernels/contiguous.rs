@@ -31,7 +31,7 @@
 //! Lanes past the end and the target's lane are masked loads of -inf, whose exponential is 0. The
 //! block with the target is skipped by the loop (`block + (block ≥ hole)`, no branch) and done last.
 
-use super::online::{Partial, Top};
+use super::online::{Exact, Level, Partial, Top};
 use super::row::{
     Anchor, Batch, Curve, Job, Kind, LANES_OF_ENDS, Lane, Row, RowGradient, RowSum, Totals,
 };
@@ -636,7 +636,7 @@ pub enum Source {
     Logits,
     /// There are none: the gradient is what is subtracted.
     Absent,
-    /// Logits, of which the curve's far reference is to be subtracted, and no exponentials at all.
+    /// Logits, and no exponentials at all: their distance from the reference, less the factor.
     Logs,
 }
 
@@ -713,13 +713,14 @@ struct Sweep<S: Simd, const SOURCE: u8, const BIAS: u8> {
     bias: S::Vector,
     biases: *const S::Real,
     slopes: *const S::Real,
-    lse: f64,
+    /// Of logarithms: the reference, what lse is above it, negative, L and its inverse.
+    log: [f64; 5],
 }
 
 impl<S: Simd<Real: Base>, const SOURCE: u8, const BIAS: u8> Sweep<S, SOURCE, BIAS> {
     #[inline(always)]
     fn new(s: S, chunk: &GradientChunk) -> Self {
-        let curve = &chunk.curve;
+        let (curve, l) = (&chunk.curve, S::Real::L.to_f64());
         let (before, after) = if BIAS == BIAS_RICH { curve.split() } else { (1.0, curve.factor) };
         let (bias, biases) = match chunk.bias {
             Bias::None => (0.0, std::ptr::null()),
@@ -735,7 +736,7 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const BIAS: u8> Sweep<S, SOURCE, BIA
             bias: s.splat(S::Real::from_f64(-bias)),
             biases,
             slopes: chunk.slope.cast(),
-            lse: curve.reference.far,
+            log: [curve.reference.far, curve.reference.near, -curve.factor, l, 1.0 / l],
         }
     }
 
@@ -755,8 +756,11 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const BIAS: u8> Sweep<S, SOURCE, BIA
             ABSENT => s.splat(S::Real::ZERO),
             _ => {
                 let (d, mut wide) = (s.wide(), s.widen(x));
-                let lse = d.splat(self.lse);
-                wide.as_mut().iter_mut().for_each(|x| *x = d.sub(*x, lse));
+                let [far, near, rise, l, inverse] = self.log.map(|x| d.splat(x));
+                for x in wide.as_mut() {
+                    let above = d.mul_sub_exact(d.sub(*x, far), l, near);
+                    *x = d.mul_add(above, inverse, rise);
+                }
                 return s.narrow(wide);
             }
         };
@@ -1092,6 +1096,10 @@ unsafe fn sum_chunks<const PLAIN: bool>(
                 // SAFETY: see above.
                 (seen.dot, seen.mass) = unsafe { dots(sweeps, plan, at, class, &chunk, center) };
             }
+            if plan.entropy.is_some() && sum.softmax {
+                // SAFETY: see above.
+                seen.spread = unsafe { relative_to_max(sweeps, plan, &chunk) };
+            }
         }
         if !sum.softmax {
             partial.push(&seen, plan.l);
@@ -1102,8 +1110,7 @@ unsafe fn sum_chunks<const PLAIN: bool>(
             chunk.backup = backup.start();
         }
         let mut sums = None;
-        let heat = !PLAIN && plan.entropy.is_some();
-        let tries = !heat && !marks.is_wild(i);
+        let tries = !marks.is_wild(i);
         let mut beside = None;
         if PLAIN && let Some(Other { at, marks, gradient }) = other {
             // SAFETY: the caller's promise.
@@ -1131,21 +1138,28 @@ unsafe fn sum_chunks<const PLAIN: bool>(
                 // SAFETY: see above.
                 unsafe { (sweeps.restore)(&chunk) };
             }
-        } else if heat {
-            marks.wild = !0;
         }
         let sums = match sums {
             Some(sums) => sums,
             // SAFETY: see above.
-            None => unsafe { (sweeps.clamped)(&chunk, anchor.reference, heat) },
+            None => unsafe { (sweeps.clamped)(&chunk, anchor.reference, false) },
         };
         let safe = sums.sum < SAFE_HIGH && (anchor.real || sums.sum > SAFE_LOW);
-        (seen.reference, seen.sum, seen.heat) = if safe {
-            (anchor.reference, sums.sum, sums.heat)
+        seen.level = if safe {
+            Level { reference: anchor.reference, sum: sums.sum, heat: 0.0 }
         } else {
             marks.redone |= 1 << (i % 64);
             // SAFETY: see above.
-            unsafe { redo(sweeps, plan, &mut chunk, sums.sum) }
+            unsafe {
+                (sweeps.restore)(&chunk);
+                chunk.kept = std::ptr::null_mut();
+                if sums.sum.is_nan() {
+                    // There is a NaN, and a maximum does not see it.
+                    Level { sum: sums.sum, ..Level::EMPTY }
+                } else {
+                    relative_to_max(sweeps, plan, &chunk)
+                }
+            }
         };
         partial.push(&seen, plan.l);
     }
@@ -1156,7 +1170,6 @@ unsafe fn sum_chunks<const PLAIN: bool>(
 ///
 /// # Safety
 /// As [`sum_segment`].
-#[cold]
 unsafe fn dots(
     sweeps: &Sweeps,
     plan: &Plan,
@@ -1164,12 +1177,13 @@ unsafe fn dots(
     class: usize,
     chunk: &Chunk,
     center: f64,
-) -> (f64, f64) {
+) -> (f64, Exact) {
     let spreads_evenly =
         matches!(plan.targets, Targets::Indices(_)) && plan.class_weights.is_none();
     if spreads_evenly {
         // SAFETY: the caller's promise.
-        return (unsafe { (sweeps.dot)(chunk, center, std::ptr::null()) }, 0.0);
+        let dot = unsafe { (sweeps.dot)(chunk, center, std::ptr::null()) };
+        return (dot, Exact::NONE);
     }
     let mut masses = [0.0; CHUNK];
     let masses = &mut masses[..chunk.len];
@@ -1177,35 +1191,27 @@ unsafe fn dots(
     unsafe { plan.mass(at, class, masses) };
     // SAFETY: the caller's promise; there are as many masses as logits.
     let dot = unsafe { (sweeps.dot)(chunk, center, masses.as_ptr()) };
-    (dot, masses.iter().sum())
+    let mut mass = Exact::NONE;
+    masses.iter().for_each(|&m| mass.add(m));
+    (dot, mass)
 }
 
-/// The exponentials' sum, and heat, relative to a reference of the chunk's own, when `sum`,
-/// relative to the anchor, left the safe range. Kept logits are put back.
+/// The exponentials' sum, and its heat, relative to a reference of the chunk's own.
 ///
 /// # Safety
-/// As [`sum_segment`], the chunk having been summed before.
+/// As [`sum_segment`]; nothing is kept.
 #[cold]
-unsafe fn redo(sweeps: &Sweeps, plan: &Plan, chunk: &mut Chunk, sum: f64) -> (Reference, f64, f64) {
-    // SAFETY: the caller's promise.
-    unsafe { (sweeps.restore)(chunk) };
-    chunk.kept = std::ptr::null_mut();
-    if sum.is_nan() {
-        // There is a NaN, and `max` does not see it.
-        return (Reference::ZERO, sum, sum);
-    }
-    // SAFETY: readable, as before.
+unsafe fn relative_to_max(sweeps: &Sweeps, plan: &Plan, chunk: &Chunk) -> Level {
+    // SAFETY: readable, as the caller promises; so below.
     let max = unsafe { (sweeps.max)(chunk) };
-    if max == f64::NEG_INFINITY {
-        return (Reference::ZERO, 0.0, 0.0);
-    }
     if max == f64::INFINITY {
-        return (Reference::ZERO, max, max);
+        return Level { sum: max, ..Level::EMPTY };
     }
-    let own = plan.reference_at(max);
-    // SAFETY: the caller's promise; nothing is kept.
+    // NaN counts for nothing in a maximum, but not in the sum.
+    let own = if max.is_finite() { plan.reference_at(max) } else { Reference::ZERO };
+    // SAFETY: see above.
     let sums = unsafe { (sweeps.clamped)(chunk, own, true) };
-    (own, sums.sum, sums.heat)
+    Level { reference: own, sum: sums.sum, heat: sums.heat }
 }
 
 /// Which chunks of a segment need more than the plain sweep.
@@ -1320,7 +1326,6 @@ unsafe fn gradient_chunk(
 ///
 /// # Safety
 /// As [`gradient_segment`].
-#[cold]
 unsafe fn gradient_mixed(
     k: &Kernels,
     plan: &Plan,

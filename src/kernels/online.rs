@@ -3,44 +3,28 @@
 use crate::math::exp2::Reference;
 use crate::math::scalar::exp2;
 
-/// What is known of a row whose classes were seen in part.
+/// A sum of exponentials, relative to a reference.
 ///
 /// `sum` is `Σ 2^t` and `heat` is `Σ t·2^t`, with `t = L·(x - far) - near` for the far and near of
 /// the reference. A logit of +inf makes the sum infinite, a NaN makes it NaN.
 #[derive(Clone, Copy, Debug)]
-pub struct Partial {
+pub struct Level {
     /// Where exponents are counted from.
     pub reference: Reference,
     /// Σ 2^t
     pub sum: f64,
-    /// Σ t·2^t, if it is wanted.
+    /// Σ t·2^t, where it is wanted.
     pub heat: f64,
-    /// `Σ m_c·(x_c - center)` where a mass m is spread over the classes.
-    pub dot: f64,
-    /// `Σ m_c` of probability targets.
-    pub mass: f64,
-    /// The largest logit as stored and its class, if they are wanted.
-    pub top: Top,
 }
 
-impl Partial {
-    /// No classes seen.
-    pub const EMPTY: Partial = Partial {
-        reference: Reference::ZERO,
-        sum: 0.0,
-        heat: 0.0,
-        dot: 0.0,
-        mass: 0.0,
-        top: Top::NONE,
-    };
+impl Level {
+    /// Of nothing.
+    pub const EMPTY: Level = Level { reference: Reference::ZERO, sum: 0.0, heat: 0.0 };
 
-    /// Adds the classes that `next` has seen. Not associative to the last bit: the order of
-    /// pushes is part of the result, and everyone pushes in class order.
+    /// Adds other exponentials. Not associative to the last bit: the order of pushes is part of the
+    /// result, and everyone pushes in class order.
     #[inline(always)]
-    pub fn push(&mut self, next: &Partial, l: f64) {
-        self.dot += next.dot;
-        self.mass += next.mass;
-        self.top.push(next.top);
+    pub fn push(&mut self, next: &Level, l: f64) {
         if next.sum == 0.0 {
             return;
         }
@@ -66,6 +50,44 @@ impl Partial {
             self.sum += sum;
             self.heat += heat;
         }
+    }
+}
+
+/// What is known of a row whose classes were seen in part.
+#[derive(Clone, Copy, Debug)]
+pub struct Partial {
+    /// The exponentials.
+    pub level: Level,
+    /// The same with their heat, if the entropy is wanted: each chunk relative to its largest
+    /// logit, for the heat's rounding grows with the distance from the reference. They are apart
+    /// so that nothing else depends on whether it is wanted.
+    pub spread: Level,
+    /// `Σ m_c·(x_c - center)` where a mass m is spread over the classes.
+    pub dot: f64,
+    /// `Σ m_c` of probability targets.
+    pub mass: Exact,
+    /// The largest logit as stored and its class, if they are wanted.
+    pub top: Top,
+}
+
+impl Partial {
+    /// No classes seen.
+    pub const EMPTY: Partial = Partial {
+        level: Level::EMPTY,
+        spread: Level::EMPTY,
+        dot: 0.0,
+        mass: Exact::NONE,
+        top: Top::NONE,
+    };
+
+    /// Adds the classes that `next` has seen, all of which come after.
+    #[inline(always)]
+    pub fn push(&mut self, next: &Partial, l: f64) {
+        self.level.push(&next.level, l);
+        self.spread.push(&next.spread, l);
+        self.dot += next.dot;
+        self.mass.merge(next.mass);
+        self.top.push(next.top);
     }
 }
 
@@ -96,5 +118,41 @@ impl Top {
         if first || (!self.value.is_nan() && (next.value > self.value || next.value.is_nan())) {
             *self = next;
         }
+    }
+}
+
+/// A sum that carries along what its roundings lost (Neumaier's): masses multiply whole losses and
+/// gradients, and there may be a million of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Exact {
+    sum: f64,
+    lost: f64,
+}
+
+impl Exact {
+    /// Of nothing.
+    pub const NONE: Exact = Exact { sum: 0.0, lost: 0.0 };
+
+    /// One more term.
+    #[inline(always)]
+    pub fn add(&mut self, x: f64) {
+        let sum = self.sum + x;
+        let (large, small) = if self.sum.abs() >= x.abs() { (self.sum, x) } else { (x, self.sum) };
+        self.lost += (large - sum) + small;
+        self.sum = sum;
+    }
+
+    /// The terms of another sum.
+    #[inline(always)]
+    pub fn merge(&mut self, other: Exact) {
+        self.add(other.sum);
+        self.lost += other.lost;
+    }
+
+    /// The sum.
+    #[inline(always)]
+    pub fn value(self) -> f64 {
+        // Past an infinity the loss is inf - inf.
+        if self.sum.is_finite() { self.sum + self.lost } else { self.sum }
     }
 }

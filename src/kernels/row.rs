@@ -138,18 +138,22 @@ pub type Eight = [f64; LANES_OF_ENDS];
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub struct Ends {
-    /// The reference and the sums of [`Partial`].
+    /// The reference and the sum of [`Partial::level`].
     pub far: Eight,
     /// See `far`.
     pub near: Eight,
     /// See `far`.
     pub sum: Eight,
-    /// See `far`.
+    /// The sum and the heat of [`Partial::spread`].
+    pub spread: Eight,
+    /// See `spread`.
     pub heat: Eight,
     /// The logit that the sums leave out, -inf if they leave out none.
     pub x_y: Eight,
     /// ln Σ exp x: an input of [`from_lse`].
     pub lse: Eight,
+    /// How far lse is above the reference.
+    pub rise: Eight,
     /// −logp_y
     pub nll: Eight,
     /// p_y and 1 − p_y, each to its own relative accuracy.
@@ -167,9 +171,11 @@ impl Ends {
         far: [0.0; LANES_OF_ENDS],
         near: [0.0; LANES_OF_ENDS],
         sum: [1.0; LANES_OF_ENDS],
+        spread: [1.0; LANES_OF_ENDS],
         heat: [0.0; LANES_OF_ENDS],
         x_y: [0.0; LANES_OF_ENDS],
         lse: [0.0; LANES_OF_ENDS],
+        rise: [0.0; LANES_OF_ENDS],
         nll: [0.0; LANES_OF_ENDS],
         hit: [0.0; LANES_OF_ENDS],
         miss: [0.0; LANES_OF_ENDS],
@@ -195,14 +201,15 @@ pub fn ends<S: Simd>(s: S, ends: &mut Ends, l: f64) {
         let rest = d.add(far, d.div(d.add(near, height), slope));
         // Reference and logit are exact in units of log2, so the difference is taken there: at a
         // height of 1e30 nothing else tells two logits from one.
-        let q = d.mul_sub_exact(d.sub(far, x_y), slope, d.sub(zero, near));
-        let q = d.add(q, height);
-        let q = d.div(q, slope);
+        let below = d.mul_sub_exact(d.sub(far, x_y), slope, d.sub(zero, near));
+        let q = d.div(d.add(below, height), slope);
         let above = d.less(zero, q);
         let size = d.select(above, q, d.sub(zero, q));
         let e = real::exp(d, d.sub(zero, size));
         let (tail, inverse) = real::log1p(d, e);
         let mut lse = d.add(d.select(above, rest, x_y), tail);
+        let rise = d.select(above, height, d.sub(zero, below));
+        let rise = d.add(d.div(rise, slope), tail);
         let nll = d.add(d.select(above, q, zero), tail);
         let lesser = d.mul(e, inverse);
         let (hit, miss) = (d.select(above, lesser, inverse), d.select(above, inverse, lesser));
@@ -216,15 +223,18 @@ pub fn ends<S: Simd>(s: S, ends: &mut Ends, l: f64) {
         let infinite = |x, other| d.select(d.equal(x, infinity), d.add(d.mul(other, zero), x), lse);
         lse = infinite(x_y, not_nan(rest));
 
-        // −Σ share·2^t·ln(share·2^t), and the target's own part.
-        let log_share = d.mul_add(d.sub(far, lse), slope, near);
-        let others = d.mul_add(share, load(&ends.heat), d.mul(miss, log_share));
-        let others = d.select(d.less(zero, miss), d.div(others, slope), zero);
+        // That of the choice between the class left out and the others, and of the others among
+        // themselves; no term is negative.
+        let (spread, heat) = (load(&ends.spread), load(&ends.heat));
+        let among = d.sub(real::log2(d, spread), d.div(heat, spread));
+        let others = d.add(d.select(above, tail, d.sub(tail, q)), d.div(among, slope));
+        let others = d.select(d.less(zero, miss), d.mul(miss, others), zero);
         let own = d.select(d.less(zero, hit), d.mul(hit, nll), zero);
-        let entropy = d.sub(own, others);
+        let entropy = d.add(own, others);
         // SAFETY: as above.
         let store = |to: &mut Eight, v| unsafe { d.store(to.as_mut_ptr().add(at), v) };
         store(&mut ends.lse, lse);
+        store(&mut ends.rise, rise);
         store(&mut ends.nll, nll);
         store(&mut ends.hit, hit);
         store(&mut ends.miss, miss);
@@ -497,6 +507,7 @@ impl Row {
         let from_lse = matches!(plan.pass, Pass::Backward | Pass::Targets);
         let mut softmax = Softmax {
             lse: ends.lse[i],
+            rise: ends.rise[i],
             nll: ends.nll[i],
             hit: ends.hit[i],
             miss: ends.miss[i],
@@ -508,7 +519,8 @@ impl Row {
         };
         if !plan.has_softmax() {
             // Their lse is 0.
-            softmax = Softmax { lse: 0.0, nll: -self.x_y, hit: 0.0, miss: 0.0, ..softmax };
+            softmax =
+                Softmax { lse: 0.0, rise: 0.0, nll: -self.x_y, hit: 0.0, miss: 0.0, ..softmax };
         }
         softmax.anchored = softmax.own;
         if !from_lse && sum.anchor.reference != softmax.own.reference {
@@ -524,7 +536,7 @@ impl Row {
             unsafe { self.write(plan, &softmax, ends.entropy[i], sum, sums, totals) };
         }
         // SAFETY: see above.
-        unsafe { self.job(plan, &softmax, sums.mass) }
+        unsafe { self.job(plan, &softmax, sums.mass.value()) }
     }
 
     /// # Safety
@@ -577,7 +589,9 @@ impl Row {
             let height = if self.hole.is_some() && center == self.x_y {
                 softmax.nll
             } else {
-                softmax.lse - center
+                // From the reference, for lse itself is rounded.
+                let Reference { far, near } = softmax.own.reference;
+                softmax.rise + (far - center).mul_add(plan.l, near) / plan.l
             };
             let own = if self.hole.is_some() { times(self.w_y, self.x_y - center) } else { 0.0 };
             let dot = sums.dot + own;
@@ -585,7 +599,7 @@ impl Row {
                 let spread = plan.label_smoothing / plan.classes as f64;
                 spread * (times(plan.weight_total, height) - dot)
             } else {
-                times(sums.mass, height) - dot
+                times(sums.mass.value(), height) - dot
             };
         }
         if plan.has_indices() {
@@ -684,7 +698,8 @@ impl Row {
             return Job::Sweep(self.sweep(Kind::Exponentials, softmax.anchored, softmax.own, 0.0));
         }
         self.entry = -softmax.nll;
-        let lse = Curve { reference: Reference { far: softmax.lse, near: 0.0 }, factor: 1.0 };
+        // Counted from the reference, to which logits have an exact distance.
+        let lse = Curve { reference: softmax.own.reference, factor: softmax.rise };
         Job::Sweep(self.sweep(Kind::Logs, lse, lse, 0.0))
     }
 
@@ -744,6 +759,7 @@ impl Row {
 /// What the sums of a row say about it.
 struct Softmax {
     lse: f64,
+    rise: f64,
     nll: f64,
     hit: f64,
     miss: f64,
@@ -803,10 +819,11 @@ impl Batch {
         let mut ends = Ends::EMPTY;
         for (i, Lane { row, partial, .. }) in self.lanes().iter().enumerate() {
             ends.x_y[i] = row.x_y;
-            ends.far[i] = partial.reference.far;
-            ends.near[i] = partial.reference.near;
-            ends.sum[i] = partial.sum;
-            ends.heat[i] = partial.heat;
+            ends.far[i] = partial.level.reference.far;
+            ends.near[i] = partial.level.reference.near;
+            ends.sum[i] = partial.level.sum;
+            ends.spread[i] = partial.spread.sum;
+            ends.heat[i] = partial.spread.heat;
         }
         if plan.has_softmax() {
             if let Pass::Backward | Pass::Targets = plan.pass {

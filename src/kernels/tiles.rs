@@ -21,7 +21,7 @@
 //! brought into a buffer of 32 classes first.
 
 use super::Kernels;
-use super::online::{Partial, Top};
+use super::online::{Exact, Level, Partial, Top};
 use super::row::{Anchor, Batch, Job, Kind, LANES_OF_ENDS, Lane, Row, Totals};
 use crate::element::Element;
 use crate::math::exp2::{Base, Exp2, Reference};
@@ -281,11 +281,12 @@ pub struct TileGradient {
     pub accumulate: bool,
     /// What is computed from the logits.
     pub kind: Kind,
-    /// References; with [`Kind::Logs`] the lse.
+    /// References.
     pub far: Numbers,
     /// See `far`.
     pub near: Numbers,
-    /// What 2^t is multiplied by, in two factors.
+    /// What 2^t is multiplied by, in two factors; with [`Kind::Logs`] the second is what lse is above
+    /// the reference.
     pub before: Numbers,
     /// See `before`.
     pub after: Numbers,
@@ -319,6 +320,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
     let zero = s.splat(S::Real::ZERO);
     let one = s.splat(S::Real::from_f64(1.0));
     let d = s.wide();
+    let (l, inverse) = (d.splat(S::Real::L.to_f64()), d.splat(1.0 / S::Real::L.to_f64()));
     for at in (0..tile.lanes).step_by(S::LANES) {
         let lanes = up_to::<S>(tile.lanes - at);
         let writes = (gradient.writes >> at) as u32 & lanes;
@@ -334,8 +336,10 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
         let fills = s.equal(number(&gradient.fills), zero);
         let fill = number(&gradient.fill);
         // SAFETY: as above.
-        let (bias, lse) =
-            unsafe { (take_wide(s, &gradient.bias, at), take_wide(s, &gradient.far, at)) };
+        let wide = |from: &Numbers| unsafe { take_wide(s, from, at) };
+        let bias = wide(&gradient.bias);
+        let (wide_far, wide_near, rise) =
+            (wide(&gradient.far), wide(&gradient.near), wide(&gradient.after));
         let even = s.narrow(bias);
         let mut class = zero;
         for c in 0..tile.classes {
@@ -374,7 +378,11 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
                     s.mul_add(e, after, s.sub(zero, bias))
                 }
                 Kind::Nothing => s.sub(zero, bias),
-                Kind::Logs => s.narrow(both::<S>(s.widen(x), lse, |x, lse| d.sub(x, lse))),
+                Kind::Logs => {
+                    let above = both::<S>(s.widen(x), wide_far, |x, far| d.sub(x, far));
+                    let above = both::<S>(above, wide_near, |x, near| d.mul_sub_exact(x, l, near));
+                    s.narrow(both::<S>(above, rise, |x, rise| d.sub(d.mul(x, inverse), rise)))
+                }
             };
             if !gradient.slope.is_null() {
                 let slope = gradient.slope.cast::<S::Real>();
@@ -661,14 +669,14 @@ impl Work<'_> {
         &mut self,
         class: usize,
         classes: usize,
-        total: Option<&mut Numbers>,
+        total: Option<&mut [Exact; TILE]>,
     ) -> (*const f64, usize) {
         let to = self.mass.as_mut_ptr().cast::<f64>();
         let mut row = [0.0; CLASSES];
         let row = &mut row[..classes];
         match (&self.plan.targets, &self.plan.class_weights) {
             (Targets::Probabilities(_), _) => {
-                let mut none = [0.0; TILE];
+                let mut none = [Exact::NONE; TILE];
                 let total = total.unwrap_or(&mut none);
                 // Lanes that no position has are read with the others.
                 // SAFETY: within the buffer, here and below.
@@ -679,7 +687,7 @@ impl Work<'_> {
                     for (c, &m) in row.iter().enumerate() {
                         // SAFETY: see above.
                         unsafe { to.add(c * TILE + lane).write(m) };
-                        *total += m;
+                        total.add(m);
                     }
                 }
                 (to, TILE)
@@ -778,7 +786,7 @@ unsafe fn tile(k: &Kernels, plan: &Plan, place: Place, totals: &mut Totals) {
     }
 
     let mut dot = [0.0; TILE];
-    let mut mass = [0.0; TILE];
+    let mut mass = [Exact::NONE; TILE];
     let mut staged = None;
     if sum {
         for class in (0..plan.classes).step_by(CLASSES) {
@@ -818,14 +826,10 @@ unsafe fn tile(k: &Kernels, plan: &Plan, place: Place, totals: &mut Totals) {
         for (i, row) in batch.lanes().iter_mut().enumerate() {
             let lane = b * LANES_OF_ENDS + i;
             let reference = Reference { far: state.far[lane], near: state.near[lane] };
-            row.partial = Partial {
-                reference,
-                sum: state.sum[lane],
-                heat: state.heat[lane],
-                dot: dot[lane],
-                mass: mass[lane],
-                top: tops[lane],
-            };
+            // Tiles are relative to their largest logits, as heat has to be.
+            let level = Level { reference, sum: state.sum[lane], heat: state.heat[lane] };
+            row.partial =
+                Partial { level, spread: level, dot: dot[lane], mass: mass[lane], top: tops[lane] };
             row.sum.anchor.reference = reference;
             row.sum.center = row.sum.center.map(|_| center[lane]);
         }
@@ -911,7 +915,10 @@ impl TileGradient {
                 self.kind = sweep.kind;
                 self.far[lane] = sweep.own.reference.far;
                 self.near[lane] = sweep.own.reference.near;
-                (self.before[lane], self.after[lane]) = sweep.own.split();
+                (self.before[lane], self.after[lane]) = match sweep.kind {
+                    Kind::Exponentials => sweep.own.split(),
+                    _ => (1.0, sweep.own.factor),
+                };
                 self.bias[lane] = sweep.bias;
             }
         }

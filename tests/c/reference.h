@@ -82,7 +82,8 @@ static inline double larger(double a, double b) { return a > b ? a : b; }
 
 /* The library promises 2e-7 of the largest term for losses and lse, 2^-22 (1 + |ln loss|) of a
  * small loss; and for a probability p in a gradient 2^-23 (1 + |ln p|), which is 4e-6 down to
- * p = 1e-14. With f64 logits it is 1e-14, which naive loops do not reach themselves. */
+ * p = 1e-14. With f64 logits it is 1e-14: sums are taken in long double, as sums of doubles would
+ * not reach that themselves. */
 #define LOSS_TOLERANCE 2.5e-7
 #define GRAD_TOLERANCE 4e-6
 #define ENTROPY_TOLERANCE 1e-6
@@ -141,21 +142,26 @@ static inline struct expected reference(const xent_problem *p, const xent_input 
     e.lse_terms = numbers(count);
     e.target_tolerances = numbers(count);
     e.grad_tolerance = wide ? F64_GRAD_TOLERANCE : GRAD_TOLERANCE;
+    long double weights = 0, row_weights = 0;
     for (size_t i = 0; i < rows; i++)
         if (is_kept(p, i)) {
             double weight = row_value(p, &p->row_weights, i, 1);
             e.kept_rows++;
-            e.z_normalizer += weight;
-            e.normalizer += indices ? weight * class_weight(p, (size_t)target_of(p, i)) : weight;
+            row_weights += weight;
+            weights += indices ? weight * class_weight(p, (size_t)target_of(p, i)) : weight;
         }
+    e.normalizer = (double)weights;
+    e.z_normalizer = (double)row_weights;
     if (p->normalizer > 0) e.normalizer = p->normalizer;
     if (p->z_normalizer > 0) e.z_normalizer = p->z_normalizer;
 
     double *z = numbers(classes), *x = numbers(classes), *slope = numbers(classes);
     double *mass = numbers(classes), *even = numbers(classes); /* of the target; of smoothing in it */
-    double smoothing = p->label_smoothing, ce_sum = 0, z_sum = 0, ce_tolerance = 0;
+    double smoothing = p->label_smoothing, ce_tolerance = 0;
+    long double ce_sum = 0, z_sum = 0;
     for (size_t i = 0; i < rows; i++) {
-        double max = -INFINITY, scaled = 0, lse = 0, error = 0, steep = 0;
+        double max = -INFINITY, error = 0, steep = 0;
+        long double scaled = 0, entropy = 0, lse = 0;
         for (size_t c = 0; c < classes; c++) {
             z[c] = element(p, &p->logits, i, c);
             x[c] = prepared(p, z[c], &slope[c]);
@@ -166,11 +172,13 @@ static inline struct expected reference(const xent_problem *p, const xent_input 
         e.argmax[i] = argmax_of(z, classes);
         double lse_tolerance = 0;
         if (!log_probs) {
-            for (size_t c = 0; c < classes; c++) scaled += exp(x[c] - max);
-            e.lse[i] = lse = max + log(scaled);
-            e.lse_tolerances[i] = lse_tolerance = loss_unit * (1 + fabs(lse)) + error;
-            for (size_t c = 0; c < classes; c++) e.entropy[i] += times(exp(x[c] - lse), lse - x[c]);
-            e.entropy_tolerances[i] = entropy_unit * (1 + fabs(lse)) + 2 * error * (1 + e.entropy[i]);
+            for (size_t c = 0; c < classes; c++) scaled += expl((long double)x[c] - max);
+            lse = max + logl(scaled);
+            e.lse[i] = (double)lse;
+            e.lse_tolerances[i] = lse_tolerance = loss_unit * (1 + fabs((double)lse)) + error;
+            for (size_t c = 0; c < classes; c++) entropy += times((double)expl(x[c] - lse), (double)(lse - x[c]));
+            e.entropy[i] = (double)entropy;
+            e.entropy_tolerances[i] = entropy_unit * (1 + fabs((double)lse)) + 2 * error * (1 + e.entropy[i]);
         }
         e.grad_tolerance = larger(e.grad_tolerance, (wide ? F64_GRAD_TOLERANCE : GRAD_TOLERANCE) + 4 * error +
                                                         steep * (wide ? 1e-14 : 0x1p-20));
@@ -185,20 +193,22 @@ static inline struct expected reference(const xent_problem *p, const xent_input 
             continue;
         }
 
-        double total = 0, terms = 0, largest = 0, ce = 0;
+        double terms = 0, largest = 0;
+        long double masses = 0, losses = 0;
         for (size_t c = 0; c < classes; c++) {
             double target = indices ? c == y : element(p, &p->targets, i, c);
             even[c] = times(class_weight(p, c), smoothing / (double)classes);
             mass[c] = times(class_weight(p, c) * (1 - smoothing), target) + even[c];
-            double term = times(mass[c], lse - x[c]);
-            ce += term;
+            double term = times(mass[c], (double)(lse - x[c]));
+            losses += term;
             terms += fabs(term);
-            total += mass[c];
+            masses += mass[c];
             largest = larger(largest, fabs(mass[c]));
         }
+        double total = (double)masses, ce = (double)losses;
         largest = larger(largest, fabs(total));
-        double z_part = times(weight * p->z_loss, lse * lse);
-        double z_tolerance = fabs(weight) * p->z_loss * 2 * fabs(lse) * lse_tolerance;
+        double z_part = times(weight * p->z_loss, (double)(lse * lse));
+        double z_tolerance = fabs(weight) * p->z_loss * 2 * fabs((double)lse) * lse_tolerance;
         double tolerance = loss_unit * fabs(weight) * terms * (1 + (terms > 0 ? fabs(log(terms)) : 0));
         tolerance += fabs(weight) * 2 * error * largest * (double)classes;
         ce_tolerance += tolerance;
@@ -217,22 +227,23 @@ static inline struct expected reference(const xent_problem *p, const xent_input 
         for (size_t c = 0; c < classes; c++) {
             size_t at = (i / p->inner * classes + c) * p->inner + i % p->inner;
             double before = prior ? prior[at] : 0, factor = class_weight(p, c) * (1 - smoothing) * ce_scale;
-            e.grad_targets[at] = before + times(factor, lse - x[c]);
-            e.target_tolerances[at] = fabs(factor) * (lse_tolerance + error + loss_unit * (fabs(lse) + fabs(x[c]))) +
+            e.grad_targets[at] = before + times(factor, (double)(lse - x[c]));
+            e.target_tolerances[at] = fabs(factor) * (lse_tolerance + error + loss_unit * (fabs((double)lse) + fabs(x[c]))) +
                                       loss_unit * fabs(before);
             if (log_probs) {
                 e.grad[at] = before - (c == y || fabs(mass[c]) > 0 ? ce_scale * mass[c] : 0);
                 e.grad_terms[at] = e.lse_terms[at] = larger(fabs(before), fabs(ce_scale * mass[c]));
                 continue;
             }
-            double probability = exp(x[c] - lse), by_target = 0, by_all = total * probability - mass[c], off = 0, shared;
+            double probability = (double)expl(x[c] - lse), by_target = 0, by_all = total * probability - mass[c], off = 0, shared;
             if (indices) { /* (1-e) w_y (p - [c=y]) apart from the rest */
                 double target = (1 - smoothing) * class_weight(p, y);
                 off = probability;
                 /* p - 1 at the target: as minus the others' share where that is the smaller number */
                 if (c == y) {
-                    off = 0;
-                    for (size_t o = 0; o < classes; o++) off -= o == y ? 0 : exp(x[o] - lse);
+                    long double others = 0;
+                    for (size_t o = 0; o < classes; o++) others += o == y ? 0 : expl(x[o] - lse);
+                    off = -(double)others;
                 }
                 by_target = target * off;
                 by_all = (total - target) * probability - even[c];
@@ -241,15 +252,15 @@ static inline struct expected reference(const xent_problem *p, const xent_input 
             } else {
                 shared = larger(largest * probability, fabs(mass[c]));
             }
-            double by_z = 2 * p->z_loss * lse * probability;
+            double by_z = 2 * p->z_loss * (double)lse * probability;
             e.grad[at] = before + slope[c] * (ce_scale * (by_target + by_all) + z_scale * by_z);
             shared = larger(fabs(before), slope[c] * larger(fabs(z_scale * by_z), fabs(ce_scale) * shared));
             e.grad_terms[at] = larger(shared, slope[c] * fabs(ce_scale * by_target));
             e.lse_terms[at] = larger(shared, slope[c] * fabs(ce_scale) * e.lse_terms[at]);
         }
     }
-    e.z_loss = mean && p->z_loss > 0 ? z_sum / e.z_normalizer : z_sum;
-    e.loss = mean ? ce_sum / e.normalizer : ce_sum;
+    e.z_loss = (double)(mean && p->z_loss > 0 ? z_sum / e.z_normalizer : z_sum);
+    e.loss = (double)(mean ? ce_sum / e.normalizer : ce_sum);
     if (mean) ce_tolerance /= fabs(e.normalizer);
     if (mean && p->z_loss > 0) e.z_tolerance /= fabs(e.z_normalizer);
     e.loss_tolerance = ce_tolerance + e.z_tolerance;
