@@ -273,6 +273,8 @@ macro_rules! entries {
                     staged: const { &sweeps::<S, R>() },
                     direct: const { &outputs::<S, E, G>() },
                     converted: const { &outputs::<S, R, G>() },
+                    gathered: const { &outputs::<S, E, R>() },
+                    widened: const { &outputs::<S, R, R>() },
                     lanes: const { &lanes::<S>() },
                 }
             }

@@ -386,6 +386,7 @@ impl Plan {
             && self.has_indices()
             && self.is_plain()
             && self.label_smoothing == 0.0
+            && !self.scatters()
             && self.classes * self.logits.size() <= 768 * 1024
     }
 
@@ -433,13 +434,23 @@ impl Plan {
             && !self.wants_argmax()
     }
 
+    /// The classes of a row have masses of their own.
+    #[inline(always)]
+    pub fn has_masses(&self) -> bool {
+        self.class_weights.is_some() || matches!(self.targets, Targets::Probabilities(_))
+    }
+
     /// What the gradient subtracts, a `bias` for each class's mass, differs by class, or the
     /// logits are not taken as they are.
     #[inline(always)]
     pub fn is_mixed(&self, bias: f64) -> bool {
-        let by_class =
-            self.class_weights.is_some() || matches!(self.targets, Targets::Probabilities(_));
-        self.transform.is_some() || (bias != 0.0 && by_class)
+        self.transform.is_some() || (bias != 0.0 && self.has_masses())
+    }
+
+    /// The logits' classes are contiguous, but the gradient's are not.
+    #[inline(always)]
+    pub fn scatters(&self) -> bool {
+        self.gradient.is_some_and(|gradient| gradient.view.strides[1] != 1)
     }
 
     /// An exponential is taken at all.

@@ -35,6 +35,7 @@ use super::online::{Exact, Level, Partial, Top};
 use super::row::{
     Anchor, Batch, Curve, Job, Kind, LANES_OF_ENDS, Lane, Row, RowGradient, RowSum, Totals,
 };
+use super::tiles::Tile;
 use super::{Kernels, Sweeps};
 use crate::element::Element;
 use crate::math::exp2::{Base, Exp2, Reference};
@@ -1256,7 +1257,7 @@ pub unsafe fn gradient_segment(
         // SAFETY: the caller's promise, here and below.
         let chunk = unsafe { gradient_chunk(plan, at, i, class, len, marks, row) };
         let Some(chunk) = chunk else { return };
-        if plan.is_mixed(row.bias) {
+        if plan.is_mixed(row.bias) || plan.scatters() {
             // SAFETY: see above.
             unsafe { gradient_mixed(k, plan, at, class, chunk, row.bias) };
         } else {
@@ -1321,8 +1322,8 @@ unsafe fn gradient_chunk(
     })
 }
 
-/// A chunk whose logits are scaled and capped first, or in which what is subtracted differs by
-/// class.
+/// A chunk whose logits are scaled and capped first, in which what is subtracted differs by class,
+/// or whose gradient's classes are not contiguous.
 ///
 /// # Safety
 /// As [`gradient_segment`].
@@ -1335,7 +1336,7 @@ unsafe fn gradient_mixed(
     bias: f64,
 ) {
     let mut biases = Buffer::<CHUNK>::new();
-    if plan.class_weights.is_some() || matches!(plan.targets, Targets::Probabilities(_)) {
+    if bias != 0.0 && plan.has_masses() {
         let mut masses = [0.0; CHUNK];
         let masses = &mut masses[..chunk.len];
         // SAFETY: the caller's promise.
@@ -1355,27 +1356,40 @@ unsafe fn gradient_mixed(
         }
         chunk.bias = Bias::Each(to);
     }
-    let Some(with) = &plan.transform else {
-        // SAFETY: the caller's promise; the masses are there.
-        return unsafe { (k.direct.gradient)(&chunk) };
-    };
     let mut staged = Staged { x: Buffer::new(), slope: Buffer::new() };
-    let mut logits = Chunk {
-        x: chunk.x,
-        len: chunk.len,
-        hole: None,
-        kept: std::ptr::null_mut(),
-        backup: std::ptr::null_mut(),
-    };
-    // SAFETY: the caller's promise.
-    unsafe { staged.fill(k, with, &mut logits, true) };
-    chunk.x = logits.x;
-    chunk.next = std::ptr::null();
-    if with.cap > 0.0 {
-        chunk.slope = staged.slope.start();
+    if let Some(with) = &plan.transform {
+        let mut logits = Chunk {
+            x: chunk.x,
+            len: chunk.len,
+            hole: None,
+            kept: std::ptr::null_mut(),
+            backup: std::ptr::null_mut(),
+        };
+        // SAFETY: the caller's promise.
+        unsafe { staged.fill(k, with, &mut logits, true) };
+        chunk.x = logits.x;
+        chunk.next = std::ptr::null();
+        if with.cap > 0.0 {
+            chunk.slope = staged.slope.start();
+        }
     }
-    // SAFETY: the caller's promise; what is staged is of the lanes' type.
-    unsafe { (k.converted.gradient)(&chunk) };
+    let from_lanes = plan.transform.is_some();
+    if !plan.scatters() {
+        let outputs = if from_lanes { k.converted } else { k.direct };
+        // SAFETY: the caller's promise; what is staged is of the lanes' type.
+        return unsafe { (outputs.gradient)(&chunk) };
+    }
+    let mut lanes = Buffer::<CHUNK>::new();
+    let (g, accumulate) = (chunk.g, chunk.accumulate);
+    (chunk.g, chunk.accumulate) = (lanes.start(), false);
+    let outputs = if from_lanes { k.widened } else { k.gathered };
+    let stride = plan.gradient.as_ref().map_or(1, |gradient| gradient.view.strides[1]);
+    let tile = Tile { x: chunk.g, pitch: 1, lanes: 1, classes: chunk.len };
+    // SAFETY: the caller's promise; the buffer holds a chunk, which is then one position of a tile.
+    unsafe {
+        (outputs.gradient)(&chunk);
+        (k.converted.scatter)(&tile, g, [0, stride], accumulate, 1);
+    }
 }
 
 /// Rows that go through each stage together: what one row waits for (reductions, logarithms) is

@@ -95,6 +95,10 @@ pub struct Kernels {
     pub direct: &'static Outputs,
     /// Gradients from logits in the lanes' own type.
     pub converted: &'static Outputs,
+    /// Gradients in the lanes' own type, from logits as stored.
+    pub gathered: &'static Outputs,
+    /// Both in the lanes' own type.
+    pub widened: &'static Outputs,
     /// The rest.
     pub lanes: &'static Lanes,
 }

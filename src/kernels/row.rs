@@ -729,11 +729,10 @@ impl Row {
         }
     }
 
-    /// Writes the same value over the row's gradient, whose classes are contiguous.
+    /// Writes the same value over the row's gradient.
     ///
     /// # Safety
     /// See [`read`](Self::read).
-    #[inline(always)]
     pub unsafe fn fill(&self, plan: &Plan, value: f64) {
         /// # Safety
         /// `p` is the first of `len` elements that are this thread's alone.
@@ -742,11 +741,15 @@ impl Row {
             unsafe { std::slice::from_raw_parts_mut(p.cast::<T>(), len) }.fill(value);
         }
         let Some(gradient) = &plan.gradient else { return };
-        let short = value as f32;
-        // SAFETY: a row of the gradient is `classes` long, and this thread's alone.
+        let (view, short) = (&gradient.view, value as f32);
+        // SAFETY: a row of the gradient, and this thread's alone.
         unsafe {
-            let p = gradient.view.at(self.at, 0);
-            match gradient.view.dtype {
+            if plan.scatters() {
+                (0..plan.classes).for_each(|class| view.set_real(self.at, class, value));
+                return;
+            }
+            let p = view.at(self.at, 0);
+            match view.dtype {
                 Dtype::F64 => fill(p, plan.classes, value),
                 Dtype::Bf16 => fill(p, plan.classes, half::bf16::from_f32(short)),
                 Dtype::F16 => fill(p, plan.classes, half::f16::from_f32(short)),
