@@ -262,68 +262,122 @@ impl<S: Simd<Real: Base>, const FAR: bool> Exp2<S, FAR> {
 mod tests {
     use super::*;
     use crate::dispatch::Isa;
+    use crate::math::double_double::Dd;
     use crate::math::scalar;
-    use crate::simd::portable::Portable;
+    use crate::simd::portable::{Portable, PortableWide};
     use rayon::prelude::*;
 
-    /// `2^(L·x - c)` of 64 values at once, per instruction set.
+    /// What is computed.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub enum What {
+        /// [`Exp2::value`] for one reference.
+        Value,
+        /// The same for a reference a lane, all of them this.
+        Lanes,
+        /// [`Exp2::minus_one`]
+        MinusOne,
+        /// [`Exp2::exponent`]
+        Exponent,
+    }
+
+    /// Results of 64 values at once, per instruction set.
     macro_rules! stamp {
-        ($name:ident, $token:expr $(, $feature:tt)*) => {
+        ($name:ident, $real:ty, $token:ty $(, $feature:tt)*) => {
             $(#[target_feature(enable = $feature)])*
-            unsafe fn $name(reference: Reference, x: &[f32; 64]) -> [f32; 64] {
-                fn all<S: Simd<Real = f32>>(s: S, reference: Reference, x: &[f32; 64]) -> [f32; 64] {
-                    let mut out = [0.0; 64];
-                    for at in (0..64).step_by(S::LANES) {
-                        // SAFETY: within the arrays.
-                        unsafe {
-                            let x = s.load(x.as_ptr().add(at));
-                            let e = if reference.is_far() {
-                                Exp2::<S, true>::new(s, reference).value::<true>(x)
-                            } else {
-                                Exp2::<S, false>::new(s, reference).value::<true>(x)
-                            };
-                            s.store(out.as_mut_ptr().add(at), e);
-                        }
-                    }
-                    out
-                }
+            pub unsafe fn $name(what: What, reference: Reference, x: &[$real; 64]) -> [$real; 64] {
                 // SAFETY: this function's own features.
-                #[allow(unused_unsafe, reason = "the portable token needs no proof")]
-                all(unsafe { $token }, reference, x)
+                all(unsafe { <$token>::assume() }, what, reference, x)
             }
         };
     }
-    stamp!(portable, Portable);
+    stamp!(portable, f32, Portable);
+    stamp!(portable_wide, f64, PortableWide);
     #[cfg(target_arch = "x86_64")]
-    stamp!(avx2, crate::simd::avx2::Avx2::assume(), "avx2", "fma");
-    #[cfg(target_arch = "x86_64")]
-    stamp!(
-        avx512,
-        crate::simd::avx512::Avx512::assume(),
-        "avx512f",
-        "avx512bw",
-        "avx512dq",
-        "avx512vl"
-    );
+    mod x86 {
+        use super::*;
+        use crate::simd::avx2::{Avx2, Avx2Wide};
+        use crate::simd::avx512::{Avx512, Avx512Wide};
 
-    type Values = unsafe fn(Reference, &[f32; 64]) -> [f32; 64];
+        stamp!(avx2, f32, Avx2, "avx2", "fma");
+        stamp!(avx2_wide, f64, Avx2Wide, "avx2", "fma");
+        stamp!(avx512, f32, Avx512, "avx512f", "avx512bw", "avx512dq", "avx512vl");
+        stamp!(avx512_wide, f64, Avx512Wide, "avx512f", "avx512bw", "avx512dq", "avx512vl");
+    }
 
-    fn available() -> Vec<(Isa, Values)> {
-        let all: [(Isa, Values); 3] = [
-            (Isa::Portable, portable),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, avx2),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, avx512),
-        ];
+    #[inline(always)]
+    fn all<S: Simd<Real: Base>>(
+        s: S,
+        what: What,
+        reference: Reference,
+        x: &[S::Real; 64],
+    ) -> [S::Real; 64] {
+        #[inline(always)]
+        fn some<S: Simd<Real: Base>, const FAR: bool>(
+            s: S,
+            what: What,
+            reference: Reference,
+            x: &[S::Real; 64],
+        ) -> [S::Real; 64] {
+            let mut out = [S::Real::ZERO; 64];
+            let splat = |x: f64| s.splat(S::Real::from_f64(x));
+            let exp2 = match what {
+                What::Lanes => {
+                    Exp2::<S, FAR>::lanes(s, splat(reference.far), splat(reference.near))
+                }
+                _ => Exp2::<S, FAR>::new(s, reference),
+            };
+            for at in (0..64).step_by(S::LANES) {
+                // SAFETY: within the arrays.
+                unsafe {
+                    let x = s.load(x.as_ptr().add(at));
+                    let e = match what {
+                        What::Value | What::Lanes => exp2.value::<true>(x),
+                        What::MinusOne => exp2.minus_one(x),
+                        What::Exponent => exp2.exponent(x),
+                    };
+                    s.store(out.as_mut_ptr().add(at), e);
+                }
+            }
+            out
+        }
+        if reference.is_far() {
+            some::<S, true>(s, what, reference, x)
+        } else {
+            some::<S, false>(s, what, reference, x)
+        }
+    }
+
+    type Values<R> = unsafe fn(What, Reference, &[R; 64]) -> [R; 64];
+
+    fn only_available<R, const N: usize>(all: [(Isa, Values<R>); N]) -> Vec<(Isa, Values<R>)> {
         all.into_iter()
             .filter(|(isa, _)| {
                 if !isa.is_available() {
-                    println!("skipped: this processor does not have {}", isa.name());
+                    println!("SKIPPED: this processor does not have {}", isa.name());
                 }
                 isa.is_available()
             })
             .collect()
+    }
+
+    fn available() -> Vec<(Isa, Values<f32>)> {
+        only_available([
+            (Isa::Portable, portable as Values<f32>),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, x86::avx2),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, x86::avx512),
+        ])
+    }
+
+    fn available_wide() -> Vec<(Isa, Values<f64>)> {
+        only_available([
+            (Isa::Portable, portable_wide as Values<f64>),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, x86::avx2_wide),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, x86::avx512_wide),
+        ])
     }
 
     /// What a result has to be.
@@ -402,7 +456,7 @@ mod tests {
                     let mut results = [[0.0; 64]; 3];
                     for ((_, values), e) in sets.iter().zip(&mut results) {
                         // SAFETY: available.
-                        *e = unsafe { values(reference, &x) };
+                        *e = unsafe { values(What::Value, reference, &x) };
                     }
                     let results = &results[..sets.len()];
                     if let Some(fused) = fused {
@@ -435,11 +489,230 @@ mod tests {
                 for k in 0..200 {
                     let x = std::array::from_fn(|i| at - step * (k * 64 + i) as f32);
                     // SAFETY: available.
-                    let e = unsafe { values(reference, &x) };
+                    let e = unsafe { values(What::Value, reference, &x) };
                     check(reference, &x, &[e], &mut worst);
                 }
                 assert!(worst[0] <= 1.0, "{isa:?} at {at}: {} ulp", worst[0]);
             }
+        }
+    }
+    /// References of f64, near and far, up to the ends of each; each with a distance between two
+    /// logits beside it that f64 can tell apart.
+    fn references_of_doubles() -> Vec<(f64, Reference)> {
+        let near = f64::NEAR / f64::L;
+        [0.0, 0.3, -1e3, 7e5, -1e10, near, -near, near * 1.01, -4e15, 1e16, -3e200, 1e308]
+            .into_iter()
+            .map(|at: f64| (at, Reference::at::<f64>(at)))
+            .collect()
+    }
+
+    /// Logits with exponents from below the least to above the largest, densely and evenly, at
+    /// the borders, and a few far away.
+    fn logits_around(at: f64, reference: Reference) -> Vec<[f64; 64]> {
+        let ulp = f64::from_bits(at.abs().to_bits() + 1) - at.abs();
+        let mut x = Vec::new();
+        let center = if reference.is_far() { reference.far } else { reference.near / f64::L };
+        for i in -24_000..24_000 {
+            x.push(center + f64::from(i) * (1100.0 / 24_000.0 / f64::L));
+        }
+        for border in [-1022.5, -1022.0, -0.5, 0.0, 0.5, 1023.0, 1023.5] {
+            for i in -200..200 {
+                x.push(center + border / f64::L + f64::from(i) * ulp.max(1e-16 * f64::from(i * i)));
+            }
+        }
+        for i in 0..1000 {
+            let tiny = (f64::from(i) * -0.7).exp2();
+            x.extend([center + tiny, center - tiny]);
+        }
+        x.extend([1e3, 1e17, 1e300].into_iter().flat_map(|d| [at + d, at - d]));
+        x.extend([f64::MAX, f64::MIN, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, -0.0]);
+        x.resize(x.len().next_multiple_of(64), at);
+        x.chunks(64).map(|x| x.try_into().unwrap()).collect()
+    }
+
+    /// `L·(x - far) - near` with the digits of double-double, None if it overflows or is NaN.
+    fn exact_exponent(x: f64, reference: Reference) -> Option<Dd> {
+        let d = Dd::sum(x, -reference.far);
+        if !d.hi.is_finite() || d.hi.abs() > 1e290 {
+            return None;
+        }
+        let t = Dd::product(d.hi, f64::L) - Dd::from(reference.near);
+        Some(t + Dd::product(d.lo, f64::L))
+    }
+
+    /// 1 ulp against double-double, and the ends; the same bits on the sets that fuse.
+    #[test]
+    fn doubles() {
+        let sets = available_wide();
+        let mut worst = vec![0f64; sets.len()];
+        for (at, reference) in references_of_doubles() {
+            for x in logits_around(at, reference) {
+                let mut fused = None;
+                for ((isa, values), worst) in sets.iter().zip(&mut worst) {
+                    // SAFETY: available.
+                    let got = unsafe { values(What::Value, reference, &x) };
+                    for (&x, e) in x.iter().zip(got) {
+                        let what = || format!("{x:e} from {reference:?} on {}: {e:e}", isa.name());
+                        let Some(t) = exact_exponent(x, reference) else {
+                            let up = x - reference.far;
+                            let good = match up {
+                                _ if up.is_nan() => e.is_nan(),
+                                _ if up > 0.0 => e == f64::INFINITY,
+                                _ => e == 0.0,
+                            };
+                            assert!(good, "{}", what());
+                            continue;
+                        };
+                        // On the border itself either side is right.
+                        let border = |at: f64| (t.hi - at).abs() < 1e-9;
+                        match t.hi {
+                            _ if border(1023.5) => assert!(e > 1e308, "{}", what()),
+                            t if t > 1023.5 => assert_eq!(e, f64::INFINITY, "{}", what()),
+                            t if t < -1022.0 => {
+                                let zero = t < -1022.5 && !border(-1022.5);
+                                assert!(e >= 0.0 && e <= 2.0 * f64::MIN_POSITIVE, "{}", what());
+                                assert!(e == 0.0 || !zero, "{}", what());
+                            }
+                            _ => {
+                                let (m, k) = t.exp2();
+                                // Where 2^k would be subnormal, both sides get a few more.
+                                let (up, ulp) = ((-k).min(1000), f64::EPSILON);
+                                let e = e * 2f64.powi(up) * 2f64.powi(-k - up);
+                                let ulp = if m.hi < 1.0 { ulp / 2.0 } else { ulp };
+                                let off = ((e - m.hi) - m.lo).abs() / ulp;
+                                *worst = worst.max(off);
+                                assert!(off <= 1.0, "{}: {off} ulp", what());
+                            }
+                        }
+                    }
+                    if *isa != Isa::Portable {
+                        let bits = got.map(f64::to_bits);
+                        assert!(*fused.get_or_insert(bits) == bits, "{x:?} on {}", isa.name());
+                    }
+                }
+            }
+        }
+        for ((isa, _), worst) in sets.iter().zip(worst) {
+            println!("{isa:?}: at most {worst:.4} ulp");
+        }
+    }
+
+    /// The exponent is rounded once, or where there is no fused step of f64 twice.
+    #[test]
+    fn exponents_of_doubles() {
+        for (at, reference) in references_of_doubles() {
+            for x in logits_around(at, reference) {
+                for (isa, values) in available_wide() {
+                    // SAFETY: available.
+                    let got = unsafe { values(What::Exponent, reference, &x) };
+                    for (&x, got) in x.iter().zip(got) {
+                        match exact_exponent(x, reference) {
+                            Some(t) if t.hi.abs() < 1000.0 => {
+                                let off = ((got - t.hi) - t.lo).abs();
+                                let what = isa.name();
+                                assert!(
+                                    off <= t.hi.abs() * 1.2e-16,
+                                    "{x:e}, {reference:?}: {what}"
+                                );
+                            }
+                            // Clamped, but still out of range.
+                            Some(t) if t.hi.abs() > 1025.0 => {
+                                assert!(got.abs() > 1022.4 && got.signum() == t.hi.signum());
+                            }
+                            _ => assert!(x.is_nan() == got.is_nan() || !got.is_finite()),
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// A reference a lane: within 1 ulp of one for all, and the same at the ends.
+    fn lanes_agree<R: Base>(
+        sets: Vec<(Isa, Values<R>)>,
+        reference: Reference,
+        x: &[R; 64],
+        [epsilon, least]: [f64; 2],
+    ) {
+        for (isa, values) in sets {
+            // SAFETY: available.
+            let [one, each] =
+                [What::Value, What::Lanes].map(|what| unsafe { values(what, reference, x) });
+            for ((x, one), each) in x.iter().zip(one).zip(each) {
+                let (a, b) = (one.to_f64(), each.to_f64());
+                let both_nan = a.is_nan() && b.is_nan();
+                // Half an ulp of the larger is no more than 1 of either.
+                let close = (a - b).abs() <= epsilon * a.min(b) && a.is_finite();
+                // Below the smallest normal number it is 0 or close to that.
+                let edge = a.max(b) <= 2.0 * least && a >= 0.0 && b >= 0.0;
+                let good = both_nan || a == b || close || edge;
+                assert!(good, "{x:?} from {reference:?} on {}: {a:e} and {b:e}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_reference_a_lane() {
+        for (at, reference) in references_of_doubles() {
+            for x in logits_around(at, reference) {
+                lanes_agree(available_wide(), reference, &x, [f64::EPSILON, f64::MIN_POSITIVE]);
+            }
+        }
+        let ends = [f64::from(f32::EPSILON), f64::from(f32::MIN_POSITIVE)];
+        for at in [0.0, -0.3f32, -1e4, 1.4e6, -1.45e6, 1.5e6, -1e7, 3e30, -3e38] {
+            let reference = Reference::at::<f32>(at);
+            let center = if reference.is_far() { reference.far } else { reference.near / 1.4427 };
+            let ulp = f64::from(at.abs() * f32::EPSILON);
+            for block in -60..60 {
+                let logit = |i: i32| center + f64::from(block * 64 + i) * ulp.max(0.026);
+                let mut x: [f32; 64] = std::array::from_fn(|i| logit(i as i32) as f32);
+                if block == 0 {
+                    x[..6].copy_from_slice(&[f32::MAX, f32::MIN, 0.0, -0.0, 1e-40, f32::NAN]);
+                    x[6..8].copy_from_slice(&[f32::INFINITY, f32::NEG_INFINITY]);
+                }
+                lanes_agree(available(), reference, &x, ends);
+            }
+        }
+    }
+
+    /// `2^(L·x) - 1`: a relative error of 3·2^-53 down to the smallest x, and -1 far below.
+    #[test]
+    fn minus_one() {
+        let mut x: Vec<f64> = (1..3000).map(|i| f64::from(i) * (709.0 / 3000.0)).collect();
+        x.extend((0..9000).map(|i| 700.0 * (f64::from(i) * -0.075).exp()));
+        x.extend((1..3000).map(|i| f64::from(i) / 3000.0));
+        let mut x: Vec<f64> = x.into_iter().flat_map(|x| [x, -x]).collect();
+        x.resize(x.len().next_multiple_of(64), 0.0);
+        let sets = available_wide();
+        let mut worst = vec![0f64; sets.len()];
+        for x in x.chunks(64) {
+            let x: &[f64; 64] = x.try_into().unwrap();
+            let want: [Dd; 64] = x.map(|x| (Dd::product(x, f64::L) * Dd::LN_2).expm1());
+            let mut fused = None;
+            for ((isa, values), worst) in sets.iter().zip(&mut worst) {
+                // SAFETY: available.
+                let got = unsafe { values(What::MinusOne, Reference::ZERO, x) };
+                for ((x, got), want) in x.iter().zip(got).zip(want) {
+                    if (got - want.hi).abs() <= 1e-323 {
+                        continue;
+                    }
+                    let units = want.error(got) / (f64::EPSILON / 2.0);
+                    *worst = worst.max(units);
+                    assert!(units <= 3.0, "{x:e} on {}: {got:e}, {want:?}", isa.name());
+                }
+                if *isa != Isa::Portable {
+                    let bits = got.map(f64::to_bits);
+                    assert!(*fused.get_or_insert(bits) == bits, "{x:?} on {}", isa.name());
+                }
+            }
+        }
+        for ((isa, values), worst) in sets.iter().zip(worst) {
+            println!("{isa:?}: at most {worst:.4} times 2^-53");
+            let mut x = [0.0; 64];
+            x[..4].copy_from_slice(&[f64::NEG_INFINITY, f64::MIN, -800.0, f64::NAN]);
+            // SAFETY: available.
+            let got = unsafe { values(What::MinusOne, Reference::ZERO, &x) };
+            assert!(got[..3] == [-1.0; 3] && got[3].is_nan() && got[4..] == [0.0; 60], "{got:?}");
         }
     }
 }
