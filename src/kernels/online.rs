@@ -156,3 +156,198 @@ impl Exact {
         if self.sum.is_finite() { self.sum + self.lost } else { self.sum }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::f64::consts::LOG2_E;
+
+    const INF: f64 = f64::INFINITY;
+    const NAN: f64 = f64::NAN;
+
+    /// What a sweep over a part of a row finds: the classes from `first` on.
+    fn seen(x: &[f64], first: usize, reference: Reference) -> Partial {
+        let mut part = Partial::EMPTY;
+        part.level.reference = reference;
+        for (i, &x) in x.iter().enumerate() {
+            let t = (x - reference.far).mul_add(LOG2_E, -reference.near);
+            let e = t.exp2();
+            part.level.sum += e;
+            part.level.heat += if e == 0.0 { 0.0 } else { t * e };
+            let mass = 0.25 + (first + i) as f64;
+            part.mass.add(mass);
+            part.dot += if x.is_finite() { mass * x } else { 0.0 };
+            part.top.push(Top { value: x, class: first + i });
+        }
+        part.spread = part.level;
+        part
+    }
+
+    /// Log-sum-exp and entropy.
+    fn ends(part: &Partial) -> [f64; 2] {
+        let (level, spread) = (&part.level, &part.spread);
+        let log = level.sum.log2();
+        let lse = level.reference.far + (level.reference.near + log) / LOG2_E;
+        [lse, (spread.sum.log2() - spread.heat / spread.sum) / LOG2_E]
+    }
+
+    fn exact_ends(x: &[f64]) -> [f64; 2] {
+        let max = x.iter().copied().fold(-INF, f64::max);
+        let e = x.iter().map(|x| (x - max).exp());
+        let total: f64 = e.clone().sum();
+        let entropy = e.zip(x).map(|(e, x)| {
+            let p = e / total;
+            if p == 0.0 { 0.0 } else { p * (total.ln() - (x - max)) }
+        });
+        [max + total.ln(), entropy.sum()]
+    }
+
+    fn argmax(x: &[f64]) -> usize {
+        let nan = x.iter().position(|x| x.is_nan());
+        let max = x.iter().copied().fold(-INF, f64::max);
+        nan.or_else(|| x.iter().position(|&x| x == max)).expect("a class")
+    }
+
+    /// Calls with every way to cut `n` classes into parts that are not empty.
+    fn every_split(n: usize, mut look: impl FnMut(&[std::ops::Range<usize>])) {
+        for cuts in 0..1u32 << (n - 1) {
+            let mut parts = Vec::new();
+            let mut start = 0;
+            for end in 1..=n {
+                if end == n || cuts >> (end - 1) & 1 == 1 {
+                    parts.push(start..end);
+                    start = end;
+                }
+            }
+            look(&parts);
+        }
+    }
+
+    /// Wherever a row is cut and whatever its parts are relative to, it is the same row.
+    #[test]
+    fn any_split_is_the_same_row() {
+        let rows: [&[f64]; 9] = [
+            &[0.3, -1.0, 2.5, 0.0, 1.25, -3.0, 0.5, 0.5],
+            &[1e4, 1e4 + 1.0, 1e4 - 2.0, 1e4, 1e4 - 0.5, 1e4 + 1.0, 1e4, 1e4],
+            &[-20.0, 30.0, -50.0, 29.0, 0.0, -20.0, 31.0, 10.0],
+            &[-INF, -INF, 1.0, -INF, 2.0, -INF, -INF, 0.0],
+            &[5.0, -INF, -INF, -INF, -INF, -INF, -INF, -INF],
+            // One part is nothing beside the other, either way round.
+            &[-800.0, -801.0, 0.0, 1.0, 700.0, 700.0, -800.0, 699.0],
+            &[700.0, 700.0, 0.0, 1.0, -800.0, -801.0, -1e5, -1e9],
+            // Far.
+            &[1e17, 1e17, 1e17 - 64.0, 1e17, 1e17 + 16.0, 1e17, 3.0, -1e17],
+            &[-1e300, -1e300, -1e300, -1e300, -2e300, -1e300, -1e300, -1e300],
+        ];
+        for x in rows {
+            let [lse, entropy] = exact_ends(x);
+            let whole = seen(x, 0, Reference::ZERO);
+            let finite = x.iter().filter(|x| x.is_finite());
+            let size: f64 = finite.map(|x| whole.mass.value() * x.abs()).sum();
+            every_split(x.len(), |parts| {
+                for turn in 0..6 {
+                    let mut row = Partial::EMPTY;
+                    for (i, range) in parts.iter().enumerate() {
+                        let part = &x[range.clone()];
+                        let max = part.iter().copied().fold(-INF, f64::max);
+                        let mut reference =
+                            if max == -INF { Reference::ZERO } else { Reference::at::<f64>(max) };
+                        // A part may be counted from beside its largest logit as well.
+                        if !reference.is_far() && (turn + i) % 3 > 0 {
+                            reference.near += [9.0, -40.0][(turn + i) % 3 - 1];
+                        }
+                        row.push(&seen(part, range.start, reference), LOG2_E);
+                    }
+                    let got = ends(&row);
+                    let what = || format!("{x:?} as {parts:?}: {got:?}, not {lse}, {entropy}");
+                    assert!((got[0] - lse).abs() <= 4e-16 * lse.abs() + 1e-14, "{}", what());
+                    assert!((got[1] - entropy).abs() <= 2e-13, "{}", what());
+                    assert_eq!(row.mass.value(), whole.mass.value());
+                    assert!((row.dot - whole.dot).abs() <= 1e-15 * size, "{}", what());
+                    assert_eq!(row.top.class, argmax(x), "{}", what());
+                }
+            });
+        }
+    }
+
+    /// Parts that add up to nothing leave no trace, their reference included.
+    #[test]
+    fn nothing_is_nothing() {
+        let x = [1.0, 2.0];
+        let part = seen(&x, 1, Reference { far: 0.0, near: 3.0 });
+        for reference in [Reference::ZERO, Reference { far: 1e17, near: 0.0 }] {
+            let nothing = seen(&[-INF], 0, reference);
+            for order in [[&nothing, &part], [&part, &nothing]] {
+                let mut row = Partial::EMPTY;
+                order.into_iter().for_each(|next| row.push(next, LOG2_E));
+                assert_eq!(row.level.reference, part.level.reference);
+                assert_eq!((row.level.sum, row.level.heat), (part.level.sum, part.level.heat));
+                assert_eq!(row.top.class, 2);
+            }
+        }
+    }
+
+    /// NaN over +inf over all that is finite, in any order and from any reference.
+    #[test]
+    fn infinities_and_nan() {
+        let sums = [0.0, 1.5, 1e-300, INF, NAN];
+        let references = [
+            Reference::ZERO,
+            Reference { far: 0.0, near: 900.0 },
+            Reference { far: -1e200, near: 0.0 },
+        ];
+        let part = |i: usize| Level {
+            reference: references[i / 5],
+            sum: sums[i % 5],
+            heat: sums[i % 5],
+        };
+        for i in 0..15 {
+            for j in 0..15 {
+                for k in 0..15 {
+                    let mut row = Level::EMPTY;
+                    [i, j, k].into_iter().for_each(|i| row.push(&part(i), LOG2_E));
+                    let all = [i, j, k].map(|i| sums[i % 5]);
+                    let good = if all.iter().any(|s| s.is_nan()) {
+                        row.sum.is_nan()
+                    } else if all.contains(&INF) {
+                        row.sum == INF
+                    } else {
+                        row.sum.is_finite() && (row.sum > 0.0) == all.iter().any(|&s| s > 0.0)
+                    };
+                    assert!(good, "{all:?}: {row:?}");
+                }
+            }
+        }
+    }
+
+    /// The first NaN; without, the lowest class of the largest; zeros of both signs are equal.
+    #[test]
+    fn top() {
+        let values = [-INF, -1.0, -0.0, 0.0, 7.0, INF, NAN];
+        let n = values.len();
+        for pick in 0..n.pow(4) {
+            let x: [f64; 4] = std::array::from_fn(|i| values[pick / n.pow(i as u32) % n]);
+            every_split(4, |parts| {
+                let mut row = Top::NONE;
+                for range in parts {
+                    let mut part = Top::NONE;
+                    for class in range.clone() {
+                        part.push(Top { value: x[class], class });
+                    }
+                    row.push(part);
+                }
+                assert_eq!(row.class, argmax(&x), "{x:?} as {parts:?}");
+                let value = x[row.class];
+                assert!(row.value == value || row.value.is_nan() && value.is_nan());
+            });
+        }
+        // Nothing is no class, not even before one of -inf.
+        let mut row = Top::NONE;
+        row.push(Top::NONE);
+        assert_eq!(row.class, usize::MAX);
+        row.push(Top { value: -INF, class: 4 });
+        row.push(Top::NONE);
+        row.push(Top { value: -INF, class: 5 });
+        assert_eq!(row.class, 4);
+    }
+}

@@ -865,3 +865,290 @@ pub unsafe fn top(k: &Kernels, plan: &Plan, at: At) -> Top {
     }
     top
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::Isa;
+
+    const INF: f64 = f64::INFINITY;
+    const NAN: f64 = f64::NAN;
+
+    /// Lanes of f32, and of f64; both with the base that they work in.
+    const LANES: [(Dtype, f64); 2] = [(Dtype::F32, f32::L as f64), (Dtype::F64, f64::L)];
+
+    /// The numbers of one row.
+    #[derive(Clone, Copy, Debug)]
+    struct One {
+        far: f64,
+        near: f64,
+        sum: f64,
+        heat: f64,
+        x_y: f64,
+        lse: f64,
+        nll: f64,
+        hit: f64,
+        miss: f64,
+        share: f64,
+        entropy: f64,
+    }
+
+    impl One {
+        const EMPTY: One = One {
+            far: 0.0,
+            near: 0.0,
+            sum: 1.0,
+            heat: 0.0,
+            x_y: 0.0,
+            lse: 0.0,
+            nll: 0.0,
+            hit: 0.0,
+            miss: 0.0,
+            share: 0.0,
+            entropy: 0.0,
+        };
+
+        fn fields(&self) -> [f64; 11] {
+            let One { far, near, sum, heat, x_y, lse, nll, hit, miss, share, entropy } = *self;
+            [far, near, sum, heat, x_y, lse, nll, hit, miss, share, entropy]
+        }
+    }
+
+    /// The rows on every set, in every lane, for one type of lanes; the sets that fuse have the
+    /// same bits, and no lane looks at another.
+    fn run(dtype: Dtype, l: f64, rows: &[One], from_lse: bool) -> Vec<(Isa, Vec<One>)> {
+        let mut all: Vec<(Isa, Vec<One>)> = Vec::new();
+        for isa in Isa::ALL {
+            let Some(k) = isa.kernels(dtype, dtype) else {
+                println!("SKIPPED: this processor does not have {}", isa.name());
+                continue;
+            };
+            let mut results = vec![One::EMPTY; rows.len()];
+            for turn in 0..LANES_OF_ENDS {
+                for start in (0..rows.len()).step_by(LANES_OF_ENDS) {
+                    let at = |lane: usize| start + (lane + turn) % LANES_OF_ENDS;
+                    let mut ends = Ends::EMPTY;
+                    for lane in 0..LANES_OF_ENDS {
+                        let row = rows.get(at(lane)).unwrap_or(&One::EMPTY);
+                        (ends.far[lane], ends.near[lane]) = (row.far, row.near);
+                        (ends.sum[lane], ends.heat[lane]) = (row.sum, row.heat);
+                        (ends.x_y[lane], ends.lse[lane]) = (row.x_y, row.lse);
+                    }
+                    // SAFETY: handed out for a set that is there.
+                    unsafe {
+                        if from_lse {
+                            (k.lanes.from_lse)(&mut ends, l);
+                        } else {
+                            (k.lanes.ends)(&mut ends, l);
+                        }
+                    }
+                    for lane in 0..LANES_OF_ENDS {
+                        let Some(result) = results.get_mut(at(lane)) else { continue };
+                        let got = One {
+                            far: ends.far[lane],
+                            near: ends.near[lane],
+                            sum: ends.sum[lane],
+                            heat: ends.heat[lane],
+                            x_y: ends.x_y[lane],
+                            lse: ends.lse[lane],
+                            nll: ends.nll[lane],
+                            hit: ends.hit[lane],
+                            miss: ends.miss[lane],
+                            share: ends.share[lane],
+                            entropy: ends.entropy[lane],
+                        };
+                        let bits = |one: &One| one.fields().map(f64::to_bits);
+                        assert!(turn == 0 || bits(result) == bits(&got), "lane {lane}: {got:?}");
+                        *result = got;
+                    }
+                }
+            }
+            if let Some((other, good)) = all.iter().find(|(isa, _)| *isa != Isa::Portable) {
+                for (a, b) in results.iter().zip(good) {
+                    let same = a.fields().map(f64::to_bits) == b.fields().map(f64::to_bits);
+                    assert!(same, "{a:?} on {isa:?}, {b:?} on {other:?}");
+                }
+            }
+            all.push((isa, results));
+        }
+        all
+    }
+
+    #[track_caller]
+    fn close(got: f64, want: f64, bound: f64, what: &str, row: &One) {
+        let good = got == want || (got - want).abs() <= bound || got.is_nan() && want.is_nan();
+        assert!(good, "{what} is {got:e}, not {want:e} (by {bound:e}): {row:?}");
+    }
+
+    /// The formulas at the head of this file, with the standard library's functions.
+    #[test]
+    fn ends_by_the_formulas() {
+        for (dtype, l) in LANES {
+            let mut rows = Vec::new();
+            for near in [0.0, 3.0, -40.0, 1e3, -1e6] {
+                for sum in [1e-300, 1e-30, 0.1, 1.0, 1.5, 1e4, 1e18, 1e300] {
+                    let rest = (near + f64::log2(sum)) / l;
+                    for q in [-680.0, -75.0, -36.0, -1.0, -1e-3, 0.0, 1e-9, 0.7, 20.0, 80.0, 690.0]
+                    {
+                        rows.push(One { near, sum, x_y: rest - q, ..One::EMPTY });
+                    }
+                }
+            }
+            for far in [1e30, -3e38, 5e17] {
+                for d in [0.0, 1.0, -1.0] {
+                    let x_y = far * (1.0 + d * f64::EPSILON);
+                    rows.push(One { far, sum: 2.5, x_y, ..One::EMPTY });
+                }
+            }
+            for (isa, results) in run(dtype, l, &rows, false) {
+                for row in &results {
+                    let height = row.sum.log2();
+                    let rest = row.far + (row.near + height) / l;
+                    let q = ((row.far - row.x_y).mul_add(l, row.near) + height) / l;
+                    let (lse, nll) = if q > 0.0 {
+                        (rest + (-q).exp().ln_1p(), q + (-q).exp().ln_1p())
+                    } else {
+                        (row.x_y + q.exp().ln_1p(), q.exp().ln_1p())
+                    };
+                    // Both terms of q are rounded, and so is what e^q makes of that.
+                    let slip = 3e-16 * (row.near.abs() + height.abs() + q.abs()) + 2e-15;
+                    let what = isa.name();
+                    close(row.lse, lse, slip + 1e-15 * lse.abs(), what, row);
+                    close(row.nll, nll, (slip + 2e-15) * nll, what, row);
+                    let (hit, miss) = (1.0 / (1.0 + q.exp()), 1.0 / (1.0 + (-q).exp()));
+                    close(row.hit, hit, (slip + 2e-15) * hit, what, row);
+                    close(row.miss, miss, (slip + 2e-15) * miss, what, row);
+                    close(row.share, miss / row.sum, (slip + 3e-15) * miss / row.sum, what, row);
+                }
+            }
+        }
+    }
+
+    /// Whole rows, with one class left out or none, against sums over all classes.
+    #[test]
+    fn entropy_by_definition() {
+        let rows: [&[f64]; 8] = [
+            &[0.0, 0.0, 0.0, 0.0],
+            &[1.0, -2.0, 3.5, 0.25],
+            &[40.0, 0.0, 1.0, -3.0],
+            &[0.0, 40.0, 39.0, 39.5],
+            &[-5.0, -INF, -6.0, -INF],
+            &[-INF, 3.0, 2.0, -INF],
+            &[1e3, 1e3 + 1.0, 1e3 - 0.5, 1e3],
+            &[30.0, -650.0, 29.0, 0.0],
+        ];
+        for (dtype, l) in LANES {
+            let bound = if dtype == Dtype::F32 { 1e-6 } else { 1e-13 };
+            let (mut all, mut want) = (Vec::new(), Vec::new());
+            for x in rows {
+                let max = x.iter().copied().fold(-INF, f64::max);
+                let total: f64 = x.iter().map(|x| (x - max).exp()).sum();
+                let lse = max + total.ln();
+                let entropy: f64 = x.iter().map(|x| times((x - lse).exp(), lse - x)).sum();
+                for hole in [None, Some(0)] {
+                    for shift in [0.0, 7.0, -11.0] {
+                        let near = nearest(max * l) + shift;
+                        let mut row = One { near, sum: 0.0, x_y: -INF, ..One::EMPTY };
+                        for (c, x) in x.iter().enumerate() {
+                            if hole == Some(c) {
+                                row.x_y = *x;
+                                continue;
+                            }
+                            let t = x.mul_add(l, -near);
+                            row.sum += t.exp2();
+                            row.heat += times(t.exp2(), t);
+                        }
+                        all.push(row);
+                        want.push((lse, entropy));
+                    }
+                }
+            }
+            for (isa, results) in run(dtype, l, &all, false) {
+                for (row, (lse, entropy)) in results.iter().zip(&want) {
+                    close(row.lse, *lse, bound * (1.0 + lse.abs()), isa.name(), row);
+                    close(row.entropy, *entropy, bound * (1.0 + lse.abs()), isa.name(), row);
+                }
+            }
+        }
+    }
+
+    /// What is not finite: NaN over +inf, and −inf for no classes at all.
+    #[test]
+    fn ends_of_ends() {
+        for (dtype, l) in LANES {
+            let values = [-INF, -3.0, INF, NAN];
+            let mut rows = Vec::new();
+            for sum in [0.0, 2.0, INF, NAN] {
+                for x_y in values {
+                    for near in [0.0, 5.0] {
+                        rows.push(One { sum, x_y, near, ..One::EMPTY });
+                    }
+                }
+            }
+            for (isa, results) in run(dtype, l, &rows, false) {
+                for row in &results {
+                    let what = isa.name();
+                    let rest = (row.near + row.sum.log2()) / l;
+                    let lse = match (rest, row.x_y) {
+                        (rest, x_y) if rest.is_nan() || x_y.is_nan() => NAN,
+                        (rest, x_y) if rest == INF || x_y == INF => INF,
+                        (f64::NEG_INFINITY, x_y) => x_y,
+                        (rest, f64::NEG_INFINITY) => rest,
+                        (rest, x_y) => rest.max(x_y) + (-(rest - x_y).abs()).exp().ln_1p(),
+                    };
+                    close(row.lse, lse, 1e-14, what, row);
+                    if row.sum == 0.0 && row.x_y == -3.0 {
+                        // Certain, exactly.
+                        assert_eq!((row.lse, row.nll, row.entropy), (-3.0, 0.0, 0.0), "{row:?}");
+                        assert_eq!((row.hit, row.miss, row.share), (1.0, 0.0, 0.0), "{row:?}");
+                    }
+                    if row.sum == 2.0 && row.x_y == -INF {
+                        assert_eq!((row.nll, row.hit, row.miss), (INF, 0.0, 1.0), "{row:?}");
+                        assert_eq!(row.share, 0.5, "{row:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn from_lse_by_the_formulas() {
+        for (dtype, l) in LANES {
+            let mut rows = Vec::new();
+            for lse in [0.0, 0.3, -7.25, 88.0, -700.0, 1e4, -1.45e6, 1.46e6, 1e9, -3.9e14, 1e17] {
+                for below in [0.0, 1e-12, 1e-3, 0.5, 3.0, 40.0, 90.0, 650.0, INF] {
+                    rows.push(One { lse, x_y: lse - below, ..One::EMPTY });
+                }
+                // An lse that is none of this row's: p above 1.
+                rows.push(One { lse, x_y: lse + 2.0, ..One::EMPTY });
+            }
+            for (isa, results) in run(dtype, l, &rows, true) {
+                for row in &results {
+                    let what = isa.name();
+                    let log_p = row.x_y - row.lse;
+                    assert_eq!(row.nll, -log_p, "{row:?}");
+                    let slip = 2e-15 + 2e-17 * log_p.abs();
+                    let hit = log_p.exp();
+                    close(row.hit, hit, slip * hit, what, row);
+                    close(row.miss, -log_p.exp_m1(), slip * log_p.exp_m1().abs(), what, row);
+                    // A reference that the lanes hold, an integer or far, near the lse.
+                    let is_held = dtype == Dtype::F64 || f64::from(row.far as f32) == row.far;
+                    assert!(is_held && (row.far == 0.0 || row.near == 0.0), "{row:?}");
+                    assert!(row.near == row.near.round(), "{row:?}");
+                    let t = (row.far - row.lse).mul_add(l, row.near);
+                    let step = if dtype == Dtype::F32 { 6e-8 * row.lse.abs() } else { 0.0 };
+                    assert!(t.abs() <= 0.5001 + if row.far == 0.0 { 0.0 } else { step * l });
+                    let share = if t < -1022.5 { 0.0 } else { t.exp2() };
+                    close(row.share, share, (2e-15 + 3e-16 * t.abs()) * share, what, row);
+                }
+            }
+            // Nothing comes of an lse that is not finite, least of all a reference.
+            let rows = [INF, -INF, NAN].map(|lse| One { lse, ..One::EMPTY });
+            for (_, results) in run(dtype, l, &rows, true) {
+                for row in results {
+                    assert_eq!((row.far, row.near), (0.0, 0.0));
+                }
+            }
+        }
+    }
+}
