@@ -1,51 +1,100 @@
-//! What the safe API refuses, with what words; and that a refused call writes nothing.
+//! What the safe API refuses, with what words and in what order; and that a refused call writes
+//! nothing.
 //!
-//! `Null`, `Struct` and `Align` cannot come from slices; tests/c provokes them.
+//! `Struct` and `Align` cannot come from slices, nor can outputs that overlap but in place;
+//! tests/c provokes them.
 
 mod common;
 
 use common::isas;
-use xent::{CrossEntropy, Error, Input, Isa, Output, Reduction, Results};
+use xent::half::{bf16, f16};
+use xent::{CrossEntropy, Error, Input, Isa, Number, Output, Reduction, Results, Softmax};
 
 const ROWS: usize = 3;
 const CLASSES: usize = 4;
+const N: usize = ROWS * CLASSES;
 const MARK: f64 = 1234.5;
 
-type Build<'a> = &'a dyn Fn(CrossEntropy<'static>) -> CrossEntropy<'static>;
+type Call = CrossEntropy<'static>;
+type Build<'a> = &'a dyn Fn(Call) -> Call;
 
-/// Calls every pass with the options and strides; all must be refused with `expected`, leaving
-/// every output as it was. `gradient_only`: a forward does not look at what is wrong.
+/// Everything that a call may write.
+#[derive(Clone, Debug, PartialEq)]
+struct Outputs {
+    grad: [f32; N],
+    in_place: [f32; N],
+    scalars: [f64; 4],
+    counts: [u64; 2],
+    row_losses: [f64; ROWS],
+    lse: [f64; ROWS],
+    entropy: [f64; ROWS],
+    argmax: [i64; ROWS],
+}
+
+impl Outputs {
+    const MARKED: Outputs = Outputs {
+        grad: [MARK as f32; N],
+        in_place: [0.5; N],
+        scalars: [MARK; 4],
+        counts: [77; 2],
+        row_losses: [MARK; ROWS],
+        lse: [MARK; ROWS],
+        entropy: [MARK; ROWS],
+        argmax: [77; ROWS],
+    };
+}
+
+/// Which calls look at what is wrong, and which results go with the options.
+#[derive(Clone, Copy)]
+struct Ask {
+    forward: bool,
+    /// Targets are probabilities.
+    soft: bool,
+    log_probs: bool,
+}
+
+const INDICES: Ask = Ask { forward: true, soft: false, log_probs: false };
+const GRADIENT_ONLY: Ask = Ask { forward: false, ..INDICES };
+
+/// Makes every call that has these targets, with every result that goes with them; all must be
+/// refused with `expected`, leaving every output as it was.
 #[track_caller]
-fn refused(build: Build, targets: Input<'_>, gradient_only: bool, expected: &Error) {
-    let logits = [0.5f32; ROWS * CLASSES];
+fn refused(build: Build, targets: Input<'_>, ask: Ask, expected: &Error) {
+    let logits = [0.5f32; N];
     for isa in isas() {
         let call = build(CrossEntropy::new(ROWS, CLASSES)).isa(isa);
-        let mut grad = [MARK as f32; ROWS * CLASSES];
-        let mut in_place = logits;
-        let (mut loss, mut normalizer, mut kept_rows) = (MARK, MARK, 77);
-        let (mut row_losses, mut lse) = ([MARK; ROWS], [MARK; ROWS]);
-        for pass in 0..5 {
+        for pass in 0..6 {
+            let mut out = Outputs::MARKED;
+            let Outputs { grad, in_place, scalars, counts, row_losses, lse, entropy, argmax } =
+                &mut out;
+            let [loss, z_loss, normalizer, z_normalizer] = scalars;
+            let [kept_rows, correct] = counts;
+            let softmax = !ask.log_probs;
             let results = Results {
-                loss: Some(&mut loss),
-                row_losses: Some((&mut row_losses).into()),
-                lse: Some(&mut lse),
-                normalizer: Some(&mut normalizer),
-                kept_rows: Some(&mut kept_rows),
-                ..Results::default()
+                loss: Some(loss),
+                row_losses: Some(row_losses.into()),
+                lse: softmax.then_some(lse),
+                z_loss: softmax.then_some(z_loss),
+                normalizer: Some(normalizer),
+                z_normalizer: Some(z_normalizer),
+                kept_rows: Some(kept_rows),
+                argmax: Some(argmax),
+                correct: (!ask.soft).then_some(correct),
+                entropy: softmax.then(|| entropy.into()),
             };
             let result = match pass {
-                0 if gradient_only => continue,
+                0 if !ask.forward => continue,
+                5 if !ask.soft => continue,
                 0 => call.forward_with(&logits, targets, results),
-                1 => call.forward_backward_with(&logits, targets, &mut grad, results),
-                2 => call.forward_backward_in_place_with(&mut in_place, targets, results),
-                3 => call.backward(&logits, targets, &[1.0; ROWS], &mut grad),
-                _ => call.backward_in_place(&mut in_place, targets, &[1.0; ROWS]),
+                1 => call.forward_backward_with(&logits, targets, grad, results),
+                2 => call.forward_backward_in_place_with(in_place, targets, results),
+                3 => call.backward(&logits, targets, &[1.0; ROWS], grad),
+                4 => call.backward_in_place(in_place, targets, &[1.0; ROWS]),
+                _ => call.backward_targets(&logits, targets, &[1.0; ROWS], grad),
             };
             assert_eq!(result.as_ref(), Err(expected), "pass {pass}");
+            assert_eq!(out, Outputs::MARKED, "pass {pass}");
         }
-        assert_eq!((grad, in_place), ([MARK as f32; ROWS * CLASSES], logits));
-        assert_eq!((loss, normalizer, kept_rows), (MARK, MARK, 77));
-        assert_eq!((row_losses, lse), ([MARK; ROWS], [MARK; ROWS]));
     }
 }
 
@@ -55,62 +104,214 @@ fn words<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
     result.unwrap_err().to_string()
 }
 
+fn param(text: &str) -> Error {
+    Error::Param(text.to_string())
+}
+
 #[test]
 fn targets() {
     for (targets, row, value) in
         [([0i64, 1, 4], 2, 4), ([-1, 9, 2], 0, -1), ([0, i64::MIN, 2], 1, i64::MIN)]
     {
         let expected = Error::Target { row, value, classes: CLASSES };
-        refused(&|call| call, (&targets).into(), false, &expected);
+        refused(&|call| call, (&targets).into(), INDICES, &expected);
+        let log_probs = Ask { log_probs: true, ..INDICES };
+        refused(&|call| call.log_probs(true), (&targets).into(), log_probs, &expected);
         let text = format!("targets[{row}] = {value} is outside [0, 4)");
         assert_eq!(expected.to_string(), text);
     }
-    // Every option that has the targets read one by one.
+    // Every option that has the targets read one by one, or has more done with them.
     let expected = Error::Target { row: 1, value: 200, classes: CLASSES };
     let targets = [0u8, 200, 201];
     for build in [
-        &|call: CrossEntropy<'static>| call.row_mask(&[1u8, 1, 0]) as CrossEntropy<'static>,
-        &|call: CrossEntropy<'static>| call.class_weights(&[1f32; CLASSES]),
-        &|call: CrossEntropy<'static>| call.row_weights(&[1f64, 0.0, 1.0]),
-    ] as [Build; 3]
+        &|call: Call| call.row_mask(&[1u8, 1, 0]) as Call,
+        &|call: Call| call.class_weights(&[1f32; CLASSES]),
+        &|call: Call| call.row_weights(&[1f64, 0.0, 1.0]),
+        &|call: Call| call.label_smoothing(1.0).z_loss(1e-4).softcap(30.0),
+    ] as [Build; 4]
     {
-        refused(build, (&targets).into(), false, &expected);
+        refused(build, (&targets).into(), INDICES, &expected);
     }
     // Not an error: never looked at.
     let mask = CrossEntropy::new(ROWS, CLASSES).row_mask(&[1u8, 0, 0]);
-    mask.forward(&[0f32; ROWS * CLASSES], &targets).unwrap();
+    mask.forward(&[0f32; N], &targets).unwrap();
+}
+
+/// Targets over inner positions are counted in the order of memory, `row·inner + position`.
+#[test]
+fn targets_over_inner_positions() {
+    let call = CrossEntropy::new(2, 4).inner(3);
+    let x = [0f32; 24];
+    let mut y = [0i32; 6];
+    y[4] = -7;
+    let expected = "targets[4] = -7 is outside [0, 4)";
+    assert_eq!(words(call.forward(&x, &y)), expected);
+    // Wherever they are.
+    let mut y = [0i64; 64];
+    y[16 + 4] = -7;
+    assert_eq!(words(call.forward(&x, Input::from(&y).strides([16, 0, 4]))), expected);
 }
 
 #[test]
 fn options() {
-    let targets = [0i32, 1, 2];
-    let param = |text: &str| Error::Param(text.to_string());
+    let indices = [0i32, 1, 2];
+    let soft = [0.25f64; N];
+    let both = |build: Build, ask: Ask, expected: &str| {
+        let expected = param(expected);
+        refused(build, (&indices).into(), ask, &expected);
+        refused(build, (&soft).into(), Ask { soft: true, ..ask }, &expected);
+    };
     for (epsilon, text) in [(1.5, "1.5"), (-0.1, "-0.1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")]
     {
-        let expected = param(&format!("label_smoothing = {text} is outside [0, 1]"));
-        let build = &|call: CrossEntropy<'static>| call.label_smoothing(epsilon);
-        refused(build, (&targets).into(), false, &expected);
+        let expected = format!("label_smoothing = {text} is outside [0, 1]");
+        both(&|call| call.label_smoothing(epsilon), INDICES, &expected);
     }
-    for (normalizer, text) in [(-1.0, "-1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
-        let expected = param(&format!("normalizer = {text} is not a finite number >= 0"));
-        let build = &|call: CrossEntropy<'static>| call.normalizer(normalizer);
-        refused(build, (&targets).into(), false, &expected);
+    let setters: [(&str, fn(Call, f64) -> Call); 4] = [
+        ("z_loss", |call, x| call.z_loss(x)),
+        ("softcap", |call, x| call.softcap(x)),
+        ("normalizer", |call, x| call.normalizer(x)),
+        ("z_normalizer", |call, x| call.z_normalizer(x)),
+    ];
+    for (name, set) in setters {
+        for (value, text) in [(-1.0, "-1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
+            let expected = format!("{name} = {text} is not a finite number >= 0");
+            both(&|call| set(call, value), INDICES, &expected);
+        }
     }
-    for (scale, text) in [(f64::NAN, "NaN"), (f64::INFINITY, "inf"), (f64::NEG_INFINITY, "-inf")] {
-        let expected = param(&format!("grad_scale = {text} is not finite"));
-        let build = &|call: CrossEntropy<'static>| call.grad_scale(scale);
-        refused(build, (&targets).into(), true, &expected);
+    let infinity = f64::INFINITY;
+    for (scale, text) in [(0.0, "0"), (-2.0, "-2"), (f64::NAN, "NaN"), (infinity, "inf")] {
+        let expected = format!("logit_scale = {text} is not a finite number > 0");
+        both(&|call| call.logit_scale(scale), INDICES, &expected);
     }
-    // Unless it is NONE that is asked for.
+    for (scale, text) in [(f64::NAN, "NaN"), (infinity, "inf"), (-infinity, "-inf")] {
+        let expected = format!("grad_scale = {text} is not finite");
+        both(&|call| call.grad_scale(scale), GRADIENT_ONLY, &expected);
+    }
+    // Both ends of what is allowed.
+    let call = CrossEntropy::new(ROWS, CLASSES);
+    for epsilon in [0.0, -0.0, 1.0] {
+        call.label_smoothing(epsilon).forward(&[0f32; N], &indices).unwrap();
+    }
+    for scale in [f64::MIN_POSITIVE, 5e-324, f64::MAX] {
+        call.logit_scale(scale).softcap(scale).forward(&[0f32; N], &indices).unwrap();
+        call.z_loss(scale).normalizer(scale).forward(&[0f32; N], &indices).unwrap();
+    }
+}
+
+/// Reduction none has row losses alone.
+#[test]
+fn reduction_none() {
     let call = CrossEntropy::new(ROWS, CLASSES).reduction(Reduction::None);
-    let logits = [0f32; ROWS * CLASSES];
+    let (logits, targets) = ([0f32; N], [0i32, 1, 2]);
     let text = "reduction none has no reduced loss; ask for row_losses";
     assert_eq!(words(call.forward(&logits, &targets)), text);
-    let mut grad = [MARK as f32; ROWS * CLASSES];
+    let mut z_loss = MARK;
+    let results = Results { z_loss: Some(&mut z_loss), ..Results::default() };
+    assert_eq!(words(call.forward_with(&logits, &targets, results)), text);
+    assert_eq!(z_loss, MARK);
+    let mut grad = [MARK as f32; N];
     let both = call.forward_backward(&logits, &targets, &mut grad);
     assert_eq!(both, Err(param(text)));
-    assert_eq!(grad, [MARK as f32; ROWS * CLASSES]);
+    assert_eq!(grad, [MARK as f32; N]);
+    let mut losses = [MARK; ROWS];
+    let results = Results { row_losses: Some((&mut losses).into()), ..Results::default() };
+    call.forward_backward_with(&logits, &targets, &mut grad, results).unwrap();
     call.backward(&logits, &targets, &[1.0; ROWS], &mut grad).unwrap();
+    assert!(!losses.contains(&MARK) && !grad.contains(&(MARK as f32)));
+}
+
+/// What does not exist where the input already is log-probabilities.
+#[test]
+fn log_probs() {
+    let indices = [0i32, 1, 2];
+    let soft = [0.25f64; N];
+    let text = |name: &str| format!("{name} does not go with log-probabilities (LOG_PROBS)");
+    for (name, build) in [
+        ("z_loss", &|call: Call| call.log_probs(true).z_loss(1e-4) as Call),
+        ("softcap", &|call: Call| call.log_probs(true).softcap(30.0)),
+        ("logit_scale", &|call: Call| call.log_probs(true).logit_scale(0.5)),
+    ] as [(&str, Build); 3]
+    {
+        let ask = Ask { log_probs: true, ..INDICES };
+        refused(build, (&indices).into(), ask, &param(&text(name)));
+        refused(build, (&soft).into(), Ask { soft: true, ..ask }, &param(&text(name)));
+    }
+    let call = CrossEntropy::new(ROWS, CLASSES).log_probs(true);
+    let x = [-1f32; N];
+    let (mut z_loss, mut lse, mut entropy) = (MARK, [MARK; ROWS], [MARK; ROWS]);
+    let results = Results { z_loss: Some(&mut z_loss), ..Results::default() };
+    assert_eq!(call.forward_with(&x, &indices, results), Err(param(&text("z_loss"))));
+    let results = Results { lse: Some(&mut lse), ..Results::default() };
+    assert_eq!(call.forward_with(&x, &indices, results), Err(param(&text("lse"))));
+    assert_eq!(call.lse(&x, &mut lse), Err(param(&text("lse"))));
+    let results = Results { entropy: Some((&mut entropy).into()), ..Results::default() };
+    assert_eq!(call.evaluate(&x, results), Err(param(&text("entropy"))));
+    assert_eq!((z_loss, lse, entropy), (MARK, [MARK; ROWS], [MARK; ROWS]));
+    // What is left; a backward reads no lse.
+    let (mut grad, mut argmax, mut correct) = ([MARK as f32; N], [77; ROWS], 77);
+    call.logit_scale(0.5).logit_scale(1.0).forward(&x, &indices).unwrap();
+    let results =
+        Results { argmax: Some(&mut argmax), correct: Some(&mut correct), ..Results::default() };
+    call.forward_with(&x, &indices, results).unwrap();
+    assert_eq!((argmax, correct), ([0; ROWS], 1));
+    call.backward(&x, &indices, &[], &mut grad).unwrap();
+    call.backward_targets(&x, &soft, &[], &mut grad).unwrap();
+}
+
+/// Results that a kind of target does not have.
+#[test]
+fn results_and_targets() {
+    let x = [0.5f32; N];
+    let call = CrossEntropy::new(ROWS, CLASSES);
+    let (soft, indices) = ([0.25f32; N], [0u16; ROWS]);
+    let mut correct = 77;
+    let results = Results { correct: Some(&mut correct), ..Results::default() };
+    let text = "correct needs targets that are class indices";
+    assert_eq!(call.forward_with(&x, &soft, results), Err(param(text)));
+    let mut grad = [MARK as f32; N];
+    let results = Results { correct: Some(&mut correct), ..Results::default() };
+    assert_eq!(call.forward_backward_with(&x, &soft, &mut grad, results), Err(param(text)));
+    let text = "grad_targets needs targets that are probabilities";
+    assert_eq!(call.backward_targets(&x, &indices, &[1.0; ROWS], &mut grad), Err(param(text)));
+    assert_eq!(
+        call.log_probs(true).backward_targets(&x, &indices, &[], &mut grad),
+        Err(param(text))
+    );
+    assert_eq!((correct, grad), (77, [MARK as f32; N]));
+}
+
+/// Without targets there are lse, argmax and entropy, and nothing else.
+#[test]
+fn evaluators() {
+    let call = CrossEntropy::new(ROWS, CLASSES);
+    let x = [0.5f32; N];
+    let mut out = Outputs::MARKED;
+    let [loss, z_loss, normalizer, z_normalizer] = &mut out.scalars;
+    let [kept_rows, correct] = &mut out.counts;
+    for results in [
+        Results { loss: Some(loss), ..Results::default() },
+        Results { z_loss: Some(z_loss), ..Results::default() },
+        Results { row_losses: Some((&mut out.row_losses).into()), ..Results::default() },
+        Results { normalizer: Some(normalizer), ..Results::default() },
+        Results { z_normalizer: Some(z_normalizer), ..Results::default() },
+        Results { kept_rows: Some(kept_rows), ..Results::default() },
+        Results { correct: Some(correct), ..Results::default() },
+    ] {
+        let expected = Error::Null("targets is NULL".to_string());
+        assert_eq!(call.evaluate(&x, results), Err(expected));
+    }
+    assert_eq!(out, Outputs::MARKED);
+    let results = Results {
+        lse: Some(&mut out.lse),
+        argmax: Some(&mut out.argmax),
+        entropy: Some((&mut out.entropy).into()),
+        ..Results::default()
+    };
+    call.evaluate(&x, results).unwrap();
+    assert_eq!(out.argmax, [0; ROWS]);
+    assert!(!out.lse.contains(&MARK) && !out.entropy.contains(&MARK));
+    // With the reduction none as well: there is nothing to reduce.
+    call.reduction(Reduction::None).lse(&x, &mut out.lse).unwrap();
 }
 
 #[test]
@@ -118,11 +319,15 @@ fn instruction_sets() {
     for isa in Isa::ALL {
         let call = CrossEntropy::new(1, 2).isa(isa);
         let result = call.forward(&[0f32; 2], &[0u8]);
+        let mut y = [MARK; 2];
+        let softmax = Softmax::new(1, 2).isa(isa).softmax(&[0f64; 2], &mut y);
         if isa.is_available() {
             result.unwrap();
+            softmax.unwrap();
         } else {
-            let text = format!("this processor does not have {}", isa.name());
-            assert_eq!(result, Err(Error::Param(text)));
+            let expected = param(&format!("this processor does not have {}", isa.name()));
+            assert_eq!(result, Err(expected.clone()));
+            assert_eq!(softmax, Err(expected));
         }
     }
 }
@@ -130,96 +335,230 @@ fn instruction_sets() {
 #[test]
 fn dtypes() {
     let call = CrossEntropy::new(ROWS, CLASSES);
-    let x = [0f32; ROWS * CLASSES];
+    let x = [0f32; N];
     let y = [0i32; ROWS];
-    let dtype = |result: Result<f64, Error>, text: &str| {
+    const FLOATS: &str = "it can be F32, F64, BF16, F16";
+    #[track_caller]
+    fn dtype<T: std::fmt::Debug + PartialEq>(result: Result<T, Error>, text: &str) {
         assert_eq!(result, Err(Error::Dtype(text.to_string())));
-    };
-    dtype(
-        call.forward(&[0i32; ROWS * CLASSES], &y),
-        "logits.dtype is I32; it can be F32, BF16, F16",
-    );
-    dtype(
-        call.forward(&x, &[0f32; ROWS]),
-        "targets.dtype is F32; it can be I64, I32, U32, U16, U8",
-    );
+    }
+    dtype(call.forward(&[0i32; N], &y), &format!("logits.dtype is I32; {FLOATS}"));
+    dtype(call.lse(&[0u8; N], &mut [0.0; ROWS]), &format!("logits.dtype is U8; {FLOATS}"));
     dtype(
         call.class_weights(&[1i64; CLASSES]).forward(&x, &y),
-        "class_weights.dtype is I64; it can be F32, F64, BF16, F16",
+        &format!("class_weights.dtype is I64; {FLOATS}"),
     );
     dtype(
         call.row_weights(&[1u8; ROWS]).forward(&x, &y),
-        "row_weights.dtype is U8; it can be F32, F64, BF16, F16",
+        &format!("row_weights.dtype is U8; {FLOATS}"),
     );
     dtype(call.row_mask(&[1i32; ROWS]).forward(&x, &y), "row_mask.dtype is I32; it can be U8");
-    let mut grad = [7i32; ROWS * CLASSES];
-    dtype(
-        call.forward_backward(&x, &y, &mut grad),
-        "grad_logits.dtype is I32; it can be F32, BF16, F16",
-    );
-    assert_eq!(grad, [7; ROWS * CLASSES]);
-    let mut grad = [MARK as f32; ROWS * CLASSES];
+    dtype(call.row_mask(&[1f32; ROWS]).forward(&x, &y), "row_mask.dtype is F32; it can be U8");
+    let mut grad = [7i32; N];
+    let text = format!("grad_logits.dtype is I32; {FLOATS}");
+    dtype(call.forward_backward(&x, &y, &mut grad), &text);
+    dtype(call.backward(&x, &y, &[1.0; ROWS], &mut grad), &text);
+    let text = format!("grad_targets.dtype is I32; {FLOATS}");
+    dtype(call.backward_targets(&x, &x, &[1.0; ROWS], &mut grad), &text);
+    assert_eq!(grad, [7; N]);
+    let mut grad = [MARK as f32; N];
     dtype(
         call.grad_output(&[1u16]).forward_backward(&x, &y, &mut grad),
-        "grad_output.dtype is U16; it can be F32, F64, BF16, F16",
+        &format!("grad_output.dtype is U16; {FLOATS}"),
     );
-    let mut losses = [7i32; ROWS];
-    let results = Results { row_losses: Some((&mut losses).into()), ..Results::default() };
-    assert_eq!(
-        words(call.forward_with(&x, &y, results)),
-        "row_losses.dtype is I32; it can be F32, F64"
-    );
-    assert_eq!((losses, grad), ([7; ROWS], [MARK as f32; ROWS * CLASSES]));
+    let mut short = [7i32; ROWS];
+    let results = Results { row_losses: Some((&mut short).into()), ..Results::default() };
+    dtype(call.forward_with(&x, &y, results), "row_losses.dtype is I32; it can be F32, F64");
+    let results = Results { entropy: Some((&mut short).into()), ..Results::default() };
+    dtype(call.evaluate(&x, results), "entropy.dtype is I32; it can be F32, F64");
+    assert_eq!((short, grad), ([7; ROWS], [MARK as f32; N]));
+    // Sums: f32 at least.
+    let mut halves = [bf16::from_f32(7.0); ROWS];
+    let results = Results { row_losses: Some((&mut halves).into()), ..Results::default() };
+    dtype(call.forward_with(&x, &y, results), "row_losses.dtype is BF16; it can be F32, F64");
+    let results = Results { entropy: Some((&mut halves).into()), ..Results::default() };
+    dtype(call.evaluate(&x, results), "entropy.dtype is BF16; it can be F32, F64");
+    assert_eq!(halves, [bf16::from_f32(7.0); ROWS]);
+}
+
+/// The gradient of the logits has their dtype, or f32 beside halves; that of the targets any.
+#[test]
+fn dtypes_of_gradients() {
+    fn pair<L: Number, G: Number + PartialEq + std::fmt::Debug>(
+        logit: L,
+        mark: G,
+        refused: Option<&str>,
+    ) {
+        let (x, soft, mut grad) = ([logit; N], [logit; N], [mark; N]);
+        let call = CrossEntropy::new(ROWS, CLASSES);
+        let results = [
+            call.forward_backward(&x, &[0u8; ROWS], &mut grad).map(|_| ()),
+            call.backward(&x, &[0u8; ROWS], &[1.0; ROWS], &mut grad),
+        ];
+        for result in results {
+            assert_eq!(result, refused.map_or(Ok(()), |text| Err(Error::Dtype(text.to_string()))));
+        }
+        assert_eq!(grad == [mark; N], refused.is_some());
+        call.backward_targets(&x, &soft, &[2.0; ROWS], &mut grad).unwrap();
+        assert_ne!(grad, [mark; N]);
+    }
+    let text = |g: &str, x: &str, or: &str| {
+        format!("grad_logits.dtype is {g}; for logits of {x} it can be that{or}")
+    };
+    let (b, h) = (bf16::from_f32(0.5), f16::from_f32(0.5));
+    pair(0.5f32, 7f32, None);
+    pair(0.5f32, 7f64, Some(&text("F64", "F32", "")));
+    pair(0.5f32, bf16::from_f32(7.0), Some(&text("BF16", "F32", "")));
+    pair(0.5f32, f16::from_f32(7.0), Some(&text("F16", "F32", "")));
+    pair(0.5f64, 7f64, None);
+    pair(0.5f64, 7f32, Some(&text("F32", "F64", "")));
+    pair(0.5f64, bf16::from_f32(7.0), Some(&text("BF16", "F64", "")));
+    pair(b, bf16::from_f32(7.0), None);
+    pair(b, 7f32, None);
+    pair(b, f16::from_f32(7.0), Some(&text("F16", "BF16", ", or F32")));
+    pair(b, 7f64, Some(&text("F64", "BF16", ", or F32")));
+    pair(h, f16::from_f32(7.0), None);
+    pair(h, 7f32, None);
+    pair(h, bf16::from_f32(7.0), Some(&text("BF16", "F16", ", or F32")));
+    pair(h, 7f64, Some(&text("F64", "F16", ", or F32")));
+}
+
+/// Targets of every dtype are one kind or the other; the other operands are any float.
+#[test]
+fn dtypes_that_go_together() {
+    let x = [0.5f32; N];
+    let call = CrossEntropy::new(ROWS, CLASSES);
+    let (b, h) = ([bf16::from_f32(0.5); N], [f16::from_f32(0.5); N]);
+    let mut losses = Vec::new();
+    let indices: [Input; 5] = [
+        (&[1i64; ROWS]).into(),
+        (&[1i32; ROWS]).into(),
+        (&[1u32; ROWS]).into(),
+        (&[1u16; ROWS]).into(),
+        (&[1u8; ROWS]).into(),
+    ];
+    losses.extend(indices.map(|y| call.forward(&x, y).unwrap()));
+    let halves = [0.5f64; N];
+    let probabilities: [Input; 4] = [(&x).into(), (&halves).into(), (&b).into(), (&h).into()];
+    losses.extend(probabilities.map(|t| call.forward(&x, t).unwrap() / 2.0));
+    let weights: [Input; 4] = [(&x).into(), (&halves).into(), (&b).into(), (&h).into()];
+    for w in weights {
+        let call = CrossEntropy::new(ROWS, CLASSES).class_weights(w).row_weights(w).grad_output(w);
+        let mut grad = [0f32; N];
+        losses.push(call.forward_backward(&x, &[1u8; ROWS], &mut grad).unwrap());
+    }
+    assert!(losses.iter().all(|loss| (loss - 4f64.ln()).abs() < 1e-6), "{losses:?}");
+}
+
+fn short(name: &str, len: usize, last: usize) -> Error {
+    let text = format!("{name} has {len} elements, but its shape and strides reach element {last}");
+    Error::Shape(text)
 }
 
 #[test]
 fn shapes() {
     let call = CrossEntropy::new(ROWS, CLASSES);
-    let x = [0f32; ROWS * CLASSES];
+    let x = [0f32; N];
     let y = [0i32; ROWS];
-    let short = |name: &str, len: usize, last: usize| {
-        let text =
-            format!("{name} has {len} elements, but its shape and strides reach element {last}");
-        Err(Error::Shape(text))
-    };
-    assert_eq!(call.forward(&x[1..], &y), short("logits", 11, 11));
-    assert_eq!(call.forward(&x[..0], &y), short("logits", 0, 11));
-    assert_eq!(call.forward(&x, &y[1..]), short("targets", 2, 2));
-    assert_eq!(call.class_weights(&[1f32; 3]).forward(&x, &y), short("class_weights", 3, 3));
-    assert_eq!(call.row_weights(&[1f64; 2]).forward(&x, &y), short("row_weights", 2, 2));
-    assert_eq!(call.row_mask(&[1u8; 2]).forward(&x, &y), short("row_mask", 2, 2));
-    assert_eq!(call.forward(Input::from(&x).strides([5, 1, 0]), &y), short("logits", 12, 13));
-    let mut grad = [MARK as f32; ROWS * CLASSES];
-    assert_eq!(call.forward_backward(&x, &y, &mut grad[1..]), short("grad_logits", 11, 11));
-    let per_row = call.reduction(Reduction::None).grad_output(&[1f32; 2]);
+    assert_eq!(call.forward(&x[1..], &y), Err(short("logits", 11, 11)));
+    assert_eq!(call.forward(&x[..0], &y), Err(short("logits", 0, 11)));
+    assert_eq!(call.forward(&x, &y[1..]), Err(short("targets", 2, 2)));
+    assert_eq!(call.forward(&x, &x[1..]), Err(short("targets", 11, 11)));
+    assert_eq!(call.class_weights(&[1f32; 3]).forward(&x, &y), Err(short("class_weights", 3, 3)));
+    assert_eq!(call.row_weights(&[1f64; 2]).forward(&x, &y), Err(short("row_weights", 2, 2)));
+    assert_eq!(call.row_mask(&[1u8; 2]).forward(&x, &y), Err(short("row_mask", 2, 2)));
+    let strided = Input::from(&x).strides([5, 1, 0]);
+    assert_eq!(call.forward(strided, &y), Err(short("logits", 12, 13)));
+    let mut grad = [MARK as f32; N];
+    assert_eq!(call.forward_backward(&x, &y, &mut grad[1..]), Err(short("grad_logits", 11, 11)));
     assert_eq!(
-        per_row.backward(&x, &y, &[1.0; ROWS], &mut grad),
-        short("grad_output", 2, 2).map(|_: f64| ())
+        call.grad_output(&[0f32; 0]).backward(&x, &y, &[1.0; ROWS], &mut grad),
+        Err(short("grad_output", 0, 0))
     );
-    assert_eq!(call.backward(&x, &y, &[1.0; 2], &mut grad), short("lse", 2, 2).map(|_: f64| ()));
-    assert_eq!(call.lse(&x, &mut [0.0; 2]), short("lse", 2, 2).map(|_: f64| ()));
-    assert_eq!(grad, [MARK as f32; ROWS * CLASSES]);
+    let per_row = call.reduction(Reduction::None).grad_output(&[1f32; 2]);
+    assert_eq!(per_row.backward(&x, &y, &[1.0; ROWS], &mut grad), Err(short("grad_output", 2, 2)));
+    assert_eq!(call.backward(&x, &y, &[1.0; 2], &mut grad), Err(short("lse", 2, 2)));
+    assert_eq!(call.backward(&x, &y, &[], &mut grad), Err(short("lse", 0, 2)));
+    let soft = [0.25f64; N];
+    assert_eq!(call.backward_targets(&x, &soft, &[1.0; 2], &mut grad), Err(short("lse", 2, 2)));
+    let into = call.backward_targets(&x, &soft, &[1.0; ROWS], &mut grad[1..]);
+    assert_eq!(into, Err(short("grad_targets", 11, 11)));
+    assert_eq!(call.lse(&x, &mut [0.0; 2]), Err(short("lse", 2, 2)));
+    assert_eq!(grad, [MARK as f32; N]);
     let mut losses = [MARK; 2];
     let results = Results { row_losses: Some((&mut losses).into()), ..Results::default() };
-    assert_eq!(call.forward_with(&x, &y, results), short("row_losses", 2, 2).map(|_: f64| ()));
+    assert_eq!(call.forward_with(&x, &y, results), Err(short("row_losses", 2, 2)));
+    let results = Results { entropy: Some((&mut losses).into()), ..Results::default() };
+    assert_eq!(call.evaluate(&x, results), Err(short("entropy", 2, 2)));
     assert_eq!(losses, [MARK; 2]);
-
     let mut argmax = [7; 2];
     let results = Results { argmax: Some(&mut argmax), ..Results::default() };
-    assert_eq!(call.forward_with(&x, &y, results), short("argmax", 2, 2).map(|_: f64| ()));
+    assert_eq!(call.forward_with(&x, &y, results), Err(short("argmax", 2, 2)));
     assert_eq!(argmax, [7; 2]);
 
     assert_eq!(words(CrossEntropy::new(3, 0).forward(&x, &y)), "classes = 0, but there are 3 rows");
-    for [rows, classes] in [
-        [usize::MAX, 2],
-        [2, usize::MAX],
-        [1 << 32, 1 << 32],
-        [(1 << 31) + 1, 1 << 33],
-        [0, usize::MAX],
+    let inner = CrossEntropy::new(3, 0).inner(5);
+    assert_eq!(words(inner.forward(&x, &y)), "classes = 0, but there are 15 rows");
+    for [rows, classes, inner] in [
+        [usize::MAX, 2, 1],
+        [2, usize::MAX, 1],
+        [1 << 32, 1 << 32, 1],
+        [(1 << 31) + 1, 1 << 33, 1],
+        [0, usize::MAX, 1],
+        [1, 1, usize::MAX],
+        [1 << 22, 1 << 22, 1 << 22],
+        [1 << 40, 0, 1 << 40],
+        [0, 1, usize::MAX],
     ] {
-        let refused = CrossEntropy::new(rows, classes).forward(&x, &y);
-        let text = format!("rows*classes*inner = {rows}*{classes}*1 overflows");
+        let refused = CrossEntropy::new(rows, classes).inner(inner).forward(&x, &y);
+        let text = format!("rows*classes*inner = {rows}*{classes}*{inner} overflows");
         assert_eq!(refused, Err(Error::Shape(text)));
+    }
+}
+
+/// Slices too short for inner positions, and for strides.
+#[test]
+fn shapes_with_inner_positions() {
+    // [2, 3, 5], its rows 10.
+    let call = CrossEntropy::new(2, 3).inner(5);
+    let x = [0f32; 64];
+    let y = [0u32; 64];
+    assert_eq!(call.forward(&x[..29], &y), Err(short("logits", 29, 29)));
+    assert_eq!(call.forward(&x[..30], &y[..9]), Err(short("targets", 9, 9)));
+    assert_eq!(call.forward(&x[..30], &x[..29]), Err(short("targets", 29, 29)));
+    call.forward(&x[..30], &y[..10]).unwrap();
+    call.forward(&x[..30], &x[..30]).unwrap();
+    // Classes last: row 15, class 1, position 3.
+    let last = |len: usize| Input::from(&x[..len]).strides([15, 1, 3]);
+    assert_eq!(call.forward(last(29), &y), Err(short("logits", 29, 29)));
+    call.forward(last(30), &y).unwrap();
+    // The stride of an axis of size 1 is not looked at, nor the class axis of row operands.
+    let one = CrossEntropy::new(1, 3);
+    one.forward(Input::from(&x[..3]).strides([-5, 1, i64::MIN]), &y[..1]).unwrap();
+    let strided = |len: usize| Input::from(&y[..len]).strides([5, i64::MIN, 1]);
+    call.forward(&x, strided(10)).unwrap();
+    assert_eq!(call.forward(&x, strided(9)), Err(short("targets", 9, 9)));
+    assert_eq!(call.row_weights(&[1f32; 9]).forward(&x, &y), Err(short("row_weights", 9, 9)));
+    let weights = [1f32; 9];
+    let wide = Input::from(&weights).strides([0, 4, 0]);
+    call.class_weights(wide).forward(&x, &y).unwrap();
+    let wide = Input::from(&weights[..8]).strides([0, 4, 0]);
+    assert_eq!(call.class_weights(wide).forward(&x, &y), Err(short("class_weights", 8, 8)));
+    let mut lse = [MARK; 10];
+    assert_eq!(call.lse(&x, &mut lse[..9]), Err(short("lse", 9, 9)));
+    assert_eq!(lse, [MARK; 10]);
+    let mut grad = [MARK as f32; 40];
+    let to = Output::from(&mut grad[..38]).strides([20, 1, 4]);
+    assert_eq!(call.backward(&x, &y, &lse, to), Err(short("grad_logits", 38, 38)));
+    let mut losses = [MARK; 19];
+    let row_losses = Some(Output::from(&mut losses[..18]).strides([10, 0, 2]));
+    let results = Results { row_losses, ..Results::default() };
+    assert_eq!(call.forward_with(&x, &y, results), Err(short("row_losses", 18, 18)));
+    assert_eq!((grad, losses), ([MARK as f32; 40], [MARK; 19]));
+    // Positions of no rows, and rows of no positions.
+    for [rows, classes, inner] in [[0, 3, 5], [2, 3, 0], [0, 0, 5], [2, 0, 0], [0, 0, 0]] {
+        let none = CrossEntropy::new(rows, classes).inner(inner);
+        assert!(none.forward(&x[..0], &y[..0]).unwrap().is_nan());
     }
 }
 
@@ -234,62 +573,232 @@ fn strides() {
     let logits = |strides| Input::from(&x).strides(strides);
     stride(call.forward(logits([-4, 1, 0]), &y), "logits.strides[0] = -4 is negative");
     stride(call.forward(logits([4, -1, 0]), &y), "logits.strides[1] = -1 is negative");
-    stride(
-        call.forward(logits([i64::MAX, 1, 0]), &y),
-        &format!("logits.strides[0] = {} reaches past the address space", i64::MAX),
-    );
-    stride(
-        call.forward(logits([8, 2, 0]), &y),
-        "logits.strides[1] = 2; this version takes contiguous classes",
-    );
+    let inner = CrossEntropy::new(ROWS, CLASSES).inner(2);
+    stride(inner.forward(logits([8, 2, -1]), &y), "logits.strides[2] = -1 is negative");
+    for (strides, axis) in [([i64::MAX, 1, 0], 0), ([4, i64::MAX / 3 + 1, 0], 1)] {
+        stride(
+            call.forward(logits(strides), &y),
+            &format!("logits.strides[{axis}] = {} reaches past the address space", strides[axis]),
+        );
+    }
+    // Each is in range, but not their sum, or its bytes.
+    for strides in [[i64::MAX / 2, i64::MAX / 3, 0], [i64::MAX / 8, 1, 0]] {
+        let result = call.forward(logits(strides), &y);
+        assert!(matches!(result, Err(Error::Stride(_))), "{result:?}");
+    }
+    // Any distance between classes is one.
+    call.forward(logits([8, 2, 0]), &y).unwrap();
+    call.forward(logits([1, 3, 0]), &y).unwrap();
     stride(
         call.forward(&x, Input::from(&y).strides([-1, 0, 0])),
         "targets.strides[0] = -1 is negative",
     );
-    let mut grad = [MARK as f32; 64];
     stride(
-        call.forward_backward(&x, &y, Output::from(&mut grad).strides([3, 1, 0])),
-        "grad_logits.strides[0] = 3 makes elements of an output share an address: it must be at least 4",
+        call.forward(&x, Input::from(&x).strides([4, -1, 0])),
+        "targets.strides[1] = -1 is negative",
     );
-    // In place the rows would overwrite one another's logits.
     stride(
-        call.forward_backward_in_place(Output::from(&mut grad).strides([2, 1, 0]), &y),
-        "grad_logits.strides[0] = 2 makes elements of an output share an address: it must be at least 4",
+        call.class_weights(Input::from(&[1f32; 4]).strides([0, -1, 0])).forward(&x, &y),
+        "class_weights.strides[1] = -1 is negative",
     );
-    let mut losses = [MARK; ROWS];
-    let results = Results {
-        row_losses: Some(Output::from(&mut losses).strides([0, 7, 7])),
-        ..Results::default()
-    };
-    call.forward_with(&x, &y, results).unwrap();
-    // Inputs may share: here all rows are one.
+    // Inputs may share: all rows are one, all classes, or both (but not all strides 0: packed).
     call.forward(logits([0, 1, 0]), &y).unwrap();
-    assert_eq!(grad, [MARK as f32; 64]);
+    call.forward(logits([1, 0, 0]), &y).unwrap();
 }
 
-/// The one overlap that safe Rust can ask for.
+/// An axis of an output steps over the whole span of the axes inside it.
+#[test]
+fn strides_of_outputs() {
+    let call = CrossEntropy::new(ROWS, CLASSES);
+    let (x, y, soft) = ([0f32; 64], [0i32; 2 * ROWS], [0.25f32; 64]);
+    let mut grad = [MARK as f32; 64];
+    let text = |axis: usize, stride: i64, least: i64| {
+        format!(
+            "grad_logits.strides[{axis}] = {stride} makes elements of an output share an address: it must be at least {least}"
+        )
+    };
+    for (strides, axis, least) in [
+        ([3, 1, 0], 0, 4),
+        ([1, 2, 0], 1, 3),
+        ([0, 1, 0], 0, 1),
+        ([4, 0, 0], 1, 1),
+        ([1, 1, 0], 1, 3),
+        ([6, 2, 0], 0, 7),
+    ] {
+        let expected = Err(Error::Stride(text(axis, strides[axis], least)));
+        let to = Output::from(&mut grad).strides(strides);
+        assert_eq!(call.forward_backward(&x, &y, to).map(|_| ()), expected);
+        let to = Output::from(&mut grad).strides(strides);
+        assert_eq!(call.backward(&x, &y, &[1.0; ROWS], to), expected);
+        // In place the rows would overwrite one another's logits.
+        let to = Output::from(&mut grad).strides(strides);
+        assert_eq!(call.forward_backward_in_place(to, &y).map(|_| ()), expected);
+        let to = Output::from(&mut grad).strides(strides);
+        let targets = call.backward_targets(&x, &soft, &[1.0; ROWS], to);
+        assert_eq!(words(targets), text(axis, strides[axis], least).replace("logits", "targets"));
+    }
+    let inner = CrossEntropy::new(ROWS, CLASSES).inner(2);
+    for (strides, axis, least) in [([8, 2, 0], 2, 1), ([4, 1, 3], 2, 4), ([7, 1, 4], 0, 8)] {
+        let to = Output::from(&mut grad).strides(strides);
+        let result = inner.forward_backward(&x, &y, to).map(|_| ());
+        let why = text(axis, strides[axis], least);
+        assert_eq!(result, Err(Error::Stride(why)));
+    }
+    let mut losses = [MARK; 4 * ROWS];
+    for name in ["row_losses", "entropy"] {
+        let output = Some(Output::from(&mut losses).strides([1, 0, 1]));
+        let results = match name {
+            "row_losses" => Results { row_losses: output, ..Results::default() },
+            _ => Results { entropy: output, ..Results::default() },
+        };
+        let why = words(inner.forward_with(&x, &y, results));
+        assert!(why.starts_with(name) && why.contains("share an address"), "{why}");
+    }
+    assert_eq!((grad, losses), ([MARK as f32; 64], [MARK; 4 * ROWS]));
+    // Whatever steps over what is inside is fine, in any order of the axes.
+    for strides in [[8, 2, 1], [8, 1, 4], [1, 3, 12], [2, 6, 1], [20, 5, 2]] {
+        let to = Output::from(&mut grad).strides(strides);
+        inner.forward_backward(&x, &y, to).unwrap();
+    }
+    let results = Results {
+        row_losses: Some(Output::from(&mut losses).strides([1, 7, 3])),
+        ..Results::default()
+    };
+    inner.forward_with(&x, &y, results).unwrap();
+}
+
+/// The one overlap that safe Rust can ask for and that is wrong.
 #[test]
 fn overlaps() {
     let call = CrossEntropy::new(ROWS, CLASSES).accumulate(true);
     let y = [0i32; ROWS];
-    let mut x = [0.5f32; ROWS * CLASSES];
     let expected =
         Error::Overlap("grad_logits cannot be accumulated in place of logits".to_string());
-    assert_eq!(call.forward_backward_in_place(&mut x, &y), Err(expected.clone()));
-    assert_eq!(call.backward_in_place(&mut x, &y, &[1.0; ROWS]), Err(expected));
-    assert_eq!(x, [0.5; ROWS * CLASSES]);
+    for strides in [[0, 0, 0], [4, 1, 0], [1, 3, 0]] {
+        let mut x = [0.5f32; N];
+        let to = Output::from(&mut x).strides(strides);
+        assert_eq!(call.forward_backward_in_place(to, &y), Err(expected.clone()));
+        let to = Output::from(&mut x).strides(strides);
+        assert_eq!(call.backward_in_place(to, &y, &[1.0; ROWS]), Err(expected.clone()));
+        assert_eq!(x, [0.5; N]);
+    }
+    // In place of nothing there is nothing to overwrite.
+    let none = CrossEntropy::new(0, CLASSES).accumulate(true);
+    none.backward_in_place(&mut [0f32; 0], &y[..0], &[]).unwrap();
 }
 
-/// Of several errors the one that is checked first is reported.
+/// All of the ways in which a call can be wrong at once, in every combination: the first in the
+/// order of the codes is reported.
 #[test]
 fn order() {
-    let x = [0f32; ROWS * CLASSES];
-    let bad = [9i32; ROWS];
-    let call = CrossEntropy::new(ROWS, CLASSES);
-    let twice = call.label_smoothing(2.0);
-    assert!(matches!(twice.forward(&x, &bad), Err(Error::Param(_))));
-    let strided = Input::from(&x).strides([-1, 1, 0]);
-    assert!(matches!(twice.forward(strided, &bad), Err(Error::Stride(_))));
-    assert!(matches!(CrossEntropy::new(3, 0).forward(strided, &bad), Err(Error::Shape(_))));
-    assert!(matches!(CrossEntropy::new(3, 0).forward(strided, &x), Err(Error::Dtype(_))));
+    for faults in 1u32..64 {
+        let fault = |bit: u32| faults >> bit & 1 == 1;
+        let [dtype, shape, stride, overlap, option, target] =
+            std::array::from_fn(|bit| fault(bit as u32));
+        let (bytes, words) = ([1u8; ROWS], [1i32; ROWS]);
+        let mut x = [0.5f32; N];
+        let result = CrossEntropy::new(ROWS, if shape { 0 } else { CLASSES })
+            .row_mask(if dtype { Input::from(&words) } else { Input::from(&bytes) })
+            .accumulate(overlap)
+            .label_smoothing(if option { 2.0 } else { 0.0 })
+            .forward_backward_in_place(
+                Output::from(&mut x).strides([if stride { -4 } else { 4 }, 1, 0]),
+                &[0i64, if target { 4 } else { 0 }, 0],
+            );
+        let error = result.unwrap_err();
+        let at = match error {
+            Error::Dtype(_) => 0,
+            Error::Shape(_) => 1,
+            Error::Stride(_) => 2,
+            Error::Overlap(_) => 3,
+            Error::Param(_) => 4,
+            Error::Target { .. } => 5,
+            _ => 6,
+        };
+        assert_eq!(at, faults.trailing_zeros(), "{faults:#b}: {error}");
+        assert_eq!(x, [0.5; N]);
+    }
+    // Nothing is before what is missing; a slice that is too short comes after its strides.
+    let call = CrossEntropy::new(ROWS, CLASSES).label_smoothing(2.0);
+    let mut loss = MARK;
+    let results = Results { loss: Some(&mut loss), ..Results::default() };
+    assert!(matches!(call.evaluate(&[0i32; 1], results), Err(Error::Null(_))));
+    let negative = Input::from(&[0f32; 1]).strides([-4, 1, 0]);
+    assert!(matches!(call.forward(negative, &[9u8; ROWS]), Err(Error::Stride(_))));
+    assert!(matches!(call.forward(&[0f32; 1], &[9u8; ROWS]), Err(Error::Shape(_))));
+    assert_eq!(loss, MARK);
+}
+
+/// The family: the same checks under its own names.
+#[test]
+fn softmax() {
+    let family = Softmax::new(ROWS, CLASSES);
+    let (x, other) = ([0.5f32; N], [0.5f64; N]);
+    let mut y = [MARK as f32; N];
+    let mut wide = [MARK; N];
+    let mut halves = [bf16::from_f32(7.0); N];
+    const FLOATS: &str = "it can be F32, F64, BF16, F16";
+    let dtype = |result: Result<(), Error>, text: &str| {
+        assert_eq!(result, Err(Error::Dtype(text.to_string())));
+    };
+    dtype(family.softmax(&[0i32; N], &mut y), &format!("x.dtype is I32; {FLOATS}"));
+    dtype(family.log_softmax(&x, &mut [0u16; N]), &format!("y.dtype is U16; {FLOATS}"));
+    dtype(family.softmax_in_place(&mut [0u8; N]), &format!("x.dtype is U8; {FLOATS}"));
+    dtype(family.softmax(&x, &mut wide), "y.dtype is F64, but x.dtype is F32");
+    dtype(family.softmax(&x, &mut halves), "y.dtype is BF16, but x.dtype is F32");
+    dtype(family.log_softmax(&halves, &mut y), "y.dtype is F32, but x.dtype is BF16");
+    dtype(family.softmax_backward(&x, &other, &mut y), "grad_y.dtype is F64, but y.dtype is F32");
+    dtype(
+        family.log_softmax_backward(&other, &other, &mut y),
+        "grad_x.dtype is F32, but y.dtype is F64",
+    );
+    dtype(
+        family.softmax_backward(&x, &[0i64; N], &mut y),
+        &format!("grad_y.dtype is I64; {FLOATS}"),
+    );
+    dtype(
+        family.softmax_backward_in_place(&x, &mut wide),
+        "grad_y.dtype is F64, but y.dtype is F32",
+    );
+
+    assert_eq!(family.softmax(&x[1..], &mut y), Err(short("x", 11, 11)));
+    assert_eq!(family.softmax(&x, &mut y[1..]), Err(short("y", 11, 11)));
+    assert_eq!(family.log_softmax_backward(&x[1..], &x, &mut y), Err(short("y", 11, 11)));
+    assert_eq!(family.log_softmax_backward(&x, &x[1..], &mut y), Err(short("grad_y", 11, 11)));
+    assert_eq!(family.softmax_backward(&x, &x, &mut y[1..]), Err(short("grad_x", 11, 11)));
+    let inner = Softmax::new(2, 3).inner(5);
+    assert_eq!(inner.softmax(&x, &mut y), Err(short("x", 12, 29)));
+    assert_eq!(
+        words(Softmax::new(2, 0).inner(3).softmax(&x, &mut y)),
+        "classes = 0, but there are 6 rows"
+    );
+    let text = format!("rows*classes*inner = 2*{}*3 overflows", usize::MAX);
+    assert_eq!(Softmax::new(2, usize::MAX).inner(3).softmax(&x, &mut y), Err(Error::Shape(text)));
+
+    let stride = |result: Result<(), Error>, text: &str| {
+        assert_eq!(result, Err(Error::Stride(text.to_string())));
+    };
+    let strided = |strides| Input::from(&x).strides(strides);
+    stride(family.softmax(strided([4, -1, 0]), &mut y), "x.strides[1] = -1 is negative");
+    stride(
+        family.softmax_backward(&x, strided([-4, 1, 0]), &mut y),
+        "grad_y.strides[0] = -4 is negative",
+    );
+    let shared = "makes elements of an output share an address: it must be at least";
+    let to = Output::from(&mut y).strides([3, 1, 0]);
+    stride(family.log_softmax(&x, to), &format!("y.strides[0] = 3 {shared} 4"));
+    let to = Output::from(&mut y).strides([0, 1, 0]);
+    stride(family.softmax_in_place(to), &format!("y.strides[0] = 0 {shared} 1"));
+    let to = Output::from(&mut y).strides([4, 0, 0]);
+    stride(family.softmax_backward(&x, &x, to), &format!("grad_x.strides[1] = 0 {shared} 1"));
+    assert_eq!((y, wide, halves), { ([MARK as f32; N], [MARK; N], [bf16::from_f32(7.0); N]) });
+
+    // In place of each of its inputs, and of nothing.
+    family.softmax_in_place(&mut y).unwrap();
+    family.log_softmax_in_place(Output::from(&mut y).strides([1, 3, 0])).unwrap();
+    family.softmax_backward_over(&mut y, &x).unwrap();
+    family.log_softmax_backward_in_place(&x, &mut y).unwrap();
+    family.log_softmax_backward_over(&mut y, &x).unwrap();
+    Softmax::new(0, 0).softmax(&x[..0], &mut y[..0]).unwrap();
+    Softmax::new(3, 0).inner(0).softmax_backward(&x[..0], &x[..0], &mut y[..0]).unwrap();
 }

@@ -579,15 +579,21 @@ fn refusals<H: Half>() {
     }
     refused(&[0.5f32; 6], H::POISON, &["grad_logits", "F32", &name]);
     refused(&half, f64::POISON, &["grad_logits", "F64"]);
-    refused(&[0.5f64; 6], f64::POISON, &["logits", "F64"]);
+    refused(&[0.5f64; 6], H::POISON, &["grad_logits", "F64", &name]);
+    refused(&[0.5f64; 6], f32::POISON, &["grad_logits", "F64", "F32"]);
     refused(&[16_000u16; 6], f32::POISON, &["logits", "U16"]);
 
-    // Losses are sums: f32 at least.
-    let mut losses = [H::POISON; 2];
-    let row_losses = Some(Output::from(&mut losses));
-    let results = Results { row_losses, ..Results::default() };
+    // Losses and entropies are sums: f32 at least.
     let call = CrossEntropy::new(2, 3);
-    let error = call.forward_with(&half, Input::from(&[0i32, 2]), results).unwrap_err();
-    assert!(matches!(&error, Error::Dtype(what) if what.contains("row_losses")), "{error}");
-    assert!(losses.iter().all(|x| x.bits() == H::POISON.bits()));
+    for name in ["row_losses", "entropy"] {
+        let mut sums = [H::POISON; 2];
+        let output = Some(Output::from(&mut sums));
+        let results = match name {
+            "row_losses" => Results { row_losses: output, ..Results::default() },
+            _ => Results { entropy: output, ..Results::default() },
+        };
+        let error = call.forward_with(&half, Input::from(&[0i32, 2]), results).unwrap_err();
+        assert!(matches!(&error, Error::Dtype(what) if what.contains(name)), "{error}");
+        assert!(sums.iter().all(|x| x.bits() == H::POISON.bits()));
+    }
 }
