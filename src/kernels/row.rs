@@ -382,11 +382,12 @@ impl Row {
                 // SAFETY: a target's class is in range (problem.rs).
                 row.w_y = unsafe { plan.class_weight(y) };
             }
-            Target::Mass => {
+            Target::Mass if plan.leaves_top_out() => {
                 // SAFETY: see above.
                 unsafe { plan.mass(at, top, std::slice::from_mut(&mut row.w_y)) };
-                row.hole = plan.leaves_top_out().then_some(top);
+                row.hole = Some(top);
             }
+            Target::Mass => {}
             Target::Absent if plan.leaves_top_out() => row.hole = Some(top),
             Target::Absent | Target::Ignored => return row,
         }
