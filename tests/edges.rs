@@ -1,11 +1,16 @@
-//! The edges: one test a line of the table in docs/design.md, and one for each bug that other
-//! implementations had and that could come back here (the tests are named for them).
+//! The edges: one test or more a line of the table in docs/semantics.md, and one for each bug that
+//! other implementations had and that could come back here (the tests are named for them).
 //!
-//! [`check`] runs forward, fused, fused in place and both backwards on every instruction set and
-//! holds them against the oracle; what a test states besides is what the oracle must not get
-//! wrong either.
+//! [`check`] runs forward, fused, fused in place and both backwards of f32 rows on every
+//! instruction set and holds them against the oracle, with the bounds of the accuracy table. The
+//! tests of [`in_all_shapes`] run every option in every dtype and layout. What a test states
+//! besides is what the oracle must not get wrong either.
 
 mod common;
+#[path = "edges/everywhere.rs"]
+mod everywhere;
+#[path = "edges/in_all_shapes.rs"]
+mod in_all_shapes;
 
 use common::bounds::{Judge, check};
 use common::random::{Kind, Rng, fill};

@@ -1,0 +1,462 @@
+//! One problem in every dtype, every layout and on every instruction set, by every call that it
+//! has, held against the oracle and against one another.
+//!
+//! The bounds are no measure of accuracy (tests/properties.rs and tests/golden.rs are): they tell
+//! right from wrong. Kinds (0, infinite, NaN) are exact: where the oracle has no term at all, a
+//! result must be 0.
+
+use crate::common::isas;
+use std::fmt::Debug;
+use xent::half::{bf16, f16};
+use xent::reference::{self, Case, Outcome, Reduction, Targets};
+use xent::{CrossEntropy, Input, Isa, Number, Output, Results};
+
+/// A dtype of logits.
+pub trait Float: Number + PartialEq + Debug {
+    const NAME: &'static str;
+    /// Lanes are of f64.
+    const WIDE: bool;
+    /// Half an ulp of 1, and the least of numbers.
+    const HALF_ULP: f64;
+    const LEAST: f64;
+    fn of(x: f64) -> Self;
+    fn get(self) -> f64;
+}
+
+macro_rules! floats {
+    ($($type:ident, $wide:expr, $digits:expr, $least:expr, $of:expr, $get:expr;)*) => {$(
+        impl Float for $type {
+            const NAME: &'static str = stringify!($type);
+            const WIDE: bool = $wide;
+            const HALF_ULP: f64 = 1.0 / (1u64 << $digits) as f64;
+            const LEAST: f64 = $least;
+            fn of(x: f64) -> $type {
+                $of(x)
+            }
+            fn get(self) -> f64 {
+                $get(self)
+            }
+        }
+    )*};
+}
+floats! {
+    f32, false, 24, 1.5e-45, |x| x as f32, f64::from;
+    f64, true, 53, 5e-324, |x| x, |x| x;
+    bf16, false, 8, 1e-40, |x| bf16::from_f32(x as f32), bf16::to_f64;
+    f16, false, 11, 6e-8, |x| f16::from_f32(x as f32), f16::to_f64;
+}
+
+/// How the rows of a case lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Layout {
+    /// One after the other, classes contiguous.
+    Rows,
+    /// As the inner positions of one row: `[1, C, N]`.
+    Positions,
+    /// With two elements between classes and a few between rows.
+    Spread,
+}
+
+impl Layout {
+    pub const ALL: [Layout; 3] = [Layout::Rows, Layout::Positions, Layout::Spread];
+
+    /// Rows and inner positions.
+    pub fn shape(self, rows: usize) -> [usize; 2] {
+        if self == Layout::Positions { [1, rows] } else { [rows, 1] }
+    }
+
+    fn steps(self, rows: usize, classes: usize) -> [usize; 2] {
+        match self {
+            Layout::Rows => [classes, 1],
+            Layout::Positions => [1, rows],
+            Layout::Spread => [3 * classes + 5, 3],
+        }
+    }
+
+    pub fn strides(self, rows: usize, classes: usize) -> [i64; 3] {
+        let [row, class] = self.steps(rows, classes).map(|step| step as i64);
+        if self == Layout::Positions { [0, class, row] } else { [row, class, 0] }
+    }
+
+    /// `[rows, classes]` laid out, `between` where there is no element.
+    pub fn spread<T: Copy>(self, packed: &[T], classes: usize, between: T) -> Vec<T> {
+        if packed.is_empty() {
+            return Vec::new();
+        }
+        let rows = packed.len() / classes;
+        let [row, class] = self.steps(rows, classes);
+        let mut memory = vec![between; (rows - 1) * row + (classes - 1) * class + 1];
+        for (i, x) in packed.iter().enumerate() {
+            memory[i / classes * row + i % classes * class] = *x;
+        }
+        memory
+    }
+
+    /// The reverse, after a look at what is between.
+    #[track_caller]
+    pub fn packed<T: Copy + PartialEq + Debug>(
+        self,
+        memory: &[T],
+        [rows, classes]: [usize; 2],
+        between: T,
+    ) -> Vec<T> {
+        let [row, class] = self.steps(rows, classes);
+        let mut rest = memory.to_vec();
+        let mut packed = Vec::new();
+        for i in 0..rows * classes {
+            packed.push(std::mem::replace(
+                &mut rest[i / classes * row + i % classes * class],
+                between,
+            ));
+        }
+        assert!(rest.iter().all(|x| *x == between), "written between elements: {rest:?}");
+        packed
+    }
+}
+
+/// What the calls left behind; empty or NaN where they have no such thing.
+#[derive(Clone, Debug, Default)]
+pub struct Got {
+    pub at: String,
+    pub wide: bool,
+    pub half_ulp: f64,
+    pub loss: f64,
+    pub z_loss: f64,
+    pub normalizer: f64,
+    pub z_normalizer: f64,
+    pub kept_rows: u64,
+    pub correct: u64,
+    pub row_losses: Vec<f64>,
+    pub lse: Vec<f64>,
+    pub entropy: Vec<f64>,
+    pub argmax: Vec<i64>,
+    /// By the fused call, from the forward's lse, and added to 1/4.
+    pub grad: Vec<f64>,
+    pub backward: Vec<f64>,
+    pub added: Vec<f64>,
+    pub grad_targets: Vec<f64>,
+}
+
+/// What stands between elements; no result is it.
+const BETWEEN: f64 = 160.0;
+/// What gradients are added to.
+const OLD: f64 = 0.25;
+
+struct Problem<'a, T> {
+    case: &'a Case,
+    layout: Layout,
+    isa: Isa,
+    logits: Vec<T>,
+    soft: Option<Vec<f64>>,
+    mask: Option<Vec<u8>>,
+}
+
+impl<T: Float> Problem<'_, T> {
+    fn strides(&self) -> [i64; 3] {
+        self.layout.strides(self.case.rows, self.case.classes)
+    }
+
+    fn call(&self) -> CrossEntropy<'_> {
+        let case = self.case;
+        let [rows, inner] = self.layout.shape(case.rows);
+        let mut call = CrossEntropy::new(rows, case.classes)
+            .inner(inner)
+            .isa(self.isa)
+            .ignore_index(case.ignore_index)
+            .label_smoothing(case.label_smoothing)
+            .z_loss(case.z_loss)
+            .softcap(case.softcap)
+            .logit_scale(case.logit_scale)
+            .normalizer(case.normalizer)
+            .z_normalizer(case.z_normalizer)
+            .log_probs(case.log_probs)
+            .empty_is_zero(case.empty_is_zero)
+            .grad_output(&case.grad_output)
+            .grad_scale(case.grad_scale)
+            .reduction(match case.reduction {
+                Reduction::Mean => xent::Reduction::Mean,
+                Reduction::Sum => xent::Reduction::Sum,
+                Reduction::None => xent::Reduction::None,
+            });
+        if let Some(weights) = &case.class_weights {
+            call = call.class_weights(weights);
+        }
+        if let Some(weights) = &case.row_weights {
+            call = call.row_weights(weights);
+        }
+        if let Some(mask) = &self.mask {
+            call = call.row_mask(mask);
+        }
+        call
+    }
+
+    fn logits(&self) -> Input<'_> {
+        Input::from(&self.logits).strides(self.strides())
+    }
+
+    fn targets(&self) -> Option<Input<'_>> {
+        match &self.case.targets {
+            Targets::None => None,
+            Targets::Indices(y) => Some(y.into()),
+            Targets::Probabilities(_) => {
+                let soft = self.soft.as_ref().expect("laid out");
+                Some(Input::from(soft).strides(self.strides()))
+            }
+        }
+    }
+
+    /// A call with every result that the problem has.
+    fn with_results(&self, call: impl FnOnce(Results<'_>)) -> Got {
+        let case = self.case;
+        let aims = case.targets != Targets::None;
+        let index = matches!(case.targets, Targets::Indices(_));
+        let reduced = aims && case.reduction != Reduction::None;
+        let softmax = !case.log_probs;
+        let mut got = Got {
+            at: format!("{} {:?} on {}", T::NAME, self.layout, self.isa.name()),
+            wide: T::WIDE,
+            half_ulp: T::HALF_ULP,
+            loss: f64::NAN,
+            z_loss: f64::NAN,
+            row_losses: vec![BETWEEN; if aims { case.rows } else { 0 }],
+            lse: vec![BETWEEN; if softmax { case.rows } else { 0 }],
+            entropy: vec![BETWEEN; if softmax { case.rows } else { 0 }],
+            argmax: vec![-7; case.rows],
+            ..Got::default()
+        };
+        call(Results {
+            loss: reduced.then_some(&mut got.loss),
+            z_loss: (reduced && softmax).then_some(&mut got.z_loss),
+            normalizer: aims.then_some(&mut got.normalizer),
+            z_normalizer: aims.then_some(&mut got.z_normalizer),
+            kept_rows: aims.then_some(&mut got.kept_rows),
+            correct: index.then_some(&mut got.correct),
+            row_losses: aims.then(|| (&mut got.row_losses).into()),
+            lse: softmax.then_some(&mut got.lse),
+            entropy: softmax.then(|| (&mut got.entropy).into()),
+            argmax: Some(&mut got.argmax),
+        });
+        got
+    }
+
+    /// A gradient by the call, from a memory of `old`.
+    fn gradient<G: Float>(&self, old: f64, call: impl FnOnce(Output<'_>)) -> Vec<f64> {
+        let Case { rows, classes, .. } = *self.case;
+        let (between, old) = (G::of(BETWEEN), vec![G::of(old); rows * classes]);
+        let mut memory = self.layout.spread(&old, classes, between);
+        call(Output::from(&mut memory).strides(self.strides()));
+        let grad = self.layout.packed(&memory, [rows, classes], between);
+        grad.into_iter().map(G::get).collect()
+    }
+
+    fn in_place(&self, call: impl FnOnce(Output<'_>)) -> Vec<f64> {
+        let mut memory = self.logits.clone();
+        call(Output::from(&mut memory).strides(self.strides()));
+        let shape = [self.case.rows, self.case.classes];
+        let grad = self.layout.packed(&memory, shape, T::of(BETWEEN));
+        grad.into_iter().map(T::get).collect()
+    }
+
+    fn run(&self) -> Got {
+        let call = self.call();
+        let Some(targets) = self.targets() else {
+            return self.with_results(|results| call.evaluate(self.logits(), results).unwrap());
+        };
+        let mut got = self.with_results(|results| {
+            call.forward_with(self.logits(), targets, results).unwrap();
+        });
+        let at = got.at.clone();
+        let fused = |call: CrossEntropy, old| {
+            let mut results = Got::default();
+            let grad = self.gradient::<T>(old, |to| {
+                results = self.with_results(|results| {
+                    call.forward_backward_with(self.logits(), targets, to, results).unwrap();
+                });
+            });
+            (grad, results)
+        };
+        let (grad, results) = fused(call, BETWEEN);
+        results.assert_same_results(&got);
+        got.grad = grad;
+        got.added = fused(call.accumulate(true), OLD).0;
+        let mut results = Got::default();
+        let in_place = self.in_place(|to| {
+            results = self.with_results(|results| {
+                call.forward_backward_in_place_with(to, targets, results).unwrap();
+            });
+        });
+        results.assert_same_results(&got);
+        same(&in_place, &got.grad, || format!("in place, {at}"));
+
+        got.backward = self.gradient::<T>(BETWEEN, |to| {
+            call.backward(self.logits(), targets, &got.lse, to).unwrap();
+        });
+        let in_place = self.in_place(|to| call.backward_in_place(to, targets, &got.lse).unwrap());
+        same(&in_place, &got.backward, || format!("backward in place, {at}"));
+        if self.soft.is_some() {
+            got.grad_targets = self.gradient::<f64>(BETWEEN, |to| {
+                call.backward_targets(self.logits(), targets, &got.lse, to).unwrap();
+            });
+        }
+        // No call changed an input.
+        let shape = [self.case.rows, self.case.classes];
+        let logits = self.layout.packed(&self.logits, shape, T::of(BETWEEN));
+        let logits: Vec<f64> = logits.into_iter().map(T::get).collect();
+        same(&logits, &self.case.logits, || format!("logits, {at}"));
+        got
+    }
+}
+
+/// The same numbers, any NaN being equal to any.
+#[track_caller]
+pub fn same(a: &[f64], b: &[f64], what: impl Fn() -> String) {
+    assert_eq!(a.len(), b.len(), "{}", what());
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        let equal = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+        assert!(equal, "{}: element {i} is {a:e} and {b:e}", what());
+    }
+}
+
+impl Got {
+    /// Forward and fused call leave the same bits.
+    #[track_caller]
+    fn assert_same_results(&self, other: &Got) {
+        let what = || format!("forward and fused, {}", other.at);
+        let numbers = |got: &Got| [got.loss, got.z_loss, got.normalizer, got.z_normalizer];
+        same(&numbers(self), &numbers(other), what);
+        same(&self.row_losses, &other.row_losses, what);
+        same(&self.lse, &other.lse, what);
+        same(&self.entropy, &other.entropy, what);
+        assert_eq!((self.kept_rows, self.correct), (other.kept_rows, other.correct), "{}", what());
+        assert_eq!(self.argmax, other.argmax, "{}", what());
+    }
+
+    #[track_caller]
+    fn close(&self, what: &str, got: f64, want: f64, bound: f64) {
+        let kind = |x: f64| if x.is_finite() { 0.0 } else { x };
+        let same = kind(got) == kind(want) || got.is_nan() && want.is_nan();
+        let off = if want.is_finite() { (got - want).abs() } else { 0.0 };
+        let good = same && (got == want || off <= bound || !want.is_finite());
+        assert!(good, "{}: {what} is {got:e}, not {want:e} (by {bound:e})", self.at);
+    }
+
+    #[track_caller]
+    fn judge(&self, case: &Case, want: &Outcome, to_dtype: impl Fn(f64) -> f64, least: f64) {
+        let unit = if self.wide { 1e-13 } else { 1e-6 };
+        assert_eq!(self.argmax, want.argmax, "{}: argmax", self.at);
+        for (row, &lse) in self.lse.iter().enumerate() {
+            let scale = 1.0 + want.lse_scale[row];
+            self.close(&format!("lse[{row}]"), lse, want.lse[row], unit * scale);
+            let entropy = self.entropy[row];
+            self.close(&format!("entropy[{row}]"), entropy, want.entropy[row], unit * scale);
+        }
+        if case.targets == Targets::None {
+            return;
+        }
+        let index = matches!(case.targets, Targets::Indices(_));
+        assert_eq!((self.kept_rows, self.correct), (want.kept_rows, want.correct), "{}", self.at);
+        let exact = |x: f64| 1e-13 * x.abs();
+        self.close("normalizer", self.normalizer, want.normalizer, exact(want.normalizer));
+        self.close("z_normalizer", self.z_normalizer, want.z_normalizer, exact(want.z_normalizer));
+        // A class that is apart is known to its own accuracy, a sum over all to an absolute one.
+        let absolute = if index && case.label_smoothing == 0.0 { 0.0 } else { unit };
+        let mut total = 0.0;
+        for (row, &loss) in self.row_losses.iter().enumerate() {
+            let bound = 20.0 * unit * want.loss_scale[row] + absolute;
+            let bound = if want.loss_scale[row] == 0.0 { 0.0 } else { bound };
+            self.close(&format!("row_losses[{row}]"), loss, want.row_losses[row], bound);
+            total += bound;
+        }
+        if case.reduction != Reduction::None {
+            let mean = case.reduction == Reduction::Mean;
+            let divisor =
+                if mean { want.normalizer.abs().min(want.z_normalizer.abs()) } else { 1.0 };
+            self.close("loss", self.loss, want.loss, total / divisor);
+            if !case.log_probs {
+                self.close("z_loss", self.z_loss, want.z_loss, total / divisor);
+            }
+        }
+        if case.reduction == Reduction::Mean && want.normalizer == 0.0 && want.kept_rows > 0 {
+            // Of what is not finite over a denominator of 0 the kind is open.
+            return;
+        }
+        let gradients = [("gradient", &self.grad), ("backward", &self.backward)];
+        for i in 0..self.grad.len() {
+            let row = i / case.classes;
+            let (exact, size) = (want.grad_logits[i], want.grad_magnitude[i].abs());
+            let slip = case.grad_scale.abs() * if index { 1.0 } else { 10.0 } * 1e-37;
+            for (name, grad) in gradients {
+                let lse = want.lse.get(row).map_or(0.0, |lse| lse.abs());
+                let from_lse = if name == "backward" { 2e-15 * lse * size.max(1.0) } else { 0.0 };
+                let bound = if size == 0.0 {
+                    0.0
+                } else {
+                    20.0 * unit * size + from_lse + 2.0 * self.half_ulp * exact.abs() + least + slip
+                };
+                let what = format!("{name} of row {row}, class {}", i % case.classes);
+                self.close(&what, grad[i], to_dtype(exact), bound);
+                if name == "gradient" {
+                    let sum = OLD + exact;
+                    let bound =
+                        if size == 0.0 { 0.0 } else { bound + self.half_ulp * sum.abs() * 2.0 };
+                    self.close(&format!("added {what}"), self.added[i], to_dtype(sum), bound);
+                }
+            }
+        }
+        for (i, (&got, &exact)) in self.grad_targets.iter().zip(&want.grad_targets).enumerate() {
+            let lse = want.lse.get(i / case.classes).map_or(0.0, |lse| lse.abs());
+            let bound = unit * (exact.abs() + (1.0 + lse) * case.grad_scale.abs());
+            let bound = if exact == 0.0 { 0.0 } else { bound };
+            self.close(&format!("grad_targets[{i}]"), got, exact, bound);
+        }
+    }
+}
+
+/// In one dtype: every layout, every instruction set.
+#[track_caller]
+pub fn in_dtype<T: Float>(case: &Case, look: impl Fn(&Got)) {
+    let mut case = case.clone();
+    assert_eq!(case.inner, 1, "positions are a layout here");
+    case.logits.iter_mut().for_each(|x| *x = T::of(*x).get());
+    case.round_scaled_to_f32 = !T::WIDE;
+    let want = reference::evaluate(&case);
+    let logits: Vec<T> = case.logits.iter().map(|&x| T::of(x)).collect();
+    for layout in Layout::ALL {
+        let mut fused: Option<Got> = None;
+        for isa in isas() {
+            let problem = Problem {
+                case: &case,
+                layout,
+                isa,
+                logits: layout.spread(&logits, case.classes, T::of(BETWEEN)),
+                soft: match &case.targets {
+                    Targets::Probabilities(t) => {
+                        Some(layout.spread(t, case.classes, f64::from(f32::NAN)))
+                    }
+                    _ => None,
+                },
+                mask: case.row_mask.as_ref().map(|mask| mask.iter().map(|&m| m.into()).collect()),
+            };
+            let got = problem.run();
+            got.judge(&case, &want, |x| T::of(x).get(), T::LEAST);
+            look(&got);
+            if isa != Isa::Portable {
+                if let Some(first) = &fused {
+                    first.assert_same_results(&got);
+                    same(&first.grad, &got.grad, || format!("gradient, {}", got.at));
+                    same(&first.backward, &got.backward, || format!("backward, {}", got.at));
+                }
+                fused = Some(got);
+            }
+        }
+    }
+}
+
+/// In every dtype.
+#[track_caller]
+pub fn everywhere(case: &Case, look: impl Fn(&Got)) {
+    in_dtype::<f32>(case, &look);
+    in_dtype::<f64>(case, &look);
+    in_dtype::<bf16>(case, &look);
+    in_dtype::<f16>(case, &look);
+}
