@@ -414,8 +414,8 @@ impl Plan {
         let of_mass = matches!(self.targets, Targets::Probabilities(_));
         match self.pass {
             Pass::Softmax | Pass::LogSoftmax => true,
-            Pass::Forward | Pass::ForwardBackward => of_mass && !self.log_probs,
-            Pass::Backward | Pass::Targets => false,
+            Pass::Targets => false,
+            _ => of_mass && !self.log_probs,
         }
     }
 

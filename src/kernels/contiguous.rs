@@ -660,7 +660,9 @@ pub struct GradientChunk {
     pub curve: Curve,
     /// What is subtracted then.
     pub bias: Bias,
-    /// What the difference is multiplied by, in the lanes' type; null for 1.
+    /// What the difference is multiplied by.
+    pub scale: f64,
+    /// And by that, in the lanes' type; null for 1.
     pub slope: *const u8,
     /// Add to what is there.
     pub accumulate: bool,
@@ -668,7 +670,7 @@ pub struct GradientChunk {
     pub stream: bool,
 }
 
-/// Writes `(2^(L·(x - far) - near)·factor - bias)·slope` to `g`.
+/// Writes `(2^(L·(x - far) - near)·factor - bias)·scale·slope` to `g`.
 ///
 /// # Safety
 /// The logits, of type `E`, and what bias and slope point to are readable; `g`, of type `G`, is
@@ -685,7 +687,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
             unsafe { Run::<S, E, G, { $source }, { $bias }>::start(&sweep, chunk) }.finish()
         }};
     }
-    let plain = chunk.curve.is_plain() && chunk.slope.is_null();
+    let plain = chunk.is_plain();
     let far = chunk.curve.reference.is_far();
     match (chunk.source, chunk.bias) {
         (Source::Kept, Bias::None) if plain && E::EXACT => sweep!(KEPT, BIAS_NONE),
@@ -712,6 +714,7 @@ struct Sweep<S: Simd, const SOURCE: u8, const BIAS: u8> {
     before: S::Vector,
     after: S::Vector,
     bias: S::Vector,
+    scale: S::Vector,
     biases: *const S::Real,
     slopes: *const S::Real,
     /// Of logarithms: the reference, what lse is above it, negative, L and its inverse.
@@ -735,6 +738,7 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const BIAS: u8> Sweep<S, SOURCE, BIA
             before: s.splat(S::Real::from_f64(before)),
             after: s.splat(S::Real::from_f64(after)),
             bias: s.splat(S::Real::from_f64(-bias)),
+            scale: s.splat(S::Real::from_f64(chunk.scale)),
             biases,
             slopes: chunk.slope.cast(),
             log: [curve.reference.far, curve.reference.near, -curve.factor, l, 1.0 / l],
@@ -779,6 +783,7 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const BIAS: u8> Sweep<S, SOURCE, BIA
                 };
                 let e = if SOURCE == ABSENT { e } else { s.mul(e, self.before) };
                 let v = if SOURCE == ABSENT { bias } else { s.mul_add(e, self.after, bias) };
+                let v = s.mul(v, self.scale);
                 if self.slopes.is_null() {
                     return v;
                 }
@@ -1268,11 +1273,17 @@ pub unsafe fn gradient_segment(
 }
 
 impl GradientChunk {
+    /// One factor will do.
+    #[inline(always)]
+    fn is_plain(&self) -> bool {
+        self.curve.is_plain() && self.scale == 1.0 && self.slope.is_null()
+    }
+
     /// [`sum_beside`] takes it, where it keeps exponentials or does not.
     #[inline(always)]
     fn goes_beside(&self, keep: bool) -> bool {
         let source = if keep { Source::Kept } else { Source::Tame };
-        self.source == source && self.curve.is_plain() && !self.curve.reference.is_far()
+        self.source == source && self.is_plain() && !self.curve.reference.is_far()
     }
 }
 
@@ -1316,6 +1327,7 @@ unsafe fn gradient_chunk(
         },
         curve: if own { row.own } else { row.anchored },
         bias: if row.bias == 0.0 { Bias::None } else { Bias::Uniform(row.bias) },
+        scale: row.scale,
         slope: std::ptr::null(),
         accumulate: output.accumulate,
         stream: output.stream,

@@ -296,11 +296,8 @@ mod tests {
             Reference { far: 0.0, near: 900.0 },
             Reference { far: -1e200, near: 0.0 },
         ];
-        let part = |i: usize| Level {
-            reference: references[i / 5],
-            sum: sums[i % 5],
-            heat: sums[i % 5],
-        };
+        let part =
+            |i: usize| Level { reference: references[i / 5], sum: sums[i % 5], heat: sums[i % 5] };
         for i in 0..15 {
             for j in 0..15 {
                 for k in 0..15 {

@@ -122,6 +122,8 @@ pub struct RowGradient {
     pub own: Curve,
     /// What is subtracted, times the mass of the class if masses differ.
     pub bias: f64,
+    /// What the difference is multiplied by, a power of 2 that is 1 for all but monstrous scales.
+    pub scale: f64,
     /// The class whose part is written later.
     pub target: Option<usize>,
     /// A row to come on this thread, whose logits are worth fetching during the sweep.
@@ -447,6 +449,12 @@ impl Row {
         }
     }
 
+    /// Logits are counted from the one that is left out.
+    #[inline(always)]
+    pub fn is_center(&self, center: f64) -> bool {
+        self.hole.is_some() && center == self.x_y
+    }
+
     /// Whether the row's exponentials have to be summed up: it counts, or its lse is wanted all
     /// the same.
     #[inline(always)]
@@ -579,15 +587,15 @@ impl Row {
         if !self.kept || self.r == 0.0 {
             return (0.0, 0.0);
         }
+        let z_loss = self.r * times(plan.z_loss, softmax.lse * softmax.lse);
         // A row of NaN, +inf or nothing but −inf has no probabilities, whatever its weights.
         if !softmax.lse.is_finite() {
-            let z_loss = if plan.z_loss == 0.0 { 0.0 } else { f64::NAN };
             return (f64::NAN, z_loss);
         }
         let mut loss = 0.0;
         if let Some(center) = sum.center {
             // Σ m_c·(lse − x_c), as M·(lse − center) − Σ m_c·(x_c − center).
-            let height = if self.hole.is_some() && center == self.x_y {
+            let height = if self.is_center(center) {
                 softmax.nll
             } else {
                 // From the reference, for lse itself is rounded.
@@ -606,8 +614,7 @@ impl Row {
         if plan.has_indices() {
             loss += times((1.0 - plan.label_smoothing) * self.w_y, softmax.nll);
         }
-        let z_loss = times(plan.z_loss, softmax.lse * softmax.lse);
-        (self.r * loss, self.r * z_loss)
+        (self.r * loss, z_loss)
     }
 
     /// # Safety
@@ -628,12 +635,12 @@ impl Row {
             z_scale *= output;
         }
         let smoothing = plan.label_smoothing;
-        // The target's own mass, what the mass of the others is multiplied by, and the total.
-        let (mut hit, mut bias, mut total) = if plan.has_indices() {
+        // The target's own mass, what masses are multiplied by, and all but the target's own.
+        let (mut hit, mut bias, mut others) = if plan.has_indices() {
             let hit = scale * self.r * (1.0 - smoothing) * self.w_y;
             // Without smoothing there is none, whatever the scale.
             let bias = times(smoothing / plan.classes as f64, scale * self.r);
-            (hit, bias, hit + bias * plan.weight_total)
+            (hit, bias, bias * plan.weight_total)
         } else {
             let bias = scale * self.r;
             (0.0, bias, times(bias, mass))
@@ -643,25 +650,26 @@ impl Row {
             return Job::Fill(f64::NAN);
         }
         if plan.z_loss != 0.0 {
-            total += z_scale * self.r * 2.0 * plan.z_loss * softmax.lse;
+            others += z_scale * self.r * 2.0 * plan.z_loss * softmax.lse;
         }
         if let Some(with) = &plan.transform
             && with.cap == 0.0
         {
-            (hit, bias, total) = (hit * with.scale, bias * with.scale, total * with.scale);
+            (hit, bias, others) = (hit * with.scale, bias * with.scale, others * with.scale);
         }
         if !plan.has_softmax() {
             self.entry = -(hit + times(bias, self.w_y));
             if bias == 0.0 {
                 // Only the target's own is anything else than 0.
-                return if self.entry == 0.0 || gradient.accumulate {
-                    if self.entry == 0.0 { self.constant(plan, 0.0) } else { Job::Target }
-                } else {
-                    Job::Fill(0.0)
+                return match self.entry {
+                    0.0 => self.constant(plan, 0.0),
+                    _ if gradient.accumulate => Job::Target,
+                    _ => Job::Fill(0.0),
                 };
             }
             return Job::Sweep(self.sweep(Kind::Nothing, Curve::NONE, Curve::NONE, bias));
         }
+        let total = hit + others;
         if total.is_nan() {
             self.entry = f64::NAN;
             return Job::Fill(f64::NAN);
@@ -672,20 +680,28 @@ impl Row {
         // `total·p_y - hit - own`, such that nothing cancels that needs not.
         let own = times(bias, self.w_y);
         let entry = if plan.has_indices() {
-            hit * -softmax.miss + ((total - hit) * softmax.hit - own)
-        } else if softmax.hit < softmax.miss {
+            hit * -softmax.miss + (others * softmax.hit - own)
+        } else if softmax.hit < softmax.miss || total.is_infinite() {
             total * softmax.hit - own
         } else {
             (total - own) - total * softmax.miss
         };
         self.entry = self.slope * entry;
+        // Terms that lanes cannot hold may have a difference that they can.
+        let limit = if plan.logits.dtype.has_short_lanes() { 100 } else { 1000 };
+        let scale = if total.abs() < exp2_const(limit) && bias.abs() < exp2_const(limit) {
+            1.0
+        } else {
+            exp2_const(limit)
+        };
+        let (total, bias) = (total / scale, bias / scale);
         let (anchored, own) = (softmax.anchored.times(total), softmax.own.times(total));
-        Job::Sweep(self.sweep(Kind::Exponentials, anchored, own, bias))
+        Job::Sweep(RowGradient { scale, ..self.sweep(Kind::Exponentials, anchored, own, bias) })
     }
 
     #[inline(always)]
     fn sweep(&self, kind: Kind, anchored: Curve, own: Curve, bias: f64) -> RowGradient {
-        RowGradient { kind, anchored, own, bias, target: self.hole, next: None }
+        RowGradient { kind, anchored, own, bias, scale: 1.0, target: self.hole, next: None }
     }
 
     /// The softmax itself, or its logarithm.
@@ -932,7 +948,8 @@ mod tests {
                     for lane in 0..LANES_OF_ENDS {
                         let row = rows.get(at(lane)).unwrap_or(&One::EMPTY);
                         (ends.far[lane], ends.near[lane]) = (row.far, row.near);
-                        (ends.sum[lane], ends.heat[lane]) = (row.sum, row.heat);
+                        (ends.sum[lane], ends.spread[lane]) = (row.sum, row.sum);
+                        ends.heat[lane] = row.heat;
                         (ends.x_y[lane], ends.lse[lane]) = (row.x_y, row.lse);
                     }
                     // SAFETY: handed out for a set that is there.

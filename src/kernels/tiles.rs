@@ -297,6 +297,10 @@ pub struct TileGradient {
     pub mass: *const f64,
     /// See `mass`.
     pub mass_pitch: usize,
+    /// What the difference is multiplied by, if any is not 1.
+    pub scale: Numbers,
+    /// See `scale`.
+    pub scales: bool,
     /// What it is multiplied by then, laid out as the tile; null for 1.
     pub slope: *const u8,
     /// The class with a value of its own, as [`TileSums::hole`], and that value.
@@ -384,6 +388,9 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
                     s.narrow(both::<S>(above, rise, |x, rise| d.sub(d.mul(x, inverse), rise)))
                 }
             };
+            if gradient.scales {
+                v = s.mul(v, number(&gradient.scale));
+            }
             if !gradient.slope.is_null() {
                 let slope = gradient.slope.cast::<S::Real>();
                 // SAFETY: laid out as the tile.
@@ -771,6 +778,8 @@ unsafe fn tile(k: &Kernels, plan: &Plan, place: Place, totals: &mut Totals) {
     let mut batches: [Batch; TILE / LANES_OF_ENDS] = std::array::from_fn(|_| Batch::new());
     let mut targets = [None; TILE];
     let mut center = [0.0; TILE];
+    // Rows whose center is not that logit but has yet to be found.
+    let mut adrift = [false; TILE];
     let (mut softmax, mut spread, mut sum) = (false, false, false);
     for lane in 0..lanes {
         let at = place.at(lane);
@@ -779,6 +788,7 @@ unsafe fn tile(k: &Kernels, plan: &Plan, place: Place, totals: &mut Totals) {
         let todo = row.sum(plan, Anchor::NONE);
         targets[lane] = row.hole;
         center[lane] = todo.center.unwrap_or(0.0);
+        adrift[lane] = todo.center.is_some() && !row.is_center(center[lane]);
         softmax |= todo.softmax;
         spread |= todo.center.is_some();
         sum |= row.needs_sum(plan);
@@ -803,7 +813,7 @@ unsafe fn tile(k: &Kernels, plan: &Plan, place: Place, totals: &mut Totals) {
                 if spread {
                     if class == 0 && !plan.log_probs {
                         for lane in 0..lanes {
-                            if targets[lane].is_none() {
+                            if adrift[lane] {
                                 center[lane] = state.far[lane] + state.near[lane] / plan.l;
                             }
                         }
@@ -893,6 +903,8 @@ impl TileGradient {
             bias: [0.0; TILE],
             mass: std::ptr::null(),
             mass_pitch: 0,
+            scale: [1.0; TILE],
+            scales: false,
             slope: std::ptr::null(),
             hole: [-1.0; TILE],
             entry: [0.0; TILE],
@@ -920,6 +932,8 @@ impl TileGradient {
                     _ => (1.0, sweep.own.factor),
                 };
                 self.bias[lane] = sweep.bias;
+                self.scale[lane] = sweep.scale;
+                self.scales |= sweep.scale != 1.0;
             }
         }
     }
