@@ -6,8 +6,13 @@
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
 pub mod bounds;
+pub mod operand;
 pub mod random;
+pub mod task;
+pub mod task_bounds;
+pub mod task_random;
 
+use xent::half::{bf16, f16};
 use xent::reference::{self, Case};
 use xent::{CrossEntropy, Error, Input, Isa, Number, Output, Pool, Results};
 
@@ -38,20 +43,27 @@ pub trait Element: Number + PartialEq + std::fmt::Debug + 'static {
     fn bits(self) -> u64;
 }
 
-impl Element for f32 {
-    const CANARY: f32 = f32::from_bits(0x7fc0_ca4a);
-    const POISON: f32 = f32::from_bits(0x7fc0_dead);
-    fn bits(self) -> u64 {
-        u64::from(self.to_bits())
-    }
+macro_rules! elements {
+    ($($type:ty: $canary:expr, $poison:expr, $bits:expr;)*) => {$(
+        impl Element for $type {
+            const CANARY: $type = $canary;
+            const POISON: $type = $poison;
+            fn bits(self) -> u64 {
+                $bits(self)
+            }
+        }
+    )*};
 }
-
-impl Element for f64 {
-    const CANARY: f64 = f64::from_bits(0x7ff8_0000_00ca_4a41);
-    const POISON: f64 = f64::from_bits(0x7ff8_0000_dead_dead);
-    fn bits(self) -> u64 {
-        self.to_bits()
-    }
+elements! {
+    f32: f32::from_bits(0x7fc0_ca4a), f32::from_bits(0x7fc0_dead), |x: f32| x.to_bits().into();
+    f64: f64::from_bits(0x7ff8_0000_00ca_4a41), f64::from_bits(0x7ff8_0000_dead_dead), f64::to_bits;
+    bf16: bf16::from_bits(0x7fca), bf16::from_bits(0x7fda), |x: bf16| x.to_bits().into();
+    f16: f16::from_bits(0x7eca), f16::from_bits(0x7eda), |x: f16| x.to_bits().into();
+    i64: 0x00ca_4a41_0000_0000, -0x0dea_dead, |x: i64| x as u64;
+    i32: 0x00ca_4a41, -0x0dea_dead, |x: i32| x as u64;
+    u32: 0x00ca_4a41, 0xdead_dead, |x: u32| x.into();
+    u16: 0xca4a, 0xdead, |x: u16| x.into();
+    u8: 0xca, 0xde, |x: u8| x.into();
 }
 
 /// A `[rows, width]` operand at a chosen distance from a cache line's start, canaries before,

@@ -100,6 +100,15 @@ pub const KINDS: [Kind; 13] = [
 
 /// Fills a row; `y` is the class that a confident row predicts.
 pub fn fill(row: &mut [f32], kind: Kind, y: usize, rng: &mut Rng) {
+    let mut wide = vec![0.0; row.len()];
+    fill_wide(&mut wide, kind, y, rng);
+    for (x, wide) in row.iter_mut().zip(wide) {
+        *x = wide as f32;
+    }
+}
+
+/// [`fill`], before any rounding.
+pub fn fill_wide(row: &mut [f64], kind: Kind, y: usize, rng: &mut Rng) {
     let classes = row.len();
     let deviation = match kind {
         Kind::Broad => 5.0,
@@ -108,53 +117,53 @@ pub fn fill(row: &mut [f32], kind: Kind, y: usize, rng: &mut Rng) {
         _ => 1.0,
     };
     for x in row.iter_mut() {
-        *x = (rng.normal() * deviation) as f32;
+        *x = rng.normal() * deviation;
     }
     match kind {
         Kind::Unit | Kind::Broad | Kind::Huge => {}
         Kind::Constant => {
             let sign = if rng.one_in(2) { 1.0 } else { -1.0 };
-            row.fill((sign * 10f64.powf(rng.uniform(-3.0, 6.0))) as f32);
+            row.fill(sign * 10f64.powf(rng.uniform(-3.0, 6.0)));
         }
         Kind::Offset => {
             let offset = if rng.one_in(2) { 1e4 } else { -1e4 };
             row.iter_mut().for_each(|x| *x += offset);
         }
-        Kind::Spike => row[rng.below(classes)] = 10f64.powf(rng.uniform(1.0, 30.0)) as f32,
+        Kind::Spike => row[rng.below(classes)] = 10f64.powf(rng.uniform(1.0, 30.0)),
         Kind::Steps => {
             // Far above the anchor later on, or far below.
-            let step = rng.uniform(-90.0, 90.0) as f32;
+            let step = rng.uniform(-90.0, 90.0);
             let every = [64, 300, 2048][rng.below(3)];
             for (c, x) in row.iter_mut().enumerate() {
-                *x += step * (c / every) as f32;
+                *x += step * (c / every) as f64;
             }
         }
         Kind::Holes => {
             for x in row.iter_mut() {
                 if rng.one_in(3) {
-                    *x = f32::NEG_INFINITY;
+                    *x = f64::NEG_INFINITY;
                 }
             }
         }
         Kind::LeadingInf | Kind::LeadingLow => {
             let lengths = [1, 63, 64, 65, 255, 256, 257, 512, 2048, 2049, 65_536];
             let length = lengths[rng.below(lengths.len())].min(classes - 1);
-            let low = if kind == Kind::LeadingInf { f32::NEG_INFINITY } else { -1e9 };
+            let low = if kind == Kind::LeadingInf { f64::NEG_INFINITY } else { -1e9 };
             row[..length].fill(low);
-            let level = rng.uniform(-100.0, 100.0) as f32;
+            let level = rng.uniform(-100.0, 100.0);
             row[length..].iter_mut().for_each(|x| *x = *x * 10.0 + level);
         }
-        Kind::Confident => row[y] += rng.uniform(5.0, 120.0) as f32,
+        Kind::Confident => row[y] += rng.uniform(5.0, 120.0),
         Kind::NotFinite => {
-            let bad = [f32::NAN, f32::INFINITY];
+            let bad = [f64::NAN, f64::INFINITY];
             for _ in 0..1 + rng.below(3) {
                 row[rng.below(classes)] = bad[rng.below(2)];
             }
         }
-        Kind::AllInf => row.fill(f32::NEG_INFINITY),
+        Kind::AllInf => row.fill(f64::NEG_INFINITY),
         Kind::Mixed => {
             let kind = KINDS[rng.below(KINDS.len())];
-            fill(row, kind, y, rng);
+            fill_wide(row, kind, y, rng);
         }
     }
 }

@@ -1,0 +1,115 @@
+//! Random problems that draw every option, dtype and layout beside every other, against the
+//! oracle, on every instruction set.
+
+mod common;
+
+use common::operand::{Dtype, FLOATS, Operand};
+use common::random::config;
+use common::task::{Call, Task};
+use common::task_bounds::{Worst, check};
+use common::task_random::tasks;
+use common::{How, isas};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use xent::Isa;
+
+#[test]
+fn random_problems_agree_with_the_oracle() {
+    let worst = Mutex::new(BTreeMap::<(Isa, bool), Worst>::new());
+    let mut runner = proptest::test_runner::TestRunner::new(config(1500));
+    let outcome = runner.run(&tasks(12_000), |spec| {
+        let task = spec.task();
+        let wide = task.logits.dtype == Dtype::F64;
+        for (isa, seen) in check(&task, |isa| spec.how(isa)) {
+            worst.lock().unwrap().entry((isa, wide)).or_default().add(&seen);
+        }
+        Ok(())
+    });
+    for ((isa, wide), worst) in worst.into_inner().unwrap() {
+        let lanes = if wide { "f64" } else { "f32" };
+        println!("{} in {lanes}, errors in units of the bounds: {worst}", isa.name());
+    }
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+}
+
+// What these problems found, each by itself.
+
+/// Constant rows of `x`, `[1, classes, 2]`.
+fn constant(dtype: Dtype, classes: usize, x: f64, targets: Operand) -> Task {
+    let logits = Operand::packed(dtype, [1, classes, 2], &vec![x; 2 * classes]);
+    Task::new(logits, targets)
+}
+
+fn agree(task: &Task) {
+    check(task, How::on);
+}
+
+/// Beside positions, 32 classes that hold nothing but the target, or nothing at all.
+#[test]
+fn chunks_without_a_logit_of_their_own() {
+    for dtype in FLOATS {
+        for x in [-9000.0, -100.0, 9000.0] {
+            for classes in [33, 65, 97] {
+                for y in [0.0, 31.0, classes as f64 - 1.0] {
+                    let targets = Operand::packed(Dtype::I64, [1, 1, 2], &[y; 2]);
+                    let task = constant(dtype, classes, x, targets);
+                    agree(&task);
+                    for masked in [0..32, 32..classes, 32..64] {
+                        let mut task = task.clone();
+                        let masked = 2 * masked.start..2 * masked.end.min(classes);
+                        task.logits.values[masked].fill(f64::NEG_INFINITY);
+                        agree(&task);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A loss of f64 is the same beside any common offset, also where the largest logit has no mass.
+#[test]
+fn f64_losses_under_an_offset() {
+    for offset in [0.0, 1e4, -3e5, 1e8] {
+        let mut targets = vec![0.0; 50];
+        targets[20..24].fill(0.25);
+        let soft = Operand::packed(Dtype::F64, [1, 25, 2], &targets);
+        let task = constant(Dtype::F64, 25, offset, soft);
+        let index = Operand::packed(Dtype::I64, [1, 1, 2], &[3.0; 2]);
+        let mut weights = vec![1.0; 25];
+        weights[3] = 0.0;
+        let smoothed = Task {
+            label_smoothing: 0.25,
+            class_weights: Some(Operand::packed(Dtype::F32, [1, 25, 1], &weights)),
+            ..constant(Dtype::F64, 25, offset, index)
+        };
+        // All classes have a probability of 1/25.
+        for (task, mass) in [(task, [0.5, 0.5]), (smoothed, [0.24, 0.24])] {
+            for isa in isas() {
+                let answer = task.run(Call::Forward, &How::on(isa));
+                for (got, mass) in answer.row_losses.iter().zip(mass) {
+                    let want = mass * 25f64.ln();
+                    let error = (got - want).abs() / want;
+                    assert!(error <= 1e-14, "{got:e}, not {want:e}: {error:e} at {offset:e}");
+                }
+            }
+        }
+    }
+}
+
+/// The total of many masses in f64.
+#[test]
+fn f64_totals_of_many_classes() {
+    for classes in [513, 4000, 200_000] {
+        let mass = vec![1.0 / classes as f64; 2 * classes];
+        let soft = Operand::packed(Dtype::F64, [1, classes, 2], &mass);
+        agree(&constant(Dtype::F64, classes, 0.5, soft));
+        let index = Operand::packed(Dtype::I64, [1, 1, 2], &[3.0; 2]);
+        agree(&Task {
+            label_smoothing: 0.5,
+            class_weights: Some(Operand::packed(Dtype::F64, [1, classes, 1], &vec![0.1; classes])),
+            ..constant(Dtype::F64, classes, 0.5, index)
+        });
+    }
+}

@@ -1,0 +1,383 @@
+//! Cross-entropy problems with every option, in operands of any dtype and layout.
+//!
+//! [`Problem`](super::Problem) is the plain kind, contiguous and in f32; this is all the rest.
+
+use super::operand::{Dtype, Operand};
+use super::{Element, How, Reduction};
+use xent::reference::{self, Case};
+use xent::{CrossEntropy, Error, Results};
+
+/// Operands and options of a call, and where its results go.
+#[derive(Clone, Debug)]
+pub struct Task {
+    pub rows: usize,
+    pub classes: usize,
+    pub inner: usize,
+    pub logits: Operand,
+    pub targets: Option<Operand>,
+    pub class_weights: Option<Operand>,
+    pub row_weights: Option<Operand>,
+    pub row_mask: Option<Operand>,
+    pub grad_output: Option<Operand>,
+    pub ignore_index: i64,
+    pub label_smoothing: f64,
+    pub z_loss: f64,
+    pub softcap: f64,
+    pub logit_scale: f64,
+    pub log_probs: bool,
+    pub reduction: Reduction,
+    pub normalizer: f64,
+    pub z_normalizer: f64,
+    pub empty_is_zero: bool,
+    pub grad_scale: f64,
+    /// Gradients are added to what `grad` and `grad_targets` hold.
+    pub accumulate: bool,
+    pub grad: Operand,
+    pub grad_targets: Operand,
+    pub row_losses: Operand,
+    pub entropy: Operand,
+    pub wants: Wants,
+}
+
+/// What a forward is asked for beside losses and lse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wants {
+    pub entropy: bool,
+    pub argmax: bool,
+    pub correct: bool,
+}
+
+/// Which call.
+#[derive(Clone, Copy, Debug)]
+pub enum Call<'a> {
+    /// Without targets.
+    Evaluate,
+    Forward,
+    Fused,
+    FusedInPlace,
+    Backward(&'a [f64]),
+    BackwardInPlace(&'a [f64]),
+    Targets(&'a [f64]),
+}
+
+/// What a call left behind, `None` or empty where it has no such result.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    pub loss: Option<f64>,
+    pub z_loss: Option<f64>,
+    pub normalizer: Option<f64>,
+    pub z_normalizer: Option<f64>,
+    pub kept_rows: Option<u64>,
+    pub correct: Option<u64>,
+    pub row_losses: Vec<f64>,
+    pub lse: Vec<f64>,
+    pub entropy: Vec<f64>,
+    pub argmax: Vec<i64>,
+    /// Of the logits, or of the targets.
+    pub grad: Vec<f64>,
+}
+
+/// The same bits, any NaN being equal to any.
+#[track_caller]
+pub fn same_bits(a: &[f64], b: &[f64], what: &str) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    for (i, (x, y)) in a.iter().zip(b).enumerate() {
+        let same = x.to_bits() == y.to_bits() || x.is_nan() && y.is_nan();
+        assert!(same, "{what}: element {i} is {x:e} and {y:e}");
+    }
+}
+
+impl Answer {
+    /// The same bits in what a forward produces.
+    #[track_caller]
+    pub fn assert_same_losses(&self, other: &Answer, what: &str) {
+        let numbers = |a: &Answer| {
+            [a.loss, a.z_loss, a.normalizer, a.z_normalizer].map(|x| x.unwrap_or(-1.0))
+        };
+        same_bits(&self.lse, &other.lse, &format!("{what}: lse"));
+        same_bits(&self.row_losses, &other.row_losses, &format!("{what}: row losses"));
+        same_bits(&self.entropy, &other.entropy, &format!("{what}: entropy"));
+        same_bits(&numbers(self), &numbers(other), &format!("{what}: loss"));
+        assert_eq!(self.argmax, other.argmax, "{what}: argmax");
+        let counts = |a: &Answer| (a.kept_rows, a.correct);
+        assert_eq!(counts(self), counts(other), "{what}: kept and correct rows");
+    }
+
+    /// The same bits in everything.
+    #[track_caller]
+    pub fn assert_same(&self, other: &Answer, what: &str) {
+        self.assert_same_losses(other, what);
+        same_bits(&self.grad, &other.grad, &format!("{what}: gradient"));
+    }
+}
+
+impl Task {
+    /// Every option at its default, everything packed.
+    pub fn new(logits: Operand, targets: Operand) -> Task {
+        let sizes @ [rows, classes, inner] = logits.sizes;
+        let by_row = [rows, 1, inner];
+        Task {
+            rows,
+            classes,
+            inner,
+            grad: Operand::zeros(logits.dtype, sizes),
+            grad_targets: Operand::zeros(Dtype::F64, sizes),
+            row_losses: Operand::zeros(Dtype::F64, by_row),
+            entropy: Operand::zeros(Dtype::F64, by_row),
+            logits,
+            targets: Some(targets),
+            class_weights: None,
+            row_weights: None,
+            row_mask: None,
+            grad_output: None,
+            ignore_index: -100,
+            label_smoothing: 0.0,
+            z_loss: 0.0,
+            softcap: 0.0,
+            logit_scale: 1.0,
+            log_probs: false,
+            reduction: Reduction::Sum,
+            normalizer: 0.0,
+            z_normalizer: 0.0,
+            empty_is_zero: false,
+            grad_scale: 1.0,
+            accumulate: false,
+            wants: Wants { entropy: true, argmax: true, correct: true },
+        }
+    }
+
+    pub fn positions(&self) -> usize {
+        self.rows * self.inner
+    }
+
+    pub fn has_indices(&self) -> bool {
+        self.targets.as_ref().is_some_and(|targets| !targets.dtype.is_float())
+    }
+
+    pub fn has_probabilities(&self) -> bool {
+        self.targets.as_ref().is_some_and(|targets| targets.dtype.is_float())
+    }
+
+    /// Whether the gradient may take the logits' place.
+    pub fn fits_in_place(&self) -> bool {
+        self.targets.is_some() && !self.accumulate && self.logits.is_apart()
+    }
+
+    /// All calls with a gradient go over the problem in the same way: an in-place one, one into
+    /// `grad`, and the forward.
+    pub fn has_one_layout(&self) -> bool {
+        self.classes <= 32
+            || self.logits.has_contiguous_classes() == self.grad.has_contiguous_classes()
+            || !self.logits.has_contiguous_classes()
+    }
+
+    /// The same problem for the oracle.
+    pub fn case(&self) -> Case {
+        let values = |operand: &Option<Operand>| operand.as_ref().map(|o| o.values.clone());
+        let integers = |targets: &Operand| targets.values.iter().map(|&y| y as i64).collect();
+        let transforms = self.logit_scale != 1.0 || self.softcap != 0.0;
+        Case {
+            targets: match &self.targets {
+                None => reference::Targets::None,
+                Some(targets) if targets.dtype.is_float() => {
+                    reference::Targets::Probabilities(targets.values.clone())
+                }
+                Some(targets) => reference::Targets::Indices(integers(targets)),
+            },
+            class_weights: values(&self.class_weights),
+            row_weights: values(&self.row_weights),
+            row_mask: values(&self.row_mask)
+                .map(|mask| mask.iter().map(|&byte| byte != 0.0).collect()),
+            ignore_index: self.ignore_index,
+            label_smoothing: self.label_smoothing,
+            z_loss: self.z_loss,
+            softcap: self.softcap,
+            logit_scale: self.logit_scale,
+            normalizer: self.normalizer,
+            z_normalizer: self.z_normalizer,
+            reduction: match self.reduction {
+                Reduction::Mean => reference::Reduction::Mean,
+                Reduction::Sum => reference::Reduction::Sum,
+                Reduction::None => reference::Reduction::None,
+            },
+            log_probs: self.log_probs,
+            empty_is_zero: self.empty_is_zero,
+            round_scaled_to_f32: transforms && self.logits.dtype != Dtype::F64,
+            grad_output: values(&self.grad_output).unwrap_or(vec![1.0]),
+            grad_scale: self.grad_scale,
+            ..Case::new(self.rows, self.classes, self.inner, self.logits.values.clone())
+        }
+    }
+
+    /// Row `row` at position `k` as a problem of its own, in the same layout.
+    pub fn single(&self, row: usize, k: usize) -> Task {
+        let single = |operand: &Option<Operand>| operand.as_ref().map(|o| o.single(row, k));
+        Task {
+            rows: 1,
+            inner: 1,
+            logits: self.logits.single(row, k),
+            targets: single(&self.targets),
+            row_weights: single(&self.row_weights),
+            row_mask: single(&self.row_mask),
+            grad_output: single(&self.grad_output),
+            grad: self.grad.single(row, k),
+            grad_targets: self.grad_targets.single(row, k),
+            row_losses: self.row_losses.single(row, k),
+            entropy: self.entropy.single(row, k),
+            ..self.clone()
+        }
+    }
+
+    /// Makes the call; every buffer is poisoned before and looked at after.
+    #[track_caller]
+    pub fn run(&self, call: Call<'_>, how: &How<'_>) -> Answer {
+        self.try_run(call, how).expect("a valid problem")
+    }
+
+    pub fn try_run(&self, call: Call<'_>, how: &How<'_>) -> Result<Answer, Error> {
+        let place = |operand: &Option<Operand>| operand.as_ref().map(Operand::place);
+        let class_weights = place(&self.class_weights);
+        let row_weights = place(&self.row_weights);
+        let row_mask = place(&self.row_mask);
+        let grad_output = place(&self.grad_output);
+        let targets = place(&self.targets);
+        let mut logits = self.logits.place();
+        let output = |operand: &Operand| {
+            if self.accumulate { operand.place() } else { operand.place_poisoned() }
+        };
+        let mut grad = match call {
+            Call::Targets(_) => output(&self.grad_targets),
+            _ => output(&self.grad),
+        };
+
+        let mut builder = CrossEntropy::new(self.rows, self.classes)
+            .inner(self.inner)
+            .ignore_index(self.ignore_index)
+            .label_smoothing(self.label_smoothing)
+            .z_loss(self.z_loss)
+            .softcap(self.softcap)
+            .logit_scale(self.logit_scale)
+            .log_probs(self.log_probs)
+            .reduction(self.reduction)
+            .normalizer(self.normalizer)
+            .z_normalizer(self.z_normalizer)
+            .empty_is_zero(self.empty_is_zero)
+            .accumulate(self.accumulate)
+            .grad_scale(self.grad_scale)
+            .isa(how.isa)
+            .threads(how.threads);
+        if let Some(pool) = how.pool {
+            builder = builder.pool(pool);
+        }
+        if let Some(weights) = &class_weights {
+            builder = builder.class_weights(weights.input());
+        }
+        if let Some(weights) = &row_weights {
+            builder = builder.row_weights(weights.input());
+        }
+        if let Some(mask) = &row_mask {
+            builder = builder.row_mask(mask.input());
+        }
+        if let Some(grad) = &grad_output {
+            builder = builder.grad_output(grad.input());
+        }
+
+        let positions = self.positions();
+        let is_evaluate = matches!(call, Call::Evaluate);
+        let (aims, reduces) = (!is_evaluate, self.reduction != Reduction::None);
+        let wants = Wants {
+            entropy: self.wants.entropy && !self.log_probs,
+            argmax: self.wants.argmax,
+            correct: self.wants.correct && aims && self.has_indices(),
+        };
+        let mut row_losses = self.row_losses.place_poisoned();
+        let mut entropy = self.entropy.place_poisoned();
+        let by_row = |dtype| Operand::zeros(dtype, [1, positions, 1]);
+        let mut lse_out = by_row(Dtype::F64).place_poisoned();
+        let mut argmax = by_row(Dtype::I64).place_poisoned();
+        let mut scalars = [f64::POISON; 4];
+        let (mut kept_rows, mut correct) = (u64::MAX, u64::MAX);
+        let [loss, z_loss, normalizer, z_normalizer] = &mut scalars;
+        let has_z_loss = aims && reduces && !self.log_probs;
+        let results = Results {
+            loss: (aims && reduces).then_some(loss),
+            z_loss: has_z_loss.then_some(z_loss),
+            normalizer: aims.then_some(normalizer),
+            z_normalizer: aims.then_some(z_normalizer),
+            kept_rows: aims.then_some(&mut kept_rows),
+            correct: wants.correct.then_some(&mut correct),
+            row_losses: aims.then(|| row_losses.output()),
+            lse: (!self.log_probs).then(|| lse_out.doubles()),
+            entropy: wants.entropy.then(|| entropy.output()),
+            argmax: wants.argmax.then(|| argmax.integers()),
+        };
+        let aim = targets.as_ref().map(|targets| targets.input());
+        let aim = || aim.expect("a call with targets");
+        match call {
+            Call::Evaluate => builder.evaluate(logits.input(), results)?,
+            Call::Forward => builder.forward_with(logits.input(), aim(), results)?,
+            Call::Fused => {
+                builder.forward_backward_with(logits.input(), aim(), grad.output(), results)?;
+            }
+            Call::FusedInPlace => {
+                builder.forward_backward_in_place_with(logits.output(), aim(), results)?;
+            }
+            Call::Backward(lse) => builder.backward(logits.input(), aim(), lse, grad.output())?,
+            Call::BackwardInPlace(lse) => {
+                builder.backward_in_place(logits.output(), aim(), lse)?;
+            }
+            Call::Targets(lse) => {
+                builder.backward_targets(logits.input(), aim(), lse, grad.output())?;
+            }
+        }
+
+        let inputs = [
+            (&class_weights, "class weights"),
+            (&row_weights, "row weights"),
+            (&row_mask, "row mask"),
+            (&grad_output, "grad_output"),
+            (&targets, "targets"),
+        ];
+        for (input, what) in inputs {
+            if let Some(input) = input {
+                input.assert_untouched(what);
+            }
+        }
+        let mut answer = Answer::default();
+        match call {
+            Call::FusedInPlace | Call::BackwardInPlace(_) => answer.grad = logits.take("in place"),
+            _ => logits.assert_untouched("logits"),
+        }
+        if matches!(call, Call::Fused | Call::Backward(_) | Call::Targets(_)) {
+            answer.grad = grad.take("gradient");
+        } else {
+            grad.assert_untouched("a gradient that is not asked for");
+        }
+        if matches!(call, Call::Backward(_) | Call::BackwardInPlace(_) | Call::Targets(_)) {
+            return Ok(answer);
+        }
+        let written = |i: usize, asked: bool| {
+            assert!(!asked || scalars[i].to_bits() != f64::POISON.to_bits(), "scalar {i}");
+            asked.then_some(scalars[i])
+        };
+        answer.loss = written(0, aims && reduces);
+        answer.z_loss = written(1, has_z_loss);
+        answer.normalizer = written(2, aims);
+        answer.z_normalizer = written(3, aims);
+        answer.kept_rows = aims.then_some(kept_rows);
+        answer.correct = wants.correct.then_some(correct);
+        if aims {
+            answer.row_losses = row_losses.take("row losses");
+        }
+        if !self.log_probs {
+            answer.lse = lse_out.take("lse");
+        }
+        if wants.entropy {
+            answer.entropy = entropy.take("entropy");
+        }
+        if wants.argmax {
+            answer.argmax = argmax.take("argmax").iter().map(|&class| class as i64).collect();
+        }
+        Ok(answer)
+    }
+}

@@ -1,0 +1,572 @@
+//! How far the results of a [`Task`] may lie from the oracle's: bounds.rs for every option.
+//!
+//! The bounds are those of the accuracy table in docs/semantics.md. With f64 logits, 1e-14 takes
+//! the place of 2e-7 and [`Units::exp`] that of 2⁻²³.
+//!
+//! ```text
+//! lse            2e-7 of the larger of |max| and lse − max, and 2^-23 absolute
+//! loss           2e-7 of the largest term; of a confident row 2^-22·(1 + |ln loss|) relative; all
+//!                mass that multiplies one lse takes its share of 2^-23
+//! z-loss         what lse is off by, times 2λ·|lse|
+//! entropy        1e-6·(1 + |lse|)
+//! p inside       2^-23·(1 + |ln p|) relative, 1e-37 absolute; 2^-52·|lse| more from an lse; and a
+//! a gradient     rounding for each product and difference
+//! gradients of   2^-52·|lse| and what that lse is off by, before the factor of lse − x
+//! targets
+//! halves         0.51 ulp more
+//! ```
+
+use super::How;
+use super::bounds::close;
+use super::operand::Dtype;
+use super::task::{Answer, Call, Task};
+use std::collections::BTreeMap;
+use xent::Isa;
+use xent::reference::{self, Case, Outcome};
+
+/// The accuracy of a dtype's lanes.
+#[derive(Clone, Copy)]
+struct Units {
+    /// Of sums.
+    sum: f64,
+    /// Of an exponential.
+    exp: f64,
+    /// A rounding of a product or a difference.
+    half: f64,
+    entropy: f64,
+    /// Probabilities below are as good as 0.
+    p: f64,
+    least: f64,
+}
+
+impl Units {
+    fn of(logits: Dtype) -> Units {
+        if logits == Dtype::F64 {
+            Units {
+                sum: 1e-14,
+                exp: 2f64.powi(-50),
+                // Factors are products of f64 themselves.
+                half: 2f64.powi(-50),
+                entropy: 1e-13,
+                p: 1e-300,
+                least: f64::MIN_POSITIVE,
+            }
+        } else {
+            Units {
+                sum: 2e-7,
+                exp: 2f64.powi(-23),
+                half: 2f64.powi(-24),
+                entropy: 1e-6,
+                p: 1e-37,
+                least: f64::from(f32::MIN_POSITIVE),
+            }
+        }
+    }
+}
+
+/// The largest errors seen, in units of their bounds.
+#[derive(Clone, Debug, Default)]
+pub struct Worst(BTreeMap<&'static str, f64>);
+
+impl Worst {
+    fn see(&mut self, what: &'static str, error: f64) {
+        let worst = self.0.entry(what).or_default();
+        *worst = worst.max(error);
+    }
+
+    pub fn add(&mut self, other: &Worst) {
+        other.0.iter().for_each(|(what, &error)| self.see(what, error));
+    }
+}
+
+impl std::fmt::Display for Worst {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let all: Vec<String> = self.0.iter().map(|(what, e)| format!("{what} {e:.3}")).collect();
+        write!(f, "{}", all.join(", "))
+    }
+}
+
+/// A confident row's loss is judged relative to itself.
+const CONFIDENT: f64 = 0.1;
+
+/// What rounding to `dtype` may make of a number that is `x`, but for `bound`.
+fn stored(dtype: Dtype, x: f64, bound: f64) -> f64 {
+    if x.abs() - bound > dtype.largest() { x.signum() * f64::INFINITY } else { x }
+}
+
+/// [`close`], of a number that may be just past the range of its dtype.
+#[track_caller]
+fn close_stored(dtype: Dtype, got: f64, want: f64, bound: f64, what: impl Fn() -> String) -> f64 {
+    let past = want.abs() + bound >= dtype.largest();
+    if past && got.is_infinite() && want.signum() == got.signum() {
+        return 0.0;
+    }
+    close(got, stored(dtype, want, bound), bound, what)
+}
+
+fn largest(terms: impl IntoIterator<Item = f64>) -> f64 {
+    terms.into_iter().fold(0.0, |m: f64, x| m.max(x.abs()))
+}
+
+/// A task with the oracle's answer to it.
+pub struct Judge<'a> {
+    pub task: &'a Task,
+    pub out: Outcome,
+    case: Case,
+    /// `−ln p`, or `−logp` as given.
+    nll: Vec<f64>,
+    units: Units,
+}
+
+impl<'a> Judge<'a> {
+    pub fn new(task: &'a Task) -> Judge<'a> {
+        let case = task.case();
+        // The gradient of targets in a plain sum: lse − x, after scale and cap.
+        let plain = Case {
+            targets: reference::Targets::Probabilities(vec![0.0; case.logits.len()]),
+            softcap: case.softcap,
+            logit_scale: case.logit_scale,
+            round_scaled_to_f32: case.round_scaled_to_f32,
+            log_probs: case.log_probs,
+            reduction: reference::Reduction::Sum,
+            ..Case::new(case.rows, case.classes, case.inner, case.logits.clone())
+        };
+        Judge {
+            task,
+            out: reference::evaluate(&case),
+            nll: reference::evaluate(&plain).grad_targets,
+            units: Units::of(task.logits.dtype),
+            case,
+        }
+    }
+
+    fn at(&self, i: usize, class: usize) -> usize {
+        let inner = self.task.inner;
+        (i / inner * self.task.classes + class) * inner + i % inner
+    }
+
+    fn is_kept(&self, i: usize) -> bool {
+        let masked = self.case.row_mask.as_ref().is_some_and(|mask| !mask[i]);
+        !masked && self.target(i) != Some(self.task.ignore_index)
+    }
+
+    /// The target index of a row.
+    fn target(&self, i: usize) -> Option<i64> {
+        match &self.case.targets {
+            reference::Targets::Indices(y) => Some(y[i]),
+            _ => None,
+        }
+    }
+
+    fn class_weight(&self, class: usize) -> f64 {
+        self.case.class_weights.as_ref().map_or(1.0, |w| w[class])
+    }
+
+    fn row_weight(&self, i: usize) -> f64 {
+        self.case.row_weights.as_ref().map_or(1.0, |r| r[i])
+    }
+
+    fn upstream(&self, i: usize) -> f64 {
+        match self.case.grad_output.as_slice() {
+            [one] => *one,
+            rows => rows[i],
+        }
+    }
+
+    /// `w_c·t'_c` of a row.
+    fn mass(&self, i: usize) -> Vec<f64> {
+        let (eps, classes) = (self.case.label_smoothing, self.task.classes);
+        let one = |class: usize| {
+            let t = match &self.case.targets {
+                reference::Targets::Indices(y) => f64::from(y[i] == class as i64),
+                reference::Targets::Probabilities(t) => t[self.at(i, class)],
+                reference::Targets::None => 0.0,
+            };
+            let t = if eps == 1.0 { 0.0 } else { (1.0 - eps) * t };
+            let w = self.class_weight(class);
+            if w == 0.0 { 0.0 } else { w * (t + eps / classes as f64) }
+        };
+        (0..classes).map(one).collect()
+    }
+
+    /// The confident class is the target, and nothing is added to its loss.
+    fn is_confident(&self, i: usize) -> bool {
+        let inside = |y: &i64| (0..self.task.classes as i64).contains(y);
+        !self.task.log_probs
+            && self.case.label_smoothing == 0.0
+            && self
+                .target(i)
+                .filter(inside)
+                .is_some_and(|y| self.nll[self.at(i, y as usize)] < CONFIDENT)
+    }
+
+    fn bound_of_lse(&self, i: usize) -> f64 {
+        match self.out.lse_scale.get(i) {
+            Some(scale) => self.units.sum * scale + self.units.exp,
+            None => 0.0,
+        }
+    }
+
+    /// How far capped logits may be from the oracle's: two roundings of either, which in f32 are
+    /// those of f64 before the one that both make.
+    fn moved(&self, i: usize) -> f64 {
+        if self.case.softcap == 0.0 || self.task.logits.dtype != Dtype::F64 {
+            return 0.0;
+        }
+        4.0 * f64::EPSILON * self.case.softcap.min(self.case.logit_scale * self.reach(i))
+    }
+
+    /// The largest logit as stored, whatever its sign.
+    fn reach(&self, i: usize) -> f64 {
+        largest((0..self.task.classes).map(|class| self.case.logits[self.at(i, class)]))
+    }
+
+    /// What goes through that lse in f64; one of f64 logits has an error of its own.
+    fn through(&self, lse: Option<&f64>) -> f64 {
+        let own = if self.task.logits.dtype == Dtype::F64 { 2.0 } else { 1.0 };
+        lse.filter(|lse| lse.is_finite()).map_or(0.0, |lse| own * f64::EPSILON * lse.abs())
+    }
+
+    fn bound_of_z_loss(&self, i: usize) -> f64 {
+        if self.case.z_loss == 0.0 || !self.is_kept(i) {
+            return 0.0;
+        }
+        let lse = self.out.lse[i];
+        let size = self.row_weight(i).abs() * self.case.z_loss;
+        if size == 0.0 || !lse.is_finite() {
+            return 0.0;
+        }
+        size * (2.0 * lse.abs() * self.bound_of_lse(i) + self.units.sum * lse * lse)
+    }
+
+    fn bound_of_cross_entropy(&self, i: usize) -> f64 {
+        if !self.is_kept(i) {
+            return 0.0;
+        }
+        let r = self.row_weight(i).abs();
+        let mass = self.mass(i);
+        let term = |class: usize| match mass[class] {
+            0.0 => 0.0,
+            m => m * self.nll[self.at(i, class)],
+        };
+        if let (true, Some(y)) = (self.is_confident(i), self.target(i)) {
+            let nll = self.nll[self.at(i, y as usize)];
+            let log = if nll > 0.0 { nll.ln().abs() } else { 0.0 };
+            let relative = 2.0 * self.units.exp * (1.0 + log) + 2.0 * self.moved(i);
+            return r * term(y as usize).abs() * relative + 1e-300;
+        }
+        let terms: Vec<f64> = (0..mass.len()).map(term).collect();
+        let total: f64 = mass.iter().sum();
+        let spreads = self.target(i).is_none() || self.case.label_smoothing > 0.0;
+        let one_lse = self.units.exp + self.through(self.out.lse.get(i));
+        let share = if spreads && !self.task.log_probs { total.abs() * one_lse } else { 0.0 };
+        let share = share + 2.0 * self.moved(i) * mass.iter().map(|m| m.abs()).sum::<f64>();
+        // Terms are rounded one by one, which shows where many of both signs cancel.
+        let squares = terms.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let sum: f64 = terms.iter().sum();
+        r * (self.units.sum * largest([largest(terms.iter().copied()), sum, squares]) + share)
+            + 1e-300
+    }
+
+    /// What a forward produces.
+    #[track_caller]
+    pub fn losses(&self, answer: &Answer) -> Worst {
+        let mut worst = Worst::default();
+        let want = &self.out;
+        let positions = self.task.positions();
+        for (i, &got) in answer.lse.iter().enumerate() {
+            let error = close(got, want.lse[i], self.bound_of_lse(i), || format!("lse[{i}]"));
+            worst.see("lse", error);
+        }
+        if !answer.argmax.is_empty() || positions == 0 {
+            assert!(answer.argmax == want.argmax || !self.task.wants.argmax, "argmax");
+        }
+        for (i, &got) in answer.entropy.iter().enumerate() {
+            let dtype = self.task.entropy.dtype;
+            let entropy = want.entropy[i];
+            let bound = self.units.entropy * (1.0 + want.lse[i].abs()) + dtype.half_ulp(entropy);
+            let error = close(got, entropy, bound, || format!("entropy[{i}]"));
+            worst.see("entropy", error);
+        }
+        let Some(kept_rows) = answer.kept_rows else { return worst };
+        assert_eq!(kept_rows, want.kept_rows, "kept rows");
+        if let Some(correct) = answer.correct {
+            assert_eq!(correct, want.correct, "correct rows");
+        }
+        for (got, want, what) in [
+            (answer.normalizer, want.normalizer, "normalizer"),
+            (answer.z_normalizer, want.z_normalizer, "z_normalizer"),
+        ] {
+            close(got.expect(what), want, 1e-12 * want.abs(), || what.to_string());
+        }
+        let (mut totals, mut sizes) = ([0.0; 2], 0.0);
+        for (i, &got) in answer.row_losses.iter().enumerate() {
+            let dtype = self.task.row_losses.dtype;
+            let parts = [self.bound_of_cross_entropy(i), self.bound_of_z_loss(i)];
+            let loss = want.row_losses[i];
+            let bound = parts[0] + parts[1] + 4.0 * f64::EPSILON * loss.abs();
+            let rounding = if dtype == Dtype::F32 { dtype.half_ulp(loss) * 1.01 } else { 0.0 };
+            let what = || format!("row_losses[{i}] (target {:?})", self.target(i));
+            let error = close_stored(dtype, got, loss, bound + rounding, what);
+            worst.see(if self.is_confident(i) { "confident" } else { "loss" }, error);
+            totals[0] += parts[0];
+            totals[1] += parts[1];
+            sizes += if loss.is_finite() { loss.abs() } else { 0.0 };
+        }
+        let rounding = sizes * 1e-15 * positions as f64;
+        let divisors = match self.case.reduction {
+            reference::Reduction::Mean => [want.normalizer.abs(), want.z_normalizer.abs()],
+            _ => [1.0, 1.0],
+        };
+        let z_bound = match self.case.z_loss {
+            0.0 => 0.0,
+            _ => (totals[1] + rounding) / divisors[1],
+        };
+        if let Some(z_loss) = answer.z_loss {
+            // Where there is no softmax the loss is NaN, and its part may be NaN or λ·∞².
+            let undefined = want.loss.is_nan() && !want.z_loss.is_finite() && z_loss.is_nan();
+            if !undefined {
+                worst.see("z-loss", close(z_loss, want.z_loss, z_bound, || "z_loss".to_string()));
+            }
+        }
+        if let Some(loss) = answer.loss {
+            let bound = (totals[0] + rounding) / divisors[0] + z_bound;
+            let bound = bound + 1e-14 * (want.loss.abs() + want.z_loss.abs());
+            worst.see("reduced", close(loss, want.loss, bound, || "loss".to_string()));
+        }
+        worst
+    }
+
+    /// What the reduction and the row multiply the two parts of a gradient by.
+    fn factors(&self, i: usize) -> [f64; 2] {
+        let upstream = self.upstream(i) * self.case.grad_scale * self.row_weight(i);
+        match self.case.reduction {
+            reference::Reduction::Mean => {
+                [upstream / self.out.normalizer, upstream / self.out.z_normalizer]
+            }
+            _ => [upstream, upstream],
+        }
+    }
+
+    /// A gradient with respect to the logits, as `dtype`; `lse` is what a backward got.
+    #[track_caller]
+    pub fn gradient(
+        &self,
+        grad: &[f64],
+        dtype: Dtype,
+        old: Option<&[f64]>,
+        lse: Option<&[f64]>,
+    ) -> Worst {
+        let mut worst = Worst::default();
+        let Units { exp, half, .. } = self.units;
+        let (task, case) = (self.task, &self.case);
+        let has_softmax = !task.log_probs;
+        for i in 0..task.positions() {
+            let (kept, r) = (self.is_kept(i), self.row_weight(i));
+            let [factor, z_factor] = self.factors(i);
+            let mass = self.mass(i);
+            let total: f64 = mass.iter().sum();
+            let total_scale = largest(mass.iter().copied()).max(total.abs());
+            let own_lse = self.out.lse.get(i).copied().unwrap_or(0.0);
+            let (z, z_error) = if case.z_loss == 0.0 || !kept {
+                (0.0, 0.0)
+            } else {
+                let z = (2.0 * case.z_loss * z_factor).abs();
+                (z * own_lse.abs(), z * (self.bound_of_lse(i) + half * own_lse.abs()))
+            };
+            let from_lse = match lse {
+                Some(lse) if has_softmax => self.through(lse.get(i)),
+                _ => 0.0,
+            };
+            let moved = self.moved(i);
+            // The class that sums leave out has its own accuracy.
+            let target = self.target(i);
+            for class in 0..task.classes {
+                let at = self.at(i, class);
+                let what = || {
+                    format!(
+                        "gradient of row {i}, class {class} (target {target:?}, -ln p {:e}, lse {:?})",
+                        self.nll[at],
+                        lse.map(|lse| lse.get(i))
+                    )
+                };
+                let before = old.map_or(0.0, |old| old[at]);
+                if !kept || r == 0.0 {
+                    assert!(grad[at] == before, "{}: {:e} though ignored", what(), grad[at]);
+                    continue;
+                }
+                let want = self.out.grad_logits[at];
+                if !want.is_finite() && !grad[at].is_finite() {
+                    let over_zero = !factor.is_finite() || !z_factor.is_finite();
+                    assert!(over_zero || grad[at].is_nan(), "{}: {:e}", what(), grad[at]);
+                    continue;
+                }
+                let slope = self.slope(at);
+                let hits = target == Some(class as i64);
+                let m = (factor * mass[class]).abs();
+                let unsloped = if slope == 0.0 { 0.0 } else { want.abs() / slope };
+                let mut bound = if has_softmax {
+                    let nll = self.nll[at];
+                    let p = (-nll).exp();
+                    let log = if p == 0.0 { 0.0 } else { nll };
+                    let miss = -(-nll).exp_m1();
+                    let q = p.min(miss);
+                    let unit = |log: f64| exp * (1.0 + log) + 2.0 * moved;
+                    let of_q = if q == 0.0 { 0.0 } else { q * unit(q.ln().abs()) };
+                    let confident = of_q + p * from_lse + f64::EPSILON * q;
+                    let usual = p * (unit(log) + from_lse) + self.units.p;
+                    let scale = (factor * total_scale).abs() + z;
+                    let lse_inside = z_error * p;
+                    if hits && case.label_smoothing == 0.0 {
+                        m * confident + z * usual + lse_inside + 2.0 * half * unsloped
+                    } else if hits {
+                        scale * (confident + 4.0 * f64::EPSILON * p)
+                            + lse_inside
+                            + half * (2.0 * unsloped + m)
+                    } else {
+                        scale * (usual + half * p) + lse_inside + half * (3.0 * m + 2.0 * unsloped)
+                    }
+                } else {
+                    half * 3.0 * m
+                };
+                if case.softcap > 0.0 {
+                    // The slope, e^(-2u) of a rounded u, is rounded, and so is the product; it may
+                    // underflow.
+                    let u = (case.logit_scale * case.logits[at] / case.softcap).abs().min(400.0);
+                    bound = bound * slope + (2.0 * half + 8.0 * u * f64::EPSILON) * want.abs();
+                    bound += (factor.abs() * total_scale + z) * self.units.least;
+                } else {
+                    bound *= slope;
+                }
+                bound += self.units.least;
+                if old.is_some() {
+                    bound += half * (before.abs() + 2.0 * want.abs());
+                }
+                let sum = before + want;
+                if dtype.is_half() {
+                    bound += 1.02 * dtype.half_ulp(sum.abs() + bound);
+                }
+                let error = close_stored(dtype, grad[at], sum, bound, what);
+                if want.abs() < 1e3 * self.units.least.max(self.units.p * unsloped) {
+                    continue;
+                }
+                worst.see(
+                    match (lse.is_some(), hits) {
+                        _ if old.is_some() || dtype.is_half() => "rounded gradient",
+                        (false, false) => "gradient",
+                        (false, true) => "target",
+                        (true, false) => "backward",
+                        (true, true) => "backward target",
+                    },
+                    error,
+                );
+            }
+        }
+        worst
+    }
+
+    /// The derivative of a scaled and capped logit by the stored one.
+    fn slope(&self, at: usize) -> f64 {
+        let (scale, cap) = (self.case.logit_scale, self.case.softcap);
+        if cap == 0.0 {
+            return scale;
+        }
+        let u = (scale * self.case.logits[at] / cap).cosh();
+        scale / (u * u)
+    }
+
+    /// A gradient with respect to the targets, from that lse.
+    #[track_caller]
+    pub fn gradient_of_targets(&self, grad: &[f64], old: Option<&[f64]>) -> Worst {
+        let mut worst = Worst::default();
+        let dtype = self.task.grad_targets.dtype;
+        for i in 0..self.task.positions() {
+            let ignored = !self.is_kept(i) || self.row_weight(i) == 0.0;
+            let lse = self.out.lse.get(i).copied().unwrap_or(0.0);
+            let factor = self.factors(i)[0] * (1.0 - self.case.label_smoothing);
+            for class in 0..self.task.classes {
+                let at = self.at(i, class);
+                let before = old.map_or(0.0, |old| old[at]);
+                let what = || format!("gradient of target {class} of row {i}");
+                if ignored {
+                    assert!(grad[at] == before, "{}: {:e} though ignored", what(), grad[at]);
+                    continue;
+                }
+                let want = self.out.grad_targets[at];
+                if !self.factors(i)[0].is_finite() && !want.is_finite() {
+                    assert!(!grad[at].is_finite(), "{}: {:e}", what(), grad[at]);
+                    continue;
+                }
+                // A grad_output of 0 may be a factor like the others, or not.
+                if factor == 0.0 && want.is_nan() && grad[at] == before {
+                    continue;
+                }
+                let w = self.class_weight(class);
+                let inside = f64::EPSILON * (1.0 + lse.abs()) + self.bound_of_lse(i);
+                let inside = if self.task.log_probs { 0.0 } else { inside };
+                let sum = before + want;
+                let mut bound = if want.is_finite() { (factor * w).abs() * inside } else { 0.0 };
+                bound += 4.0 * f64::EPSILON * (want.abs() + before.abs());
+                if dtype != Dtype::F64 {
+                    bound += 1.02 * dtype.half_ulp(sum.abs() + bound);
+                }
+                worst.see("targets", close_stored(dtype, grad[at], sum, bound, what));
+            }
+        }
+        worst
+    }
+}
+
+/// Every call of a task on one instruction set, each held against the oracle and, where bits are
+/// promised, against the others.
+#[track_caller]
+pub fn check_on(judge: &Judge, how: &How<'_>) -> Worst {
+    let task = judge.task;
+    let evaluated = task.run(Call::Evaluate, how);
+    let mut worst = judge.losses(&evaluated);
+    if task.targets.is_none() {
+        return worst;
+    }
+    let forward = task.run(Call::Forward, how);
+    worst.add(&judge.losses(&forward));
+
+    let old = task.accumulate.then_some(task.grad.values.as_slice());
+    let dtype = task.grad.dtype;
+    let fused = task.run(Call::Fused, how);
+    worst.add(&judge.losses(&fused));
+    worst.add(&judge.gradient(&fused.grad, dtype, old, None));
+    let one_layout = task.has_one_layout();
+    if one_layout {
+        fused.assert_same_losses(&forward, "forward and fused");
+    }
+
+    let lse = &forward.lse;
+    let backward = task.run(Call::Backward(lse), how);
+    worst.add(&judge.gradient(&backward.grad, dtype, old, Some(lse)));
+
+    if task.fits_in_place() {
+        let dtype = task.logits.dtype;
+        let in_place = task.run(Call::FusedInPlace, how);
+        in_place.assert_same_losses(&forward, "forward and in place");
+        worst.add(&judge.gradient(&in_place.grad, dtype, None, None));
+        let from_lse = task.run(Call::BackwardInPlace(lse), how);
+        worst.add(&judge.gradient(&from_lse.grad, dtype, None, Some(lse)));
+        if one_layout && dtype == task.grad.dtype {
+            super::task::same_bits(&in_place.grad, &fused.grad, "in place and out of place");
+            super::task::same_bits(&from_lse.grad, &backward.grad, "backward in place");
+        }
+    }
+    if task.has_probabilities() {
+        let old = task.accumulate.then_some(task.grad_targets.values.as_slice());
+        let answer = task.run(Call::Targets(lse), how);
+        worst.add(&judge.gradient_of_targets(&answer.grad, old));
+    }
+    worst
+}
+
+/// [`check_on`] every instruction set.
+#[track_caller]
+pub fn check<'a>(task: &Task, how: impl Fn(Isa) -> How<'a>) -> Vec<(Isa, Worst)> {
+    let judge = Judge::new(task);
+    super::isas().into_iter().map(|isa| (isa, check_on(&judge, &how(isa)))).collect()
+}

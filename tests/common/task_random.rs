@@ -1,0 +1,400 @@
+//! Random [`Task`]s: every option beside every other.
+
+use super::operand::{Dtype, FLOATS, INTEGERS, Operand};
+use super::random::{Ignore, KINDS, Kind, Rng, fill_wide};
+use super::task::{Task, Wants};
+use super::{How, Reduction};
+use proptest::prelude::*;
+use xent::Isa;
+
+/// What the targets are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aim {
+    Nothing,
+    Indices,
+    /// One class has all of the probability.
+    OneHot,
+    Normalised,
+    /// Of any sum, not negative.
+    Any,
+    Signed,
+    /// Mostly 0.
+    Sparse,
+    Zero,
+}
+
+/// How operands lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    Packed,
+    /// Classes contiguous, also where there are inner positions.
+    ClassesLast,
+    /// Anyhow; inputs may repeat elements.
+    Anyhow,
+}
+
+/// A task in few numbers, which proptest can shrink.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub seed: u64,
+    pub rows: usize,
+    pub classes: usize,
+    pub inner: usize,
+    pub dtype: Dtype,
+    /// Gradients of halves in f32.
+    pub long_grad: bool,
+    pub kind: Kind,
+    pub aim: Aim,
+    /// Of the targets: an index into either list.
+    pub target_dtype: usize,
+    pub ignore: Ignore,
+    pub lie: Lie,
+    pub class_weights: Option<Dtype>,
+    pub row_weights: Option<Dtype>,
+    pub grad_output: Option<Dtype>,
+    /// Weights and probabilities of masked rows are NaN.
+    pub signed: bool,
+    pub mask: bool,
+    pub smoothing: f64,
+    pub z_loss: f64,
+    pub softcap: f64,
+    pub scale: f64,
+    pub log_probs: bool,
+    pub reduction: Reduction,
+    pub normalizer: f64,
+    pub z_normalizer: f64,
+    pub empty_is_zero: bool,
+    pub grad_scale: f64,
+    pub accumulate: bool,
+    pub wants: Wants,
+    pub short_results: bool,
+    pub threads: u32,
+}
+
+fn classes() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        4 => 1usize..=31,
+        3 => prop::sample::select(vec![31, 32, 33, 34, 63, 64, 65, 96, 97]),
+        3 => prop::sample::select(vec![127, 128, 129, 255, 256, 257, 511, 513, 575, 1000]),
+        2 => prop::sample::select(vec![2047, 2048, 2049, 2111, 4095, 4096, 4097, 6145]),
+        2 => 34usize..2000,
+    ]
+}
+
+fn optional() -> impl Strategy<Value = Option<Dtype>> {
+    prop_oneof![
+        3 => Just(None),
+        4 => prop::sample::select(&FLOATS[..]).prop_map(Some),
+    ]
+}
+
+/// Specs of any kind, of about that many elements at most.
+pub fn tasks(elements: usize) -> impl Strategy<Value = Spec> {
+    let shape = (
+        any::<u64>(),
+        (prop_oneof![3 => 1usize..=12, 2 => 13usize..=140], classes()),
+        prop_oneof![4 => Just(1usize), 2 => 2usize..=9, 1 => 10usize..=140],
+        (
+            prop::sample::select(
+                &[Dtype::F32, Dtype::F32, Dtype::F64, Dtype::Bf16, Dtype::F16][..],
+            ),
+            any::<bool>(),
+        ),
+        prop_oneof![3 => Just(Kind::Mixed), 2 => Just(Kind::Unit), 4 => prop::sample::select(&KINDS[..])],
+        prop_oneof![2 => Just(Lie::Packed), 2 => Just(Lie::ClassesLast), 3 => Just(Lie::Anyhow)],
+    );
+    let targets = (
+        prop_oneof![
+            1 => Just(Aim::Nothing),
+            8 => Just(Aim::Indices),
+            7 => prop::sample::select(
+                vec![Aim::OneHot, Aim::Normalised, Aim::Any, Aim::Signed, Aim::Sparse, Aim::Zero]
+            ),
+        ],
+        0usize..5,
+        prop_oneof![
+            2 => Just(Ignore::Default),
+            2 => Just(Ignore::Nothing),
+            1 => prop::sample::select(vec![-1i64, 1 << 40, i64::MIN, 255, 65_535])
+                .prop_map(Ignore::Outside),
+            1 => Just(Ignore::Inside),
+        ],
+        (optional(), optional(), optional()),
+        any::<bool>(),
+        prop::bool::weighted(0.3),
+    );
+    let loss = (
+        prop::sample::select(vec![0.0, 0.0, 0.1, 0.3, 1.0]),
+        prop::sample::select(vec![0.0, 0.0, 1e-4, 0.03, 2.0]),
+        prop::sample::select(vec![0.0, 0.0, 0.0, 30.0, 5.0, 0.5, 300.0]),
+        prop::sample::select(vec![1.0, 1.0, 1.0, 0.5, 0.7, 3.0, 1e-3]),
+        prop::bool::weighted(0.2),
+    );
+    let options = (
+        prop::sample::select(vec![Reduction::Sum, Reduction::Mean, Reduction::None]),
+        prop::sample::select(vec![0.0, 0.0, 7.5]),
+        prop::sample::select(vec![0.0, 0.0, 3.25]),
+        any::<bool>(),
+        prop::sample::select(vec![1.0, 1.0, 1.0, -0.375, 1e-30, 1e30, 0.0, 65536.0]),
+        prop::bool::weighted(0.25),
+        (any::<bool>(), any::<bool>(), any::<bool>()),
+        any::<bool>(),
+        1u32..=3,
+    );
+    (shape, targets, loss, options).prop_map(move |(shape, targets, loss, options)| {
+        let (rows, classes) = shape.1;
+        let inner = shape.2.min((elements / classes).max(1));
+        let neutral = loss.4;
+        let (entropy, argmax, correct) = options.6;
+        Spec {
+            seed: shape.0,
+            rows: rows.min((elements / (classes * inner)).max(1)),
+            classes,
+            inner,
+            dtype: shape.3.0,
+            long_grad: shape.3.1,
+            kind: shape.4,
+            lie: shape.5,
+            aim: targets.0,
+            target_dtype: targets.1,
+            ignore: targets.2,
+            class_weights: targets.3.0,
+            row_weights: targets.3.1,
+            grad_output: targets.3.2,
+            signed: targets.4,
+            mask: targets.5,
+            smoothing: loss.0,
+            z_loss: if neutral { 0.0 } else { loss.1 },
+            softcap: if neutral { 0.0 } else { loss.2 },
+            scale: if neutral { 1.0 } else { loss.3 },
+            log_probs: loss.4,
+            reduction: options.0,
+            normalizer: options.1,
+            z_normalizer: options.2,
+            empty_is_zero: options.3,
+            grad_scale: options.4,
+            accumulate: options.5,
+            wants: Wants { entropy, argmax, correct },
+            short_results: options.7,
+            threads: options.8,
+        }
+    })
+}
+
+/// Multiples of 1/8, so that sums of weights and of their products are exact, plus 2⁻²⁰ in f64,
+/// which f32 does not hold beside them.
+fn weights(rng: &mut Rng, dtype: Dtype, sizes: [usize; 3], low: i64, high: i64) -> Operand {
+    let n = sizes.iter().product();
+    let values: Vec<f64> = (0..n)
+        .map(|_| {
+            let eighths = low + rng.below((high - low + 1) as usize) as i64;
+            let more = if dtype == Dtype::F64 && eighths != 0 { 2f64.powi(-20) } else { 0.0 };
+            eighths as f64 / 8.0 + more
+        })
+        .collect();
+    Operand::packed(dtype, sizes, &values)
+}
+
+impl Spec {
+    fn lay(&self, operand: Operand, rng: &mut Rng, may_repeat: bool) -> Operand {
+        let [rows, classes, inner] = operand.sizes;
+        match self.lie {
+            Lie::Packed => operand,
+            Lie::ClassesLast if classes > 1 => {
+                let pitch = classes + if rng.one_in(2) { rng.below(70) } else { 0 };
+                let strides = [(pitch * inner) as i64, 1, pitch as i64];
+                let offset = rng.below(17);
+                assert!(rows > 0);
+                Operand { strides, offset, ..operand }
+            }
+            _ => operand.laid_out(rng, may_repeat),
+        }
+    }
+
+    /// Row-major `[rows, classes, inner]` from rows that are filled one by one.
+    fn by_rows(&self, mut fill: impl FnMut(usize, &mut [f64])) -> Vec<f64> {
+        let (classes, inner) = (self.classes, self.inner);
+        let mut values = vec![0.0; self.rows * classes * inner];
+        let mut row = vec![0.0; classes];
+        for i in 0..self.rows * inner {
+            row.fill(0.0);
+            fill(i, &mut row);
+            for (class, &x) in row.iter().enumerate() {
+                values[(i / inner * classes + class) * inner + i % inner] = x;
+            }
+        }
+        values
+    }
+
+    pub fn task(&self) -> Task {
+        let mut rng = Rng::new(self.seed);
+        let rng = &mut rng;
+        let Spec { rows, classes, inner, dtype, .. } = *self;
+        let (full, by_row) = ([rows, classes, inner], [rows, 1, inner]);
+        let positions = rows * inner;
+        let mask: Option<Vec<f64>> =
+            self.mask.then(|| (0..positions).map(|_| [0.0, 1.0, 255.0][rng.below(3)]).collect());
+        let is_masked = |i: usize| mask.as_ref().is_some_and(|mask| mask[i] == 0.0);
+
+        // A class of each row that may be its target, and the one that a confident row predicts.
+        let chosen: Vec<usize> =
+            (0..positions).map(|_| [0, classes - 1, rng.below(classes)][rng.below(3)]).collect();
+        let logits = self.by_rows(|i, row| {
+            fill_wide(row, self.kind, chosen[i], rng);
+            if dtype == Dtype::F16 {
+                // What overflows would be one more kind of infinity, most of the time.
+                row.iter_mut().filter(|x| x.is_finite()).for_each(|x| *x = x.clamp(-6e4, 6e4));
+            }
+            if self.log_probs && rng.one_in(2) {
+                row.iter_mut().for_each(|x| *x = -x.abs());
+            }
+        });
+        let mut logits = Operand::packed(dtype, full, &logits);
+        logits = self.lay(logits, rng, true);
+
+        let ignore_index = match self.ignore {
+            Ignore::Nothing | Ignore::Default => -100,
+            // Where it is a class after all, it is one.
+            Ignore::Outside(y) => y,
+            Ignore::Inside => rng.below(classes) as i64,
+        };
+        let targets = match self.aim {
+            Aim::Nothing => None,
+            Aim::Indices => {
+                let values: Vec<f64> = (0..positions)
+                    .map(|i| {
+                        if self.ignore != Ignore::Nothing && rng.one_in(4) {
+                            ignore_index as f64
+                        } else if is_masked(i) && rng.one_in(2) {
+                            // Never looked at.
+                            250.0
+                        } else {
+                            chosen[i] as f64
+                        }
+                    })
+                    .collect();
+                let holds = |dtype: Dtype, y: f64| match dtype {
+                    Dtype::U8 => (0.0..256.0).contains(&y),
+                    Dtype::U16 => (0.0..65_536.0).contains(&y),
+                    Dtype::U32 => (0.0..4_294_967_296.0).contains(&y),
+                    Dtype::I32 => y.abs() < 2_147_483_648.0,
+                    _ => true,
+                };
+                let fits = |dtype: &&Dtype| values.iter().all(|&y| holds(**dtype, y));
+                let dtype = INTEGERS[self.target_dtype..].iter().find(fits);
+                let operand = Operand::packed(*dtype.expect("i64 holds all"), by_row, &values);
+                Some(self.lay_targets(operand, &mask, rng))
+            }
+            _ => {
+                let dtype = FLOATS[self.target_dtype % 4];
+                let values = self.by_rows(|i, row| {
+                    self.aim_at(row, chosen[i], rng);
+                    if is_masked(i) || (self.smoothing == 1.0 && rng.one_in(4)) {
+                        // Never looked at, or multiplied by 0.
+                        row[rng.below(classes)] = [f64::NAN, f64::INFINITY][rng.below(2)];
+                    }
+                });
+                let operand = Operand::packed(dtype, full, &values);
+                Some(self.lay_targets(operand, &mask, rng))
+            }
+        };
+
+        let (low, high) = if self.signed { (-16, 24) } else { (0, 32) };
+        let class_weights = self.class_weights.map(|dtype| {
+            let operand = weights(rng, dtype, [1, classes, 1], low, high);
+            self.lay(operand, rng, false)
+        });
+        let low = if self.signed { -4 } else { 0 };
+        let row_weights = self.row_weights.map(|dtype| {
+            let mut operand = weights(rng, dtype, by_row, low, 24);
+            for (i, r) in operand.values.iter_mut().enumerate() {
+                if is_masked(i) {
+                    *r = f64::NAN;
+                }
+            }
+            self.lay(operand, rng, mask.is_none())
+        });
+        let grad_output = self.grad_output.map(|dtype| {
+            let each = self.reduction == Reduction::None;
+            let operand = weights(rng, dtype, if each { by_row } else { [1; 3] }, -16, 16);
+            self.lay(operand, rng, true)
+        });
+        let row_mask = mask.map(|mask| {
+            let operand = Operand::packed(Dtype::U8, by_row, &mask);
+            self.lay(operand, rng, false)
+        });
+
+        let size = if self.grad_scale == 0.0 { 1.0 } else { self.grad_scale };
+        let size = size.abs().min(1e4);
+        let mut olds = |dtype: Dtype| {
+            let old: Vec<f64> =
+                (0..positions * classes).map(|_| rng.normal() * 0.1 * size).collect();
+            Operand::packed(dtype, full, &old)
+        };
+        let grad_dtype = if dtype.is_half() && self.long_grad { Dtype::F32 } else { dtype };
+        let grads = [olds(grad_dtype), olds(FLOATS[(self.seed % 4) as usize])];
+        let result = |dtype| Operand::zeros(dtype, by_row);
+        let short = if self.short_results { Dtype::F32 } else { Dtype::F64 };
+        let outputs = [result(short), result(short)];
+        let [grad, grad_targets] = grads.map(|operand| self.lay(operand, rng, false));
+        let [row_losses, entropy] = outputs.map(|operand| self.lay(operand, rng, false));
+        Task {
+            rows,
+            classes,
+            inner,
+            logits,
+            targets,
+            class_weights,
+            row_weights,
+            row_mask,
+            grad_output,
+            ignore_index,
+            label_smoothing: self.smoothing,
+            z_loss: self.z_loss,
+            softcap: self.softcap,
+            logit_scale: self.scale,
+            log_probs: self.log_probs,
+            reduction: self.reduction,
+            normalizer: self.normalizer,
+            z_normalizer: self.z_normalizer,
+            empty_is_zero: self.empty_is_zero,
+            grad_scale: self.grad_scale,
+            accumulate: self.accumulate,
+            grad,
+            grad_targets,
+            row_losses,
+            entropy,
+            wants: self.wants,
+        }
+    }
+
+    /// Elements may repeat, unless one of a masked row could get out of it.
+    fn lay_targets(&self, operand: Operand, mask: &Option<Vec<f64>>, rng: &mut Rng) -> Operand {
+        self.lay(operand, rng, mask.is_none())
+    }
+
+    /// Fills a row of probabilities.
+    fn aim_at(&self, row: &mut [f64], y: usize, rng: &mut Rng) {
+        match self.aim {
+            Aim::OneHot => row[y] = 1.0,
+            Aim::Normalised => {
+                let sharp = rng.uniform(0.0, 4.0);
+                row.iter_mut().for_each(|t| *t = (rng.normal() * sharp).exp());
+                let total: f64 = row.iter().sum();
+                row.iter_mut().for_each(|t| *t /= total);
+            }
+            Aim::Any => row.iter_mut().for_each(|t| *t = rng.uniform(0.0, 2.0)),
+            Aim::Signed => row.iter_mut().for_each(|t| *t = rng.normal()),
+            Aim::Sparse => {
+                for _ in 0..3 {
+                    row[rng.below(self.classes)] = rng.uniform(-0.5, 1.0);
+                }
+            }
+            Aim::Zero | Aim::Nothing | Aim::Indices => {}
+        }
+    }
+
+    pub fn how(&self, isa: Isa) -> How<'static> {
+        How { threads: self.threads, ..How::on(isa) }
+    }
+}
