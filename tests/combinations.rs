@@ -113,3 +113,25 @@ fn f64_totals_of_many_classes() {
         });
     }
 }
+
+/// Most of the probability at one class, far above the logits that a row starts with.
+#[test]
+fn entropy_far_above_the_first_logits() {
+    for dtype in FLOATS {
+        for (low, top) in [(-28.987, 0.013), (-40.0, 0.25), (-9.0, 1.0)] {
+            for contiguous in [true, false] {
+                let mut logits = vec![low; 2 * 511];
+                logits[540..542].fill(top);
+                let sizes = if contiguous { [2, 511, 1] } else { [1, 511, 2] };
+                if contiguous {
+                    logits.fill(low);
+                    (logits[270], logits[511 + 270]) = (top, top);
+                }
+                let logits = Operand::packed(dtype, sizes, &logits);
+                let by_row = [sizes[0], 1, sizes[2]];
+                let targets = Operand::packed(Dtype::I64, by_row, &[7.0, 270.0]);
+                agree(&Task::new(logits, targets));
+            }
+        }
+    }
+}

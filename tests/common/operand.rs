@@ -35,8 +35,8 @@ impl Dtype {
     pub fn round(self, x: f64) -> f64 {
         match self {
             Dtype::F32 => f64::from(x as f32),
-            Dtype::Bf16 => bf16::from_f64(x).to_f64(),
-            Dtype::F16 => f16::from_f64(x).to_f64(),
+            Dtype::Bf16 => bf16::from_f32(x as f32).to_f64(),
+            Dtype::F16 => f16::from_f32(x as f32).to_f64(),
             _ => x,
         }
     }
@@ -87,8 +87,8 @@ macro_rules! cells {
 cells! {
     f32: |x: f64| x as f32, f64::from;
     f64: |x: f64| x, |x: f64| x;
-    bf16: bf16::from_f64, f64::from;
-    f16: f16::from_f64, f64::from;
+    bf16: |x: f64| bf16::from_f32(x as f32), f64::from;
+    f16: |x: f64| f16::from_f32(x as f32), f64::from;
     i64: |x: f64| x as i64, |x: i64| x as f64;
     i32: |x: f64| x as i32, f64::from;
     u32: |x: f64| x as u32, f64::from;
@@ -211,6 +211,16 @@ impl Operand {
             // Contiguous or not, as it was.
             strides: [0, if by_class == 0 { 2 } else { by_class as i64 }, 0],
             ..self.clone()
+        }
+    }
+
+    /// Another layout in which classes are contiguous if they were; nothing repeats any more.
+    pub fn relaid(&self, rng: &mut Rng) -> Operand {
+        loop {
+            let operand = self.clone().laid_out(rng, false);
+            if operand.has_contiguous_classes() == self.has_contiguous_classes() {
+                return operand;
+            }
         }
     }
 

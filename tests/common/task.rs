@@ -3,6 +3,7 @@
 //! [`Problem`](super::Problem) is the plain kind, contiguous and in f32; this is all the rest.
 
 use super::operand::{Dtype, Operand};
+use super::random::Rng;
 use super::{Element, How, Reduction};
 use xent::reference::{self, Case};
 use xent::{CrossEntropy, Error, Results};
@@ -77,6 +78,13 @@ pub struct Answer {
     pub grad: Vec<f64>,
 }
 
+/// The same bits, any NaN being equal to any and zeros of either sign too.
+#[track_caller]
+pub fn same_numbers(a: &[f64], b: &[f64], what: &str) {
+    let unsigned = |x: &[f64]| x.iter().map(|x| x + 0.0).collect::<Vec<f64>>();
+    same_bits(&unsigned(a), &unsigned(b), what);
+}
+
 /// The same bits, any NaN being equal to any.
 #[track_caller]
 pub fn same_bits(a: &[f64], b: &[f64], what: &str) {
@@ -108,6 +116,15 @@ impl Answer {
     pub fn assert_same(&self, other: &Answer, what: &str) {
         self.assert_same_losses(other, what);
         same_bits(&self.grad, &other.grad, &format!("{what}: gradient"));
+    }
+}
+
+/// The same bits in all of two lists of answers.
+#[track_caller]
+pub fn assert_all_same(a: &[(&str, Answer)], b: &[(&str, Answer)], what: &str) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    for ((name, a), (_, b)) in a.iter().zip(b) {
+        a.assert_same(b, &format!("{what}, {name}"));
     }
 }
 
@@ -226,6 +243,46 @@ impl Task {
             entropy: self.entropy.single(row, k),
             ..self.clone()
         }
+    }
+
+    /// The same problem elsewhere in memory: only whether classes are contiguous stays.
+    pub fn relaid(&self, rng: &mut Rng) -> Task {
+        let mut relay = |operand: &Option<Operand>| operand.as_ref().map(|o| o.relaid(rng));
+        Task {
+            targets: relay(&self.targets),
+            class_weights: relay(&self.class_weights),
+            row_weights: relay(&self.row_weights),
+            row_mask: relay(&self.row_mask),
+            grad_output: relay(&self.grad_output),
+            logits: self.logits.relaid(rng),
+            grad: self.grad.relaid(rng),
+            grad_targets: self.grad_targets.relaid(rng),
+            row_losses: self.row_losses.relaid(rng),
+            entropy: self.entropy.relaid(rng),
+            ..self.clone()
+        }
+    }
+
+    /// All calls that the problem allows; backwards get the lse of its own forward.
+    #[track_caller]
+    pub fn run_all(&self, how: &How<'_>) -> Vec<(&'static str, Answer)> {
+        let mut all = vec![("evaluate", self.run(Call::Evaluate, how))];
+        if self.targets.is_none() {
+            return all;
+        }
+        let forward = self.run(Call::Forward, how);
+        let lse = forward.lse.clone();
+        all.push(("forward", forward));
+        all.push(("fused", self.run(Call::Fused, how)));
+        all.push(("backward", self.run(Call::Backward(&lse), how)));
+        if self.fits_in_place() {
+            all.push(("fused in place", self.run(Call::FusedInPlace, how)));
+            all.push(("backward in place", self.run(Call::BackwardInPlace(&lse), how)));
+        }
+        if self.has_probabilities() {
+            all.push(("targets", self.run(Call::Targets(&lse), how)));
+        }
+        all
     }
 
     /// Makes the call; every buffer is poisoned before and looked at after.

@@ -49,7 +49,7 @@ impl Units {
                 half: 2f64.powi(-50),
                 entropy: 1e-13,
                 p: 1e-300,
-                least: f64::MIN_POSITIVE,
+                least: 1e-300,
             }
         } else {
             Units {
@@ -97,8 +97,7 @@ fn stored(dtype: Dtype, x: f64, bound: f64) -> f64 {
 /// [`close`], of a number that may be just past the range of its dtype.
 #[track_caller]
 fn close_stored(dtype: Dtype, got: f64, want: f64, bound: f64, what: impl Fn() -> String) -> f64 {
-    let past = want.abs() + bound >= dtype.largest();
-    if past && got.is_infinite() && want.signum() == got.signum() {
+    if got.is_infinite() && want * got.signum() + bound >= dtype.largest() {
         return 0.0;
     }
     close(got, stored(dtype, want, bound), bound, what)
@@ -240,10 +239,10 @@ impl<'a> Judge<'a> {
     }
 
     fn bound_of_cross_entropy(&self, i: usize) -> f64 {
-        if !self.is_kept(i) {
+        let r = self.row_weight(i).abs();
+        if !self.is_kept(i) || r == 0.0 {
             return 0.0;
         }
-        let r = self.row_weight(i).abs();
         let mass = self.mass(i);
         let term = |class: usize| match mass[class] {
             0.0 => 0.0,
@@ -266,6 +265,39 @@ impl<'a> Judge<'a> {
         let sum: f64 = terms.iter().sum();
         r * (self.units.sum * largest([largest(terms.iter().copied()), sum, squares]) + share)
             + 1e-300
+    }
+
+    /// Of the loss by way of a log-softmax that was rounded to the lanes' type.
+    pub fn bound_after_log_softmax(&self, i: usize) -> f64 {
+        let r = self.row_weight(i).abs();
+        if !self.is_kept(i) || r == 0.0 {
+            return 0.0;
+        }
+        let mass = self.mass(i);
+        let through = self.through(self.out.lse.get(i));
+        let off = |class: usize| {
+            let nll = self.nll[self.at(i, class)];
+            let m = mass[class].abs();
+            if m == 0.0 { 0.0 } else { m * (self.units.sum * nll.abs() + self.units.exp + through) }
+        };
+        let terms: f64 = (0..mass.len()).map(off).sum();
+        let loss = self.task.row_losses.dtype.half_ulp(self.out.row_losses[i]);
+        r * 2.0 * terms + 2.0 * self.bound_of_cross_entropy(i) + loss
+    }
+
+    /// What the terms of a row's gradient come to before they cancel, and what z-loss leaves.
+    pub fn gradient_sums(&self, i: usize) -> (f64, f64) {
+        if !self.is_kept(i) || self.row_weight(i) == 0.0 {
+            return (0.0, 0.0);
+        }
+        let [factor, z_factor] = self.factors(i);
+        let scale = self.case.logit_scale;
+        let mass: f64 = self.mass(i).iter().map(|m| m.abs()).sum();
+        let z = match self.case.z_loss {
+            0.0 => 0.0,
+            z_loss => 2.0 * z_loss * self.out.lse[i] * z_factor * scale,
+        };
+        ((factor * mass * scale).abs(), z)
     }
 
     /// What a forward produces.
@@ -493,8 +525,10 @@ impl<'a> Judge<'a> {
                     continue;
                 }
                 let want = self.out.grad_targets[at];
-                if !self.factors(i)[0].is_finite() && !want.is_finite() {
-                    assert!(!grad[at].is_finite(), "{}: {:e}", what(), grad[at]);
+                if !self.factors(i)[0].is_finite() {
+                    // Over 0: 0/0 or x/0, or 0 where a factor is.
+                    let got = grad[at];
+                    assert!(!got.is_finite() || got == want + before, "{}: {got:e}", what());
                     continue;
                 }
                 // A grad_output of 0 may be a factor like the others, or not.

@@ -73,11 +73,12 @@ pub struct Spec {
 
 fn classes() -> impl Strategy<Value = usize> {
     prop_oneof![
-        4 => 1usize..=31,
-        3 => prop::sample::select(vec![31, 32, 33, 34, 63, 64, 65, 96, 97]),
-        3 => prop::sample::select(vec![127, 128, 129, 255, 256, 257, 511, 513, 575, 1000]),
-        2 => prop::sample::select(vec![2047, 2048, 2049, 2111, 4095, 4096, 4097, 6145]),
-        2 => 34usize..2000,
+        16 => 1usize..=31,
+        12 => prop::sample::select(vec![31, 32, 33, 34, 63, 64, 65, 96, 97]),
+        12 => prop::sample::select(vec![127, 128, 129, 255, 256, 257, 511, 513, 575, 1000]),
+        8 => prop::sample::select(vec![2047, 2048, 2049, 2111, 4095, 4096, 4097, 6145]),
+        8 => 34usize..2000,
+        1 => prop::sample::select(vec![65_535, 65_537, 70_000, 131_073]),
     ]
 }
 

@@ -1,0 +1,423 @@
+//! Softmax and log-softmax, and their gradients: random shapes, dtypes and layouts against the
+//! oracle, on every instruction set; and what must not matter.
+
+mod common;
+
+use common::bounds::close;
+use common::operand::{Dtype, FLOATS, Operand};
+use common::random::{KINDS, Kind, Rng, config, fill_wide};
+use common::task::same_bits;
+use common::{How, isas};
+use proptest::prelude::*;
+use std::sync::OnceLock;
+use xent::{Isa, Pool, Softmax, reference};
+
+fn eight() -> &'static Pool {
+    static POOL: OnceLock<Pool> = OnceLock::new();
+    POOL.get_or_init(|| Pool::new(8).unwrap())
+}
+
+/// A problem in few numbers.
+#[derive(Clone, Debug)]
+struct Spec {
+    seed: u64,
+    rows: usize,
+    classes: usize,
+    inner: usize,
+    dtype: Dtype,
+    kind: Kind,
+    packed: bool,
+    log: bool,
+}
+
+fn specs(elements: usize) -> impl Strategy<Value = Spec> {
+    let classes = prop_oneof![
+        8 => 1usize..=40,
+        6 => prop::sample::select(vec![32, 33, 63, 64, 65, 97, 128, 255, 257, 512, 513, 1000]),
+        4 => prop::sample::select(vec![2047, 2048, 2049, 4096, 4097]),
+        4 => 34usize..2000,
+        1 => prop::sample::select(vec![65_537, 70_000]),
+    ];
+    (
+        any::<u64>(),
+        prop_oneof![3 => 1usize..=12, 2 => 13usize..=140],
+        classes,
+        prop_oneof![4 => Just(1usize), 2 => 2usize..=9, 1 => 10usize..=140],
+        prop::sample::select(&FLOATS[..]),
+        prop_oneof![3 => Just(Kind::Mixed), 4 => prop::sample::select(&KINDS[..])],
+        any::<bool>(),
+        any::<bool>(),
+    )
+        .prop_map(move |(seed, rows, classes, inner, dtype, kind, packed, log)| {
+            let inner = inner.min((elements / classes).max(1));
+            let rows = rows.min((elements / (classes * inner)).max(1));
+            Spec { seed, rows, classes, inner, dtype, kind, packed, log }
+        })
+}
+
+/// Operands of a forward and a backward.
+struct Problem {
+    sizes: [usize; 3],
+    log: bool,
+    x: Operand,
+    /// The forward's result, rounded as it is stored.
+    y: Operand,
+    grad_y: Operand,
+    /// Where results go.
+    to: Operand,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Forward,
+    ForwardInPlace,
+    Backward,
+    /// The gradient in place of that with respect to y.
+    BackwardInPlace,
+    /// The gradient in place of y.
+    BackwardOver,
+}
+
+const CALLS: [Call; 5] = [
+    Call::Forward,
+    Call::ForwardInPlace,
+    Call::Backward,
+    Call::BackwardInPlace,
+    Call::BackwardOver,
+];
+
+impl Spec {
+    fn problem(&self) -> Problem {
+        let rng = &mut Rng::new(self.seed);
+        let sizes @ [rows, classes, inner] = [self.rows, self.classes, self.inner];
+        let (mut x, mut row) = (vec![0.0; rows * classes * inner], vec![0.0; classes]);
+        for i in 0..rows * inner {
+            fill_wide(&mut row, self.kind, rng.below(classes), rng);
+            for (class, value) in row.iter().enumerate() {
+                x[(i / inner * classes + class) * inner + i % inner] = *value;
+            }
+        }
+        let x = Operand::packed(self.dtype, sizes, &x);
+        let forward = if self.log { reference::log_softmax } else { reference::softmax };
+        let y = Operand::packed(self.dtype, sizes, &forward(&x.values, rows, classes, inner));
+        let grad_y: Vec<f64> = x.values.iter().map(|_| rng.normal()).collect();
+        let grad_y = Operand::packed(self.dtype, sizes, &grad_y);
+        let to = Operand::zeros(self.dtype, sizes);
+        // Elements that repeat could not be replaced: only x may.
+        let repeats = rng.one_in(4);
+        let mut lay = |operand: Operand, repeats| {
+            if self.packed { operand } else { operand.laid_out(rng, repeats) }
+        };
+        let (x, y, grad_y) = (lay(x, repeats), lay(y, false), lay(grad_y, false));
+        Problem { sizes, log: self.log, x, y, grad_y, to: lay(to, false) }
+    }
+}
+
+impl Problem {
+    fn relaid(&self, rng: &mut Rng) -> Problem {
+        let mut relay = |operand: &Operand| operand.relaid(rng);
+        Problem {
+            x: relay(&self.x),
+            y: relay(&self.y),
+            grad_y: relay(&self.grad_y),
+            to: relay(&self.to),
+            ..*self
+        }
+    }
+
+    fn single(&self, row: usize, k: usize) -> Problem {
+        let single = |operand: &Operand| operand.single(row, k);
+        Problem {
+            sizes: [1, self.sizes[1], 1],
+            log: self.log,
+            x: single(&self.x),
+            y: single(&self.y),
+            grad_y: single(&self.grad_y),
+            to: single(&self.to),
+        }
+    }
+
+    fn run(&self, call: Call, how: &How) -> Vec<f64> {
+        let [rows, classes, inner] = self.sizes;
+        let mut softmax =
+            Softmax::new(rows, classes).inner(inner).isa(how.isa).threads(how.threads);
+        if let Some(pool) = how.pool {
+            softmax = softmax.pool(pool);
+        }
+        let (mut x, mut y) = (self.x.place(), self.y.place());
+        let (mut grad_y, mut to) = (self.grad_y.place(), self.to.place_poisoned());
+        let log = self.log;
+        match call {
+            Call::Forward => {
+                let call = if log { Softmax::log_softmax } else { Softmax::softmax };
+                call(&softmax, x.input(), to.output())
+            }
+            Call::ForwardInPlace if log => softmax.log_softmax_in_place(x.output()),
+            Call::ForwardInPlace => softmax.softmax_in_place(x.output()),
+            Call::Backward => {
+                let call =
+                    if log { Softmax::log_softmax_backward } else { Softmax::softmax_backward };
+                call(&softmax, y.input(), grad_y.input(), to.output())
+            }
+            Call::BackwardInPlace if log => {
+                softmax.log_softmax_backward_in_place(y.input(), grad_y.output())
+            }
+            Call::BackwardInPlace => softmax.softmax_backward_in_place(y.input(), grad_y.output()),
+            Call::BackwardOver if log => {
+                softmax.log_softmax_backward_over(y.output(), grad_y.input())
+            }
+            Call::BackwardOver => softmax.softmax_backward_over(y.output(), grad_y.input()),
+        }
+        .expect("a valid problem");
+        let changed = match call {
+            Call::Forward | Call::Backward => &to,
+            Call::ForwardInPlace => &x,
+            Call::BackwardInPlace => &grad_y,
+            Call::BackwardOver => &y,
+        };
+        for (operand, what) in [(&x, "x"), (&y, "y"), (&grad_y, "grad_y"), (&to, "result")] {
+            if !std::ptr::eq(operand, changed) {
+                operand.assert_untouched(what);
+            }
+        }
+        changed.take("result")
+    }
+
+    /// The calls that the layout of x allows.
+    fn calls(&self) -> impl Iterator<Item = Call> {
+        let apart = self.x.is_apart();
+        CALLS.into_iter().filter(move |&call| apart || call != Call::ForwardInPlace)
+    }
+
+    fn run_all(&self, how: &How) -> Vec<(Call, Vec<f64>)> {
+        self.calls().map(|call| (call, self.run(call, how))).collect()
+    }
+
+    /// Holds a result against the oracle's; the error in units of the bound.
+    #[track_caller]
+    fn judge(&self, call: Call, got: &[f64]) -> f64 {
+        let [rows, classes, inner] = self.sizes;
+        let dtype = self.x.dtype;
+        // Of sums, exponentials and roundings.
+        let (sum, exp, half, least) = if dtype == Dtype::F64 {
+            (1e-14, 2f64.powi(-50), 2f64.powi(-53), 1e-300)
+        } else {
+            (2e-7, 2f64.powi(-23), 2f64.powi(-24), 1e-37)
+        };
+        let is_forward = matches!(call, Call::Forward | Call::ForwardInPlace);
+        let (x, y, g) = (&self.x.values, &self.y.values, &self.grad_y.values);
+        let log_p = reference::log_softmax(x, rows, classes, inner);
+        let want = match (is_forward, self.log) {
+            (true, false) => reference::softmax(x, rows, classes, inner),
+            (true, true) => log_p.clone(),
+            (false, false) => reference::softmax_backward(y, g, rows, classes, inner),
+            (false, true) => reference::log_softmax_backward(y, g, rows, classes, inner),
+        };
+        let mut worst = 0f64;
+        for i in 0..rows * inner {
+            let at = |class: usize| (i / inner * classes + class) * inner + i % inner;
+            let term = |c: usize| if self.log { g[at(c)] } else { y[at(c)] * g[at(c)] };
+            let largest = (0..classes).map(|c| term(c).abs()).fold(0.0, f64::max);
+            let total: f64 = (0..classes).map(term).sum();
+            let share = largest.max(total.abs());
+            for class in 0..classes {
+                let (got, want, log_p) = (got[at(class)], want[at(class)], log_p[at(class)]);
+                let (y, g) = (y[at(class)], g[at(class)]);
+                let bound = match (is_forward, self.log) {
+                    (true, false) => want * (exp * (1.0 + log_p.abs()) + half),
+                    // As a loss: the largest of few terms, and the lse's share.
+                    (true, true) if want > -0.1 => {
+                        let log = if want < 0.0 { want.abs().ln().abs() } else { 0.0 };
+                        2.0 * exp * (1.0 + log) * want.abs()
+                    }
+                    (true, true) if want.is_infinite() => 0.0,
+                    (true, true) => sum * want.abs() + exp,
+                    (false, false) => y * (sum * share + half * (g.abs() + total.abs())),
+                    (false, true) => {
+                        let p = y.exp();
+                        p * (sum * share + exp * (1.0 + y.abs()) * total.abs()) + half * g.abs()
+                    }
+                };
+                let bound = bound + half * want.abs() + least * (1.0 + share);
+                let rounding = if dtype.is_half() {
+                    1.02 * dtype.half_ulp(if want.is_finite() { want.abs() + bound } else { 0.0 })
+                } else {
+                    0.0
+                };
+                // Past the range of an f16, or a sum that is not a number.
+                if want.abs() + bound >= dtype.largest() && got.is_infinite() {
+                    assert!(want.signum() == got.signum(), "{got:e}, not {want:e}");
+                    continue;
+                }
+                let what = || format!("{call:?}, row {i}, class {class} (log p {log_p:e})");
+                let error = close(got, want, bound + rounding, what);
+                if want.abs() > 1e3 * least && rounding == 0.0 {
+                    worst = worst.max(error);
+                }
+            }
+        }
+        worst
+    }
+}
+
+#[test]
+fn random_problems_agree_with_the_oracle() {
+    let mut worst = [[0f64; 4]; 2];
+    let seen = std::cell::RefCell::new(&mut worst);
+    let mut runner = proptest::test_runner::TestRunner::new(config(700));
+    let outcome = runner.run(&specs(10_000), |spec| {
+        let problem = spec.problem();
+        for isa in isas() {
+            for (call, got) in problem.run_all(&How::on(isa)) {
+                let error = problem.judge(call, &got);
+                let backward = !matches!(call, Call::Forward | Call::ForwardInPlace);
+                let wide = usize::from(spec.dtype == Dtype::F64);
+                let slot =
+                    &mut seen.borrow_mut()[wide][2 * usize::from(spec.log) + usize::from(backward)];
+                *slot = slot.max(error);
+            }
+        }
+        Ok(())
+    });
+    for (lanes, worst) in ["f32", "f64"].iter().zip(worst) {
+        println!(
+            "{lanes}, in units of the bounds: softmax {:.3}, backward {:.3}, \
+             log-softmax {:.3}, backward {:.3}",
+            worst[0], worst[1], worst[2], worst[3]
+        );
+    }
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+}
+
+proptest! {
+    #![proptest_config(config(400))]
+
+    #[test]
+    fn instruction_sets_with_fma_agree(spec in specs(10_000)) {
+        let problem = spec.problem();
+        let mut good: Option<Vec<(Call, Vec<f64>)>> = None;
+        for isa in isas().into_iter().filter(|&isa| isa != Isa::Portable) {
+            let all = problem.run_all(&How::on(isa));
+            match &good {
+                Some(good) => for ((call, a), (_, b)) in all.iter().zip(good) {
+                    same_bits(a, b, &format!("{call:?}"));
+                },
+                None => good = Some(all),
+            }
+        }
+    }
+
+    /// In one layout, in place has the bits of out of place.
+    #[test]
+    fn in_place_is_out_of_place(spec in specs(10_000)) {
+        let problem = Spec { packed: true, ..spec }.problem();
+        for isa in isas() {
+            let all = problem.run_all(&How::on(isa));
+            same_bits(&all[1].1, &all[0].1, "forward");
+            same_bits(&all[3].1, &all[2].1, "backward in place");
+            same_bits(&all[4].1, &all[2].1, "backward over y");
+        }
+    }
+
+    #[test]
+    fn strides_do_not_matter(spec in specs(10_000)) {
+        let problem = spec.problem();
+        let relaid = problem.relaid(&mut Rng::new(spec.seed ^ 1));
+        for isa in isas() {
+            for call in problem.calls() {
+                let how = How::on(isa);
+                same_bits(&problem.run(call, &how), &relaid.run(call, &how), &format!("{call:?}"));
+            }
+        }
+    }
+
+    #[test]
+    fn rows_do_not_depend_on_others(spec in specs(3_000)) {
+        let problem = spec.problem();
+        let [rows, classes, inner] = problem.sizes;
+        let some = |i: &usize| rows * inner <= 24 || [0, 1, 7, 63].contains(&(i % 64));
+        for isa in isas() {
+            let how = How::on(isa);
+            let whole = problem.run_all(&how);
+            for i in (0..rows * inner).filter(some) {
+                let (row, k) = (i / inner, i % inner);
+                let alone = problem.single(row, k);
+                for (call, whole) in &whole {
+                    let entries = (0..classes).map(|c| whole[(row * classes + c) * inner + k]);
+                    let entries: Vec<f64> = entries.collect();
+                    same_bits(&alone.run(*call, &how), &entries, &format!("{call:?}"));
+                }
+            }
+        }
+    }
+
+    /// The logarithm of a softmax is the log-softmax, as far as a probability is a normal number.
+    #[test]
+    fn log_of_softmax_is_log_softmax(spec in specs(10_000)) {
+        let softmax = Spec { log: false, ..spec.clone() }.problem();
+        let log = Problem { log: true, ..Spec { log: false, ..spec.clone() }.problem() };
+        let dtype = spec.dtype;
+        let (unit, least) = if dtype == Dtype::F64 { (1e-14, 1e-290) } else { (4e-7, 1e-36) };
+        for isa in isas() {
+            let y = softmax.run(Call::Forward, &How::on(isa));
+            let log_y = log.run(Call::Forward, &How::on(isa));
+            for (y, log_y) in y.iter().zip(&log_y) {
+                let least = if dtype == Dtype::F16 { 1e-4 } else { least };
+                if *y < least {
+                    prop_assert!(*log_y < least.ln() * 0.99, "{y:e} {log_y:e}");
+                    continue;
+                }
+                let rounding = match dtype.is_half() {
+                    true => 1.1 * (dtype.half_ulp(*y) / y + dtype.half_ulp(*log_y)),
+                    false => 0.0,
+                };
+                let bound = unit * (1.0 + log_y.abs()) + rounding;
+                let nan = y.is_nan() && log_y.is_nan();
+                prop_assert!(nan || (y.ln() - log_y).abs() <= bound, "{y:e} {log_y:e}");
+            }
+        }
+    }
+
+    /// Halves are the widened problem, rounded once.
+    #[test]
+    fn halves_are_the_widened_problem(spec in specs(10_000)) {
+        let dtype = if spec.dtype == Dtype::F16 { Dtype::F16 } else { Dtype::Bf16 };
+        let half = Spec { dtype, ..spec }.problem();
+        let widen = |operand: &Operand| Operand { dtype: Dtype::F32, ..operand.clone() };
+        let wide = Problem {
+            x: widen(&half.x),
+            y: widen(&half.y),
+            grad_y: widen(&half.grad_y),
+            to: widen(&half.to),
+            ..half
+        };
+        for isa in isas() {
+            for call in half.calls() {
+                let how = How::on(isa);
+                let rounded = wide.run(call, &how).into_iter().map(|x| dtype.round(x));
+                let rounded: Vec<f64> = rounded.collect();
+                same_bits(&half.run(call, &how), &rounded, &format!("{call:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_matter() {
+    proptest!(config(40), |(spec in specs(300_000))| {
+        let spec = Spec { rows: (200_000 / (spec.classes * spec.inner)).max(1), ..spec };
+        let problem = spec.problem();
+        for isa in isas() {
+            let on = |threads, pool| How { threads, pool, ..How::on(isa) };
+            let good = problem.run_all(&on(1, None));
+            for (threads, pool) in [(2, None), (3, Some(eight())), (8, Some(eight()))] {
+                let all = problem.run_all(&on(threads, pool));
+                for ((call, a), (_, b)) in all.iter().zip(&good) {
+                    same_bits(a, b, &format!("{call:?} on {threads} threads of {}", isa.name()));
+                }
+            }
+        }
+    });
+}
