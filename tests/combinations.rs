@@ -135,3 +135,33 @@ fn entropy_far_above_the_first_logits() {
         }
     }
 }
+
+/// A confident row whose lse is next to 0: its z-loss is as small as its `p − 1`.
+#[test]
+fn confident_rows_under_z_loss() {
+    for dtype in FLOATS {
+        for gap in [20.0, 34.0, 36.5, 60.0] {
+            for sizes in [[1, 3, 2], [2, 70, 1]] {
+                let [rows, classes, inner] = sizes;
+                let mut logits = vec![-gap; rows * classes * inner];
+                (logits[0], logits[if inner == 2 { 1 } else { classes }]) = (0.0, 0.0);
+                let logits = Operand::packed(dtype, sizes, &logits);
+                let targets = Operand::packed(Dtype::U8, [rows, 1, inner], &[0.0, 0.0]);
+                for z_loss in [0.1, 2.0] {
+                    let task = Task { z_loss, ..Task::new(logits.clone(), targets.clone()) };
+                    agree(&task);
+                    // Not only within what the lse may be off by: both terms are known.
+                    let rest = (classes - 1) as f64 * (-gap).exp();
+                    let want = (2.0 * z_loss - 1.0) * rest;
+                    let unit = if dtype == Dtype::F64 { 1e-14 } else { 1e-6 };
+                    let unit = unit + 1.02 * dtype.half_ulp(want) / rest + 2.0 * rest;
+                    for isa in isas() {
+                        let grad = task.run(Call::Fused, &How::on(isa)).grad;
+                        let off = (grad[0] - want).abs() / rest;
+                        assert!(off <= unit, "{:e}, not {want:e}: {off:e} of {rest:e}", grad[0]);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -421,3 +421,27 @@ fn threads_do_not_matter() {
         }
     });
 }
+
+/// A log-softmax is the same beside any common offset.
+#[test]
+fn log_softmax_under_an_offset() {
+    let sizes = [1, 96, 2];
+    for dtype in [Dtype::F32, Dtype::F64] {
+        for offset in [0.0, 1e4, -3e5, 3.2e12, 1.5e21] {
+            let operand = |x: f64| Operand::packed(dtype, sizes, &[x; 192]);
+            let problem = Problem {
+                sizes,
+                log: true,
+                x: operand(offset),
+                y: operand(-(96f64.ln())),
+                grad_y: operand(1.0),
+                to: operand(0.0),
+            };
+            for isa in isas() {
+                for call in [Call::Forward, Call::ForwardInPlace] {
+                    problem.judge(call, &problem.run(call, &How::on(isa)));
+                }
+            }
+        }
+    }
+}
