@@ -1,10 +1,12 @@
 //! The C and C++ side of `cargo xtask test`: every test with every compiler and
-//! standard, the headers by themselves, and the examples.
+//! standard, the headers by themselves, and the examples (that in Rust as well).
 
 use crate::check::Report;
 use crate::demo::decompress;
 use crate::dist::{self, Dist, SYSTEM_LIBRARIES};
-use crate::tool::{C, CPP, Compiler, Language, Result, make_directory, root, run_quietly, target};
+use crate::tool::{
+    C, CPP, Compiler, Language, Result, cargo, make_directory, root, run_quietly, target,
+};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -270,19 +272,23 @@ pub fn tests() -> Result<Report> {
     Ok(report)
 }
 
-/// The step `examples`: the C programs run to their goal with either library; the
-/// C++ trainer, which takes a minute, is compiled (`cargo xtask demo` runs it).
+/// The step `examples`: the programs run to their goal, those in C and C++ with either
+/// library; the C++ trainer, which takes a minute, is compiled (`cargo xtask demo` runs it).
 pub fn examples() -> Result<Report> {
     let (dist, directory) = installed()?;
     let mut report = Report::default();
     let digits = decompress("digits.csv")?;
     let example = |file: &str| vec![root().join("examples").join(file)];
 
+    // In the profile of the step `rust`, which has compiled it.
+    run_quietly(&mut cargo(["run", "--profile", "test", "--example", "features"]))?;
+    println!("ok  features (Rust)");
+
     let mut builds = Vec::new();
     let (compilers, absent) = C.compilers()?;
     absent.into_iter().for_each(|what| report.skip(what));
     for compiler in &compilers {
-        for file in ["c/xor.c", "c/train_digits.c"] {
+        for file in ["c/features.c", "c/xor.c", "c/train_digits.c"] {
             for link in [Link::Static, Link::Shared] {
                 builds.push(Build::new(compiler, "c11", &example(file), link, &directory));
             }
@@ -291,6 +297,10 @@ pub fn examples() -> Result<Report> {
     let (compilers, absent) = CPP.compilers()?;
     absent.into_iter().for_each(|what| report.skip(what));
     for compiler in &compilers {
+        for link in [Link::Static, Link::Shared] {
+            let features = example("cpp/features.cpp");
+            builds.push(Build::new(compiler, "c++17", &features, link, &directory));
+        }
         let trainer = example("cpp/train_lm.cpp");
         builds.push(Build::new(compiler, "c++17", &trainer, Link::Object, &directory));
     }
@@ -306,6 +316,6 @@ pub fn examples() -> Result<Report> {
         }
         println!("ok  {}", build.name);
     }
-    report.done = format!("{} programs", builds.len());
+    report.done = format!("{} programs", builds.len() + 1);
     Ok(report)
 }
