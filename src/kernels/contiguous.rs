@@ -1152,7 +1152,7 @@ unsafe fn sum_chunks<const PLAIN: bool>(
         };
         let safe = sums.sum < SAFE_HIGH && (anchor.real || sums.sum > SAFE_LOW);
         seen.level = if safe {
-            Level { reference: anchor.reference, sum: sums.sum, heat: 0.0 }
+            Level::of(anchor.reference, sums.sum, 0.0)
         } else {
             marks.redone |= 1 << (i % 64);
             // SAFETY: see above.
@@ -1161,7 +1161,7 @@ unsafe fn sum_chunks<const PLAIN: bool>(
                 chunk.kept = std::ptr::null_mut();
                 if sums.sum.is_nan() {
                     // There is a NaN, and a maximum does not see it.
-                    Level { sum: sums.sum, ..Level::EMPTY }
+                    Level::of(Reference::ZERO, sums.sum, 0.0)
                 } else {
                     relative_to_max(sweeps, plan, &chunk)
                 }
@@ -1211,13 +1211,13 @@ unsafe fn relative_to_max(sweeps: &Sweeps, plan: &Plan, chunk: &Chunk) -> Level 
     // SAFETY: readable, as the caller promises; so below.
     let max = unsafe { (sweeps.max)(chunk) };
     if max == f64::INFINITY {
-        return Level { sum: max, ..Level::EMPTY };
+        return Level::of(Reference::ZERO, max, 0.0);
     }
     // NaN counts for nothing in a maximum, but not in the sum.
     let own = if max.is_finite() { plan.reference_at(max) } else { Reference::ZERO };
     // SAFETY: see above.
     let sums = unsafe { (sweeps.clamped)(chunk, own, true) };
-    Level { reference: own, sum: sums.sum, heat: sums.heat }
+    Level::of(own, sums.sum, sums.heat)
 }
 
 /// Which chunks of a segment need more than the plain sweep.

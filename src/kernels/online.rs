@@ -12,44 +12,55 @@ pub struct Level {
     /// Where exponents are counted from.
     pub reference: Reference,
     /// Σ 2^t
-    pub sum: f64,
+    pub sum: Exact,
     /// Σ t·2^t, where it is wanted.
     pub heat: f64,
 }
 
 impl Level {
     /// Of nothing.
-    pub const EMPTY: Level = Level { reference: Reference::ZERO, sum: 0.0, heat: 0.0 };
+    pub const EMPTY: Level = Level { reference: Reference::ZERO, sum: Exact::NONE, heat: 0.0 };
+
+    /// Of some classes.
+    #[inline(always)]
+    pub fn of(reference: Reference, sum: f64, heat: f64) -> Self {
+        Level { reference, sum: Exact { sum, lost: 0.0 }, heat }
+    }
 
     /// Adds other exponentials. Not associative to the last bit: the order of pushes is part of the
     /// result, and everyone pushes in class order.
     #[inline(always)]
     pub fn push(&mut self, next: &Level, l: f64) {
-        if next.sum == 0.0 {
+        if next.sum.sum == 0.0 {
             return;
         }
-        if self.sum == 0.0 || self.reference == next.reference {
-            self.reference = next.reference;
-            self.sum += next.sum;
-            self.heat += next.heat;
+        if self.sum.sum == 0.0 {
+            *self = *next;
             return;
         }
-        if !(self.sum.is_finite() && next.sum.is_finite()) {
-            // There is nothing to weigh against each other: infinite, or NaN.
-            self.sum += next.sum;
+        if self.reference != next.reference && self.sum.is_finite() && next.sum.is_finite() {
+            let above = next.reference.above(self.reference, l);
+            let mut lower = *next;
+            if above > 0.0 {
+                (*self, lower) = (*next, *self);
+            }
+            lower.lower(above.abs());
+            self.sum.merge(lower.sum);
+            self.heat += lower.heat;
             return;
         }
-        let above = next.reference.above(self.reference, l);
-        if above > 0.0 {
-            let (sum, heat) = moved(self.sum, self.heat, above);
-            self.reference = next.reference;
-            self.sum = sum + next.sum;
-            self.heat = heat + next.heat;
-        } else {
-            let (sum, heat) = moved(next.sum, next.heat, -above);
-            self.sum += sum;
-            self.heat += heat;
-        }
+        // Infinite or NaN is so from any reference.
+        self.sum.merge(next.sum);
+        self.heat += next.heat;
+    }
+
+    /// What it is relative to a reference that is `by ≥ 0` higher.
+    #[inline(always)]
+    fn lower(&mut self, by: f64) {
+        let scale = exp2(-by);
+        self.heat = if scale == 0.0 { 0.0 } else { (self.heat - by * self.sum.value()) * scale };
+        self.sum.sum *= scale;
+        self.sum.lost *= scale;
     }
 }
 
@@ -91,13 +102,6 @@ impl Partial {
     }
 }
 
-/// `sum` and `heat` relative to a reference that is `by ≥ 0` higher.
-#[inline(always)]
-fn moved(sum: f64, heat: f64, by: f64) -> (f64, f64) {
-    let scale = exp2(-by);
-    if scale == 0.0 { (0.0, 0.0) } else { (sum * scale, (heat - by * sum) * scale) }
-}
-
 /// The largest logit as stored, and the lowest class that has it. NaN is larger than all.
 #[derive(Clone, Copy, Debug)]
 pub struct Top {
@@ -121,8 +125,8 @@ impl Top {
     }
 }
 
-/// A sum that carries along what its roundings lost (Neumaier's): masses multiply whole losses and
-/// gradients, and there may be a million of them.
+/// A sum that carries along what its roundings lost (Neumaier's): there may be a million of equal
+/// terms, whose errors add up.
 #[derive(Clone, Copy, Debug)]
 pub struct Exact {
     sum: f64,
@@ -140,6 +144,12 @@ impl Exact {
         let (large, small) = if self.sum.abs() >= x.abs() { (self.sum, x) } else { (x, self.sum) };
         self.lost += (large - sum) + small;
         self.sum = sum;
+    }
+
+    /// Neither infinite nor NaN.
+    #[inline(always)]
+    pub fn is_finite(self) -> bool {
+        self.sum.is_finite()
     }
 
     /// The terms of another sum.
@@ -172,7 +182,7 @@ mod tests {
         for (i, &x) in x.iter().enumerate() {
             let t = (x - reference.far).mul_add(LOG2_E, -reference.near);
             let e = t.exp2();
-            part.level.sum += e;
+            part.level.sum.add(e);
             part.level.heat += if e == 0.0 { 0.0 } else { t * e };
             let mass = 0.25 + (first + i) as f64;
             part.mass.add(mass);
@@ -186,9 +196,10 @@ mod tests {
     /// Log-sum-exp and entropy.
     fn ends(part: &Partial) -> [f64; 2] {
         let (level, spread) = (&part.level, &part.spread);
-        let log = level.sum.log2();
+        let log = level.sum.value().log2();
         let lse = level.reference.far + (level.reference.near + log) / LOG2_E;
-        [lse, (spread.sum.log2() - spread.heat / spread.sum) / LOG2_E]
+        let sum = spread.sum.value();
+        [lse, (sum.log2() - spread.heat / sum) / LOG2_E]
     }
 
     fn exact_ends(x: &[f64]) -> [f64; 2] {
@@ -281,7 +292,8 @@ mod tests {
                 let mut row = Partial::EMPTY;
                 order.into_iter().for_each(|next| row.push(next, LOG2_E));
                 assert_eq!(row.level.reference, part.level.reference);
-                assert_eq!((row.level.sum, row.level.heat), (part.level.sum, part.level.heat));
+                assert_eq!(row.level.sum.value(), part.level.sum.value());
+                assert_eq!(row.level.heat, part.level.heat);
                 assert_eq!(row.top.class, 2);
             }
         }
@@ -296,8 +308,7 @@ mod tests {
             Reference { far: 0.0, near: 900.0 },
             Reference { far: -1e200, near: 0.0 },
         ];
-        let part =
-            |i: usize| Level { reference: references[i / 5], sum: sums[i % 5], heat: sums[i % 5] };
+        let part = |i: usize| Level::of(references[i / 5], sums[i % 5], sums[i % 5]);
         for i in 0..15 {
             for j in 0..15 {
                 for k in 0..15 {
@@ -305,11 +316,12 @@ mod tests {
                     [i, j, k].into_iter().for_each(|i| row.push(&part(i), LOG2_E));
                     let all = [i, j, k].map(|i| sums[i % 5]);
                     let good = if all.iter().any(|s| s.is_nan()) {
-                        row.sum.is_nan()
+                        row.sum.value().is_nan()
                     } else if all.contains(&INF) {
-                        row.sum == INF
+                        row.sum.value() == INF
                     } else {
-                        row.sum.is_finite() && (row.sum > 0.0) == all.iter().any(|&s| s > 0.0)
+                        row.sum.is_finite()
+                            && (row.sum.value() > 0.0) == all.iter().any(|&s| s > 0.0)
                     };
                     assert!(good, "{all:?}: {row:?}");
                 }

@@ -154,7 +154,10 @@ pub struct Ends {
     pub x_y: Eight,
     /// ln Σ exp x: an input of [`from_lse`].
     pub lse: Eight,
-    /// How far lse is above the reference.
+    /// An integer close to lse, in units of log2 and from `far` on, and what lse is above it, in its
+    /// own: lse itself is rounded.
+    pub base: Eight,
+    /// See `base`.
     pub rise: Eight,
     /// −logp_y
     pub nll: Eight,
@@ -177,6 +180,7 @@ impl Ends {
         heat: [0.0; LANES_OF_ENDS],
         x_y: [0.0; LANES_OF_ENDS],
         lse: [0.0; LANES_OF_ENDS],
+        base: [0.0; LANES_OF_ENDS],
         rise: [0.0; LANES_OF_ENDS],
         nll: [0.0; LANES_OF_ENDS],
         hit: [0.0; LANES_OF_ENDS],
@@ -198,12 +202,14 @@ pub fn ends<S: Simd>(s: S, ends: &mut Ends, l: f64) {
         let load = |from: &Eight| unsafe { d.load(from.as_ptr().add(at)) };
         let (far, near, sum, x_y) =
             (load(&ends.far), load(&ends.near), load(&ends.sum), load(&ends.x_y));
-        let height = real::log2(d, sum);
-        // `ln Σ` over the classes that were summed up.
-        let rest = d.add(far, d.div(d.add(near, height), slope));
+        let (k, height) = real::log2_parts(d, sum);
+        // `ln Σ` over the classes that were summed up. Two integers have an exact sum, whatever the
+        // reference was.
+        let base = d.add(near, k);
+        let rest = d.add(far, d.div(d.add(base, height), slope));
         // Reference and logit are exact in units of log2, so the difference is taken there: at a
         // height of 1e30 nothing else tells two logits from one.
-        let below = d.mul_sub_exact(d.sub(far, x_y), slope, d.sub(zero, near));
+        let below = d.mul_sub_exact(d.sub(far, x_y), slope, d.sub(zero, base));
         let q = d.div(d.add(below, height), slope);
         let above = d.less(zero, q);
         let size = d.select(above, q, d.sub(zero, q));
@@ -236,6 +242,7 @@ pub fn ends<S: Simd>(s: S, ends: &mut Ends, l: f64) {
         // SAFETY: as above.
         let store = |to: &mut Eight, v| unsafe { d.store(to.as_mut_ptr().add(at), v) };
         store(&mut ends.lse, lse);
+        store(&mut ends.base, base);
         store(&mut ends.rise, rise);
         store(&mut ends.nll, nll);
         store(&mut ends.hit, hit);
@@ -516,6 +523,7 @@ impl Row {
         let from_lse = matches!(plan.pass, Pass::Backward | Pass::Targets);
         let mut softmax = Softmax {
             lse: ends.lse[i],
+            base: Reference { far: ends.far[i], near: ends.base[i] },
             rise: ends.rise[i],
             nll: ends.nll[i],
             hit: ends.hit[i],
@@ -528,8 +536,15 @@ impl Row {
         };
         if !plan.has_softmax() {
             // Their lse is 0.
-            softmax =
-                Softmax { lse: 0.0, rise: 0.0, nll: -self.x_y, hit: 0.0, miss: 0.0, ..softmax };
+            softmax = Softmax {
+                lse: 0.0,
+                base: Reference::ZERO,
+                rise: 0.0,
+                nll: -self.x_y,
+                hit: 0.0,
+                miss: 0.0,
+                ..softmax
+            };
         }
         softmax.anchored = softmax.own;
         if !from_lse && sum.anchor.reference != softmax.own.reference {
@@ -598,8 +613,8 @@ impl Row {
             let height = if self.is_center(center) {
                 softmax.nll
             } else {
-                // From the reference, for lse itself is rounded.
-                let Reference { far, near } = softmax.own.reference;
+                // For lse itself is rounded.
+                let Reference { far, near } = softmax.base;
                 softmax.rise + (far - center).mul_add(plan.l, near) / plan.l
             };
             let own = if self.hole.is_some() { times(self.w_y, self.x_y - center) } else { 0.0 };
@@ -715,8 +730,8 @@ impl Row {
             return Job::Sweep(self.sweep(Kind::Exponentials, softmax.anchored, softmax.own, 0.0));
         }
         self.entry = -softmax.nll;
-        // Counted from the reference, to which logits have an exact distance.
-        let lse = Curve { reference: softmax.own.reference, factor: softmax.rise };
+        // Counted from where logits have an exact distance to.
+        let lse = Curve { reference: softmax.base, factor: softmax.rise };
         Job::Sweep(self.sweep(Kind::Logs, lse, lse, 0.0))
     }
 
@@ -779,6 +794,8 @@ impl Row {
 /// What the sums of a row say about it.
 struct Softmax {
     lse: f64,
+    /// What lse is `rise` above.
+    base: Reference,
     rise: f64,
     nll: f64,
     hit: f64,
@@ -841,8 +858,8 @@ impl Batch {
             ends.x_y[i] = row.x_y;
             ends.far[i] = partial.level.reference.far;
             ends.near[i] = partial.level.reference.near;
-            ends.sum[i] = partial.level.sum;
-            ends.spread[i] = partial.spread.sum;
+            ends.sum[i] = partial.level.sum.value();
+            ends.spread[i] = partial.spread.sum.value();
             ends.heat[i] = partial.spread.heat;
         }
         if plan.has_softmax() {

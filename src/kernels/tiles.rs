@@ -11,7 +11,8 @@
 //!         max over the classes                   first sweep
 //!         reference = integer nearest to L·max, if that is above the old one
 //!         sum += Σ 2^(L·x - reference)           second sweep; in f64: so few terms would show
-//!                                                every rounding
+//!                                                every rounding, and so many one after the
+//!                                                other would add theirs up
 //! gradient: 2^(L·x - reference)·factor - bias, lane by lane
 //! ```
 //!
@@ -60,8 +61,10 @@ pub struct TileSums {
     pub far: Numbers,
     /// See `far`.
     pub near: Numbers,
-    /// Σ 2^t
+    /// Σ 2^t, and what its roundings lost.
     pub sum: Numbers,
+    /// See `sum`.
+    pub lost: Numbers,
     /// Σ t·2^t
     pub heat: Numbers,
     /// Whether it is wanted.
@@ -201,6 +204,8 @@ unsafe fn register_sums<S: Simd<Real: Base>, const HEAT: bool>(
     });
     let moved = s.less(zero, s.narrow(rises));
     let (far, near) = (s.select(moved, far, old_far), s.select(moved, near, old_near));
+    // SAFETY: as above.
+    let mut lost = unsafe { take_wide(s, &state.lost, at) };
     let (mut sum, mut heat) = (old_sum, old_heat);
     if s.bits(moved) != 0 {
         for (i, &by) in rises.as_ref().iter().enumerate() {
@@ -208,24 +213,36 @@ unsafe fn register_sums<S: Simd<Real: Base>, const HEAT: bool>(
             let scale = real::exp(d, d.mul(by, d.splat(-std::f64::consts::LN_2)));
             heat.as_mut()[i] = d.mul(d.sub(old_heat, d.mul(by, old)), scale);
             let scaled = d.mul(old, scale);
+            lost.as_mut()[i] = d.mul(lost.as_ref()[i], scale);
             sum.as_mut()[i] = d.select(d.equal(old, infinity), old, scaled);
         }
     }
 
     let exp = Exp2::<S, true>::lanes(s, far, near);
     let mut class = s.splat(S::Real::ZERO);
+    let mut part = s.widen(zero);
     for c in 0..tile.classes {
         let x = load(c);
         let e = s.select(s.equal(class, hole), zero, exp.value::<true>(x));
-        sum = both::<S>(sum, s.widen(e), |a, b| d.add(a, b));
+        part = both::<S>(part, s.widen(e), |a, b| d.add(a, b));
         if HEAT {
             let hot = s.mul(e, exp.exponent(x));
             heat = both::<S>(heat, s.widen(hot), |a, b| d.add(a, b));
         }
         class = s.add(class, one);
     }
+    for (i, &part) in part.as_ref().iter().enumerate() {
+        // Both errors of the sum, whichever term is the larger.
+        let old = sum.as_ref()[i];
+        let new = d.add(old, part);
+        let added = d.sub(new, old);
+        let error = d.add(d.sub(old, d.sub(new, added)), d.sub(part, added));
+        sum.as_mut()[i] = new;
+        lost.as_mut()[i] = d.add(lost.as_ref()[i], error);
+    }
     // SAFETY: as above.
     unsafe {
+        put(s, &mut state.lost, at, lost);
         put(s, &mut state.far, at, s.widen(far));
         put(s, &mut state.near, at, s.widen(near));
         put(s, &mut state.sum, at, sum);
@@ -754,6 +771,7 @@ unsafe fn tile(k: &Kernels, plan: &Plan, place: Place, totals: &mut Totals) {
         far: [0.0; TILE],
         near: [0.0; TILE],
         sum: [0.0; TILE],
+        lost: [0.0; TILE],
         heat: [0.0; TILE],
         heats: plan.entropy.is_some(),
         top: [f64::NEG_INFINITY; TILE],
@@ -837,7 +855,10 @@ unsafe fn tile(k: &Kernels, plan: &Plan, place: Place, totals: &mut Totals) {
             let lane = b * LANES_OF_ENDS + i;
             let reference = Reference { far: state.far[lane], near: state.near[lane] };
             // Tiles are relative to their largest logits, as heat has to be.
-            let level = Level { reference, sum: state.sum[lane], heat: state.heat[lane] };
+            let sum = state.sum[lane];
+            // Past an infinity what was lost is inf - inf.
+            let sum = if sum.is_finite() { sum + state.lost[lane] } else { sum };
+            let level = Level::of(reference, sum, state.heat[lane]);
             row.partial =
                 Partial { level, spread: level, dot: dot[lane], mass: mass[lane], top: tops[lane] };
             row.sum.anchor.reference = reference;

@@ -60,13 +60,23 @@ fn ln_parts<D: Doubles>(d: D, x: D::Vector) -> (D::Vector, D::Vector) {
     (k, d.sub(t, d.mul(u, d.sub(t, d.mul(z, q)))))
 }
 
+/// `(k, y)` with log2 x = k + y, k an integer and |y| ≤ 1/2, for x ≥ 0; and `(0, -inf)` at 0 and
+/// below the smallest normal, `(0, inf)` at inf, `(0, NaN)` for NaN.
+#[inline(always)]
+pub fn log2_parts<D: Doubles>(d: D, x: D::Vector) -> (D::Vector, D::Vector) {
+    let (k, y) = ln_parts(d, x);
+    let (zero, y) = (d.splat(0.0), d.mul(y, d.splat(LOG2_E)));
+    let finite = d.less(x, d.splat(f64::INFINITY));
+    let (k, y) = (d.select(finite, k, zero), d.select(finite, y, x));
+    let nothing = d.less(x, d.splat(f64::MIN_POSITIVE));
+    (d.select(nothing, zero, k), d.select(nothing, d.splat(f64::NEG_INFINITY), y))
+}
+
 /// log2 x for x ≥ 0: -inf at 0 and below the smallest normal, inf at inf, NaN for NaN.
 #[inline(always)]
 pub fn log2<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
-    let (k, y) = ln_parts(d, x);
-    let log = d.mul_add(y, d.splat(LOG2_E), k);
-    let log = d.select(d.less(x, d.splat(f64::INFINITY)), log, x);
-    d.select(d.less(x, d.splat(f64::MIN_POSITIVE)), d.splat(f64::NEG_INFINITY), log)
+    let (k, y) = log2_parts(d, x);
+    d.add(k, y)
 }
 
 /// `(ln(1 + x), 1/(1 + x))` for x in [0, 1], accurate down to the smallest x.
