@@ -166,7 +166,8 @@ fn options() {
         let expected = format!("label_smoothing = {text} is outside [0, 1]");
         both(&|call| call.label_smoothing(epsilon), INDICES, &expected);
     }
-    let setters: [(&str, fn(Call, f64) -> Call); 4] = [
+    type Setter = fn(Call, f64) -> Call;
+    let setters: [(&str, Setter); 4] = [
         ("z_loss", |call, x| call.z_loss(x)),
         ("softcap", |call, x| call.softcap(x)),
         ("normalizer", |call, x| call.normalizer(x)),

@@ -175,31 +175,34 @@ mod tests {
     const INF: f64 = f64::INFINITY;
     const NAN: f64 = f64::NAN;
 
-    /// What a sweep over a part of a row finds: the classes from `first` on.
-    fn seen(x: &[f64], first: usize, reference: Reference) -> Partial {
+    /// What a sweep over a part of a row finds: the classes from `first` on, the heat relative to
+    /// a reference of its own.
+    fn seen(x: &[f64], first: usize, reference: Reference, spread: Reference) -> Partial {
         let mut part = Partial::EMPTY;
         part.level.reference = reference;
+        part.spread.reference = spread;
         for (i, &x) in x.iter().enumerate() {
-            let t = (x - reference.far).mul_add(LOG2_E, -reference.near);
-            let e = t.exp2();
-            part.level.sum.add(e);
-            part.level.heat += if e == 0.0 { 0.0 } else { t * e };
+            for level in [&mut part.level, &mut part.spread] {
+                let Reference { far, near } = level.reference;
+                let t = (x - far).mul_add(LOG2_E, -near);
+                let e = t.exp2();
+                level.sum.add(e);
+                level.heat += if e == 0.0 { 0.0 } else { t * e };
+            }
             let mass = 0.25 + (first + i) as f64;
             part.mass.add(mass);
             part.dot += if x.is_finite() { mass * x } else { 0.0 };
             part.top.push(Top { value: x, class: first + i });
         }
-        part.spread = part.level;
         part
     }
 
     /// Log-sum-exp and entropy.
-    fn ends(part: &Partial) -> [f64; 2] {
-        let (level, spread) = (&part.level, &part.spread);
-        let log = level.sum.value().log2();
+    fn ends(level: &Level) -> [f64; 2] {
+        let sum = level.sum.value();
+        let log = sum.log2();
         let lse = level.reference.far + (level.reference.near + log) / LOG2_E;
-        let sum = spread.sum.value();
-        [lse, (sum.log2() - spread.heat / sum) / LOG2_E]
+        [lse, (log - level.heat / sum) / LOG2_E]
     }
 
     fn exact_ends(x: &[f64]) -> [f64; 2] {
@@ -252,7 +255,7 @@ mod tests {
         ];
         for x in rows {
             let [lse, entropy] = exact_ends(x);
-            let whole = seen(x, 0, Reference::ZERO);
+            let whole = seen(x, 0, Reference::ZERO, Reference::ZERO);
             let finite = x.iter().filter(|x| x.is_finite());
             let size: f64 = finite.map(|x| whole.mass.value() * x.abs()).sum();
             every_split(x.len(), |parts| {
@@ -261,18 +264,21 @@ mod tests {
                     for (i, range) in parts.iter().enumerate() {
                         let part = &x[range.clone()];
                         let max = part.iter().copied().fold(-INF, f64::max);
-                        let mut reference =
+                        let top =
                             if max == -INF { Reference::ZERO } else { Reference::at::<f64>(max) };
+                        let mut reference = top;
                         // A part may be counted from beside its largest logit as well.
                         if !reference.is_far() && (turn + i) % 3 > 0 {
                             reference.near += [9.0, -40.0][(turn + i) % 3 - 1];
                         }
-                        row.push(&seen(part, range.start, reference), LOG2_E);
+                        row.push(&seen(part, range.start, reference, top), LOG2_E);
                     }
-                    let got = ends(&row);
-                    let what = || format!("{x:?} as {parts:?}: {got:?}, not {lse}, {entropy}");
-                    assert!((got[0] - lse).abs() <= 4e-16 * lse.abs() + 1e-14, "{}", what());
-                    assert!((got[1] - entropy).abs() <= 2e-13, "{}", what());
+                    let what = || format!("{x:?} as {parts:?}: {row:?}, not {lse}, {entropy}");
+                    for level in [&row.level, &row.spread] {
+                        let got = ends(level);
+                        assert!((got[0] - lse).abs() <= 4e-16 * lse.abs() + 1e-14, "{}", what());
+                        assert!((got[1] - entropy).abs() <= 2e-13, "{}", what());
+                    }
                     assert_eq!(row.mass.value(), whole.mass.value());
                     assert!((row.dot - whole.dot).abs() <= 1e-15 * size, "{}", what());
                     assert_eq!(row.top.class, argmax(x), "{}", what());
@@ -285,15 +291,18 @@ mod tests {
     #[test]
     fn nothing_is_nothing() {
         let x = [1.0, 2.0];
-        let part = seen(&x, 1, Reference { far: 0.0, near: 3.0 });
+        let near = Reference { far: 0.0, near: 3.0 };
+        let part = seen(&x, 1, near, near);
         for reference in [Reference::ZERO, Reference { far: 1e17, near: 0.0 }] {
-            let nothing = seen(&[-INF], 0, reference);
+            let nothing = seen(&[-INF], 0, reference, reference);
             for order in [[&nothing, &part], [&part, &nothing]] {
                 let mut row = Partial::EMPTY;
                 order.into_iter().for_each(|next| row.push(next, LOG2_E));
-                assert_eq!(row.level.reference, part.level.reference);
-                assert_eq!(row.level.sum.value(), part.level.sum.value());
-                assert_eq!(row.level.heat, part.level.heat);
+                for level in [row.level, row.spread] {
+                    assert_eq!(level.reference, near);
+                    assert_eq!(level.sum.value(), part.level.sum.value());
+                    assert_eq!(level.heat, part.level.heat);
+                }
                 assert_eq!(row.top.class, 2);
             }
         }
@@ -358,5 +367,35 @@ mod tests {
         row.push(Top::NONE);
         row.push(Top { value: -INF, class: 5 });
         assert_eq!(row.class, 4);
+    }
+
+    /// Sums of masses lose nothing to their number, nor to what cancels; infinities stay.
+    #[test]
+    fn exact_sums() {
+        for n in [1usize, 10, 1000, 1_000_000] {
+            let mut parts = [Exact::NONE; 7];
+            (0..n).for_each(|i| parts[i * 7 / n].add(0.1));
+            let mut sum = Exact::NONE;
+            parts.into_iter().for_each(|part| sum.merge(part));
+            let want = 0.1 * n as f64;
+            assert!((sum.value() - want).abs() <= f64::EPSILON * want, "{n}: {}", sum.value());
+        }
+        let sum = |terms: &[f64]| {
+            let mut sum = Exact::NONE;
+            terms.iter().for_each(|&x| sum.add(x));
+            sum.value()
+        };
+        assert_eq!(sum(&[1.0, 1e100, 1.0, -1e100]), 2.0);
+        assert_eq!(sum(&[1e100, 1.0, -1e100, 0.25, -1.0]), 0.25);
+        assert_eq!(sum(&[]), 0.0);
+        assert_eq!(sum(&[1.0, INF, 2.0]), INF);
+        assert_eq!(sum(&[-INF, 5.0]), -INF);
+        assert!(sum(&[INF, -INF]).is_nan() && sum(&[1.0, NAN, 2.0]).is_nan());
+        let mut infinite = Exact::NONE;
+        infinite.add(INF);
+        let mut total = Exact::NONE;
+        total.add(1.0);
+        total.merge(infinite);
+        assert_eq!(total.value(), INF);
     }
 }

@@ -430,7 +430,7 @@ mod tests {
         type Results = [[f32; N]; 2];
         const NAN: u32 = 0x7f80_0001;
         let (small, large) = (2f32.powi(-13).to_bits(), 53f32.to_bits());
-        assert!(small as usize % N == 0 && large as usize % N == 0);
+        assert!([small, large].iter().all(|bits| bits.is_multiple_of(N as u32)));
         let sets: Vec<(Isa, crate::kernels::Kernels)> = available()
             .into_iter()
             .map(|(isa, _)| (isa, isa.kernels(Dtype::F32, Dtype::F32).unwrap()))
@@ -489,7 +489,7 @@ mod tests {
                     if set > 1 {
                         assert_eq!(differ(positive, &all[1], 0), 0, "from {first:#x} on {set}");
                     }
-                    if !is_portable || block % 16 == 0 || last >= NAN {
+                    if !is_portable || block.is_multiple_of(16) || last >= NAN {
                         let negative = capped(set, first | 1 << 31);
                         let sign = if last >= NAN { 0 } else { 1 << 31 };
                         let nan = last >= NAN && positive[0][1..].iter().all(|x| x.is_nan());
