@@ -1082,7 +1082,7 @@ unsafe fn sum_chunks<const PLAIN: bool>(
     let (mut partial, mut marks) = (Partial::EMPTY, Marks::default());
     for (i, class) in classes.clone().step_by(CHUNK).enumerate() {
         let len = CHUNK.min(classes.end - class);
-        // SAFETY (for all calls below): within the row; `keep` says that the gradient replaces
+        // SAFETY: for all calls below: within the row; `keep` says that the gradient replaces
         // these logits, and the backup is a chunk long.
         let mut chunk = unsafe { chunk_at(plan, at, class, len, sum.hole) };
         let mut sweeps = k.stored;

@@ -225,11 +225,12 @@ pub fn ends<S: Simd>(s: S, ends: &mut Ends, l: f64) {
         // Nothing but −inf; and +inf, unless there is a NaN.
         let nothing = d.select(d.equal(x_y, minus_infinity), minus_infinity, lse);
         lse = d.select(d.equal(rest, minus_infinity), nothing, lse);
-        let infinite = |x, other| d.select(d.equal(x, infinity), d.add(d.mul(other, zero), x), lse);
         let not_nan = |x| d.select(d.equal(x, x), one, x);
-        lse = infinite(rest, not_nan(x_y));
-        let infinite = |x, other| d.select(d.equal(x, infinity), d.add(d.mul(other, zero), x), lse);
-        lse = infinite(x_y, not_nan(rest));
+        let infinite = |lse, x, other| {
+            d.select(d.equal(x, infinity), d.add(d.mul(not_nan(other), zero), x), lse)
+        };
+        lse = infinite(lse, rest, x_y);
+        lse = infinite(lse, x_y, rest);
 
         // That of the choice between the class left out and the others, and of the others among
         // themselves; no term is negative.
@@ -917,9 +918,11 @@ mod tests {
         far: f64,
         near: f64,
         sum: f64,
+        spread: f64,
         heat: f64,
         x_y: f64,
         lse: f64,
+        rise: f64,
         nll: f64,
         hit: f64,
         miss: f64,
@@ -932,9 +935,11 @@ mod tests {
             far: 0.0,
             near: 0.0,
             sum: 1.0,
+            spread: 1.0,
             heat: 0.0,
             x_y: 0.0,
             lse: 0.0,
+            rise: 0.0,
             nll: 0.0,
             hit: 0.0,
             miss: 0.0,
@@ -942,9 +947,10 @@ mod tests {
             entropy: 0.0,
         };
 
-        fn fields(&self) -> [f64; 11] {
-            let One { far, near, sum, heat, x_y, lse, nll, hit, miss, share, entropy } = *self;
-            [far, near, sum, heat, x_y, lse, nll, hit, miss, share, entropy]
+        fn fields(&self) -> [f64; 13] {
+            let One { far, near, sum, spread, heat, x_y, .. } = *self;
+            let One { lse, rise, nll, hit, miss, share, entropy, .. } = *self;
+            [far, near, sum, spread, heat, x_y, lse, rise, nll, hit, miss, share, entropy]
         }
     }
 
@@ -965,8 +971,8 @@ mod tests {
                     for lane in 0..LANES_OF_ENDS {
                         let row = rows.get(at(lane)).unwrap_or(&One::EMPTY);
                         (ends.far[lane], ends.near[lane]) = (row.far, row.near);
-                        (ends.sum[lane], ends.spread[lane]) = (row.sum, row.sum);
-                        ends.heat[lane] = row.heat;
+                        (ends.spread[lane], ends.heat[lane]) = (row.spread, row.heat);
+                        ends.sum[lane] = row.sum;
                         (ends.x_y[lane], ends.lse[lane]) = (row.x_y, row.lse);
                     }
                     // SAFETY: handed out for a set that is there.
@@ -983,9 +989,11 @@ mod tests {
                             far: ends.far[lane],
                             near: ends.near[lane],
                             sum: ends.sum[lane],
+                            spread: ends.spread[lane],
                             heat: ends.heat[lane],
                             x_y: ends.x_y[lane],
                             lse: ends.lse[lane],
+                            rise: ends.rise[lane],
                             nll: ends.nll[lane],
                             hit: ends.hit[lane],
                             miss: ends.miss[lane],
@@ -1049,6 +1057,13 @@ mod tests {
                     let slip = 3e-16 * (row.near.abs() + height.abs() + q.abs()) + 2e-15;
                     let what = isa.name();
                     close(row.lse, lse, slip + 1e-15 * lse.abs(), what, row);
+                    // To the last digits where lse itself is rounded far more.
+                    let rise = if q > 0.0 {
+                        height / l + (-q).exp().ln_1p()
+                    } else {
+                        nll - (row.far - row.x_y).mul_add(l, row.near) / l
+                    };
+                    close(row.rise, rise, slip + 1e-15 * rise.abs(), what, row);
                     close(row.nll, nll, (slip + 2e-15) * nll, what, row);
                     let (hit, miss) = (1.0 / (1.0 + q.exp()), 1.0 / (1.0 + (-q).exp()));
                     close(row.hit, hit, (slip + 2e-15) * hit, what, row);
@@ -1083,7 +1098,7 @@ mod tests {
                 for hole in [None, Some(0)] {
                     for shift in [0.0, 7.0, -11.0] {
                         let near = nearest(max * l) + shift;
-                        let mut row = One { near, sum: 0.0, x_y: -INF, ..One::EMPTY };
+                        let mut row = One { near, sum: 0.0, spread: 0.0, x_y: -INF, ..One::EMPTY };
                         for (c, x) in x.iter().enumerate() {
                             if hole == Some(c) {
                                 row.x_y = *x;
@@ -1091,6 +1106,9 @@ mod tests {
                             }
                             let t = x.mul_add(l, -near);
                             row.sum += t.exp2();
+                            // From another reference than the sum.
+                            let t = x.mul_add(l, -nearest(max * l));
+                            row.spread += t.exp2();
                             row.heat += times(t.exp2(), t);
                         }
                         all.push(row);
