@@ -42,7 +42,7 @@ fn assert_part(part: &Answer, whole: &Answer, i: usize, entries: &[usize], what:
 }
 
 proptest! {
-    #![proptest_config(config(800))]
+    #![proptest_config(config(400))]
 
     /// Promise 2.
     #[test]
@@ -359,7 +359,7 @@ proptest! {
 /// Large enough for more than one thread, of every option.
 #[test]
 fn threads_do_not_matter() {
-    proptest!(config(60), |(spec in tasks(400_000))| {
+    proptest!(config(20), |(spec in tasks(400_000))| {
         let spec = Spec { rows: (200_000 / (spec.classes * spec.inner)).max(1), ..spec };
         let task = spec.task();
         for isa in isas() {

@@ -1,7 +1,7 @@
 //! How far the results of a [`Task`] may lie from the oracle's: bounds.rs for every option.
 //!
 //! The bounds are those of the accuracy table in docs/semantics.md. With f64 logits, 1e-14 takes
-//! the place of 2e-7 and [`Units::exp`] that of 2⁻²³.
+//! the place of 2e-7, and as much less of 2⁻²³.
 //!
 //! ```text
 //! lse            2e-7 of the larger of |max| and lse − max, and 2^-23 absolute
@@ -44,7 +44,7 @@ impl Units {
         if logits == Dtype::F64 {
             Units {
                 sum: 1e-14,
-                exp: 2f64.powi(-50),
+                exp: 6e-15,
                 // Factors are products of f64 themselves.
                 half: 2f64.powi(-50),
                 entropy: 1e-13,
@@ -413,7 +413,7 @@ impl<'a> Judge<'a> {
             let moved = self.moved(i);
             // The class that sums leave out has its own accuracy.
             let target = self.target(i);
-            for class in 0..task.classes {
+            for (class, &m) in mass.iter().enumerate() {
                 let at = self.at(i, class);
                 let what = || {
                     format!(
@@ -435,7 +435,7 @@ impl<'a> Judge<'a> {
                 }
                 let slope = self.slope(at);
                 let hits = target == Some(class as i64);
-                let m = (factor * mass[class]).abs();
+                let m = (factor * m).abs();
                 let unsloped = if slope == 0.0 { 0.0 } else { want.abs() / slope };
                 let mut bound = if has_softmax {
                     let nll = self.nll[at];

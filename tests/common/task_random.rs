@@ -52,7 +52,7 @@ pub struct Spec {
     pub class_weights: Option<Dtype>,
     pub row_weights: Option<Dtype>,
     pub grad_output: Option<Dtype>,
-    /// Weights and probabilities of masked rows are NaN.
+    /// Some weights are negative.
     pub signed: bool,
     pub mask: bool,
     pub smoothing: f64,
