@@ -407,7 +407,8 @@ impl<'a> Judge<'a> {
                 (z * own_lse.abs(), z * (self.bound_of_lse(i) + half * own_lse.abs()))
             };
             let from_lse = match lse {
-                Some(lse) if has_softmax => self.through(lse.get(i)),
+                // Of a huge lse nothing is left but the order of magnitude.
+                Some(lse) if has_softmax => self.through(lse.get(i)).min(60.0).exp_m1(),
                 _ => 0.0,
             };
             let moved = self.moved(i);
