@@ -387,7 +387,7 @@ impl Plan {
             && self.is_plain()
             && self.label_smoothing == 0.0
             && !self.scatters()
-            && self.classes * self.logits.size() <= 768 * 1024
+            && (8 * 1024..=768 * 1024).contains(&(self.classes * self.logits.size()))
     }
 
     /// Whether the first sweep leaves exponentials in place of the logits: where the lanes' type
