@@ -153,8 +153,8 @@ fn confident_rows_under_z_loss() {
                     // Not only within what the lse may be off by: both terms are known.
                     let rest = (classes - 1) as f64 * (-gap).exp();
                     let want = (2.0 * z_loss - 1.0) * rest;
-                    // e^-gap has the relative error that gap has in f64.
-                    let unit = if dtype == Dtype::F64 { 1e-15 * (gap + 1.0) } else { 1e-6 };
+                    let unit =
+                        if dtype == Dtype::F64 { 1e-14 } else { 1e-6 } * (1.0 + 2.0 * z_loss);
                     // The formula leaves out rest² and what is less.
                     let unit =
                         unit + 1.02 * dtype.half_ulp(want) / rest + (2.0 + 3.0 * z_loss) * rest;

@@ -223,7 +223,10 @@ impl<'a> Judge<'a> {
     /// What goes through that lse in f64; one of f64 logits has an error of its own.
     fn through(&self, lse: Option<&f64>) -> f64 {
         let own = if self.task.logits.dtype == Dtype::F64 { 2.0 } else { 1.0 };
-        lse.filter(|lse| lse.is_finite()).map_or(0.0, |lse| own * f64::EPSILON * lse.abs())
+        let off =
+            lse.filter(|lse| lse.is_finite()).map_or(0.0, |lse| own * f64::EPSILON * lse.abs());
+        // Far out, where neighbours are further apart than classes, it is a factor.
+        off.min(700.0).exp_m1()
     }
 
     fn bound_of_z_loss(&self, i: usize) -> f64 {
