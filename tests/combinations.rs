@@ -4,7 +4,7 @@
 mod common;
 
 use common::operand::{Dtype, FLOATS, Operand};
-use common::random::config;
+use common::random::{Rng, config};
 use common::task::{Call, Task};
 use common::task_bounds::{Worst, check};
 use common::task_random::tasks;
@@ -165,6 +165,24 @@ fn confident_rows_under_z_loss() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Smoothing beside a target far below the other classes, in f64: their terms must not cancel.
+#[test]
+fn f64_smoothing_around_a_low_target() {
+    for (sizes, y) in [([2, 97, 1], 0), ([1, 97, 2], 40), ([2, 4000, 1], 3999), ([1, 4000, 2], 7)] {
+        let [rows, classes, inner] = sizes;
+        for low in [-1e3, -1e6] {
+            let mut logits = Rng::new(5).normals(rows * classes * inner, 1.0);
+            for i in 0..rows * inner {
+                logits[(i / inner * classes + y) * inner + i % inner] = low;
+            }
+            let logits: Vec<f64> = logits.into_iter().map(f64::from).collect();
+            let logits = Operand::packed(Dtype::F64, sizes, &logits);
+            let targets = Operand::packed(Dtype::I64, [rows, 1, inner], &[y as f64; 2]);
+            agree(&Task { label_smoothing: 1.0, ..Task::new(logits, targets) });
         }
     }
 }
