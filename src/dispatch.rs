@@ -16,6 +16,7 @@ use crate::simd::{Simd, portable};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2, avx512};
 use half::{bf16, f16};
+use std::ops::Range;
 use std::sync::OnceLock;
 
 /// An instruction set that kernels exist for.
@@ -100,6 +101,16 @@ macro_rules! entries {
             unsafe fn sum<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, c: Reference) -> Sums {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
                 unsafe { contiguous::sum::<S, E, false, false, false, false>(S::assume(), chunk, c) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
+                run: &Chunk,
+                c: Reference,
+                safe: &Range<f64>,
+                sums: &mut [f64],
+            ) -> usize {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { contiguous::sums::<S, E>(S::assume(), run, c, safe, sums) }
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn sum_kept<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, c: Reference) -> Sums {
@@ -220,6 +231,7 @@ macro_rules! entries {
                 Sweeps {
                     max: max::<S, E>,
                     sum: sum::<S, E>,
+                    sums: sums::<S, E>,
                     sum_kept: sum_kept::<S, E>,
                     clamped: clamped::<S, E>,
                     restore: restore::<S, E>,

@@ -188,6 +188,34 @@ pub unsafe fn max<S: Simd, E: Element<S>>(s: S, chunk: &Chunk) -> f64 {
     s.max_of_block(max).to_f64()
 }
 
+/// [`sum`] of one chunk after the other, until one is not tame or its sum is not in `safe`; returns
+/// how many were. A call for each would cost as much as some dozens of their classes.
+///
+/// # Safety
+/// As [`sum`] for every chunk of `run`, whose `kept` and `backup` are null.
+#[inline(always)]
+pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
+    s: S,
+    run: &Chunk,
+    reference: Reference,
+    safe: &Range<f64>,
+    sums: &mut [f64],
+) -> usize {
+    for (i, sum_of) in sums.iter_mut().enumerate() {
+        let start = i * CHUNK;
+        let len = CHUNK.min(run.len - start);
+        let x = run.x.cast::<E>().wrapping_add(start).cast();
+        let chunk = Chunk { x, len, hole: hole_in(run.hole, start, len), ..*run };
+        // SAFETY: the caller's promise.
+        let sums = unsafe { sum::<S, E, false, false, false, false>(s, &chunk, reference) };
+        if !(sums.tame && safe.contains(&sums.sum)) {
+            return i;
+        }
+        *sum_of = sums.sum;
+    }
+    sums.len()
+}
+
 /// Work that a sweep does on the way, a block for each of its own.
 trait Mate {
     /// The next block, if there is one.
@@ -1080,7 +1108,31 @@ unsafe fn sum_chunks<const PLAIN: bool>(
     let mut backup = Buffer::<CHUNK>::new();
     let mut staged = Staged { x: Buffer::new(), slope: Buffer::new() };
     let (mut partial, mut marks) = (Partial::EMPTY, Marks::default());
+    // Without a real anchor there is no telling what 0 means.
+    let safe = if anchor.real { 0.0 } else { SAFE_LOW }..SAFE_HIGH;
+    let runs = PLAIN && !keep && other.is_none();
+    let (mut done, mut stopped) = (0, usize::MAX);
     for (i, class) in classes.clone().step_by(CHUNK).enumerate() {
+        if i < done {
+            continue;
+        }
+        if runs && i != stopped && !marks.is_wild(i) {
+            let mut sums = [0.0; 32];
+            let left = (classes.end - class).div_ceil(CHUNK).min(sums.len());
+            // SAFETY: within the row.
+            let run = unsafe { chunk_at(plan, at, class, classes.end - class, sum.hole) };
+            let sums = &mut sums[..left];
+            // SAFETY: as above.
+            let count = unsafe { (k.stored.sums)(&run, anchor.reference, &safe, sums) };
+            for &sum in &sums[..count] {
+                partial.level.push(&Level::of(anchor.reference, sum, 0.0), plan.l);
+            }
+            done = i + count;
+            stopped = done;
+            if count > 0 {
+                continue;
+            }
+        }
         let len = CHUNK.min(classes.end - class);
         // SAFETY: for all calls below: within the row; `keep` says that the gradient replaces
         // these logits, and the backup is a chunk long.
@@ -1150,8 +1202,7 @@ unsafe fn sum_chunks<const PLAIN: bool>(
             // SAFETY: see above.
             None => unsafe { (sweeps.clamped)(&chunk, anchor.reference, false) },
         };
-        let safe = sums.sum < SAFE_HIGH && (anchor.real || sums.sum > SAFE_LOW);
-        seen.level = if safe {
+        seen.level = if safe.contains(&sums.sum) {
             Level::of(anchor.reference, sums.sum, 0.0)
         } else {
             marks.redone |= 1 << (i % 64);

@@ -15,6 +15,7 @@ use crate::math::exp2::Reference;
 use contiguous::{Chunk, GradientChunk, Sums};
 use online::Top;
 use row::Ends;
+use std::ops::Range;
 use tiles::{Numbers, Tile, TileDots, TileGradient, TileSums};
 
 /// Entry points for one element type on one instruction set. Each does what the function of the
@@ -26,7 +27,9 @@ pub struct Sweeps {
     pub max: unsafe fn(&Chunk) -> f64,
     /// See [`contiguous::sum`]: unclamped.
     pub sum: unsafe fn(&Chunk, Reference) -> Sums,
-    /// The same, keeping the exponentials.
+    /// See [`contiguous::sums`].
+    pub sums: unsafe fn(&Chunk, Reference, &Range<f64>, &mut [f64]) -> usize,
+    /// As `sum`, keeping the exponentials.
     pub sum_kept: unsafe fn(&Chunk, Reference) -> Sums,
     /// See [`contiguous::clamped`].
     pub clamped: unsafe fn(&Chunk, Reference, bool) -> Sums,

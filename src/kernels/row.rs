@@ -287,6 +287,12 @@ pub fn from_lse<S: Simd<Real: Base>>(s: S, ends: &mut Ends, l: f64) {
     }
 }
 
+/// A logit so far below others that their distances from it would lose digits.
+#[inline(always)]
+pub fn is_far_below(x: f64, others: f64) -> bool {
+    x < others - 64.0
+}
+
 /// `a·b`, but 0 if `a` is.
 #[inline(always)]
 fn times(a: f64, b: f64) -> f64 {
@@ -495,13 +501,17 @@ impl Row {
     #[inline(always)]
     pub fn sum(&self, plan: &Plan, anchor: Anchor) -> RowSum {
         let center = (self.kept && self.has_mass(plan)).then(|| {
+            let start = anchor.reference.near / plan.l;
             if plan.log_probs {
                 0.0
-            } else if self.hole.is_some() && self.w_y != 0.0 && self.x_y.is_finite() {
-                // The logit left out, unless it may be one that masks the class.
+            } else if self.hole.is_some()
+                && self.w_y != 0.0
+                && self.x_y.is_finite()
+                && !(anchor.real && is_far_below(self.x_y, start))
+            {
                 self.x_y
             } else {
-                anchor.reference.near / plan.l
+                start
             }
         });
         RowSum { softmax: self.needs_softmax(plan), hole: self.hole, anchor, center }

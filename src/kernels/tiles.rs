@@ -23,7 +23,7 @@
 
 use super::Kernels;
 use super::online::{Exact, Level, Partial, Top};
-use super::row::{Anchor, Batch, Job, Kind, LANES_OF_ENDS, Lane, Row, Totals};
+use super::row::{Anchor, Batch, Job, Kind, LANES_OF_ENDS, Lane, Row, Totals, is_far_below};
 use crate::element::Element;
 use crate::math::exp2::{Base, Exp2, Reference};
 use crate::math::real;
@@ -550,12 +550,14 @@ pub unsafe fn dots<S: Simd>(s: S, tile: &Tile, dots: &mut TileDots) {
         let (center, hole, mut dot) = unsafe {
             (take_wide(s, dots.center, at), take_wide(s, dots.hole, at), take_wide(s, dots.dot, at))
         };
+        // Added up for the chunk first: so many terms one after the other would add up their errors.
+        let mut part = s.widen(s.splat(S::Real::ZERO));
         for c in 0..tile.classes {
             let class = d.splat(c as f64);
             let p = tile.x.cast::<S::Real>().wrapping_add(c * tile.pitch + at);
             // SAFETY: positions of the tile.
             let x = s.widen(unsafe { s.load_lanes(p, lanes, S::Real::ZERO) });
-            for (i, dot) in dot.as_mut().iter_mut().enumerate() {
+            for (i, part) in part.as_mut().iter_mut().enumerate() {
                 let step = at + i * <S::Wide as Simd>::LANES;
                 // SAFETY: there are masses for whole registers, or one for the class, or none.
                 let m = unsafe {
@@ -567,9 +569,10 @@ pub unsafe fn dots<S: Simd>(s: S, tile: &Tile, dots: &mut TileDots) {
                 };
                 let m = d.select(d.equal(class, hole.as_ref()[i]), zero, m);
                 let term = d.mul(m, d.sub(x.as_ref()[i], center.as_ref()[i]));
-                *dot = d.add(*dot, d.select(d.equal(m, zero), zero, term));
+                *part = d.add(*part, d.select(d.equal(m, zero), zero, term));
             }
         }
+        dot = both::<S>(dot, part, |dot, part| d.add(dot, part));
         // SAFETY: as above.
         unsafe { put(s, dots.dot, at, dot) };
     }
@@ -831,8 +834,9 @@ unsafe fn tile(k: &Kernels, plan: &Plan, place: Place, totals: &mut Totals) {
                 if spread {
                     if class == 0 && !plan.log_probs {
                         for lane in 0..lanes {
-                            if adrift[lane] {
-                                center[lane] = state.far[lane] + state.near[lane] / plan.l;
+                            let start = state.far[lane] + state.near[lane] / plan.l;
+                            if adrift[lane] || is_far_below(center[lane], start) {
+                                center[lane] = start;
                             }
                         }
                     }
