@@ -207,6 +207,15 @@ struct strides {
     std::int64_t row = 0;
     std::int64_t classes = 1;
     std::int64_t inner = 1;
+
+    constexpr strides() noexcept = default;
+    /// Of any integers: sizes are unsigned, and braces would not narrow them.
+    template <class R, class C = int, class I = int,
+              class = std::enable_if_t<std::is_integral_v<R> && std::is_integral_v<C> && std::is_integral_v<I>>>
+    constexpr strides(R row_, C classes_ = 1, I inner_ = 1) noexcept
+        : row(static_cast<std::int64_t>(row_)),
+          classes(static_cast<std::int64_t>(classes_)),
+          inner(static_cast<std::int64_t>(inner_)) {}
 };
 
 /// Memory a call reads. Made from a pointer (packed), a pointer and strides, or a container, whose

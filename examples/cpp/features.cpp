@@ -69,7 +69,7 @@ void transposed() {
   const size_t rows = 2, classes = 4;
   std::vector<float> columns = {0.1f, 0, 0.2f, 0, 0.3f, 0, 0.4f, 2};
   const std::vector<int> targets = {0, 3};
-  const xent::strides by{1, static_cast<std::int64_t>(rows)};
+  const xent::strides by{1, rows};
   const double loss = xent::forward_backward(xent::input(columns, by), rows, classes, targets,
                                              xent::output(columns, by));
   expect("transposed: loss", loss, 0.941644);

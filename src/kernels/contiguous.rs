@@ -23,8 +23,12 @@
 //! `P·p_c = 2^(L·x_c - c)·F`, one factor for the whole row. In place, the first sweep leaves
 //! `2^(L·x - c)` where the logits were and the second only multiplies; out of place the
 //! exponentials are computed again, from the same reference to the same bits, so that the
-//! gradient is written once and can be streamed. Chunks that were redone keep their logits and are computed relative to
-//! the reference that the row's sum ended with. See docs/design.md.
+//! gradient is written once and can be streamed. Chunks that were redone keep their logits and
+//! are computed relative to the reference that the row's sum ended with.
+//!
+//! The first sweep waits for memory, the second does not. So where two rows fit the second level
+//! of cache, the second sweep over one goes along with the first over the next, block by block
+//! ([`sum_beside`]). See docs/design.md.
 //!
 //! # Tails and holes
 //!

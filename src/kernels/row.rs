@@ -932,6 +932,7 @@ mod tests {
         heat: f64,
         x_y: f64,
         lse: f64,
+        base: f64,
         rise: f64,
         nll: f64,
         hit: f64,
@@ -949,6 +950,7 @@ mod tests {
             heat: 0.0,
             x_y: 0.0,
             lse: 0.0,
+            base: 0.0,
             rise: 0.0,
             nll: 0.0,
             hit: 0.0,
@@ -1003,6 +1005,7 @@ mod tests {
                             heat: ends.heat[lane],
                             x_y: ends.x_y[lane],
                             lse: ends.lse[lane],
+                            base: ends.base[lane],
                             rise: ends.rise[lane],
                             nll: ends.nll[lane],
                             hit: ends.hit[lane],
@@ -1036,6 +1039,8 @@ mod tests {
     /// The formulas at the head of this file, with the standard library's functions.
     #[test]
     fn ends_by_the_formulas() {
+        // The exponent of a sum whose fraction is taken from √½ to √2.
+        let near_log2 = |x: f64| (x.log2() + 1e-15).round();
         for (dtype, l) in LANES {
             let mut rows = Vec::new();
             for near in [0.0, 3.0, -40.0, 1e3, -1e6] {
@@ -1067,11 +1072,15 @@ mod tests {
                     let slip = 3e-16 * (row.near.abs() + height.abs() + q.abs()) + 2e-15;
                     let what = isa.name();
                     close(row.lse, lse, slip + 1e-15 * lse.abs(), what, row);
-                    // To the last digits where lse itself is rounded far more.
+                    // To the last digits where lse itself is rounded far more: from an integer.
+                    assert!(
+                        row.base == row.base.round() && row.base - row.near == near_log2(row.sum)
+                    );
+                    let fraction = height - near_log2(row.sum);
                     let rise = if q > 0.0 {
-                        height / l + (-q).exp().ln_1p()
+                        fraction / l + (-q).exp().ln_1p()
                     } else {
-                        nll - (row.far - row.x_y).mul_add(l, row.near) / l
+                        nll - (row.far - row.x_y).mul_add(l, row.base) / l
                     };
                     close(row.rise, rise, slip + 1e-15 * rise.abs(), what, row);
                     close(row.nll, nll, (slip + 2e-15) * nll, what, row);
