@@ -221,9 +221,10 @@ unsafe fn split_row(
             size,
             segments,
             |segment| {
+                let mut partial = Partial::EMPTY;
                 // SAFETY: as above.
-                let (partial, again) =
-                    unsafe { contiguous::sum_segment(k, plan, at, segment, &sum) };
+                let again =
+                    unsafe { contiguous::sum_segment(k, plan, at, segment, &sum, &mut partial) };
                 let [wild, redone] = &marks[segment];
                 wild.store(again.wild, Ordering::Relaxed);
                 redone.store(again.redone, Ordering::Relaxed);

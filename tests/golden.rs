@@ -9,7 +9,7 @@
 //! the largest term of any row.
 //!
 //! Of each result of a case, the largest error over its elements may be PyTorch's largest and
-//! **one unit** more; in f64 eight, since there PyTorch's small cases are often exact to the last
+//! **one unit** more; in f64 two, since there PyTorch's small cases are often exact to the last
 //! place, and the oracle's own operations already cost more than one. Elements are not compared one by one: that would ask for PyTorch's luck where
 //! its rounding errors happen to cancel. Two allowances are those of the accuracy table:
 //!
@@ -49,7 +49,7 @@ fn isas() -> Vec<Isa> {
 
 /// How much further from the exact result than PyTorch a result may be, in units.
 fn leeway(torch: &Tensor) -> f64 {
-    if matches!(torch, Tensor::F64(_)) { 8.0 } else { 1.0 }
+    if matches!(torch, Tensor::F64(_)) { 2.0 } else { 1.0 }
 }
 
 /// Everything that went wrong, and the largest errors, for one report at the end of a test.

@@ -1047,7 +1047,7 @@ pub unsafe fn anchor(k: &Kernels, plan: &Plan, at: At, hole: Option<usize>) -> A
     }
 }
 
-/// The sums over one segment of a row, and what its chunks needed.
+/// Adds one segment of a row to its sums; returns what its chunks needed.
 ///
 /// # Safety
 /// As [`anchor`]; `segment < plan.segments()`; no other thread is in this segment of this row.
@@ -1057,15 +1057,17 @@ pub unsafe fn sum_segment(
     at: At,
     segment: usize,
     sum: &RowSum,
-) -> (Partial, Marks) {
+    partial: &mut Partial,
+) -> Marks {
     // SAFETY: the caller's promise.
-    unsafe { sum_segment_beside(k, plan, at, segment, sum, None) }
+    unsafe { sum_segment_beside(k, plan, at, segment, sum, None, partial) }
 }
 
 /// As [`sum_segment`], with the same segment of another row's gradient on the way.
 ///
 /// # Safety
 /// As there, and as [`gradient_segment`] for that row.
+#[inline(always)]
 unsafe fn sum_segment_beside(
     k: &Kernels,
     plan: &Plan,
@@ -1073,19 +1075,37 @@ unsafe fn sum_segment_beside(
     segment: usize,
     sum: &RowSum,
     other: Option<Other>,
-) -> (Partial, Marks) {
+    partial: &mut Partial,
+) -> Marks {
     let start = segment * plan.segment_len();
     let end = (start + plan.segment_len()).min(plan.classes);
-    if plan.is_plain() && sum.softmax && sum.center.is_none() {
+    if !(plan.is_plain() && sum.softmax && sum.center.is_none()) {
+        if let Some(Other { at, marks, gradient }) = other {
+            // SAFETY: the caller's promise.
+            unsafe { gradient_segment(k, plan, at, segment, marks, gradient) };
+        }
         // SAFETY: the caller's promise.
-        return unsafe { sum_chunks::<true>(k, plan, at, start..end, sum, other) };
+        return unsafe { sum_chunks::<false>(k, plan, at, start..end, sum, None, partial) };
     }
-    if let Some(Other { at, marks, gradient }) = other {
-        // SAFETY: the caller's promise.
-        unsafe { gradient_segment(k, plan, at, segment, marks, gradient) };
+    if end - start <= CHUNK && other.is_none() && !plan.keeps() {
+        // The usual short row. What is not usual is done again.
+        let reference = sum.anchor.reference;
+        // SAFETY: within the row.
+        let sums =
+            unsafe { (k.stored.sum)(&chunk_at(plan, at, start, end - start, sum.hole), reference) };
+        if sums.tame && safe(&sum.anchor).contains(&sums.sum) {
+            partial.level.push(&Level::of(reference, sums.sum, 0.0), plan.l);
+            return Marks::default();
+        }
     }
     // SAFETY: the caller's promise.
-    unsafe { sum_chunks::<false>(k, plan, at, start..end, sum, None) }
+    unsafe { sum_chunks::<true>(k, plan, at, start..end, sum, other, partial) }
+}
+
+/// Sums that can be relied on. Without a real anchor there is no telling what 0 means.
+#[inline(always)]
+fn safe(anchor: &Anchor) -> Range<f64> {
+    if anchor.real { 0.0..SAFE_HIGH } else { SAFE_LOW..SAFE_HIGH }
 }
 
 /// A row whose gradient is yet to be written, and what its chunks of a segment need.
@@ -1098,7 +1118,6 @@ struct Other<'a> {
 
 /// # Safety
 /// As [`sum_segment`]. `PLAIN`: nothing is to be done but sum up exponentials of logits as stored.
-#[inline(always)]
 unsafe fn sum_chunks<const PLAIN: bool>(
     k: &Kernels,
     plan: &Plan,
@@ -1106,14 +1125,13 @@ unsafe fn sum_chunks<const PLAIN: bool>(
     classes: Range<usize>,
     sum: &RowSum,
     other: Option<Other>,
-) -> (Partial, Marks) {
+    partial: &mut Partial,
+) -> Marks {
     let anchor = sum.anchor;
     let keep = plan.keeps() && sum.hole.is_some();
     let mut backup = Buffer::<CHUNK>::new();
     let mut staged = Staged { x: Buffer::new(), slope: Buffer::new() };
-    let (mut partial, mut marks) = (Partial::EMPTY, Marks::default());
-    // Without a real anchor there is no telling what 0 means.
-    let safe = if anchor.real { 0.0 } else { SAFE_LOW }..SAFE_HIGH;
+    let (mut marks, safe) = (Marks::default(), safe(&anchor));
     let runs = PLAIN && !keep && other.is_none();
     let (mut done, mut stopped) = (0, usize::MAX);
     for (i, class) in classes.clone().step_by(CHUNK).enumerate() {
@@ -1224,7 +1242,7 @@ unsafe fn sum_chunks<const PLAIN: bool>(
         };
         partial.push(&seen, plan.l);
     }
-    (partial, marks)
+    marks
 }
 
 /// `Σ m·(x - center)` over a chunk, and `Σ m` of probability targets.
@@ -1540,10 +1558,9 @@ pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
                         gradient,
                     });
                     // SAFETY: see above.
-                    let (next, again) =
-                        unsafe { sum_segment_beside(k, plan, row.at, segment, sum, other) };
-                    partial.push(&next, plan.l);
-                    marks[i + segment] = again;
+                    marks[i + segment] = unsafe {
+                        sum_segment_beside(k, plan, row.at, segment, sum, other, partial)
+                    };
                 }
                 if let Some(before) = &mut before
                     && let Lane { row, job, .. } = &mut before.batch.lanes()[i]
