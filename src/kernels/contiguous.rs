@@ -1526,6 +1526,7 @@ impl Stage {
 /// As [`anchor`] for every row of the range; no other thread is in these rows.
 pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
     let size = if plan.classes <= BATCHED_CLASSES { BATCH } else { 1 };
+    let segments = plan.segments();
     let mut totals = Totals::default();
     let mut before: Option<Stage> = None;
     for start in range.clone().step_by(size) {
@@ -1546,7 +1547,7 @@ pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
         let marks = &mut stage.marks;
         for (i, Lane { row, sum, partial, .. }) in stage.batch.lanes().iter_mut().enumerate() {
             if row.needs_sum(plan) {
-                for segment in 0..plan.segments() {
+                for segment in 0..segments {
                     let other = before.as_mut().and_then(|before| {
                         let Lane { row, job, .. } = &before.batch.lanes()[i];
                         let Job::Sweep(gradient) = job else { return None };
@@ -1557,10 +1558,15 @@ pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
                         marks: *marks,
                         gradient,
                     });
+                    // Segments are summed up apart, as they are by a team; a row of one is its own.
+                    let mut part = Partial::EMPTY;
+                    let into = if segments == 1 { &mut *partial } else { &mut part };
                     // SAFETY: see above.
-                    marks[i + segment] = unsafe {
-                        sum_segment_beside(k, plan, row.at, segment, sum, other, partial)
-                    };
+                    marks[i + segment] =
+                        unsafe { sum_segment_beside(k, plan, row.at, segment, sum, other, into) };
+                    if segments > 1 {
+                        partial.push(&part, plan.l);
+                    }
                 }
                 if let Some(before) = &mut before
                     && let Lane { row, job, .. } = &mut before.batch.lanes()[i]

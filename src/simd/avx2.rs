@@ -59,167 +59,238 @@ pub unsafe fn sum4(v: __m256d) -> f64 {
     }
 }
 
-impl Simd for Avx2 {
-    type Real = f32;
-    type Vector = __m256;
-    type Block = [__m256; 8];
-    type Mask = __m256;
-    type Watch = __m256i;
-    type Wide = Avx2Wide;
-    type Widened = [__m256d; 2];
-    type Totals = [__m256d; 4];
+/// What differs between the two types of lanes in nothing but the names of the intrinsics; what
+/// differs in more is each one's own.
+macro_rules! simd {
+    (
+        token: $token:ident,
+        real: $real:ident,
+        vector: $vector:ident,
+        parts: $parts:literal,
+        lanes: $lanes:literal,
+        set1: $set1:ident,
+        loadu: $loadu:ident,
+        maskload: $maskload:ident,
+        blendv: $blendv:ident,
+        castsi256: $castsi256:ident,
+        storeu: $storeu:ident,
+        maskstore: $maskstore:ident,
+        stream: $stream:ident,
+        add: $add:ident,
+        sub: $sub:ident,
+        mul: $mul:ident,
+        div: $div:ident,
+        fmadd: $fmadd:ident,
+        fmsub: $fmsub:ident,
+        max: $max:ident,
+        min: $min:ident,
+        slli: $slli:ident,
+        shift: $shift:literal,
+        cast_si256: $cast_si256:ident,
+        cmp: $cmp:ident,
+        movemask: $movemask:ident,
+        xor: $xor:ident,
+        set1_bits: $set1_bits:ident,
+        exponent: $exponent:literal,
+        $($own:tt)*
+    ) => {
+        impl Simd for $token {
+            type Real = $real;
+            type Vector = $vector;
+            type Block = [$vector; 8];
+            type Mask = $vector;
+            type Watch = __m256i;
+            type Wide = Avx2Wide;
+            type Widened = [__m256d; $parts];
+            type Totals = [__m256d; 4];
 
-    const LANES: usize = 8;
+            const LANES: usize = $lanes;
 
-    #[inline(always)]
-    unsafe fn assume() -> Self {
-        Avx2(())
-    }
-    #[inline(always)]
-    fn wide(self) -> Avx2Wide {
-        Avx2Wide(())
-    }
-    #[inline(always)]
-    fn splat(self, x: f32) -> __m256 {
-        avx2!(_mm256_set1_ps(x))
-    }
-    #[inline(always)]
-    fn splat_block(self, x: f32) -> [__m256; 8] {
-        [self.splat(x); 8]
-    }
-    #[inline(always)]
-    fn totals(self) -> [__m256d; 4] {
-        avx2!([_mm256_setzero_pd(); 4])
-    }
-
-    #[inline(always)]
-    unsafe fn load(self, p: *const f32) -> __m256 {
-        // SAFETY: token; the caller's promise about `p`.
-        unsafe { _mm256_loadu_ps(p) }
-    }
-    #[inline(always)]
-    unsafe fn load_lanes(self, p: *const f32, lanes: u32, fill: f32) -> __m256 {
-        let mask = self.mask(lanes);
-        // SAFETY: token; a masked load touches only the lanes the caller vouches for.
-        unsafe {
-            let v = _mm256_maskload_ps(p, mask);
-            _mm256_blendv_ps(_mm256_set1_ps(fill), v, _mm256_castsi256_ps(mask))
-        }
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut f32, v: __m256) {
-        // SAFETY: token; the caller's promise about `p`.
-        unsafe { _mm256_storeu_ps(p, v) }
-    }
-    #[inline(always)]
-    unsafe fn store_lanes(self, p: *mut f32, lanes: u32, v: __m256) {
-        let mask = self.mask(lanes);
-        // SAFETY: token; a masked store touches only the lanes the caller vouches for.
-        unsafe { _mm256_maskstore_ps(p, mask, v) }
-    }
-    #[inline(always)]
-    unsafe fn stream(self, p: *mut f32, v: __m256) {
-        // SAFETY: token; the caller's promise about `p` and its alignment.
-        unsafe { _mm256_stream_ps(p, v) }
-    }
-    #[inline(always)]
-    fn fence(self) {
-        avx2!(_mm_sfence())
-    }
-    #[inline(always)]
-    fn prefetch(self, p: *const u8) {
-        avx2!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
-    }
-    #[inline(always)]
-    fn prefetch_far(self, p: *const u8) {
-        avx2!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
-    }
-    #[inline(always)]
-    fn prefetch_write(self, p: *const u8) {
-        avx2!(_mm_prefetch::<_MM_HINT_ET0>(p.cast()))
-    }
-
-    #[inline(always)]
-    fn add(self, a: __m256, b: __m256) -> __m256 {
-        avx2!(_mm256_add_ps(a, b))
-    }
-    #[inline(always)]
-    fn sub(self, a: __m256, b: __m256) -> __m256 {
-        avx2!(_mm256_sub_ps(a, b))
-    }
-    #[inline(always)]
-    fn mul(self, a: __m256, b: __m256) -> __m256 {
-        avx2!(_mm256_mul_ps(a, b))
-    }
-    #[inline(always)]
-    fn div(self, a: __m256, b: __m256) -> __m256 {
-        avx2!(_mm256_div_ps(a, b))
-    }
-    #[inline(always)]
-    fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
-        avx2!(_mm256_fmadd_ps(a, b, c))
-    }
-    #[inline(always)]
-    fn mul_sub_exact(self, a: __m256, b: __m256, c: __m256) -> __m256 {
-        avx2!(_mm256_fmsub_ps(a, b, c))
-    }
-    #[inline(always)]
-    fn max(self, bound: __m256, x: __m256) -> __m256 {
-        avx2!(_mm256_max_ps(bound, x))
-    }
-    #[inline(always)]
-    fn min(self, bound: __m256, x: __m256) -> __m256 {
-        avx2!(_mm256_min_ps(bound, x))
-    }
-    #[inline(always)]
-    fn exponent_from_low_bits(self, m: __m256) -> __m256 {
-        avx2!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(m))))
-    }
-
-    #[inline(always)]
-    fn less(self, a: __m256, b: __m256) -> __m256 {
-        avx2!(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
-    }
-    #[inline(always)]
-    fn equal(self, a: __m256, b: __m256) -> __m256 {
-        avx2!(_mm256_cmp_ps::<_CMP_EQ_OQ>(a, b))
-    }
-    #[inline(always)]
-    fn select(self, mask: __m256, a: __m256, b: __m256) -> __m256 {
-        avx2!(_mm256_blendv_ps(b, a, mask))
-    }
-    #[inline(always)]
-    fn bits(self, mask: __m256) -> u32 {
-        avx2!(_mm256_movemask_ps(mask) as u32)
-    }
-
-    #[inline(always)]
-    fn watch_start(self) -> __m256i {
-        avx2!(_mm256_setzero_si256())
-    }
-    #[inline(always)]
-    fn watch(self, mut seen: __m256i, block: &[__m256; 8], expected: __m256) -> __m256i {
-        avx2!({
-            for v in block {
-                let differs = _mm256_castps_si256(_mm256_xor_ps(*v, expected));
-                seen = _mm256_or_si256(seen, differs);
+            #[inline(always)]
+            unsafe fn assume() -> Self {
+                $token(())
             }
-            seen
-        })
-    }
-    #[inline(always)]
-    fn watch_end(self, seen: __m256i) -> bool {
-        avx2!(_mm256_testz_si256(seen, _mm256_set1_epi32(!0xFF)) == 1)
-    }
+            #[inline(always)]
+            fn wide(self) -> Avx2Wide {
+                Avx2Wide(())
+            }
+            #[inline(always)]
+            fn splat(self, x: $real) -> $vector {
+                avx2!($set1(x))
+            }
+            #[inline(always)]
+            fn splat_block(self, x: $real) -> [$vector; 8] {
+                [self.splat(x); 8]
+            }
+            #[inline(always)]
+            fn totals(self) -> [__m256d; 4] {
+                avx2!([_mm256_setzero_pd(); 4])
+            }
 
-    #[inline(always)]
-    fn max_lane(self, v: __m256) -> f32 {
-        avx2!({
-            let v4 = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-            let v2 = _mm_max_ps(v4, _mm_movehl_ps(v4, v4));
-            _mm_cvtss_f32(_mm_max_ss(v2, _mm_shuffle_ps::<1>(v2, v2)))
-        })
-    }
+            #[inline(always)]
+            unsafe fn load(self, p: *const $real) -> $vector {
+                // SAFETY: token; the caller's promise about `p`.
+                unsafe { $loadu(p) }
+            }
+            #[inline(always)]
+            unsafe fn load_lanes(self, p: *const $real, lanes: u32, fill: $real) -> $vector {
+                let mask = self.mask(lanes);
+                // SAFETY: token; a masked load touches only the lanes the caller vouches for.
+                unsafe {
+                    let v = $maskload(p, mask);
+                    $blendv($set1(fill), v, $castsi256(mask))
+                }
+            }
+            #[inline(always)]
+            unsafe fn store(self, p: *mut $real, v: $vector) {
+                // SAFETY: token; the caller's promise about `p`.
+                unsafe { $storeu(p, v) }
+            }
+            #[inline(always)]
+            unsafe fn store_lanes(self, p: *mut $real, lanes: u32, v: $vector) {
+                let mask = self.mask(lanes);
+                // SAFETY: token; a masked store touches only the lanes the caller vouches for.
+                unsafe { $maskstore(p, mask, v) }
+            }
+            #[inline(always)]
+            unsafe fn stream(self, p: *mut $real, v: $vector) {
+                // SAFETY: token; the caller's promise about `p` and its alignment.
+                unsafe { $stream(p, v) }
+            }
+            #[inline(always)]
+            fn fence(self) {
+                avx2!(_mm_sfence())
+            }
+            #[inline(always)]
+            fn prefetch(self, p: *const u8) {
+                avx2!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+            }
+            #[inline(always)]
+            fn prefetch_far(self, p: *const u8) {
+                avx2!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+            }
+            #[inline(always)]
+            fn prefetch_write(self, p: *const u8) {
+                avx2!(_mm_prefetch::<_MM_HINT_ET0>(p.cast()))
+            }
+
+            #[inline(always)]
+            fn add(self, a: $vector, b: $vector) -> $vector {
+                avx2!($add(a, b))
+            }
+            #[inline(always)]
+            fn sub(self, a: $vector, b: $vector) -> $vector {
+                avx2!($sub(a, b))
+            }
+            #[inline(always)]
+            fn mul(self, a: $vector, b: $vector) -> $vector {
+                avx2!($mul(a, b))
+            }
+            #[inline(always)]
+            fn div(self, a: $vector, b: $vector) -> $vector {
+                avx2!($div(a, b))
+            }
+            #[inline(always)]
+            fn mul_add(self, a: $vector, b: $vector, c: $vector) -> $vector {
+                avx2!($fmadd(a, b, c))
+            }
+            #[inline(always)]
+            fn mul_sub_exact(self, a: $vector, b: $vector, c: $vector) -> $vector {
+                avx2!($fmsub(a, b, c))
+            }
+            #[inline(always)]
+            fn max(self, bound: $vector, x: $vector) -> $vector {
+                avx2!($max(bound, x))
+            }
+            #[inline(always)]
+            fn min(self, bound: $vector, x: $vector) -> $vector {
+                avx2!($min(bound, x))
+            }
+            #[inline(always)]
+            fn exponent_from_low_bits(self, m: $vector) -> $vector {
+                avx2!($castsi256($slli::<$shift>($cast_si256(m))))
+            }
+
+            #[inline(always)]
+            fn less(self, a: $vector, b: $vector) -> $vector {
+                avx2!($cmp::<_CMP_LT_OQ>(a, b))
+            }
+            #[inline(always)]
+            fn equal(self, a: $vector, b: $vector) -> $vector {
+                avx2!($cmp::<_CMP_EQ_OQ>(a, b))
+            }
+            #[inline(always)]
+            fn select(self, mask: $vector, a: $vector, b: $vector) -> $vector {
+                avx2!($blendv(b, a, mask))
+            }
+            #[inline(always)]
+            fn bits(self, mask: $vector) -> u32 {
+                avx2!($movemask(mask) as u32)
+            }
+
+            #[inline(always)]
+            fn watch_start(self) -> __m256i {
+                avx2!(_mm256_setzero_si256())
+            }
+            #[inline(always)]
+            fn watch(self, mut seen: __m256i, block: &[$vector; 8], expected: $vector) -> __m256i {
+                avx2!({
+                    for v in block {
+                        let differs = $cast_si256($xor(*v, expected));
+                        seen = _mm256_or_si256(seen, differs);
+                    }
+                    seen
+                })
+            }
+            #[inline(always)]
+            fn watch_end(self, seen: __m256i) -> bool {
+                avx2!(_mm256_testz_si256(seen, $set1_bits(!$exponent)) == 1)
+            }
+
+            #[inline(always)]
+            fn sum(self, t: [__m256d; 4]) -> f64 {
+                avx2!({
+                    let lo = _mm256_add_pd(t[0], t[2]);
+                    let hi = _mm256_add_pd(t[1], t[3]);
+                    sum4(_mm256_add_pd(lo, hi))
+                })
+            }
+            $($own)*
+        }
+    };
+}
+
+simd! {
+    token: Avx2,
+    real: f32,
+    vector: __m256,
+    parts: 2,
+    lanes: 8,
+    set1: _mm256_set1_ps,
+    loadu: _mm256_loadu_ps,
+    maskload: _mm256_maskload_ps,
+    blendv: _mm256_blendv_ps,
+    castsi256: _mm256_castsi256_ps,
+    storeu: _mm256_storeu_ps,
+    maskstore: _mm256_maskstore_ps,
+    stream: _mm256_stream_ps,
+    add: _mm256_add_ps,
+    sub: _mm256_sub_ps,
+    mul: _mm256_mul_ps,
+    div: _mm256_div_ps,
+    fmadd: _mm256_fmadd_ps,
+    fmsub: _mm256_fmsub_ps,
+    max: _mm256_max_ps,
+    min: _mm256_min_ps,
+    slli: _mm256_slli_epi32,
+    shift: 23,
+    cast_si256: _mm256_castps_si256,
+    cmp: _mm256_cmp_ps,
+    movemask: _mm256_movemask_ps,
+    xor: _mm256_xor_ps,
+    set1_bits: _mm256_set1_epi32,
+    exponent: 0xFF,
+
     #[inline(always)]
     fn widen(self, v: __m256) -> [__m256d; 2] {
         avx2!([
@@ -232,11 +303,11 @@ impl Simd for Avx2 {
         avx2!(_mm256_set_m128(_mm256_cvtpd_ps(hi), _mm256_cvtpd_ps(lo)))
     }
     #[inline(always)]
-    fn sum(self, t: [__m256d; 4]) -> f64 {
+    fn max_lane(self, v: __m256) -> f32 {
         avx2!({
-            let lo = _mm256_add_pd(t[0], t[2]);
-            let hi = _mm256_add_pd(t[1], t[3]);
-            sum4(_mm256_add_pd(lo, hi))
+            let v4 = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v2 = _mm_max_ps(v4, _mm_movehl_ps(v4, v4));
+            _mm_cvtss_f32(_mm_max_ss(v2, _mm_shuffle_ps::<1>(v2, v2)))
         })
     }
 }
@@ -304,166 +375,37 @@ impl Halves for Avx2 {
     }
 }
 
-impl Simd for Avx2Wide {
-    type Real = f64;
-    type Vector = __m256d;
-    type Block = [__m256d; 8];
-    type Mask = __m256d;
-    type Watch = __m256i;
-    type Wide = Avx2Wide;
-    type Widened = [__m256d; 1];
-    type Totals = [__m256d; 4];
+simd! {
+    token: Avx2Wide,
+    real: f64,
+    vector: __m256d,
+    parts: 1,
+    lanes: 4,
+    set1: _mm256_set1_pd,
+    loadu: _mm256_loadu_pd,
+    maskload: _mm256_maskload_pd,
+    blendv: _mm256_blendv_pd,
+    castsi256: _mm256_castsi256_pd,
+    storeu: _mm256_storeu_pd,
+    maskstore: _mm256_maskstore_pd,
+    stream: _mm256_stream_pd,
+    add: _mm256_add_pd,
+    sub: _mm256_sub_pd,
+    mul: _mm256_mul_pd,
+    div: _mm256_div_pd,
+    fmadd: _mm256_fmadd_pd,
+    fmsub: _mm256_fmsub_pd,
+    max: _mm256_max_pd,
+    min: _mm256_min_pd,
+    slli: _mm256_slli_epi64,
+    shift: 52,
+    cast_si256: _mm256_castpd_si256,
+    cmp: _mm256_cmp_pd,
+    movemask: _mm256_movemask_pd,
+    xor: _mm256_xor_pd,
+    set1_bits: _mm256_set1_epi64x,
+    exponent: 0x7FF,
 
-    const LANES: usize = 4;
-
-    #[inline(always)]
-    unsafe fn assume() -> Self {
-        Avx2Wide(())
-    }
-    #[inline(always)]
-    fn wide(self) -> Avx2Wide {
-        Avx2Wide(())
-    }
-    #[inline(always)]
-    fn splat(self, x: f64) -> __m256d {
-        avx2!(_mm256_set1_pd(x))
-    }
-    #[inline(always)]
-    fn splat_block(self, x: f64) -> [__m256d; 8] {
-        [self.splat(x); 8]
-    }
-    #[inline(always)]
-    fn totals(self) -> [__m256d; 4] {
-        avx2!([_mm256_setzero_pd(); 4])
-    }
-
-    #[inline(always)]
-    unsafe fn load(self, p: *const f64) -> __m256d {
-        // SAFETY: token; the caller's promise about `p`.
-        unsafe { _mm256_loadu_pd(p) }
-    }
-    #[inline(always)]
-    unsafe fn load_lanes(self, p: *const f64, lanes: u32, fill: f64) -> __m256d {
-        let mask = self.mask(lanes);
-        // SAFETY: token; a masked load touches only the lanes the caller vouches for.
-        unsafe {
-            let v = _mm256_maskload_pd(p, mask);
-            _mm256_blendv_pd(_mm256_set1_pd(fill), v, _mm256_castsi256_pd(mask))
-        }
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut f64, v: __m256d) {
-        // SAFETY: token; the caller's promise about `p`.
-        unsafe { _mm256_storeu_pd(p, v) }
-    }
-    #[inline(always)]
-    unsafe fn store_lanes(self, p: *mut f64, lanes: u32, v: __m256d) {
-        let mask = self.mask(lanes);
-        // SAFETY: token; a masked store touches only the lanes the caller vouches for.
-        unsafe { _mm256_maskstore_pd(p, mask, v) }
-    }
-    #[inline(always)]
-    unsafe fn stream(self, p: *mut f64, v: __m256d) {
-        // SAFETY: token; the caller's promise about `p` and its alignment.
-        unsafe { _mm256_stream_pd(p, v) }
-    }
-    #[inline(always)]
-    fn fence(self) {
-        avx2!(_mm_sfence())
-    }
-    #[inline(always)]
-    fn prefetch(self, p: *const u8) {
-        avx2!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
-    }
-    #[inline(always)]
-    fn prefetch_far(self, p: *const u8) {
-        avx2!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
-    }
-    #[inline(always)]
-    fn prefetch_write(self, p: *const u8) {
-        avx2!(_mm_prefetch::<_MM_HINT_ET0>(p.cast()))
-    }
-
-    #[inline(always)]
-    fn add(self, a: __m256d, b: __m256d) -> __m256d {
-        avx2!(_mm256_add_pd(a, b))
-    }
-    #[inline(always)]
-    fn sub(self, a: __m256d, b: __m256d) -> __m256d {
-        avx2!(_mm256_sub_pd(a, b))
-    }
-    #[inline(always)]
-    fn mul(self, a: __m256d, b: __m256d) -> __m256d {
-        avx2!(_mm256_mul_pd(a, b))
-    }
-    #[inline(always)]
-    fn div(self, a: __m256d, b: __m256d) -> __m256d {
-        avx2!(_mm256_div_pd(a, b))
-    }
-    #[inline(always)]
-    fn mul_add(self, a: __m256d, b: __m256d, c: __m256d) -> __m256d {
-        avx2!(_mm256_fmadd_pd(a, b, c))
-    }
-    #[inline(always)]
-    fn mul_sub_exact(self, a: __m256d, b: __m256d, c: __m256d) -> __m256d {
-        avx2!(_mm256_fmsub_pd(a, b, c))
-    }
-    #[inline(always)]
-    fn max(self, bound: __m256d, x: __m256d) -> __m256d {
-        avx2!(_mm256_max_pd(bound, x))
-    }
-    #[inline(always)]
-    fn min(self, bound: __m256d, x: __m256d) -> __m256d {
-        avx2!(_mm256_min_pd(bound, x))
-    }
-    #[inline(always)]
-    fn exponent_from_low_bits(self, m: __m256d) -> __m256d {
-        avx2!(_mm256_castsi256_pd(_mm256_slli_epi64::<52>(_mm256_castpd_si256(m))))
-    }
-
-    #[inline(always)]
-    fn less(self, a: __m256d, b: __m256d) -> __m256d {
-        avx2!(_mm256_cmp_pd::<_CMP_LT_OQ>(a, b))
-    }
-    #[inline(always)]
-    fn equal(self, a: __m256d, b: __m256d) -> __m256d {
-        avx2!(_mm256_cmp_pd::<_CMP_EQ_OQ>(a, b))
-    }
-    #[inline(always)]
-    fn select(self, mask: __m256d, a: __m256d, b: __m256d) -> __m256d {
-        avx2!(_mm256_blendv_pd(b, a, mask))
-    }
-    #[inline(always)]
-    fn bits(self, mask: __m256d) -> u32 {
-        avx2!(_mm256_movemask_pd(mask) as u32)
-    }
-
-    #[inline(always)]
-    fn watch_start(self) -> __m256i {
-        avx2!(_mm256_setzero_si256())
-    }
-    #[inline(always)]
-    fn watch(self, mut seen: __m256i, block: &[__m256d; 8], expected: __m256d) -> __m256i {
-        avx2!({
-            for v in block {
-                let differs = _mm256_castpd_si256(_mm256_xor_pd(*v, expected));
-                seen = _mm256_or_si256(seen, differs);
-            }
-            seen
-        })
-    }
-    #[inline(always)]
-    fn watch_end(self, seen: __m256i) -> bool {
-        avx2!(_mm256_testz_si256(seen, _mm256_set1_epi64x(!0x7FF)) == 1)
-    }
-
-    #[inline(always)]
-    fn max_lane(self, v: __m256d) -> f64 {
-        avx2!({
-            let v2 = _mm_max_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd::<1>(v));
-            _mm_cvtsd_f64(_mm_max_sd(v2, _mm_unpackhi_pd(v2, v2)))
-        })
-    }
     #[inline(always)]
     fn widen(self, v: __m256d) -> [__m256d; 1] {
         [v]
@@ -473,11 +415,10 @@ impl Simd for Avx2Wide {
         v
     }
     #[inline(always)]
-    fn sum(self, t: [__m256d; 4]) -> f64 {
+    fn max_lane(self, v: __m256d) -> f64 {
         avx2!({
-            let lo = _mm256_add_pd(t[0], t[2]);
-            let hi = _mm256_add_pd(t[1], t[3]);
-            sum4(_mm256_add_pd(lo, hi))
+            let v2 = _mm_max_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd::<1>(v));
+            _mm_cvtsd_f64(_mm_max_sd(v2, _mm_unpackhi_pd(v2, v2)))
         })
     }
 }

@@ -19,159 +19,240 @@ macro_rules! avx512 {
     };
 }
 
-impl Simd for Avx512 {
-    type Real = f32;
-    type Vector = __m512;
-    type Block = [__m512; 4];
-    type Mask = __mmask16;
-    type Watch = __m512i;
-    type Wide = Avx512Wide;
-    type Widened = [__m512d; 2];
-    type Totals = [__m512d; 2];
+/// What differs between the two types of lanes in nothing but the names of the intrinsics; what
+/// differs in more is each one's own.
+macro_rules! simd {
+    (
+        token: $token:ident,
+        real: $real:ident,
+        vector: $vector:ident,
+        mask: $mask:ident,
+        parts: $parts:literal,
+        lanes: $lanes:literal,
+        set1: $set1:ident,
+        loadu: $loadu:ident,
+        mask_loadu: $mask_loadu:ident,
+        storeu: $storeu:ident,
+        mask_storeu: $mask_storeu:ident,
+        stream: $stream:ident,
+        add: $add:ident,
+        sub: $sub:ident,
+        mul: $mul:ident,
+        div: $div:ident,
+        fmadd: $fmadd:ident,
+        fmsub: $fmsub:ident,
+        max: $max:ident,
+        min: $min:ident,
+        castsi512: $castsi512:ident,
+        slli: $slli:ident,
+        shift: $shift:literal,
+        cast_si512: $cast_si512:ident,
+        cmp_mask: $cmp_mask:ident,
+        mask_blend: $mask_blend:ident,
+        test_mask: $test_mask:ident,
+        set1_bits: $set1_bits:ident,
+        exponent: $exponent:literal,
+        reduce_max: $reduce_max:ident,
+        $($own:tt)*
+    ) => {
+        impl Simd for $token {
+            type Real = $real;
+            type Vector = $vector;
+            type Block = [$vector; 4];
+            type Mask = $mask;
+            type Watch = __m512i;
+            type Wide = Avx512Wide;
+            type Widened = [__m512d; $parts];
+            type Totals = [__m512d; 2];
 
-    const LANES: usize = 16;
+            const LANES: usize = $lanes;
 
-    #[inline(always)]
-    unsafe fn assume() -> Self {
-        Avx512(())
-    }
-    #[inline(always)]
-    fn wide(self) -> Avx512Wide {
-        Avx512Wide(())
-    }
-    #[inline(always)]
-    fn splat(self, x: f32) -> __m512 {
-        avx512!(_mm512_set1_ps(x))
-    }
-    #[inline(always)]
-    fn splat_block(self, x: f32) -> [__m512; 4] {
-        [self.splat(x); 4]
-    }
-    #[inline(always)]
-    fn totals(self) -> [__m512d; 2] {
-        avx512!([_mm512_setzero_pd(); 2])
-    }
+            #[inline(always)]
+            unsafe fn assume() -> Self {
+                $token(())
+            }
+            #[inline(always)]
+            fn wide(self) -> Avx512Wide {
+                Avx512Wide(())
+            }
+            #[inline(always)]
+            fn splat(self, x: $real) -> $vector {
+                avx512!($set1(x))
+            }
+            #[inline(always)]
+            fn splat_block(self, x: $real) -> [$vector; 4] {
+                [self.splat(x); 4]
+            }
+            #[inline(always)]
+            fn totals(self) -> [__m512d; 2] {
+                avx512!([_mm512_setzero_pd(); 2])
+            }
 
-    #[inline(always)]
-    unsafe fn load(self, p: *const f32) -> __m512 {
-        // SAFETY: token; the caller's promise about `p`.
-        unsafe { _mm512_loadu_ps(p) }
-    }
-    #[inline(always)]
-    unsafe fn load_lanes(self, p: *const f32, lanes: u32, fill: f32) -> __m512 {
-        // SAFETY: token; a masked load touches only the lanes the caller vouches for.
-        unsafe { _mm512_mask_loadu_ps(_mm512_set1_ps(fill), lanes as __mmask16, p) }
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut f32, v: __m512) {
-        // SAFETY: token; the caller's promise about `p`.
-        unsafe { _mm512_storeu_ps(p, v) }
-    }
-    #[inline(always)]
-    unsafe fn store_lanes(self, p: *mut f32, lanes: u32, v: __m512) {
-        // SAFETY: token; a masked store touches only the lanes the caller vouches for.
-        unsafe { _mm512_mask_storeu_ps(p, lanes as __mmask16, v) }
-    }
-    #[inline(always)]
-    unsafe fn stream(self, p: *mut f32, v: __m512) {
-        // SAFETY: token; the caller's promise about `p` and its alignment.
-        unsafe { _mm512_stream_ps(p, v) }
-    }
-    #[inline(always)]
-    fn fence(self) {
-        avx512!(_mm_sfence())
-    }
-    #[inline(always)]
-    fn prefetch(self, p: *const u8) {
-        avx512!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
-    }
-    #[inline(always)]
-    fn prefetch_far(self, p: *const u8) {
-        avx512!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
-    }
-    #[inline(always)]
-    fn prefetch_write(self, p: *const u8) {
-        avx512!(_mm_prefetch::<_MM_HINT_ET0>(p.cast()))
-    }
+            #[inline(always)]
+            unsafe fn load(self, p: *const $real) -> $vector {
+                // SAFETY: token; the caller's promise about `p`.
+                unsafe { $loadu(p) }
+            }
+            #[inline(always)]
+            unsafe fn load_lanes(self, p: *const $real, lanes: u32, fill: $real) -> $vector {
+                // SAFETY: token; a masked load touches only the lanes the caller vouches for.
+                unsafe { $mask_loadu($set1(fill), lanes as $mask, p) }
+            }
+            #[inline(always)]
+            unsafe fn store(self, p: *mut $real, v: $vector) {
+                // SAFETY: token; the caller's promise about `p`.
+                unsafe { $storeu(p, v) }
+            }
+            #[inline(always)]
+            unsafe fn store_lanes(self, p: *mut $real, lanes: u32, v: $vector) {
+                // SAFETY: token; a masked store touches only the lanes the caller vouches for.
+                unsafe { $mask_storeu(p, lanes as $mask, v) }
+            }
+            #[inline(always)]
+            unsafe fn stream(self, p: *mut $real, v: $vector) {
+                // SAFETY: token; the caller's promise about `p` and its alignment.
+                unsafe { $stream(p, v) }
+            }
+            #[inline(always)]
+            fn fence(self) {
+                avx512!(_mm_sfence())
+            }
+            #[inline(always)]
+            fn prefetch(self, p: *const u8) {
+                avx512!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+            }
+            #[inline(always)]
+            fn prefetch_far(self, p: *const u8) {
+                avx512!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+            }
+            #[inline(always)]
+            fn prefetch_write(self, p: *const u8) {
+                avx512!(_mm_prefetch::<_MM_HINT_ET0>(p.cast()))
+            }
 
-    #[inline(always)]
-    fn add(self, a: __m512, b: __m512) -> __m512 {
-        avx512!(_mm512_add_ps(a, b))
-    }
-    #[inline(always)]
-    fn sub(self, a: __m512, b: __m512) -> __m512 {
-        avx512!(_mm512_sub_ps(a, b))
-    }
-    #[inline(always)]
-    fn mul(self, a: __m512, b: __m512) -> __m512 {
-        avx512!(_mm512_mul_ps(a, b))
-    }
-    #[inline(always)]
-    fn div(self, a: __m512, b: __m512) -> __m512 {
-        avx512!(_mm512_div_ps(a, b))
-    }
-    #[inline(always)]
-    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        avx512!(_mm512_fmadd_ps(a, b, c))
-    }
-    #[inline(always)]
-    fn mul_sub_exact(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        avx512!(_mm512_fmsub_ps(a, b, c))
-    }
-    #[inline(always)]
-    fn max(self, bound: __m512, x: __m512) -> __m512 {
-        avx512!(_mm512_max_ps(bound, x))
-    }
-    #[inline(always)]
-    fn min(self, bound: __m512, x: __m512) -> __m512 {
-        avx512!(_mm512_min_ps(bound, x))
-    }
-    #[inline(always)]
-    fn exponent_from_low_bits(self, m: __m512) -> __m512 {
-        avx512!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(m))))
-    }
+            #[inline(always)]
+            fn add(self, a: $vector, b: $vector) -> $vector {
+                avx512!($add(a, b))
+            }
+            #[inline(always)]
+            fn sub(self, a: $vector, b: $vector) -> $vector {
+                avx512!($sub(a, b))
+            }
+            #[inline(always)]
+            fn mul(self, a: $vector, b: $vector) -> $vector {
+                avx512!($mul(a, b))
+            }
+            #[inline(always)]
+            fn div(self, a: $vector, b: $vector) -> $vector {
+                avx512!($div(a, b))
+            }
+            #[inline(always)]
+            fn mul_add(self, a: $vector, b: $vector, c: $vector) -> $vector {
+                avx512!($fmadd(a, b, c))
+            }
+            #[inline(always)]
+            fn mul_sub_exact(self, a: $vector, b: $vector, c: $vector) -> $vector {
+                avx512!($fmsub(a, b, c))
+            }
+            #[inline(always)]
+            fn max(self, bound: $vector, x: $vector) -> $vector {
+                avx512!($max(bound, x))
+            }
+            #[inline(always)]
+            fn min(self, bound: $vector, x: $vector) -> $vector {
+                avx512!($min(bound, x))
+            }
+            #[inline(always)]
+            fn exponent_from_low_bits(self, m: $vector) -> $vector {
+                avx512!($castsi512($slli::<$shift>($cast_si512(m))))
+            }
 
-    #[inline(always)]
-    fn less(self, a: __m512, b: __m512) -> __mmask16 {
-        avx512!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
-    }
-    #[inline(always)]
-    fn equal(self, a: __m512, b: __m512) -> __mmask16 {
-        avx512!(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b))
-    }
-    #[inline(always)]
-    fn select(self, mask: __mmask16, a: __m512, b: __m512) -> __m512 {
-        avx512!(_mm512_mask_blend_ps(mask, b, a))
-    }
-    #[inline(always)]
-    fn bits(self, mask: __mmask16) -> u32 {
-        u32::from(mask)
-    }
+            #[inline(always)]
+            fn less(self, a: $vector, b: $vector) -> $mask {
+                avx512!($cmp_mask::<_CMP_LT_OQ>(a, b))
+            }
+            #[inline(always)]
+            fn equal(self, a: $vector, b: $vector) -> $mask {
+                avx512!($cmp_mask::<_CMP_EQ_OQ>(a, b))
+            }
+            #[inline(always)]
+            fn select(self, mask: $mask, a: $vector, b: $vector) -> $vector {
+                avx512!($mask_blend(mask, b, a))
+            }
+            #[inline(always)]
+            fn bits(self, mask: $mask) -> u32 {
+                u32::from(mask)
+            }
 
-    #[inline(always)]
-    fn watch_start(self) -> __m512i {
-        avx512!(_mm512_setzero_si512())
-    }
-    #[inline(always)]
-    fn watch(self, seen: __m512i, block: &[__m512; 4], expected: __m512) -> __m512i {
-        avx512!({
-            let [a, b, c, d] = block.map(|v| _mm512_castps_si512(v));
-            // 0x7E: bits that are not the same in all three; a chain from `a` to `expected`.
-            let abc = _mm512_ternarylogic_epi32::<0x7E>(a, b, c);
-            let cde = _mm512_ternarylogic_epi32::<0x7E>(c, d, _mm512_castps_si512(expected));
-            // 0xFE: or of all three.
-            _mm512_ternarylogic_epi32::<0xFE>(seen, abc, cde)
-        })
-    }
-    #[inline(always)]
-    fn watch_end(self, seen: __m512i) -> bool {
-        avx512!(_mm512_test_epi32_mask(seen, _mm512_set1_epi32(!0xFF)) == 0)
-    }
+            #[inline(always)]
+            fn watch_start(self) -> __m512i {
+                avx512!(_mm512_setzero_si512())
+            }
+            #[inline(always)]
+            fn watch(self, seen: __m512i, block: &[$vector; 4], expected: $vector) -> __m512i {
+                avx512!({
+                    let [a, b, c, d] = block.map(|v| $cast_si512(v));
+                    // 0x7E: bits that are not the same in all three; a chain from `a` to `expected`.
+                    let abc = _mm512_ternarylogic_epi32::<0x7E>(a, b, c);
+                    let cde = _mm512_ternarylogic_epi32::<0x7E>(c, d, $cast_si512(expected));
+                    // 0xFE: or of all three.
+                    _mm512_ternarylogic_epi32::<0xFE>(seen, abc, cde)
+                })
+            }
+            #[inline(always)]
+            fn watch_end(self, seen: __m512i) -> bool {
+                avx512!($test_mask(seen, $set1_bits(!$exponent)) == 0)
+            }
 
-    #[inline(always)]
-    fn max_lane(self, v: __m512) -> f32 {
-        avx512!(_mm512_reduce_max_ps(v))
-    }
+            #[inline(always)]
+            fn max_lane(self, v: $vector) -> $real {
+                avx512!($reduce_max(v))
+            }
+            #[inline(always)]
+            fn sum(self, [lo, hi]: [__m512d; 2]) -> f64 {
+                avx512!({
+                    let v8 = _mm512_add_pd(lo, hi);
+                    let v4 = _mm256_add_pd(_mm512_castpd512_pd256(v8), _mm512_extractf64x4_pd::<1>(v8));
+                    super::avx2::sum4(v4)
+                })
+            }
+            $($own)*
+        }
+    };
+}
+
+simd! {
+    token: Avx512,
+    real: f32,
+    vector: __m512,
+    mask: __mmask16,
+    parts: 2,
+    lanes: 16,
+    set1: _mm512_set1_ps,
+    loadu: _mm512_loadu_ps,
+    mask_loadu: _mm512_mask_loadu_ps,
+    storeu: _mm512_storeu_ps,
+    mask_storeu: _mm512_mask_storeu_ps,
+    stream: _mm512_stream_ps,
+    add: _mm512_add_ps,
+    sub: _mm512_sub_ps,
+    mul: _mm512_mul_ps,
+    div: _mm512_div_ps,
+    fmadd: _mm512_fmadd_ps,
+    fmsub: _mm512_fmsub_ps,
+    max: _mm512_max_ps,
+    min: _mm512_min_ps,
+    castsi512: _mm512_castsi512_ps,
+    slli: _mm512_slli_epi32,
+    shift: 23,
+    cast_si512: _mm512_castps_si512,
+    cmp_mask: _mm512_cmp_ps_mask,
+    mask_blend: _mm512_mask_blend_ps,
+    test_mask: _mm512_test_epi32_mask,
+    set1_bits: _mm512_set1_epi32,
+    exponent: 0xFF,
+    reduce_max: _mm512_reduce_max_ps,
+
     #[inline(always)]
     fn widen(self, v: __m512) -> [__m512d; 2] {
         avx512!([
@@ -184,14 +265,6 @@ impl Simd for Avx512 {
         avx512!({
             let lo = _mm512_castps256_ps512(_mm512_cvtpd_ps(lo));
             _mm512_insertf32x8::<1>(lo, _mm512_cvtpd_ps(hi))
-        })
-    }
-    #[inline(always)]
-    fn sum(self, [lo, hi]: [__m512d; 2]) -> f64 {
-        avx512!({
-            let v8 = _mm512_add_pd(lo, hi);
-            let v4 = _mm256_add_pd(_mm512_castpd512_pd256(v8), _mm512_extractf64x4_pd::<1>(v8));
-            super::avx2::sum4(v4)
         })
     }
 }
@@ -254,159 +327,38 @@ impl Halves for Avx512 {
     }
 }
 
-impl Simd for Avx512Wide {
-    type Real = f64;
-    type Vector = __m512d;
-    type Block = [__m512d; 4];
-    type Mask = __mmask8;
-    type Watch = __m512i;
-    type Wide = Avx512Wide;
-    type Widened = [__m512d; 1];
-    type Totals = [__m512d; 2];
+simd! {
+    token: Avx512Wide,
+    real: f64,
+    vector: __m512d,
+    mask: __mmask8,
+    parts: 1,
+    lanes: 8,
+    set1: _mm512_set1_pd,
+    loadu: _mm512_loadu_pd,
+    mask_loadu: _mm512_mask_loadu_pd,
+    storeu: _mm512_storeu_pd,
+    mask_storeu: _mm512_mask_storeu_pd,
+    stream: _mm512_stream_pd,
+    add: _mm512_add_pd,
+    sub: _mm512_sub_pd,
+    mul: _mm512_mul_pd,
+    div: _mm512_div_pd,
+    fmadd: _mm512_fmadd_pd,
+    fmsub: _mm512_fmsub_pd,
+    max: _mm512_max_pd,
+    min: _mm512_min_pd,
+    castsi512: _mm512_castsi512_pd,
+    slli: _mm512_slli_epi64,
+    shift: 52,
+    cast_si512: _mm512_castpd_si512,
+    cmp_mask: _mm512_cmp_pd_mask,
+    mask_blend: _mm512_mask_blend_pd,
+    test_mask: _mm512_test_epi64_mask,
+    set1_bits: _mm512_set1_epi64,
+    exponent: 0x7FF,
+    reduce_max: _mm512_reduce_max_pd,
 
-    const LANES: usize = 8;
-
-    #[inline(always)]
-    unsafe fn assume() -> Self {
-        Avx512Wide(())
-    }
-    #[inline(always)]
-    fn wide(self) -> Avx512Wide {
-        Avx512Wide(())
-    }
-    #[inline(always)]
-    fn splat(self, x: f64) -> __m512d {
-        avx512!(_mm512_set1_pd(x))
-    }
-    #[inline(always)]
-    fn splat_block(self, x: f64) -> [__m512d; 4] {
-        [self.splat(x); 4]
-    }
-    #[inline(always)]
-    fn totals(self) -> [__m512d; 2] {
-        avx512!([_mm512_setzero_pd(); 2])
-    }
-
-    #[inline(always)]
-    unsafe fn load(self, p: *const f64) -> __m512d {
-        // SAFETY: token; the caller's promise about `p`.
-        unsafe { _mm512_loadu_pd(p) }
-    }
-    #[inline(always)]
-    unsafe fn load_lanes(self, p: *const f64, lanes: u32, fill: f64) -> __m512d {
-        // SAFETY: token; a masked load touches only the lanes the caller vouches for.
-        unsafe { _mm512_mask_loadu_pd(_mm512_set1_pd(fill), lanes as __mmask8, p) }
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut f64, v: __m512d) {
-        // SAFETY: token; the caller's promise about `p`.
-        unsafe { _mm512_storeu_pd(p, v) }
-    }
-    #[inline(always)]
-    unsafe fn store_lanes(self, p: *mut f64, lanes: u32, v: __m512d) {
-        // SAFETY: token; a masked store touches only the lanes the caller vouches for.
-        unsafe { _mm512_mask_storeu_pd(p, lanes as __mmask8, v) }
-    }
-    #[inline(always)]
-    unsafe fn stream(self, p: *mut f64, v: __m512d) {
-        // SAFETY: token; the caller's promise about `p` and its alignment.
-        unsafe { _mm512_stream_pd(p, v) }
-    }
-    #[inline(always)]
-    fn fence(self) {
-        avx512!(_mm_sfence())
-    }
-    #[inline(always)]
-    fn prefetch(self, p: *const u8) {
-        avx512!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
-    }
-    #[inline(always)]
-    fn prefetch_far(self, p: *const u8) {
-        avx512!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
-    }
-    #[inline(always)]
-    fn prefetch_write(self, p: *const u8) {
-        avx512!(_mm_prefetch::<_MM_HINT_ET0>(p.cast()))
-    }
-
-    #[inline(always)]
-    fn add(self, a: __m512d, b: __m512d) -> __m512d {
-        avx512!(_mm512_add_pd(a, b))
-    }
-    #[inline(always)]
-    fn sub(self, a: __m512d, b: __m512d) -> __m512d {
-        avx512!(_mm512_sub_pd(a, b))
-    }
-    #[inline(always)]
-    fn mul(self, a: __m512d, b: __m512d) -> __m512d {
-        avx512!(_mm512_mul_pd(a, b))
-    }
-    #[inline(always)]
-    fn div(self, a: __m512d, b: __m512d) -> __m512d {
-        avx512!(_mm512_div_pd(a, b))
-    }
-    #[inline(always)]
-    fn mul_add(self, a: __m512d, b: __m512d, c: __m512d) -> __m512d {
-        avx512!(_mm512_fmadd_pd(a, b, c))
-    }
-    #[inline(always)]
-    fn mul_sub_exact(self, a: __m512d, b: __m512d, c: __m512d) -> __m512d {
-        avx512!(_mm512_fmsub_pd(a, b, c))
-    }
-    #[inline(always)]
-    fn max(self, bound: __m512d, x: __m512d) -> __m512d {
-        avx512!(_mm512_max_pd(bound, x))
-    }
-    #[inline(always)]
-    fn min(self, bound: __m512d, x: __m512d) -> __m512d {
-        avx512!(_mm512_min_pd(bound, x))
-    }
-    #[inline(always)]
-    fn exponent_from_low_bits(self, m: __m512d) -> __m512d {
-        avx512!(_mm512_castsi512_pd(_mm512_slli_epi64::<52>(_mm512_castpd_si512(m))))
-    }
-
-    #[inline(always)]
-    fn less(self, a: __m512d, b: __m512d) -> __mmask8 {
-        avx512!(_mm512_cmp_pd_mask::<_CMP_LT_OQ>(a, b))
-    }
-    #[inline(always)]
-    fn equal(self, a: __m512d, b: __m512d) -> __mmask8 {
-        avx512!(_mm512_cmp_pd_mask::<_CMP_EQ_OQ>(a, b))
-    }
-    #[inline(always)]
-    fn select(self, mask: __mmask8, a: __m512d, b: __m512d) -> __m512d {
-        avx512!(_mm512_mask_blend_pd(mask, b, a))
-    }
-    #[inline(always)]
-    fn bits(self, mask: __mmask8) -> u32 {
-        u32::from(mask)
-    }
-
-    #[inline(always)]
-    fn watch_start(self) -> __m512i {
-        avx512!(_mm512_setzero_si512())
-    }
-    #[inline(always)]
-    fn watch(self, seen: __m512i, block: &[__m512d; 4], expected: __m512d) -> __m512i {
-        avx512!({
-            let [a, b, c, d] = block.map(|v| _mm512_castpd_si512(v));
-            // 0x7E: bits that are not the same in all three; a chain from `a` to `expected`.
-            let abc = _mm512_ternarylogic_epi32::<0x7E>(a, b, c);
-            let cde = _mm512_ternarylogic_epi32::<0x7E>(c, d, _mm512_castpd_si512(expected));
-            // 0xFE: or of all three.
-            _mm512_ternarylogic_epi32::<0xFE>(seen, abc, cde)
-        })
-    }
-    #[inline(always)]
-    fn watch_end(self, seen: __m512i) -> bool {
-        avx512!(_mm512_test_epi64_mask(seen, _mm512_set1_epi64(!0x7FF)) == 0)
-    }
-
-    #[inline(always)]
-    fn max_lane(self, v: __m512d) -> f64 {
-        avx512!(_mm512_reduce_max_pd(v))
-    }
     #[inline(always)]
     fn widen(self, v: __m512d) -> [__m512d; 1] {
         [v]
@@ -414,14 +366,6 @@ impl Simd for Avx512Wide {
     #[inline(always)]
     fn narrow(self, [v]: [__m512d; 1]) -> __m512d {
         v
-    }
-    #[inline(always)]
-    fn sum(self, [lo, hi]: [__m512d; 2]) -> f64 {
-        avx512!({
-            let v8 = _mm512_add_pd(lo, hi);
-            let v4 = _mm256_add_pd(_mm512_castpd512_pd256(v8), _mm512_extractf64x4_pd::<1>(v8));
-            super::avx2::sum4(v4)
-        })
     }
 }
 
