@@ -2,7 +2,7 @@
 //!
 //! Built from IEEE additions, multiplications and divisions alone, none of them contracted, so
 //! the bits are the same on every machine; the platform's libm promises no such thing. Relative
-//! error below 4e-16 throughout (ln and log2: of results away from 1; see each).
+//! error of exp2 below 4.5e-16, of log2 below 6e-16.
 
 use std::f64::consts::{LN_2, LOG2_E};
 
