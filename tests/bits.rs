@@ -297,3 +297,22 @@ fn lse_alone() {
         }
     }
 }
+
+/// More rows than blocks: within a block, the gradient's sweep over a row goes along with the first
+/// over the next. A row alone has no next.
+#[test]
+fn rows_in_pairs() {
+    let (rows, classes) = (520, 16_400);
+    let problem = Problem { normalizer: 3.0, ..mixed(rows, classes, &KINDS) };
+    for isa in isas() {
+        for pass in [Pass::Fused, Pass::FusedInPlace] {
+            let whole = problem.run(pass, &How::on(isa));
+            for row in (0..9).chain(rows - 9..rows) {
+                let alone = problem.single(row).run(pass, &How::on(isa));
+                let range = row * classes..(row + 1) * classes;
+                assert_same(&alone.row_losses, &whole.row_losses[row..=row], "row loss");
+                assert_same(&alone.grad, &whole.grad[range], "gradient");
+            }
+        }
+    }
+}
