@@ -6,12 +6,13 @@
 use crate::element::Element;
 use crate::kernels::contiguous::{self, Chunk, GradientChunk, Sums};
 use crate::kernels::family::{self, Pair, Tiles};
+use crate::kernels::octet::{self, Octet};
 use crate::kernels::online::Top;
-use crate::kernels::row::{self, Ends};
-use crate::kernels::tiles::{self, Numbers, Tile, TileDots, TileGradient, TileSums};
+use crate::kernels::targets;
+use crate::kernels::tiles::{self, Masses, Numbers, Tile, TileGradient};
 use crate::kernels::{Kernels, Lanes, Outputs, Sweeps};
 use crate::math::exp2::{Base, Reference};
-use crate::plan::{Dtype, Transform};
+use crate::plan::{Dtype, Plan, Run, Transform, View};
 use crate::simd::{Simd, portable};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2, avx512};
@@ -172,14 +173,19 @@ macro_rules! entries {
                 unsafe { tiles::scatter::<S, G>(S::assume(), tile, to, strides, accumulate, writes) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn ends<S: Simd<Real: Base>>(ends: &mut Ends, l: f64) {
+            unsafe fn finish<S: Simd<Real: Base>>(octets: &mut [Octet], plan: &Plan) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { row::ends::<S>(S::assume(), ends, l) }
+                unsafe { octet::finish::<S>(S::assume(), octets, plan) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn from_lse<S: Simd<Real: Base>>(ends: &mut Ends, l: f64) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { row::from_lse::<S>(S::assume(), ends, l) }
+            unsafe fn count(view: &View, first: usize, len: usize, ignore: i64, classes: usize) -> Option<u64> {
+                // SAFETY: the caller's promise (`Kernels`).
+                unsafe { targets::count(view, first, len, ignore, classes) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn holes(view: &View, run: &Run, ignore: i64, octet: &mut Octet, lane: usize) {
+                // SAFETY: the caller's promise (`Kernels`).
+                unsafe { targets::holes(view, run, ignore, octet, lane) }
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn transform<S: Simd<Real: Base>>(x: *mut u8, len: usize, with: &Transform, slope: *mut u8) {
@@ -187,24 +193,24 @@ macro_rules! entries {
                 unsafe { contiguous::transform::<S>(S::assume(), x, len, with, slope) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_sums<S: Simd<Real: Base>>(tile: &Tile, state: &mut TileSums) {
+            unsafe fn tile_sums<S: Simd<Real: Base>>(tile: &Tile, octets: &mut [Octet], heats: bool) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { tiles::sums::<S>(S::assume(), tile, state) }
+                unsafe { tiles::sums::<S>(S::assume(), tile, octets, heats) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_argmax<S: Simd<Real: Base>>(tile: &Tile, state: &mut TileSums) {
+            unsafe fn tile_argmax<S: Simd<Real: Base>>(tile: &Tile, octets: &mut [Octet]) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { tiles::argmax::<S>(S::assume(), tile, state) }
+                unsafe { tiles::argmax::<S>(S::assume(), tile, octets) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_dots<S: Simd<Real: Base>>(tile: &Tile, dots: &mut TileDots) {
+            unsafe fn tile_dots<S: Simd<Real: Base>>(tile: &Tile, octets: &mut [Octet], masses: &Masses) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { tiles::dots::<S>(S::assume(), tile, dots) }
+                unsafe { tiles::dots::<S>(S::assume(), tile, octets, masses) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_gradient<S: Simd<Real: Base>>(tile: &Tile, gradient: &TileGradient) {
+            unsafe fn tile_gradient<S: Simd<Real: Base>>(tile: &Tile, octets: &[Octet], gradient: &TileGradient) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { tiles::gradient::<S>(S::assume(), tile, gradient) }
+                unsafe { tiles::gradient::<S>(S::assume(), tile, octets, gradient) }
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn products<S: Simd<Real: Base>>(pair: &Pair) -> f64 {
@@ -253,8 +259,9 @@ macro_rules! entries {
 
             const fn lanes<S: Simd<Real: Base>>() -> Lanes {
                 Lanes {
-                    ends: ends::<S>,
-                    from_lse: from_lse::<S>,
+                    finish: finish::<S>,
+                    count,
+                    holes,
                     transform: transform::<S>,
                     sums: tile_sums::<S>,
                     argmax: tile_argmax::<S>,

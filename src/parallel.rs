@@ -7,7 +7,7 @@
 use crate::kernels::Kernels;
 use crate::kernels::contiguous::{self, Marks};
 use crate::kernels::online::Partial;
-use crate::kernels::row::{Anchor, Batch, Job, Lane, Row, Totals};
+use crate::kernels::row::{Batch, Job, Totals};
 use crate::kernels::{soft, tiles};
 use crate::plan::{Layout, Pass, Plan, SEGMENTS, TILE};
 use std::mem::MaybeUninit;
@@ -202,20 +202,13 @@ unsafe fn split_row(
     let marks = [const { [AtomicU64::new(0), AtomicU64::new(0)] }; SEGMENTS];
     let segments = plan.segments();
     let at = plan.nth(index);
-    let mut batch = Batch::new();
     // SAFETY: the caller's promise, here and below; a segment is in one thread's hands.
-    let row = unsafe { Row::start(k, plan, at) };
-    let needs_sum = row.needs_sum(plan);
-    // SAFETY: as above.
-    let sum = row.sum(plan, unsafe {
-        if row.needs_softmax(plan) {
-            contiguous::anchor(k, plan, at, row.hole)
-        } else {
-            Anchor::NONE
-        }
-    });
-    batch.push(row, sum);
-    if needs_sum {
+    let mut batch = unsafe {
+        let mut batch = Batch::start(k, plan, index, 1);
+        contiguous::aim(k, plan, &mut batch, 0);
+        batch
+    };
+    if let Some(sum) = batch.lanes()[0].sum {
         let mut total = Partial::EMPTY;
         team.map(
             size,
@@ -236,12 +229,12 @@ unsafe fn split_row(
     }
     // SAFETY: as above.
     unsafe { batch.finish(k, plan, totals) };
-    let Lane { row, job, .. } = &batch.lanes()[0];
-    match job {
+    let lane = &batch.lanes()[0];
+    match &lane.job {
         Job::Nothing => return,
         Job::Target => {}
         // SAFETY: as above.
-        Job::Fill(value) => unsafe { row.fill(plan, *value) },
+        Job::Fill(value) => unsafe { lane.fill(plan, *value) },
         Job::Sweep(gradient) => {
             team.map(
                 size,
@@ -263,7 +256,7 @@ unsafe fn split_row(
         }
     }
     // SAFETY: as above.
-    unsafe { row.place_target(plan) };
+    unsafe { batch.place_target(plan, 0) };
 }
 
 /// Rayon's workers do not survive a fork; waiting for them would never end.

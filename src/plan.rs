@@ -56,6 +56,26 @@ pub struct At {
     pub inner: usize,
 }
 
+/// Rows that are neighbours along an axis.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// The first of them.
+    pub first: At,
+    /// The axis: 0 for rows, 2 for inner positions.
+    pub axis: usize,
+    /// How many, eight at most.
+    pub len: usize,
+}
+
+impl Run {
+    /// Row `i` of them.
+    #[inline(always)]
+    pub fn at(&self, i: usize) -> At {
+        let At { row, inner } = self.first;
+        if self.axis == 0 { At { row: row + i, inner } } else { At { row, inner: inner + i } }
+    }
+}
+
 /// An operand in memory: element `(row, class, inner)` is
 /// `row·strides[0] + class·strides[1] + inner·strides[2]` elements from `data`.
 #[derive(Clone, Copy, Debug)]
@@ -139,6 +159,81 @@ impl View {
                 Dtype::Bf16 => *p.cast::<half::bf16>() = half::bf16::from_f32(value as f32),
                 Dtype::F16 => *p.cast::<half::f16>() = half::f16::from_f32(value as f32),
                 _ => *p.cast::<f32>() = value as f32,
+            }
+        }
+    }
+
+    /// Where a run of rows begins, and the elements from row to row.
+    ///
+    /// # Safety
+    /// The view covers the rows; its elements are of `T`.
+    #[inline(always)]
+    unsafe fn run<T>(&self, run: &Run) -> (*mut T, isize) {
+        // SAFETY: the caller's promise.
+        (unsafe { self.at(run.first, 0) }.cast(), self.strides[run.axis])
+    }
+
+    /// The real numbers of a run of rows, of an operand without classes.
+    ///
+    /// # Safety
+    /// As [`real`](Self::real), for each.
+    pub unsafe fn column(&self, run: &Run, to: &mut [f64]) {
+        // SAFETY: as below.
+        unsafe { self.pick(run, &[0.0; 8], to) }
+    }
+
+    /// The real numbers of a run of up to eight rows, of one class each; less than 0 is none, and
+    /// leaves what is there.
+    ///
+    /// # Safety
+    /// As [`real`](Self::real), for each.
+    pub unsafe fn pick(&self, run: &Run, classes: &[f64], to: &mut [f64]) {
+        /// # Safety
+        /// As above, with elements of `T`.
+        #[inline(always)]
+        unsafe fn read<T: Float>(view: &View, run: &Run, classes: &[f64], to: &mut [f64]) {
+            // SAFETY: the caller's promise.
+            let (p, step) = unsafe { view.run::<T>(run) };
+            for (i, (to, &class)) in to[..run.len].iter_mut().zip(classes).enumerate() {
+                if class >= 0.0 {
+                    let at = i as isize * step + class as isize * view.strides[1];
+                    // SAFETY: as above.
+                    *to = unsafe { *p.wrapping_offset(at) }.to_f64();
+                }
+            }
+        }
+        // SAFETY: in bounds and aligned (problem.rs); the dtype says what is there.
+        unsafe {
+            match self.dtype {
+                Dtype::F64 => read::<f64>(self, run, classes, to),
+                Dtype::Bf16 => read::<half::bf16>(self, run, classes, to),
+                Dtype::F16 => read::<half::f16>(self, run, classes, to),
+                _ => read::<f32>(self, run, classes, to),
+            }
+        }
+    }
+
+    /// Writes a number for each row of a run, of an operand of f32 or f64 without classes.
+    ///
+    /// # Safety
+    /// The view covers the rows, and no other thread is at them.
+    pub unsafe fn set_column(&self, run: &Run, from: &[f64]) {
+        /// # Safety
+        /// As above, with elements of `T`.
+        #[inline(always)]
+        unsafe fn write<T: Float>(view: &View, run: &Run, from: &[f64]) {
+            // SAFETY: the caller's promise.
+            let (p, step) = unsafe { view.run::<T>(run) };
+            for (i, &x) in from[..run.len].iter().enumerate() {
+                // SAFETY: as above.
+                unsafe { *p.wrapping_offset(i as isize * step) = T::from_f64(x) };
+            }
+        }
+        // SAFETY: in bounds and aligned (problem.rs); the dtype says what is there.
+        unsafe {
+            match self.dtype {
+                Dtype::F64 => write::<f64>(self, run, from),
+                _ => write::<f32>(self, run, from),
             }
         }
     }
@@ -347,6 +442,20 @@ impl Plan {
         }
     }
 
+    /// Distributions `first..first + len` as runs, and where each begins among them.
+    #[inline(always)]
+    pub fn runs(&self, first: usize, len: usize) -> impl Iterator<Item = (usize, Run)> {
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            let at = self.nth(first + start);
+            let (axis, left) = if self.inner == 1 { (0, len) } else { (2, self.inner - at.inner) };
+            let run = Run { first: at, axis, len: left.min(len - start) };
+            let found = (start < len).then_some((start, run));
+            start += run.len;
+            found
+        })
+    }
+
     /// Classes of a segment, the unit in which a row is split over threads: a function of C
     /// alone, so that the order of all sums is one too. 64k classes, more past 4M of them.
     #[inline(always)]
@@ -407,6 +516,34 @@ impl Plan {
     #[inline(always)]
     pub fn has_indices(&self) -> bool {
         matches!(self.targets, Targets::Indices(_))
+    }
+
+    /// There are targets of some kind.
+    #[inline(always)]
+    pub fn has_targets(&self) -> bool {
+        !matches!(self.targets, Targets::Absent)
+    }
+
+    /// Rows start from an lse that is known.
+    #[inline(always)]
+    pub fn is_from_lse(&self) -> bool {
+        matches!(self.pass, Pass::Backward | Pass::Targets)
+    }
+
+    /// The call computes losses, and whatever else goes with them.
+    #[inline(always)]
+    pub fn has_losses(&self) -> bool {
+        matches!(self.pass, Pass::Forward | Pass::ForwardBackward)
+    }
+
+    /// A mass is spread over the classes, so that their logits are summed up too.
+    #[inline(always)]
+    pub fn spreads_mass(&self) -> bool {
+        match self.targets {
+            Targets::Absent => false,
+            Targets::Indices(_) => self.label_smoothing > 0.0 && self.pass != Pass::Backward,
+            Targets::Probabilities(_) => true,
+        }
     }
 
     /// The sums leave out the largest logit, there being no target to leave out.

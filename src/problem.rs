@@ -653,7 +653,7 @@ fn validate(
             plan.distributions(),
             SCAN_WORK,
             // SAFETY: rows of the plan.
-            |range| unsafe { scan_targets(&plan, range) },
+            |range| unsafe { scan_targets(&kernels, &plan, range) },
             |block| match block {
                 Ok(block) => scan.add(&block),
                 Err(error) => bad = bad.take().or(Some(error)),
@@ -786,7 +786,7 @@ impl Scan {
 ///
 /// # Safety
 /// The rows are the plan's; its views were checked, all but the targets' values.
-unsafe fn scan_targets(plan: &Plan, rows: Range<usize>) -> Result<Scan, Error> {
+unsafe fn scan_targets(k: &Kernels, plan: &Plan, rows: Range<usize>) -> Result<Scan, Error> {
     let plain =
         plan.row_mask.is_none() && plan.row_weights.is_none() && plan.class_weights.is_none();
     if let Targets::Indices(targets) = &plan.targets
@@ -797,15 +797,9 @@ unsafe fn scan_targets(plan: &Plan, rows: Range<usize>) -> Result<Scan, Error> {
             targets.strides[2] == 1 && (plan.rows == 1 || targets.strides[0] == plan.inner as isize)
         })
     {
-        // SAFETY: contiguous rows of the view; the dtype says what is there.
+        // SAFETY: contiguous rows of the view; about the tables (`Kernels`).
         let fast = unsafe {
-            match targets.dtype {
-                Dtype::I64 => count_kept::<i64>(plan, targets, &rows),
-                Dtype::I32 => count_kept::<i32>(plan, targets, &rows),
-                Dtype::U32 => count_kept::<u32>(plan, targets, &rows),
-                Dtype::U16 => count_kept::<u16>(plan, targets, &rows),
-                _ => count_kept::<u8>(plan, targets, &rows),
-            }
+            (k.lanes.count)(targets, rows.start, rows.len(), plan.ignore_index, plan.classes)
         };
         if let Some(kept) = fast {
             return Ok(Scan { kept, weight: kept as f64, row_weight: kept as f64 });
@@ -831,29 +825,6 @@ unsafe fn scan_targets(plan: &Plan, rows: Range<usize>) -> Result<Scan, Error> {
         }
     }
     Ok(scan)
-}
-
-/// The number of targets that are not ignored; None if one is out of range. Branchless, so that
-/// it costs next to nothing beside a narrow problem.
-///
-/// # Safety
-/// The view is contiguous and holds `T` at `rows`.
-unsafe fn count_kept<T: Copy + Into<i64>>(
-    plan: &Plan,
-    targets: &View,
-    rows: &Range<usize>,
-) -> Option<u64> {
-    // SAFETY: the caller's promise.
-    let targets =
-        unsafe { std::slice::from_raw_parts(targets.data.cast::<T>().add(rows.start), rows.len()) };
-    let (mut kept, mut bad) = (0u64, false);
-    for &y in targets {
-        let y: i64 = y.into();
-        let keep = y != plan.ignore_index;
-        kept += u64::from(keep);
-        bad |= keep & (y as u64 >= plan.classes as u64);
-    }
-    (!bad).then_some(kept)
 }
 
 /// Checks and runs a problem: forward with `results` alone, backward with `results.lse` as an

@@ -35,10 +35,9 @@
 //! Lanes past the end and the target's lane are masked loads of -inf, whose exponential is 0. The
 //! block with the target is skipped by the loop (`block + (block ≥ hole)`, no branch) and done last.
 
+use super::octet::ROWS;
 use super::online::{Exact, Level, Partial, Top};
-use super::row::{
-    Anchor, Batch, Curve, Job, Kind, LANES_OF_ENDS, Lane, Row, RowGradient, RowSum, Totals,
-};
+use super::row::{Anchor, Batch, Curve, Job, Kind, Lane, RowGradient, RowSum, Totals};
 use super::tiles::Tile;
 use super::{Kernels, Sweeps};
 use crate::element::Element;
@@ -757,7 +756,8 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const BIAS: u8> Sweep<S, SOURCE, BIA
     #[inline(always)]
     fn new(s: S, chunk: &GradientChunk) -> Self {
         let (curve, l) = (&chunk.curve, S::Real::L.to_f64());
-        let (before, after) = if BIAS == BIAS_RICH { curve.split() } else { (1.0, curve.factor) };
+        let (before, after) =
+            if BIAS == BIAS_RICH { Curve::split(curve.factor) } else { (1.0, curve.factor) };
         let (bias, biases) = match chunk.bias {
             Bias::None => (0.0, std::ptr::null()),
             Bias::Uniform(bias) => (bias, std::ptr::null()),
@@ -1469,7 +1469,7 @@ unsafe fn gradient_mixed(
     (chunk.g, chunk.accumulate) = (lanes.start(), false);
     let outputs = if from_lanes { k.widened } else { k.gathered };
     let stride = plan.gradient.as_ref().map_or(1, |gradient| gradient.view.strides[1]);
-    let tile = Tile { x: chunk.g, pitch: 1, lanes: 1, classes: chunk.len };
+    let tile = Tile { x: chunk.g, pitch: 1, lanes: 1, first: 0, classes: chunk.len };
     // SAFETY: the caller's promise; the buffer holds a chunk, which is then one position of a tile.
     unsafe {
         (outputs.gradient)(&chunk);
@@ -1479,7 +1479,7 @@ unsafe fn gradient_mixed(
 
 /// Rows that go through each stage together: what one row waits for (reductions, logarithms) is
 /// hidden behind the others' work.
-const BATCH: usize = LANES_OF_ENDS;
+const BATCH: usize = ROWS;
 
 /// Classes up to which a batch stays in the L1 cache between its sweeps.
 const BATCHED_CLASSES: usize = 1280;
@@ -1498,23 +1498,37 @@ impl Stage {
     /// The row is one of the plan's, and no other thread is at it.
     unsafe fn write(&mut self, k: &Kernels, plan: &Plan, i: usize) {
         let Stage { batch, marks } = self;
-        let Lane { row, job, .. } = &mut batch.lanes()[i];
-        match job {
+        let lane = &mut batch.lanes()[i];
+        match &lane.job {
             Job::Nothing => return,
             Job::Target => {}
             // SAFETY: the caller's promise, here and below.
-            Job::Fill(value) => unsafe { row.fill(plan, *value) },
+            Job::Fill(value) => unsafe { lane.fill(plan, *value) },
             Job::Sweep(gradient) => {
                 for (segment, marks) in marks[i..][..plan.segments()].iter().enumerate() {
                     // SAFETY: see above.
-                    unsafe { gradient_segment(k, plan, row.at, segment, *marks, gradient) };
+                    unsafe { gradient_segment(k, plan, lane.at, segment, *marks, gradient) };
                 }
             }
         }
+        lane.job = Job::Nothing;
         // SAFETY: see above.
-        unsafe { row.place_target(plan) };
-        *job = Job::Nothing;
+        unsafe { batch.place_target(plan, i) };
     }
+}
+
+/// Finds the anchor of row `i` of a batch, and decides what its first sweep is to do.
+///
+/// # Safety
+/// As [`Batch::start`].
+pub unsafe fn aim(k: &Kernels, plan: &Plan, batch: &mut Batch, i: usize) {
+    let mut start = Anchor::NONE;
+    if batch.needs_softmax(plan, i) {
+        let Lane { at, hole, .. } = batch.lanes()[i];
+        // SAFETY: the caller's promise.
+        start = unsafe { anchor(k, plan, at, hole) };
+    }
+    batch.aim(plan, i, start);
 }
 
 /// A range of rows, start to end; returns the sums over them.
@@ -1531,27 +1545,21 @@ pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
     let mut before: Option<Stage> = None;
     for start in range.clone().step_by(size) {
         let count = size.min(range.end - start);
-        let mut stage = Stage { batch: Batch::new(), marks: [Marks::default(); SEGMENTS] };
+        // SAFETY: rows of the plan, and this thread's alone; so below.
+        let batch = unsafe { Batch::start(k, plan, start, count) };
+        let mut stage = Stage { batch, marks: [Marks::default(); SEGMENTS] };
         for i in 0..count {
-            // SAFETY: a row of the plan, and this thread's alone; so below.
-            unsafe {
-                let row = Row::start(k, plan, plan.nth(start + i));
-                let anchor = if row.needs_softmax(plan) {
-                    anchor(k, plan, row.at, row.hole)
-                } else {
-                    Anchor::NONE
-                };
-                stage.batch.push(row, row.sum(plan, anchor));
-            }
+            // SAFETY: see above.
+            unsafe { aim(k, plan, &mut stage.batch, i) };
         }
         let marks = &mut stage.marks;
-        for (i, Lane { row, sum, partial, .. }) in stage.batch.lanes().iter_mut().enumerate() {
-            if row.needs_sum(plan) {
+        for (i, Lane { at, sum, partial, .. }) in stage.batch.lanes().iter_mut().enumerate() {
+            if let Some(sum) = sum {
                 for segment in 0..segments {
                     let other = before.as_mut().and_then(|before| {
-                        let Lane { row, job, .. } = &before.batch.lanes()[i];
+                        let Lane { at, job, .. } = &before.batch.lanes()[i];
                         let Job::Sweep(gradient) = job else { return None };
-                        Some((row.at, *gradient, before.marks[i + segment]))
+                        Some((*at, *gradient, before.marks[i + segment]))
                     });
                     let other = other.as_ref().map(|(at, gradient, marks)| Other {
                         at: *at,
@@ -1563,18 +1571,18 @@ pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
                     let into = if segments == 1 { &mut *partial } else { &mut part };
                     // SAFETY: see above.
                     marks[i + segment] =
-                        unsafe { sum_segment_beside(k, plan, row.at, segment, sum, other, into) };
+                        unsafe { sum_segment_beside(k, plan, *at, segment, sum, other, into) };
                     if segments > 1 {
                         partial.push(&part, plan.l);
                     }
                 }
-                if let Some(before) = &mut before
-                    && let Lane { row, job, .. } = &mut before.batch.lanes()[i]
+                if let Some(Stage { batch, .. }) = &mut before
+                    && let job = &mut batch.lanes()[i].job
                     && let Job::Sweep(_) = job
                 {
-                    // SAFETY: see above.
-                    unsafe { row.place_target(plan) };
                     *job = Job::Nothing;
+                    // SAFETY: see above.
+                    unsafe { batch.place_target(plan, i) };
                 }
             }
         }

@@ -307,10 +307,10 @@ unsafe fn tile(k: &Kernels, backward: &Backward, axis: usize, first: At, lanes: 
         let classes = CLASSES.min(classes - class);
         // SAFETY: positions of the operand.
         let from = unsafe { view.at(first, class) };
+        let tile = Tile { x: buffer, pitch: TILE, lanes, first: class, classes };
         if direct(view) {
-            return Tile { x: from, pitch: view.strides[1] as usize, lanes, classes };
+            return Tile { x: from, pitch: view.strides[1] as usize, ..tile };
         }
-        let tile = Tile { x: buffer, pitch: TILE, lanes, classes };
         let strides = [view.strides[axis], view.strides[1]];
         // SAFETY: as above; a buffer has room for a tile.
         unsafe { (k.stored.gather)(&tile, from, strides) };

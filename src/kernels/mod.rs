@@ -1,22 +1,25 @@
 //! The algorithms, each written once, generic over the instruction set.
 //!
 //! What touches elements is `#[inline(always)]` and ends up in an entry point that dispatch.rs
-//! stamps for each set: a chunk of a row, a tile of rows, the ends of eight rows. What drives them
+//! stamps for each set: a chunk of a row, a tile of rows, what follows from the sums of eight. What drives them
 //! (`rows`, `tiles`) is plain code that calls them through tables.
 
 pub mod contiguous;
 pub mod family;
+pub mod octet;
 pub mod online;
 pub mod row;
 pub mod soft;
+pub mod targets;
 pub mod tiles;
 
 use crate::math::exp2::Reference;
+use crate::plan::{Plan, Run, View};
 use contiguous::{Chunk, GradientChunk, Sums};
+use octet::Octet;
 use online::Top;
-use row::Ends;
 use std::ops::Range;
-use tiles::{Numbers, Tile, TileDots, TileGradient, TileSums};
+use tiles::{Masses, Numbers, Tile, TileGradient};
 
 /// Entry points for one element type on one instruction set. Each does what the function of the
 /// same name in contiguous.rs or tiles.rs does, asks for what that asks for, and for a processor
@@ -48,20 +51,22 @@ pub struct Sweeps {
 /// Entry points for one type of lanes on one instruction set, of functions that see nothing else.
 #[derive(Debug)]
 pub struct Lanes {
-    /// See [`row::ends`].
-    pub ends: unsafe fn(&mut Ends, f64),
-    /// See [`row::from_lse`].
-    pub from_lse: unsafe fn(&mut Ends, f64),
+    /// See [`octet::finish`].
+    pub finish: unsafe fn(&mut [Octet], &Plan),
+    /// See [`targets::count`].
+    pub count: unsafe fn(&View, usize, usize, i64, usize) -> Option<u64>,
+    /// See [`targets::holes`].
+    pub holes: unsafe fn(&View, &Run, i64, &mut Octet, usize),
     /// See [`contiguous::transform`].
     pub transform: unsafe fn(*mut u8, usize, &crate::plan::Transform, *mut u8),
     /// See [`tiles::sums`].
-    pub sums: unsafe fn(&Tile, &mut TileSums),
+    pub sums: unsafe fn(&Tile, &mut [Octet], bool),
     /// See [`tiles::argmax`].
-    pub argmax: unsafe fn(&Tile, &mut TileSums),
+    pub argmax: unsafe fn(&Tile, &mut [Octet]),
     /// See [`tiles::dots`].
-    pub dots: unsafe fn(&Tile, &mut TileDots),
+    pub dots: unsafe fn(&Tile, &mut [Octet], &Masses),
     /// See [`tiles::gradient`].
-    pub gradient: unsafe fn(&Tile, &TileGradient),
+    pub gradient: unsafe fn(&Tile, &[Octet], &TileGradient),
     /// See [`family::products`].
     pub products: unsafe fn(&family::Pair) -> f64,
     /// See [`family::combine`].

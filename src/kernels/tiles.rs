@@ -22,12 +22,13 @@
 //! brought into a buffer of 32 classes first.
 
 use super::Kernels;
-use super::online::{Exact, Level, Partial, Top};
-use super::row::{Anchor, Batch, Job, Kind, LANES_OF_ENDS, Lane, Row, Totals, is_far_below};
+use super::octet::{Column, Octet, ROWS, is_far_below, job};
+use super::online::{Exact, Top};
+use super::row::{Curve, Kind, Totals};
 use crate::element::Element;
-use crate::math::exp2::{Base, Exp2, Reference};
+use crate::math::exp2::{Base, Exp2};
 use crate::math::real;
-use crate::plan::{At, Layout, Plan, TILE, Targets};
+use crate::plan::{At, Layout, Pass, Plan, Run, TILE, Targets};
 use crate::simd::{Real, Simd, WideVector, up_to};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -47,53 +48,45 @@ pub struct Tile {
     pub pitch: usize,
     /// Positions.
     pub lanes: usize,
+    /// Which class the first is.
+    pub first: usize,
     /// Classes.
     pub classes: usize,
 }
 
-/// What is known of the rows of a tile so far; see [`Partial`].
-#[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
-pub struct TileSums {
-    /// The class to leave out, counted from the chunk's first; any other number for none.
-    pub hole: Numbers,
-    /// References.
-    pub far: Numbers,
-    /// See `far`.
-    pub near: Numbers,
-    /// Σ 2^t, and what its roundings lost.
-    pub sum: Numbers,
-    /// See `sum`.
-    pub lost: Numbers,
-    /// Σ t·2^t
-    pub heat: Numbers,
-    /// Whether it is wanted.
-    pub heats: bool,
-    /// The largest logit of the chunk, and its class counted from the chunk's first.
-    pub top: Numbers,
-    /// See `top`.
-    pub top_class: Numbers,
-}
+/// Octets of a tile.
+const OCTETS: usize = TILE / ROWS;
 
-/// Lanes `at..at + LANES` of numbers in f64, as lanes.
+/// Lanes `at..at + LANES` of a column of the octets, as lanes.
 ///
 /// # Safety
-/// `at + S::LANES ≤ TILE`; the processor has what `s` stands for. The same for all below.
+/// There are octets for the lanes; the processor has what `s` stands for. The same for all below.
 #[inline(always)]
-unsafe fn take<S: Simd>(s: S, from: &Numbers, at: usize) -> S::Vector {
+unsafe fn take<S: Simd>(
+    s: S,
+    octets: &[Octet],
+    column: impl Fn(&Octet) -> &Column,
+    at: usize,
+) -> S::Vector {
     // SAFETY: the caller's promise.
-    s.narrow(unsafe { take_wide(s, from, at) })
+    s.narrow(unsafe { take_wide(s, octets, column, at) })
 }
 
 /// # Safety
 /// See [`take`].
 #[inline(always)]
-unsafe fn take_wide<S: Simd>(s: S, from: &Numbers, at: usize) -> S::Widened {
+unsafe fn take_wide<S: Simd>(
+    s: S,
+    octets: &[Octet],
+    column: impl Fn(&Octet) -> &Column,
+    at: usize,
+) -> S::Widened {
     let d = s.wide();
     let mut wide = s.widen(s.splat(S::Real::ZERO));
     for (i, v) in wide.as_mut().iter_mut().enumerate() {
-        // SAFETY: the caller's promise.
-        *v = unsafe { d.load(from.as_ptr().add(at + i * <S::Wide as Simd>::LANES)) };
+        let at = at + i * <S::Wide as Simd>::LANES;
+        // SAFETY: the caller's promise; a register of f64 never crosses an octet.
+        *v = unsafe { d.load(column(octets.get_unchecked(at / ROWS)).as_ptr().add(at % ROWS)) };
     }
     wide
 }
@@ -101,12 +94,36 @@ unsafe fn take_wide<S: Simd>(s: S, from: &Numbers, at: usize) -> S::Widened {
 /// # Safety
 /// See [`take`].
 #[inline(always)]
-unsafe fn put<S: Simd>(s: S, to: &mut Numbers, at: usize, wide: S::Widened) {
+unsafe fn put<S: Simd>(
+    s: S,
+    octets: &mut [Octet],
+    column: impl Fn(&mut Octet) -> &mut Column,
+    at: usize,
+    wide: S::Widened,
+) {
     let d = s.wide();
     for (i, &v) in wide.as_ref().iter().enumerate() {
-        // SAFETY: the caller's promise.
-        unsafe { d.store(to.as_mut_ptr().add(at + i * <S::Wide as Simd>::LANES), v) };
+        let at = at + i * <S::Wide as Simd>::LANES;
+        // SAFETY: the caller's promise; a register of f64 never crosses an octet.
+        unsafe {
+            let column = column(octets.get_unchecked_mut(at / ROWS));
+            d.store(column.as_mut_ptr().add(at % ROWS), v);
+        }
     }
+}
+
+/// The holes of a register, counted from a tile's first class.
+///
+/// # Safety
+/// See [`take`].
+#[inline(always)]
+unsafe fn holes<S: Simd>(s: S, octets: &[Octet], at: usize, tile: &Tile) -> S::Vector {
+    let d = s.wide();
+    let first = d.splat(tile.first as f64);
+    // SAFETY: the caller's promise.
+    let mut holes = unsafe { take_wide(s, octets, |o| &o.hole, at) };
+    holes.as_mut().iter_mut().for_each(|v| *v = d.sub(*v, first));
+    s.narrow(holes)
 }
 
 /// `f` of each register of two widened ones.
@@ -122,55 +139,61 @@ fn both<S: Simd>(
     a
 }
 
-/// Adds a tile's classes to the sums of its rows.
+/// Adds a tile's classes to the sums of its rows, their heat too if `heats`, and finds the logits
+/// of their holes.
 ///
 /// # Safety
-/// The tile is readable; the processor has what `s` stands for. The same for all below.
+/// The tile is readable, and there are octets for whole registers; the processor has what `s`
+/// stands for. The same for all below.
 #[inline(always)]
-pub unsafe fn sums<S: Simd<Real: Base>>(s: S, tile: &Tile, state: &mut TileSums) {
+pub unsafe fn sums<S: Simd<Real: Base>>(s: S, tile: &Tile, octets: &mut [Octet], heats: bool) {
     for at in (0..tile.lanes).step_by(S::LANES) {
         // SAFETY: a register of the tile.
         unsafe {
-            if state.heats {
-                register_sums::<S, true>(s, tile, state, at);
-            } else {
-                register_sums::<S, false>(s, tile, state, at);
+            match (heats, tile.lanes - at >= S::LANES) {
+                (false, true) => register_sums::<S, false, true>(s, tile, octets, at),
+                (false, false) => register_sums::<S, false, false>(s, tile, octets, at),
+                (true, _) => register_sums::<S, true, false>(s, tile, octets, at),
             }
         }
     }
 }
 
 /// # Safety
-/// As [`sums`]; `at` is the first position of a register.
+/// As [`sums`]; `at` is the first position of a register. `WHOLE`: it is a whole one.
 #[inline(always)]
-unsafe fn register_sums<S: Simd<Real: Base>, const HEAT: bool>(
+unsafe fn register_sums<S: Simd<Real: Base>, const HEAT: bool, const WHOLE: bool>(
     s: S,
     tile: &Tile,
-    state: &mut TileSums,
+    octets: &mut [Octet],
     at: usize,
 ) {
     let d = s.wide();
     let splat = |x: f64| s.splat(S::Real::from_f64(x));
     let lanes = up_to::<S>(tile.lanes - at);
-    let whole = lanes == up_to::<S>(S::LANES);
     let x = tile.x.cast::<S::Real>().wrapping_add(at);
     let lowest = S::Real::NEG_INFINITY;
     let load = |class: usize| {
         let p = x.wrapping_add(class * tile.pitch);
         // SAFETY: positions of the tile.
-        unsafe { if whole { s.load(p) } else { s.load_lanes(p, lanes, lowest) } }
+        unsafe { if WHOLE { s.load(p) } else { s.load_lanes(p, lanes, lowest) } }
     };
-    // SAFETY: a tile has room for whole registers.
-    let (hole, old_far, old_near) =
-        unsafe { (take(s, &state.hole, at), take(s, &state.far, at), take(s, &state.near, at)) };
+    // SAFETY: there are octets for whole registers.
+    let hole = unsafe { holes(s, octets, at, tile) };
 
     let one = splat(1.0);
     let mut class = s.splat(S::Real::ZERO);
     let mut max = s.splat(lowest);
+    let mut x_y = s.splat(lowest);
+    if tile.first > 0 {
+        // SAFETY: as above.
+        x_y = unsafe { take(s, octets, |o| &o.x_y, at) };
+    }
     for c in 0..tile.classes {
-        let x = s.select(s.equal(class, hole), s.splat(lowest), load(c));
+        let (is_hole, x) = (s.equal(class, hole), load(c));
+        x_y = s.select(is_hole, x, x_y);
         // NaN loses.
-        max = s.max(x, max);
+        max = s.max(s.select(is_hole, s.splat(lowest), x), max);
         class = s.add(class, one);
     }
 
@@ -185,36 +208,49 @@ unsafe fn register_sums<S: Simd<Real: Base>, const HEAT: bool>(
     let near = s.select(is_near, near, zero);
     let far = s.select(is_near, zero, s.select(finite, max, zero));
 
-    // It replaces the old one if that is lower, or has no sum yet.
-    // SAFETY: as above.
-    let (old_sum, old_heat) =
-        unsafe { (take_wide(s, &state.sum, at), take_wide(s, &state.heat, at)) };
-    let slope = d.splat(S::Real::L.to_f64());
-    let (nothing, infinity) = (d.splat(0.0), d.splat(f64::INFINITY));
-    let steps = both::<S>(s.widen(near), s.widen(old_near), |a, b| d.sub(a, b));
-    let jumps = both::<S>(s.widen(far), s.widen(old_far), |a, b| d.sub(a, b));
-    let above = both::<S>(jumps, steps, |far, near| d.mul_add(far, slope, near));
-    let rises = both::<S>(above, old_sum, |above, sum| {
-        let higher = d.select(d.less(nothing, above), above, nothing);
-        d.select(d.equal(sum, nothing), d.splat(1.0), higher)
-    });
-    // A chunk of nothing but -inf has none, and 0 may be above the old one.
-    let rises = both::<S>(rises, s.widen(max), |rises, max| {
-        d.select(d.less(d.splat(f64::NEG_INFINITY), max), rises, nothing)
-    });
-    let moved = s.less(zero, s.narrow(rises));
-    let (far, near) = (s.select(moved, far, old_far), s.select(moved, near, old_near));
-    // SAFETY: as above.
-    let mut lost = unsafe { take_wide(s, &state.lost, at) };
-    let (mut sum, mut heat) = (old_sum, old_heat);
-    if s.bits(moved) != 0 {
-        for (i, &by) in rises.as_ref().iter().enumerate() {
-            let (old, old_heat) = (sum.as_ref()[i], heat.as_ref()[i]);
-            let scale = real::exp(d, d.mul(by, d.splat(-std::f64::consts::LN_2)));
-            heat.as_mut()[i] = d.mul(d.sub(old_heat, d.mul(by, old)), scale);
-            let scaled = d.mul(old, scale);
-            lost.as_mut()[i] = d.mul(lost.as_ref()[i], scale);
-            sum.as_mut()[i] = d.select(d.equal(old, infinity), old, scaled);
+    let (mut far, mut near) = (far, near);
+    let nothing = s.widen(zero);
+    let (mut sum, mut lost, mut heat) = (nothing, nothing, nothing);
+    if tile.first > 0 {
+        // It replaces the old one if that is lower, or has no sum yet.
+        // SAFETY: as above.
+        let (old_far, old_near, old_sum) = unsafe {
+            (
+                take(s, octets, |o| &o.far, at),
+                take(s, octets, |o| &o.near, at),
+                take_wide(s, octets, |o| &o.sum, at),
+            )
+        };
+        let slope = d.splat(S::Real::L.to_f64());
+        let (nothing, infinity) = (d.splat(0.0), d.splat(f64::INFINITY));
+        let steps = both::<S>(s.widen(near), s.widen(old_near), |a, b| d.sub(a, b));
+        let jumps = both::<S>(s.widen(far), s.widen(old_far), |a, b| d.sub(a, b));
+        let above = both::<S>(jumps, steps, |far, near| d.mul_add(far, slope, near));
+        let rises = both::<S>(above, old_sum, |above, sum| {
+            let higher = d.select(d.less(nothing, above), above, nothing);
+            d.select(d.equal(sum, nothing), d.splat(1.0), higher)
+        });
+        // A chunk of nothing but -inf has none, and 0 may be above the old one.
+        let rises = both::<S>(rises, s.widen(max), |rises, max| {
+            d.select(d.less(d.splat(f64::NEG_INFINITY), max), rises, nothing)
+        });
+        let moved = s.less(zero, s.narrow(rises));
+        (far, near) = (s.select(moved, far, old_far), s.select(moved, near, old_near));
+        // SAFETY: as above.
+        unsafe {
+            sum = old_sum;
+            lost = take_wide(s, octets, |o| &o.lost, at);
+            heat = take_wide(s, octets, |o| &o.heat, at);
+        }
+        if s.bits(moved) != 0 {
+            for (i, &by) in rises.as_ref().iter().enumerate() {
+                let (old, old_heat) = (sum.as_ref()[i], heat.as_ref()[i]);
+                let scale = real::exp2(d, d.sub(nothing, by));
+                heat.as_mut()[i] = d.mul(d.sub(old_heat, d.mul(by, old)), scale);
+                let scaled = d.mul(old, scale);
+                lost.as_mut()[i] = d.mul(lost.as_ref()[i], scale);
+                sum.as_mut()[i] = d.select(d.equal(old, infinity), old, scaled);
+            }
         }
     }
 
@@ -242,12 +278,13 @@ unsafe fn register_sums<S: Simd<Real: Base>, const HEAT: bool>(
     }
     // SAFETY: as above.
     unsafe {
-        put(s, &mut state.lost, at, lost);
-        put(s, &mut state.far, at, s.widen(far));
-        put(s, &mut state.near, at, s.widen(near));
-        put(s, &mut state.sum, at, sum);
+        put(s, octets, |o| &mut o.x_y, at, s.widen(x_y));
+        put(s, octets, |o| &mut o.lost, at, lost);
+        put(s, octets, |o| &mut o.far, at, s.widen(far));
+        put(s, octets, |o| &mut o.near, at, s.widen(near));
+        put(s, octets, |o| &mut o.sum, at, sum);
         if HEAT {
-            put(s, &mut state.heat, at, heat);
+            put(s, octets, |o| &mut o.heat, at, heat);
         }
     }
 }
@@ -257,7 +294,7 @@ unsafe fn register_sums<S: Simd<Real: Base>, const HEAT: bool>(
 /// # Safety
 /// See [`sums`].
 #[inline(always)]
-pub unsafe fn argmax<S: Simd>(s: S, tile: &Tile, state: &mut TileSums) {
+pub unsafe fn argmax<S: Simd>(s: S, tile: &Tile, octets: &mut [Octet]) {
     let splat = |x: f64| s.splat(S::Real::from_f64(x));
     let none = splat(CLASSES as f64);
     for at in (0..tile.lanes).step_by(S::LANES) {
@@ -279,15 +316,44 @@ pub unsafe fn argmax<S: Simd>(s: S, tile: &Tile, state: &mut TileSums) {
         let ordered = s.equal(nan_class, none);
         let value = s.select(ordered, best, splat(f64::NAN));
         let class = s.select(ordered, best_class, nan_class);
-        // SAFETY: a tile has room for whole registers.
+        // SAFETY: there are octets for whole registers.
         unsafe {
-            put(s, &mut state.top, at, s.widen(value));
-            put(s, &mut state.top_class, at, s.widen(class));
+            put(s, octets, |o| &mut o.top, at, s.widen(value));
+            put(s, octets, |o| &mut o.top_class, at, s.widen(class));
         }
     }
 }
 
-/// What the gradient of a tile is made of.
+/// Masses in f64 of a tile's classes.
+#[derive(Clone, Copy, Debug)]
+pub struct Masses {
+    /// Of each class, or of each class and position if `pitch` is not 0. Null for 1.
+    pub data: *const f64,
+    /// How far apart classes are then.
+    pub pitch: usize,
+}
+
+impl Masses {
+    /// Those of class `c` of the tile, for register `i` of f64 from position `at` on.
+    ///
+    /// # Safety
+    /// There are masses for whole registers, or one for the class, or none.
+    #[inline(always)]
+    unsafe fn load<S: Simd>(&self, s: S, c: usize, at: usize, i: usize) -> WideVector<S> {
+        let d = s.wide();
+        let at = at + i * <S::Wide as Simd>::LANES;
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (self.data.is_null(), self.pitch) {
+                (true, _) => d.splat(1.0),
+                (_, 0) => d.splat(*self.data.wrapping_add(c)),
+                (_, pitch) => d.load(self.data.wrapping_add(c * pitch + at)),
+            }
+        }
+    }
+}
+
+/// What the gradient of a tile is made of, beside the columns of its octets.
 #[derive(Clone, Copy, Debug)]
 pub struct TileGradient {
     /// Where it goes, in the lanes' own type.
@@ -298,36 +364,16 @@ pub struct TileGradient {
     pub accumulate: bool,
     /// What is computed from the logits.
     pub kind: Kind,
-    /// References.
-    pub far: Numbers,
-    /// See `far`.
-    pub near: Numbers,
-    /// What 2^t is multiplied by, in two factors; with [`Kind::Logs`] the second is what lse is above
-    /// the reference.
-    pub before: Numbers,
-    /// See `before`.
-    pub after: Numbers,
-    /// What is subtracted, times the mass.
-    pub bias: Numbers,
-    /// Masses in f64: of each class, or of each class and position if `mass_pitch` is not 0, then
-    /// so many apart from class to class. Null for 1.
-    pub mass: *const f64,
-    /// See `mass`.
-    pub mass_pitch: usize,
-    /// What the difference is multiplied by, if any is not 1.
-    pub scale: Numbers,
-    /// See `scale`.
+    /// What is subtracted, once multiplied by the bias.
+    pub masses: Masses,
+    /// Some row's factor is in two parts, some row's scale is not 1, some row is filled.
+    pub extreme: bool,
+    /// See `extreme`.
     pub scales: bool,
-    /// What it is multiplied by then, laid out as the tile; null for 1.
+    /// See `extreme`.
+    pub fills: bool,
+    /// What the difference is multiplied by then, laid out as the tile; null for 1.
     pub slope: *const u8,
-    /// The class with a value of its own, as [`TileSums::hole`], and that value.
-    pub hole: Numbers,
-    /// See `hole`.
-    pub entry: Numbers,
-    /// Not 0 where the same value is written for all classes, but the hole's.
-    pub fills: Numbers,
-    /// That value.
-    pub fill: Numbers,
     /// One bit for each position that is written at all.
     pub writes: u64,
 }
@@ -337,11 +383,16 @@ pub struct TileGradient {
 /// # Safety
 /// See [`sums`]; masses, slopes and the gradient are there for all classes and positions.
 #[inline(always)]
-pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGradient) {
+pub unsafe fn gradient<S: Simd<Real: Base>>(
+    s: S,
+    tile: &Tile,
+    octets: &[Octet],
+    gradient: &TileGradient,
+) {
     let zero = s.splat(S::Real::ZERO);
     let one = s.splat(S::Real::from_f64(1.0));
     let d = s.wide();
-    let (l, inverse) = (d.splat(S::Real::L.to_f64()), d.splat(1.0 / S::Real::L.to_f64()));
+    let (l, inverse) = (d.splat(S::Real::L.to_f64()), d.splat(S::Real::INVERSE.0));
     for at in (0..tile.lanes).step_by(S::LANES) {
         let lanes = up_to::<S>(tile.lanes - at);
         let writes = (gradient.writes >> at) as u32 & lanes;
@@ -349,19 +400,20 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
             continue;
         }
         let whole = writes == up_to::<S>(S::LANES);
-        // SAFETY: a tile has room for whole registers.
-        let number = |from: &Numbers| unsafe { take(s, from, at) };
-        let exp = Exp2::<S, true>::lanes(s, number(&gradient.far), number(&gradient.near));
-        let (before, after) = (number(&gradient.before), number(&gradient.after));
-        let (hole, entry) = (number(&gradient.hole), number(&gradient.entry));
-        let fills = s.equal(number(&gradient.fills), zero);
-        let fill = number(&gradient.fill);
-        // SAFETY: as above.
-        let wide = |from: &Numbers| unsafe { take_wide(s, from, at) };
-        let bias = wide(&gradient.bias);
-        let (wide_far, wide_near, rise) =
-            (wide(&gradient.far), wide(&gradient.near), wide(&gradient.after));
-        let even = s.narrow(bias);
+        // SAFETY: there are octets for whole registers.
+        let (far, near, factor, wide_bias, entry, hole) = unsafe {
+            (
+                take_wide(s, octets, |o| &o.far, at),
+                take_wide(s, octets, |o| &o.near, at),
+                take_wide(s, octets, |o| &o.factor, at),
+                take_wide(s, octets, |o| &o.bias, at),
+                take(s, octets, |o| &o.entry, at),
+                holes(s, octets, at, tile),
+            )
+        };
+        let exp = Exp2::<S, true>::lanes(s, s.narrow(far), s.narrow(near));
+        let (after, bias) = (s.narrow(factor), s.narrow(wide_bias));
+        let minus_bias = s.sub(zero, bias);
         let mut class = zero;
         for c in 0..tile.classes {
             let p = tile.x.cast::<S::Real>().wrapping_add(c * tile.pitch + at);
@@ -369,44 +421,36 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
             // SAFETY: positions of the tile.
             let x =
                 unsafe { if whole { s.load(p) } else { s.load_lanes(p, lanes, S::Real::ZERO) } };
-            let bias = if gradient.mass.is_null() {
-                even
-            } else {
-                let mut v = bias;
-                let mass = gradient.mass.wrapping_add(if gradient.mass_pitch == 0 {
-                    c
-                } else {
-                    c * gradient.mass_pitch + at
-                });
+            let mut minus = minus_bias;
+            if !gradient.masses.data.is_null() {
+                let mut v = wide_bias;
                 for (i, v) in v.as_mut().iter_mut().enumerate() {
-                    let step = i * <S::Wide as Simd>::LANES;
-                    // SAFETY: there are masses for whole registers, or one for the class.
-                    let m = unsafe {
-                        if gradient.mass_pitch == 0 {
-                            d.splat(*mass)
-                        } else {
-                            d.load(mass.wrapping_add(step))
-                        }
-                    };
+                    // SAFETY: the caller's promise.
+                    let m = unsafe { gradient.masses.load(s, c, at, i) };
                     let product = d.mul(*v, m);
                     *v = d.select(d.equal(m, d.splat(0.0)), m, product);
                 }
-                s.narrow(v)
-            };
+                minus = s.sub(zero, s.narrow(v));
+            }
             let mut v = match gradient.kind {
                 Kind::Exponentials => {
-                    let e = s.mul(exp.value::<true>(x), before);
-                    s.mul_add(e, after, s.sub(zero, bias))
+                    let mut e = exp.value::<true>(x);
+                    if gradient.extreme {
+                        // SAFETY: as above.
+                        e = s.mul(e, unsafe { take(s, octets, |o| &o.before, at) });
+                    }
+                    s.mul_add(e, after, minus)
                 }
-                Kind::Nothing => s.sub(zero, bias),
+                Kind::Nothing => minus,
                 Kind::Logs => {
-                    let above = both::<S>(s.widen(x), wide_far, |x, far| d.sub(x, far));
-                    let above = both::<S>(above, wide_near, |x, near| d.mul_sub_exact(x, l, near));
-                    s.narrow(both::<S>(above, rise, |x, rise| d.sub(d.mul(x, inverse), rise)))
+                    let above = both::<S>(s.widen(x), far, |x, far| d.sub(x, far));
+                    let above = both::<S>(above, near, |x, near| d.mul_sub_exact(x, l, near));
+                    s.narrow(both::<S>(above, factor, |x, rise| d.sub(d.mul(x, inverse), rise)))
                 }
             };
             if gradient.scales {
-                v = s.mul(v, number(&gradient.scale));
+                // SAFETY: as above.
+                v = s.mul(v, unsafe { take(s, octets, |o| &o.scale, at) });
             }
             if !gradient.slope.is_null() {
                 let slope = gradient.slope.cast::<S::Real>();
@@ -415,7 +459,16 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
                     s.load_lanes(slope.wrapping_add(c * tile.pitch + at), lanes, S::Real::ZERO)
                 });
             }
-            v = s.select(fills, v, fill);
+            if gradient.fills {
+                // SAFETY: as above.
+                unsafe {
+                    let sweeps = s.equal(
+                        take(s, octets, |o| &o.job, at),
+                        s.splat(S::Real::from_f64(job::SWEEP)),
+                    );
+                    v = s.select(sweeps, v, take(s, octets, |o| &o.fill, at));
+                }
+            }
             v = s.select(s.equal(class, hole), entry, v);
             // SAFETY: positions of the gradient.
             unsafe {
@@ -460,7 +513,45 @@ pub unsafe fn gather<S: Simd, E: Element<S>>(
         }
         return;
     }
-    for lane in 0..tile.lanes {
+    let chunk = size_of::<S::Rows>() / size_of::<S::Vector>();
+    let mut first = 0;
+    if pitch == 1 && tile.classes >= chunk {
+        first = tile.lanes - tile.lanes % S::LANES;
+        let mut buffer = MaybeUninit::<[S::Real; CLASSES * TILE]>::uninit();
+        let (mut rows, mut apart) = (from.cast::<S::Real>(), step);
+        if !E::EXACT {
+            let to = buffer.as_mut_ptr().cast::<S::Real>();
+            (rows, apart) = (to, tile.classes as isize);
+            // Rows without gaps are one run.
+            let (count, len) =
+                if step == apart { (1, first * tile.classes) } else { (first, tile.classes) };
+            for row in 0..count {
+                for at in (0..len).step_by(S::LANES) {
+                    let lanes = up_to::<S>(len - at);
+                    let p = from.wrapping_offset(row as isize * step).wrapping_add(at);
+                    // SAFETY: classes of rows of the tile; the buffer has room for them.
+                    unsafe {
+                        let v = E::load_lanes(s, p, lanes, S::Real::ZERO);
+                        s.store_lanes(to.wrapping_add(row * len + at), lanes, v);
+                    }
+                }
+            }
+        }
+        for at in (0..first).step_by(S::LANES) {
+            for c in (0..tile.classes).step_by(chunk) {
+                // The last chunk may overlap the one before.
+                let c = c.min(tile.classes - chunk);
+                let p = rows.wrapping_offset(at as isize * apart).wrapping_add(c);
+                // SAFETY: classes of rows of the tile.
+                unsafe {
+                    for (i, &v) in s.load_rows(p, apart).as_ref().iter().enumerate() {
+                        s.store(to.wrapping_add((c + i) * tile.pitch + at), v);
+                    }
+                }
+            }
+        }
+    }
+    for lane in first..tile.lanes {
         let p = from.wrapping_offset(lane as isize * step);
         for c in 0..tile.classes {
             // SAFETY: positions of the tile.
@@ -505,7 +596,49 @@ pub unsafe fn scatter<S: Simd, G: Element<S>>(
         }
         return;
     }
-    for lane in (0..tile.lanes).filter(|lane| writes >> lane & 1 == 1) {
+    let chunk = size_of::<S::Rows>() / size_of::<S::Vector>();
+    let mut first = 0;
+    let all = writes.trailing_ones() as usize >= tile.lanes;
+    if pitch == 1 && tile.classes >= chunk && all && !accumulate {
+        first = tile.lanes - tile.lanes % S::LANES;
+        let mut buffer = MaybeUninit::<[S::Real; CLASSES * TILE]>::uninit();
+        let (mut rows, mut apart) = (to.cast::<S::Real>(), step);
+        if !G::EXACT {
+            (rows, apart) = (buffer.as_mut_ptr().cast::<S::Real>(), tile.classes as isize);
+        }
+        for at in (0..first).step_by(S::LANES) {
+            for c in (0..tile.classes).step_by(chunk) {
+                // The last chunk may overlap the one before.
+                let c = c.min(tile.classes - chunk);
+                let p = rows.wrapping_offset(at as isize * apart).wrapping_add(c);
+                // SAFETY: classes of rows of the tile, or of the buffer, which has room for them.
+                unsafe {
+                    let mut v = s.load_rows(p, 0);
+                    for (i, v) in v.as_mut().iter_mut().enumerate() {
+                        *v = s.load(from.wrapping_add((c + i) * tile.pitch + at));
+                    }
+                    s.store_rows(p, apart, v);
+                }
+            }
+        }
+        if !G::EXACT {
+            // Rows without gaps are one run.
+            let (count, len) =
+                if step == apart { (1, first * tile.classes) } else { (first, tile.classes) };
+            for row in 0..count {
+                for at in (0..len).step_by(S::LANES) {
+                    let lanes = up_to::<S>(len - at);
+                    let p = to.wrapping_offset(row as isize * step).wrapping_add(at);
+                    // SAFETY: classes of rows of the gradient, which the buffer has.
+                    unsafe {
+                        let from = rows.wrapping_add(row * len + at);
+                        G::store_lanes(s, p, lanes, s.load_lanes(from, lanes, S::Real::ZERO));
+                    }
+                }
+            }
+        }
+    }
+    for lane in (first..tile.lanes).filter(|lane| writes >> lane & 1 == 1) {
         let p = to.wrapping_offset(lane as isize * step);
         for c in 0..tile.classes {
             let p = p.wrapping_offset(c as isize * pitch);
@@ -521,52 +654,34 @@ pub unsafe fn scatter<S: Simd, G: Element<S>>(
     }
 }
 
-/// What [`dots`] adds up, a number for each position.
-#[derive(Debug)]
-pub struct TileDots<'a> {
-    /// What logits are taken relative to.
-    pub center: &'a Numbers,
-    /// As [`TileSums::hole`].
-    pub hole: &'a Numbers,
-    /// As [`TileGradient::mass`].
-    pub mass: *const f64,
-    /// See `mass`.
-    pub mass_pitch: usize,
-    /// Σ m·(x - center), of all classes but the hole.
-    pub dot: &'a mut Numbers,
-}
-
-/// Adds `Σ m·(x - center)` over the tile's classes; terms with m = 0 are 0.
+/// Adds `Σ m·(x - center)` over the tile's classes, but for the holes; terms with m = 0 are 0.
 ///
 /// # Safety
 /// See [`sums`]; there are masses for all classes and positions.
 #[inline(always)]
-pub unsafe fn dots<S: Simd>(s: S, tile: &Tile, dots: &mut TileDots) {
+pub unsafe fn dots<S: Simd>(s: S, tile: &Tile, octets: &mut [Octet], masses: &Masses) {
     let d = s.wide();
     let zero = d.splat(0.0);
     for at in (0..tile.lanes).step_by(S::LANES) {
         let lanes = up_to::<S>(tile.lanes - at);
-        // SAFETY: a tile has room for whole registers.
+        // SAFETY: there are octets for whole registers.
         let (center, hole, mut dot) = unsafe {
-            (take_wide(s, dots.center, at), take_wide(s, dots.hole, at), take_wide(s, dots.dot, at))
+            (
+                take_wide(s, octets, |o| &o.center, at),
+                take_wide(s, octets, |o| &o.hole, at),
+                take_wide(s, octets, |o| &o.dot, at),
+            )
         };
         // Added up for the chunk first: so many terms one after the other would add up their errors.
         let mut part = s.widen(s.splat(S::Real::ZERO));
         for c in 0..tile.classes {
-            let class = d.splat(c as f64);
+            let class = d.splat((tile.first + c) as f64);
             let p = tile.x.cast::<S::Real>().wrapping_add(c * tile.pitch + at);
             // SAFETY: positions of the tile.
             let x = s.widen(unsafe { s.load_lanes(p, lanes, S::Real::ZERO) });
             for (i, part) in part.as_mut().iter_mut().enumerate() {
-                let step = at + i * <S::Wide as Simd>::LANES;
-                // SAFETY: there are masses for whole registers, or one for the class, or none.
-                let m = unsafe {
-                    match (dots.mass.is_null(), dots.mass_pitch) {
-                        (true, _) => d.splat(1.0),
-                        (_, 0) => d.splat(*dots.mass.wrapping_add(c)),
-                        (_, pitch) => d.load(dots.mass.wrapping_add(c * pitch + step)),
-                    }
-                };
+                // SAFETY: the caller's promise.
+                let m = unsafe { masses.load(s, c, at, i) };
                 let m = d.select(d.equal(class, hole.as_ref()[i]), zero, m);
                 let term = d.mul(m, d.sub(x.as_ref()[i], center.as_ref()[i]));
                 *part = d.add(*part, d.select(d.equal(m, zero), zero, term));
@@ -574,7 +689,7 @@ pub unsafe fn dots<S: Simd>(s: S, tile: &Tile, dots: &mut TileDots) {
         }
         dot = both::<S>(dot, part, |dot, part| d.add(dot, part));
         // SAFETY: as above.
-        unsafe { put(s, dots.dot, at, dot) };
+        unsafe { put(s, octets, |o| &mut o.dot, at, dot) };
     }
 }
 
@@ -613,11 +728,13 @@ impl Place {
     }
 
     fn at(&self, lane: usize) -> At {
-        let At { row, inner } = self.first;
-        match self.axis {
-            0 => At { row: row + lane, inner },
-            _ => At { row, inner: inner + lane },
-        }
+        Run { first: self.first, axis: self.axis, len: TILE }.at(lane)
+    }
+
+    /// The rows of octet `i`.
+    fn run(&self, i: usize) -> Run {
+        let len = ROWS.min(self.lanes - i * ROWS);
+        Run { first: self.at(i * ROWS), axis: self.axis, len }
     }
 }
 
@@ -638,7 +755,7 @@ pub fn count(plan: &Plan) -> usize {
     }
 }
 
-/// What the two sweeps over a tile work with.
+/// What the sweeps over tiles work with.
 struct Work<'a> {
     k: &'a Kernels,
     plan: &'a Plan,
@@ -650,20 +767,21 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// The tile's classes from `class` on, as stored but in the lanes' own type.
+    /// The tile's classes from `first` on, as stored but in the lanes' own type.
     ///
     /// # Safety
     /// The plan has the tile and the classes; so for all below.
-    unsafe fn stored(&mut self, class: usize, classes: usize) -> Tile {
+    unsafe fn stored(&mut self, first: usize) -> Tile {
         let (plan, lanes) = (self.plan, self.place.lanes);
+        let classes = CLASSES.min(plan.classes - first);
         let view = &plan.logits;
         let strides = [view.strides[self.place.axis], view.strides[1]];
         // SAFETY: the caller's promise.
-        let from = unsafe { view.at(self.place.first, class) };
+        let from = unsafe { view.at(self.place.first, first) };
         if (strides[0] == 1 || lanes == 1) && plan.transform.is_none() && view.dtype.is_exact() {
-            return Tile { x: from, pitch: strides[1] as usize, lanes, classes };
+            return Tile { x: from, pitch: strides[1] as usize, lanes, first, classes };
         }
-        let tile = Tile { x: self.x.start(), pitch: TILE, lanes, classes };
+        let tile = Tile { x: self.x.start(), pitch: TILE, lanes, first, classes };
         // SAFETY: as above; the buffer has room for a chunk of a tile.
         unsafe { (self.k.stored.gather)(&tile, from, strides) };
         tile
@@ -687,47 +805,208 @@ impl Work<'_> {
         with.cap > 0.0
     }
 
-    /// Masses of the chunk and the distance between classes, and adds up those of probability
-    /// targets; null if all are 1.
+    /// Masses of a tile, and adds up those of probability targets.
     ///
     /// # Safety
     /// See [`stored`](Self::stored).
-    unsafe fn masses(
-        &mut self,
-        class: usize,
-        classes: usize,
-        total: Option<&mut [Exact; TILE]>,
-    ) -> (*const f64, usize) {
+    unsafe fn masses(&mut self, tile: &Tile, total: Option<&mut [Exact; TILE]>) -> Masses {
         let to = self.mass.as_mut_ptr().cast::<f64>();
         let mut row = [0.0; CLASSES];
-        let row = &mut row[..classes];
+        let row = &mut row[..tile.classes];
         match (&self.plan.targets, &self.plan.class_weights) {
             (Targets::Probabilities(_), _) => {
                 let mut none = [Exact::NONE; TILE];
                 let total = total.unwrap_or(&mut none);
                 // Lanes that no position has are read with the others.
                 // SAFETY: within the buffer, here and below.
-                unsafe { to.write_bytes(0, classes * TILE) };
-                for (lane, total) in total[..self.place.lanes].iter_mut().enumerate() {
+                unsafe { to.write_bytes(0, tile.classes * TILE) };
+                for (lane, total) in total[..tile.lanes].iter_mut().enumerate() {
                     // SAFETY: the caller's promise.
-                    unsafe { self.plan.mass(self.place.at(lane), class, row) };
+                    unsafe { self.plan.mass(self.place.at(lane), tile.first, row) };
                     for (c, &m) in row.iter().enumerate() {
                         // SAFETY: see above.
                         unsafe { to.add(c * TILE + lane).write(m) };
                         total.add(m);
                     }
                 }
-                (to, TILE)
+                Masses { data: to, pitch: TILE }
             }
             (_, Some(_)) => {
                 // SAFETY: the caller's promise; the buffer is longer.
                 unsafe {
-                    self.plan.mass(self.place.first, class, row);
-                    to.copy_from_nonoverlapping(row.as_ptr(), classes);
+                    self.plan.mass(self.place.first, tile.first, row);
+                    to.copy_from_nonoverlapping(row.as_ptr(), row.len());
                 }
-                (to, 0)
+                Masses { data: to, pitch: 0 }
             }
-            _ => (std::ptr::null(), 0),
+            _ => Masses { data: std::ptr::null(), pitch: 0 },
+        }
+    }
+
+    /// The largest logits of the rows.
+    ///
+    /// # Safety
+    /// See [`stored`](Self::stored).
+    unsafe fn tops(&mut self, octets: &mut [Octet], tops: &mut [Top; TILE]) {
+        for first in (0..self.plan.classes).step_by(CLASSES) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let tile = self.stored(first);
+                (self.k.lanes.argmax)(&tile, octets);
+            }
+            for (lane, top) in tops[..self.place.lanes].iter_mut().enumerate() {
+                let octet = &octets[lane / ROWS];
+                let class = first + octet.top_class[lane % ROWS] as usize;
+                top.push(Top { value: octet.top[lane % ROWS], class });
+            }
+        }
+        for (lane, top) in tops[..self.place.lanes].iter().enumerate() {
+            octets[lane / ROWS].argmax[lane % ROWS] = top.class;
+        }
+    }
+
+    /// The first sweep: adds up what the rows need. Returns the tile and whether it has slopes.
+    ///
+    /// # Safety
+    /// See [`stored`](Self::stored).
+    unsafe fn sum(&mut self, octets: &mut [Octet], softmax: bool) -> Option<(Tile, bool)> {
+        let plan = self.plan;
+        let mut dots = None;
+        if plan.spreads_mass() {
+            dots = Some(Dots::start(plan, octets, self.place.lanes));
+        }
+        let mut last = None;
+        for first in (0..plan.classes).step_by(CLASSES) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let tile = self.stored(first);
+                last = Some((tile, self.transform(&tile)));
+                if softmax {
+                    (self.k.lanes.sums)(&tile, octets, plan.entropy.is_some());
+                }
+                if let Some(dots) = &mut dots {
+                    if first == 0 && !plan.log_probs {
+                        dots.center(plan, octets);
+                    }
+                    let masses = self.masses(&tile, Some(&mut dots.mass));
+                    (self.k.lanes.dots)(&tile, octets, &masses);
+                }
+            }
+        }
+        if let Some(dots) = dots {
+            for (lane, mass) in dots.mass[..self.place.lanes].iter().enumerate() {
+                octets[lane / ROWS].mass[lane % ROWS] = mass.value();
+            }
+        }
+        last
+    }
+
+    /// The second sweep: writes the gradients. `seen` is the tile of all classes, if there is one
+    /// that still holds its logits.
+    ///
+    /// # Safety
+    /// See [`stored`](Self::stored).
+    unsafe fn write(&mut self, octets: &mut [Octet], seen: Option<(Tile, bool)>) {
+        let plan = self.plan;
+        let Some(output) = &plan.gradient else { return };
+        let kind = match plan.pass {
+            Pass::LogSoftmax => Kind::Logs,
+            _ if plan.has_softmax() => Kind::Exponentials,
+            _ => Kind::Nothing,
+        };
+        let mut gradient = TileGradient {
+            g: std::ptr::null_mut(),
+            pitch: 0,
+            accumulate: output.accumulate,
+            kind,
+            masses: Masses { data: std::ptr::null(), pitch: 0 },
+            extreme: false,
+            scales: false,
+            fills: false,
+            slope: std::ptr::null(),
+            writes: 0,
+        };
+        let lanes = self.place.lanes;
+        let used = lanes.div_ceil(ROWS);
+        for (i, octet) in octets[..used].iter_mut().enumerate() {
+            gradient.scales |= octet.scales;
+            gradient.fills |= octet.job != [job::SWEEP; ROWS];
+            for (lane, &job) in octet.job.iter().enumerate() {
+                gradient.writes |= u64::from(job != job::NOTHING) << (i * ROWS + lane);
+            }
+            if octet.extreme {
+                gradient.extreme = true;
+                for (before, factor) in octet.before.iter_mut().zip(&mut octet.factor) {
+                    (*before, *factor) = Curve::split(*factor);
+                }
+            }
+        }
+        gradient.writes &= !0 >> (TILE - lanes);
+        if gradient.writes == 0 {
+            return;
+        }
+        let view = &output.view;
+        let strides = [view.strides[self.place.axis], view.strides[1]];
+        let direct = (strides[0] == 1 || lanes == 1) && view.dtype.is_exact();
+        for first in (0..plan.classes).step_by(CLASSES) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (tile, capped) = match seen {
+                    Some(seen) if plan.classes <= CLASSES => seen,
+                    _ => {
+                        let tile = self.stored(first);
+                        (tile, self.transform(&tile))
+                    }
+                };
+                gradient.slope = if capped { self.slope.start() } else { std::ptr::null() };
+                gradient.masses = self.masses(&tile, None);
+                let to = view.at(self.place.first, first);
+                if direct {
+                    (gradient.g, gradient.pitch) = (to, strides[1] as usize);
+                    (self.k.lanes.gradient)(&tile, octets, &gradient);
+                    continue;
+                }
+                gradient.accumulate = false;
+                (gradient.g, gradient.pitch) = (self.g.start(), TILE);
+                (self.k.lanes.gradient)(&tile, octets, &gradient);
+                let from = Tile { x: gradient.g, pitch: TILE, ..tile };
+                let accumulate = output.accumulate;
+                (self.k.converted.scatter)(&from, to, strides, accumulate, gradient.writes);
+            }
+        }
+    }
+}
+
+/// What the rows of a tile need to sum up products with masses.
+struct Dots {
+    lanes: usize,
+    mass: [Exact; TILE],
+    /// Rows whose center is not the logit of their hole but has yet to be found.
+    adrift: [bool; TILE],
+}
+
+impl Dots {
+    #[cold]
+    fn start(plan: &Plan, octets: &mut [Octet], lanes: usize) -> Self {
+        let mut adrift = [false; TILE];
+        for (lane, adrift) in adrift[..lanes].iter_mut().enumerate() {
+            let (octet, i) = (&mut octets[lane / ROWS], lane % ROWS);
+            octet.center[i] = octet.center(plan, i, 0.0, None);
+            *adrift = octet.class(i).is_none() || octet.center[i] != octet.x_y[i];
+        }
+        Dots { lanes, mass: [Exact::NONE; TILE], adrift }
+    }
+
+    /// Moves centers to where the first classes are.
+    #[cold]
+    fn center(&self, plan: &Plan, octets: &mut [Octet]) {
+        for (lane, adrift) in self.adrift[..self.lanes].iter().enumerate() {
+            let (octet, i) = (&mut octets[lane / ROWS], lane % ROWS);
+            let start = octet.far[i] + octet.near[i] / plan.l;
+            let others = octet.sum[i] != 0.0;
+            if *adrift || others && is_far_below(octet.center[i], start) {
+                octet.center[i] = start;
+            }
         }
     }
 }
@@ -738,228 +1017,105 @@ impl Work<'_> {
 /// `range` is within [`count`]; no other thread is in these tiles.
 pub unsafe fn tiles(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
     let mut totals = Totals::default();
-    if let Layout::Positions { axis } = plan.layout {
-        for index in range {
-            let place = Place::new(plan, axis, index);
-            // SAFETY: the caller's promise.
-            unsafe { tile(k, plan, place, &mut totals) };
-        }
-    }
-    totals
-}
-
-/// The holes of rows, counted from `class`; -1 for those before.
-fn holes(holes: &[Option<usize>; TILE], class: usize) -> Numbers {
-    holes.map(|hole| match hole.and_then(|y| y.checked_sub(class)) {
-        Some(y) if y < CLASSES => y as f64,
-        _ => -1.0,
-    })
-}
-
-/// # Safety
-/// As [`tiles`].
-unsafe fn tile(k: &Kernels, plan: &Plan, place: Place, totals: &mut Totals) {
-    let lanes = place.lanes;
+    let Layout::Positions { axis } = plan.layout else { return totals };
     let mut work = Work {
         k,
         plan,
-        place,
+        place: Place::new(plan, axis, range.start),
         x: Buffer::new(),
         slope: Buffer::new(),
         g: Buffer::new(),
         mass: MaybeUninit::uninit(),
     };
-    let mut state = TileSums {
-        hole: [-1.0; TILE],
-        far: [0.0; TILE],
-        near: [0.0; TILE],
-        sum: [0.0; TILE],
-        lost: [0.0; TILE],
-        heat: [0.0; TILE],
-        heats: plan.entropy.is_some(),
-        top: [f64::NEG_INFINITY; TILE],
-        top_class: [0.0; TILE],
-    };
-    let chunk = |class: usize| CLASSES.min(plan.classes - class);
-    let mut tops = [Top::NONE; TILE];
-    if plan.leaves_top_out() || plan.wants_argmax() {
-        for class in (0..plan.classes).step_by(CLASSES) {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let tile = work.stored(class, chunk(class));
-                (k.lanes.argmax)(&tile, &mut state);
-            }
-            for (lane, top) in tops[..lanes].iter_mut().enumerate() {
-                let found = class + state.top_class[lane] as usize;
-                top.push(Top { value: state.top[lane], class: found });
-            }
-        }
-    }
-
-    let mut batches: [Batch; TILE / LANES_OF_ENDS] = std::array::from_fn(|_| Batch::new());
-    let mut targets = [None; TILE];
-    let mut center = [0.0; TILE];
-    // Rows whose center is not that logit but has yet to be found.
-    let mut adrift = [false; TILE];
-    let (mut softmax, mut spread, mut sum) = (false, false, false);
-    for lane in 0..lanes {
-        let at = place.at(lane);
-        // SAFETY: a row of the plan, and this thread's alone.
-        let row = unsafe { Row::read(k, plan, at, tops[lane].class) };
-        let todo = row.sum(plan, Anchor::NONE);
-        targets[lane] = row.hole;
-        center[lane] = todo.center.unwrap_or(0.0);
-        adrift[lane] = todo.center.is_some() && !row.is_center(center[lane]);
-        softmax |= todo.softmax;
-        spread |= todo.center.is_some();
-        sum |= row.needs_sum(plan);
-        batches[lane / LANES_OF_ENDS].push(row, todo);
-    }
-
-    let mut dot = [0.0; TILE];
-    let mut mass = [Exact::NONE; TILE];
-    let mut staged = None;
-    if sum {
-        for class in (0..plan.classes).step_by(CLASSES) {
-            let classes = chunk(class);
-            state.hole = holes(&targets, class);
-            // SAFETY: the caller's promise.
-            unsafe {
-                let tile = work.stored(class, classes);
-                let capped = work.transform(&tile);
-                staged = Some((tile, capped));
-                if softmax {
-                    (k.lanes.sums)(&tile, &mut state);
-                }
-                if spread {
-                    if class == 0 && !plan.log_probs {
-                        for lane in 0..lanes {
-                            let start = state.far[lane] + state.near[lane] / plan.l;
-                            if adrift[lane] || is_far_below(center[lane], start) {
-                                center[lane] = start;
-                            }
-                        }
-                    }
-                    let (masses, mass_pitch) = work.masses(class, classes, Some(&mut mass));
-                    let mut dots = TileDots {
-                        center: &center,
-                        hole: &state.hole,
-                        mass: masses,
-                        mass_pitch,
-                        dot: &mut dot,
-                    };
-                    (k.lanes.dots)(&tile, &mut dots);
-                }
-            }
-        }
-    }
-
-    for (b, batch) in batches[..lanes.div_ceil(LANES_OF_ENDS)].iter_mut().enumerate() {
-        for (i, row) in batch.lanes().iter_mut().enumerate() {
-            let lane = b * LANES_OF_ENDS + i;
-            let reference = Reference { far: state.far[lane], near: state.near[lane] };
-            // Tiles are relative to their largest logits, as heat has to be.
-            let sum = state.sum[lane];
-            // Past an infinity what was lost is inf - inf.
-            let sum = if sum.is_finite() { sum + state.lost[lane] } else { sum };
-            let level = Level::of(reference, sum, state.heat[lane]);
-            row.partial =
-                Partial { level, spread: level, dot: dot[lane], mass: mass[lane], top: tops[lane] };
-            row.sum.anchor.reference = reference;
-            row.sum.center = row.sum.center.map(|_| center[lane]);
-        }
-        // SAFETY: rows of the plan, and this thread's alone.
-        unsafe { batch.finish(k, plan, totals) };
-    }
-
-    let Some(output) = &plan.gradient else { return };
-    let mut gradient = TileGradient::empty(output.accumulate);
-    for (b, batch) in batches[..lanes.div_ceil(LANES_OF_ENDS)].iter_mut().enumerate() {
-        for (i, Lane { row, job, .. }) in batch.lanes().iter().enumerate() {
-            gradient.place(b * LANES_OF_ENDS + i, row, *job);
-        }
-    }
-    if gradient.writes == 0 {
-        return;
-    }
-    let view = &output.view;
-    let strides = [view.strides[place.axis], view.strides[1]];
-    let direct = (strides[0] == 1 || lanes == 1) && view.dtype.is_exact();
-    for class in (0..plan.classes).step_by(CLASSES) {
-        let classes = chunk(class);
+    let mut octets = [const { MaybeUninit::<Octet>::uninit() }; OCTETS];
+    let (long, _) = extent(plan, axis);
+    let count = register_octets(TILE.min(long));
+    octets[..count].iter_mut().for_each(|octet| {
+        octet.write(Octet::EMPTY);
+    });
+    // SAFETY: just written.
+    let octets = unsafe { std::slice::from_raw_parts_mut(octets.as_mut_ptr().cast(), count) };
+    for index in range {
+        work.place = Place::new(plan, axis, index);
         // SAFETY: the caller's promise.
-        unsafe {
-            let (tile, capped) = match staged {
-                Some(staged) if plan.classes <= CLASSES => staged,
-                _ => {
-                    let tile = work.stored(class, classes);
-                    (tile, work.transform(&tile))
-                }
-            };
-            gradient.slope = if capped { work.slope.start() } else { std::ptr::null() };
-            gradient.hole = holes(&targets, class);
-            (gradient.mass, gradient.mass_pitch) = work.masses(class, classes, None);
-            let to = view.at(place.first, class);
-            if direct {
-                (gradient.g, gradient.pitch) = (to, strides[1] as usize);
-                (k.lanes.gradient)(&tile, &gradient);
-                continue;
-            }
-            gradient.accumulate = false;
-            (gradient.g, gradient.pitch) = (work.g.start(), TILE);
-            (k.lanes.gradient)(&tile, &gradient);
-            let from = Tile { x: gradient.g, pitch: TILE, lanes, classes };
-            (k.converted.scatter)(&from, to, strides, output.accumulate, gradient.writes);
-        }
+        unsafe { tile(&mut work, octets, &mut totals) };
     }
+    totals
 }
 
-impl TileGradient {
-    fn empty(accumulate: bool) -> Self {
-        TileGradient {
-            g: std::ptr::null_mut(),
-            pitch: 0,
-            accumulate,
-            kind: Kind::Nothing,
-            far: [0.0; TILE],
-            near: [0.0; TILE],
-            before: [1.0; TILE],
-            after: [0.0; TILE],
-            bias: [0.0; TILE],
-            mass: std::ptr::null(),
-            mass_pitch: 0,
-            scale: [1.0; TILE],
-            scales: false,
-            slope: std::ptr::null(),
-            hole: [-1.0; TILE],
-            entry: [0.0; TILE],
-            fills: [0.0; TILE],
-            fill: [0.0; TILE],
-            writes: 0,
-        }
-    }
+/// Octets that hold `lanes` positions in whole registers, of 16 lanes at most.
+fn register_octets(lanes: usize) -> usize {
+    lanes.next_multiple_of(16) / ROWS
+}
 
-    /// What is to be done for the row of one lane.
-    fn place(&mut self, lane: usize, row: &Row, job: Job) {
-        self.entry[lane] = row.entry;
-        self.writes |= 1 << lane;
-        match job {
-            Job::Nothing => self.writes &= !(1 << lane),
-            Job::Target => self.fills[lane] = 1.0,
-            Job::Fill(value) => (self.fills[lane], self.fill[lane]) = (1.0, value),
-            Job::Sweep(sweep) => {
-                // The same for all rows of a problem.
-                self.kind = sweep.kind;
-                self.far[lane] = sweep.own.reference.far;
-                self.near[lane] = sweep.own.reference.near;
-                (self.before[lane], self.after[lane]) = match sweep.kind {
-                    Kind::Exponentials => sweep.own.split(),
-                    _ => (1.0, sweep.own.factor),
-                };
-                self.bias[lane] = sweep.bias;
-                self.scale[lane] = sweep.scale;
-                self.scales |= sweep.scale != 1.0;
+/// # Safety
+/// As [`tiles`]; there are octets for the tile.
+unsafe fn tile(work: &mut Work, octets: &mut [Octet], totals: &mut Totals) {
+    let (k, plan, place) = (work.k, work.plan, work.place);
+    let octets = &mut octets[..register_octets(place.lanes)];
+    let mut tops = MaybeUninit::<[Top; TILE]>::uninit();
+    let mut found: &[Top] = &[Top::NONE; ROWS];
+    if plan.leaves_top_out() || plan.wants_argmax() {
+        let tops = tops.write([Top::NONE; TILE]);
+        // SAFETY: the caller's promise.
+        unsafe { work.tops(octets, tops) };
+        found = tops;
+    }
+    let used = place.lanes.div_ceil(ROWS);
+    // What the first sweep finds by the way is read only where it is needed before.
+    let reads_holes = plan.spreads_mass()
+        || plan.transform.is_some()
+        || plan.is_from_lse()
+        || !plan.has_softmax();
+    let (mut softmax, mut sum) = (false, false);
+    for (i, octet) in octets[..used].iter_mut().enumerate() {
+        let run = place.run(i);
+        if run.len < ROWS {
+            octet.clear();
+        }
+        let tops = &found[if found.len() == TILE { i * ROWS } else { 0 }..];
+        // SAFETY: rows of the plan, and this thread's alone.
+        unsafe {
+            octet.read(k, plan, 0, &run, tops);
+            if reads_holes {
+                octet.x_y = [f64::NEG_INFINITY; ROWS];
+                octet.read_holes(plan, 0, &run);
+                octet.transform_holes(k, plan);
             }
         }
+        if plan.spreads_mass() {
+            octet.dot = [0.0; ROWS];
+        }
+        if !softmax || !sum {
+            softmax |= (0..run.len).any(|row| octet.needs_softmax(plan, row));
+            sum |= (0..run.len).any(|row| octet.needs_sum(plan, row));
+        }
     }
+    let mut seen = None;
+    if sum {
+        // SAFETY: the caller's promise.
+        seen = unsafe { work.sum(octets, softmax) };
+    }
+    for (i, octet) in octets[..used].iter_mut().enumerate() {
+        if plan.entropy.is_some() {
+            for i in 0..ROWS {
+                octet.spread[i] = octet.sum[i] + octet.lost[i];
+            }
+        }
+        if plan.is_from_lse() {
+            // SAFETY: rows of the plan, and this thread's alone.
+            unsafe { octet.read_lse(plan, 0, &place.run(i)) };
+        }
+    }
+    // SAFETY: about the tables (`Kernels`).
+    unsafe { (k.lanes.finish)(&mut octets[..used], plan) };
+    if plan.has_losses() {
+        for (i, octet) in octets[..used].iter().enumerate() {
+            octet.add_to(plan, totals);
+            // SAFETY: rows of the plan, and this thread's alone.
+            unsafe { octet.write(plan, 0, &place.run(i)) };
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { work.write(octets, seen) };
 }

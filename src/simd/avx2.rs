@@ -90,6 +90,8 @@ macro_rules! simd {
         cmp: $cmp:ident,
         movemask: $movemask:ident,
         xor: $xor:ident,
+        and: $and:ident,
+        or: $or:ident,
         set1_bits: $set1_bits:ident,
         exponent: $exponent:literal,
         $($own:tt)*
@@ -100,6 +102,7 @@ macro_rules! simd {
             type Block = [$vector; 8];
             type Mask = $vector;
             type Watch = __m256i;
+            type Rows = [$vector; 16 / size_of::<$real>()];
             type Wide = Avx2Wide;
             type Widened = [__m256d; $parts];
             type Totals = [__m256d; 4];
@@ -224,6 +227,14 @@ macro_rules! simd {
                 avx2!($blendv(b, a, mask))
             }
             #[inline(always)]
+            fn both(self, a: $vector, b: $vector) -> $vector {
+                avx2!($and(a, b))
+            }
+            #[inline(always)]
+            fn either(self, a: $vector, b: $vector) -> $vector {
+                avx2!($or(a, b))
+            }
+            #[inline(always)]
             fn bits(self, mask: $vector) -> u32 {
                 avx2!($movemask(mask) as u32)
             }
@@ -288,9 +299,34 @@ simd! {
     cmp: _mm256_cmp_ps,
     movemask: _mm256_movemask_ps,
     xor: _mm256_xor_ps,
+    and: _mm256_and_ps,
+    or: _mm256_or_ps,
     set1_bits: _mm256_set1_epi32,
     exponent: 0xFF,
 
+    #[inline(always)]
+    unsafe fn load_rows(self, p: *const f32, step: isize) -> [__m256; 4] {
+        // SAFETY: token; the caller's promise about `p`.
+        unsafe {
+            let row = |i: isize| _mm_loadu_ps(p.wrapping_offset(i * step));
+            // Two rows a register, each in a half of its own.
+            let mut v = [_mm256_setzero_ps(); 4];
+            for (i, v) in (0..).zip(&mut v) {
+                *v = _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(row(i)), row(i + 4));
+            }
+            transpose(v)
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_rows(self, p: *mut f32, step: isize, v: [__m256; 4]) {
+        // SAFETY: token; the caller's promise about `p`.
+        unsafe {
+            for (i, v) in (0..).zip(transpose(v)) {
+                _mm_storeu_ps(p.wrapping_offset(i * step), _mm256_castps256_ps128(v));
+                _mm_storeu_ps(p.wrapping_offset((i + 4) * step), _mm256_extractf128_ps::<1>(v));
+            }
+        }
+    }
     #[inline(always)]
     fn widen(self, v: __m256) -> [__m256d; 2] {
         avx2!([
@@ -309,6 +345,25 @@ simd! {
             let v2 = _mm_max_ps(v4, _mm_movehl_ps(v4, v4));
             _mm_cvtss_f32(_mm_max_ss(v2, _mm_shuffle_ps::<1>(v2, v2)))
         })
+    }
+}
+
+/// Transposes each half of four registers, 4 by 4.
+///
+/// # Safety
+/// The processor has AVX.
+#[inline(always)]
+unsafe fn transpose([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
+    // SAFETY: AVX, as the caller promises.
+    unsafe {
+        let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+        let (ef, gh) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+        [
+            _mm256_shuffle_ps::<0x44>(ab, cd),
+            _mm256_shuffle_ps::<0xEE>(ab, cd),
+            _mm256_shuffle_ps::<0x44>(ef, gh),
+            _mm256_shuffle_ps::<0xEE>(ef, gh),
+        ]
     }
 }
 
@@ -403,9 +458,35 @@ simd! {
     cmp: _mm256_cmp_pd,
     movemask: _mm256_movemask_pd,
     xor: _mm256_xor_pd,
+    and: _mm256_and_pd,
+    or: _mm256_or_pd,
     set1_bits: _mm256_set1_epi64x,
     exponent: 0x7FF,
 
+    #[inline(always)]
+    unsafe fn load_rows(self, p: *const f64, step: isize) -> [__m256d; 2] {
+        // SAFETY: token; the caller's promise about `p`.
+        unsafe {
+            let row = |i: isize| _mm_loadu_pd(p.wrapping_offset(i * step));
+            // Every other row, in halves.
+            let mut v = [_mm256_setzero_pd(); 2];
+            for (i, v) in (0..).zip(&mut v) {
+                *v = _mm256_insertf128_pd::<1>(_mm256_castpd128_pd256(row(i)), row(i + 2));
+            }
+            [_mm256_unpacklo_pd(v[0], v[1]), _mm256_unpackhi_pd(v[0], v[1])]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_rows(self, p: *mut f64, step: isize, [a, b]: [__m256d; 2]) {
+        // SAFETY: token; the caller's promise about `p`.
+        unsafe {
+            let rows = [_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b)];
+            for (i, v) in (0..).zip(rows) {
+                _mm_storeu_pd(p.wrapping_offset(i * step), _mm256_castpd256_pd128(v));
+                _mm_storeu_pd(p.wrapping_offset((i + 2) * step), _mm256_extractf128_pd::<1>(v));
+            }
+        }
+    }
     #[inline(always)]
     fn widen(self, v: __m256d) -> [__m256d; 1] {
         [v]

@@ -61,6 +61,7 @@ macro_rules! simd {
             type Block = [$vector; 4];
             type Mask = $mask;
             type Watch = __m512i;
+            type Rows = [$vector; 16 / size_of::<$real>()];
             type Wide = Avx512Wide;
             type Widened = [__m512d; $parts];
             type Totals = [__m512d; 2];
@@ -180,6 +181,14 @@ macro_rules! simd {
                 avx512!($mask_blend(mask, b, a))
             }
             #[inline(always)]
+            fn both(self, a: $mask, b: $mask) -> $mask {
+                a & b
+            }
+            #[inline(always)]
+            fn either(self, a: $mask, b: $mask) -> $mask {
+                a | b
+            }
+            #[inline(always)]
             fn bits(self, mask: $mask) -> u32 {
                 u32::from(mask)
             }
@@ -254,6 +263,35 @@ simd! {
     reduce_max: _mm512_reduce_max_ps,
 
     #[inline(always)]
+    unsafe fn load_rows(self, p: *const f32, step: isize) -> [__m512; 4] {
+        // SAFETY: token; the caller's promise about `p`.
+        unsafe {
+            let row = |i: isize| _mm_loadu_ps(p.wrapping_offset(i * step));
+            // Four rows a register, each in a quarter of its own.
+            let mut v = [_mm512_setzero_ps(); 4];
+            for (i, v) in (0..).zip(&mut v) {
+                *v = _mm512_castps128_ps512(row(i));
+                *v = _mm512_insertf32x4::<1>(*v, row(i + 4));
+                *v = _mm512_insertf32x4::<2>(*v, row(i + 8));
+                *v = _mm512_insertf32x4::<3>(*v, row(i + 12));
+            }
+            transpose(v)
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_rows(self, p: *mut f32, step: isize, v: [__m512; 4]) {
+        // SAFETY: token; the caller's promise about `p`.
+        unsafe {
+            for (i, v) in (0..).zip(transpose(v)) {
+                let row = |i: isize| p.wrapping_offset(i * step);
+                _mm_storeu_ps(row(i), _mm512_castps512_ps128(v));
+                _mm_storeu_ps(row(i + 4), _mm512_extractf32x4_ps::<1>(v));
+                _mm_storeu_ps(row(i + 8), _mm512_extractf32x4_ps::<2>(v));
+                _mm_storeu_ps(row(i + 12), _mm512_extractf32x4_ps::<3>(v));
+            }
+        }
+    }
+    #[inline(always)]
     fn widen(self, v: __m512) -> [__m512d; 2] {
         avx512!([
             _mm512_cvtps_pd(_mm512_castps512_ps256(v)),
@@ -266,6 +304,25 @@ simd! {
             let lo = _mm512_castps256_ps512(_mm512_cvtpd_ps(lo));
             _mm512_insertf32x8::<1>(lo, _mm512_cvtpd_ps(hi))
         })
+    }
+}
+
+/// Transposes each quarter of four registers, 4 by 4.
+///
+/// # Safety
+/// The processor has AVX-512 F.
+#[inline(always)]
+unsafe fn transpose([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+    // SAFETY: AVX-512 F, as the caller promises.
+    unsafe {
+        let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+        let (ef, gh) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+        [
+            _mm512_shuffle_ps::<0x44>(ab, cd),
+            _mm512_shuffle_ps::<0xEE>(ab, cd),
+            _mm512_shuffle_ps::<0x44>(ef, gh),
+            _mm512_shuffle_ps::<0xEE>(ef, gh),
+        ]
     }
 }
 
@@ -359,6 +416,36 @@ simd! {
     exponent: 0x7FF,
     reduce_max: _mm512_reduce_max_pd,
 
+    #[inline(always)]
+    unsafe fn load_rows(self, p: *const f64, step: isize) -> [__m512d; 2] {
+        // SAFETY: token; the caller's promise about `p`.
+        unsafe {
+            let row = |i: isize| _mm_loadu_pd(p.wrapping_offset(i * step));
+            // Every other row, in quarters.
+            let mut v = [_mm512_setzero_pd(); 2];
+            for (i, v) in (0..).zip(&mut v) {
+                *v = _mm512_castpd128_pd512(row(i));
+                *v = _mm512_insertf64x2::<1>(*v, row(i + 2));
+                *v = _mm512_insertf64x2::<2>(*v, row(i + 4));
+                *v = _mm512_insertf64x2::<3>(*v, row(i + 6));
+            }
+            [_mm512_unpacklo_pd(v[0], v[1]), _mm512_unpackhi_pd(v[0], v[1])]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_rows(self, p: *mut f64, step: isize, [a, b]: [__m512d; 2]) {
+        // SAFETY: token; the caller's promise about `p`.
+        unsafe {
+            let rows = [_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b)];
+            for (i, v) in (0..).zip(rows) {
+                let row = |i: isize| p.wrapping_offset(i * step);
+                _mm_storeu_pd(row(i), _mm512_castpd512_pd128(v));
+                _mm_storeu_pd(row(i + 2), _mm512_extractf64x2_pd::<1>(v));
+                _mm_storeu_pd(row(i + 4), _mm512_extractf64x2_pd::<2>(v));
+                _mm_storeu_pd(row(i + 6), _mm512_extractf64x2_pd::<3>(v));
+            }
+        }
+    }
     #[inline(always)]
     fn widen(self, v: __m512d) -> [__m512d; 1] {
         [v]

@@ -68,6 +68,8 @@ pub trait Simd: Copy {
     type Watch: Copy;
     /// The same set with lanes of f64.
     type Wide: Doubles<Wide = Self::Wide>;
+    /// As many registers as there are lanes in 16 bytes.
+    type Rows: Copy + AsRef<[Self::Vector]> + AsMut<[Self::Vector]>;
     /// A register of this type as registers of f64, lane 0 first.
     type Widened: Copy + AsRef<[WideVector<Self>]> + AsMut<[WideVector<Self>]>;
     /// [`TOTALS`] lanes of f64.
@@ -114,6 +116,17 @@ pub trait Simd: Copy {
     /// # Safety
     /// For every set bit `i`, `p + i` is valid for writes.
     unsafe fn store_lanes(self, p: *mut Self::Real, lanes: u32, v: Self::Vector);
+    /// The 16 bytes of each of `LANES` rows that begin `step` elements apart, transposed: lane l of
+    /// register i is element i of row l.
+    ///
+    /// # Safety
+    /// All of it is valid for reads.
+    unsafe fn load_rows(self, p: *const Self::Real, step: isize) -> Self::Rows;
+    /// Writes what [`load_rows`](Self::load_rows) would read.
+    ///
+    /// # Safety
+    /// All of it is valid for writes.
+    unsafe fn store_rows(self, p: *mut Self::Real, step: isize, v: Self::Rows);
     /// Writes `LANES` values around the caches where the set can, else as [`store`](Self::store).
     /// [`fence`](Self::fence) orders such writes before later ones.
     ///
@@ -156,6 +169,10 @@ pub trait Simd: Copy {
     fn equal(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
     /// `a` where the mask is set, `b` elsewhere.
     fn select(self, mask: Self::Mask, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// Set where both are.
+    fn both(self, a: Self::Mask, b: Self::Mask) -> Self::Mask;
+    /// Set where one of them is.
+    fn either(self, a: Self::Mask, b: Self::Mask) -> Self::Mask;
     /// One bit a lane.
     fn bits(self, mask: Self::Mask) -> u32;
 

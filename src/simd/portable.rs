@@ -31,6 +31,7 @@ macro_rules! simd {
         type Block = [$vector; 8];
         type Mask = $vector;
         type Watch = $bits;
+        type Rows = [$vector; 16 / size_of::<$real>()];
         type Wide = PortableWide;
         type Totals = [f64x4; TOTALS / 4];
 
@@ -76,6 +77,24 @@ macro_rules! simd {
         unsafe fn store_lanes(self, p: *mut $real, lanes: u32, v: $vector) {
             // SAFETY: the caller's promise.
             unsafe { write_lanes::<_, $lanes>(p, lanes, v.to_array()) }
+        }
+        #[inline(always)]
+        unsafe fn load_rows(self, p: *const $real, step: isize) -> Self::Rows {
+            std::array::from_fn(|i| {
+                $vector::from(std::array::from_fn(|lane| {
+                    // SAFETY: the caller's promise about `p`.
+                    unsafe { *p.wrapping_offset(lane as isize * step).wrapping_add(i) }
+                }))
+            })
+        }
+        #[inline(always)]
+        unsafe fn store_rows(self, p: *mut $real, step: isize, v: Self::Rows) {
+            for (i, v) in v.into_iter().enumerate() {
+                for (lane, x) in v.to_array().into_iter().enumerate() {
+                    // SAFETY: the caller's promise about `p`.
+                    unsafe { *p.wrapping_offset(lane as isize * step).wrapping_add(i) = x };
+                }
+            }
         }
         #[inline(always)]
         unsafe fn stream(self, p: *mut $real, v: $vector) {
@@ -135,6 +154,14 @@ macro_rules! simd {
         #[inline(always)]
         fn select(self, mask: $vector, a: $vector, b: $vector) -> $vector {
             mask.bitselect(a, b)
+        }
+        #[inline(always)]
+        fn both(self, a: $vector, b: $vector) -> $vector {
+            a & b
+        }
+        #[inline(always)]
+        fn either(self, a: $vector, b: $vector) -> $vector {
+            a | b
         }
         #[inline(always)]
         fn bits(self, mask: $vector) -> u32 {
