@@ -12,6 +12,7 @@ use crate::kernels::online::Exact;
 use crate::math::exp2::Base;
 use crate::parallel::{self, Team, for_blocks};
 use crate::plan::{self, At, Dtype, Layout, Pass, Plan, Target, Targets, Transform, View};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// An unvalidated operand; absent if `data` is null.
@@ -179,7 +180,7 @@ const SLOTS: usize = 18;
 
 /// The operands of a call, in the order in which they are checked.
 pub(crate) struct Slots {
-    slots: [Slot; SLOTS],
+    slots: [MaybeUninit<Slot>; SLOTS],
     len: usize,
 }
 
@@ -196,31 +197,41 @@ const TARGETS: &[u32] =
 const WORDS: &[u32] = &[XENT_I64];
 
 impl Slots {
+    #[inline(always)]
     pub fn new() -> Self {
-        let none = Slot {
-            name: "",
-            operand: Operand::ABSENT,
-            axes: Axes::One,
-            allowed: FLOATS,
-            required: false,
-            output: false,
+        Slots { slots: [const { MaybeUninit::uninit() }; SLOTS], len: 0 }
+    }
+
+    // What is absent costs next to nothing: a call has two dozen operands, and few are there.
+    #[inline(always)]
+    fn add(
+        &mut self,
+        name: &'static str,
+        operand: Operand,
+        axes: Axes,
+        allowed: &'static [u32],
+        [required, output]: [bool; 2],
+    ) -> Index {
+        let present = !operand.data.is_null();
+        if !present && !required {
+            return None;
+        }
+        self.slots[self.len].write(Slot {
+            name,
+            operand,
+            axes,
+            allowed,
+            required,
+            output,
             strides: [0; 3],
             last: 0,
             bytes: (0, 0),
-        };
-        Slots { slots: [none; SLOTS], len: 0 }
-    }
-
-    fn push(&mut self, slot: Slot) -> Index {
-        let present = !slot.operand.data.is_null();
-        if !present && !slot.required {
-            return None;
-        }
-        self.slots[self.len] = slot;
+        });
         self.len += 1;
         present.then_some(self.len - 1)
     }
 
+    #[inline(always)]
     pub fn input(
         &mut self,
         name: &'static str,
@@ -229,10 +240,10 @@ impl Slots {
         allowed: &'static [u32],
         required: bool,
     ) -> Index {
-        let none = self.slots[SLOTS - 1];
-        self.push(Slot { name, operand, axes, allowed, required, ..none })
+        self.add(name, operand, axes, allowed, [required, false])
     }
 
+    #[inline(always)]
     pub fn output(
         &mut self,
         name: &'static str,
@@ -241,8 +252,7 @@ impl Slots {
         allowed: &'static [u32],
         required: bool,
     ) -> Index {
-        let none = self.slots[SLOTS - 1];
-        self.push(Slot { name, operand, axes, allowed, required, output: true, ..none })
+        self.add(name, operand, axes, allowed, [required, true])
     }
 
     /// A result of one number.
@@ -250,17 +260,24 @@ impl Slots {
         self.output(name, Operand::packed(to, allowed[0]), Axes::One, allowed, false);
     }
 
-    fn iter(&self) -> impl Iterator<Item = &Slot> {
-        self.slots[..self.len].iter()
+    fn all(&self) -> &[Slot] {
+        // SAFETY: `add` wrote as many.
+        unsafe { std::slice::from_raw_parts(self.slots.as_ptr().cast(), self.len) }
     }
 
-    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
-        self.slots[..self.len].iter_mut()
+    fn iter(&self) -> std::slice::Iter<'_, Slot> {
+        self.all().iter()
+    }
+
+    fn iter_mut(&mut self) -> std::slice::IterMut<'_, Slot> {
+        // SAFETY: `add` wrote as many.
+        unsafe { std::slice::from_raw_parts_mut(self.slots.as_mut_ptr().cast(), self.len) }
+            .iter_mut()
     }
 
     /// The view of an operand that was pushed, if it is present.
     pub fn view(&self, index: Index) -> Option<View> {
-        let slot = &self.slots[index?];
+        let slot = &self.all()[index?];
         Some(View {
             data: slot.operand.data,
             dtype: dtype_of(slot.operand.dtype)?,

@@ -1030,11 +1030,12 @@ pub unsafe fn tiles(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
     let mut octets = [const { MaybeUninit::<Octet>::uninit() }; OCTETS];
     let (long, _) = extent(plan, axis);
     let count = register_octets(TILE.min(long));
-    octets[..count].iter_mut().for_each(|octet| {
-        octet.write(Octet::EMPTY);
-    });
-    // SAFETY: just written.
-    let octets = unsafe { std::slice::from_raw_parts_mut(octets.as_mut_ptr().cast(), count) };
+    // SAFETY: there are as many; numbers and flags of nothing but zeros are what they are.
+    let octets: &mut [Octet] = unsafe {
+        octets.as_mut_ptr().write_bytes(0, count);
+        std::slice::from_raw_parts_mut(octets.as_mut_ptr().cast(), count)
+    };
+    octets.iter_mut().for_each(Octet::clear);
     for index in range {
         work.place = Place::new(plan, axis, index);
         // SAFETY: the caller's promise.
