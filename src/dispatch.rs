@@ -223,12 +223,12 @@ macro_rules! entries {
                 unsafe { family::combine::<S>(S::assume(), pair, sum) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_products<S: Simd<Real: Base>>(tiles: &Tiles, sums: &mut Numbers) {
+            unsafe fn tile_products<S: Simd<Real: Base>>(tiles: &Tiles, sums: &mut [Numbers; 2]) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
                 unsafe { family::tile_products::<S>(S::assume(), tiles, sums) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_combine<S: Simd<Real: Base>>(tiles: &Tiles, sums: &Numbers) {
+            unsafe fn tile_combine<S: Simd<Real: Base>>(tiles: &Tiles, sums: &[Numbers; 2]) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
                 unsafe { family::tile_combine::<S>(S::assume(), tiles, sums) }
             }

@@ -89,7 +89,7 @@ pub(crate) unsafe fn run(
         for_blocks(
             team,
             kernels::count(&backward),
-            positions.saturating_mul(sizes[1]),
+            [positions.saturating_mul(sizes[1]), sizes.iter().product()],
             // SAFETY: blocks of the problem, each in one thread's hands; the kernels were handed
             // out by `Isa::kernels`.
             |range| unsafe { kernels::run(&k, &backward, range) },

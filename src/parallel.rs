@@ -136,45 +136,47 @@ struct Slots<T>(*mut MaybeUninit<T>);
 // SAFETY: `Team::map` writes no slot twice and reads none before all threads are done.
 unsafe impl<T: Send> Sync for Slots<T> {}
 
-/// `f` of every block of rows, over the team, and the results in the order of the rows to `each`.
-/// `work` is the number of elements that a row stands for.
+/// `f` of every block of rows, or tiles, over the team, and the results in their order to `each`.
+/// `work` is the number of elements that one stands for, `elements` that of all.
 pub fn for_blocks<T: Send>(
     team: &Team,
     rows: usize,
-    work: usize,
+    [work, elements]: [usize; 2],
     f: impl Fn(Range<usize>) -> T + Sync,
     each: impl FnMut(T),
 ) {
     let len = rows.div_ceil(BLOCKS).max(BLOCK_WORK / work.max(1)).max(1);
     let count = rows.div_ceil(len);
-    let size = team.size(rows.saturating_mul(work));
+    // One block needs no team, and no pool started for it.
+    let size = if count > 1 { team.size(elements) } else { 1 };
     team.map(size, count, |i| f(i * len..rows.min((i + 1) * len)), each);
 }
 
 /// Runs the plan; returns the sums over its rows.
 pub fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
-    let mut totals = Totals::default();
+    let mut totals = Totals::NONE;
     let rows = plan.distributions();
+    let elements = rows.saturating_mul(plan.classes);
     if plan.pass == Pass::Targets {
         // SAFETY: rows of the plan, each in one block; here and below the kernels were handed out
         // by `Isa::kernels`, so the processor has their instruction set.
         let block = |rows| unsafe { soft::rows(k, plan, rows) };
-        for_blocks(team, rows, plan.classes, block, |()| ());
+        for_blocks(team, rows, [plan.classes, elements], block, |()| ());
         return totals;
     }
     if let Layout::Positions { .. } = plan.layout {
         // SAFETY: tiles of the plan, each in one block.
         let block = |range| unsafe { tiles::tiles(k, plan, range) };
         let work = TILE.saturating_mul(plan.classes);
-        for_blocks(team, tiles::count(plan), work, block, |block| totals.add(&block));
+        for_blocks(team, tiles::count(plan), [work, elements], block, |block| totals.add(&block));
         return totals;
     }
-    let size = team.size(rows.saturating_mul(plan.classes));
+    let size = team.size(elements);
     if size > 1 && plan.segments() > 1 && rows < 4 * size && rows <= BLOCKS {
         // Too few rows to keep the team busy: it takes each together. The sums are the same.
         // The blocks are, too: so few rows of so many classes are blocks of one.
         for index in 0..rows {
-            let mut row = Totals::default();
+            let mut row = Totals::NONE;
             // SAFETY: a row of the plan, and only this call is at it.
             unsafe { split_row(plan, k, team, size, index, &mut row) };
             totals.add(&row);
@@ -183,7 +185,7 @@ pub fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
     }
     // SAFETY: rows of the plan, each in one block.
     let block = |rows| unsafe { contiguous::rows(k, plan, rows) };
-    for_blocks(team, rows, plan.classes, block, |block| totals.add(&block));
+    for_blocks(team, rows, [plan.classes, elements], block, |block| totals.add(&block));
     totals
 }
 

@@ -668,7 +668,7 @@ fn validate(
         for_blocks(
             team,
             plan.distributions(),
-            SCAN_WORK,
+            [SCAN_WORK, plan.distributions().saturating_mul(SCAN_WORK)],
             // SAFETY: rows of the plan.
             |range| unsafe { scan_targets(&kernels, &plan, range) },
             |block| match block {
@@ -869,10 +869,11 @@ pub(crate) unsafe fn run(
         _ => sum,
     };
     // Off, it is no 0/0 either.
-    let z_loss = if problem.z_loss == 0.0 { 0.0 } else { reduced(sums.z_loss, valid.z_normalizer) };
+    let z_loss =
+        if problem.z_loss == 0.0 { 0.0 } else { reduced(sums.z_loss.value(), valid.z_normalizer) };
     // SAFETY: checked to be aligned and apart; the caller's promise.
     unsafe {
-        write(results.loss, reduced(sums.loss, valid.normalizer) + z_loss);
+        write(results.loss, reduced(sums.loss.value(), valid.normalizer) + z_loss);
         write(results.z_loss, z_loss);
         write(results.normalizer, valid.normalizer);
         write(results.z_normalizer, valid.z_normalizer);

@@ -48,9 +48,7 @@ fn isas() -> Vec<Isa> {
 }
 
 /// How much further from the exact result than PyTorch a result may be, in units.
-fn leeway(torch: &Tensor) -> f64 {
-    if matches!(torch, Tensor::F64(_)) { 2.0 } else { 1.0 }
-}
+const LEEWAY: f64 = 1.0;
 
 /// Everything that went wrong, and the largest errors, for one report at the end of a test.
 #[derive(Default)]
@@ -127,7 +125,7 @@ impl Expected<'_> {
                 theirs = theirs.max(self.error(i, torch[i], 0.0));
             }
         }
-        report.expect(ours <= theirs + leeway(self.torch), || {
+        report.expect(ours <= theirs + LEEWAY, || {
             format!(
                 "{at}: {}[{worst}] is {:e}, not {:e}: {ours:.3} units off; of PyTorch's at worst {theirs:.3}",
                 self.what, got[worst], self.exact[worst]

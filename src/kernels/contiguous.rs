@@ -462,7 +462,10 @@ pub unsafe fn restore<S: Simd, E: Element<S>>(s: S, chunk: &Chunk) {
         return;
     }
     let (kept, backup) = (chunk.kept.cast::<E>(), chunk.backup.cast::<E>());
-    let put_back = |at: usize, mask: u64| {
+    let blocks = Blocks::new::<S>(chunk.len, chunk.hole);
+    let whole = (0..blocks.whole).map(|i| (blocks.whole_at::<S>(i), all_lanes::<S>()));
+    // The hole was neither backed up nor overwritten.
+    for (at, mask) in whole.chain(blocks.masked::<S>()) {
         for j in 0..S::BLOCK / S::LANES {
             let lanes = lanes_of::<S>(mask, j);
             if lanes == 0 {
@@ -475,14 +478,6 @@ pub unsafe fn restore<S: Simd, E: Element<S>>(s: S, chunk: &Chunk) {
                 E::store_lanes(s, kept.wrapping_add(at), lanes, x);
             }
         }
-    };
-    let blocks = Blocks::new::<S>(chunk.len, chunk.hole);
-    for i in 0..blocks.whole {
-        put_back(blocks.whole_at::<S>(i), all_lanes::<S>());
-    }
-    // The hole was neither backed up nor overwritten.
-    for (at, mask) in blocks.masked::<S>() {
-        put_back(at, mask);
     }
 }
 
@@ -532,7 +527,9 @@ pub unsafe fn dot<S: Simd, E: Element<S>>(
     let (center, zero) = (d.splat(center), d.splat(0.0));
     let x = chunk.x.cast::<E>();
     let mut totals = s.totals();
-    let mut add = |at: usize, mask: u64| {
+    let blocks = Blocks::new::<S>(chunk.len, chunk.hole);
+    let whole = (0..blocks.whole).map(|i| (blocks.whole_at::<S>(i), all_lanes::<S>()));
+    for (at, mask) in whole.chain(blocks.masked::<S>()) {
         for j in 0..S::BLOCK / S::LANES {
             let lanes = lanes_of::<S>(mask, j);
             if lanes == 0 {
@@ -556,13 +553,6 @@ pub unsafe fn dot<S: Simd, E: Element<S>>(
             }
             s.add_wide(&mut totals, j, terms);
         }
-    };
-    let blocks = Blocks::new::<S>(chunk.len, chunk.hole);
-    for i in 0..blocks.whole {
-        add(blocks.whole_at::<S>(i), all_lanes::<S>());
-    }
-    for (at, mask) in blocks.masked::<S>() {
-        add(at, mask);
     }
     s.sum(totals)
 }
@@ -1541,7 +1531,7 @@ pub unsafe fn aim(k: &Kernels, plan: &Plan, batch: &mut Batch, i: usize) {
 pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
     let size = if plan.classes <= BATCHED_CLASSES { BATCH } else { 1 };
     let segments = plan.segments();
-    let mut totals = Totals::default();
+    let mut totals = Totals::NONE;
     let mut before: Option<Stage> = None;
     for start in range.clone().step_by(size) {
         let count = size.min(range.end - start);

@@ -12,6 +12,7 @@
 use super::Kernels;
 use super::tiles::{CLASSES, Numbers, Tile};
 use crate::math::exp2::{Base, Exp2, Reference};
+use crate::math::real;
 use crate::plan::{At, CHUNK, Layout, TILE, View};
 use crate::simd::{Real, Simd, up_to};
 use std::mem::MaybeUninit;
@@ -92,6 +93,7 @@ pub unsafe fn combine<S: Simd<Real: Base>>(s: S, pair: &Pair, sum: f64) {
     let (y, g) = (pair.y.cast::<S::Real>(), pair.g.cast::<S::Real>());
     let mut sums = s.widen(s.splat(S::Real::ZERO));
     sums.as_mut().iter_mut().for_each(|v| *v = s.wide().splat(sum));
+    let lost = s.widen(s.splat(S::Real::ZERO));
     for at in (0..pair.len).step_by(S::LANES) {
         let lanes = up_to::<S>(pair.len - at);
         let zero = S::Real::ZERO;
@@ -99,7 +101,7 @@ pub unsafe fn combine<S: Simd<Real: Base>>(s: S, pair: &Pair, sum: f64) {
         unsafe {
             let y = s.load_lanes(y.wrapping_add(at), lanes, zero);
             let g = s.load_lanes(g.wrapping_add(at), lanes, zero);
-            let v = result::<S>(s, &exp, y, g, sums, pair.log);
+            let v = result::<S>(s, &exp, y, g, [sums, lost], pair.log);
             s.store_lanes(pair.to.cast::<S::Real>().wrapping_add(at), lanes, v);
         }
     }
@@ -111,14 +113,21 @@ fn result<S: Simd<Real: Base>>(
     exp: &Exp2<S, false>,
     y: S::Vector,
     g: S::Vector,
-    sum: S::Widened,
+    [sum, lost]: [S::Widened; 2],
     log: bool,
 ) -> S::Vector {
     let d = s.wide();
     let p = if log { exp.value::<true>(y) } else { y };
     let mut v = s.widen(g);
-    for ((v, &p), &sum) in v.as_mut().iter_mut().zip(s.widen(p).as_ref()).zip(sum.as_ref()) {
-        *v = if log { d.sub(*v, d.mul(p, sum)) } else { d.mul(p, d.sub(*v, sum)) };
+    let sums = sum.as_ref().iter().zip(lost.as_ref());
+    for ((v, &p), (&sum, &lost)) in v.as_mut().iter_mut().zip(s.widen(p).as_ref()).zip(sums) {
+        // What is infinite loses nothing.
+        let lost = d.select(d.equal(lost, lost), lost, d.splat(0.0));
+        *v = if log {
+            d.sub(d.sub(*v, d.mul(p, sum)), d.mul(p, lost))
+        } else {
+            d.mul(p, d.sub(d.sub(*v, sum), lost))
+        };
     }
     s.narrow(v)
 }
@@ -141,16 +150,20 @@ pub struct Tiles {
 /// # Safety
 /// See [`products`], of tiles.
 #[inline(always)]
-pub unsafe fn tile_products<S: Simd>(s: S, tiles: &Tiles, sums: &mut Numbers) {
+pub unsafe fn tile_products<S: Simd>(s: S, tiles: &Tiles, sums: &mut [Numbers; 2]) {
     let d = s.wide();
     let Tiles { y, g, .. } = tiles;
     for at in (0..y.lanes).step_by(S::LANES) {
         let lanes = up_to::<S>(y.lanes - at);
-        let mut sum = s.widen(s.splat(S::Real::ZERO));
+        let (mut sum, mut lost) =
+            (s.widen(s.splat(S::Real::ZERO)), s.widen(s.splat(S::Real::ZERO)));
         let wide = <S::Wide as Simd>::LANES;
-        for (i, v) in sum.as_mut().iter_mut().enumerate() {
+        for (i, (v, lost)) in sum.as_mut().iter_mut().zip(lost.as_mut()).enumerate() {
             // SAFETY: there are sums for whole registers.
-            *v = unsafe { d.load(sums.as_ptr().add(at + i * wide)) };
+            unsafe {
+                *v = d.load(sums[0].as_ptr().add(at + i * wide));
+                *lost = d.load(sums[1].as_ptr().add(at + i * wide));
+            }
         }
         for c in 0..y.classes {
             let load = |tile: &Tile| {
@@ -159,14 +172,23 @@ pub unsafe fn tile_products<S: Simd>(s: S, tiles: &Tiles, sums: &mut Numbers) {
                 s.widen(unsafe { s.load_lanes(p, lanes, S::Real::ZERO) })
             };
             let (y, g) = (load(y), load(g));
-            for (i, v) in sum.as_mut().iter_mut().enumerate() {
-                let g = g.as_ref()[i];
-                *v = d.add(*v, if tiles.log { g } else { d.mul(g, y.as_ref()[i]) });
+            for (i, (v, lost)) in sum.as_mut().iter_mut().zip(lost.as_mut()).enumerate() {
+                let (g, y) = (g.as_ref()[i], y.as_ref()[i]);
+                let term = if tiles.log { g } else { d.mul(g, y) };
+                let (next, mut error) = real::sum(d, *v, term);
+                if !tiles.log {
+                    error = d.add(error, d.mul_sub_exact(g, y, term));
+                }
+                *v = next;
+                *lost = d.add(*lost, error);
             }
         }
-        for (i, &v) in sum.as_ref().iter().enumerate() {
+        for (i, (&v, &lost)) in sum.as_ref().iter().zip(lost.as_ref()).enumerate() {
             // SAFETY: as above.
-            unsafe { d.store(sums.as_mut_ptr().add(at + i * wide), v) };
+            unsafe {
+                d.store(sums[0].as_mut_ptr().add(at + i * wide), v);
+                d.store(sums[1].as_mut_ptr().add(at + i * wide), lost);
+            }
         }
     }
 }
@@ -176,15 +198,19 @@ pub unsafe fn tile_products<S: Simd>(s: S, tiles: &Tiles, sums: &mut Numbers) {
 /// # Safety
 /// See [`combine`], of tiles.
 #[inline(always)]
-pub unsafe fn tile_combine<S: Simd<Real: Base>>(s: S, tiles: &Tiles, sums: &Numbers) {
+pub unsafe fn tile_combine<S: Simd<Real: Base>>(s: S, tiles: &Tiles, sums: &[Numbers; 2]) {
     let exp = Exp2::<S, false>::new(s, Reference::ZERO);
     for at in (0..tiles.y.lanes).step_by(S::LANES) {
         let lanes = up_to::<S>(tiles.y.lanes - at);
-        let mut sum = s.widen(s.splat(S::Real::ZERO));
-        for (i, v) in sum.as_mut().iter_mut().enumerate() {
+        let (mut sum, mut lost) =
+            (s.widen(s.splat(S::Real::ZERO)), s.widen(s.splat(S::Real::ZERO)));
+        for (i, (v, lost)) in sum.as_mut().iter_mut().zip(lost.as_mut()).enumerate() {
             let wide = <S::Wide as Simd>::LANES;
             // SAFETY: there are sums for whole registers.
-            *v = unsafe { s.wide().load(sums.as_ptr().add(at + i * wide)) };
+            unsafe {
+                *v = s.wide().load(sums[0].as_ptr().add(at + i * wide));
+                *lost = s.wide().load(sums[1].as_ptr().add(at + i * wide));
+            }
         }
         for c in 0..tiles.y.classes {
             let place = |tile: &Tile| tile.x.cast::<S::Real>().wrapping_add(c * tile.pitch + at);
@@ -192,7 +218,7 @@ pub unsafe fn tile_combine<S: Simd<Real: Base>>(s: S, tiles: &Tiles, sums: &Numb
             unsafe {
                 let y = s.load_lanes(place(&tiles.y), lanes, S::Real::ZERO);
                 let g = s.load_lanes(place(&tiles.g), lanes, S::Real::ZERO);
-                let v = result::<S>(s, &exp, y, g, sum, tiles.log);
+                let v = result::<S>(s, &exp, y, g, [sum, lost], tiles.log);
                 s.store_lanes(place(&tiles.to), lanes, v);
             }
         }
@@ -327,7 +353,7 @@ unsafe fn tile(k: &Kernels, backward: &Backward, axis: usize, first: At, lanes: 
         };
         Tiles { y, g, to, log: *log }
     };
-    let mut sums = [0.0; TILE];
+    let mut sums = [[0.0; TILE]; 2];
     for class in (0..classes).step_by(CLASSES) {
         // SAFETY: the tiles are readable.
         unsafe { (k.lanes.tile_products)(&tiles(class), &mut sums) };

@@ -72,9 +72,9 @@ pub struct Lanes {
     /// See [`family::combine`].
     pub combine: unsafe fn(&family::Pair, f64),
     /// See [`family::tile_products`].
-    pub tile_products: unsafe fn(&family::Tiles, &mut Numbers),
+    pub tile_products: unsafe fn(&family::Tiles, &mut [Numbers; 2]),
     /// See [`family::tile_combine`].
-    pub tile_combine: unsafe fn(&family::Tiles, &Numbers),
+    pub tile_combine: unsafe fn(&family::Tiles, &[Numbers; 2]),
     /// See [`Simd::fence`](crate::simd::Simd::fence).
     pub fence: fn(),
 }

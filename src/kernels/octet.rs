@@ -73,10 +73,13 @@ pub struct Octet {
     pub heat: Column,
     /// The sum that the heat is of.
     pub spread: Column,
-    /// What logits are taken relative to in `dot`, `Σ m_c·(x_c - center)` without the hole; and Σ m_c.
+    /// What logits are taken relative to in `dot`, `Σ m_c·(x_c - center)` without the hole, and what
+    /// the roundings of that lost; and Σ m_c.
     pub center: Column,
     /// See `center`.
     pub dot: Column,
+    /// See `center`.
+    pub dot_lost: Column,
     /// See `center`.
     pub mass: Column,
     /// The largest logit of the classes seen last, and which it is.
@@ -147,6 +150,7 @@ impl Octet {
         spread: [0.0; ROWS],
         center: [0.0; ROWS],
         dot: [0.0; ROWS],
+        dot_lost: [0.0; ROWS],
         mass: [0.0; ROWS],
         top: [0.0; ROWS],
         top_class: [0.0; ROWS],
@@ -344,9 +348,14 @@ impl Octet {
     /// Adds the rows' losses to the totals.
     #[inline(always)]
     pub fn add_to(&self, plan: &Plan, totals: &mut Totals) {
-        totals.loss += tree(&self.loss);
+        // Losses of f32 have too few digits for the roundings of a sum to show.
+        if plan.logits.dtype.has_short_lanes() {
+            totals.loss.add(tree(&self.loss));
+        } else {
+            self.loss.iter().for_each(|&loss| totals.loss.add(loss));
+        }
         if plan.z_loss != 0.0 {
-            totals.z_loss += tree(&self.z_loss);
+            self.z_loss.iter().for_each(|&z_loss| totals.z_loss.add(z_loss));
         }
         if plan.correct {
             let right = |i: &usize| self.kept[*i] != 0.0 && self.class(*i) == Some(self.argmax[*i]);
@@ -453,25 +462,31 @@ impl<S: Simd<Real: Base>> Rows<'_, S> {
         let (height, fraction) = d.split(sum);
         let nothing = d.equal(sum, zero);
         let leads = d.either(d.less(height, t), nothing);
+        // The integer part is exact, and so is what is left but for one rounding.
+        let whole = real::nearest(d, t);
+        let part = d.mul_sub_exact(d.sub(x_y, far), slope, d.add(near, whole));
+        let part = d.select(d.equal(whole, t), zero, part);
         // What is small beside x_y is so by a power of e, not of b: a confident row's loss is far
         // below 1. The exponent of rest is enough of its logarithm for that.
-        let below = d.sub(height, t);
-        let below = d.mul_add(splat(S::Real::RATIO - 1.0), below, below);
-        let e = real::exp2(d, d.select(leads, below, t));
+        let more = d.mul_add(splat(S::Real::EXCESS), d.sub(t, height), part);
+        let e = real::exp2_of(
+            d,
+            d.select(leads, d.sub(height, whole), whole),
+            d.select(leads, negative(more), part),
+        );
         let (a, b) = (d.select(leads, one, e), d.select(leads, d.mul(fraction, e), sum));
         let b = d.select(nothing, sum, b);
-        let total = d.add(a, b);
-        let part = d.sub(total, a);
-        let error = d.add(d.sub(a, d.sub(total, part)), d.sub(b, part));
+        let (total, error) = real::sum(d, a, b);
         let inverse = d.div(one, total);
         let (k, y) = real::ln_parts(d, total);
         // In the base of the sums.
         let y = d.mul(d.mul_add(error, inverse, y), splat(S::Real::RATIO));
 
         let (high_part, low_part) = (splat(S::Real::INVERSE.0), splat(S::Real::INVERSE.1));
-        let scaled = |x, y| d.mul_add(x, high_part, d.mul_add(x, low_part, y));
-        let steps = d.select(leads, k, d.sub(k, t));
-        let nll = scaled(steps, y);
+        let scaled = |x, y| d.mul_sub_exact(x, high_part, negative(d.mul_add(x, low_part, y)));
+        let steps = d.select(leads, k, d.sub(k, whole));
+        let beside = d.select(leads, y, d.sub(y, d.mul(part, high_part)));
+        let nll = scaled(steps, beside);
         // Infinities have no second part.
         let nll = d.select(d.equal(steps, infinity), steps, nll);
         let lse = d.select(leads, d.add(x_y, nll), d.add(far, scaled(d.add(near, k), y)));
@@ -745,16 +760,24 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             let height = d.select(is_center, softmax.nll, height);
             let own = self.times(self.w_y(plan), d.sub(x_y, center));
             let dot = d.add(rows.get(&octet.dot), d.select(has_hole, own, zero));
+            let lost = rows.get(&octet.dot_lost);
+            // The product is rounded with the difference, unless it is 0·inf.
+            let less = |mass, height| {
+                let nothing = d.equal(mass, zero);
+                let difference = d.mul_sub_exact(mass, height, dot);
+                d.sub(d.select(nothing, d.sub(zero, dot), difference), lost)
+            };
             loss = if plan.has_indices() {
                 let spread = splat(plan.label_smoothing / plan.classes as f64);
-                d.mul(spread, d.sub(self.times(splat(plan.weight_total), height), dot))
+                d.mul(spread, less(splat(plan.weight_total), height))
             } else {
-                d.sub(self.times(rows.get(&octet.mass), height), dot)
+                less(rows.get(&octet.mass), height)
             };
         }
         if plan.has_indices() {
             let weight = d.mul(splat(1.0 - plan.label_smoothing), self.w_y(plan));
-            loss = d.add(loss, self.times(weight, softmax.nll));
+            let own = d.mul_sub_exact(weight, softmax.nll, d.sub(zero, loss));
+            loss = d.select(d.equal(weight, zero), loss, own);
         }
         let loss = d.select(*finite, d.mul(*r, loss), splat(f64::NAN));
         let mut z_loss = zero;

@@ -3,7 +3,7 @@
 
 use super::Kernels;
 use super::octet::{Octet, ROWS, job, power_of_2};
-use super::online::{Partial, Top};
+use super::online::{Exact, Partial, Top};
 use crate::math::exp2::{Reference, nearest};
 use crate::math::scalar::{exp2, log2};
 use crate::plan::{At, Dtype, Pass, Plan};
@@ -102,21 +102,24 @@ pub struct RowGradient {
 }
 
 /// Sums over rows.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Totals {
     /// The cross-entropy part of the losses.
-    pub loss: f64,
+    pub loss: Exact,
     /// The z-loss part.
-    pub z_loss: f64,
+    pub z_loss: Exact,
     /// Rows whose largest logit is the target's.
     pub correct: u64,
 }
 
 impl Totals {
+    /// Of no rows.
+    pub const NONE: Totals = Totals { loss: Exact::NONE, z_loss: Exact::NONE, correct: 0 };
+
     /// Adds those of rows that come after.
     pub fn add(&mut self, next: &Totals) {
-        self.loss += next.loss;
-        self.z_loss += next.z_loss;
+        self.loss.merge(next.loss);
+        self.z_loss.merge(next.z_loss);
         self.correct += next.correct;
     }
 }

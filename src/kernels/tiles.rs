@@ -268,11 +268,7 @@ unsafe fn register_sums<S: Simd<Real: Base>, const HEAT: bool, const WHOLE: bool
         class = s.add(class, one);
     }
     for (i, &part) in part.as_ref().iter().enumerate() {
-        // Both errors of the sum, whichever term is the larger.
-        let old = sum.as_ref()[i];
-        let new = d.add(old, part);
-        let added = d.sub(new, old);
-        let error = d.add(d.sub(old, d.sub(new, added)), d.sub(part, added));
+        let (new, error) = real::sum(d, sum.as_ref()[i], part);
         sum.as_mut()[i] = new;
         lost.as_mut()[i] = d.add(lost.as_ref()[i], error);
     }
@@ -665,31 +661,42 @@ pub unsafe fn dots<S: Simd>(s: S, tile: &Tile, octets: &mut [Octet], masses: &Ma
     for at in (0..tile.lanes).step_by(S::LANES) {
         let lanes = up_to::<S>(tile.lanes - at);
         // SAFETY: there are octets for whole registers.
-        let (center, hole, mut dot) = unsafe {
+        let (center, hole, mut dot, mut lost) = unsafe {
             (
                 take_wide(s, octets, |o| &o.center, at),
                 take_wide(s, octets, |o| &o.hole, at),
                 take_wide(s, octets, |o| &o.dot, at),
+                take_wide(s, octets, |o| &o.dot_lost, at),
             )
         };
-        // Added up for the chunk first: so many terms one after the other would add up their errors.
-        let mut part = s.widen(s.splat(S::Real::ZERO));
         for c in 0..tile.classes {
             let class = d.splat((tile.first + c) as f64);
             let p = tile.x.cast::<S::Real>().wrapping_add(c * tile.pitch + at);
             // SAFETY: positions of the tile.
             let x = s.widen(unsafe { s.load_lanes(p, lanes, S::Real::ZERO) });
-            for (i, part) in part.as_mut().iter_mut().enumerate() {
+            for (i, dot) in dot.as_mut().iter_mut().enumerate() {
                 // SAFETY: the caller's promise.
                 let m = unsafe { masses.load(s, c, at, i) };
                 let m = d.select(d.equal(class, hole.as_ref()[i]), zero, m);
-                let term = d.mul(m, d.sub(x.as_ref()[i], center.as_ref()[i]));
-                *part = d.add(*part, d.select(d.equal(m, zero), zero, term));
+                let nothing = d.equal(m, zero);
+                let (x, center) = (x.as_ref()[i], center.as_ref()[i]);
+                let (height, low) = real::difference(d, x, center);
+                let term = d.select(nothing, zero, d.mul(m, height));
+                let low = d.mul_add(m, low, d.mul_sub_exact(m, height, term));
+                let (sum, error) = real::sum(d, *dot, term);
+                // What is infinite loses nothing.
+                let error = d.add(error, d.select(nothing, zero, low));
+                let finite = d.equal(d.mul(error, zero), zero);
+                *dot = sum;
+                let lost = &mut lost.as_mut()[i];
+                *lost = d.add(*lost, d.select(finite, error, zero));
             }
         }
-        dot = both::<S>(dot, part, |dot, part| d.add(dot, part));
         // SAFETY: as above.
-        unsafe { put(s, octets, |o| &mut o.dot, at, dot) };
+        unsafe {
+            put(s, octets, |o| &mut o.dot, at, dot);
+            put(s, octets, |o| &mut o.dot_lost, at, lost);
+        }
     }
 }
 
@@ -1016,7 +1023,7 @@ impl Dots {
 /// # Safety
 /// `range` is within [`count`]; no other thread is in these tiles.
 pub unsafe fn tiles(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
-    let mut totals = Totals::default();
+    let mut totals = Totals::NONE;
     let Layout::Positions { axis } = plan.layout else { return totals };
     let mut work = Work {
         k,
@@ -1085,7 +1092,7 @@ unsafe fn tile(work: &mut Work, octets: &mut [Octet], totals: &mut Totals) {
             }
         }
         if plan.spreads_mass() {
-            octet.dot = [0.0; ROWS];
+            (octet.dot, octet.dot_lost) = ([0.0; ROWS], [0.0; ROWS]);
         }
         if !softmax || !sum {
             softmax |= (0..run.len).any(|row| octet.needs_softmax(plan, row));

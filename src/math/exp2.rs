@@ -47,6 +47,8 @@ pub trait Base: Real {
     const INVERSE: (f64, f64);
     /// `log2 e / L`: what natural logarithms are multiplied by to be in the base of the sums.
     const RATIO: f64;
+    /// `RATIO - 1`
+    const EXCESS: f64;
     /// k from `-BIAS` (0) to `BIAS + 1` (infinity).
     const BIAS: Self;
     /// The largest magnitude of an integer reference for which `MAGIC - c` is exact and the sum
@@ -62,6 +64,7 @@ impl Base for f32 {
     const WATCHED: f32 = 12_582_912.0;
     const INVERSE: (f64, f64) = (0.693_147_189_813_292_7, -3.709_646_822_944_172e-17);
     const RATIO: f64 = 1.000_000_013_349_758_4;
+    const EXCESS: f64 = 1.334_975_834_983_818_4e-8;
     const BIAS: f32 = 127.0;
     const NEAR: f64 = 2_097_152.0;
     // Minimax in relative error (Remez), the constant held at 1, each coefficient in turn rounded
@@ -81,8 +84,8 @@ impl Base for f64 {
     const MAGIC: f64 = 6_755_399_441_055_744.0 + 1023.0; // 1.5·2^52
     const WATCHED: f64 = 6_755_399_441_055_744.0;
     const INVERSE: (f64, f64) = (std::f64::consts::LN_2, 3.297_022_075_642_333e-17);
-    // 1.4e-17 more, which an f64 cannot tell.
     const RATIO: f64 = 1.0;
+    const EXCESS: f64 = 1.410_920_060_305_223_7e-17;
     const BIAS: f64 = 1023.0;
     const NEAR: f64 = 562_949_953_421_312.0;
     // `(2^f - 1)/f` interpolated at 11 Chebyshev nodes, in 60 digits. Relative error of the

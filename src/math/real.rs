@@ -37,10 +37,15 @@ pub fn exp<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
 /// `2^x`; 0 below -1022.5, inf above 1023.5, NaN for NaN.
 #[inline(always)]
 pub fn exp2<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
+    let whole = nearest(d, x);
+    exp2_of(d, whole, d.select(d.equal(whole, x), d.splat(0.0), d.sub(x, whole)))
+}
+
+/// `2^(k + f)` of an integer k, or an infinity, and |f| ≤ 1/2; as [`exp2`].
+#[inline(always)]
+pub fn exp2_of<D: Doubles>(d: D, k: D::Vector, f: D::Vector) -> D::Vector {
     let (magic, bias) = (d.splat(f64::MAGIC), f64::BIAS);
-    let x = d.min(d.splat(bias + 1.0), d.max(d.splat(-bias), x));
-    let m = d.add(x, magic);
-    let f = d.sub(x, d.sub(m, magic));
+    let m = d.add(d.min(d.splat(bias + 1.0), d.max(d.splat(-bias), k)), magic);
     // In pairs: latency is what a row waits for.
     let f2 = d.mul(f, f);
     let f4 = d.mul(f2, f2);
@@ -50,6 +55,20 @@ pub fn exp2<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
     let high = d.mul_add(d.splat(f64::POLY[10]), f2, pair(8));
     let q = d.mul_add(d.mul_add(high, f4, middle), f4, low);
     d.mul(d.mul_add(q, f, d.splat(1.0)), d.exponent_from_low_bits(m))
+}
+
+/// `a + b`, and what rounding it lost (Knuth's): exact, whichever is the larger.
+#[inline(always)]
+pub fn sum<D: Doubles>(d: D, a: D::Vector, b: D::Vector) -> (D::Vector, D::Vector) {
+    let sum = d.add(a, b);
+    let rest = d.sub(sum, a);
+    (sum, d.add(d.sub(a, d.sub(sum, rest)), d.sub(b, rest)))
+}
+
+/// `a - b`, likewise.
+#[inline(always)]
+pub fn difference<D: Doubles>(d: D, a: D::Vector, b: D::Vector) -> (D::Vector, D::Vector) {
+    sum(d, a, d.sub(d.splat(0.0), b))
 }
 
 /// `x` rounded to the nearest integer, if |x| < 2^51.
