@@ -16,7 +16,7 @@
 //!
 //! A chunk's result depends on the anchor and on itself alone, so chunks can be computed
 //! anywhere, in any order, and redone without touching others. The target's class is left out of
-//! all of it: row.rs adds it in f64, which keeps `rest = Σ over the others` as exact as it is small.
+//! all of it: octet.rs adds it in f64, which keeps `rest = Σ over the others` as exact as it is small.
 //!
 //! # Gradient: a second sweep, while the row is in cache
 //!

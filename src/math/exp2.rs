@@ -28,7 +28,7 @@
 //! which is cheaper (kernels/contiguous.rs).
 //!
 //! In f32, `L` is not `log2 e`: what is computed is `b^x` with `b = 2^L = e^(1 - 1.335e-8)`. The kernels
-//! stay consistent in that base (`log_b Σ b^x`, see row.rs), which moves a log-sum-exp by
+//! stay consistent in that base (`log_b Σ b^x`, see octet.rs), which moves a log-sum-exp by
 //! at most 1.335e-8 times the entropy of the row, and a probability by at most
 //! `1.335e-8·|ln p|`, well within the bounds promised.
 
