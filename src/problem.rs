@@ -530,8 +530,9 @@ fn same(a: &Slot, b: &Slot) -> bool {
     a.operand.data == b.operand.data && a.operand.dtype == b.operand.dtype && a.strides == b.strides
 }
 
-/// Classes up to which lanes run along rows, though classes are contiguous.
-const NARROW: usize = 32;
+/// Classes up to which lanes run along rows, though classes are contiguous: what is done once a row is
+/// done for many at once then. Both ways cost the same at 100 to 200 classes (docs/performance.md).
+const NARROW: usize = 96;
 
 /// How the kernels go over operands `[rows, classes, inner]` of those strides.
 pub(crate) fn layout(sizes: &Sizes, logits: &View, others: &[Option<View>]) -> Layout {

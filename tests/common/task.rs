@@ -183,7 +183,7 @@ impl Task {
     /// All calls with a gradient go over the problem in the same way: an in-place one, one into
     /// `grad`, and the forward.
     pub fn has_one_layout(&self) -> bool {
-        self.classes <= 32
+        self.classes <= 96
             || self.logits.has_contiguous_classes() == self.grad.has_contiguous_classes()
             || !self.logits.has_contiguous_classes()
     }
