@@ -1,0 +1,485 @@
+//! What xent allocates: nothing for a call that stays on its thread, and for one over a team what
+//! rayon's jobs take, whatever C and N·C are.
+//!
+//! The allocator counts every thread's allocations, so the tests run one after the other, without
+//! the harness and its threads: `main` stands in for it, and takes the names of tests, `--ignored`
+//! and `--list`.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::backtrace::Backtrace;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use xent::half::{bf16, f16};
+use xent::{CrossEntropy, Error, Input, Isa, Number, Output, Pool, Reduction, Results, Softmax};
+
+/// The system's allocator, with a count of what is asked of it.
+struct Counting;
+
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
+/// The next allocation is shown with a backtrace.
+static SHOWN: AtomicBool = AtomicBool::new(false);
+
+fn count(bytes: usize) {
+    CALLS.fetch_add(1, Ordering::Relaxed);
+    BYTES.fetch_add(bytes, Ordering::Relaxed);
+    LARGEST.fetch_max(bytes, Ordering::Relaxed);
+    if SHOWN.swap(false, Ordering::Relaxed) {
+        eprintln!("{bytes} bytes are allocated here:\n{}", Backtrace::force_capture());
+    }
+}
+
+// SAFETY: all of it is the system's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promise, here and below.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, p: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size);
+        // SAFETY: as above.
+        unsafe { System.realloc(p, layout, size) }
+    }
+    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(p, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What was asked for meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Count {
+    calls: usize,
+    bytes: usize,
+    largest: usize,
+}
+
+fn counted<R>(body: impl FnOnce() -> R) -> (R, Count) {
+    CALLS.store(0, Ordering::Relaxed);
+    BYTES.store(0, Ordering::Relaxed);
+    LARGEST.store(0, Ordering::Relaxed);
+    let result = body();
+    let read = |x: &AtomicUsize| x.load(Ordering::Relaxed);
+    (result, Count { calls: read(&CALLS), bytes: read(&BYTES), largest: read(&LARGEST) })
+}
+
+/// Threads of the pool that shares large problems.
+const THREADS: usize = 3;
+
+/// Bytes that the jobs of a call over [`THREADS`] threads may take at once, and in all: far below
+/// a bit for each element of the problems that they are held against.
+const JOB: usize = 2 << 10;
+const JOBS: usize = 4 << 10;
+
+/// How a call is to be run, and what it may allocate.
+#[derive(Clone, Copy)]
+enum Team<'a> {
+    /// On the calling thread: nothing.
+    Alone,
+    /// Small enough to stay there by itself: nothing.
+    Small,
+    /// Over a pool of its own, or rayon's: its jobs.
+    Pool(&'a Pool),
+    Global,
+}
+
+impl Team<'_> {
+    fn allows(self, count: Count) -> bool {
+        match self {
+            Team::Alone | Team::Small => count.calls == 0,
+            Team::Pool(_) | Team::Global => count.largest <= JOB && count.bytes <= JOBS,
+        }
+    }
+
+    fn threads(self) -> u32 {
+        u32::from(matches!(self, Team::Alone))
+    }
+}
+
+/// Calls of one problem, each held to what the team allows.
+struct Watch<'a> {
+    team: Team<'a>,
+    at: String,
+    calls: usize,
+    most: Count,
+}
+
+impl Watch<'_> {
+    #[track_caller]
+    fn call(&mut self, name: &str, mut body: impl FnMut() -> Result<(), Error>) {
+        let (result, count) = counted(&mut body);
+        result.unwrap_or_else(|error| panic!("{name}, {}: {error}", self.at));
+        if !self.team.allows(count) {
+            SHOWN.store(true, Ordering::Relaxed);
+            let _ = body();
+            panic!("{name}, {}: allocates {count:?}", self.at);
+        }
+        self.calls += 1;
+        if count.bytes >= self.most.bytes {
+            self.most = count;
+        }
+    }
+}
+
+/// A float that logits and gradients can be.
+trait Float: Number + 'static {
+    const NAME: &'static str;
+    fn of(x: f32) -> Self;
+}
+macro_rules! floats {
+    ($($type:ident: $of:expr;)*) => {$(
+        impl Float for $type {
+            const NAME: &'static str = stringify!($type);
+            fn of(x: f32) -> $type {
+                $of(x)
+            }
+        }
+    )*};
+}
+floats! {
+    f32: |x| x;
+    f64: f64::from;
+    bf16: bf16::from_f32;
+    f16: f16::from_f32;
+}
+
+/// How `[rows, classes]` lies in memory.
+#[derive(Clone, Copy, Debug)]
+enum Lie {
+    Rows,
+    /// As `[1, classes, rows]`.
+    Positions,
+    /// Every other element.
+    Spread,
+}
+
+struct Shape {
+    rows: usize,
+    classes: usize,
+    lie: Lie,
+}
+
+impl Shape {
+    fn rows_and_inner(&self) -> [usize; 2] {
+        if let Lie::Positions = self.lie { [1, self.rows] } else { [self.rows, 1] }
+    }
+
+    fn strides(&self) -> [i64; 3] {
+        let [rows, classes] = [self.rows as i64, self.classes as i64];
+        match self.lie {
+            Lie::Rows => [classes, 1, 1],
+            Lie::Positions => [0, rows, 1],
+            Lie::Spread => [2 * classes, 2, 1],
+        }
+    }
+
+    fn cells(&self) -> usize {
+        self.rows * self.classes * if let Lie::Spread = self.lie { 2 } else { 1 }
+    }
+}
+
+/// Options of the loss, by name.
+const OPTIONS: [&str; 8] =
+    ["plain", "smoothing", "weights", "cap", "z-loss", "none", "accumulate", "log-probs"];
+
+/// Every call with logits of `L` and gradients of `G`, on one set.
+fn every_call<L: Float, G: Float>(shape: &Shape, isa: Isa, watch: &mut Watch<'_>) {
+    let Shape { rows, classes, .. } = *shape;
+    let strides = shape.strides();
+    let value = |i: usize| L::of((i * 37 % 64) as f32 / 16.0 - 2.0);
+    let mut x: Vec<L> = (0..shape.cells()).map(value).collect();
+    let mut grad = vec![G::of(0.25); shape.cells()];
+    let mut y = x.clone();
+    let soft: Vec<f32> = (0..rows * classes).map(|i| (i % 3) as f32 / classes as f32).collect();
+    let mut grad_soft = vec![0f32; rows * classes];
+    let packed =
+        Shape { lie: if let Lie::Spread = shape.lie { Lie::Rows } else { shape.lie }, ..*shape };
+    let indices: Vec<i32> = (0..rows).map(|row| (row * 7 % classes) as i32).collect();
+    let class_weights: Vec<f32> = (0..classes).map(|c| 0.5 + (c % 4) as f32).collect();
+    let (row_weights, mask) = (vec![0.5f64; rows], vec![1u8; rows]);
+    let upstream = vec![-0.5f32; rows];
+    let (mut loss, mut z_loss, mut kept, mut correct) = (0.0, 0.0, 0, 0);
+    let (mut losses, mut lse, mut entropy) = (vec![0f32; rows], vec![1.0; rows], vec![0.0; rows]);
+    let mut argmax = vec![0; rows];
+    let [n, inner] = shape.rows_and_inner();
+    let pool =
+        |call: CrossEntropy<'static>| call.inner(inner).isa(isa).threads(watch.team.threads());
+    let base = pool(CrossEntropy::new(n, classes));
+    for option in OPTIONS {
+        let mut call: CrossEntropy<'_> = base;
+        if let Team::Pool(pool) = watch.team {
+            call = call.pool(pool);
+        }
+        let is_none = option == "none";
+        let log_probs = option == "log-probs";
+        call = match option {
+            "smoothing" => call.label_smoothing(0.1),
+            "weights" => call
+                .class_weights(&class_weights)
+                .label_smoothing(0.1)
+                .row_weights(&row_weights)
+                .row_mask(&mask),
+            "cap" => call.softcap(20.0).logit_scale(0.5),
+            "z-loss" => call.z_loss(1e-3).reduction(Reduction::Sum),
+            "none" => call.reduction(Reduction::None).grad_output(&upstream),
+            "accumulate" => call.accumulate(true),
+            "log-probs" => call.log_probs(true),
+            _ => call,
+        };
+        for (kind, targets) in [
+            ("indices", Input::from(&indices)),
+            ("probabilities", Input::from(&soft).strides(packed.strides())),
+        ] {
+            let name = |call: &str| format!("{call}, {option}, {kind}");
+            let is_index = kind == "indices";
+            macro_rules! results {
+                () => {
+                    Results {
+                        loss: (!is_none).then_some(&mut loss),
+                        z_loss: (!is_none && !log_probs).then_some(&mut z_loss),
+                        row_losses: Some((&mut losses).into()),
+                        lse: (!log_probs).then_some(&mut lse),
+                        argmax: Some(&mut argmax),
+                        correct: is_index.then_some(&mut correct),
+                        kept_rows: Some(&mut kept),
+                        entropy: (!log_probs).then(|| (&mut entropy).into()),
+                        ..Results::default()
+                    }
+                };
+            }
+            let input = |x| Input::from(x).strides(strides);
+            watch.call(&name("forward"), || call.forward_with(input(&x[..]), targets, results!()));
+            watch.call(&name("fused"), || {
+                let grad = Output::from(&mut grad).strides(strides);
+                let row_losses = Some((&mut losses).into());
+                let results = Results { row_losses, ..Results::default() };
+                call.forward_backward_with(input(&x[..]), targets, grad, results)
+            });
+            watch.call(&name("fused with every result"), || {
+                let grad = Output::from(&mut grad).strides(strides);
+                call.forward_backward_with(input(&x[..]), targets, grad, results!())
+            });
+            watch.call(&name("backward"), || {
+                let grad = Output::from(&mut grad).strides(strides);
+                call.backward(input(&x[..]), targets, &lse, grad)
+            });
+            if !is_index {
+                watch.call(&name("backward_targets"), || {
+                    let grad = Output::from(&mut grad_soft).strides(packed.strides());
+                    call.backward_targets(input(&x[..]), targets, &lse, grad)
+                });
+            }
+            if option != "accumulate" {
+                watch.call(&name("fused in place"), || {
+                    let to = Output::from(&mut y).strides(strides);
+                    let row_losses = Some((&mut losses).into());
+                    let results = Results { row_losses, ..Results::default() };
+                    call.forward_backward_in_place_with(to, targets, results)
+                });
+                watch.call(&name("backward in place"), || {
+                    let to = Output::from(&mut y).strides(strides);
+                    call.backward_in_place(to, targets, &lse)
+                });
+            }
+        }
+        if !log_probs {
+            let x = Input::from(&x).strides(strides);
+            watch.call("lse", || call.lse(x, &mut lse));
+        }
+    }
+
+    let mut family = Softmax::new(n, classes).inner(inner).isa(isa).threads(watch.team.threads());
+    if let Team::Pool(pool) = watch.team {
+        family = family.pool(pool);
+    }
+    let mut z = y.clone();
+    macro_rules! at {
+        ($data:expr) => {
+            Output::from(&mut $data).strides(strides)
+        };
+        (in $data:expr) => {
+            Input::from(&$data).strides(strides)
+        };
+    }
+    watch.call("softmax", || family.softmax(at!(in x), at!(y)));
+    watch.call("softmax_backward", || family.softmax_backward(at!(in y), at!(in x), at!(z)));
+    watch.call("softmax_backward in place", || family.softmax_backward_in_place(at!(in y), at!(z)));
+    watch.call("softmax in place", || family.softmax_in_place(at!(y)));
+    watch.call("log_softmax", || family.log_softmax(at!(in x), at!(y)));
+    watch
+        .call("log_softmax_backward", || family.log_softmax_backward(at!(in y), at!(in x), at!(z)));
+    watch.call("log_softmax_backward over y", || {
+        family.log_softmax_backward_over(at!(z), at!(in y))
+    });
+    watch.call("log_softmax in place", || family.log_softmax_in_place(at!(x)));
+}
+
+fn every_dtype<'a>(shape: &Shape, isa: Isa, team: Team<'a>) -> Watch<'a> {
+    fn run<L: Float, G: Float>(shape: &Shape, isa: Isa, watch: &mut Watch<'_>) {
+        let Shape { rows, classes, lie } = shape;
+        let isa_name = isa.name();
+        watch.at = format!("{} to {}, {rows}x{classes} as {lie:?}, {isa_name}", L::NAME, G::NAME);
+        every_call::<L, G>(shape, isa, watch);
+    }
+    let most = Count { calls: 0, bytes: 0, largest: 0 };
+    let mut watch = Watch { team, at: String::new(), calls: 0, most };
+    run::<f32, f32>(shape, isa, &mut watch);
+    run::<f64, f64>(shape, isa, &mut watch);
+    run::<bf16, bf16>(shape, isa, &mut watch);
+    run::<f16, f32>(shape, isa, &mut watch);
+    watch
+}
+
+fn isas() -> Vec<Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+}
+
+const LIES: [Lie; 3] = [Lie::Rows, Lie::Positions, Lie::Spread];
+
+/// Small calls allocate nothing at all: every one that stays on the calling thread by itself. The
+/// first of all calls is among them.
+fn small_calls_allocate_nothing() {
+    let mut first = [0.5f32, 1.0, -1.0];
+    let (result, count) =
+        counted(|| CrossEntropy::new(1, 3).forward_backward_in_place(&mut first, &[1u8]));
+    assert!(result.is_ok() && count.calls == 0, "the first call: {count:?}");
+    let mut calls = 0;
+    for isa in isas() {
+        for lie in LIES {
+            for (rows, classes) in [(1, 1), (7, 10), (64, 33), (20, 1000), (1, 100_000)] {
+                calls += every_dtype(&Shape { rows, classes, lie }, isa, Team::Small).calls;
+            }
+        }
+    }
+    println!("{calls} calls allocated nothing");
+}
+
+/// Nor does a large one that is told to stay there.
+fn calls_on_one_thread_allocate_nothing() {
+    let mut calls = 0;
+    for lie in LIES {
+        for (rows, classes) in [(20_000, 10), (200, 1000), (2, 100_000)] {
+            calls += every_dtype(&Shape { rows, classes, lie }, Isa::best(), Team::Alone).calls;
+        }
+    }
+    println!("{calls} calls allocated nothing");
+}
+
+/// What a call over a team allocates is its jobs, whatever C and N·C are.
+fn jobs_are_all_that_teams_allocate() {
+    let own = Pool::new(THREADS).unwrap();
+    // Both pools are started, and have what their threads keep.
+    let mut warm = vec![0f32; 1 << 20];
+    for pool in [None, Some(&own)] {
+        let mut call = CrossEntropy::new(1 << 10, 1 << 10);
+        if let Some(pool) = pool {
+            call = call.pool(pool);
+        }
+        (0..20).for_each(|_| {
+            call.forward_backward_in_place(&mut warm, &[0i32; 1 << 10]).unwrap();
+        });
+    }
+    for (lie, team) in
+        LIES.map(|lie| (lie, Team::Pool(&own))).into_iter().chain([(Lie::Rows, Team::Global)])
+    {
+        for (rows, classes) in [(20_000, 10), (200, 1000), (2, 100_000), (1, 1_000_000)] {
+            let shape = Shape { rows, classes, lie };
+            let Watch { calls, most, .. } = every_dtype(&shape, Isa::best(), team);
+            println!("{rows}x{classes} as {lie:?}: at most {most:?} in each of {calls} calls");
+        }
+    }
+}
+
+/// A refusal is words, not a copy of anything.
+fn errors_allocate_a_message() {
+    let (rows, classes) = (4, 250_000);
+    let (mut x, targets) = (vec![0f32; rows * classes], [0, 0, 0, 300_000]);
+    let (result, count) =
+        counted(|| CrossEntropy::new(rows, classes).forward_backward_in_place(&mut x, &targets));
+    assert!(matches!(result, Err(Error::Target { row: 3, .. })), "{result:?}");
+    assert!(count.bytes <= JOBS, "{count:?}");
+    let (result, count) =
+        counted(|| CrossEntropy::new(rows, classes).z_loss(-1.0).forward(&x, &targets));
+    assert!(matches!(result, Err(Error::Param(_))), "{result:?}");
+    assert!(count.bytes <= JOB, "{count:?}");
+}
+
+/// The most memory that this process ever had in use, and what it has now.
+#[cfg(target_os = "linux")]
+fn resident() -> [usize; 2] {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    ["VmHWM:", "VmRSS:"].map(|key| {
+        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+    })
+}
+
+/// 4 GiB of logits in place: the process's peak stays within 1 % of its buffers.
+#[cfg(target_os = "linux")]
+fn rss_of_4_gib_in_place() {
+    let (rows, classes) = (4096, 262_144);
+    let mut logits = vec![0f32; rows * classes];
+    for (i, x) in logits.iter_mut().enumerate() {
+        *x = (i.wrapping_mul(0x9e37_79b9) >> 8 & 0xff) as f32 / 16.0;
+    }
+    let targets: Vec<i32> = (0..rows as i32).map(|row| row * 61).collect();
+    let buffers = size_of_val(&logits[..]) + size_of_val(&targets[..]);
+    let [_, before] = resident();
+    let loss =
+        CrossEntropy::new(rows, classes).forward_backward_in_place(&mut logits, &targets).unwrap();
+    let [peak, after] = resident();
+    assert!(loss.is_finite() && after >= buffers);
+    let [growth, whole] = [peak.saturating_sub(before), peak].map(|x| x as f64 / buffers as f64);
+    println!(
+        "buffers {buffers} bytes, resident before the call {before}, peak {peak}: \
+         the call added {:.4} %, the process has {:.4} % of its buffers",
+        growth * 100.0,
+        whole * 100.0
+    );
+    assert!(growth <= 0.01 && whole <= 1.01, "peak {peak}, buffers {buffers}");
+}
+
+#[cfg(not(target_os = "linux"))]
+fn rss_of_4_gib_in_place() {
+    println!("skipped: reads /proc/self/status");
+}
+
+/// A test, and whether it runs only by name.
+type Test = (&'static str, fn(), bool);
+
+const TESTS: [Test; 5] = [
+    ("small_calls_allocate_nothing", small_calls_allocate_nothing, false),
+    ("calls_on_one_thread_allocate_nothing", calls_on_one_thread_allocate_nothing, false),
+    ("jobs_are_all_that_teams_allocate", jobs_are_all_that_teams_allocate, false),
+    ("errors_allocate_a_message", errors_allocate_a_message, false),
+    ("rss_of_4_gib_in_place", rss_of_4_gib_in_place, true),
+];
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    let names: Vec<&String> = arguments.iter().filter(|word| !word.starts_with('-')).collect();
+    for (name, run, ignored) in TESTS {
+        if !names.is_empty() && !names.iter().any(|part| name.contains(*part)) {
+            continue;
+        }
+        if has("--list") {
+            println!("{name}: test");
+        } else if has("--include-ignored") || ignored == has("--ignored") {
+            println!("test {name} ...");
+            run();
+            println!("test {name} ... ok");
+        } else if ignored {
+            println!("test {name} ... ignored, run by name: --ignored {name}");
+        }
+    }
+}
