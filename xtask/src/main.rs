@@ -5,6 +5,7 @@ mod c;
 mod check;
 mod demo;
 mod dist;
+mod mutants;
 mod tool;
 
 use std::process::ExitCode;
@@ -15,7 +16,8 @@ usage: cargo xtask <command>
   demo [--full]        train a word model in C++ with xent; --full trains longer
   dist [--prefix DIR]  build the C library into DIR (default target/dist)
   test [STEP]...       run every check, or only the steps named:
-                       header fmt clippy docs rust c examples";
+                       header fmt clippy docs rust c examples
+  mutants [...]        run the tests against wrong versions of the source; see --help";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
             Ok(steps) => check::run(&steps),
             Err(message) => return usage(&message),
         },
+        ["mutants", arguments @ ..] => mutants::run(arguments),
         [] => return usage("no command given"),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

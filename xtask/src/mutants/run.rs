@@ -1,0 +1,169 @@
+//! Runs the tests against each mutant.
+
+use super::{Site, rewrite};
+use crate::tool::{Result, root, target};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// A test program: which one, what it runs, in which order.
+struct Quick {
+    /// As cargo calls it; empty for the unit tests.
+    test: &'static str,
+    arguments: &'static [&'static str],
+    cases: &'static str,
+}
+
+/// What is quick, the likeliest to see something first. Left out is what takes long and sees no
+/// more than the others: everything exhaustive, and the golden vectors.
+const QUICK: [Quick; 9] = [
+    Quick { test: "combinations", arguments: &[], cases: "250" },
+    Quick { test: "family", arguments: &[], cases: "60" },
+    Quick { test: "errors", arguments: &[], cases: "60" },
+    Quick {
+        test: "",
+        // Of the exhaustive ones the last border cases are in `references` and `edges`.
+        arguments: &["--skip", "exhaustive", "--skip", "narrowing", "--skip", "reference::"],
+        cases: "60",
+    },
+    Quick { test: "edges", arguments: &[], cases: "60" },
+    Quick { test: "invariants", arguments: &[], cases: "60" },
+    Quick { test: "bits", arguments: &[], cases: "60" },
+    Quick { test: "halves", arguments: &[], cases: "40" },
+    Quick { test: "memory", arguments: &["small", "jobs", "errors"], cases: "1" },
+];
+
+/// How long a program may take: a mutant that does not end is caught.
+const LIMIT: Duration = Duration::from_secs(240);
+
+fn programs(tree: &Path) -> Result<Vec<(PathBuf, &'static Quick)>> {
+    let mut arguments = vec!["test", "--no-run", "--lib"];
+    for quick in QUICK.iter().filter(|quick| !quick.test.is_empty()) {
+        arguments.extend(["--test", quick.test]);
+    }
+    let output = rewrite::command(tree, &arguments)
+        .stderr(Stdio::piped())
+        .output()
+        .map_err(|error| format!("cannot start cargo: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        return Err(format!("the mutants do not build:\n{text}"));
+    }
+    QUICK
+        .iter()
+        .map(|quick| {
+            let source = match quick.test {
+                "" => "unittests src/lib.rs (".to_string(),
+                test => format!("tests/{test}.rs ("),
+            };
+            let line = text.lines().find_map(|line| line.split_once(source.as_str()));
+            let (_, rest) = line.ok_or(format!("no program of {source}:\n{text}"))?;
+            let path = PathBuf::from(rest.trim_end_matches(')'));
+            Ok((if path.is_absolute() { path } else { tree.join(path) }, quick))
+        })
+        .collect()
+}
+
+/// Whether the program passes with that mutant on.
+fn passes(program: &Path, quick: &Quick, tree: &Path, mutant: usize) -> Result<bool> {
+    let mut child = Command::new(program)
+        .args(quick.arguments)
+        .args(["--test-threads=1"])
+        .current_dir(tree)
+        .env("XENT_MUTANT", mutant.to_string())
+        .env("PROPTEST_CASES", quick.cases)
+        .env("RAYON_NUM_THREADS", "3")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
+    let start = Instant::now();
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Ok(status.success()),
+            Ok(None) if start.elapsed() > LIMIT => {
+                // Its own exit is not waited for in vain: it is killed, whatever it does.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Ok(false);
+            }
+            Ok(None) => std::thread::sleep(Duration::from_millis(20)),
+            Err(error) => return Err(format!("cannot wait for {}: {error}", program.display())),
+        }
+    }
+}
+
+/// Mutants that no test can catch, by name; each with a line that says why.
+fn survivors() -> Result<BTreeSet<String>> {
+    let list = fs::read_to_string(root().join("tests/survivors.txt"))
+        .map_err(|error| format!("tests/survivors.txt: {error}"))?;
+    let names = list.lines().filter(|line| line.starts_with("src/"));
+    Ok(names.map(str::to_string).collect())
+}
+
+pub fn all(tree: &Path, sites: &[Site]) -> Result {
+    let known = survivors()?;
+    println!("building the tests with {} mutants", sites.len());
+    let programs = programs(tree)?;
+    for (program, quick) in &programs {
+        let start = Instant::now();
+        if !passes(program, quick, tree, 0)? {
+            return Err(format!("{} {} fails without a mutant", program.display(), quick.test));
+        }
+        let name = if quick.test.is_empty() { "unit tests" } else { quick.test };
+        println!("{name:<14} {:6.1} s without a mutant", start.elapsed().as_secs_f64());
+    }
+    let next = AtomicUsize::new(0);
+    let report = Mutex::new(Vec::new());
+    let failure = Mutex::new(None);
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(site) = sites.get(index) else { return };
+                    let mut caught = None;
+                    for (program, quick) in &programs {
+                        match passes(program, quick, tree, index + 1) {
+                            Ok(true) => {}
+                            Ok(false) => {
+                                caught = Some(quick.test);
+                                break;
+                            }
+                            Err(error) => {
+                                *failure.lock().expect("not poisoned") = Some(error);
+                                return;
+                            }
+                        }
+                    }
+                    let by = match caught {
+                        Some("") => "caught by the unit tests".to_string(),
+                        Some(test) => format!("caught by {test}"),
+                        None if known.contains(&site.name()) => "equivalent".to_string(),
+                        None => "SURVIVES".to_string(),
+                    };
+                    let line = format!("{by}: {}:{}: {}", site.file, site.line, site.what);
+                    println!("{line}");
+                    report.lock().expect("not poisoned").push(line);
+                }
+            });
+        }
+    });
+    if let Some(error) = failure.into_inner().expect("not poisoned") {
+        return Err(error);
+    }
+    let mut report = report.into_inner().expect("not poisoned");
+    report.sort();
+    let path = target().join("mutants/report.txt");
+    fs::write(&path, report.join("\n") + "\n").map_err(|error| format!("the report: {error}"))?;
+    let count = |start: &str| report.iter().filter(|line| line.starts_with(start)).count();
+    let (caught, equivalent, alive) = (count("caught"), count("equivalent"), count("SURVIVES"));
+    println!("{caught} caught, {equivalent} equivalent, {alive} survive; {}", path.display());
+    if alive == 0 { Ok(()) } else { Err(format!("{alive} mutants survive")) }
+}
