@@ -75,8 +75,8 @@ macro_rules! floats {
 floats! {
     f32: |x| x as f32, f64::from;
     f64: |x| x, |x| x;
-    bf16: |x| bf16::from_f64(x), f64::from;
-    f16: |x| f16::from_f64(x), f64::from;
+    bf16: bf16::from_f64, f64::from;
+    f16: f16::from_f64, f64::from;
 }
 
 /// Strides of rows, classes and positions past 2^31 and 2^32 elements. Truncated to 32 bits, each
