@@ -35,9 +35,9 @@ const QUICK: [Quick; 11] = [
     Quick { test: "invariants", arguments: &["--skip", "threads_do_not_matter"], cases: "40" },
     // What panics on purpose ends the program, and would pass for a failure.
     Quick { test: "bugs", arguments: &["--skip", "judge_refuses"], cases: "1" },
-    Quick { test: "bits", arguments: &[], cases: "40" },
-    Quick { test: "halves", arguments: &[], cases: "20" },
-    Quick { test: "memory", arguments: &[], cases: "1" },
+    Quick { test: "bits", arguments: &["--skip", "threads", "rows", "lse", "fma"], cases: "40" },
+    Quick { test: "halves", arguments: &["random", "liger", "keras"], cases: "20" },
+    Quick { test: "memory", arguments: &["small"], cases: "1" },
 ];
 
 /// Seconds of work that a program may take: a mutant that does not end is caught.
