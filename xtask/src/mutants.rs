@@ -29,7 +29,7 @@ usage: cargo xtask mutants [--every N] [--only TEXT] [--by-hand] [--list]
   --list       does not run them";
 
 /// The files that are mutated.
-const SOURCES: [&str; 18] = [
+const SOURCES: [&str; 20] = [
     "src/problem.rs",
     "src/plan.rs",
     "src/family.rs",
@@ -37,9 +37,11 @@ const SOURCES: [&str; 18] = [
     "src/element.rs",
     "src/kernels/contiguous.rs",
     "src/kernels/family.rs",
+    "src/kernels/octet.rs",
     "src/kernels/online.rs",
     "src/kernels/row.rs",
     "src/kernels/soft.rs",
+    "src/kernels/targets.rs",
     "src/kernels/tiles.rs",
     "src/math/exp2.rs",
     "src/math/real.rs",
