@@ -378,7 +378,7 @@ mod tests {
             }
         };
     }
-    both!(widening, narrowing, borders, lanes, streaming, protected_memory);
+    both!(widening, narrowing, borders, nan, lanes, streaming, protected_memory);
 
     /// All 65,536 halves.
     fn widening<E: Half>() {
@@ -458,6 +458,13 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// NaN stays NaN, those too whose bits a rounding would carry past all ones.
+    fn nan<E: Half>() {
+        let nan = [0x7F80_0001, 0x7FBF_FFFF, 0x7FC0_0000, 0x7FFF_7FFF, 0x7FFF_8000, 0x7FFF_FFFF];
+        let x = std::array::from_fn(|i| f32::from_bits(nan[i % 6] | (i as u32 / 6 % 2) << 31));
+        assert_narrow(&sets::<E>(), &x);
     }
 
     /// Every prefix, suffix and single lane: what is loaded, what is filled in, what is written
