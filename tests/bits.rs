@@ -119,7 +119,7 @@ fn threads_over_the_longest_rows() {
                     }
                 }
             }
-            all.extend(good.filter(|_| isa != Isa::Portable));
+            all.extend(good.filter(|_| common::is_fused(isa)));
         }
         for run in &all {
             run.assert_same(&all[0], "instruction sets");
@@ -251,7 +251,7 @@ proptest! {
     /// Sets with fused multiply-add give one result.
     #[test]
     fn instruction_sets_with_fma_agree(spec in specs()) {
-        let fused: Vec<Isa> = isas().into_iter().filter(|&isa| isa != Isa::Portable).collect();
+        let fused: Vec<Isa> = common::fused_isas();
         let problem = spec.problem();
         let problems = [problem.clone(), Problem { accumulate: None, ..problem }];
         for problem in problems {
@@ -291,7 +291,7 @@ fn lse_alone() {
             }
             match &good {
                 Some(good) => assert_same(&lse, good, isa.name()),
-                None if isa != Isa::Portable => good = Some(lse),
+                None if common::is_fused(isa) => good = Some(lse),
                 None => {}
             }
         }

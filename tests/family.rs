@@ -298,7 +298,7 @@ proptest! {
     fn instruction_sets_with_fma_agree(spec in specs(10_000)) {
         let problem = spec.problem();
         let mut good: Option<Vec<(Call, Vec<f64>)>> = None;
-        for isa in isas().into_iter().filter(|&isa| isa != Isa::Portable) {
+        for isa in common::fused_isas() {
             let all = problem.run_all(&How::on(isa));
             match &good {
                 Some(good) => for ((call, a), (_, b)) in all.iter().zip(good) {

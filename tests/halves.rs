@@ -270,7 +270,7 @@ impl<H: Half> Case<H> {
             }
             match &fma {
                 Some(fma) => assert_all_same(&good, fma, &what),
-                None if isa != Isa::Portable => fma = Some(good),
+                None if common::is_fused(isa) => fma = Some(good),
                 None => {}
             }
         }

@@ -4,16 +4,31 @@
 
 #include <float.h>
 
+/* The control register, what in it changes by itself, and its bits. */
 #if defined(__SSE2__)
 #include <xmmintrin.h>
 enum { FLAGS = 0x3f, DAZ = 0x40, FTZ = 0x8000, ROUND_UP = 0x4000 };
+typedef unsigned control;
+static control get_control(void) { return _mm_getcsr(); }
+static void set_control(control value) { _mm_setcsr(value); }
+#define HAS_CONTROL 1
+#elif defined(__aarch64__)
+enum { FLAGS = 0, DAZ = 1 << 24, FTZ = 1 << 24, ROUND_UP = 1 << 22 }; /* one bit for both */
+typedef uint64_t control;
+static control get_control(void) {
+    control value;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(value));
+    return value;
+}
+static void set_control(control value) { __asm__ volatile("msr fpcr, %0" : : "r"(value)); }
+#define HAS_CONTROL 1
 #endif
 
 int main(void) {
-#if defined(__SSE2__)
+#if defined(HAS_CONTROL)
     static const struct { size_t rows, classes; } shapes[] = {{3, 40}, {300, 5000}};
-    static const unsigned settings[] = {0, FTZ, DAZ, FTZ | DAZ};
-    unsigned as_started = _mm_getcsr();
+    static const control settings[] = {0, FTZ, DAZ, FTZ | DAZ};
+    control as_started = get_control();
     for (int s = 0; s < 2; s++) {
         size_t rows = shapes[s].rows, classes = shapes[s].classes, size = rows * classes * sizeof(float);
         uint64_t state = 10;
@@ -29,16 +44,16 @@ int main(void) {
             xent_results r = XENT_RESULTS_INIT;
             r.loss = &losses[k];
             xent_output g = out(grad, XENT_F32);
-            unsigned set = (as_started & ~(unsigned)(FLAGS | FTZ | DAZ)) | settings[k];
-            _mm_setcsr(set);
+            control set = (as_started & ~(control)(FLAGS | FTZ | DAZ)) | settings[k];
+            set_control(set);
             xent_status status = xent_forward_backward(&p, NULL, 1, &r, &g);
-            unsigned after = _mm_getcsr() & ~(unsigned)FLAGS;
+            control after = get_control() & ~(control)FLAGS;
             /* a call that fails leaves it as well */
             targets[1] = -5;
             xent_status failure = xent_forward_backward(&p, NULL, 1, &r, &g);
-            unsigned after_failure = _mm_getcsr() & ~(unsigned)FLAGS;
+            control after_failure = get_control() & ~(control)FLAGS;
             targets[1] = 0;
-            _mm_setcsr(as_started);
+            set_control(as_started);
             CHECK_OK(status);
             CHECK_STATUS(failure, XENT_ERR_TARGET);
             CHECK_U64(after, set);
@@ -59,14 +74,14 @@ int main(void) {
     /* another rounding mode is the caller's own doing, and stays */
     struct fixture f;
     fixture_init(&f);
-    _mm_setcsr((as_started & ~(unsigned)FLAGS) | ROUND_UP);
+    set_control((as_started & ~(control)FLAGS) | ROUND_UP);
     xent_status status = xent_forward_backward(f.problem_arg, NULL, 1, f.results_arg, f.grad_logits_arg);
-    unsigned after = _mm_getcsr();
-    _mm_setcsr(as_started);
+    control after = get_control();
+    set_control(as_started);
     CHECK_OK(status);
-    CHECK_U64(after & ~(unsigned)FLAGS, (as_started & ~(unsigned)FLAGS) | ROUND_UP);
+    CHECK_U64(after & ~(control)FLAGS, (as_started & ~(control)FLAGS) | ROUND_UP);
 #else
-    printf("skipped: not an x86\n");
+    printf("skipped: neither an x86 nor an AArch64\n");
 #endif
     return report();
 }

@@ -34,6 +34,18 @@ pub fn isas() -> Vec<Isa> {
     run
 }
 
+/// Those of [`isas`] with fused multiply-add, which have the same bits: `portable` among them
+/// where the build's own target has it, as NEON and x86-64-v3 do.
+pub fn fused_isas() -> Vec<Isa> {
+    isas().into_iter().filter(|&isa| is_fused(isa)).collect()
+}
+
+/// Whether the set multiplies and adds in one rounding.
+pub fn is_fused(isa: Isa) -> bool {
+    isa != Isa::Portable
+        || cfg!(any(all(target_arch = "aarch64", target_feature = "neon"), target_feature = "fma"))
+}
+
 /// Numbers that buffers hold, with two patterns that no computation leaves behind.
 pub trait Element: Number + PartialEq + std::fmt::Debug + 'static {
     /// Around an operand and between its rows.

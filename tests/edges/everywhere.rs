@@ -440,7 +440,7 @@ pub fn in_dtype<T: Float>(case: &Case, look: impl Fn(&Got)) {
             let got = problem.run();
             got.judge(&case, &want, |x| T::of(x).get(), T::LEAST);
             look(&got);
-            if isa != Isa::Portable {
+            if common::is_fused(isa) {
                 if let Some(first) = &fused {
                     first.assert_same_results(&got);
                     same(&first.grad, &got.grad, || format!("gradient, {}", got.at));

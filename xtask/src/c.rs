@@ -5,7 +5,7 @@ use crate::check::Report;
 use crate::demo::decompress;
 use crate::dist::{self, Dist, SYSTEM_LIBRARIES};
 use crate::tool::{
-    C, CPP, Compiler, Language, Result, cargo, make_directory, root, run_quietly, target,
+    C, CPP, Compiler, Language, Result, cargo, make_directory, root, run_quietly, shown, target,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,15 +16,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const STRICT: [&str; 6] = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-O2", "-g"];
 
 /// A language with the files and standards it is tested in.
-struct Suite {
-    language: &'static Language,
+pub struct Suite {
+    pub language: &'static Language,
     directory: &'static str,
     extension: &'static str,
-    standards: [&'static str; 2],
+    pub standards: [&'static str; 2],
     header: &'static str,
 }
 
-const SUITES: [Suite; 2] = [
+pub const SUITES: [Suite; 2] = [
     Suite {
         language: &C,
         directory: "tests/c",
@@ -91,6 +91,7 @@ impl Build {
         command
             .arg(format!("-std={}", self.standard))
             .args(STRICT)
+            .args(flags(&self.sources[0]))
             .arg("-I")
             .arg(&dist.include)
             .args(&self.sources);
@@ -120,6 +121,34 @@ impl Build {
     }
 }
 
+/// What a program is compiled with because it is about that.
+pub fn flags(source: &Path) -> &'static [&'static str] {
+    match source.file_stem().and_then(|stem| stem.to_str()) {
+        Some("openmp") => &["-fopenmp"],
+        Some("fast_math") => &["-ffast-math"],
+        _ => &[],
+    }
+}
+
+/// Those of the programs that the compiler can build, and a note on each other.
+pub fn buildable<'a>(
+    compiler: &Compiler,
+    programs: &'a [Vec<PathBuf>],
+    report: &mut Report,
+) -> Result<Vec<&'a Vec<PathBuf>>> {
+    let mut found = Vec::new();
+    for program in programs {
+        let flags = flags(&program[0]);
+        if flags.is_empty() || compiler.links_with(flags)? {
+            found.push(program);
+        } else {
+            let (program, name) = (shown(&program[0]), &compiler.name);
+            report.skip(format!("{program}: {name} does not link with {}", flags.join(" ")));
+        }
+    }
+    Ok(found)
+}
+
 /// Compiles on all cores, since this is what takes the time; the first failure counts.
 fn compile_all(builds: &[Build], dist: &Dist) -> Result {
     let next = AtomicUsize::new(0);
@@ -143,7 +172,7 @@ fn compile_all(builds: &[Build], dist: &Dist) -> Result {
 
 /// The programs of a suite: each file, with the file of the same name in `parts/`
 /// if there is one, as a second unit to link.
-fn programs(suite: &Suite) -> Result<Vec<Vec<PathBuf>>> {
+pub fn programs(suite: &Suite) -> Result<Vec<Vec<PathBuf>>> {
     let directory = root().join(suite.directory);
     let entries = fs::read_dir(&directory)
         .map_err(|error| format!("cannot list {}: {error}", suite.directory))?;
@@ -224,6 +253,7 @@ pub fn tests() -> Result<Report> {
         let programs = programs(suite)?;
         let units = header_units(suite, &directory)?;
         for compiler in &compilers {
+            let programs = buildable(compiler, &programs, &mut report)?;
             for standard in suite.standards {
                 builds.push(Build::new(compiler, standard, &units, Link::Static, &directory));
                 for program in &programs {
@@ -231,7 +261,7 @@ pub fn tests() -> Result<Report> {
                 }
             }
         }
-        for program in &programs {
+        for program in buildable(&compilers[0], &programs, &mut report)? {
             builds.push(Build::new(
                 &compilers[0],
                 suite.standards[0],

@@ -96,6 +96,20 @@ impl Compiler {
         output.status.success().then(|| Compiler { name: name.to_string(), version })
     }
 
+    /// Whether a program is compiled and linked with these flags.
+    pub fn links_with(&self, flags: &[&str]) -> Result<bool> {
+        let directory = target().join("xtask");
+        make_directory(&directory)?;
+        let source = directory.join("probe.c");
+        std::fs::write(&source, "int main(void) { return 0; }\n")
+            .map_err(|error| format!("cannot write {}: {error}", shown(&source)))?;
+        let mut command = self.command();
+        command.args(flags).args(["-x", "c"]).arg(&source).arg("-o").arg(directory.join("probe"));
+        let output =
+            command.output().map_err(|error| format!("cannot start a compiler: {error}"))?;
+        Ok(output.status.success())
+    }
+
     pub fn command(&self) -> Command {
         let mut words = self.name.split_whitespace();
         let mut command = Command::new(words.next().unwrap_or_default());
