@@ -151,16 +151,23 @@ pub fn buildable<'a>(
 
 /// Compiles on all cores, since this is what takes the time; the first failure counts.
 fn compile_all(builds: &[Build], dist: &Dist) -> Result {
+    on_all_cores(builds, |build| {
+        let failure = |message| format!("does not compile: {}\n{message}", build.name);
+        build.compile(dist).map_err(failure)
+    })
+}
+
+/// Does something with each, on all cores, up to the first failure.
+pub fn on_all_cores<T: Sync>(all: &[T], work: impl Fn(&T) -> Result + Sync) -> Result {
     let next = AtomicUsize::new(0);
     let failure = Mutex::new(None);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
-                while let Some(build) = builds.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(message) = build.compile(dist) {
-                        next.store(builds.len(), Ordering::Relaxed);
-                        let message = format!("does not compile: {}\n{message}", build.name);
+                while let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(message) = work(one) {
+                        next.store(all.len(), Ordering::Relaxed);
                         failure.lock().expect("no worker panics").get_or_insert(message);
                     }
                 }

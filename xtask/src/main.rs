@@ -1,11 +1,14 @@
 //! The project's commands, as `cargo xtask <command>`: with Rust and a C++
 //! compiler installed, nothing else is needed to test, build or try xent.
 
+mod aarch64;
+mod builds;
 mod c;
 mod check;
 mod demo;
 mod dist;
 mod mutants;
+mod sanitize;
 mod tool;
 
 use std::process::ExitCode;
@@ -13,8 +16,11 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask <command>
 
+  aarch64              run the tests on AArch64 under emulation
+  builds               compare the bits of a build for x86-64-v3
   demo [--full]        train a word model in C++ with xent; --full trains longer
   dist [--prefix DIR]  build the C library into DIR (default target/dist)
+  sanitize             run the C and C++ tests under sanitizers and valgrind
   test [STEP]...       run every check, or only the steps named:
                        header fmt clippy docs rust c examples
   mutants [...]        run the tests against wrong versions of the source; see --help";
@@ -23,6 +29,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match arguments.as_slice() {
+        ["aarch64"] => aarch64::run_tests(),
+        ["builds"] => builds::run_tests(),
+        ["sanitize"] => sanitize::run_all(),
         ["demo"] => demo::run(false),
         ["demo", "--full"] => demo::run(true),
         ["dist"] => dist::install(None),

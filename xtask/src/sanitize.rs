@@ -1,0 +1,272 @@
+//! `cargo xtask sanitize`: the programs in C and C++ under sanitizers, with the library
+//! instrumented like them, and under valgrind.
+//!
+//! The compiler's own runtime serves both sides, so that a heap buffer of the program has its red
+//! zones in the library's eyes too: a control at the start shows that.
+
+use crate::c::{self, SUITES, Suite, buildable, on_all_cores, programs};
+use crate::check::Report;
+use crate::dist::{self, SYSTEM_LIBRARIES};
+use crate::tool::{
+    C, Compiler, Result, cargo, make_directory, root, run, run_quietly, shown, target,
+};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+const ADDRESS: [&str; 2] = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+const THREAD: [&str; 1] = ["-fsanitize=thread"];
+
+/// Programs with threads of their own that call at once, on one pool and on the process's.
+const CONCURRENT: [&str; 3] = ["parallel", "pool", "signals"];
+
+/// Programs for valgrind, which takes some thirty times as long: every call, layout and dtype.
+const MEMCHECK: [&str; 6] =
+    ["doubles", "log_probs", "overloads", "probabilities", "softmax", "values"];
+
+/// A gradient that is one element short, and with nothing in the red zone that the caller's own
+/// code would touch.
+const CONTROL: &str = r#"
+#include <stdlib.h>
+#include <xent.h>
+int main(void) {
+  float logits[70] = {0};
+  int64_t target = 0;
+  float *grad = malloc(69 * sizeof *grad);
+  xent_problem problem = XENT_PROBLEM_INIT;
+  xent_results results = XENT_RESULTS_INIT;
+  xent_output out = {grad, XENT_F32, {0}};
+  problem.rows = 1, problem.classes = 70;
+  problem.logits = (xent_input){logits, XENT_F32, {0}};
+  problem.targets = (xent_input){&target, XENT_I64, {0}};
+  return xent_forward_backward(&problem, NULL, 1, &results, &out) != XENT_OK;
+}
+"#;
+
+/// `cargo xtask sanitize`.
+pub fn run_all() -> Result {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        return Err("sanitize knows x86-64 Linux only".to_string());
+    }
+    let mut report = Report::default();
+    let start = Instant::now();
+    make_directory(&directory())?;
+
+    println!("== address and undefined behaviour");
+    let library = address_library()?;
+    let mut count = 0;
+    for suite in &SUITES {
+        let (compilers, absent) = suite.language.compilers()?;
+        absent.into_iter().for_each(|what| report.skip(what));
+        let all = programs(suite)?;
+        for compiler in &compilers {
+            if suite.language.name == C.name {
+                control(compiler, &library)?;
+            }
+            let all = buildable(compiler, &all, &mut report)?;
+            let builds = all
+                .iter()
+                .map(|sources| Program::new(suite, compiler, sources, &ADDRESS, &library));
+            count += each(&builds.collect::<Vec<_>>())?;
+        }
+    }
+
+    println!("== data races");
+    count += races(&mut report)?;
+
+    println!("== valgrind");
+    count += memcheck(&mut report)?;
+
+    println!("{count} programs passed in {:.0} s", start.elapsed().as_secs_f64());
+    report.skipped.iter().for_each(|what| println!("skipped: {what}"));
+    Ok(())
+}
+
+/// A program to be built and run.
+struct Program<'a> {
+    name: String,
+    suite: &'a Suite,
+    compiler: &'a Compiler,
+    sources: &'a [PathBuf],
+    flags: &'a [&'a str],
+    library: &'a Path,
+    output: PathBuf,
+}
+
+impl<'a> Program<'a> {
+    fn new(
+        suite: &'a Suite,
+        compiler: &'a Compiler,
+        sources: &'a [PathBuf],
+        flags: &'a [&'a str],
+        library: &'a Path,
+    ) -> Program<'a> {
+        let stem = sources[0].file_stem().unwrap_or_default().to_string_lossy();
+        let sanitizer = flags.first().map_or("", |flag| flag.trim_start_matches("-fsanitize="));
+        let file = format!("{stem}-{}-{}-{sanitizer}", suite.language.name, compiler.name);
+        let output = directory().join(file.replace(['/', ' ', ','], "-"));
+        let name = format!("{} ({})", shown(&sources[0]), compiler.name);
+        Program { name, suite, compiler, sources, flags, library, output }
+    }
+
+    fn compile(&self) -> Result {
+        let mut command = self.compiler.command();
+        command
+            .arg(format!("-std={}", self.suite.standards[0]))
+            .args(["-g", "-O1", "-Iinclude"])
+            .args(self.flags)
+            .args(c::flags(&self.sources[0]))
+            .args(self.sources)
+            .arg(self.library)
+            .args(SYSTEM_LIBRARIES)
+            .arg("-o")
+            .arg(&self.output);
+        run_quietly(&mut command)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.output);
+        command.current_dir(root()).env_remove("LD_LIBRARY_PATH");
+        command
+    }
+}
+
+/// Compiles all and runs each; what a sanitizer finds is a failure.
+fn each(all: &[Program]) -> Result<usize> {
+    on_all_cores(all, Program::compile)?;
+    for program in all {
+        run_quietly(&mut program.command())?;
+        println!("ok  {}", program.name);
+    }
+    Ok(all.len())
+}
+
+fn directory() -> PathBuf {
+    target().join("sanitize")
+}
+
+/// The static library of a build of its own. Debug assertions and overflow checks are on.
+fn library(flags: &str, with: impl FnOnce(&mut Command)) -> Result<PathBuf> {
+    let mut command = cargo(["rustc", "--package", "xent", "--lib", "--crate-type", "staticlib"]);
+    command
+        .args(["--target", TARGET])
+        // The sanitizers are not stable, but in every compiler.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTFLAGS", flags)
+        .env("CARGO_INCREMENTAL", "0")
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "2")
+        .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
+    with(&mut command);
+    run(&mut command)?;
+    Ok(Path::new(TARGET).join("debug").join("libxent.a"))
+}
+
+fn address_library() -> Result<PathBuf> {
+    let built = target().join(library("-Zsanitizer=address", |_| ())?);
+    let kept = directory().join("libxent-address.a");
+    std::fs::copy(&built, &kept).map_err(|error| format!("cannot copy the library: {error}"))?;
+    Ok(kept)
+}
+
+/// A write past the end inside of the library is seen: without that, nothing else says anything.
+fn control(compiler: &Compiler, library: &Path) -> Result {
+    let sources = [directory().join("control.c")];
+    std::fs::write(&sources[0], CONTROL).map_err(|error| format!("cannot write: {error}"))?;
+    let control = Program::new(&SUITES[0], compiler, &sources, &ADDRESS, library);
+    control.compile()?;
+    for set in ["portable", "avx2", "avx512"] {
+        let output = control.command().env("XENT_ISA", set).output();
+        let output = output.map_err(|error| format!("cannot start the control: {error}"))?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        // A set that is not there fails without a word of the sanitizer's.
+        let absent = text.is_empty() && set != "portable";
+        let seen = text.contains("heap-buffer-overflow") && text.contains("xent");
+        if !absent && !seen {
+            return Err(format!("{}: an overflow on {set} went unseen:\n{text}", compiler.name));
+        }
+    }
+    println!("ok  a write past the end is seen ({})", compiler.name);
+    Ok(())
+}
+
+/// A rustc that has its standard library's source, which must be instrumented too: the order that
+/// its locks and threads establish would else go unseen, and be taken for races.
+fn with_source() -> Option<PathBuf> {
+    let own = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    [PathBuf::from(own), PathBuf::from("/usr/bin/rustc")].into_iter().find(|rustc| {
+        let output = Command::new(rustc).args(["--print", "sysroot"]).current_dir(root()).output();
+        output.is_ok_and(|output| {
+            let sysroot = String::from_utf8_lossy(&output.stdout);
+            let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
+            source.join("Cargo.lock").is_file()
+        })
+    })
+}
+
+/// ThreadSanitizer, of clang: gcc's is not told of what Rust's threads do in the same way.
+fn races(report: &mut Report) -> Result<usize> {
+    let Some(rustc) = with_source() else {
+        report.skip("data races: no rustc with its standard library's source".to_string());
+        return Ok(0);
+    };
+    let separate = directory().join("thread");
+    let library = separate.join(library("-Zsanitizer=thread", |command| {
+        command
+            .arg("-Zbuild-std=std,panic_unwind")
+            .env("CARGO_TARGET_DIR", &separate)
+            .env("RUSTC", &rustc);
+    })?);
+    let mut count = 0;
+    for suite in &SUITES {
+        let (compilers, _) = suite.language.compilers()?;
+        let Some(compiler) = compilers.iter().find(|one| one.version.contains("clang")) else {
+            report.skip(format!("data races in {}: no clang", suite.language.name));
+            continue;
+        };
+        let all = programs(suite)?;
+        let concurrent = all.iter().filter(|sources| is_one_of(sources, &CONCURRENT));
+        let builds =
+            concurrent.map(|sources| Program::new(suite, compiler, sources, &THREAD, &library));
+        count += each(&builds.collect::<Vec<_>>())?;
+    }
+    Ok(count)
+}
+
+fn is_one_of(sources: &[PathBuf], names: &[&str]) -> bool {
+    let stem = sources[0].file_stem().and_then(|stem| stem.to_str());
+    stem.is_some_and(|stem| names.contains(&stem))
+}
+
+/// memcheck on the library as it ships. It knows processors up to AVX2.
+fn memcheck(report: &mut Report) -> Result<usize> {
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        report.skip("valgrind not found".to_string());
+        return Ok(0);
+    }
+    let dist = dist::build(&target().join("dist"))?;
+    let mut count = 0;
+    for suite in &SUITES {
+        let compiler = suite.language.compiler()?;
+        let all = programs(suite)?;
+        let chosen = all.iter().filter(|sources| is_one_of(sources, &MEMCHECK));
+        let library = dist.static_library();
+        let builds: Vec<Program> =
+            chosen.map(|sources| Program::new(suite, &compiler, sources, &[], &library)).collect();
+        on_all_cores(&builds, Program::compile)?;
+        for program in &builds {
+            for set in ["avx2", "portable"] {
+                let mut command = Command::new("valgrind");
+                command
+                    .args(["--quiet", "--error-exitcode=1", "--leak-check=full"])
+                    .arg("--errors-for-leak-kinds=definite,indirect")
+                    .arg(&program.output);
+                run_quietly(command.current_dir(root()).env("XENT_ISA", set))?;
+                println!("ok  {} on {set}", program.name);
+                count += 1;
+            }
+        }
+    }
+    Ok(count)
+}
