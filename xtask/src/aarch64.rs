@@ -1,7 +1,7 @@
 //! `cargo xtask aarch64`: the tests on AArch64, that is on NEON, under emulation.
 //!
 //! Programs are linked statically: with threads, dynamically linked ones hang in some versions of
-//! qemu. Rust's standard library for AArch64 is rustup's or Debian's (`.ci/aarch64-packages`).
+//! qemu. Rust's standard library for AArch64 is rustup's or Debian's (`.ci/debian-rust`).
 
 use crate::check::Report;
 use crate::tool::{Result, cargo, make_directory, root, run, run_quietly, shown, target};
@@ -56,7 +56,7 @@ fn compiler() -> Result<PathBuf> {
 }
 
 fn missing(what: &str) -> String {
-    format!("finds no {what} for AArch64 (on Debian 12, .ci/aarch64-packages installs it)")
+    format!("finds no {what} for AArch64 (on Debian 12, .ci/debian-rust installs it)")
 }
 
 fn check_runs(program: &str) -> Result {
