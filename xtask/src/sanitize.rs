@@ -182,20 +182,19 @@ fn directory() -> PathBuf {
     target().join("sanitize")
 }
 
-/// The static library of a build of its own. Debug assertions and overflow checks are on.
+/// The static library of a build of its own, otherwise as it ships.
 fn library(flags: &str, with: impl FnOnce(&mut Command)) -> Result<PathBuf> {
     let mut command = cargo(["rustc", "--package", "xent", "--lib", "--crate-type", "staticlib"]);
     command
-        .args(["--target", TARGET])
+        // The target is named so that build scripts are not built anew.
+        .args(["--release", "--target", TARGET])
         // The sanitizers are not stable, but in every compiler.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTFLAGS", flags)
-        .env("CARGO_INCREMENTAL", "0")
-        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "2")
-        .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
+        .env("CARGO_PROFILE_RELEASE_LTO", "off");
     with(&mut command);
     run(&mut command)?;
-    Ok(Path::new(TARGET).join("debug").join("libxent.a"))
+    Ok(Path::new(TARGET).join("release").join("libxent.a"))
 }
 
 fn address_library() -> Result<PathBuf> {
