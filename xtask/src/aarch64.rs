@@ -25,8 +25,7 @@ const SUITES: [(&str, &[&str]); 3] = [
 ];
 
 /// Programs in C that are about the platform: its floating point, threads, signals.
-const PROGRAMS: [&str; 7] =
-    ["edges", "float_state", "isa", "openmp", "predictions", "signals", "values"];
+const PROGRAMS: [&str; 6] = ["edges", "float_state", "isa", "openmp", "options", "signals"];
 
 /// A rustc that has the standard library for AArch64.
 fn compiler() -> Result<PathBuf> {
