@@ -11,7 +11,7 @@ use common::task_random::{Aim, Spec, tasks};
 use common::{How, Reduction, isas};
 use proptest::prelude::*;
 use std::sync::OnceLock;
-use xent::{Isa, Pool, Softmax, reference};
+use xent::{Pool, Softmax, reference};
 
 fn eight() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();
