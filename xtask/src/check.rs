@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that has to hold, in steps that can be chosen.
 
 use crate::c;
+use crate::inline;
 use crate::tool::{Result, cargo, run as run_command};
 use std::time::Instant;
 
@@ -29,7 +30,7 @@ pub struct Step {
 
 /// In the order in which they run: what is quick and fails most often comes first,
 /// and the header before anything that would write it anew.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     Step { name: "header", run: header },
     Step { name: "fmt", run: || cargo_step(&["fmt", "--all", "--", "--check"]) },
     Step {
@@ -38,6 +39,7 @@ const STEPS: [Step; 7] = [
     },
     Step { name: "docs", run: docs },
     Step { name: "rust", run: || cargo_step(&["test", "--workspace"]) },
+    Step { name: "inline", run: inline::check },
     Step { name: "c", run: c::tests },
     Step { name: "examples", run: c::examples },
 ];

@@ -9,6 +9,7 @@ mod demo;
 mod dist;
 mod mutants;
 mod sanitize;
+mod inline;
 mod tool;
 
 use std::process::ExitCode;
@@ -24,6 +25,7 @@ usage: cargo xtask <command>
   test [STEP]...       run every check, or only the steps named:
                        header fmt clippy docs rust c examples
   mutants [...]        run the tests against wrong versions of the source; see --help";
+                       header fmt clippy docs rust inline c examples";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -60,6 +60,19 @@ pub fn run_quietly(command: &mut Command) -> Result {
     ))
 }
 
+/// What a command prints.
+pub fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| format!("cannot start {}: {error}", line(command)))?;
+    if !output.status.success() {
+        return Err(format!("failed with {}: {}", output.status, line(command)));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let words: Vec<String> = words.map(|word| shown(Path::new(word)).to_string()).collect();
