@@ -5,6 +5,7 @@ mod aarch64;
 mod builds;
 mod c;
 mod check;
+mod counted;
 mod demo;
 mod dist;
 mod mutants;
@@ -19,6 +20,7 @@ usage: cargo xtask <command>
 
   aarch64              run the tests on AArch64 under emulation
   builds               compare the bits of a build for x86-64-v3
+  counted [--record]   count instructions with valgrind, against benches/counted.txt
   demo [--full]        train a word model in C++ with xent; --full trains longer
   dist [--prefix DIR]  build the C library into DIR (default target/dist)
   sanitize             run the C and C++ tests under sanitizers and valgrind
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
         ["aarch64"] => aarch64::run_tests(),
         ["builds"] => builds::run_tests(),
         ["sanitize"] => sanitize::run_all(),
+        ["counted"] => counted::run(false),
+        ["counted", "--record"] => counted::run(true),
         ["demo"] => demo::run(false),
         ["demo", "--full"] => demo::run(true),
         ["dist"] => dist::install(None),

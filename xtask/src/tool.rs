@@ -35,6 +35,19 @@ pub fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command
     command
 }
 
+/// Compiles a bench and returns the program.
+pub fn bench_executable(name: &str) -> Result<PathBuf> {
+    let messages = output(
+        cargo(["bench", "--package", "xent", "--bench", name, "--no-run"])
+            .args(["--message-format", "json-render-diagnostics"]),
+    )?;
+    let path = messages.lines().rev().find_map(|line| {
+        let (_, rest) = line.split_once("\"executable\":\"")?;
+        rest.split('"').next()
+    });
+    path.map(PathBuf::from).ok_or_else(|| format!("finds no program of the bench {name}"))
+}
+
 /// Runs a command with its output on the terminal.
 pub fn run(command: &mut Command) -> Result {
     let status =

@@ -1,0 +1,117 @@
+//! Calls held against `reference.rs` before they are timed.
+
+use super::aligned::Aligned;
+use super::call::{CAP, Call, Layout, Operands, SCALE, SMOOTHING, Shape, Z_LOSS};
+use super::scalar::Scalar;
+use xent::reference::{self, Case, Targets};
+use xent::{CrossEntropy, Isa};
+
+/// Largest number of logits that is given to the oracle, whose plain loops take 50 ns each; of a
+/// larger problem, as many of its rows.
+const ELEMENTS: usize = 1 << 17;
+
+/// Ends the bench unless this call computes on `isa` what the oracle does.
+pub fn check<T: Scalar>(shape: Shape, call: Call, isa: Isa) {
+    let operands = Operands::<T>::new(sample(shape), call);
+    let shape = operands.shape;
+    let mut x = Aligned::new(&operands.original);
+    let mut grad = Aligned::filled(shape.elements(), T::default());
+    let got = operands.run(call, isa, 0, &mut x, &mut grad);
+    let array = if call.overwrites() { &x } else { &grad };
+
+    let dense = |x: &[T]| -> Vec<f64> {
+        let x: Vec<f64> = x.iter().map(|x| x.exact()).collect();
+        if shape.layout == Layout::ClassesFirst { transposed(&x, shape.rows) } else { x }
+    };
+    let (logits, probabilities) = (dense(&operands.original), dense(&operands.probabilities));
+    let (scalar, gradient) = if call.is_family() {
+        (0.0, family(call, &logits, &probabilities, shape))
+    } else {
+        cross_entropy::<T>(call, &operands, logits, probabilities)
+    };
+
+    // Twice what the dtype rounds, of the largest entry, and of an entry itself for the rest:
+    // wrong kernels are wrong by far more. tests/ hold each entry to its own bound.
+    let epsilon = T::EPSILON.max(if size_of::<T>() == 8 { 1e-13 } else { 1e-6 });
+    let near = |got: f64, want: f64, scale: f64| (got - want).abs() <= 2.0 * epsilon * scale;
+    let name = format!("{} {} {shape} on {}", T::NAME, call.name(), isa.name());
+    // A loss is a double whatever the dtype of the logits.
+    let tolerance = if size_of::<T>() == 8 { 1e-13 } else { 1e-6 };
+    assert!(
+        (got - scalar).abs() <= tolerance * scalar.abs().max(1.0),
+        "{name}: {got} instead of {scalar}"
+    );
+    if matches!(call, Call::Forward | Call::SoftForward | Call::Evaluate) {
+        return;
+    }
+    let largest = gradient.iter().fold(0f64, |m, g| m.max(g.abs()));
+    let array = dense(array);
+    assert_eq!(array.len(), gradient.len());
+    for (i, (&got, &want)) in array.iter().zip(&gradient).enumerate() {
+        assert!(
+            near(got, want, want.abs() + largest * 1e-3),
+            "{name}: element {i} is {got:e} instead of {want:e}"
+        );
+    }
+}
+
+/// The shape with fewer rows or positions, if it is too large for the oracle; never fewer classes.
+fn sample(shape: Shape) -> Shape {
+    let positions = (ELEMENTS / shape.classes).max(1);
+    let inner = shape.inner.min(positions);
+    Shape { rows: shape.rows.min((positions / inner).max(1)), inner, ..shape }
+}
+
+fn transposed(x: &[f64], rows: usize) -> Vec<f64> {
+    let classes = x.len() / rows.max(1);
+    (0..x.len()).map(|i| x[i % classes * rows + i / classes]).collect()
+}
+
+fn family(call: Call, x: &[f64], grad_y: &[f64], shape: Shape) -> Vec<f64> {
+    let (rows, classes, inner) = (shape.rows, shape.classes, shape.inner);
+    match call {
+        Call::Softmax => reference::softmax(x, rows, classes, inner),
+        Call::LogSoftmax => reference::log_softmax(x, rows, classes, inner),
+        Call::SoftmaxBackward => reference::softmax_backward(x, grad_y, rows, classes, inner),
+        _ => reference::log_softmax_backward(x, grad_y, rows, classes, inner),
+    }
+}
+
+fn cross_entropy<T: Scalar>(
+    call: Call,
+    operands: &Operands<T>,
+    logits: Vec<f64>,
+    probabilities: Vec<f64>,
+) -> (f64, Vec<f64>) {
+    let shape = operands.shape;
+    let mut case = Case::new(shape.rows, shape.classes, shape.inner, logits);
+    case.round_scaled_to_f32 = size_of::<T>() != 8;
+    case.targets = match call {
+        Call::Evaluate => Targets::None,
+        call if call.is_soft() => Targets::Probabilities(probabilities),
+        _ => Targets::Indices(operands.targets.iter().map(|&t| i64::from(t)).collect()),
+    };
+    if call == Call::Smoothed {
+        (case.label_smoothing, case.z_loss) = (SMOOTHING, Z_LOSS);
+    }
+    if call == Call::Capped {
+        (case.softcap, case.logit_scale) = (CAP, SCALE);
+    }
+    let outcome = reference::evaluate(&case);
+    let sum = |x: &[f64]| x.iter().sum::<f64>();
+    match call {
+        Call::Backward => (0.0, outcome.grad_logits),
+        Call::TargetGradient => (0.0, outcome.grad_targets),
+        Call::Evaluate => {
+            let argmax = outcome.argmax.iter().sum::<i64>() as f64;
+            (sum(&outcome.lse) + sum(&outcome.entropy) + argmax, Vec::new())
+        }
+        _ => (outcome.loss, outcome.grad_logits),
+    }
+}
+
+/// The loss of a call of the Rust interface, for those who compute it otherwise (the C symbol).
+pub fn loss(shape: Shape, x: &[f32], targets: &[i32]) -> f64 {
+    let ce = CrossEntropy::new(shape.rows, shape.classes).inner(shape.inner);
+    ce.forward(x, targets).expect("a valid problem")
+}

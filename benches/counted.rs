@@ -1,0 +1,72 @@
+//! Instructions, counted by callgrind, that single calls execute on one thread with AVX2. Counts do
+//! not depend on the machine's mood; `cargo xtask counted` holds them against `counted.txt`.
+//!
+//! callgrind counts inside of [`xent_counted_call`] and writes a file whenever it returns. The names
+//! of the calls, with what their counts are to be divided by, go to standard output in that order.
+
+mod common;
+
+use common::aligned::Aligned;
+use common::call::{Call, Layout, Operands, Shape};
+use common::scalar::Scalar;
+use std::hint::black_box;
+use xent::Isa;
+use xent::half::{bf16, f16};
+
+/// What is counted. `cargo xtask counted` gives callgrind this name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+fn xent_counted_call(call: &mut dyn FnMut()) {
+    call();
+    black_box(());
+}
+
+/// Counts one call, with a name and a number of elements that its instructions are shared by.
+fn count<T: Scalar>(shape: Shape, call: Call, elements: usize) {
+    let operands = Operands::<T>::new(shape, call);
+    let mut x = Aligned::new(&operands.original);
+    let mut grad = Aligned::filled(shape.elements(), T::default());
+    // What the first call of a process does besides is not this one's.
+    operands.run(call, Isa::Avx2, 1, &mut x, &mut grad);
+    x.copy_from_slice(&operands.original);
+    xent_counted_call(&mut || {
+        operands.run(call, Isa::Avx2, 1, &mut x, &mut grad);
+    });
+    println!("{elements} {} {shape} {}", T::NAME, call.name());
+}
+
+fn each<T: Scalar>() {
+    for (rows, classes) in [(6400, 10), (2000, 32), (64, 1000), (2, 50_257)] {
+        let shape = Shape::rows(rows, classes);
+        for call in [Call::Forward, Call::Backward, Call::Both, Call::InPlace] {
+            count::<T>(shape, call, shape.elements());
+        }
+    }
+    let image = Shape::inner(2, 21, 2048);
+    for call in [Call::Forward, Call::Backward, Call::Both, Call::InPlace] {
+        count::<T>(image, call, image.elements());
+    }
+    let columns = Shape { layout: Layout::ClassesFirst, ..Shape::rows(512, 128) };
+    for call in [Call::Forward, Call::Both] {
+        count::<T>(columns, call, columns.elements());
+    }
+}
+
+fn main() {
+    if !Isa::Avx2.is_available() {
+        println!("skipped: no AVX2");
+        return;
+    }
+    each::<f32>();
+    each::<f64>();
+    each::<bf16>();
+    each::<f16>();
+    let shape = Shape::rows(64, 1000);
+    for call in Call::ALL.into_iter().skip(4) {
+        count::<f32>(shape, call, shape.elements());
+    }
+    // By the call: what there is before and after the rows.
+    for call in [Call::Forward, Call::Both] {
+        count::<f32>(Shape::rows(1, 10), call, 1);
+    }
+}
