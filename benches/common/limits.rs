@@ -144,8 +144,11 @@ mod vectors {
     #[target_feature(enable = "avx512f,avx512dq")]
     pub fn exp(x: &[f32]) -> f32 {
         // Taylor's: speed is what is wanted here.
-        let coefficients =
-            [1.540_353e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 0.240_226_5, 0.693_147_2];
+        let mut coefficients = [std::f32::consts::LN_2; 6];
+        for i in 1..6 {
+            coefficients[i] *= coefficients[i - 1] / (i + 1) as f32;
+        }
+        coefficients.reverse();
         let coefficients = coefficients.map(|c| _mm512_set1_ps(c));
         let (base, one) = (_mm512_set1_ps(std::f32::consts::LOG2_E), _mm512_set1_ps(1.0));
         let mut acc = [_mm512_setzero_ps(); 4];

@@ -9,6 +9,8 @@ pub trait Scalar: Number + Default + PartialEq + std::fmt::Debug + Send + Sync +
     const NAME: &'static str;
     /// The distance from 1 to the next number.
     const EPSILON: f64;
+    /// The smallest number above 0.
+    const TINY: f64;
     /// Rounded.
     fn of(x: f64) -> Self;
     /// Exact.
@@ -16,10 +18,11 @@ pub trait Scalar: Number + Default + PartialEq + std::fmt::Debug + Send + Sync +
 }
 
 macro_rules! scalars {
-    ($($type:ty, $name:literal, $digits:literal, |$x:ident| $of:expr, |$y:ident| $exact:expr;)*) => {$(
+    ($($type:ty, $name:literal, $digits:literal, $tiny:expr, |$x:ident| $of:expr, |$y:ident| $exact:expr;)*) => {$(
         impl Scalar for $type {
             const NAME: &'static str = $name;
             const EPSILON: f64 = 1.0 / (1u64 << $digits) as f64;
+            const TINY: f64 = $tiny;
             fn of($x: f64) -> Self {
                 $of
             }
@@ -31,10 +34,10 @@ macro_rules! scalars {
     )*};
 }
 scalars! {
-    f32, "f32", 23, |x| x as f32, |y| f64::from(y);
-    f64, "f64", 52, |x| x, |y| y;
-    bf16, "bf16", 7, |x| bf16::from_f64(x), |y| y.to_f64();
-    f16, "f16", 10, |x| f16::from_f64(x), |y| y.to_f64();
+    f32, "f32", 23, 1e-44, |x| x as f32, |y| f64::from(y);
+    f64, "f64", 52, 5e-324, |x| x, |y| y;
+    bf16, "bf16", 7, 1e-40, |x| bf16::from_f64(x), |y| y.to_f64();
+    f16, "f16", 10, 6e-8, |x| f16::from_f64(x), |y| y.to_f64();
 }
 
 /// Logits as a trainer has them: normal, of standard deviation 2, from a fixed seed.

@@ -3,6 +3,7 @@
 
 mod aarch64;
 mod builds;
+mod bench;
 mod c;
 mod check;
 mod counted;
@@ -11,6 +12,9 @@ mod dist;
 mod mutants;
 mod sanitize;
 mod inline;
+mod peers;
+mod picture;
+mod svg;
 mod tool;
 
 use std::process::ExitCode;
@@ -20,6 +24,8 @@ usage: cargo xtask <command>
 
   aarch64              run the tests on AArch64 under emulation
   builds               compare the bits of a build for x86-64-v3
+  bench [--large]      time the targets; bench peers: beside other libraries;
+                       bench pictures: draw what was recorded
   counted [--record]   count instructions with valgrind, against benches/counted.txt
   demo [--full]        train a word model in C++ with xent; --full trains longer
   dist [--prefix DIR]  build the C library into DIR (default target/dist)
@@ -36,6 +42,9 @@ fn main() -> ExitCode {
         ["aarch64"] => aarch64::run_tests(),
         ["builds"] => builds::run_tests(),
         ["sanitize"] => sanitize::run_all(),
+        ["bench", "peers", options @ ..] => peers::run(options),
+        ["bench", "pictures"] => picture::draw(),
+        ["bench", options @ ..] => bench::run(options),
         ["counted"] => counted::run(false),
         ["counted", "--record"] => counted::run(true),
         ["demo"] => demo::run(false),
