@@ -98,7 +98,16 @@ fn cross_entropy<T: Scalar>(
     let outcome = reference::evaluate(&case);
     let sum = |x: &[f64]| x.iter().sum::<f64>();
     match call {
-        Call::Backward => (0.0, outcome.grad_logits, outcome.grad_magnitude),
+        Call::Backward => {
+            // The lse is a forward's, whose own error the gradient of a confident target has whole.
+            let mut magnitude = outcome.grad_magnitude;
+            for (position, &target) in operands.targets.iter().enumerate() {
+                let (row, at) = (position / shape.inner, position % shape.inner);
+                let entry = (row * shape.classes + target as usize) * shape.inner + at;
+                magnitude[entry] = 1.0 / shape.positions() as f64;
+            }
+            (0.0, outcome.grad_logits, magnitude)
+        }
         Call::TargetGradient => {
             let magnitude = outcome.grad_targets.iter().map(|g| g.abs()).collect();
             (0.0, outcome.grad_targets, magnitude)

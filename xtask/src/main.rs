@@ -3,6 +3,7 @@
 
 mod aarch64;
 mod builds;
+mod accuracy;
 mod bench;
 mod c;
 mod check;
@@ -24,6 +25,7 @@ usage: cargo xtask <command>
 
   aarch64              run the tests on AArch64 under emulation
   builds               compare the bits of a build for x86-64-v3
+  accuracy             print ulps on every instruction set, beside PyTorch's
   bench [--large]      time the targets; bench peers: beside other libraries;
                        bench pictures: draw what was recorded
   counted [--record]   count instructions with valgrind, against benches/counted.txt
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         ["aarch64"] => aarch64::run_tests(),
         ["builds"] => builds::run_tests(),
         ["sanitize"] => sanitize::run_all(),
+        ["accuracy"] => accuracy::table(),
         ["bench", "peers", options @ ..] => peers::run(options),
         ["bench", "pictures"] => picture::draw(),
         ["bench", options @ ..] => bench::run(options),
