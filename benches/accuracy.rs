@@ -71,12 +71,12 @@ fn exponentials<T: Scalar>(directory: &Path) {
         .map(|i| if i % classes == 0 { 0.0 } else { lowest * (0.25 + 0.75 * fraction(i)) })
         .map(T::of)
         .collect();
-    let name = format!("{}.exp.{rows}x{classes}", T::NAME);
+    let name = format!("{}.low.{rows}x{classes}", T::NAME);
     write(directory, &name, "x", &x);
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
         let mut y = vec![T::default(); x.len()];
         Softmax::new(rows, classes).isa(isa).softmax(&x, &mut y).expect("valid");
-        write(directory, &name, &format!("{}.exp", isa.name()), &y);
+        write(directory, &name, &format!("{}.softmax", isa.name()), &y);
     }
 }
 
