@@ -51,7 +51,7 @@ fn main() {
         }
     }
     let all = rayon::current_num_threads() as u32;
-    let mut record = Record::new(&options.record, all);
+    let mut record = Record::new(&options.record, all, options.mib);
     arithmetic(&mut record);
     for threads in if all == 1 { vec![1] } else { vec![all, 1] } {
         for classes in WIDE {

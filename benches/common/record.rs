@@ -43,13 +43,14 @@ const COLUMNS: [&str; 10] =
 
 impl Record {
     /// Prints the machine, and the head of the table.
-    pub fn new(path: &Option<String>, threads: u32) -> Self {
+    pub fn new(path: &Option<String>, threads: u32, mib: usize) -> Self {
         let mut record = Record { file: None, passed: 0, short: 0 };
         if let Some(path) = path {
             record.file = Some(File::create(path).expect("a file that can be written"));
         }
         record.comment(&format!("machine: {}, {threads} threads", machine::processor()));
         record.comment(&format!("date: {}", machine::date()));
+        record.comment(&format!("logits: {mib} MiB unless the shape says otherwise"));
         record.comment("gelements: 1e9 logits a second; ratio: to the rate of what `of` names");
         record.write(&(COLUMNS.join(",") + ",verdict"));
         println!(

@@ -40,7 +40,8 @@ pub fn serve(version: &str, prepare: impl Fn(Task) -> Result<Step, String>) {
         std::io::stdout().flush().expect("somebody listens");
     };
     say(format!("ready {version}"));
-    let mut prepared: Option<(Task, Step)> = None;
+    // Of one problem, with and without backward.
+    let mut prepared: Vec<(Task, Step)> = Vec::new();
     for line in std::io::stdin().lock().lines() {
         let line = line.expect("text");
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -60,13 +61,14 @@ pub fn serve(version: &str, prepare: impl Fn(Task) -> Result<Step, String>) {
             backward: kind == "both",
         };
         let outcome = (|| {
-            if prepared.as_ref().is_none_or(|(known, _)| *known != task) {
-                prepared = None;
+            prepared.retain(|(known, _)| Task { backward: known.backward, ..task } == *known);
+            if !prepared.iter().any(|(known, _)| *known == task) {
                 let mut step = prepare(task)?;
                 step()?;
-                prepared = Some((task, step));
+                prepared.push((task, step));
             }
-            let (_, step) = prepared.as_mut().expect("just prepared");
+            let found = prepared.iter_mut().find(|(known, _)| *known == task);
+            let (_, step) = found.expect("just prepared");
             let (begin, mut best, mut loss) = (Instant::now(), f64::INFINITY, 0.0);
             while best.is_infinite() || begin.elapsed().as_secs_f64() < budget {
                 let start = Instant::now();

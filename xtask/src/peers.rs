@@ -164,8 +164,13 @@ struct Peer {
 }
 
 impl Peer {
-    fn start(name: &str, mut command: Command, threads: usize) -> Result<Peer> {
-        let mut child = command
+    fn start(name: &str, command: Command, threads: usize) -> Result<Peer> {
+        // Some take as many threads as they may run on, whatever they are told.
+        let mut pinned = Command::new("taskset");
+        pinned.arg("-c").arg(format!("0-{}", threads - 1));
+        pinned.arg(command.get_program()).args(command.get_args());
+        pinned.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let mut child = pinned
             .env("OMP_NUM_THREADS", threads.to_string())
             .env("RAYON_NUM_THREADS", threads.to_string())
             .stdin(Stdio::piped())

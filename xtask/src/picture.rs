@@ -37,9 +37,11 @@ impl Run {
         self.notes.get(name).map_or("", String::as_str)
     }
 
-    /// Where and when.
+    /// Where and when, and what has to be known besides.
     fn footing(&self) -> String {
-        format!("{}; {}", self.note("machine"), self.note("date"))
+        let note = self.note("note");
+        let note = if note.is_empty() { String::new() } else { format!(" ({note})") };
+        format!("{}; {}{note}", self.note("machine"), self.note("date"))
     }
 }
 
@@ -144,7 +146,7 @@ type Series = (BTreeMap<u64, f64>, &'static str, &'static str, String);
 
 /// One chart: classes on a logarithmic axis, Gelement/s on a linear one.
 fn panel(svg: &mut Svg, origin: (f64, f64), size: (f64, f64), title: &str, series: &[Series]) {
-    let (left, right, top, bottom) = (54.0, 132.0, 34.0, 44.0);
+    let (left, right, top, bottom) = (54.0, 132.0, 48.0, 44.0);
     let (x0, x1) = (origin.0 + left, origin.0 + size.0 - right);
     let (y0, y1) = (origin.1 + size.1 - bottom, origin.1 + top);
     let classes = || series.iter().flat_map(|(points, ..)| points.keys().copied());
@@ -181,7 +183,7 @@ fn panel(svg: &mut Svg, origin: (f64, f64), size: (f64, f64), title: &str, serie
         power *= 10.0;
     }
     svg.text((x0 + x1) / 2.0, y0 + 34.0, "tick middle", "classes");
-    svg.text(x0 - 38.0, y1 - 8.0, "tick", "Gelement/s");
+    svg.text(x0 - 38.0, y1 - 12.0, "tick", "Gelement/s");
 
     // Labels beside the ends of the lines, moved apart where they would overlap.
     let mut labels: Vec<(f64, &str, &str)> = Vec::new();
@@ -208,22 +210,44 @@ fn step(at_least: f64) -> f64 {
     [1.0, 2.0, 5.0, 10.0].into_iter().map(|f| f * power).find(|s| *s >= at_least).unwrap_or(power)
 }
 
+/// What a peer is called in print.
+fn shown_name(peer: &str) -> &str {
+    match peer {
+        "c" => "plain C",
+        "onednn" => "oneDNN",
+        "torch" => "PyTorch",
+        "torch-warm" => "PyTorch, warm",
+        "torch-compile" => "torch.compile",
+        "jax" => "JAX",
+        "tensorflow" => "TensorFlow",
+        other => other,
+    }
+}
+
 /// Time of a call by xent and by each peer, for each shape and kind: bars on a logarithmic axis.
 fn against_peers(run: &Run, dtype: &str) -> Option<String> {
-    // By shape and kind, in the order of the record; peers by their time.
-    let mut groups: Vec<(String, Vec<(String, f64)>)> = Vec::new();
+    // By shape and kind, in the order of the record: the peer, its time, and the times of xent's.
+    let mut groups: Vec<(String, Vec<(String, f64, f64)>)> = Vec::new();
     for line in run.lines.iter().filter(|line| cell(line, "dtype") == dtype) {
-        let Some(milliseconds) = number(line, "ms") else { continue };
-        let kind = match cell(line, "kind") {
-            "both" => "forward + backward",
-            "in-place" => continue,
-            kind => kind,
+        let (Some(time), Some(ratio)) = (number(line, "ms"), number(line, "ratio")) else {
+            continue;
+        };
+        let mut peer = shown_name(cell(line, "peer")).to_string();
+        let kind = match (cell(line, "kind"), cell(line, "peer")) {
+            ("forward", _) => "forward",
+            ("both", _) => "forward + backward",
+            // Beside what others can do: out of place. That of C is held against xent's in place.
+            (_, "xent") => {
+                peer += ", in place";
+                "forward + backward"
+            }
+            _ => continue,
         };
         let name = format!("{}, {kind}", cell(line, "shape").replace('x', " × "));
-        let peer = cell(line, "peer").to_string();
+        let bar = (peer, time, ratio);
         match groups.iter_mut().find(|(other, _)| *other == name) {
-            Some((_, bars)) => bars.push((peer, milliseconds)),
-            None => groups.push((name, vec![(peer, milliseconds)])),
+            Some((_, bars)) => bars.push(bar),
+            None => groups.push((name, vec![bar])),
         }
     }
     if groups.is_empty() {
@@ -247,18 +271,14 @@ fn against_peers(run: &Run, dtype: &str) -> Option<String> {
         svg.text(left + 16.0, top + 18.0, "label", name);
         let (x0, room) = (left + 140.0, width - 140.0 - 116.0);
         let (low, high) = (bars.first()?.1 * 0.5, bars.last()?.1);
-        let ours = bars.iter().find(|(peer, _)| peer == "xent").map(|(_, time)| *time);
-        for (j, (peer, time)) in bars.iter().enumerate() {
+        for (j, (peer, time, ratio)) in bars.iter().enumerate() {
             let y = top + 30.0 + j as f64 * row;
-            let is_ours = peer == "xent";
+            let is_ours = peer.starts_with("xent");
             let class = if is_ours { "tick end label fa" } else { "tick end" };
             svg.text(x0 - 6.0, y + 11.0, class, peer);
             let length = (time / low).ln() / (high / low).ln() * room;
             svg.bar(x0, y, length, row - 5.0, if is_ours { "fa" } else { "fc" });
-            let times = match ours {
-                Some(ours) if !is_ours => format!("  ({:.1}×)", time / ours),
-                _ => String::new(),
-            };
+            let times = if is_ours { String::new() } else { format!("  ({ratio:.1}×)") };
             let digits = if *time < 10.0 { 2 } else { 1 };
             svg.text(x0 + length + 6.0, y + 11.0, "tick", &format!("{time:.digits$} ms{times}"));
         }
