@@ -17,7 +17,10 @@ pub struct Run {
 impl Run {
     /// None if there is none.
     pub fn read(path: &Path) -> Option<Run> {
-        let text = fs::read_to_string(path).ok()?;
+        Some(Run::parse(&fs::read_to_string(path).ok()?))
+    }
+
+    fn parse(text: &str) -> Run {
         let mut run = Run { notes: BTreeMap::new(), lines: Vec::new() };
         let mut columns: Vec<&str> = Vec::new();
         for line in text.lines() {
@@ -30,7 +33,7 @@ impl Run {
                 run.lines.push(cells.map(|(c, v)| (c.to_string(), v.to_string())).collect());
             }
         }
-        Some(run)
+        run
     }
 
     fn note(&self, name: &str) -> &str {
@@ -284,4 +287,37 @@ fn against_peers(run: &Run, dtype: &str) -> Option<String> {
         }
     }
     Some(svg.finish("Time of a call by xent and by other libraries"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_become_pictures() {
+        let run = Run::parse(
+            "# machine: a machine\n# date: today\n\
+             what,dtype,shape,classes,set,threads,gelements,ratio,of,target,verdict\n\
+             limit-read,f32,8x1000,1000,,2,8.0,,,,\nlimit-scale,f32,8x1000,1000,,2,4.0,,,,\n\
+             limit-copy,f32,8x1000,1000,,2,3.0,,,,\nlimit-read,f32,8x10,10,,2,8.0,,,,\n\
+             forward,f32,8x10,10,avx512,2,1.0,0.1,read,,\n\
+             forward,f32,8x1000,1000,avx512,2,7.0,0.9,read,,\n\
+             in-place,f32,8x1000,1000,avx512,2,3.0,0.8,scale,,\n\
+             both,f32,8x1000,1000,avx512,2,2.0,0.7,copy,,\n\
+             backward,f32,8x1000,1000,avx512,2,2.0,0.7,copy,,\n",
+        );
+        let picture = throughput(&run).expect("all there is to draw");
+        assert!(picture.contains("a machine; today") && picture.contains("xent, 2 threads"));
+        // Forward and its limit, of two points each: four panels of two lines.
+        assert_eq!(picture.matches("<polyline").count(), 8);
+
+        let run = Run::parse(
+            "peer,dtype,shape,kind,threads,ms,ratio\nxent,f32,2x3,forward,2,1.0,1.00\n\
+             torch,f32,2x3,forward,2,9.5,9.25\nc,bf16,2x3,forward,2,2.0,2.00\n",
+        );
+        let picture = against_peers(&run, "f32").expect("all there is to draw");
+        assert!(picture.contains("9.50 ms  (9.2×)") || picture.contains("9.50 ms  (9.3×)"));
+        assert!(!picture.contains("plain C"));
+        assert!(against_peers(&run, "f64").is_none());
+    }
 }
