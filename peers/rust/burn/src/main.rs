@@ -4,13 +4,11 @@
 #[path = "../../serve.rs"]
 mod serve;
 
-use burn::backend::{Autodiff, Flex};
 use burn::tensor::activation::log_softmax;
-use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use serve::{Step, Task, serve};
 
-fn loss<B: Backend>(logits: Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+fn loss(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     let rows = targets.dims()[0];
     log_softmax(logits, 1).gather(1, targets.reshape([rows, 1])).mean().neg()
 }
@@ -22,23 +20,20 @@ fn prepare(task: Task) -> Result<Step, String> {
     let (logits, targets) = (task.logits(), task.targets());
     let logits = TensorData::new(logits, [task.rows, task.classes]);
     let targets = TensorData::new(targets, [task.rows]);
-    let device = Default::default();
-    if task.backward {
-        let logits = Tensor::<Autodiff<Flex>, 2>::from_data(logits, &device);
-        let targets = Tensor::<Autodiff<Flex>, 1, Int>::from_data(targets, &device);
-        Ok(Box::new(move || {
-            let x = logits.clone().require_grad();
-            let loss = loss(x.clone(), targets.clone());
-            let value = loss.clone().into_scalar();
-            let gradients = loss.backward();
-            std::hint::black_box(x.grad(&gradients));
-            Ok(f64::from(value))
-        }))
-    } else {
-        let logits = Tensor::<Flex, 2>::from_data(logits, &device);
-        let targets = Tensor::<Flex, 1, Int>::from_data(targets, &device);
-        Ok(Box::new(move || Ok(f64::from(loss(logits.clone(), targets.clone()).into_scalar()))))
-    }
+    let device = if task.backward { Device::flex().autodiff() } else { Device::flex() };
+    let logits = Tensor::<2>::from_data(logits, &device);
+    let targets = Tensor::<1, Int>::from_data(targets, &device);
+    Ok(Box::new(move || {
+        if !task.backward {
+            return Ok(f64::from(loss(logits.clone(), targets.clone()).into_scalar::<f32>()));
+        }
+        let x = logits.clone().require_grad();
+        let loss = loss(x.clone(), targets.clone());
+        let value = loss.clone().into_scalar::<f32>();
+        let gradients = loss.backward();
+        std::hint::black_box(x.grad(&gradients));
+        Ok(f64::from(value))
+    }))
 }
 
 fn main() {
