@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
 pub mod bounds;
+pub mod family;
 pub mod operand;
 pub mod random;
 pub mod task;

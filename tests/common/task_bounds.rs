@@ -19,7 +19,7 @@
 use super::How;
 use super::bounds::close;
 use super::operand::Dtype;
-use super::task::{Answer, Call, Task};
+use super::task::{Answer, Task};
 use std::collections::BTreeMap;
 use xent::Isa;
 use xent::reference::{self, Case, Outcome};
@@ -559,35 +559,42 @@ impl<'a> Judge<'a> {
 /// promised, against the others.
 #[track_caller]
 pub fn check_on(judge: &Judge, how: &How<'_>) -> Worst {
+    check_answers(judge, &judge.task.run_all(how))
+}
+
+/// The same of calls that were made: [`Task::run_all`] of the judge's task.
+#[track_caller]
+pub fn check_answers(judge: &Judge, answers: &[(&'static str, Answer)]) -> Worst {
     let task = judge.task;
-    let evaluated = task.run(Call::Evaluate, how);
-    let mut worst = judge.losses(&evaluated);
+    let find = |call: &str| answers.iter().find(|(name, _)| *name == call).map(|(_, a)| a);
+    let get = |call: &str| find(call).unwrap_or_else(|| panic!("{call} was not called"));
+    let mut worst = judge.losses(get("evaluate"));
     if task.targets.is_none() {
         return worst;
     }
-    let forward = task.run(Call::Forward, how);
-    worst.add(&judge.losses(&forward));
+    let forward = get("forward");
+    worst.add(&judge.losses(forward));
 
     let old = task.accumulate.then_some(task.grad.values.as_slice());
     let dtype = task.grad.dtype;
-    let fused = task.run(Call::Fused, how);
-    worst.add(&judge.losses(&fused));
+    let fused = get("fused");
+    worst.add(&judge.losses(fused));
     worst.add(&judge.gradient(&fused.grad, dtype, old, None));
     let one_layout = task.has_one_layout();
     if one_layout {
-        fused.assert_same_losses(&forward, "forward and fused");
+        fused.assert_same_losses(forward, "forward and fused");
     }
 
     let lse = &forward.lse;
-    let backward = task.run(Call::Backward(lse), how);
+    let backward = get("backward");
     worst.add(&judge.gradient(&backward.grad, dtype, old, Some(lse)));
 
     if task.fits_in_place() {
         let dtype = task.logits.dtype;
-        let in_place = task.run(Call::FusedInPlace, how);
-        in_place.assert_same_losses(&forward, "forward and in place");
+        let in_place = get("fused in place");
+        in_place.assert_same_losses(forward, "forward and in place");
         worst.add(&judge.gradient(&in_place.grad, dtype, None, None));
-        let from_lse = task.run(Call::BackwardInPlace(lse), how);
+        let from_lse = get("backward in place");
         worst.add(&judge.gradient(&from_lse.grad, dtype, None, Some(lse)));
         if one_layout && dtype == task.grad.dtype {
             super::task::same_bits(&in_place.grad, &fused.grad, "in place and out of place");
@@ -596,8 +603,7 @@ pub fn check_on(judge: &Judge, how: &How<'_>) -> Worst {
     }
     if task.has_probabilities() {
         let old = task.accumulate.then_some(task.grad_targets.values.as_slice());
-        let answer = task.run(Call::Targets(lse), how);
-        worst.add(&judge.gradient_of_targets(&answer.grad, old));
+        worst.add(&judge.gradient_of_targets(&get("targets").grad, old));
     }
     worst
 }

@@ -16,6 +16,7 @@ mod inline;
 mod peers;
 mod picture;
 mod svg;
+mod fuzz;
 mod tool;
 
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ usage: cargo xtask <command>
   demo [--full]        train a word model in C++ with xent; --full trains longer
   dist [--prefix DIR]  build the C library into DIR (default target/dist)
   sanitize             run the C and C++ tests under sanitizers and valgrind
+  fuzz [SECONDS] [TARGET]...
+                       run the fuzz targets, 30 s each: problem c_abi partition
   test [STEP]...       run every check, or only the steps named:
                        header fmt clippy docs rust c examples
   mutants [...]        run the tests against wrong versions of the source; see --help";
@@ -54,6 +57,10 @@ fn main() -> ExitCode {
         ["demo", "--full"] => demo::run(true),
         ["dist"] => dist::install(None),
         ["dist", "--prefix", prefix] if !prefix.is_empty() => dist::install(Some(prefix)),
+        ["fuzz", arguments @ ..] => match fuzz::parse(arguments) {
+            Ok(plan) => fuzz::run_plan(&plan),
+            Err(message) => return usage(&message),
+        },
         ["test", steps @ ..] => match check::parse(steps) {
             Ok(steps) => check::run(&steps),
             Err(message) => return usage(&message),

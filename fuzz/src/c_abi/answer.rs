@@ -1,0 +1,249 @@
+//! Whether an answer is right: that of the same problem by way of the Rust interface, to the bit,
+//! and where operands hold numbers as meant, within its bounds of the oracle's.
+
+use super::Snapshot;
+use super::abi::{self, View};
+use super::call::{Arguments, Entry};
+use super::draw::dtype_of;
+use super::model::Operand;
+use crate::common::operand::{self, Dtype};
+use crate::common::task::{Answer, Call, Task, Wants, same_bits};
+use crate::common::task_bounds::Judge;
+use crate::common::{How, Reduction, family};
+use xent::Isa;
+use xent::half::{bf16, f16};
+
+/// An element of an operand of integers.
+pub fn integer(memory: &Snapshot, operand: &Operand, at: usize) -> i64 {
+    match dtype_of(operand.view.dtype) {
+        Some(Dtype::I64) => i64::from_ne_bytes(memory.read(at)),
+        Some(Dtype::I32) => i32::from_ne_bytes(memory.read(at)).into(),
+        Some(Dtype::U32) => u32::from_ne_bytes(memory.read(at)).into(),
+        Some(Dtype::U16) => u16::from_ne_bytes(memory.read(at)).into(),
+        _ => u8::from_ne_bytes(memory.read(at)).into(),
+    }
+}
+
+fn real(memory: &Snapshot, dtype: Dtype, at: usize) -> f64 {
+    match dtype {
+        Dtype::F32 => f32::from_ne_bytes(memory.read(at)).into(),
+        Dtype::F64 => f64::from_ne_bytes(memory.read(at)),
+        Dtype::Bf16 => bf16::from_ne_bytes(memory.read(at)).into(),
+        Dtype::F16 => f16::from_ne_bytes(memory.read(at)).into(),
+        Dtype::I64 => i64::from_ne_bytes(memory.read(at)) as f64,
+        Dtype::I32 => i32::from_ne_bytes(memory.read(at)).into(),
+        Dtype::U32 => u32::from_ne_bytes(memory.read(at)).into(),
+        Dtype::U16 => u16::from_ne_bytes(memory.read(at)).into(),
+        Dtype::U8 => u8::from_ne_bytes(memory.read(at)).into(),
+    }
+}
+
+/// What a call was about, read back from memory.
+struct Reader<'a> {
+    operands: Vec<Operand>,
+    sizes: [usize; 3],
+    before: &'a Snapshot,
+    after: &'a Snapshot,
+}
+
+impl Reader<'_> {
+    fn find(&self, name: &str, output: bool) -> Option<&Operand> {
+        self.operands.iter().find(|o| o.name == name && o.output == output && o.is_present())
+    }
+
+    fn values(&self, operand: &Operand, memory: &Snapshot) -> Vec<f64> {
+        let dtype = dtype_of(operand.view.dtype).expect("checked by the model");
+        operand.places(self.sizes).into_iter().map(|at| real(memory, dtype, at)).collect()
+    }
+
+    /// An operand of the tests' kind, holding what was there before the call.
+    fn taken(&self, operand: &Operand) -> operand::Operand {
+        let sizes = operand.sizes(self.sizes);
+        let is_empty = sizes.contains(&0);
+        operand::Operand {
+            dtype: dtype_of(operand.view.dtype).expect("checked by the model"),
+            sizes,
+            values: self.values(operand, self.before),
+            strides: if is_empty { [0; 3] } else { operand.view.strides },
+            offset: 0,
+        }
+    }
+
+    fn input(&self, name: &str) -> Option<operand::Operand> {
+        self.find(name, false).map(|operand| self.taken(operand))
+    }
+
+    /// What the call wrote.
+    fn written(&self, name: &str) -> Option<Vec<f64>> {
+        self.find(name, true).map(|operand| self.values(operand, self.after))
+    }
+}
+
+pub fn check(arguments: &Arguments, is_tame: bool, before: &Snapshot, after: &Snapshot) {
+    let (operands, sizes) = (arguments.operands(), arguments.sizes());
+    let reader = Reader { operands, sizes, before, after };
+    if arguments.is_family() {
+        check_family(arguments, &reader, is_tame);
+    } else {
+        check_loss(arguments, &reader, is_tame);
+    }
+}
+
+fn how(arguments: &Arguments) -> How<'static> {
+    // Work of this size stays on one thread.
+    How { threads: arguments.problem.threads, ..How::on(Isa::best()) }
+}
+
+fn is_same(a: &View, b: &View, reader: &Reader, name: &str) -> bool {
+    let steps = |view: &View| {
+        let operand = reader.find(name, false).map(|o| Operand { view: *view, ..*o });
+        operand.map(|o| o.steps(reader.sizes))
+    };
+    a.data == b.data && a.dtype == b.dtype && steps(a) == steps(b)
+}
+
+fn check_family(arguments: &Arguments, reader: &Reader, is_tame: bool) {
+    let sizes = arguments.sizes();
+    if sizes.contains(&0) {
+        // Nothing was written, says the comparison of all memory.
+        return;
+    }
+    let view = |view: Option<View>| view.unwrap_or(View::ABSENT);
+    let (x, grad_y, y) = (view(arguments.x), view(arguments.grad_y), view(arguments.y));
+    let backward = arguments.is_family_backward();
+    let input = reader.input("x").expect("required");
+    let to = reader.find("y", true).expect("required");
+    let over = is_same(&x, &y, reader, "x");
+    let log = matches!(arguments.entry, Entry::LogSoftmax | Entry::LogSoftmaxBackward);
+    let call = match (backward, over) {
+        (false, false) => family::Call::Forward,
+        (false, true) => family::Call::ForwardInPlace,
+        (true, true) => family::Call::BackwardOver,
+        (true, false) if is_same(&grad_y, &y, reader, "grad_y") => family::Call::BackwardInPlace,
+        (true, false) => family::Call::Backward,
+    };
+    let problem = family::Problem {
+        sizes,
+        log,
+        grad_y: reader.input("grad_y").unwrap_or_else(|| input.clone()),
+        y: input.clone(),
+        x: input,
+        to: reader.taken(to),
+    };
+    let got = reader.written("y").expect("required");
+    if is_tame && !backward {
+        problem.judge(call, &got);
+    }
+    // An operand that is both inputs is two in this call.
+    same_bits(&got, &problem.run(call, &how(arguments)), "by way of the Rust interface");
+}
+
+fn check_loss(arguments: &Arguments, reader: &Reader, is_tame: bool) {
+    let p = &arguments.problem;
+    let sizes @ [rows, classes, inner] = arguments.sizes();
+    let by_row = [rows, 1, inner];
+    let logits = reader.input("logits").unwrap_or(operand::Operand {
+        // There are no rows.
+        ..operand::Operand::zeros(Dtype::F32, sizes)
+    });
+    let result = |name: &str| match reader.find(name, true) {
+        Some(operand) => reader.taken(operand),
+        None => operand::Operand::zeros(Dtype::F64, by_row),
+    };
+    let grad = reader.find("grad", true);
+    let gradient_of = |wanted: bool, dtype: Dtype| match grad {
+        Some(grad) if wanted => reader.taken(grad),
+        _ => operand::Operand::zeros(dtype, sizes),
+    };
+    let of_targets = arguments.entry == Entry::BackwardTargets;
+    let asked = |name: &str| reader.find(name, true).is_some();
+    let task = Task {
+        rows,
+        classes,
+        inner,
+        targets: reader.input("targets"),
+        class_weights: reader.input("class_weights"),
+        row_weights: reader.input("row_weights"),
+        row_mask: reader.input("row_mask"),
+        grad_output: reader.input("grad_output"),
+        ignore_index: p.ignore_index,
+        label_smoothing: p.label_smoothing,
+        z_loss: p.z_loss,
+        softcap: p.softcap,
+        logit_scale: p.logit_scale,
+        log_probs: p.flags & abi::LOG_PROBS != 0,
+        reduction: [Reduction::Mean, Reduction::Sum, Reduction::None][p.reduction as usize],
+        normalizer: p.normalizer,
+        z_normalizer: p.z_normalizer,
+        empty_is_zero: p.flags & abi::EMPTY_IS_ZERO != 0,
+        grad_scale: arguments.grad_scale,
+        accumulate: p.flags & abi::ACCUMULATE != 0,
+        grad: gradient_of(!of_targets, logits.dtype),
+        grad_targets: gradient_of(of_targets, Dtype::F64),
+        row_losses: result("row_losses"),
+        entropy: result("entropy"),
+        wants: Wants {
+            entropy: asked("entropy"),
+            argmax: asked("argmax"),
+            correct: asked("correct"),
+        },
+        logits,
+    };
+    let lse = reader.input("lse").map_or(Vec::new(), |lse| lse.values);
+    let in_place = arguments.grad.is_some_and(|grad| is_same(&grad, &p.logits, reader, "logits"));
+    let call = match (arguments.entry, in_place) {
+        (Entry::Forward, _) if task.targets.is_none() => Call::Evaluate,
+        (Entry::Forward, _) => Call::Forward,
+        (Entry::ForwardBackward, false) => Call::Fused,
+        (Entry::ForwardBackward, true) => Call::FusedInPlace,
+        (Entry::Backward, false) => Call::Backward(&lse),
+        (Entry::Backward, true) => Call::BackwardInPlace(&lse),
+        _ => Call::Targets(&lse),
+    };
+    if task.targets.is_none() && !matches!(call, Call::Evaluate) {
+        // A gradient over no rows: nothing was written, says the comparison of all memory.
+        return;
+    }
+    let want = task.run(call, &how(arguments));
+    if is_tame {
+        let judge = Judge::new(&task);
+        if !matches!(call, Call::Backward(_) | Call::BackwardInPlace(_) | Call::Targets(_)) {
+            judge.losses(&want);
+        }
+        let old = task.accumulate.then_some(task.grad.values.as_slice());
+        match call {
+            Call::Fused => drop(judge.gradient(&want.grad, task.grad.dtype, old, None)),
+            Call::FusedInPlace => {
+                judge.gradient(&want.grad, task.logits.dtype, None, None);
+            }
+            _ => {}
+        }
+    }
+    compare(reader, &want);
+}
+
+/// What was asked for has the bits of that answer.
+fn compare(reader: &Reader, want: &Answer) {
+    let same = |name: &str, want: &[f64]| {
+        if let Some(got) = reader.written(name) {
+            same_bits(&got, want, name);
+        }
+    };
+    same("lse", &want.lse);
+    same("row_losses", &want.row_losses);
+    same("entropy", &want.entropy);
+    let argmax: Vec<f64> = want.argmax.iter().map(|&class| class as f64).collect();
+    same("argmax", &argmax);
+    same("grad", &want.grad);
+    let reals = [
+        ("loss", want.loss),
+        ("z_loss", want.z_loss),
+        ("normalizer", want.normalizer),
+        ("z_normalizer", want.z_normalizer),
+        ("kept_rows", want.kept_rows.map(|n| n as f64)),
+        ("correct", want.correct.map(|n| n as f64)),
+    ];
+    for (name, want) in reals {
+        same(name, want.as_slice());
+    }
+}

@@ -1,0 +1,299 @@
+//! A call of the C interface as it is made: descriptors at their addresses.
+
+use super::abi::{self, Problem, Results, Shape, View};
+use super::model::{self, Axes, FLOATS, INDICES, LOSSES, Operand, Verdict};
+use std::ffi::c_void;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    Forward,
+    Backward,
+    BackwardTargets,
+    ForwardBackward,
+    LogSoftmax,
+    LogSoftmaxBackward,
+    Softmax,
+    SoftmaxBackward,
+}
+
+pub const ENTRIES: [Entry; 8] = [
+    Entry::ForwardBackward,
+    Entry::Forward,
+    Entry::Backward,
+    Entry::BackwardTargets,
+    Entry::LogSoftmax,
+    Entry::LogSoftmaxBackward,
+    Entry::Softmax,
+    Entry::SoftmaxBackward,
+];
+
+/// How a struct is handed over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Handed {
+    Null,
+    /// With a size of its own choice, and in the bytes past the struct's own zeros, or not.
+    Sized {
+        size: u32,
+        clean: bool,
+    },
+}
+
+impl Handed {
+    /// What is wrong with a struct of `own` bytes.
+    fn fault(self, own: usize) -> Option<i32> {
+        match self {
+            Handed::Null => Some(abi::NULL),
+            Handed::Sized { size, .. } if (size as usize) < own => Some(abi::STRUCT),
+            Handed::Sized { size, clean } if size as usize > own && !clean => Some(abi::STRUCT),
+            Handed::Sized { .. } => None,
+        }
+    }
+}
+
+/// All arguments of an entry; those that it does not have are not looked at.
+#[derive(Clone, Debug)]
+pub struct Arguments {
+    pub entry: Entry,
+    /// The problem, or the shape.
+    pub first: Handed,
+    pub problem: Problem,
+    pub results: Results,
+    pub results_handed: Handed,
+    /// Results, or the operands' structs, are there at all.
+    pub grad_output: Option<View>,
+    pub grad: Option<View>,
+    pub lse: *mut c_void,
+    pub grad_scale: f64,
+    /// Of the softmax family.
+    pub x: Option<View>,
+    pub grad_y: Option<View>,
+    pub y: Option<View>,
+}
+
+fn scalar(name: &'static str, data: *mut c_void, dtype: u32) -> Operand {
+    packed(name, data, dtype, Axes::One)
+}
+
+/// An output that C knows by its type.
+fn packed(name: &'static str, data: *mut c_void, dtype: u32, axes: Axes) -> Operand {
+    let view = View { data, dtype, strides: [0; 3] };
+    let allowed = if dtype == abi::F64 { &[abi::F64] } else { &[abi::I64] };
+    Operand { name, view, axes, allowed, required: false, output: true, replaceable: false }
+}
+
+impl Arguments {
+    pub fn is_family(&self) -> bool {
+        use Entry::{LogSoftmax, LogSoftmaxBackward, Softmax, SoftmaxBackward};
+        matches!(self.entry, LogSoftmax | LogSoftmaxBackward | Softmax | SoftmaxBackward)
+    }
+
+    pub fn is_family_backward(&self) -> bool {
+        matches!(self.entry, Entry::LogSoftmaxBackward | Entry::SoftmaxBackward)
+    }
+
+    /// Whether the entry hands out results.
+    pub fn has_results(&self) -> bool {
+        matches!(self.entry, Entry::Forward | Entry::ForwardBackward)
+    }
+
+    pub fn has_gradient(&self) -> bool {
+        matches!(self.entry, Entry::Backward | Entry::BackwardTargets | Entry::ForwardBackward)
+    }
+
+    /// An lse is an input.
+    pub fn takes_lse(&self) -> bool {
+        matches!(self.entry, Entry::Backward | Entry::BackwardTargets)
+            && self.problem.flags & abi::LOG_PROBS == 0
+    }
+
+    pub fn sizes(&self) -> model::Sizes {
+        [self.problem.rows, self.problem.classes, self.problem.inner]
+    }
+
+    pub fn has_indices(&self) -> bool {
+        !FLOATS.contains(&self.problem.targets.dtype)
+    }
+
+    /// The results that are asked for; `None` if the entry has none or they are NULL.
+    pub fn wanted(&self) -> Option<&Results> {
+        let there = self.has_results() && self.results_handed != Handed::Null;
+        there.then_some(&self.results)
+    }
+
+    /// The operands of the call, inputs first.
+    pub fn operands(&self) -> Vec<Operand> {
+        let input = |name, view: View, axes, allowed, required| Operand {
+            name,
+            view,
+            axes,
+            allowed,
+            required,
+            output: false,
+            replaceable: false,
+        };
+        let output = |name, view, axes, allowed| Operand {
+            output: true,
+            ..input(name, view, axes, allowed, false)
+        };
+        if self.is_family() {
+            let x = input("x", self.x.unwrap_or(View::ABSENT), Axes::Full, FLOATS, true);
+            let grad_y = Operand { name: "grad_y", view: self.grad_y.unwrap_or(View::ABSENT), ..x };
+            let y = Operand {
+                required: true,
+                ..output("y", self.y.unwrap_or(View::ABSENT), Axes::Full, FLOATS)
+            };
+            let inputs = if self.is_family_backward() { vec![x, grad_y] } else { vec![x] };
+            let inputs = inputs.into_iter().map(|x| Operand { replaceable: true, ..x });
+            return inputs.chain([y]).collect();
+        }
+        let p = &self.problem;
+        let by_row = p.reduction == 2;
+        let aims = if self.has_indices() { Axes::Rows } else { Axes::Full };
+        let replaceable = self.has_gradient()
+            && self.entry != Entry::BackwardTargets
+            && p.flags & abi::ACCUMULATE == 0;
+        let logits = input("logits", p.logits, Axes::Full, FLOATS, true);
+        let mut all = vec![
+            Operand { replaceable, ..logits },
+            input("targets", p.targets, aims, model::INDICES_OR_FLOATS, self.needs_targets()),
+            input("class_weights", p.class_weights, Axes::Classes, FLOATS, false),
+            input("row_weights", p.row_weights, Axes::Rows, FLOATS, false),
+            input("row_mask", p.row_mask, Axes::Rows, &[abi::U8], false),
+        ];
+        if self.has_gradient() {
+            let axes = if by_row { Axes::Rows } else { Axes::One };
+            let upstream = self.grad_output.unwrap_or(View::ABSENT);
+            all.push(input("grad_output", upstream, axes, FLOATS, false));
+            let grad = output("grad", self.grad.unwrap_or(View::ABSENT), Axes::Full, FLOATS);
+            all.push(Operand { required: true, ..grad });
+        }
+        if self.takes_lse() {
+            let lse = packed("lse", self.lse, abi::F64, Axes::Rows);
+            all.push(Operand { output: false, required: true, ..lse });
+        }
+        if let Some(r) = self.wanted() {
+            all.extend([
+                packed("lse", r.lse, abi::F64, Axes::Rows),
+                scalar("loss", r.loss, abi::F64),
+                output("row_losses", r.row_losses, Axes::Rows, LOSSES),
+                scalar("z_loss", r.z_loss, abi::F64),
+                scalar("normalizer", r.normalizer, abi::F64),
+                scalar("z_normalizer", r.z_normalizer, abi::F64),
+                scalar("kept_rows", r.kept_rows, abi::I64),
+                packed("argmax", r.argmax, abi::I64, Axes::Rows),
+                scalar("correct", r.correct, abi::I64),
+                output("entropy", r.entropy, Axes::Rows, LOSSES),
+            ]);
+        }
+        all
+    }
+
+    fn needs_targets(&self) -> bool {
+        let asks = |r: &Results| {
+            let scalars = [r.loss, r.z_loss, r.normalizer, r.z_normalizer, r.kept_rows, r.correct];
+            !r.row_losses.data.is_null() || scalars.iter().any(|to| !to.is_null())
+        };
+        self.has_gradient() || self.wanted().is_some_and(asks)
+    }
+
+    /// What the header promises of the call. Whether targets are in range is left open.
+    pub fn verdict(&self) -> Verdict {
+        let just = |code: i32| Verdict { codes: vec![code] };
+        let problem_bytes =
+            if self.is_family() { size_of::<Shape>() } else { size_of::<Problem>() };
+        if let Some(fault) = self.first.fault(problem_bytes) {
+            return just(fault);
+        }
+        let known = if self.is_family() { 0 } else { 7 };
+        if self.problem.flags & !known != 0 {
+            return just(abi::STRUCT);
+        }
+        if self.has_results() {
+            match self.results_handed.fault(size_of::<Results>()) {
+                Some(abi::NULL) if self.entry == Entry::ForwardBackward => {}
+                Some(fault) => return just(fault),
+                None => {}
+            }
+        }
+        let missing = if self.is_family() {
+            self.x.is_none()
+                || self.y.is_none()
+                || self.is_family_backward() && self.grad_y.is_none()
+        } else {
+            self.has_gradient() && self.grad.is_none()
+        };
+        if missing {
+            return just(abi::NULL);
+        }
+        let operands = self.operands();
+        let also = match model::operands(&operands, self.sizes(), self.dtypes_agree()) {
+            Ok(also) => also,
+            Err(verdict) => return verdict,
+        };
+        let code = if !self.is_family() && self.has_bad_option() { abi::PARAM } else { abi::OK };
+        let mut codes = vec![code];
+        codes.extend(also);
+        Verdict { codes }
+    }
+
+    fn dtypes_agree(&self) -> bool {
+        let dtype = |view: Option<View>| view.unwrap_or(View::ABSENT).dtype;
+        if self.is_family() {
+            let x = dtype(self.x);
+            return dtype(self.y) == x && (!self.is_family_backward() || dtype(self.grad_y) == x);
+        }
+        if !self.has_gradient() || self.entry == Entry::BackwardTargets {
+            return true;
+        }
+        let (logits, grad) = (self.problem.logits.dtype, dtype(self.grad));
+        grad == logits || (matches!(logits, 2 | 3) && grad == 0)
+    }
+
+    fn has_bad_option(&self) -> bool {
+        let p = &self.problem;
+        let finite = |x: f64| x.is_finite() && x >= 0.0;
+        let ranges = (0.0..=1.0).contains(&p.label_smoothing)
+            && [p.z_loss, p.softcap, p.normalizer, p.z_normalizer].into_iter().all(finite)
+            && p.logit_scale.is_finite()
+            && p.logit_scale > 0.0
+            && (!self.has_gradient() || self.grad_scale.is_finite());
+        if !ranges || p.reduction > 2 {
+            return true;
+        }
+        let has_rows = p.rows > 0 && p.inner > 0;
+        let aims_at_indices = self.has_indices() && !p.targets.data.is_null();
+        if self.entry == Entry::BackwardTargets && aims_at_indices {
+            return true;
+        }
+        let log_probs = p.flags & abi::LOG_PROBS != 0;
+        if log_probs && (p.z_loss != 0.0 || p.softcap != 0.0 || p.logit_scale != 1.0) {
+            return true;
+        }
+        self.wanted().is_some_and(|r| {
+            let reduced = !r.loss.is_null() || !r.z_loss.is_null();
+            let of_softmax = !r.lse.is_null() || !r.z_loss.is_null() || !r.entropy.data.is_null();
+            (p.reduction == 2 && reduced)
+                || (log_probs && of_softmax)
+                || (!r.correct.is_null() && !aims_at_indices && has_rows)
+        })
+    }
+
+    /// A class index of a kept row, as it lies in memory, that is out of range.
+    pub fn has_bad_target(&self, read: impl Fn(&Operand, usize) -> i64) -> bool {
+        let operands = self.operands();
+        let find = |name: &str| operands.iter().find(|o| o.name == name && o.is_present());
+        let Some(targets) = find("targets").filter(|t| INDICES.contains(&t.view.dtype)) else {
+            return false;
+        };
+        let sizes = self.sizes();
+        let mask = find("row_mask");
+        let masks = mask.map(|mask| mask.places(sizes));
+        targets.places(sizes).into_iter().enumerate().any(|(i, at)| {
+            let kept =
+                mask.zip(masks.as_ref()).is_none_or(|(mask, places)| read(mask, places[i]) != 0);
+            let y = read(targets, at);
+            kept && y != self.problem.ignore_index
+                && usize::try_from(y).map_or(true, |y| y >= self.problem.classes)
+        })
+    }
+}

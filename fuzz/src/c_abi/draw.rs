@@ -1,0 +1,510 @@
+//! Arguments, mostly in order and with a few faults, and what is in memory behind them.
+
+use super::abi::{self, Problem, Results, Shape, View};
+use super::arena::{Arena, BYTES};
+use super::call::{Arguments, ENTRIES, Entry, Handed};
+use super::model::{self, Axes, Operand, size_of_dtype};
+use crate::bytes::Bytes;
+use crate::common::operand::{Dtype, FLOATS, INTEGERS};
+use crate::common::random::Rng;
+use crate::values;
+use std::ffi::c_void;
+use std::ptr;
+use xent::half::{bf16, f16};
+
+/// Regions: one for each operand in its turn, then the structs.
+pub const REGIONS: usize = 26;
+
+/// Of the structs' regions: the problem or shape, the results, and views.
+pub const STRUCTS: usize = 20;
+
+/// A drawn call.
+pub struct Drawn {
+    pub arguments: Arguments,
+    /// No operand was drawn to lie in another's memory: what they hold are numbers as meant.
+    pub is_tame: bool,
+}
+
+/// How much is out of order.
+struct Hostile<'a, 'b> {
+    bytes: &'a mut Bytes<'b>,
+    /// Nothing, one thing in sixteen, or in four.
+    one_in: usize,
+}
+
+impl Hostile<'_, '_> {
+    fn strikes(&mut self) -> bool {
+        self.one_in > 0 && self.bytes.one_in(self.one_in)
+    }
+}
+
+const SIZES: [usize; 12] = [
+    0,
+    usize::MAX,
+    1 << 63,
+    1 << 62,
+    1 << 60,
+    (1 << 59) - 1,
+    1 << 59,
+    1 << 40,
+    1 << 32,
+    (1 << 31) + 1,
+    usize::MAX / 3,
+    1 << 21,
+];
+
+const STRIDES: [i64; 20] = [
+    0,
+    -1,
+    1,
+    2,
+    i64::MIN,
+    i64::MAX,
+    i64::MAX / 2,
+    i64::MAX / 8,
+    1 << 62,
+    1 << 61,
+    1 << 60,
+    1 << 59,
+    1 << 48,
+    1 << 32,
+    1 << 31,
+    -2,
+    3,
+    7,
+    64,
+    -(1 << 40),
+];
+
+const REALS: [f64; 14] = [
+    f64::NAN,
+    f64::INFINITY,
+    f64::NEG_INFINITY,
+    -1.0,
+    -0.0,
+    0.0,
+    1.0,
+    1.0000001,
+    2.0,
+    -1e-300,
+    1e300,
+    5e-324,
+    f64::MAX,
+    0.5,
+];
+
+const DTYPES: [u32; 16] =
+    [0, 1, 2, 3, 16, 17, 18, 19, 20, 4, 15, 21, 255, u32::MAX, 1 << 31, 0x100];
+
+/// Draws a call and fills the arena with what it is about.
+pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn {
+    let entry = bytes.pick(&ENTRIES);
+    let seed = u64::from(bytes.byte());
+    let one_in = bytes.pick(&[0, 24, 8, 64, 3]);
+    let mut hostile = Hostile { bytes, one_in };
+    let h = &mut hostile;
+
+    let shape = |h: &mut Hostile, usual: &[usize]| {
+        if h.strikes() { h.bytes.pick(&SIZES) } else { h.bytes.pick(usual) }
+    };
+    let rows = shape(h, &[2, 1, 3, 4, 5, 7, 8, 9, 17, 33, 64, 65]);
+    let classes = shape(h, &[3, 1, 2, 5, 8, 10, 31, 32, 33, 34, 40, 64, 65, 97, 130, 257]);
+    let inner = shape(h, &[1, 1, 1, 2, 3, 5, 9, 17]);
+    // Operands of f64 are to fit their regions, unless that is the point.
+    let small = |n: usize| n <= 1 << 10;
+    let (rows, inner) = if small(rows) && small(classes) && small(inner) {
+        let inner = inner.min((1500 / classes.max(1)).max(1));
+        (rows.min((1500 / (classes * inner).max(1)).max(1)), inner)
+    } else {
+        (rows, inner)
+    };
+
+    let mut problem = Problem {
+        struct_size: size_of::<Problem>() as u32,
+        flags: h.bytes.pick(&[0, 0, 0, 2, 4, 1, 3, 6, 5]),
+        rows,
+        classes,
+        inner,
+        logits: View::ABSENT,
+        targets: View::ABSENT,
+        class_weights: View::ABSENT,
+        row_weights: View::ABSENT,
+        row_mask: View::ABSENT,
+        ignore_index: h.bytes.pick(&[-100, 0, 1, -1, 255, i64::MIN, 1 << 40]),
+        label_smoothing: h.bytes.pick(&[0.0, 0.1, 1.0, 0.5]),
+        z_loss: h.bytes.pick(&[0.0, 0.0, 1e-4, 2.0]),
+        softcap: h.bytes.pick(&[0.0, 0.0, 30.0, 0.5]),
+        logit_scale: h.bytes.pick(&[1.0, 1.0, 0.5, 3.0]),
+        normalizer: h.bytes.pick(&[0.0, 0.0, 7.5]),
+        z_normalizer: h.bytes.pick(&[0.0, 0.0, 3.25]),
+        reduction: h.bytes.pick(&[0, 1, 2]),
+        threads: h.bytes.pick(&[1, 0, 2, 3, u32::MAX]),
+        pool: if h.bytes.flag() { pool } else { ptr::null() },
+    };
+    if problem.flags & abi::LOG_PROBS != 0 && !h.strikes() {
+        (problem.z_loss, problem.softcap, problem.logit_scale) = (0.0, 0.0, 1.0);
+    }
+    let is_family = ENTRIES[4..].contains(&entry);
+    if is_family && !h.strikes() {
+        problem.flags = 0;
+    }
+    for real in [
+        &mut problem.label_smoothing,
+        &mut problem.z_loss,
+        &mut problem.softcap,
+        &mut problem.logit_scale,
+        &mut problem.normalizer,
+        &mut problem.z_normalizer,
+    ] {
+        if h.strikes() {
+            *real = h.bytes.pick(&REALS);
+        }
+    }
+    let mut grad_scale = h.bytes.pick(&[1.0, -0.375, 0.0, 65536.0]);
+    if h.strikes() {
+        grad_scale = h.bytes.pick(&REALS);
+    }
+    if h.strikes() {
+        problem.reduction = h.bytes.pick(&[3, u32::MAX, 255]);
+    }
+    if h.strikes() {
+        problem.flags |= h.bytes.pick(&[8, 1 << 31, 0x10, 1]);
+    }
+
+    let mut results = Results {
+        struct_size: size_of::<Results>() as u32,
+        loss: ptr::null_mut(),
+        row_losses: View::ABSENT,
+        lse: ptr::null_mut(),
+        z_loss: ptr::null_mut(),
+        normalizer: ptr::null_mut(),
+        z_normalizer: ptr::null_mut(),
+        kept_rows: ptr::null_mut(),
+        argmax: ptr::null_mut(),
+        correct: ptr::null_mut(),
+        entropy: View::ABSENT,
+    };
+
+    // Which dtypes operands have, before anything goes wrong.
+    let float = h.bytes.pick(&[0, 1, 2, 3]);
+    let aim = h.bytes.pick(&[16, 17, 18, 19, 20, 0, 1, 2, 3]);
+    let long = matches!(float, 2 | 3) && h.bytes.flag();
+    let by_row = problem.reduction == 2;
+    let present = h.bytes.byte();
+    let asked = h.bytes.word();
+    for region in &mut arena.regions {
+        region.fill(0x5a);
+    }
+    let mut place =
+        Placer { arena, rng: Rng::new(seed), sizes: [rows, classes, inner], next: 0, tame: true };
+
+    let logits = place.draw(h, "logits", float, Axes::Full, false);
+    problem.logits = logits;
+    let mut arguments = Arguments {
+        entry,
+        first: handed(h, size_of::<Problem>()),
+        problem,
+        results,
+        results_handed: handed(h, size_of::<Results>()),
+        grad_output: None,
+        grad: None,
+        lse: ptr::null_mut(),
+        grad_scale,
+        x: None,
+        grad_y: None,
+        y: None,
+    };
+    if is_family {
+        arguments.first = handed(h, size_of::<Shape>());
+        let view = |h: &mut Hostile, view: View| (!h.strikes()).then_some(view);
+        let grad_y = place.draw(h, "grad_y", float, Axes::Full, false);
+        let y = match h.bytes.pick(&[0, 0, 1, 2]) {
+            1 => logits,
+            2 if arguments.is_family_backward() => grad_y,
+            _ => place.draw(h, "y", float, Axes::Full, true),
+        };
+        arguments.x = view(h, logits);
+        arguments.grad_y = view(h, grad_y);
+        arguments.y = view(h, y);
+        let is_tame = place.tame;
+        return Drawn { arguments, is_tame };
+    }
+
+    let p = &mut problem;
+    let aims = if matches!(aim, 0..=3) { Axes::Full } else { Axes::Rows };
+    if asked & 1 == 0 || arguments.has_gradient() {
+        p.targets = place.draw(h, "targets", aim, aims, false);
+    }
+    if present & 1 != 0 {
+        let dtype = h.bytes.pick(&[0, 1, 2, 3]);
+        p.class_weights = place.draw(h, "class_weights", dtype, Axes::Classes, false);
+    }
+    if present & 2 != 0 {
+        let dtype = h.bytes.pick(&[0, 1, 2, 3]);
+        p.row_weights = place.draw(h, "row_weights", dtype, Axes::Rows, false);
+    }
+    if present & 4 != 0 {
+        p.row_mask = place.draw(h, "row_mask", abi::U8, Axes::Rows, false);
+    }
+    if arguments.has_gradient() {
+        if present & 8 != 0 {
+            let dtype = h.bytes.pick(&[0, 1, 2, 3]);
+            let axes = if by_row { Axes::Rows } else { Axes::One };
+            arguments.grad_output = Some(place.draw(h, "grad_output", dtype, axes, false));
+        }
+        let grad = if present & 16 != 0 && entry != Entry::BackwardTargets {
+            logits
+        } else {
+            let dtype = if entry == Entry::BackwardTargets {
+                h.bytes.pick(&[0, 1, 2, 3])
+            } else if long {
+                0
+            } else {
+                float
+            };
+            place.draw(h, "grad", dtype, Axes::Full, true)
+        };
+        arguments.grad = (!h.strikes()).then_some(grad);
+    }
+    if !arguments.has_results() {
+        arguments.lse = place.draw(h, "lse", abi::F64, Axes::Rows, false).data;
+    }
+    let r = &mut results;
+    let to = |bit: usize, h: &mut Hostile, place: &mut Placer, dtype: u32, axes: Axes| {
+        if asked & bit == 0 && !h.strikes() {
+            return ptr::null_mut();
+        }
+        place.draw_packed(h, dtype, axes)
+    };
+    let can_reduce = !by_row;
+    let has_lse = p.flags & abi::LOG_PROBS == 0;
+    let aimed = !p.targets.data.is_null();
+    let when = |condition: bool, bit: usize| if condition { bit } else { 0 };
+    r.loss = to(when(can_reduce && aimed, 2), h, &mut place, abi::F64, Axes::One);
+    r.lse = to(when(has_lse, 4), h, &mut place, abi::F64, Axes::Rows);
+    r.z_loss = to(when(can_reduce && has_lse && aimed, 8), h, &mut place, abi::F64, Axes::One);
+    r.normalizer = to(when(aimed, 16), h, &mut place, abi::F64, Axes::One);
+    r.z_normalizer = to(when(aimed, 32), h, &mut place, abi::F64, Axes::One);
+    r.kept_rows = to(when(aimed, 64), h, &mut place, abi::I64, Axes::One);
+    r.argmax = to(128, h, &mut place, abi::I64, Axes::Rows);
+    r.correct = to(when(aimed && aims == Axes::Rows, 256), h, &mut place, abi::I64, Axes::One);
+    if asked & when(aimed, 512) != 0 {
+        let dtype = h.bytes.pick(&[0, 1]);
+        r.row_losses = place.draw(h, "row_losses", dtype, Axes::Rows, true);
+    }
+    if asked & when(has_lse, 1024) != 0 {
+        let dtype = h.bytes.pick(&[0, 1]);
+        r.entropy = place.draw(h, "entropy", dtype, Axes::Rows, true);
+    }
+    let is_tame = place.tame;
+    arguments.problem = problem;
+    arguments.results = results;
+    Drawn { arguments, is_tame }
+}
+
+/// How a struct of `own` bytes gets there.
+fn handed(h: &mut Hostile, own: usize) -> Handed {
+    let own = own as u32;
+    if h.bytes.one_in(16) {
+        // A header to come, whose members are at their defaults.
+        return Handed::Sized { size: own + 8 * u32::from(h.bytes.byte() % 30), clean: true };
+    }
+    if !h.strikes() {
+        return Handed::Sized { size: own, clean: true };
+    }
+    let clean = h.bytes.flag();
+    match h.bytes.below(12) {
+        0 => Handed::Null,
+        1 => Handed::Sized { size: 0, clean },
+        2 => Handed::Sized { size: own - 8, clean },
+        3 => Handed::Sized { size: own - 1, clean },
+        4 => Handed::Sized { size: own + 1, clean },
+        5 => Handed::Sized { size: own + 8, clean },
+        6 => Handed::Sized { size: own + 1000, clean },
+        7 => Handed::Sized { size: 4, clean },
+        8 => Handed::Sized { size: 1, clean },
+        9 => Handed::Sized { size: u32::from(h.bytes.byte()) % own, clean },
+        10 => Handed::Sized { size: own + u32::from(h.bytes.byte()), clean },
+        _ => Handed::Sized { size: 2000, clean },
+    }
+}
+
+/// Gives operands their places.
+struct Placer<'a> {
+    arena: &'a mut Arena,
+    rng: Rng,
+    sizes: model::Sizes,
+    next: usize,
+    tame: bool,
+}
+
+impl Placer<'_> {
+    /// Any strides and any address; mostly those of an operand that fits.
+    fn draw(
+        &mut self,
+        h: &mut Hostile,
+        name: &'static str,
+        dtype: u32,
+        axes: Axes,
+        output: bool,
+    ) -> View {
+        let dtype = if h.strikes() { h.bytes.pick(&DTYPES) } else { dtype };
+        let operand = Operand {
+            name,
+            view: View { data: ptr::null_mut(), dtype, strides: [0; 3] },
+            axes,
+            allowed: &[],
+            required: false,
+            output,
+            replaceable: false,
+        };
+        let sizes = operand.sizes(self.sizes);
+        let mut strides = [0i64; 3];
+        match h.bytes.below(6) {
+            0..3 => {}
+            way => {
+                let order = [[0, 1, 2], [0, 2, 1], [2, 1, 0]][way - 3];
+                let mut next = 1 + i64::from(h.bytes.one_in(6));
+                for axis in order.into_iter().rev() {
+                    strides[axis] = next;
+                    let gap = h.bytes.pick(&[0, 0, 1, 3]);
+                    let size = i64::try_from(sizes[axis]).unwrap_or(i64::MAX);
+                    next = next.saturating_mul(size).saturating_add(gap);
+                }
+            }
+        }
+        for stride in &mut strides {
+            if h.strikes() {
+                *stride = h.bytes.pick(&STRIDES);
+            }
+        }
+        let view = View { strides, ..operand.view };
+        self.put(h, Operand { view, ..operand })
+    }
+
+    fn draw_packed(&mut self, h: &mut Hostile, dtype: u32, axes: Axes) -> *mut c_void {
+        let view = View { data: ptr::null_mut(), dtype, strides: [0; 3] };
+        let operand = Operand {
+            name: "",
+            view,
+            axes,
+            allowed: &[],
+            required: false,
+            output: true,
+            replaceable: false,
+        };
+        self.put(h, operand).data
+    }
+
+    /// At the end of a region of its own, or at its start, or somewhere else.
+    fn put(&mut self, h: &mut Hostile, operand: Operand) -> View {
+        let own = self.next % STRUCTS;
+        self.next += 1;
+        let alias = h.strikes();
+        let index = if alias { h.bytes.below(self.next.min(STRUCTS)) } else { own };
+        self.tame &= !alias;
+        let region = &mut self.arena.regions[index];
+        let (start, end) = (region.start(), region.end());
+        let element = size_of_dtype(operand.view.dtype);
+        // What it takes if nothing is wrong with it.
+        let steps = operand.steps(self.sizes);
+        let sizes = operand.sizes(self.sizes);
+        let last: i128 =
+            (0..3).map(|axis| steps[axis].saturating_mul(sizes[axis] as i128 - 1)).sum();
+        let bytes = last.saturating_add(1).saturating_mul(element as i128);
+        let fits = !sizes.contains(&0)
+            && sizes.iter().fold(1usize, |n, &size| n.saturating_mul(size)) <= model::MOST
+            && steps.iter().all(|&step| step >= 0)
+            && bytes <= BYTES as i128;
+        let mut address = match fits {
+            true if h.bytes.flag() => start,
+            true => end - bytes as usize,
+            false => start,
+        };
+        if h.strikes() {
+            let room = 32;
+            address = match h.bytes.below(8) {
+                0 => 0,
+                1 => address + 1,
+                2 => address.wrapping_sub(1),
+                3 => address.wrapping_sub(element * h.bytes.below(room)),
+                4 => address.wrapping_add(element * h.bytes.below(room)),
+                5 => 8,
+                6 => usize::MAX - 7,
+                _ => 1 << 47,
+            };
+        }
+        let view = View { data: ptr::without_provenance_mut(address), ..operand.view };
+        let operand = Operand { view, ..operand };
+        // Poison stays where a result is to be.
+        let holds_numbers = !operand.output || operand.name == "grad";
+        if fits && holds_numbers && self.arena.regions[index].contains(&operand.span(self.sizes)) {
+            self.fill(h, &operand, index);
+        }
+        view
+    }
+
+    fn fill(&mut self, h: &mut Hostile, operand: &Operand, region: usize) {
+        let classes = self.sizes[1].max(1);
+        let deviation =
+            if operand.name == "logits" { h.bytes.pick(&[1.0, 5.0, 0.0, 30.0]) } else { 1.0 };
+        let special = if operand.name == "logits" && h.bytes.one_in(4) {
+            Some(values::logit(h.bytes))
+        } else {
+            None
+        };
+        let bad_target = h.strikes();
+        let Some(dtype) = dtype_of(operand.view.dtype) else { return };
+        let rng = &mut self.rng;
+        let places = operand.places(self.sizes);
+        let count = places.len();
+        for (i, at) in places.into_iter().enumerate() {
+            let x = match operand.name {
+                "targets" if !dtype.is_float() => match rng.below(8) {
+                    0 => -100.0,
+                    _ => rng.below(classes) as f64,
+                },
+                "targets" => rng.uniform(0.0, 1.0),
+                "row_mask" => [1.0, 0.0, 255.0, 1.0][rng.below(4)],
+                "class_weights" | "row_weights" => rng.below(25) as f64 / 8.0,
+                "grad_output" => rng.below(25) as f64 / 8.0 - 1.5,
+                "lse" => rng.uniform(1.0, 6.0),
+                _ => rng.normal() * deviation,
+            };
+            let x = match special {
+                Some(special) if i % 7 == 3 => special,
+                _ if bad_target && operand.name == "targets" && i + 1 == count => {
+                    [classes as f64, -1.0, 1e9, -1e15][rng.below(4)]
+                }
+                _ => x,
+            };
+            let bytes = encode(dtype, x);
+            self.arena.regions[region].write(at, &bytes);
+        }
+    }
+}
+
+/// The dtype of that code.
+pub fn dtype_of(code: u32) -> Option<Dtype> {
+    match code {
+        0..4 => Some(FLOATS[code as usize]),
+        16 => Some(Dtype::I64),
+        17 => Some(Dtype::I32),
+        18..21 => Some(INTEGERS[code as usize - 18]),
+        _ => None,
+    }
+}
+
+fn encode(dtype: Dtype, x: f64) -> Vec<u8> {
+    match dtype {
+        Dtype::F32 => (x as f32).to_ne_bytes().to_vec(),
+        Dtype::F64 => x.to_ne_bytes().to_vec(),
+        Dtype::Bf16 => bf16::from_f64(x).to_ne_bytes().to_vec(),
+        Dtype::F16 => f16::from_f64(x).to_ne_bytes().to_vec(),
+        Dtype::I64 => (x as i64).to_ne_bytes().to_vec(),
+        Dtype::I32 => (x as i32).to_ne_bytes().to_vec(),
+        Dtype::U32 => (x as u32).to_ne_bytes().to_vec(),
+        Dtype::U16 => (x as u16).to_ne_bytes().to_vec(),
+        Dtype::U8 => (x as u8).to_ne_bytes().to_vec(),
+    }
+}

@@ -1,0 +1,216 @@
+//! The C interface, called with descriptors that may be anything, over memory with guard pages
+//! on both sides: an error code as the header has it and nothing written, or a right answer.
+
+mod abi;
+mod answer;
+mod arena;
+mod call;
+mod draw;
+mod model;
+
+use crate::bytes::Bytes;
+use abi::View;
+use arbitrary::{Arbitrary, Result, Unstructured};
+use arena::{Arena, Snapshot};
+use call::{Arguments, Entry, Handed};
+use draw::{REGIONS, STRUCTS};
+use std::cell::RefCell;
+use std::ffi::{CStr, c_void};
+use std::fmt;
+use std::ops::Range;
+use std::ptr;
+use std::sync::OnceLock;
+
+/// The bytes of a call, which is drawn when there is memory for it.
+pub struct Input(Vec<u8>);
+
+impl<'a> Arbitrary<'a> for Input {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Input(u.bytes(u.len())?.to_vec()))
+    }
+}
+
+thread_local! {
+    static ARENA: RefCell<Arena> = RefCell::new(Arena::new(REGIONS));
+}
+
+/// A pool of two threads, for as long as the process lives.
+fn pool() -> *const c_void {
+    static POOL: OnceLock<usize> = OnceLock::new();
+    let address = *POOL.get_or_init(|| abi::xent_pool_new(2).expose_provenance());
+    ptr::with_exposed_provenance(address)
+}
+
+impl fmt::Debug for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        ARENA.with_borrow_mut(|arena| {
+            let drawn = draw::call(&mut Bytes::new(&self.0), arena, pool());
+            writeln!(f, "{:#?}", drawn.arguments)?;
+            let (verdict, sizes) = (drawn.arguments.verdict(), drawn.arguments.sizes());
+            for operand in drawn.arguments.operands() {
+                writeln!(f, "{}: steps {:?}", operand.name, operand.steps(sizes))?;
+            }
+            writeln!(f, "may return {:?}", verdict.codes)
+        })
+    }
+}
+
+impl Input {
+    pub fn check(&self) {
+        ARENA.with_borrow_mut(|arena| {
+            let drawn = draw::call(&mut Bytes::new(&self.0), arena, pool());
+            let arguments = &drawn.arguments;
+            let mut verdict = arguments.verdict();
+            if verdict.touches_memory() && !is_mapped(arguments, arena) {
+                // The library cannot know; nothing can be said about it.
+                return;
+            }
+            let sizes = arguments.sizes();
+            let pointers = hand_over(arguments, arena);
+            let before = arena.snapshot();
+            if verdict.touches_memory()
+                && arguments.has_bad_target(|operand, at| answer::integer(&before, operand, at))
+            {
+                verdict.codes.retain(|&code| code != abi::OK);
+                verdict.codes.push(abi::TARGET);
+            }
+            let code = make(arguments, &pointers);
+            let after = arena.snapshot();
+            assert!(verdict.codes.contains(&code), "returned {}, not {verdict:?}", name(code));
+            if code != abi::OK {
+                let changed = before.differs(&after, &[]);
+                assert!(changed.is_none(), "{} and wrote at {changed:x?}", name(code));
+                assert!(!last_error().is_empty(), "{} without a message", name(code));
+                return;
+            }
+            let outputs: Vec<Range<usize>> = arguments
+                .operands()
+                .iter()
+                .filter(|operand| operand.output && operand.is_present())
+                .flat_map(|operand| {
+                    let element = model::size_of_dtype(operand.view.dtype);
+                    operand.places(sizes).into_iter().map(move |at| at..at + element)
+                })
+                .collect();
+            let changed = before.differs(&after, &outputs);
+            assert!(changed.is_none(), "an address that is no output's was written: {changed:x?}");
+            answer::check(arguments, drawn.is_tame, &before, &after);
+        });
+    }
+}
+
+fn name(code: i32) -> &'static str {
+    // SAFETY: static and never NULL, says the header.
+    let name = unsafe { CStr::from_ptr(abi::xent_status_name(code)) };
+    name.to_str().expect("names are ASCII")
+}
+
+fn last_error() -> String {
+    // SAFETY: never NULL, and this thread makes no call meanwhile.
+    let message = unsafe { CStr::from_ptr(abi::xent_last_error()) };
+    message.to_str().expect("messages are UTF-8").to_string()
+}
+
+/// Every element of every operand lies in one region, and there are few enough.
+fn is_mapped(arguments: &Arguments, arena: &Arena) -> bool {
+    let sizes = arguments.sizes();
+    arguments.operands().iter().filter(|operand| operand.is_present()).all(|operand| {
+        let [rows, classes, inner] = operand.sizes(sizes);
+        if rows.saturating_mul(inner).saturating_mul(classes) == 0 {
+            // Wherever it points, but not forever.
+            return sizes.iter().all(|&size| size <= model::MOST);
+        }
+        let count = rows.saturating_mul(classes).saturating_mul(inner);
+        count <= model::MOST && arena.find(&operand.span(sizes)).is_some()
+    })
+}
+
+/// Addresses of what the arguments point to.
+struct Pointers {
+    first: *const c_void,
+    results: *const c_void,
+    views: [*const c_void; 3],
+}
+
+/// Puts the structs at the ends of their regions.
+fn hand_over(arguments: &Arguments, arena: &mut Arena) -> Pointers {
+    let mut next = STRUCTS;
+    let mut put = |handed: Handed, bytes: &[u8]| {
+        let Handed::Sized { size, clean } = handed else { return ptr::null() };
+        let region = &mut arena.regions[next];
+        next += 1;
+        let size = (size as usize).max(size_of::<u32>());
+        let mut all = vec![0; size];
+        let own = size.min(bytes.len());
+        all[..own].copy_from_slice(&bytes[..own]);
+        if let (false, Some(last)) = (clean, all[own..].last_mut()) {
+            *last = 1;
+        }
+        let at = region.end() - size;
+        region.write(at, &all);
+        ptr::without_provenance(at)
+    };
+    let size_of_first = |handed: Handed| match handed {
+        Handed::Sized { size, .. } => size,
+        Handed::Null => 0,
+    };
+    let p = &arguments.problem;
+    let struct_size = size_of_first(arguments.first);
+    let first = if arguments.is_family() {
+        let shape = abi::Shape {
+            struct_size,
+            flags: p.flags,
+            rows: p.rows,
+            classes: p.classes,
+            inner: p.inner,
+            threads: p.threads,
+            pool: p.pool,
+        };
+        put(arguments.first, &bytes_of(shape))
+    } else {
+        put(arguments.first, &bytes_of(abi::Problem { struct_size, ..*p }))
+    };
+    let struct_size = size_of_first(arguments.results_handed);
+    let results =
+        put(arguments.results_handed, &bytes_of(abi::Results { struct_size, ..arguments.results }));
+    let views = if arguments.is_family() {
+        [arguments.x, arguments.grad_y, arguments.y]
+    } else {
+        [arguments.grad_output, arguments.grad, None]
+    };
+    let views = views.map(|view| match view {
+        Some(view) => {
+            let size = size_of::<View>() as u32;
+            put(Handed::Sized { size, clean: true }, &bytes_of(view))
+        }
+        None => ptr::null(),
+    });
+    Pointers { first, results, views }
+}
+
+/// The bytes of a struct of the interface, padding zeroed.
+fn bytes_of<T: Copy>(value: T) -> Vec<u8> {
+    let mut bytes = vec![0u8; size_of::<T>()];
+    // SAFETY: as many bytes as the struct has; padding is copied as it is and never looked at.
+    unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(value) };
+    bytes
+}
+
+fn make(arguments: &Arguments, pointers: &Pointers) -> i32 {
+    let Pointers { first, results, views: [a, b, c] } = *pointers;
+    let (lse, scale) = (arguments.lse, arguments.grad_scale);
+    // SAFETY: structs of the size that they say lie where the pointers lead; whatever the
+    // descriptors describe is mapped, or they are such as the header says are refused.
+    unsafe {
+        match arguments.entry {
+            Entry::Forward => abi::xent_forward(first, results),
+            Entry::Backward => abi::xent_backward(first, lse, a, scale, b),
+            Entry::BackwardTargets => abi::xent_backward_targets(first, lse, a, scale, b),
+            Entry::ForwardBackward => abi::xent_forward_backward(first, a, scale, results, b),
+            Entry::LogSoftmax => abi::xent_log_softmax(first, a, c),
+            Entry::LogSoftmaxBackward => abi::xent_log_softmax_backward(first, a, b, c),
+            Entry::Softmax => abi::xent_softmax(first, a, c),
+            Entry::SoftmaxBackward => abi::xent_softmax_backward(first, a, b, c),
+        }
+    }
+}

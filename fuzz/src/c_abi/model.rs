@@ -1,0 +1,279 @@
+//! What include/xent.h says about a call, worked out from the descriptors alone: which codes it
+//! may return, and whether it may look at the memory behind them. Written from the header, in
+//! i128 where that saves a thought, and sharing nothing with src/problem.rs.
+
+use super::abi::{self, View};
+use std::collections::HashSet;
+use std::ops::Range;
+
+/// Which axes an operand has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Axes {
+    Full,
+    Rows,
+    Classes,
+    One,
+}
+
+pub const FLOATS: &[u32] = &[0, 1, 2, 3];
+pub const INDICES: &[u32] = &[16, 17, 18, 19, 20];
+pub const INDICES_OR_FLOATS: &[u32] = &[0, 1, 2, 3, 16, 17, 18, 19, 20];
+pub const LOSSES: &[u32] = &[0, 1];
+
+/// An operand of a call.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand {
+    pub name: &'static str,
+    pub view: View,
+    pub axes: Axes,
+    pub allowed: &'static [u32],
+    pub required: bool,
+    pub output: bool,
+    /// It may be replaced by exactly this output.
+    pub replaceable: bool,
+}
+
+/// Rows, classes, positions.
+pub type Sizes = [usize; 3];
+
+/// What a call may do.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict {
+    /// It returns one of these.
+    pub codes: Vec<i32>,
+}
+
+impl Verdict {
+    fn just(code: i32) -> Verdict {
+        Verdict { codes: vec![code] }
+    }
+
+    fn or(mut self, others: &[i32]) -> Verdict {
+        self.codes.extend_from_slice(others);
+        self
+    }
+
+    /// The descriptors are in order, or may be taken to be: memory is looked at.
+    pub fn touches_memory(&self) -> bool {
+        self.codes.contains(&abi::OK)
+    }
+}
+
+/// Bytes of an element; 1 where there is no such dtype.
+pub fn size_of_dtype(dtype: u32) -> usize {
+    match dtype {
+        0 | 17 | 20 => 4,
+        1 | 16 => 8,
+        2 | 3 | 19 => 2,
+        _ => 1,
+    }
+}
+
+impl Operand {
+    pub fn is_present(&self) -> bool {
+        !self.view.data.is_null()
+    }
+
+    pub fn address(&self) -> usize {
+        self.view.data as usize
+    }
+
+    pub fn sizes(&self, [rows, classes, inner]: Sizes) -> Sizes {
+        match self.axes {
+            Axes::Full => [rows, classes, inner],
+            Axes::Rows => [rows, 1, inner],
+            Axes::Classes => [1, classes, 1],
+            Axes::One => [1; 3],
+        }
+    }
+
+    fn is_empty(&self, sizes: Sizes) -> bool {
+        self.sizes(sizes).contains(&0)
+    }
+
+    /// Strides that count: all zero is packed.
+    pub fn steps(&self, sizes: Sizes) -> [i128; 3] {
+        let sizes = self.sizes(sizes).map(|n| n as i128);
+        let counted = |strides: [i128; 3]| {
+            [0, 1, 2].map(|axis| if sizes[axis] > 1 { strides[axis] } else { 0 })
+        };
+        let given = counted(self.view.strides.map(i128::from));
+        if given == [0; 3] { counted([sizes[1] * sizes[2], sizes[2], 1]) } else { given }
+    }
+
+    /// Elements from the first to the last, if strides are not negative.
+    fn last(&self, sizes: Sizes) -> i128 {
+        let steps = self.steps(sizes);
+        let sizes = self.sizes(sizes);
+        (0..3).map(|axis| steps[axis].saturating_mul(sizes[axis] as i128 - 1)).sum()
+    }
+
+    /// The bytes from the first element's to the last's, once strides were found in order.
+    pub fn span(&self, sizes: Sizes) -> Range<usize> {
+        let bytes = (self.last(sizes) as usize + 1) * size_of_dtype(self.view.dtype);
+        self.address()..self.address() + bytes
+    }
+
+    /// The address of each element, row-major, once strides were found in order.
+    pub fn places(&self, sizes: Sizes) -> Vec<usize> {
+        let steps = self.steps(sizes).map(|step| step as usize * size_of_dtype(self.view.dtype));
+        let [rows, classes, inner] = self.sizes(sizes);
+        let mut places = Vec::with_capacity(rows * classes * inner);
+        for row in 0..rows {
+            for class in 0..classes {
+                for k in 0..inner {
+                    let offset = row * steps[0] + class * steps[1] + k * steps[2];
+                    places.push(self.address() + offset);
+                }
+            }
+        }
+        places
+    }
+
+    /// No stride is negative, nothing lies past the address space, and elements of an output are
+    /// apart.
+    fn has_good_strides(&self, sizes: Sizes) -> bool {
+        let steps = self.steps(sizes);
+        let element = size_of_dtype(self.view.dtype) as i128;
+        let last = self.last(sizes);
+        if steps.iter().any(|&step| step < 0)
+            || last >= i128::from(i64::MAX) / element
+            || self.address() as i128 + (last + 1) * element > usize::MAX as i128
+        {
+            return false;
+        }
+        if !self.output {
+            return true;
+        }
+        // An axis steps over the whole span of the axes inside it.
+        let mut axes: Vec<(i128, usize)> = steps.into_iter().zip(self.sizes(sizes)).collect();
+        axes.retain(|&(_, n)| n > 1);
+        axes.sort_unstable();
+        let mut covered = 1;
+        axes.into_iter().all(|(step, n)| {
+            let apart = step >= covered;
+            covered += step * (n as i128 - 1);
+            apart
+        })
+    }
+}
+
+/// How two operands lie to each other.
+#[derive(PartialEq, Eq, Debug)]
+enum Meeting {
+    Apart,
+    /// Their spans meet, and no byte is of both.
+    Interleaved,
+    Exact,
+    Shared,
+}
+
+/// Elements past which a call is not made, and sets of addresses are not compared.
+pub const MOST: usize = 1 << 14;
+
+fn meeting(a: &Operand, b: &Operand, sizes: Sizes) -> Meeting {
+    let (spans, count) = ([a.span(sizes), b.span(sizes)], |operand: &Operand| {
+        operand.sizes(sizes).iter().fold(1usize, |n, &size| n.saturating_mul(size))
+    });
+    if spans[0].end <= spans[1].start || spans[1].end <= spans[0].start {
+        return Meeting::Apart;
+    }
+    if a.address() == b.address()
+        && a.view.dtype == b.view.dtype
+        && a.steps(sizes) == b.steps(sizes)
+    {
+        return Meeting::Exact;
+    }
+    if count(a) > MOST || count(b) > MOST {
+        // Not worked out: it may be either.
+        return Meeting::Interleaved;
+    }
+    let bytes = |operand: &Operand| {
+        let element = size_of_dtype(operand.view.dtype);
+        let places = operand.places(sizes).into_iter();
+        places.flat_map(|at| at..at + element).collect::<HashSet<usize>>()
+    };
+    let (mine, others) = (bytes(a), bytes(b));
+    if mine.is_disjoint(&others) { Meeting::Interleaved } else { Meeting::Shared }
+}
+
+/// Column blocks of one matrix: equal distances of rows, apart within a row.
+fn are_columns(a: &Operand, b: &Operand, sizes: Sizes) -> bool {
+    let pitch =
+        |operand: &Operand| operand.steps(sizes)[0] * size_of_dtype(operand.view.dtype) as i128;
+    let rows = |operand: &Operand| operand.sizes(sizes)[0];
+    if pitch(a) != pitch(b) || pitch(a) <= 0 || rows(a) < 2 || rows(b) < 2 {
+        return false;
+    }
+    let width = |operand: &Operand| {
+        operand.span(sizes).len() as i128 - pitch(a) * (rows(operand) as i128 - 1)
+    };
+    let offset = (b.address() as i128 - a.address() as i128).rem_euclid(pitch(a));
+    width(a) <= offset && offset + width(b) <= pitch(a)
+}
+
+/// Of what is known before the options: NULL to OVERLAP. `dtypes` are pairs that must agree, as
+/// far as both are there. Ok has the codes that are possible beside what follows.
+pub fn operands(
+    operands: &[Operand],
+    sizes: Sizes,
+    dtypes_agree: bool,
+) -> Result<Vec<i32>, Verdict> {
+    let [rows, classes, inner] = sizes;
+    let mut also = Vec::new();
+    let has_rows = rows > 0 && inner > 0;
+    if has_rows && operands.iter().any(|o| o.required && !o.is_present()) {
+        return Err(Verdict::just(abi::NULL));
+    }
+    let bad_dtype = |o: &Operand| !o.allowed.contains(&o.view.dtype);
+    if operands.iter().any(|o| o.is_present() && bad_dtype(o)) {
+        return Err(Verdict::just(abi::DTYPE));
+    }
+    if operands.iter().any(|o| o.required && !o.is_present()) {
+        // Nobody says whether the dtype of what is not there counts.
+        if operands.iter().any(|o| o.required && bad_dtype(o)) || !dtypes_agree {
+            also.push(abi::DTYPE);
+        }
+    } else if !dtypes_agree {
+        return Err(Verdict::just(abi::DTYPE));
+    }
+    let most = (isize::MAX as u128) / 16;
+    let [n, c, k] = sizes.map(|size| size as u128);
+    let product = n.checked_mul(c).and_then(|product| product.checked_mul(k));
+    let too_large = product.is_none_or(|product| product > most)
+        || n.checked_mul(k).is_none_or(|product| product > most)
+        || [n, c, k].iter().any(|&size| size > most);
+    if too_large || (classes == 0 && has_rows) {
+        return Err(Verdict::just(abi::SHAPE).or(&also));
+    }
+    if n * c > most || c * k > most {
+        // With the third size 0; whether that overflows is a matter of order.
+        also.push(abi::SHAPE);
+    }
+    let present: Vec<&Operand> =
+        operands.iter().filter(|o| o.is_present() && !o.is_empty(sizes)).collect();
+    if present.iter().any(|o| !o.has_good_strides(sizes)) {
+        return Err(Verdict::just(abi::STRIDE).or(&also));
+    }
+    if present.iter().any(|o| o.address() % size_of_dtype(o.view.dtype) != 0) {
+        return Err(Verdict::just(abi::ALIGN).or(&also));
+    }
+    let mut interleaved = false;
+    for (i, output) in present.iter().enumerate().filter(|(_, o)| o.output) {
+        for (j, other) in present.iter().enumerate() {
+            if i == j || (other.output && j < i) {
+                continue;
+            }
+            match meeting(output, other, sizes) {
+                Meeting::Apart => {}
+                Meeting::Interleaved => interleaved |= !are_columns(output, other, sizes),
+                Meeting::Exact if other.replaceable => {}
+                _ => return Err(Verdict::just(abi::OVERLAP).or(&also)),
+            }
+        }
+    }
+    if interleaved {
+        also.push(abi::OVERLAP);
+    }
+    Ok(also)
+}

@@ -1,0 +1,55 @@
+//! Every call of any valid problem on every instruction set, against the oracle.
+
+use crate::bytes::Bytes;
+use crate::common::task::{Answer, Task, assert_all_same};
+use crate::common::task_bounds::{Judge, check_answers};
+use crate::common::{How, isas};
+use crate::draw::{self, Limits};
+use crate::source;
+use arbitrary::{Arbitrary, Result, Unstructured};
+use std::fmt;
+use xent::Isa;
+
+/// A problem, and on how many threads it runs.
+pub struct Input {
+    task: Task,
+    threads: u32,
+}
+
+const LIMITS: Limits = Limits { usual: 400, many: 6000 };
+
+impl<'a> Arbitrary<'a> for Input {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let data = u.bytes(u.len())?;
+        let bytes = &mut Bytes::new(data);
+        let threads = 1 + bytes.below(3) as u32;
+        Ok(Input { task: draw::task(bytes, LIMITS), threads })
+    }
+}
+
+impl fmt::Debug for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        source::task(f, &self.task)
+    }
+}
+
+impl Input {
+    /// All that a call produces is within its bounds of the oracle's answer, nothing else is
+    /// written, and sets with fused multiply-add have the same bits.
+    pub fn check(&self) {
+        let judge = Judge::new(&self.task);
+        let mut fused: Option<Vec<(&str, Answer)>> = None;
+        for isa in isas() {
+            let how = How { threads: self.threads, ..How::on(isa) };
+            let answers = self.task.run_all(&how);
+            check_answers(&judge, &answers);
+            if isa == Isa::Portable {
+                continue;
+            }
+            match &fused {
+                None => fused = Some(answers),
+                Some(others) => assert_all_same(&answers, others, isa.name()),
+            }
+        }
+    }
+}

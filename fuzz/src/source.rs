@@ -1,0 +1,120 @@
+//! Problems as Rust source: what `cargo fuzz fmt` prints is a test, but for its name.
+
+use crate::common::Reduction;
+use crate::common::operand::Operand;
+use crate::common::task::Task;
+use std::fmt::{Formatter, Result};
+
+/// A number as an expression.
+pub fn number(x: f64) -> String {
+    match x {
+        _ if x.is_nan() => "f64::NAN".to_string(),
+        f64::INFINITY => "f64::INFINITY".to_string(),
+        f64::NEG_INFINITY => "f64::NEG_INFINITY".to_string(),
+        _ => format!("{x:?}"),
+    }
+}
+
+/// A list of numbers as an expression; what repeats is written once.
+pub fn numbers(values: &[f64]) -> String {
+    let mut runs: Vec<(f64, usize)> = Vec::new();
+    for &x in values {
+        match runs.last_mut() {
+            Some((last, n)) if last.to_bits() == x.to_bits() => *n += 1,
+            _ => runs.push((x, 1)),
+        }
+    }
+    match runs.as_slice() {
+        [] => "vec![]".to_string(),
+        [(x, n)] => format!("vec![{}; {n}]", number(*x)),
+        runs if 3 * runs.len() < values.len() => {
+            let runs: Vec<String> =
+                runs.iter().map(|(x, n)| format!("vec![{}; {n}]", number(*x))).collect();
+            format!("[{}].concat()", runs.join(", "))
+        }
+        _ => {
+            let all: Vec<String> = values.iter().map(|&x| number(x)).collect();
+            format!("vec![{}]", all.join(", "))
+        }
+    }
+}
+
+fn operand(operand: &Operand) -> String {
+    format!(
+        "Operand {{ dtype: Dtype::{:?}, sizes: {:?}, strides: {:?}, offset: {}, values: {} }}",
+        operand.dtype,
+        operand.sizes,
+        operand.strides,
+        operand.offset,
+        numbers(&operand.values)
+    )
+}
+
+/// A test of the problem: `fn name() { .. }`.
+pub fn task(f: &mut Formatter<'_>, task: &Task) -> Result {
+    let Task { rows, classes, inner, .. } = *task;
+    writeln!(f, "#[test]\nfn name_it() {{")?;
+    writeln!(f, "    // {rows} rows, {classes} classes, {inner} positions")?;
+    writeln!(f, "    let logits = {};", operand(&task.logits))?;
+    let some = match &task.targets {
+        Some(targets) => operand(targets),
+        // Task::new asks for targets; they are taken away below.
+        None => "Operand::zeros(Dtype::U8, [rows, 1, inner])".to_string(),
+    };
+    writeln!(f, "    let targets = {some};")?;
+    writeln!(f, "    agree(&Task {{")?;
+    if task.targets.is_none() {
+        writeln!(f, "        targets: None,")?;
+    }
+    for (name, value) in [
+        ("class_weights", &task.class_weights),
+        ("row_weights", &task.row_weights),
+        ("row_mask", &task.row_mask),
+        ("grad_output", &task.grad_output),
+    ] {
+        if let Some(value) = value {
+            writeln!(f, "        {name}: Some({}),", operand(value))?;
+        }
+    }
+    if task.ignore_index != -100 {
+        writeln!(f, "        ignore_index: {},", task.ignore_index)?;
+    }
+    for (name, value, default) in [
+        ("label_smoothing", task.label_smoothing, 0.0),
+        ("z_loss", task.z_loss, 0.0),
+        ("softcap", task.softcap, 0.0),
+        ("logit_scale", task.logit_scale, 1.0),
+        ("normalizer", task.normalizer, 0.0),
+        ("z_normalizer", task.z_normalizer, 0.0),
+        ("grad_scale", task.grad_scale, 1.0),
+    ] {
+        if value != default {
+            writeln!(f, "        {name}: {},", number(value))?;
+        }
+    }
+    for (name, value) in [
+        ("log_probs", task.log_probs),
+        ("empty_is_zero", task.empty_is_zero),
+        ("accumulate", task.accumulate),
+    ] {
+        if value {
+            writeln!(f, "        {name}: true,")?;
+        }
+    }
+    if task.reduction != Reduction::Sum {
+        writeln!(f, "        reduction: Reduction::{:?},", task.reduction)?;
+    }
+    for (name, output) in [
+        ("grad", &task.grad),
+        ("grad_targets", &task.grad_targets),
+        ("row_losses", &task.row_losses),
+        ("entropy", &task.entropy),
+    ] {
+        writeln!(f, "        {name}: {},", operand(output))?;
+    }
+    let wants = task.wants;
+    if !(wants.entropy && wants.argmax && wants.correct) {
+        writeln!(f, "        wants: {wants:?},")?;
+    }
+    writeln!(f, "        ..Task::new(logits, targets)\n    }});\n}}")
+}
