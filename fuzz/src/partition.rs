@@ -17,11 +17,21 @@ pub struct Input {
     task: Task,
     isa: Isa,
     threads: u32,
+    way: Way,
     /// Where the rows are cut.
     cuts: Vec<usize>,
     order: Vec<usize>,
     /// Of the memory that the parts lie in.
     seed: u64,
+}
+
+/// What is done with the rows.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Parts,
+    Shuffled,
+    RowAlone,
+    PositionAlone,
 }
 
 /// Threads are worth their while from 2·64k logits on, and segments of a row begin past 64k.
@@ -37,6 +47,7 @@ impl<'a> Arbitrary<'a> for Input {
         let isas = isas();
         let isa = isas[isas.len() - 1 - bytes.below(isas.len())];
         let threads = bytes.pick(&[2, 3, 8, 0]);
+        let way = bytes.pick(&[Way::Parts, Way::Shuffled, Way::RowAlone, Way::PositionAlone]);
         let seed = bytes.byte().into();
         let cuts: Vec<usize> = (0..1 + bytes.below(4)).map(|_| bytes.byte().into()).collect();
         let mut task = draw::task(bytes, LIMITS);
@@ -49,14 +60,15 @@ impl<'a> Arbitrary<'a> for Input {
         let mut order: Vec<usize> = (0..rows).collect();
         let rng = &mut Rng::new(seed);
         (1..rows).for_each(|i| order.swap(i, rng.below(i + 1)));
-        Ok(Input { task, isa, threads, cuts, order, seed })
+        Ok(Input { task, isa, threads, way, cuts, order, seed })
     }
 }
 
 impl fmt::Debug for Input {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Input { isa, threads, cuts, seed, .. } = self;
-        writeln!(f, "// {} on {threads} threads, cut at {cuts:?}, seed {seed}", isa.name())?;
+        let Input { isa, threads, way, cuts, seed, .. } = self;
+        let isa = isa.name();
+        writeln!(f, "// {isa} on {threads} threads, {way:?}, cut at {cuts:?}, seed {seed}")?;
         source::task(f, &self.task)
     }
 }
@@ -165,19 +177,23 @@ impl Input {
         let task = self.with_its_normalizers(&whole);
         let whole = task.run_all(&how);
         let rng = &mut Rng::new(self.seed);
-        let mut start = 0;
-        for end in self.cuts.iter().copied().chain([task.rows]) {
-            let rows: Vec<usize> = (start..end).collect();
-            compare(&task, &whole, &rows, rng, &how, "a part");
-            start = end;
-        }
-        compare(&task, &whole, &self.order, rng, &how, "another order");
-        let alone = self.order[0];
-        compare(&task, &whole, &[alone], rng, &how, "a row alone");
-        let k = self.order[0] % task.inner.max(1);
-        if task.inner > 0 {
-            let single = task.single(alone, k).run_all(&how);
-            compare_at(&task, &whole, &single, &[(alone, k)], "one position alone");
+        let row = self.order[0];
+        match self.way {
+            Way::Parts => {
+                let mut start = 0;
+                for end in self.cuts.iter().copied().chain([task.rows]) {
+                    let rows: Vec<usize> = (start..end).collect();
+                    compare(&task, &whole, &rows, rng, &how, "a part");
+                    start = end;
+                }
+            }
+            Way::Shuffled => compare(&task, &whole, &self.order, rng, &how, "another order"),
+            Way::RowAlone => compare(&task, &whole, &[row], rng, &how, "a row alone"),
+            Way::PositionAlone => {
+                let k = row % task.inner;
+                let alone = task.single(row, k).run_all(&how);
+                compare_at(&task, &whole, &alone, &[(row, k)], "one position alone");
+            }
         }
     }
 

@@ -43,6 +43,7 @@ pub fn run_plan(plan: &Plan) -> Result {
     if !found.is_ok_and(|status| status.success()) {
         return Err("cargo-fuzz is missing: cargo install cargo-fuzz --locked".to_string());
     }
+    run(&mut cargo(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--", "--check"]))?;
     run(fuzz("build").args(BUILD))?;
     let running: Vec<_> = plan
         .targets
@@ -82,7 +83,8 @@ fn run_target(target: &str, seconds: u32) -> Result<Output> {
     let mut command = fuzz("run");
     command.args(BUILD).args([target, &corpus, &seeds, "--"]);
     // Inputs of any length from the start: a choice is a byte, and the last ones count too.
-    command.args(["-len_control=0", "-max_len=512", "-timeout=120", "-print_final_stats=1"]);
+    command.args(["-len_control=0", "-max_len=512", "-timeout=120", "-report_slow_units=60"]);
+    command.arg("-print_final_stats=1");
     // Leaks are for valgrind to find; here they would cost half of the executions.
     command.args(["-detect_leaks=0", &format!("-max_total_time={seconds}")]);
     command.env("ASAN_OPTIONS", "malloc_context_size=1:quarantine_size_mb=16");
