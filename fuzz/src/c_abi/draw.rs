@@ -409,8 +409,7 @@ impl Placer<'_> {
         // What it takes if nothing is wrong with it.
         let steps = operand.steps(self.sizes);
         let sizes = operand.sizes(self.sizes);
-        let last: i128 =
-            (0..3).map(|axis| steps[axis].saturating_mul(sizes[axis] as i128 - 1)).sum();
+        let last = operand.last(self.sizes);
         let bytes = last.saturating_add(1).saturating_mul(element as i128);
         let fits = !sizes.contains(&0)
             && sizes.iter().fold(1usize, |n, &size| n.saturating_mul(size)) <= model::MOST

@@ -98,20 +98,26 @@ impl Operand {
             [0, 1, 2].map(|axis| if sizes[axis] > 1 { strides[axis] } else { 0 })
         };
         let given = counted(self.view.strides.map(i128::from));
-        if given == [0; 3] { counted([sizes[1] * sizes[2], sizes[2], 1]) } else { given }
+        if given == [0; 3] {
+            counted([sizes[1].saturating_mul(sizes[2]), sizes[2], 1])
+        } else {
+            given
+        }
     }
 
     /// Elements from the first to the last, if strides are not negative.
-    fn last(&self, sizes: Sizes) -> i128 {
+    pub fn last(&self, sizes: Sizes) -> i128 {
         let steps = self.steps(sizes);
         let sizes = self.sizes(sizes);
-        (0..3).map(|axis| steps[axis].saturating_mul(sizes[axis] as i128 - 1)).sum()
+        let span = |axis: usize| steps[axis].saturating_mul(sizes[axis] as i128 - 1);
+        span(0).saturating_add(span(1)).saturating_add(span(2))
     }
 
-    /// The bytes from the first element's to the last's, once strides were found in order.
+    /// The bytes from the first element's to the last's, once strides were found not to be negative; it
+    /// ends before it starts where it passes the end of the address space.
     pub fn span(&self, sizes: Sizes) -> Range<usize> {
         let bytes = (self.last(sizes) as usize + 1) * size_of_dtype(self.view.dtype);
-        self.address()..self.address() + bytes
+        self.address()..self.address().wrapping_add(bytes)
     }
 
     /// The address of each element, row-major, once strides were found in order.
