@@ -113,8 +113,8 @@ impl Operand {
         span(0).saturating_add(span(1)).saturating_add(span(2))
     }
 
-    /// The bytes from the first element's to the last's, once strides were found not to be negative; it
-    /// ends before it starts where it passes the end of the address space.
+    /// The bytes from the first element's to the last's, if strides are not negative; they end
+    /// before they start where they pass the end of the address space.
     pub fn span(&self, sizes: Sizes) -> Range<usize> {
         let bytes = (self.last(sizes) as usize + 1) * size_of_dtype(self.view.dtype);
         self.address()..self.address().wrapping_add(bytes)
