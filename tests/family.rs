@@ -10,7 +10,7 @@ use common::task::same_bits;
 use common::{How, isas};
 use proptest::prelude::*;
 use std::sync::OnceLock;
-use xent::{Isa, Pool, reference};
+use xent::{Pool, reference};
 
 fn eight() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();

@@ -355,7 +355,7 @@ fn small_calls_allocate_nothing() {
     let mut calls = 0;
     for isa in isas() {
         for lie in LIES {
-            for (rows, classes) in [(1, 1), (7, 10), (64, 33), (20, 1000)] {
+            for (rows, classes) in [(1, 1), (7, 10), (64, 33), (20, 1000), (1, 100_000)] {
                 calls += every_dtype(&Shape { rows, classes, lie }, isa, Team::Small).calls;
             }
         }

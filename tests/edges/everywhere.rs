@@ -5,7 +5,7 @@
 //! right from wrong. Kinds (0, infinite, NaN) are exact: where the oracle has no term at all, a
 //! result must be 0.
 
-use crate::common::isas;
+use crate::common::{is_fused, isas};
 use std::fmt::Debug;
 use xent::half::{bf16, f16};
 use xent::reference::{self, Case, Outcome, Reduction, Targets};
@@ -440,7 +440,7 @@ pub fn in_dtype<T: Float>(case: &Case, look: impl Fn(&Got)) {
             let got = problem.run();
             got.judge(&case, &want, |x| T::of(x).get(), T::LEAST);
             look(&got);
-            if common::is_fused(isa) {
+            if is_fused(isa) {
                 if let Some(first) = &fused {
                     first.assert_same_results(&got);
                     same(&first.grad, &got.grad, || format!("gradient, {}", got.at));

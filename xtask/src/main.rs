@@ -2,21 +2,21 @@
 //! compiler installed, nothing else is needed to test, build or try xent.
 
 mod aarch64;
-mod builds;
 mod accuracy;
 mod bench;
+mod builds;
 mod c;
 mod check;
 mod counted;
 mod demo;
 mod dist;
-mod mutants;
-mod sanitize;
+mod fuzz;
 mod inline;
+mod mutants;
 mod peers;
 mod picture;
+mod sanitize;
 mod svg;
-mod fuzz;
 mod tool;
 
 use std::process::ExitCode;
@@ -25,19 +25,18 @@ const USAGE: &str = "\
 usage: cargo xtask <command>
 
   aarch64              run the tests on AArch64 under emulation
-  builds               compare the bits of a build for x86-64-v3
   accuracy             print ulps on every instruction set, beside PyTorch's
   bench [--large]      time the targets; bench peers: beside other libraries;
                        bench pictures: draw what was recorded
+  builds               run a plain x86-64 under emulation, and compare x86-64-v3's bits
   counted [--record]   count instructions with valgrind, against benches/counted.txt
   demo [--full]        train a word model in C++ with xent; --full trains longer
   dist [--prefix DIR]  build the C library into DIR (default target/dist)
-  sanitize             run the C and C++ tests under sanitizers and valgrind
   fuzz [SECONDS] [TARGET]...
                        run the fuzz targets, 30 s each: problem c_abi partition
+  mutants [...]        run the tests against wrong versions of the source; see --help
+  sanitize             run the C and C++ tests under sanitizers and valgrind
   test [STEP]...       run every check, or only the steps named:
-                       header fmt clippy docs rust c examples
-  mutants [...]        run the tests against wrong versions of the source; see --help";
                        header fmt clippy docs rust inline c examples";
 
 fn main() -> ExitCode {
@@ -45,12 +44,11 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match arguments.as_slice() {
         ["aarch64"] => aarch64::run_tests(),
-        ["builds"] => builds::run_tests(),
-        ["sanitize"] => sanitize::run_all(),
         ["accuracy"] => accuracy::table(),
         ["bench", "peers", options @ ..] => peers::run(options),
         ["bench", "pictures"] => picture::draw(),
         ["bench", options @ ..] => bench::run(options),
+        ["builds"] => builds::run_tests(),
         ["counted"] => counted::run(false),
         ["counted", "--record"] => counted::run(true),
         ["demo"] => demo::run(false),
@@ -61,11 +59,12 @@ fn main() -> ExitCode {
             Ok(plan) => fuzz::run_plan(&plan),
             Err(message) => return usage(&message),
         },
+        ["mutants", arguments @ ..] => mutants::run(arguments),
+        ["sanitize"] => sanitize::run_all(),
         ["test", steps @ ..] => match check::parse(steps) {
             Ok(steps) => check::run(&steps),
             Err(message) => return usage(&message),
         },
-        ["mutants", arguments @ ..] => mutants::run(arguments),
         [] => return usage("no command given"),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

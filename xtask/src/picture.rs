@@ -229,8 +229,10 @@ fn shown_name(peer: &str) -> &str {
 
 /// Time of a call by xent and by each peer, for each shape and kind: bars on a logarithmic axis.
 fn against_peers(run: &Run, dtype: &str) -> Option<String> {
-    // By shape and kind, in the order of the record: the peer, its time, and the times of xent's.
-    let mut groups: Vec<(String, Vec<(String, f64, f64)>)> = Vec::new();
+    // A peer, its time, and the times of xent's.
+    type Bar = (String, f64, f64);
+    // By shape and kind, in the order of the record.
+    let mut groups: Vec<(String, Vec<Bar>)> = Vec::new();
     for line in run.lines.iter().filter(|line| cell(line, "dtype") == dtype) {
         let (Some(time), Some(ratio)) = (number(line, "ms"), number(line, "ratio")) else {
             continue;
