@@ -168,9 +168,10 @@ impl View {
     /// # Safety
     /// The view covers the rows; its elements are of `T`.
     #[inline(always)]
-    unsafe fn run<T>(&self, run: &Run) -> (*mut T, isize) {
+    pub unsafe fn run<T>(&self, run: &Run) -> (*mut T, isize) {
+        let step = if run.axis == 0 { self.strides[0] } else { self.strides[2] };
         // SAFETY: the caller's promise.
-        (unsafe { self.at(run.first, 0) }.cast(), self.strides[run.axis])
+        (unsafe { self.at(run.first, 0) }.cast(), step)
     }
 
     /// The real numbers of a run of rows, of an operand without classes.

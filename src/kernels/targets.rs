@@ -92,21 +92,21 @@ pub unsafe fn holes(view: &View, run: &Run, ignore: i64, octet: &mut Octet, lane
 #[inline(always)]
 unsafe fn holes_of<T: Index>(view: &View, run: &Run, ignore: i64, octet: &mut Octet, lane: usize) {
     // SAFETY: the caller's promise.
-    let p = unsafe { view.at(run.first, 0) }.cast::<T>();
-    let step = view.strides[run.axis];
-    if step == 1 && run.len == ROWS {
-        // SAFETY: eight of them; aligned (problem.rs).
-        let targets = unsafe { *p.cast::<[T; ROWS]>() };
-        for (i, target) in targets.into_iter().enumerate() {
-            (octet.kept[i], octet.hole[i]) = hole(target.value(), ignore);
+    let (p, step) = unsafe { view.run::<T>(run) };
+    let mut row = |i: usize, step: isize| {
+        // SAFETY: a row of the view, aligned (problem.rs), in one of the octet's lanes.
+        unsafe {
+            let target = *p.wrapping_offset(i as isize * step);
+            let (kept, hole) = hole(target.value(), ignore);
+            *octet.kept.as_mut_ptr().add(lane + i) = kept;
+            *octet.hole.as_mut_ptr().add(lane + i) = hole;
         }
-        return;
-    }
-    let rows = octet.kept.iter_mut().zip(&mut octet.hole).skip(lane).take(run.len);
-    for (i, (kept, to)) in rows.enumerate() {
-        // SAFETY: a row of the view.
-        let target = unsafe { *p.wrapping_offset(i as isize * step) };
-        (*kept, *to) = hole(target.value(), ignore);
+    };
+    // Of constants, so that it becomes vectors.
+    if step == 1 && run.len == ROWS {
+        (0..ROWS).for_each(|i| row(i, 1));
+    } else {
+        (0..run.len).for_each(|i| row(i, step));
     }
 }
 
