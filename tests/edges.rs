@@ -394,6 +394,27 @@ fn constant_rows_at_any_height() {
     }
 }
 
+/// One logit as far above or below the others as numbers go: certain, or hopeless, and nothing
+/// that is not a number.
+#[test]
+fn logits_as_far_apart_as_they_go() {
+    for classes in [2, 10, 97, 300, 2500] {
+        for (one, others) in [(3e38, 0.0), (3e38, -3e38), (1e30, -1e30), (1e9, 1.0), (2e6, -2e6)] {
+            let mut logits = vec![others; classes];
+            logits[1] = one;
+            for y in [0, 1] {
+                let problem = Problem::new(classes, &logits, &[y]);
+                let judge = Judge::new(&problem);
+                for isa in isas() {
+                    let run = problem.run(Pass::Fused, &How::on(isa));
+                    judge.losses(&run);
+                    judge.gradient(&run.grad, None);
+                }
+            }
+        }
+    }
+}
+
 /// Padding classes in front that are masked out and have no weight.
 #[test]
 fn smoothing_beside_a_weightless_low_head() {

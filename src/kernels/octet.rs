@@ -468,7 +468,9 @@ impl<S: Simd<Real: Base>> Rows<'_, S> {
         let part = d.select(d.equal(whole, t), zero, part);
         // What is small beside x_y is so by a power of e, not of b: a confident row's loss is far
         // below 1. The exponent of rest is enough of its logarithm for that.
-        let more = d.mul_add(splat(S::Real::EXCESS), d.sub(t, height), part);
+        // (Past 2^-2000 nothing is left.)
+        let above = d.min(splat(2000.0), d.sub(t, height));
+        let more = d.mul_add(splat(S::Real::EXCESS), above, part);
         let e = real::exp2_of(
             d,
             d.select(leads, d.sub(height, whole), whole),
@@ -499,13 +501,15 @@ impl<S: Simd<Real: Base>> Rows<'_, S> {
 
         let unit = d.exponent_from_low_bits(d.sub(splat(f64::MAGIC), height));
         let share = d.mul(d.select(leads, d.mul(e, unit), one), inverse);
+        let hit = d.mul(a, inverse);
         Softmax {
             lse,
             height: d.select(leads, t, k),
             rise: d.select(leads, nll, y),
             nll,
-            hit: d.mul(a, inverse),
-            miss: d.mul(b, inverse),
+            hit,
+            // Beside a hit of 0 it is exactly 1.
+            miss: d.select(leads, d.mul(b, inverse), d.sub(one, hit)),
             share: d.select(nothing, zero, share),
             far,
             near,
