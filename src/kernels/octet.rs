@@ -827,7 +827,10 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             let by = splat(with.scale);
             (hit, bias, others) = (d.mul(hit, by), d.mul(bias, by), d.mul(others, by));
         }
-        let constant = splat(if gradient.accumulate { job::NOTHING } else { job::FILL });
+        // By arithmetic: a branch would be hoisted to where there may be no gradient at all, and
+        // decide nothing there, by memory that nobody wrote.
+        let fresh = f64::from(u8::from(!gradient.accumulate));
+        let constant = splat(job::NOTHING + fresh * (job::FILL - job::NOTHING));
         // `total·p_y - hit - own`, such that nothing cancels that needs not.
         let own = self.times(bias, w_y);
         let total = d.add(hit, others);
@@ -856,7 +859,7 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
         } else {
             entry = d.sub(zero, d.add(hit, own));
             // Without a bias only the target's own is anything else than 0.
-            let alone = if gradient.accumulate { job::TARGET } else { job::FILL };
+            let alone = job::TARGET + fresh * (job::FILL - job::TARGET);
             let single = d.select(d.equal(entry, zero), constant, splat(alone));
             work = d.select(d.equal(bias, zero), single, splat(job::SWEEP));
             good = *finite;
