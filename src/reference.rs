@@ -309,7 +309,8 @@ impl Mass {
             mass.smoothing[c] = times(w, smoothing);
             mass.both[c] = times(w, target + smoothing);
             mass.present[c] = match case.targets {
-                Targets::Indices(_) => t != 0.0 || eps != 0.0,
+                // A weight of 0 leaves nothing to smooth.
+                Targets::Indices(_) => t != 0.0 || (eps != 0.0 && w != 0.0),
                 _ => true,
             };
             if mass.both[c] != 0.0 {

@@ -621,7 +621,10 @@ pub unsafe fn transform<S: Simd>(
             if capped {
                 let (tanh, derivative) = real::tanh(d, d.div(scaled, cap));
                 *v = d.mul(cap, tanh);
-                *d_v = d.mul(scale, derivative);
+                // Never infinite: a probability of 0 has a gradient of 0.
+                let most = S::Real::MAX.to_f64();
+                let steep = d.max(d.splat(-most), d.mul(scale, derivative));
+                *d_v = d.min(d.splat(most), steep);
             } else {
                 *v = scaled;
             }

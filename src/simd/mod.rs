@@ -19,6 +19,8 @@ pub const TOTALS: usize = 16;
 pub trait Real: Copy + PartialEq + PartialOrd + std::fmt::Debug + Send + Sync + 'static {
     /// Negative infinity.
     const NEG_INFINITY: Self;
+    /// The largest number.
+    const MAX: Self;
     /// 0
     const ZERO: Self;
 
@@ -32,6 +34,7 @@ macro_rules! real {
     ($type:ident) => {
         impl Real for $type {
             const NEG_INFINITY: Self = $type::NEG_INFINITY;
+            const MAX: Self = $type::MAX;
             const ZERO: Self = 0.0;
 
             #[inline(always)]

@@ -1,0 +1,48 @@
+//! What the fuzz targets found, by name.
+
+use xent::{CrossEntropy, Isa};
+
+fn isas() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available())
+}
+
+/// The slope of a cap under a scale past f32 was infinite, and took a gradient of 0 to NaN.
+#[test]
+fn certain_class_under_a_steep_cap() {
+    for isa in isas() {
+        for classes in [1, 2, 200] {
+            let mut logits = vec![f32::NEG_INFINITY; classes];
+            logits[0] = 0.0;
+            let mut grad = vec![7.0f32; classes];
+            let call = CrossEntropy::new(1, classes).softcap(30.0).logit_scale(f64::MAX).isa(isa);
+            call.forward_backward(&logits, &[0i32], &mut grad).unwrap();
+            if classes == 1 {
+                assert_eq!(grad, [0.0], "{isa:?}");
+            }
+            // A class without any probability left is capped, and flat.
+            assert!(grad[1..].iter().all(|g| *g == 0.0), "{isa:?}: {grad:?}");
+        }
+    }
+}
+
+/// A mean over a denominator of 0 is NaN, but not where a class has no weight: there is no term.
+#[test]
+fn weightless_classes_beside_no_denominator() {
+    for isa in isas() {
+        for classes in [3, 200] {
+            let mut weights = vec![0.0f32; classes];
+            weights[0] = 1.25;
+            let logits = vec![-1.0f32; classes];
+            let mut grad = vec![7.0f32; classes];
+            CrossEntropy::new(1, classes)
+                .log_probs(true)
+                .label_smoothing(0.3)
+                .class_weights(&weights)
+                .isa(isa)
+                .forward_backward(&logits, &[1i32], &mut grad)
+                .unwrap();
+            assert!(grad[0].is_infinite() || grad[0].is_nan(), "{isa:?}: {grad:?}");
+            assert!(grad[2..].iter().all(|g| *g == 0.0), "{isa:?}: {grad:?}");
+        }
+    }
+}
