@@ -27,7 +27,7 @@ const PORTIONS: usize = 16;
 
 /// Elements that are worth a thread: below twice this, everything stays on the calling thread.
 /// Waking a worker costs 2 µs at best and near 20 on average, so that two threads break even
-/// with one at 128,000 elements (docs/design.md).
+/// with one at 128,000 elements (docs/performance.md).
 const WORTH_A_THREAD: usize = 64 * 1024;
 
 /// The threads that a call may use.

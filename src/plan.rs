@@ -489,7 +489,7 @@ impl Plan {
 
     /// Two rows and the gradient of one fit the second level of cache, and nothing is to be done
     /// but sum up exponentials in one sweep and multiply them in the other: the second sweep over
-    /// one row then goes along with the first over the next. Measured in docs/design.md: longer
+    /// one row then goes along with the first over the next. Measured in docs/performance.md: longer
     /// rows leave the cache, shorter ones gain nothing.
     #[inline(always)]
     pub fn pairs_rows(&self) -> bool {

@@ -716,7 +716,7 @@ fn validate(
 }
 
 /// Gradients of at least this many bytes are written around the caches; measured in
-/// docs/design.md.
+/// docs/performance.md.
 const STREAM_BYTES: usize = 16 << 20;
 
 /// What scanning a row's target costs, in elements of the logits.
