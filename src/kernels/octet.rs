@@ -104,7 +104,7 @@ pub struct Octet {
     pub fill: Column,
     /// What the gradient is at the hole.
     pub entry: Column,
-    /// What 2^t is multiplied by: a power of 2 that is 1 but for extreme factors ([`split`]), and
+    /// What 2^t is multiplied by: a power of 2 that is 1 but for extreme factors (`Curve::split`), and
     /// the rest. Or what lse is above the reference, where the output is no gradient but a
     /// log-softmax.
     pub before: Column,
