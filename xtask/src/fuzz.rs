@@ -21,7 +21,7 @@ pub struct Plan {
 pub fn parse(arguments: &[&str]) -> Result<Plan> {
     let (seconds, names) = match arguments {
         [first, rest @ ..] if first.starts_with(|c: char| c.is_ascii_digit()) => {
-            let seconds = first.parse().ok().filter(|&seconds| seconds > 0);
+            let seconds = first.parse().ok();
             (seconds.ok_or_else(|| format!("{first} is no number of seconds"))?, rest)
         }
         names => (SECONDS, names),
@@ -86,7 +86,12 @@ fn run_target(target: &str, seconds: u32) -> Result<Output> {
     command.args(["-len_control=0", "-max_len=512", "-timeout=120", "-report_slow_units=60"]);
     command.arg("-print_final_stats=1");
     // Leaks are for valgrind to find; here they would cost half of the executions.
-    command.args(["-detect_leaks=0", &format!("-max_total_time={seconds}")]);
+    command.arg("-detect_leaks=0");
+    // No seconds at all would be forever.
+    command.arg(match seconds {
+        0 => "-runs=0".to_string(),
+        seconds => format!("-max_total_time={seconds}"),
+    });
     command.env("ASAN_OPTIONS", "malloc_context_size=1:quarantine_size_mb=16");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.output().map_err(|error| format!("cannot start cargo fuzz: {error}"))

@@ -33,7 +33,8 @@ usage: cargo xtask <command>
   demo [--full]        train a word model in C++ with xent; --full trains longer
   dist [--prefix DIR]  build the C library into DIR (default target/dist)
   fuzz [SECONDS] [TARGET]...
-                       run the fuzz targets, 30 s each: problem c_abi partition
+                       run the fuzz targets, 30 s each, or over their seeds alone
+                       (0): problem c_abi partition
   mutants [...]        run the tests against wrong versions of the source; see --help
   sanitize             run the C and C++ tests under sanitizers and valgrind
   test [STEP]...       run every check, or only the steps named:
