@@ -205,11 +205,11 @@ unsafe fn split_row(
     let segments = plan.segments();
     let at = plan.nth(index);
     // SAFETY: the caller's promise, here and below; a segment is in one thread's hands.
-    let mut batch = unsafe {
-        let mut batch = Batch::start(k, plan, index, 1);
-        contiguous::aim(k, plan, &mut batch, 0);
-        batch
-    };
+    let mut batch = Batch::EMPTY;
+    unsafe {
+        batch.start(k, plan, index, 1);
+        contiguous::aim(k, plan, &mut batch);
+    }
     if let Some(sum) = batch.lanes()[0].sum {
         let mut total = Partial::EMPTY;
         team.map(

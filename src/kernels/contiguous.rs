@@ -1485,6 +1485,9 @@ struct Stage {
 }
 
 impl Stage {
+    const EMPTY: Stage =
+        Stage { batch: Batch::EMPTY, marks: [Marks { wild: 0, redone: 0 }; SEGMENTS] };
+
     /// Writes what is left to write of row `i`'s gradient.
     ///
     /// # Safety
@@ -1510,18 +1513,24 @@ impl Stage {
     }
 }
 
-/// Finds the anchor of row `i` of a batch, and decides what its first sweep is to do.
+/// Finds the anchors of a batch's rows, and decides what their first sweeps are to do.
 ///
 /// # Safety
 /// As [`Batch::start`].
-pub unsafe fn aim(k: &Kernels, plan: &Plan, batch: &mut Batch, i: usize) {
-    let mut start = Anchor::NONE;
-    if batch.needs_softmax(plan, i) {
-        let Lane { at, hole, .. } = batch.lanes()[i];
-        // SAFETY: the caller's promise.
-        start = unsafe { anchor(k, plan, at, hole) };
+pub unsafe fn aim(k: &Kernels, plan: &Plan, batch: &mut Batch) {
+    let mut anchors = [Anchor::NONE; BATCH];
+    for i in 0..batch.lanes().len() {
+        if batch.needs_softmax(plan, i) {
+            let Lane { at, hole, .. } = batch.lanes()[i];
+            // SAFETY: the caller's promise.
+            anchors[i] = unsafe { anchor(k, plan, at, hole) };
+        }
     }
-    batch.aim(plan, i, start);
+    // SAFETY: the caller's promise.
+    unsafe { batch.read_holes(k, plan) };
+    for i in 0..batch.lanes().len() {
+        batch.aim(plan, i, anchors[i]);
+    }
 }
 
 /// A range of rows, start to end; returns the sums over them.
@@ -1535,16 +1544,16 @@ pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
     let size = if plan.classes <= BATCHED_CLASSES { BATCH } else { 1 };
     let segments = plan.segments();
     let mut totals = Totals::NONE;
+    let mut stage = Stage::EMPTY;
     let mut before: Option<Stage> = None;
     for start in range.clone().step_by(size) {
         let count = size.min(range.end - start);
         // SAFETY: rows of the plan, and this thread's alone; so below.
-        let batch = unsafe { Batch::start(k, plan, start, count) };
-        let mut stage = Stage { batch, marks: [Marks::default(); SEGMENTS] };
-        for i in 0..count {
-            // SAFETY: see above.
-            unsafe { aim(k, plan, &mut stage.batch, i) };
+        unsafe {
+            stage.batch.start(k, plan, start, count);
+            aim(k, plan, &mut stage.batch);
         }
+        stage.marks[..count.max(segments)].fill(Marks::default());
         let marks = &mut stage.marks;
         for (i, Lane { at, sum, partial, .. }) in stage.batch.lanes().iter_mut().enumerate() {
             if let Some(sum) = sum {
@@ -1584,14 +1593,14 @@ pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
         if plan.gradient.is_none() {
             continue;
         }
-        if let Some(mut before) = before.take() {
+        if let Some(before) = &mut before {
             for i in 0..before.batch.lanes().len() {
                 // SAFETY: see above.
                 unsafe { before.write(k, plan, i) };
             }
         }
         if plan.pairs_rows() {
-            before = Some(stage);
+            std::mem::swap(&mut stage, before.get_or_insert(Stage::EMPTY));
             continue;
         }
         for i in 0..count {

@@ -157,8 +157,8 @@ pub struct Lane {
 }
 
 /// Up to eight rows that go through their stages together: from their operands
-/// ([`start`](Self::start)) over their sums ([`finish`](Self::finish)) to their gradients
-/// ([`place_target`](Self::place_target)).
+/// ([`start`](Self::start)) and what their sums are to be ([`aim`](Self::aim)) over these
+/// ([`finish`](Self::finish)) to their gradients ([`place_target`](Self::place_target)).
 pub struct Batch {
     octet: Octet,
     first: usize,
@@ -167,13 +167,17 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Reads the operands of rows `first..first + len`; looks for their largest logits if those are
-    /// left out.
+    /// Of no rows. Large: it is to stay where it is, one batch after the other.
+    pub const EMPTY: Batch =
+        Batch { octet: Octet::EMPTY, first: 0, len: 0, lanes: [const { MaybeUninit::uninit() }; ROWS] };
+
+    /// Reads the operands of rows `first..first + len` but the logits, and forgets those before;
+    /// looks for their largest logits if those are left out.
     ///
     /// # Safety
     /// The rows are the plan's, with contiguous classes, no more than eight, and no other thread is
     /// at them. The same for all below, with the same plan.
-    pub unsafe fn start(k: &Kernels, plan: &Plan, first: usize, len: usize) -> Self {
+    pub unsafe fn start(&mut self, k: &Kernels, plan: &Plan, first: usize, len: usize) {
         let mut tops = [Top::NONE; ROWS];
         if plan.leaves_top_out() {
             for (i, found) in tops[..len].iter_mut().enumerate() {
@@ -181,31 +185,47 @@ impl Batch {
                 *found = unsafe { top(k, plan, plan.nth(first + i)) };
             }
         }
-        let lanes = [const { MaybeUninit::uninit() }; ROWS];
-        let mut batch = Batch { octet: Octet::EMPTY, first, len, lanes };
+        (self.first, self.len) = (first, len);
+        if len < ROWS {
+            self.octet.clear();
+        }
         for (lane, run) in plan.runs(first, len) {
             // SAFETY: the caller's promise.
-            unsafe {
-                batch.octet.read(k, plan, lane, &run, &tops[lane..]);
-                batch.octet.read_holes(plan, lane, &run);
-            }
+            unsafe { self.octet.read(k, plan, lane, &run, &tops[lane..]) };
         }
-        batch.octet.transform_holes(k, plan);
-        for i in 0..len {
-            let at = plan.nth(first + i);
-            let hole = batch.octet.class(i);
-            let mut old = 0.0;
-            if let (Some(gradient), Some(class)) = (&plan.gradient, hole)
-                && gradient.accumulate
-            {
+        for (i, lane) in self.lanes[..len].iter_mut().enumerate() {
+            lane.write(Lane {
+                at: plan.nth(first + i),
+                hole: self.octet.class(i),
+                sum: None,
+                partial: Partial::EMPTY,
+                job: Job::Nothing,
+                old: 0.0,
+                entry: 0.0,
+            });
+        }
+    }
+
+    /// Reads the logits of the holes, and what the gradient is there.
+    ///
+    /// # Safety
+    /// See [`start`](Self::start).
+    pub unsafe fn read_holes(&mut self, k: &Kernels, plan: &Plan) {
+        self.octet.x_y = [f64::NEG_INFINITY; ROWS];
+        for (lane, run) in plan.runs(self.first, self.len) {
+            // SAFETY: the caller's promise.
+            unsafe { self.octet.read_holes(plan, lane, &run) };
+        }
+        self.octet.transform_holes(k, plan);
+        let Some(gradient) = plan.gradient.as_ref().filter(|gradient| gradient.accumulate) else {
+            return;
+        };
+        for Lane { at, hole, old, .. } in self.lanes() {
+            if let Some(class) = *hole {
                 // SAFETY: a class of a row of the plan.
-                old = unsafe { gradient.view.real(at, class) };
+                *old = unsafe { gradient.view.real(*at, class) };
             }
-            let partial = Partial::EMPTY;
-            let lane = Lane { at, hole, sum: None, partial, job: Job::Nothing, old, entry: 0.0 };
-            batch.lanes[i].write(lane);
         }
-        batch
     }
 
     /// Whether the exponentials of row `i` are to be summed up.
@@ -215,6 +235,7 @@ impl Batch {
     }
 
     /// Decides what the first sweep over row `i` is to do, with the anchor that was found for it.
+    /// The holes' logits were read.
     #[inline(always)]
     pub fn aim(&mut self, plan: &Plan, i: usize, anchor: Anchor) {
         if !self.octet.needs_sum(plan, i) {
@@ -232,9 +253,15 @@ impl Batch {
     /// The rows.
     #[inline(always)]
     pub fn lanes(&mut self) -> &mut [Lane] {
+        self.parts().1
+    }
+
+    /// The octet, and the rows.
+    #[inline(always)]
+    fn parts(&mut self) -> (&mut Octet, &mut [Lane]) {
         let first = self.lanes.as_mut_ptr().cast();
         // SAFETY: `start` wrote them.
-        unsafe { std::slice::from_raw_parts_mut(first, self.len) }
+        (&mut self.octet, unsafe { std::slice::from_raw_parts_mut(first, self.len) })
     }
 
     /// Writes the results of all rows and finds out what remains to be done.
@@ -242,8 +269,9 @@ impl Batch {
     /// # Safety
     /// See [`start`](Self::start).
     pub unsafe fn finish(&mut self, k: &Kernels, plan: &Plan, totals: &mut Totals) {
-        let mut octet = self.octet;
-        for (i, Lane { sum, partial, .. }) in self.lanes().iter().enumerate() {
+        let (first, len) = (self.first, self.len);
+        let (octet, lanes) = self.parts();
+        for (i, Lane { sum, partial, .. }) in lanes.iter().enumerate() {
             let Reference { far, near } = partial.level.reference;
             (octet.far[i], octet.near[i]) = (far, near);
             octet.sum[i] = partial.level.sum.value();
@@ -257,14 +285,14 @@ impl Batch {
         // SAFETY: the caller's promise; that about the tables (`Kernels`).
         unsafe {
             if plan.is_from_lse() {
-                for (lane, run) in plan.runs(self.first, self.len) {
+                for (lane, run) in plan.runs(first, len) {
                     octet.read_lse(plan, lane, &run);
                 }
             }
-            (k.lanes.finish)(std::slice::from_mut(&mut octet), plan);
+            (k.lanes.finish)(std::slice::from_mut(octet), plan);
             if plan.has_losses() {
                 octet.add_to(plan, totals);
-                for (lane, run) in plan.runs(self.first, self.len) {
+                for (lane, run) in plan.runs(first, len) {
                     octet.write(plan, lane, &run);
                 }
             }
@@ -272,13 +300,13 @@ impl Batch {
         if plan.gradient.is_none() {
             return;
         }
-        for (i, lane) in self.lanes().iter_mut().enumerate() {
+        for (i, lane) in lanes.iter_mut().enumerate() {
             lane.entry = octet.entry[i];
             lane.job = match octet.job[i] {
                 job::NOTHING => Job::Nothing,
                 job::TARGET => Job::Target,
                 job::FILL => Job::Fill(octet.fill[i]),
-                _ => Job::Sweep(lane.sweep(plan, &octet, i)),
+                _ => Job::Sweep(lane.sweep(plan, octet, i)),
             };
         }
     }
