@@ -22,8 +22,12 @@ use xent::half::{bf16, f16};
 #[path = "common/heap.rs"]
 mod heap;
 
-/// Calls of which the fastest counts for a turn: the others met a neighbour.
+/// Calls of which the fastest counts for a turn: the others met a neighbour. So many for each
+/// variant of a limit.
 const CALLS: usize = 3;
+
+/// As many for a kernel as for all variants of its limit.
+const TRIES: usize = CALLS * VARIANTS;
 
 /// Wide vocabularies: the classes that the targets speak of.
 const WIDE: [usize; 4] = [32_000, 50_257, 128_256, 262_144];
@@ -115,7 +119,7 @@ impl<T: Scalar> Bench<T> {
     /// Seconds of the fastest of a few calls.
     fn call(&mut self, call: Call, isa: Isa) -> f64 {
         let (operands, grad, threads) = (&self.operands, &mut self.grad, self.threads);
-        let times = (0..CALLS).map(|_| {
+        let times = (0..TRIES).map(|_| {
             let x = if call.overwrites() { &mut self.written } else { &mut self.read };
             if call.overwrites() {
                 x.copy_from_slice(&operands.original);

@@ -168,8 +168,12 @@ pub struct Batch {
 
 impl Batch {
     /// Of no rows. Large: it is to stay where it is, one batch after the other.
-    pub const EMPTY: Batch =
-        Batch { octet: Octet::EMPTY, first: 0, len: 0, lanes: [const { MaybeUninit::uninit() }; ROWS] };
+    pub const EMPTY: Batch = Batch {
+        octet: Octet::EMPTY,
+        first: 0,
+        len: 0,
+        lanes: [const { MaybeUninit::uninit() }; ROWS],
+    };
 
     /// Reads the operands of rows `first..first + len` but the logits, and forgets those before;
     /// looks for their largest logits if those are left out.

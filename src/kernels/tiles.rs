@@ -10,9 +10,9 @@
 //!     for each register of positions:
 //!         max over the classes                   first sweep
 //!         reference = integer nearest to L·max, if that is above the old one
-//!         sum += Σ 2^(L·x - reference)           second sweep; in f64: so few terms would show
-//!                                                every rounding, and so many one after the
-//!                                                other would add theirs up
+//!         sum += Σ 2^(L·x - reference)           second sweep; with what its roundings lose: so
+//!                                                few terms would show every one, and so many
+//!                                                one after the other would add theirs up
 //! gradient: 2^(L·x - reference)·factor - bias, lane by lane
 //! ```
 //!
@@ -126,6 +126,68 @@ unsafe fn holes<S: Simd>(s: S, octets: &[Octet], at: usize, tile: &Tile) -> S::V
     s.narrow(holes)
 }
 
+/// `c` in every lane, for one of [`CLASSES`].
+#[inline(always)]
+fn number<S: Simd>(s: S, c: usize) -> S::Vector {
+    debug_assert!(c < CLASSES);
+    // SAFETY: a chunk has no more classes than there are numbers.
+    s.splat(unsafe { *S::Real::NUMBERS.get_unchecked(c) })
+}
+
+/// A sum of a chunk's exponentials. Lanes of f64 have digits to spare; those of f32 carry along what
+/// they lose: the sum starts at 2, more than any term, so that what an addition lost is exact
+/// (Dekker's fast two-sum). Half as many instructions as adding them up in f64.
+#[derive(Clone, Copy)]
+struct Part<S: Simd> {
+    s: S,
+    sum: S::Vector,
+    lost: S::Vector,
+}
+
+impl<S: Simd> Part<S> {
+    const IS_WIDE: bool = S::LANES == <S::Wide as Simd>::LANES;
+    const START: f64 = if Self::IS_WIDE { 0.0 } else { 2.0 };
+
+    #[inline(always)]
+    fn new(s: S) -> Self {
+        Part { s, sum: s.splat(S::Real::from_f64(Self::START)), lost: s.splat(S::Real::ZERO) }
+    }
+
+    /// Adds `p·scale`, below 2, where scale is a power of 2.
+    #[inline(always)]
+    fn add(&mut self, p: S::Vector, scale: S::Vector) {
+        let s = self.s;
+        let sum = s.mul_add(p, scale, self.sum);
+        if !Self::IS_WIDE {
+            let error = s.mul_sub_exact(p, scale, s.sub(sum, self.sum));
+            self.lost = s.add(self.lost, error);
+        }
+        self.sum = sum;
+    }
+
+    /// This one, or `other` where the mask is set.
+    #[inline(always)]
+    fn unless(self, mask: S::Mask, other: Self) -> Self {
+        let s = self.s;
+        let sum = s.select(mask, other.sum, self.sum);
+        Part { s, sum, lost: s.select(mask, other.lost, self.lost) }
+    }
+
+    /// In f64.
+    #[inline(always)]
+    fn value(self) -> S::Widened {
+        let (s, d) = (self.s, self.s.wide());
+        both::<S>(s.widen(self.sum), s.widen(self.lost), |sum, lost| {
+            if Self::IS_WIDE {
+                return sum;
+            }
+            let value = d.add(d.sub(sum, d.splat(Self::START)), lost);
+            // Past an infinity what was lost is inf - inf.
+            d.select(d.less(sum, d.splat(f64::INFINITY)), value, sum)
+        })
+    }
+}
+
 /// `f` of each register of two widened ones.
 #[inline(always)]
 fn both<S: Simd>(
@@ -147,55 +209,117 @@ fn both<S: Simd>(
 /// stands for. The same for all below.
 #[inline(always)]
 pub unsafe fn sums<S: Simd<Real: Base>>(s: S, tile: &Tile, octets: &mut [Octet], heats: bool) {
-    for at in (0..tile.lanes).step_by(S::LANES) {
-        // SAFETY: a register of the tile.
+    let mut at = 0;
+    while at < tile.lanes {
+        let left = tile.lanes - at;
+        // SAFETY: registers of the tile.
         unsafe {
-            match (heats, tile.lanes - at >= S::LANES) {
-                (false, true) => register_sums::<S, false, true>(s, tile, octets, at),
-                (false, false) => register_sums::<S, false, false>(s, tile, octets, at),
-                (true, _) => register_sums::<S, true, false>(s, tile, octets, at),
+            if !heats && left >= ABREAST * S::LANES {
+                register_sums::<S, false, true, ABREAST>(s, tile, octets, at);
+                at += ABREAST * S::LANES;
+                continue;
+            }
+            match (heats, left >= S::LANES) {
+                (false, true) => register_sums::<S, false, true, 1>(s, tile, octets, at),
+                (false, false) => register_sums::<S, false, false, 1>(s, tile, octets, at),
+                (true, _) => register_sums::<S, true, false, 1>(s, tile, octets, at),
             }
         }
+        at += S::LANES;
     }
 }
 
+/// Registers that are looked through together for their largest logits: a look is a chain of
+/// dependent instructions, and what follows, up to the first exponential, waits for it.
+const ABREAST: usize = 4;
+
 /// # Safety
-/// As [`sums`]; `at` is the first position of a register. `WHOLE`: it is a whole one.
+/// As [`sums`]; `at` is the first position of `N` registers. `WHOLE`: they are whole ones.
 #[inline(always)]
-unsafe fn register_sums<S: Simd<Real: Base>, const HEAT: bool, const WHOLE: bool>(
+unsafe fn register_sums<
+    S: Simd<Real: Base>,
+    const HEAT: bool,
+    const WHOLE: bool,
+    const N: usize,
+>(
     s: S,
     tile: &Tile,
     octets: &mut [Octet],
     at: usize,
 ) {
-    let d = s.wide();
-    let splat = |x: f64| s.splat(S::Real::from_f64(x));
-    let lanes = up_to::<S>(tile.lanes - at);
-    let x = tile.x.cast::<S::Real>().wrapping_add(at);
-    let lowest = S::Real::NEG_INFINITY;
-    let load = |class: usize| {
-        let p = x.wrapping_add(class * tile.pitch);
-        // SAFETY: positions of the tile.
-        unsafe { if WHOLE { s.load(p) } else { s.load_lanes(p, lanes, lowest) } }
-    };
-    // SAFETY: there are octets for whole registers.
-    let hole = unsafe { holes(s, octets, at, tile) };
-
-    let one = splat(1.0);
-    let mut class = s.splat(S::Real::ZERO);
-    let mut max = s.splat(lowest);
-    let mut x_y = s.splat(lowest);
-    if tile.first > 0 {
-        // SAFETY: as above.
-        x_y = unsafe { take(s, octets, |o| &o.x_y, at) };
+    let lowest = s.splat(S::Real::NEG_INFINITY);
+    let (mut hole, mut x_y, mut max) = ([lowest; N], [lowest; N], [lowest; N]);
+    for i in 0..N {
+        // SAFETY: there are octets for whole registers.
+        unsafe {
+            hole[i] = holes(s, octets, at + i * S::LANES, tile);
+            if tile.first > 0 {
+                x_y[i] = take(s, octets, |o| &o.x_y, at + i * S::LANES);
+            }
+        }
     }
     for c in 0..tile.classes {
-        let (is_hole, x) = (s.equal(class, hole), load(c));
-        x_y = s.select(is_hole, x, x_y);
-        // NaN loses.
-        max = s.max(s.select(is_hole, s.splat(lowest), x), max);
-        class = s.add(class, one);
+        for i in 0..N {
+            let is_hole = s.equal(number(s, c), hole[i]);
+            // SAFETY: positions of the tile.
+            let x = unsafe { logits::<S, WHOLE>(s, tile, c, at + i * S::LANES) };
+            x_y[i] = s.select(is_hole, x, x_y[i]);
+            // NaN loses.
+            max[i] = s.select(is_hole, max[i], s.max(x, max[i]));
+        }
     }
+    for i in 0..N {
+        let look = Look { at: at + i * S::LANES, hole: hole[i], x_y: x_y[i], max: max[i] };
+        // SAFETY: the caller's promise.
+        unsafe { sums_after::<S, HEAT, WHOLE>(s, tile, octets, look) };
+    }
+}
+
+/// Positions `at..at + LANES` of class `c` of a tile, -inf where there are none.
+///
+/// # Safety
+/// As [`sums`]. `WHOLE`: there are as many.
+#[inline(always)]
+unsafe fn logits<S: Simd, const WHOLE: bool>(s: S, tile: &Tile, c: usize, at: usize) -> S::Vector {
+    let p = tile.x.cast::<S::Real>().wrapping_add(c * tile.pitch + at);
+    // SAFETY: positions of the tile.
+    unsafe {
+        if WHOLE {
+            s.load(p)
+        } else {
+            s.load_lanes(p, up_to::<S>(tile.lanes - at), S::Real::NEG_INFINITY)
+        }
+    }
+}
+
+/// What a look at the classes of a register has found.
+struct Look<S: Simd> {
+    /// Its first position.
+    at: usize,
+    /// The holes, counted from the tile's first class.
+    hole: S::Vector,
+    /// Their logits, as far as they were seen.
+    x_y: S::Vector,
+    /// The largest of the other logits.
+    max: S::Vector,
+}
+
+/// The second sweep.
+///
+/// # Safety
+/// As [`register_sums`].
+#[inline(always)]
+unsafe fn sums_after<S: Simd<Real: Base>, const HEAT: bool, const WHOLE: bool>(
+    s: S,
+    tile: &Tile,
+    octets: &mut [Octet],
+    Look { at, hole, x_y, max }: Look<S>,
+) {
+    let d = s.wide();
+    let splat = |x: f64| s.splat(S::Real::from_f64(x));
+    let lowest = s.splat(S::Real::NEG_INFINITY);
+    // SAFETY: the caller's promise.
+    let load = |c: usize| unsafe { logits::<S, WHOLE>(s, tile, c, at) };
 
     // The integer nearest to L·max, or else max itself; 0 if it is infinite.
     let zero = s.splat(S::Real::ZERO);
@@ -254,19 +378,29 @@ unsafe fn register_sums<S: Simd<Real: Base>, const HEAT: bool, const WHOLE: bool
         }
     }
 
+    // No lane needs more than a clamp from below.
+    let ordinary = s.both(s.equal(far, zero), s.less(lowest, max));
+    let ordinary = WHOLE && s.bits(s.both(ordinary, finite)) == up_to::<S>(S::LANES);
     let exp = Exp2::<S, true>::lanes(s, far, near);
-    let mut class = s.splat(S::Real::ZERO);
-    let mut part = s.widen(zero);
+    let mut part = Part::new(s);
     for c in 0..tile.classes {
-        let x = load(c);
-        let e = s.select(s.equal(class, hole), zero, exp.value::<true>(x));
-        part = both::<S>(part, s.widen(e), |a, b| d.add(a, b));
+        let (is_hole, x) = (s.equal(number(s, c), hole), load(c));
+        if ordinary && !HEAT {
+            let (p, m) = exp.parts_below(x, is_hole);
+            part.add(p, exp.scale(m));
+            continue;
+        }
+        let (p, m) = exp.parts::<true>(x);
+        let before = part;
+        part.add(p, exp.scale(m));
+        part = part.unless(is_hole, before);
         if HEAT {
+            let e = s.select(is_hole, zero, s.mul(p, exp.scale(m)));
             let hot = s.mul(e, exp.exponent(x));
             heat = both::<S>(heat, s.widen(hot), |a, b| d.add(a, b));
         }
-        class = s.add(class, one);
     }
+    let part = part.value();
     for (i, &part) in part.as_ref().iter().enumerate() {
         let (new, error) = real::sum(d, sum.as_ref()[i], part);
         sum.as_mut()[i] = new;
@@ -370,6 +504,9 @@ pub struct TileGradient {
     pub fills: bool,
     /// What the difference is multiplied by then, laid out as the tile; null for 1.
     pub slope: *const u8,
+    /// No exponent is beyond that of the row's largest logit, but for the hole's and those of rows
+    /// that are filled: references are the rows' own, not those of an lse from elsewhere.
+    pub bounded: bool,
     /// One bit for each position that is written at all.
     pub writes: u64,
 }
@@ -386,7 +523,6 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(
     gradient: &TileGradient,
 ) {
     let zero = s.splat(S::Real::ZERO);
-    let one = s.splat(S::Real::from_f64(1.0));
     let d = s.wide();
     let (l, inverse) = (d.splat(S::Real::L.to_f64()), d.splat(S::Real::INVERSE.0));
     for at in (0..tile.lanes).step_by(S::LANES) {
@@ -410,8 +546,10 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(
         let exp = Exp2::<S, true>::lanes(s, s.narrow(far), s.narrow(near));
         let (after, bias) = (s.narrow(factor), s.narrow(wide_bias));
         let minus_bias = s.sub(zero, bias);
-        let mut class = zero;
+        let bounded =
+            gradient.bounded && s.bits(s.equal(s.narrow(far), zero)) == up_to::<S>(S::LANES);
         for c in 0..tile.classes {
+            let is_hole = s.equal(number(s, c), hole);
             let p = tile.x.cast::<S::Real>().wrapping_add(c * tile.pitch + at);
             let g = gradient.g.cast::<S::Real>().wrapping_add(c * gradient.pitch + at);
             // SAFETY: positions of the tile.
@@ -430,7 +568,11 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(
             }
             let mut v = match gradient.kind {
                 Kind::Exponentials => {
-                    let mut e = exp.value::<true>(x);
+                    let (p, m) = match bounded {
+                        true => exp.parts_below(x, is_hole),
+                        false => exp.parts::<true>(x),
+                    };
+                    let mut e = s.mul(p, exp.scale(m));
                     if gradient.extreme {
                         // SAFETY: as above.
                         e = s.mul(e, unsafe { take(s, octets, |o| &o.before, at) });
@@ -465,7 +607,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(
                     v = s.select(sweeps, v, take(s, octets, |o| &o.fill, at));
                 }
             }
-            v = s.select(s.equal(class, hole), entry, v);
+            v = s.select(is_hole, entry, v);
             // SAFETY: positions of the gradient.
             unsafe {
                 if gradient.accumulate {
@@ -477,7 +619,6 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(
                     s.store_lanes(g, writes, v);
                 }
             }
-            class = s.add(class, one);
         }
     }
 }
@@ -931,6 +1072,7 @@ impl Work<'_> {
             scales: false,
             fills: false,
             slope: std::ptr::null(),
+            bounded: !plan.is_from_lse(),
             writes: 0,
         };
         let lanes = self.place.lanes;

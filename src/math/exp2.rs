@@ -229,6 +229,15 @@ impl<S: Simd<Real: Base>, const FAR: bool> Exp2<S, FAR> {
         (s.mul_sub_exact(q, f, s.splat(S::Real::from_f64(-1.0))), m)
     }
 
+    /// [`parts`](Self::parts) of an x that is in range or below it, or NaN, for a reference whose far
+    /// is 0; where `not`, of one whose exponential is 0, whatever x is.
+    #[inline(always)]
+    pub fn parts_below(&self, x: S::Vector, not: S::Mask) -> (S::Vector, S::Vector) {
+        let s = self.s;
+        let (q, f, m) = self.unclamped(s.select(not, self.low, s.max(self.low, x)));
+        (s.mul_sub_exact(q, f, s.splat(S::Real::from_f64(-1.0))), m)
+    }
+
     /// A logit whose exponent is close to 0. Not for a reference a lane.
     #[inline(always)]
     pub fn origin(&self) -> S::Real {

@@ -23,6 +23,8 @@ pub trait Real: Copy + PartialEq + PartialOrd + std::fmt::Debug + Send + Sync + 
     const MAX: Self;
     /// 0
     const ZERO: Self;
+    /// 0, 1, 2, …
+    const NUMBERS: [Self; 32];
 
     /// Rounded to nearest.
     fn from_f64(x: f64) -> Self;
@@ -36,6 +38,14 @@ macro_rules! real {
             const NEG_INFINITY: Self = $type::NEG_INFINITY;
             const MAX: Self = $type::MAX;
             const ZERO: Self = 0.0;
+            const NUMBERS: [Self; 32] = {
+                let (mut numbers, mut i) = ([0.0; 32], 0);
+                while i < numbers.len() {
+                    numbers[i] = i as $type;
+                    i += 1;
+                }
+                numbers
+            };
 
             #[inline(always)]
             fn from_f64(x: f64) -> Self {
