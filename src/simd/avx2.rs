@@ -1,8 +1,7 @@
 //! AVX2 with FMA and F16C: 32 bytes a register.
 
 use super::{
-    Doubles, EXPONENT, Halves, ONE, SQRT_HALF, Simd, TWO_52, TWO_52_AND_BIAS, read_lanes,
-    write_lanes,
+    Doubles, EXPONENT, Halves, ONE, SQRT_HALF, Simd, TWO_52, TWO_52_AND_BIAS, write_lanes,
 };
 use std::arch::x86_64::*;
 
@@ -32,6 +31,25 @@ impl Avx2 {
             _mm256_cmpeq_epi32(set, bit)
         })
     }
+}
+
+impl Avx2 {
+    /// Lanes of 32 bits, for the [`pairs`] of 8 lanes of 16 bits.
+    #[inline(always)]
+    fn pair_mask(self, pairs: u32) -> __m128i {
+        avx2!({
+            let bit = _mm_setr_epi32(1, 4, 16, 64);
+            _mm_cmpeq_epi32(_mm_and_si128(_mm_set1_epi32(pairs as i32), bit), bit)
+        })
+    }
+}
+
+/// Of 8 lanes, the pairs `2i` and `2i + 1` that are both set, as bit `2i`; and the lanes that are in
+/// none.
+#[inline(always)]
+fn pairs(lanes: u32) -> (u32, u32) {
+    let pairs = lanes & lanes >> 1 & 0x55;
+    (pairs, lanes & 0xFF & !(pairs | pairs << 1))
 }
 
 impl Avx2Wide {
@@ -377,11 +395,31 @@ impl Halves for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_half_lanes(self, p: *const u16, lanes: u32, fill: u16) -> __m128i {
-        // There is no masked load of 16 bits.
-        // SAFETY: as above.
-        let halves: [u16; 8] = unsafe { read_lanes(p, lanes, fill) };
-        // SAFETY: 8 halves.
-        unsafe { self.load_halves(halves.as_ptr()) }
+        if lanes & 0xFF == 0xFF {
+            // SAFETY: as above.
+            return unsafe { self.load_halves(p) };
+        }
+        // There is no masked load of 16 bits: pairs, and then what has none, of which there is
+        // little where lanes are a head, a tail or all but a hole.
+        let (pairs, mut rest) = pairs(lanes);
+        // SAFETY: as above, for lanes of pairs; the token exists (`Avx2::assume`).
+        let mut v = unsafe {
+            let mask = self.pair_mask(pairs);
+            let read = _mm_maskload_epi32(p.cast(), mask);
+            _mm_blendv_epi8(_mm_set1_epi16(fill as i16), read, mask)
+        };
+        while rest != 0 {
+            let i = rest.trailing_zeros();
+            // SAFETY: as above.
+            let half = unsafe { *p.add(i as usize) };
+            v = avx2!({
+                let lane = _mm_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7);
+                let mask = _mm_cmpeq_epi16(lane, _mm_set1_epi16(i as i16));
+                _mm_blendv_epi8(v, _mm_set1_epi16(half as i16), mask)
+            });
+            rest &= rest - 1;
+        }
+        v
     }
     #[inline(always)]
     unsafe fn store_halves(self, p: *mut u16, v: __m128i) {
@@ -390,11 +428,20 @@ impl Halves for Avx2 {
     }
     #[inline(always)]
     unsafe fn store_half_lanes(self, p: *mut u16, lanes: u32, v: __m128i) {
-        let mut halves = [0u16; 8];
-        // SAFETY: 8 halves.
-        unsafe { self.store_halves(halves.as_mut_ptr(), v) };
-        // SAFETY: as above.
-        unsafe { write_lanes(p, lanes, halves) }
+        if lanes & 0xFF == 0xFF {
+            // SAFETY: as above.
+            return unsafe { self.store_halves(p, v) };
+        }
+        let (pairs, rest) = pairs(lanes);
+        // SAFETY: as above, for lanes of pairs; the token exists (`Avx2::assume`).
+        unsafe { _mm_maskstore_epi32(p.cast(), self.pair_mask(pairs), v) };
+        if rest != 0 {
+            let mut halves = [0u16; 8];
+            // SAFETY: 8 halves.
+            unsafe { self.store_halves(halves.as_mut_ptr(), v) };
+            // SAFETY: as above.
+            unsafe { write_lanes(p, rest, halves) }
+        }
     }
     #[inline(always)]
     unsafe fn stream_halves(self, p: *mut u16, v: __m128i) {

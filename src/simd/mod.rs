@@ -340,8 +340,13 @@ const TWO_52_AND_BIAS: f64 = 4_503_599_627_370_496.0 + 1023.0;
 /// As [`Simd::load_lanes`]; `p` is aligned.
 #[inline(always)]
 unsafe fn read_lanes<T: Copy, const N: usize>(p: *const T, lanes: u32, fill: T) -> [T; N] {
+    let all = (1 << N) - 1;
+    if lanes & all == all {
+        // SAFETY: the caller's promise.
+        return unsafe { *p.cast() };
+    }
     let mut values = [fill; N];
-    let mut rest = lanes & ((1 << N) - 1);
+    let mut rest = lanes & all;
     while rest != 0 {
         let i = rest.trailing_zeros() as usize;
         // SAFETY: a lane that the caller vouches for.
