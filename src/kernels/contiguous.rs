@@ -1403,8 +1403,11 @@ unsafe fn gradient_chunk(
 /// A chunk whose logits are scaled and capped first, in which what is subtracted differs by class,
 /// or whose gradient's classes are not contiguous.
 ///
+/// Apart, for its buffers: a frame of 80 KiB is probed page by page wherever it is set up.
+///
 /// # Safety
 /// As [`gradient_segment`].
+#[inline(never)]
 unsafe fn gradient_mixed(
     k: &Kernels,
     plan: &Plan,

@@ -28,7 +28,7 @@ use super::row::{Curve, Kind, Totals};
 use crate::element::Element;
 use crate::math::exp2::{Base, Exp2};
 use crate::math::real;
-use crate::plan::{At, Layout, Pass, Plan, Run, TILE, Targets};
+use crate::plan::{At, Layout, Pass, Plan, Run, TILE, Targets, View};
 use crate::simd::{Real, Simd, WideVector, up_to};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -856,6 +856,24 @@ impl Buffer {
     }
 }
 
+/// What does not stay where it is.
+struct Buffers {
+    x: Buffer,
+    slope: Buffer,
+    g: Buffer,
+    mass: MaybeUninit<[f64; CLASSES * TILE]>,
+}
+
+impl Buffers {
+    /// Whether the plan's tiles are read and written where they are, with nothing beside them.
+    fn are_idle(plan: &Plan, axis: usize) -> bool {
+        let one = extent(plan, axis).0 == 1;
+        let stays = |view: &View| (view.strides[axis] == 1 || one) && view.dtype.is_exact();
+        let gradient = plan.gradient.as_ref().is_none_or(|gradient| stays(&gradient.view));
+        stays(&plan.logits) && gradient && plan.transform.is_none() && !plan.has_masses()
+    }
+}
+
 /// A tile's place in the problem.
 #[derive(Clone, Copy)]
 struct Place {
@@ -908,13 +926,15 @@ struct Work<'a> {
     k: &'a Kernels,
     plan: &'a Plan,
     place: Place,
-    x: Buffer,
-    slope: Buffer,
-    g: Buffer,
-    mass: MaybeUninit<[f64; CLASSES * TILE]>,
+    /// None where they [are idle](Buffers::are_idle).
+    buffers: Option<&'a mut Buffers>,
 }
 
 impl Work<'_> {
+    fn buffers(&mut self) -> &mut Buffers {
+        self.buffers.as_mut().expect("buffers where tiles do not stay where they are")
+    }
+
     /// The tile's classes from `first` on, as stored but in the lanes' own type.
     ///
     /// # Safety
@@ -929,7 +949,7 @@ impl Work<'_> {
         if (strides[0] == 1 || lanes == 1) && plan.transform.is_none() && view.dtype.is_exact() {
             return Tile { x: from, pitch: strides[1] as usize, lanes, first, classes };
         }
-        let tile = Tile { x: self.x.start(), pitch: TILE, lanes, first, classes };
+        let tile = Tile { x: self.buffers().x.start(), pitch: TILE, lanes, first, classes };
         // SAFETY: as above; the buffer has room for a chunk of a tile.
         unsafe { (self.k.stored.gather)(&tile, from, strides) };
         tile
@@ -946,7 +966,7 @@ impl Work<'_> {
             let at = c * TILE * size;
             // SAFETY: both buffers have room for a chunk of a tile.
             unsafe {
-                let (x, slope) = (tile.x.add(at), self.slope.start().add(at));
+                let (x, slope) = (tile.x.add(at), self.buffers().slope.start().add(at));
                 (self.k.lanes.transform)(x, tile.lanes, with, slope);
             }
         }
@@ -958,11 +978,14 @@ impl Work<'_> {
     /// # Safety
     /// See [`stored`](Self::stored).
     unsafe fn masses(&mut self, tile: &Tile, total: Option<&mut [Exact; TILE]>) -> Masses {
-        let to = self.mass.as_mut_ptr().cast::<f64>();
+        if !self.plan.has_masses() {
+            return Masses { data: std::ptr::null(), pitch: 0 };
+        }
+        let to = self.buffers().mass.as_mut_ptr().cast::<f64>();
         let mut row = [0.0; CLASSES];
         let row = &mut row[..tile.classes];
-        match (&self.plan.targets, &self.plan.class_weights) {
-            (Targets::Probabilities(_), _) => {
+        match &self.plan.targets {
+            Targets::Probabilities(_) => {
                 let mut none = [Exact::NONE; TILE];
                 let total = total.unwrap_or(&mut none);
                 // Lanes that no position has are read with the others.
@@ -979,7 +1002,7 @@ impl Work<'_> {
                 }
                 Masses { data: to, pitch: TILE }
             }
-            (_, Some(_)) => {
+            _ => {
                 // SAFETY: the caller's promise; the buffer is longer.
                 unsafe {
                     self.plan.mass(self.place.first, tile.first, row);
@@ -987,7 +1010,6 @@ impl Work<'_> {
                 }
                 Masses { data: to, pitch: 0 }
             }
-            _ => Masses { data: std::ptr::null(), pitch: 0 },
         }
     }
 
@@ -1107,7 +1129,10 @@ impl Work<'_> {
                         (tile, self.transform(&tile))
                     }
                 };
-                gradient.slope = if capped { self.slope.start() } else { std::ptr::null() };
+                gradient.slope = std::ptr::null();
+                if capped {
+                    gradient.slope = self.buffers().slope.start();
+                }
                 gradient.masses = self.masses(&tile, None);
                 let to = view.at(self.place.first, first);
                 if direct {
@@ -1116,7 +1141,7 @@ impl Work<'_> {
                     continue;
                 }
                 gradient.accumulate = false;
-                (gradient.g, gradient.pitch) = (self.g.start(), TILE);
+                (gradient.g, gradient.pitch) = (self.buffers().g.start(), TILE);
                 (self.k.lanes.gradient)(&tile, octets, &gradient);
                 let from = Tile { x: gradient.g, pitch: TILE, ..tile };
                 let accumulate = output.accumulate;
@@ -1165,17 +1190,40 @@ impl Dots {
 /// # Safety
 /// `range` is within [`count`]; no other thread is in these tiles.
 pub unsafe fn tiles(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
+    let Layout::Positions { axis } = plan.layout else { return Totals::NONE };
+    // SAFETY: the caller's promise.
+    unsafe {
+        if Buffers::are_idle(plan, axis) {
+            tiles_with(k, plan, axis, range, None)
+        } else {
+            buffered_tiles(k, plan, axis, range)
+        }
+    }
+}
+
+/// Apart, for its buffers: a frame of 64 KiB is probed page by page wherever it is set up.
+///
+/// # Safety
+/// As [`tiles`].
+#[inline(never)]
+unsafe fn buffered_tiles(k: &Kernels, plan: &Plan, axis: usize, range: Range<usize>) -> Totals {
+    let (x, slope, g) = (Buffer::new(), Buffer::new(), Buffer::new());
+    let mut buffers = Buffers { x, slope, g, mass: MaybeUninit::uninit() };
+    // SAFETY: the caller's promise.
+    unsafe { tiles_with(k, plan, axis, range, Some(&mut buffers)) }
+}
+
+/// # Safety
+/// As [`tiles`].
+unsafe fn tiles_with(
+    k: &Kernels,
+    plan: &Plan,
+    axis: usize,
+    range: Range<usize>,
+    buffers: Option<&mut Buffers>,
+) -> Totals {
     let mut totals = Totals::NONE;
-    let Layout::Positions { axis } = plan.layout else { return totals };
-    let mut work = Work {
-        k,
-        plan,
-        place: Place::new(plan, axis, range.start),
-        x: Buffer::new(),
-        slope: Buffer::new(),
-        g: Buffer::new(),
-        mass: MaybeUninit::uninit(),
-    };
+    let mut work = Work { k, plan, place: Place::new(plan, axis, range.start), buffers };
     let mut octets = [const { MaybeUninit::<Octet>::uninit() }; OCTETS];
     let (long, _) = extent(plan, axis);
     let count = register_octets(TILE.min(long));
