@@ -530,15 +530,17 @@ fn same(a: &Slot, b: &Slot) -> bool {
     a.operand.data == b.operand.data && a.operand.dtype == b.operand.dtype && a.strides == b.strides
 }
 
-/// Classes up to which lanes run along rows, though classes are contiguous: what is done once a row is
-/// done for many at once then. Both ways cost the same at 100 to 200 classes (docs/performance.md).
-const NARROW: usize = 96;
+/// Bytes of the lanes' type up to which lanes run along rows, though classes are contiguous: what is
+/// done once a row is done for many at once then. 128 classes, or 64 of f64; about there both ways
+/// cost the same (docs/performance.md).
+const NARROW: usize = 512;
 
 /// How the kernels go over operands `[rows, classes, inner]` of those strides.
 pub(crate) fn layout(sizes: &Sizes, logits: &View, others: &[Option<View>]) -> Layout {
     let contiguous = |view: &View| sizes.classes <= 1 || view.strides[1] == 1;
     let all = contiguous(logits) && others.iter().flatten().all(contiguous);
-    if all && sizes.classes > NARROW {
+    let lane = if logits.dtype.has_short_lanes() { 4 } else { 8 };
+    if all && sizes.classes > NARROW / lane {
         return Layout::Classes;
     }
     let inner = sizes.inner > 1 && (sizes.rows == 1 || logits.strides[2] <= logits.strides[0]);

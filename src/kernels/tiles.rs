@@ -856,9 +856,12 @@ impl Buffer {
     }
 }
 
+/// Bytes of logits that are held from the first sweep to the second: 128 classes of f32.
+const HELD: usize = 32 * 1024;
+
 /// What does not stay where it is.
 struct Buffers {
-    x: Buffer,
+    x: MaybeUninit<[Buffer; HELD / size_of::<Buffer>()]>,
     slope: Buffer,
     g: Buffer,
     mass: MaybeUninit<[f64; CLASSES * TILE]>,
@@ -935,11 +938,23 @@ impl Work<'_> {
         self.buffers.as_mut().expect("buffers where tiles do not stay where they are")
     }
 
-    /// The tile's classes from `first` on, as stored but in the lanes' own type.
+    /// Bytes of a class in the buffers.
+    fn pitch(&self) -> usize {
+        TILE * if self.plan.logits.dtype.has_short_lanes() { 4 } else { 8 }
+    }
+
+    /// Whether there is room for all classes side by side, and for what belongs to them; and use.
+    fn holds(&self) -> bool {
+        let alone = self.plan.transform.is_some() || self.plan.gradient.is_none();
+        self.plan.classes <= if alone { CLASSES } else { HELD / self.pitch() }
+    }
+
+    /// The tile's classes from `first` on, as stored but in the lanes' own type; `seen`: and in the
+    /// buffer already, if they go there.
     ///
     /// # Safety
     /// The plan has the tile and the classes; so for all below.
-    unsafe fn stored(&mut self, first: usize) -> Tile {
+    unsafe fn stored(&mut self, first: usize, seen: bool) -> Tile {
         let (plan, lanes) = (self.plan, self.place.lanes);
         let classes = CLASSES.min(plan.classes - first);
         let view = &plan.logits;
@@ -949,28 +964,30 @@ impl Work<'_> {
         if (strides[0] == 1 || lanes == 1) && plan.transform.is_none() && view.dtype.is_exact() {
             return Tile { x: from, pitch: strides[1] as usize, lanes, first, classes };
         }
-        let tile = Tile { x: self.buffers().x.start(), pitch: TILE, lanes, first, classes };
-        // SAFETY: as above; the buffer has room for a chunk of a tile.
-        unsafe { (self.k.stored.gather)(&tile, from, strides) };
+        let at = if self.holds() { first * self.pitch() } else { 0 };
+        let x = self.buffers().x.as_mut_ptr().cast::<u8>().wrapping_add(at);
+        let tile = Tile { x, pitch: TILE, lanes, first, classes };
+        if !seen {
+            // SAFETY: as above; the buffer has room for a chunk of a tile, or for all that it holds.
+            unsafe { (self.k.stored.gather)(&tile, from, strides) };
+        }
         tile
     }
 
-    /// Scales and caps a tile; whether there are slopes.
+    /// Scales and caps a tile, with the slopes beside it.
     ///
     /// # Safety
     /// The tile is in the buffer.
-    unsafe fn transform(&mut self, tile: &Tile) -> bool {
-        let Some(with) = &self.plan.transform else { return false };
-        let size = if self.plan.logits.dtype.has_short_lanes() { 4 } else { 8 };
+    unsafe fn transform(&mut self, tile: &Tile) {
+        let Some(with) = &self.plan.transform else { return };
         for c in 0..tile.classes {
-            let at = c * TILE * size;
+            let at = c * self.pitch();
             // SAFETY: both buffers have room for a chunk of a tile.
             unsafe {
                 let (x, slope) = (tile.x.add(at), self.buffers().slope.start().add(at));
                 (self.k.lanes.transform)(x, tile.lanes, with, slope);
             }
         }
-        with.cap > 0.0
     }
 
     /// Masses of a tile, and adds up those of probability targets.
@@ -1021,7 +1038,7 @@ impl Work<'_> {
         for first in (0..self.plan.classes).step_by(CLASSES) {
             // SAFETY: the caller's promise.
             unsafe {
-                let tile = self.stored(first);
+                let tile = self.stored(first, false);
                 (self.k.lanes.argmax)(&tile, octets);
             }
             for (lane, top) in tops[..self.place.lanes].iter_mut().enumerate() {
@@ -1035,22 +1052,21 @@ impl Work<'_> {
         }
     }
 
-    /// The first sweep: adds up what the rows need. Returns the tile and whether it has slopes.
+    /// The first sweep: adds up what the rows need.
     ///
     /// # Safety
     /// See [`stored`](Self::stored).
-    unsafe fn sum(&mut self, octets: &mut [Octet], softmax: bool) -> Option<(Tile, bool)> {
+    unsafe fn sum(&mut self, octets: &mut [Octet], softmax: bool) {
         let plan = self.plan;
         let mut dots = None;
         if plan.spreads_mass() {
             dots = Some(Dots::start(plan, octets, self.place.lanes));
         }
-        let mut last = None;
         for first in (0..plan.classes).step_by(CLASSES) {
             // SAFETY: the caller's promise.
             unsafe {
-                let tile = self.stored(first);
-                last = Some((tile, self.transform(&tile)));
+                let tile = self.stored(first, false);
+                self.transform(&tile);
                 if softmax {
                     (self.k.lanes.sums)(&tile, octets, plan.entropy.is_some());
                 }
@@ -1068,15 +1084,14 @@ impl Work<'_> {
                 octets[lane / ROWS].mass[lane % ROWS] = mass.value();
             }
         }
-        last
     }
 
-    /// The second sweep: writes the gradients. `seen` is the tile of all classes, if there is one
-    /// that still holds its logits.
+    /// The second sweep: writes the gradients. `seen`: the first one went before, and what it left in
+    /// the buffers is still there where they hold all classes.
     ///
     /// # Safety
     /// See [`stored`](Self::stored).
-    unsafe fn write(&mut self, octets: &mut [Octet], seen: Option<(Tile, bool)>) {
+    unsafe fn write(&mut self, octets: &mut [Octet], seen: bool) {
         let plan = self.plan;
         let Some(output) = &plan.gradient else { return };
         let kind = match plan.pass {
@@ -1116,21 +1131,19 @@ impl Work<'_> {
         if gradient.writes == 0 {
             return;
         }
+        let seen = seen && self.holds();
         let view = &output.view;
         let strides = [view.strides[self.place.axis], view.strides[1]];
         let direct = (strides[0] == 1 || lanes == 1) && view.dtype.is_exact();
         for first in (0..plan.classes).step_by(CLASSES) {
             // SAFETY: the caller's promise.
             unsafe {
-                let (tile, capped) = match seen {
-                    Some(seen) if plan.classes <= CLASSES => seen,
-                    _ => {
-                        let tile = self.stored(first);
-                        (tile, self.transform(&tile))
-                    }
-                };
+                let tile = self.stored(first, seen);
+                if !seen {
+                    self.transform(&tile);
+                }
                 gradient.slope = std::ptr::null();
-                if capped {
+                if plan.transform.as_ref().is_some_and(|with| with.cap > 0.0) {
                     gradient.slope = self.buffers().slope.start();
                 }
                 gradient.masses = self.masses(&tile, None);
@@ -1207,8 +1220,9 @@ pub unsafe fn tiles(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
 /// As [`tiles`].
 #[inline(never)]
 unsafe fn buffered_tiles(k: &Kernels, plan: &Plan, axis: usize, range: Range<usize>) -> Totals {
-    let (x, slope, g) = (Buffer::new(), Buffer::new(), Buffer::new());
-    let mut buffers = Buffers { x, slope, g, mass: MaybeUninit::uninit() };
+    let (slope, g) = (Buffer::new(), Buffer::new());
+    let (x, mass) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let mut buffers = Buffers { x, slope, g, mass };
     // SAFETY: the caller's promise.
     unsafe { tiles_with(k, plan, axis, range, Some(&mut buffers)) }
 }
@@ -1289,10 +1303,9 @@ unsafe fn tile(work: &mut Work, octets: &mut [Octet], totals: &mut Totals) {
             sum |= (0..run.len).any(|row| octet.needs_sum(plan, row));
         }
     }
-    let mut seen = None;
     if sum {
         // SAFETY: the caller's promise.
-        seen = unsafe { work.sum(octets, softmax) };
+        unsafe { work.sum(octets, softmax) };
     }
     for (i, octet) in octets[..used].iter_mut().enumerate() {
         if plan.entropy.is_some() {
@@ -1315,5 +1328,5 @@ unsafe fn tile(work: &mut Work, octets: &mut [Octet], totals: &mut Totals) {
         }
     }
     // SAFETY: the caller's promise.
-    unsafe { work.write(octets, seen) };
+    unsafe { work.write(octets, sum) };
 }

@@ -183,7 +183,8 @@ impl Task {
     /// All calls with a gradient go over the problem in the same way: an in-place one, one into
     /// `grad`, and the forward.
     pub fn has_one_layout(&self) -> bool {
-        self.classes <= 96
+        let narrow = if self.logits.dtype == Dtype::F64 { 64 } else { 128 };
+        self.classes <= narrow
             || self.logits.has_contiguous_classes() == self.grad.has_contiguous_classes()
             || !self.logits.has_contiguous_classes()
     }

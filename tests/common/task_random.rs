@@ -74,7 +74,7 @@ pub struct Spec {
 fn classes() -> impl Strategy<Value = usize> {
     prop_oneof![
         16 => 1usize..=31,
-        12 => prop::sample::select(vec![31, 32, 33, 34, 63, 64, 65, 96, 97]),
+        12 => prop::sample::select(vec![31, 32, 33, 34, 63, 64, 65, 96, 97, 127, 128, 129]),
         12 => prop::sample::select(vec![127, 128, 129, 255, 256, 257, 511, 513, 575, 1000]),
         8 => prop::sample::select(vec![2047, 2048, 2049, 2111, 4095, 4096, 4097, 6145]),
         8 => 34usize..2000,
