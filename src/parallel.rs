@@ -204,8 +204,8 @@ unsafe fn split_row(
     let marks = [const { [AtomicU64::new(0), AtomicU64::new(0)] }; SEGMENTS];
     let segments = plan.segments();
     let at = plan.nth(index);
-    // SAFETY: the caller's promise, here and below; a segment is in one thread's hands.
     let mut batch = Batch::EMPTY;
+    // SAFETY: the caller's promise, here and below; a segment is in one thread's hands.
     unsafe {
         batch.start(k, plan, index, 1);
         contiguous::aim(k, plan, &mut batch);

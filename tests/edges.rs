@@ -950,3 +950,20 @@ fn keras_15015_large_class_ids() {
         ..Problem::new(classes, &logits, &targets)
     });
 }
+
+/// The class that the sums leave out, the largest, may have no mass: as any other class then, it
+/// has no part of what is beyond f64.
+#[test]
+fn largest_class_without_mass_under_a_scale_past_f64() {
+    for isa in isas() {
+        let mut grad = [7f32; 3];
+        CrossEntropy::new(1, 3)
+            .reduction(xent::Reduction::Sum)
+            .grad_scale(1e200)
+            .grad_output(&[1e200f64])
+            .isa(isa)
+            .forward_backward(&[0.5f32; 3], &[0f32, 1.0, 0.0], &mut grad)
+            .unwrap();
+        assert_eq!((grad[0], grad[2]), (f32::INFINITY, f32::INFINITY), "{isa:?}: {grad:?}");
+    }
+}

@@ -1522,17 +1522,18 @@ impl Stage {
 /// As [`Batch::start`].
 pub unsafe fn aim(k: &Kernels, plan: &Plan, batch: &mut Batch) {
     let mut anchors = [Anchor::NONE; BATCH];
-    for i in 0..batch.lanes().len() {
+    let anchors = &mut anchors[..batch.lanes().len()];
+    for (i, found) in anchors.iter_mut().enumerate() {
         if batch.needs_softmax(plan, i) {
             let Lane { at, hole, .. } = batch.lanes()[i];
             // SAFETY: the caller's promise.
-            anchors[i] = unsafe { anchor(k, plan, at, hole) };
+            *found = unsafe { anchor(k, plan, at, hole) };
         }
     }
     // SAFETY: the caller's promise.
     unsafe { batch.read_holes(k, plan) };
-    for i in 0..batch.lanes().len() {
-        batch.aim(plan, i, anchors[i]);
+    for (i, &found) in anchors.iter().enumerate() {
+        batch.aim(plan, i, found);
     }
 }
 

@@ -832,7 +832,8 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
         let fresh = f64::from(u8::from(!gradient.accumulate));
         let constant = splat(job::NOTHING + fresh * (job::FILL - job::NOTHING));
         // `total·p_y - hit - own`, such that nothing cancels that needs not.
-        let own = self.times(bias, w_y);
+        // No mass is none under any factor, as in the sweeps over the other classes.
+        let own = d.select(d.equal(w_y, zero), zero, self.times(bias, w_y));
         let total = d.add(hit, others);
         let (work, entry, good);
         if plan.has_softmax() {
