@@ -46,3 +46,27 @@ fn weightless_classes_beside_no_denominator() {
         }
     }
 }
+
+/// Smoothing adds up all classes before it divides by their number: beyond f64 that is infinite,
+/// as semantics.md has it, and not NaN; and the gradient does not mind.
+#[test]
+fn lowest_numbers_for_a_mask_under_smoothing() {
+    for isa in isas() {
+        for classes in [3, 200] {
+            let mut logits = vec![f64::MIN; classes];
+            logits[0] = 0.0;
+            for (log_probs, own) in [(false, 0.1), (true, -0.9)] {
+                let mut grad = vec![7.0; classes];
+                let call = CrossEntropy::new(1, classes).log_probs(log_probs).isa(isa);
+                let sure = call.clone().forward(&logits, &[0i32]).unwrap();
+                assert_eq!(sure, 0.0, "{isa:?}");
+                let smooth = call.label_smoothing(0.1);
+                let loss = smooth.forward_backward(&logits, &[0i32], &mut grad).unwrap();
+                assert_eq!(loss, f64::INFINITY, "{isa:?}");
+                let each = 0.1 / classes as f64;
+                assert!((grad[0] - (own - each)).abs() < 1e-15, "{isa:?}: {}", grad[0]);
+                assert!(grad[1..].iter().all(|g| (g + each).abs() < 1e-17), "{isa:?}: {grad:?}");
+            }
+        }
+    }
+}

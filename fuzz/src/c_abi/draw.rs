@@ -447,11 +447,12 @@ impl Placer<'_> {
         let classes = self.sizes[1].max(1);
         let deviation =
             if operand.name == "logits" { h.bytes.pick(&[1.0, 5.0, 0.0, 30.0]) } else { 1.0 };
-        let special = if operand.name == "logits" && h.bytes.one_in(4) {
+        let mut special = if operand.name == "logits" && h.bytes.one_in(4) {
             Some(values::logit(h.bytes))
         } else {
             None
         };
+        values::keep_sums_finite(special.as_mut_slice());
         let bad_target = h.strikes();
         let Some(dtype) = dtype_of(operand.view.dtype) else { return };
         let rng = &mut self.rng;
