@@ -120,8 +120,12 @@ impl Operand {
         self.address()..self.address().wrapping_add(bytes)
     }
 
-    /// The address of each element, row-major, once strides were found in order.
+    /// The address of each element, row-major, once strides were found in order; without elements
+    /// they may be anything.
     pub fn places(&self, sizes: Sizes) -> Vec<usize> {
+        if self.is_empty(sizes) {
+            return Vec::new();
+        }
         let steps = self.steps(sizes).map(|step| step as usize * size_of_dtype(self.view.dtype));
         let [rows, classes, inner] = self.sizes(sizes);
         let mut places = Vec::with_capacity(rows * classes * inner);
