@@ -357,6 +357,7 @@ impl Placer<'_> {
             required: false,
             output,
             replaceable: false,
+            replaces: false,
         };
         let sizes = operand.sizes(self.sizes);
         let mut strides = [0i64; 3];
@@ -392,6 +393,7 @@ impl Placer<'_> {
             required: false,
             output: true,
             replaceable: false,
+            replaces: false,
         };
         self.put(h, operand).data
     }

@@ -29,8 +29,9 @@ pub struct Operand {
     pub allowed: &'static [u32],
     pub required: bool,
     pub output: bool,
-    /// It may be replaced by exactly this output.
+    /// An output that `replaces` may be exactly this input.
     pub replaceable: bool,
+    pub replaces: bool,
 }
 
 /// Rows, classes, positions.
@@ -277,7 +278,7 @@ pub fn operands(
             match meeting(output, other, sizes) {
                 Meeting::Apart => {}
                 Meeting::Interleaved => interleaved |= !are_columns(output, other, sizes),
-                Meeting::Exact if other.replaceable => {}
+                Meeting::Exact if other.replaceable && output.replaces => {}
                 _ => return Err(Verdict::just(abi::OVERLAP).or(&also)),
             }
         }
