@@ -1,6 +1,6 @@
 //! What the fuzz targets found, by name.
 
-use xent::{CrossEntropy, Isa};
+use xent::{CrossEntropy, Isa, Reduction, Results};
 
 fn isas() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_available())
@@ -67,6 +67,32 @@ fn lowest_numbers_for_a_mask_under_smoothing() {
                 assert!((grad[0] - (own - each)).abs() < 1e-15, "{isa:?}: {}", grad[0]);
                 assert!(grad[1..].iter().all(|g| (g + each).abs() < 1e-17), "{isa:?}: {grad:?}");
             }
+        }
+    }
+}
+
+/// An infinite mass: semantics.md leaves open which of NaN and infinity comes of it, but not where.
+#[test]
+fn infinite_masses_stay_in_their_row() {
+    for isa in isas() {
+        for classes in [3, 200] {
+            let logits = vec![0.5f32; 2 * classes];
+            let mut targets = vec![1.0 / classes as f32; 2 * classes];
+            targets[classes + 1] = f32::NEG_INFINITY;
+            let mut grad = vec![7.0f32; 2 * classes];
+            let mut row_losses = [7.0f64; 2];
+            let results =
+                Results { row_losses: Some((&mut row_losses).into()), ..Results::default() };
+            CrossEntropy::new(2, classes)
+                .isa(isa)
+                .reduction(Reduction::Sum)
+                .forward_backward_with(&logits, &targets, &mut grad, results)
+                .unwrap();
+            assert!((row_losses[0] - (classes as f64).ln()).abs() < 1e-6, "{isa:?}");
+            assert!(!row_losses[1].is_finite(), "{isa:?}: {row_losses:?}");
+            let (first, second) = grad.split_at(classes);
+            assert!(first.iter().all(|g| g.abs() < 1e-6), "{isa:?}: {first:?}");
+            assert!(second.iter().all(|g| !g.is_finite()), "{isa:?}: {second:?}");
         }
     }
 }

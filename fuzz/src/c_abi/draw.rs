@@ -476,7 +476,9 @@ impl Placer<'_> {
             let x = match special {
                 Some(special) if i % 7 == 3 => special,
                 _ if bad_target && operand.name == "targets" && i + 1 == count => {
-                    [classes as f64, -1.0, 1e9, -1e15][rng.below(4)]
+                    // Finite in every float: nothing is promised of infinite masses.
+                    let far = if dtype.is_float() { [1e4, -1e3] } else { [1e9, -1e15] };
+                    [classes as f64, -1.0, far[0], far[1]][rng.below(4)]
                 }
                 _ => x,
             };
