@@ -105,7 +105,7 @@ fn fuzz(name: &str, program: &Path, seconds: u32) -> Result<Output> {
     command.current_dir(root()).args([&corpus, &seeds]);
     command.arg(format!("-artifact_prefix={artifacts}/"));
     // Inputs of any length from the start: a choice is a byte, and the last ones count too.
-    command.args(["-len_control=0", "-max_len=512", "-timeout=120", "-report_slow_units=60"]);
+    command.args(["-len_control=0", "-max_len=512", "-timeout=300", "-report_slow_units=60"]);
     command.arg("-print_final_stats=1");
     // Leaks are for valgrind to find; here they would cost half of the executions.
     command.arg("-detect_leaks=0");
