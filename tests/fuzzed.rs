@@ -1,6 +1,6 @@
 //! What the fuzz targets found, by name.
 
-use xent::{CrossEntropy, Isa};
+use xent::{CrossEntropy, Isa, Reduction, Results};
 
 fn isas() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_available())
@@ -43,6 +43,56 @@ fn weightless_classes_beside_no_denominator() {
                 .unwrap();
             assert!(grad[0].is_infinite() || grad[0].is_nan(), "{isa:?}: {grad:?}");
             assert!(grad[2..].iter().all(|g| *g == 0.0), "{isa:?}: {grad:?}");
+        }
+    }
+}
+
+/// Smoothing adds up all classes before it divides by their number: beyond f64 that is infinite,
+/// as semantics.md has it, and not NaN; and the gradient does not mind.
+#[test]
+fn lowest_numbers_for_a_mask_under_smoothing() {
+    for isa in isas() {
+        for classes in [3, 200] {
+            let mut logits = vec![f64::MIN; classes];
+            logits[0] = 0.0;
+            for (log_probs, own) in [(false, 0.1), (true, -0.9)] {
+                let mut grad = vec![7.0; classes];
+                let call = CrossEntropy::new(1, classes).log_probs(log_probs).isa(isa);
+                let sure = call.clone().forward(&logits, &[0i32]).unwrap();
+                assert_eq!(sure, 0.0, "{isa:?}");
+                let smooth = call.label_smoothing(0.1);
+                let loss = smooth.forward_backward(&logits, &[0i32], &mut grad).unwrap();
+                assert_eq!(loss, f64::INFINITY, "{isa:?}");
+                let each = 0.1 / classes as f64;
+                assert!((grad[0] - (own - each)).abs() < 1e-15, "{isa:?}: {}", grad[0]);
+                assert!(grad[1..].iter().all(|g| (g + each).abs() < 1e-17), "{isa:?}: {grad:?}");
+            }
+        }
+    }
+}
+
+/// An infinite mass: semantics.md leaves open which of NaN and infinity comes of it, but not where.
+#[test]
+fn infinite_masses_stay_in_their_row() {
+    for isa in isas() {
+        for classes in [3, 200] {
+            let logits = vec![0.5f32; 2 * classes];
+            let mut targets = vec![1.0 / classes as f32; 2 * classes];
+            targets[classes + 1] = f32::NEG_INFINITY;
+            let mut grad = vec![7.0f32; 2 * classes];
+            let mut row_losses = [7.0f64; 2];
+            let results =
+                Results { row_losses: Some((&mut row_losses).into()), ..Results::default() };
+            CrossEntropy::new(2, classes)
+                .isa(isa)
+                .reduction(Reduction::Sum)
+                .forward_backward_with(&logits, &targets, &mut grad, results)
+                .unwrap();
+            assert!((row_losses[0] - (classes as f64).ln()).abs() < 1e-6, "{isa:?}");
+            assert!(!row_losses[1].is_finite(), "{isa:?}: {row_losses:?}");
+            let (first, second) = grad.split_at(classes);
+            assert!(first.iter().all(|g| g.abs() < 1e-6), "{isa:?}: {first:?}");
+            assert!(second.iter().all(|g| !g.is_finite()), "{isa:?}: {second:?}");
         }
     }
 }

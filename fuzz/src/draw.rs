@@ -71,7 +71,11 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
         has_mask.then(|| repeated(positions, bytes, |bytes| bytes.pick(&[1.0, 0.0, 255.0])));
     let masked = |i: usize| mask.as_ref().is_some_and(|mask| mask[i] == 0.0);
 
-    let values = by_rows(sizes, &mut rows_of(bytes, classes, values::logit, &DEVIATIONS));
+    let mut values = by_rows(sizes, &mut rows_of(bytes, classes, values::logit, &DEVIATIONS));
+    let spreads = aim == Aim::Probabilities || label_smoothing > 0.0;
+    if spreads {
+        values::keep_sums_finite(&mut values);
+    }
     let logits = lay(Operand::packed(dtype, sizes, &values), bytes, lie, true);
 
     let targets = match aim {

@@ -111,6 +111,15 @@ pub fn logit(bytes: &mut Bytes) -> f64 {
     }
 }
 
+/// Takes finite logits so far in that sums over classes are finite, past which docs/semantics.md
+/// promises nothing. (f32 and halves are never so far out.)
+pub fn keep_sums_finite(logits: &mut [f64]) {
+    const MOST: f64 = 1e300;
+    for x in logits.iter_mut().filter(|x| x.is_finite()) {
+        *x = x.clamp(-MOST, MOST);
+    }
+}
+
 /// A probability, or what is handed in for one.
 pub fn mass(bytes: &mut Bytes) -> f64 {
     const MASSES: [f64; 16] = [

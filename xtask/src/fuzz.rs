@@ -1,16 +1,30 @@
 //! `cargo xtask fuzz`: every fuzz target for a while, from the committed seeds.
+//!
+//! Plain cargo builds the targets, with the flags that `cargo fuzz` would hand to the compiler.
 
-use crate::tool::{Result, cargo, make_directory, root, run};
+use crate::tool::{Result, cargo, make_directory, output, root, run, shown, target};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::thread;
+use std::{env, fs, thread};
 
 const TARGETS: [&str; 3] = ["problem", "c_abi", "partition"];
 
 const SECONDS: u32 = 30;
 
-/// Optimised; in several units, and without a call for each comparison, it builds in a third of
-/// the time.
-const BUILD: [&str; 4] = ["--release", "--codegen-units", "16", "--no-trace-compares"];
+/// Counters for libFuzzer at every edge, and AddressSanitizer.
+const FLAGS: [&str; 9] = [
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "--cfg",
+    "fuzzing",
+    // Each condition of several is an edge.
+    "-Cllvm-args=-simplifycfg-branch-fold-threshold=0",
+    "-Zsanitizer=address",
+    // Checked inline, the masked loads and stores of the kernels take minutes to compile.
+    "-Cllvm-args=-asan-instrumentation-with-call-threshold=0",
+];
 
 /// What `cargo xtask fuzz [SECONDS] [TARGET]...` is asked for.
 pub struct Plan {
@@ -35,55 +49,63 @@ pub fn parse(arguments: &[&str]) -> Result<Plan> {
 
 /// Builds all targets and runs those of the plan side by side.
 pub fn run_plan(plan: &Plan) -> Result {
-    if !has_sanitizer()? {
+    let compiler = Compiler::find()?;
+    if !compiler.has_sanitizer()? {
         println!("skipped: this Rust toolchain comes without AddressSanitizer");
         return Ok(());
     }
-    let found = cargo(["fuzz", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if !found.is_ok_and(|status| status.success()) {
-        return Err("cargo-fuzz is missing: cargo install cargo-fuzz --locked".to_string());
-    }
     run(&mut cargo(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--", "--check"]))?;
-    run(fuzz("build").args(BUILD))?;
+    let programs = build(&compiler)?;
     let running: Vec<_> = plan
         .targets
         .iter()
-        .map(|&target| {
-            let seconds = plan.seconds;
-            (target, thread::spawn(move || run_target(target, seconds)))
+        .map(|&name| {
+            let (seconds, program) = (plan.seconds, programs.join(name));
+            (name, thread::spawn(move || fuzz(name, &program, seconds)))
         })
         .collect();
     let mut failed = Vec::new();
-    for (target, thread) in running {
-        let output = thread.join().map_err(|_| format!("{target}: no result"))??;
+    for (name, thread) in running {
+        let output = thread.join().map_err(|_| format!("{name}: no result"))??;
         let text = String::from_utf8_lossy(&output.stderr);
         if output.status.success() {
-            println!("{target:<10} {}", summary(&text));
+            println!("{name:<10} {}", summary(&text));
         } else {
             println!("{text}");
-            failed.push(target);
+            if let Some(input) = finding(&text) {
+                explain(&programs.join(name), &input)?;
+            }
+            failed.push(name);
         }
     }
     if failed.is_empty() { Ok(()) } else { Err(format!("findings of {}", failed.join(", "))) }
 }
 
-/// `cargo fuzz` on whatever toolchain runs this.
-fn fuzz(command: &str) -> Command {
-    let mut cargo = cargo(["fuzz", command]);
+/// Compiles the targets and returns where they are.
+fn build(compiler: &Compiler) -> Result<PathBuf> {
+    let mut command = cargo(["build", "--release", "--manifest-path", "fuzz/Cargo.toml"]);
+    // With a target named, what runs at build time is not instrumented.
+    command.args(["--target", &compiler.host]);
     // A sanitizer is all that is asked of nightly, and stable has it under this name.
-    cargo.env("RUSTC_BOOTSTRAP", "1");
-    // Checked inline, the masked loads and stores of the kernels take minutes to compile.
-    cargo.env("RUSTFLAGS", "-Cllvm-args=-asan-instrumentation-with-call-threshold=0");
-    cargo
+    command.env("RUSTC_BOOTSTRAP", "1");
+    command.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", FLAGS.join(" "));
+    // In one place, to be removed where disks are small.
+    let directory = target().join("fuzz");
+    command.env("CARGO_TARGET_DIR", &directory);
+    run(&mut command)?;
+    Ok(directory.join(&compiler.host).join("release"))
 }
 
-fn run_target(target: &str, seconds: u32) -> Result<Output> {
-    let (corpus, seeds) = (format!("fuzz/corpus/{target}"), format!("fuzz/seeds/{target}"));
+fn fuzz(name: &str, program: &Path, seconds: u32) -> Result<Output> {
+    let [corpus, seeds, artifacts] =
+        ["corpus", "seeds", "artifacts"].map(|kind| format!("fuzz/{kind}/{name}"));
     make_directory(&root().join(&corpus))?;
-    let mut command = fuzz("run");
-    command.args(BUILD).args([target, &corpus, &seeds, "--"]);
+    make_directory(&root().join(&artifacts))?;
+    let mut command = Command::new(program);
+    command.current_dir(root()).args([&corpus, &seeds]);
+    command.arg(format!("-artifact_prefix={artifacts}/"));
     // Inputs of any length from the start: a choice is a byte, and the last ones count too.
-    command.args(["-len_control=0", "-max_len=512", "-timeout=120", "-report_slow_units=60"]);
+    command.args(["-len_control=0", "-max_len=512", "-timeout=300", "-report_slow_units=60"]);
     command.arg("-print_final_stats=1");
     // Leaks are for valgrind to find; here they would cost half of the executions.
     command.arg("-detect_leaks=0");
@@ -94,7 +116,25 @@ fn run_target(target: &str, seconds: u32) -> Result<Output> {
     });
     command.env("ASAN_OPTIONS", "malloc_context_size=1:quarantine_size_mb=16");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    command.output().map_err(|error| format!("cannot start cargo fuzz: {error}"))
+    command.output().map_err(|error| format!("cannot start {}: {error}", shown(program)))
+}
+
+/// Where libFuzzer put the input that failed.
+fn finding(text: &str) -> Option<String> {
+    let at = text.lines().rev().find_map(|line| line.split_once("Test unit written to "));
+    at.map(|(_, path)| path.trim().to_string())
+}
+
+/// Prints the input as source.
+fn explain(program: &Path, input: &str) -> Result {
+    let source = root().join(format!("{input}.rs"));
+    let mut command = Command::new(program);
+    command.current_dir(root()).arg(input).env("RUST_LIBFUZZER_DEBUG_PATH", &source);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().map_err(|error| format!("cannot start {}: {error}", shown(program)))?;
+    let text = fs::read_to_string(&source).unwrap_or_default();
+    println!("{text}\nthe input: {input}\n");
+    Ok(())
 }
 
 /// What libFuzzer says at the end, in a line.
@@ -115,14 +155,28 @@ fn summary(text: &str) -> String {
     )
 }
 
-/// Whether the compiler's libraries have a runtime of AddressSanitizer.
-fn has_sanitizer() -> Result<bool> {
-    let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(compiler)
-        .args(["--print", "target-libdir"])
-        .output()
-        .map_err(|error| format!("cannot start rustc: {error}"))?;
-    let directory = String::from_utf8_lossy(&output.stdout).trim().to_string();
-    let entries = std::fs::read_dir(&directory).map_err(|e| format!("{directory}: {e}"))?;
-    Ok(entries.flatten().any(|entry| entry.file_name().to_string_lossy().contains("rt.asan")))
+struct Compiler {
+    host: String,
+    libraries: PathBuf,
+}
+
+impl Compiler {
+    fn find() -> Result<Compiler> {
+        let ask = |arguments: &[&str]| {
+            let compiler = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+            output(Command::new(compiler).args(arguments).current_dir(root()))
+        };
+        let version = ask(&["-vV"])?;
+        let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+        let host = host.ok_or("rustc does not say what it runs on")?.to_string();
+        let libraries = ask(&["--print", "target-libdir"])?.trim().into();
+        Ok(Compiler { host, libraries })
+    }
+
+    /// Whether there is a runtime of AddressSanitizer.
+    fn has_sanitizer(&self) -> Result<bool> {
+        let error = |error| format!("{}: {error}", self.libraries.display());
+        let entries = fs::read_dir(&self.libraries).map_err(error)?;
+        Ok(entries.flatten().any(|entry| entry.file_name().to_string_lossy().contains("rt.asan")))
+    }
 }

@@ -176,7 +176,8 @@ fn check_loss(arguments: &Arguments, reader: &Reader, is_tame: bool) {
         normalizer: p.normalizer,
         z_normalizer: p.z_normalizer,
         empty_is_zero: p.flags & abi::EMPTY_IS_ZERO != 0,
-        grad_scale: arguments.grad_scale,
+        // An entry without a gradient has no such argument.
+        grad_scale: if arguments.has_gradient() { arguments.grad_scale } else { 1.0 },
         accumulate: p.flags & abi::ACCUMULATE != 0,
         grad: gradient_of(!of_targets, logits.dtype),
         grad_targets: gradient_of(of_targets, Dtype::F64),

@@ -78,7 +78,8 @@ fn scalar(name: &'static str, data: *mut c_void, dtype: u32) -> Operand {
 fn packed(name: &'static str, data: *mut c_void, dtype: u32, axes: Axes) -> Operand {
     let view = View { data, dtype, strides: [0; 3] };
     let allowed = if dtype == abi::F64 { &[abi::F64] } else { &[abi::I64] };
-    Operand { name, view, axes, allowed, required: false, output: true, replaceable: false }
+    let (required, output) = (false, true);
+    Operand { name, view, axes, allowed, required, output, replaceable: false, replaces: false }
 }
 
 impl Arguments {
@@ -130,6 +131,7 @@ impl Arguments {
             required,
             output: false,
             replaceable: false,
+            replaces: false,
         };
         let output = |name, view, axes, allowed| Operand {
             output: true,
@@ -140,6 +142,7 @@ impl Arguments {
             let grad_y = Operand { name: "grad_y", view: self.grad_y.unwrap_or(View::ABSENT), ..x };
             let y = Operand {
                 required: true,
+                replaces: true,
                 ..output("y", self.y.unwrap_or(View::ABSENT), Axes::Full, FLOATS)
             };
             let inputs = if self.is_family_backward() { vec![x, grad_y] } else { vec![x] };
@@ -165,7 +168,7 @@ impl Arguments {
             let upstream = self.grad_output.unwrap_or(View::ABSENT);
             all.push(input("grad_output", upstream, axes, FLOATS, false));
             let grad = output("grad", self.grad.unwrap_or(View::ABSENT), Axes::Full, FLOATS);
-            all.push(Operand { required: true, ..grad });
+            all.push(Operand { required: true, replaces: true, ..grad });
         }
         if self.takes_lse() {
             let lse = packed("lse", self.lse, abi::F64, Axes::Rows);

@@ -357,6 +357,7 @@ impl Placer<'_> {
             required: false,
             output,
             replaceable: false,
+            replaces: false,
         };
         let sizes = operand.sizes(self.sizes);
         let mut strides = [0i64; 3];
@@ -392,6 +393,7 @@ impl Placer<'_> {
             required: false,
             output: true,
             replaceable: false,
+            replaces: false,
         };
         self.put(h, operand).data
     }
@@ -447,11 +449,12 @@ impl Placer<'_> {
         let classes = self.sizes[1].max(1);
         let deviation =
             if operand.name == "logits" { h.bytes.pick(&[1.0, 5.0, 0.0, 30.0]) } else { 1.0 };
-        let special = if operand.name == "logits" && h.bytes.one_in(4) {
+        let mut special = if operand.name == "logits" && h.bytes.one_in(4) {
             Some(values::logit(h.bytes))
         } else {
             None
         };
+        values::keep_sums_finite(special.as_mut_slice());
         let bad_target = h.strikes();
         let Some(dtype) = dtype_of(operand.view.dtype) else { return };
         let rng = &mut self.rng;
@@ -473,7 +476,9 @@ impl Placer<'_> {
             let x = match special {
                 Some(special) if i % 7 == 3 => special,
                 _ if bad_target && operand.name == "targets" && i + 1 == count => {
-                    [classes as f64, -1.0, 1e9, -1e15][rng.below(4)]
+                    // Finite in every float: nothing is promised of infinite masses.
+                    let far = if dtype.is_float() { [1e4, -1e3] } else { [1e9, -1e15] };
+                    [classes as f64, -1.0, far[0], far[1]][rng.below(4)]
                 }
                 _ => x,
             };

@@ -29,8 +29,9 @@ pub struct Operand {
     pub allowed: &'static [u32],
     pub required: bool,
     pub output: bool,
-    /// It may be replaced by exactly this output.
+    /// An output that `replaces` may be exactly this input.
     pub replaceable: bool,
+    pub replaces: bool,
 }
 
 /// Rows, classes, positions.
@@ -120,8 +121,12 @@ impl Operand {
         self.address()..self.address().wrapping_add(bytes)
     }
 
-    /// The address of each element, row-major, once strides were found in order.
+    /// The address of each element, row-major, once strides were found in order; without elements
+    /// they may be anything.
     pub fn places(&self, sizes: Sizes) -> Vec<usize> {
+        if self.is_empty(sizes) {
+            return Vec::new();
+        }
         let steps = self.steps(sizes).map(|step| step as usize * size_of_dtype(self.view.dtype));
         let [rows, classes, inner] = self.sizes(sizes);
         let mut places = Vec::with_capacity(rows * classes * inner);
@@ -273,7 +278,7 @@ pub fn operands(
             match meeting(output, other, sizes) {
                 Meeting::Apart => {}
                 Meeting::Interleaved => interleaved |= !are_columns(output, other, sizes),
-                Meeting::Exact if other.replaceable => {}
+                Meeting::Exact if other.replaceable && output.replaces => {}
                 _ => return Err(Verdict::just(abi::OVERLAP).or(&also)),
             }
         }
