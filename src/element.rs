@@ -410,9 +410,8 @@ mod tests {
         for set in sets {
             // SAFETY: available.
             let got = unsafe { (set.narrow)(x) };
-            let same = |i: usize| {
-                (got[i].bits() == want[i].bits()) | (x[i].is_nan() & got[i].is_nan())
-            };
+            let same =
+                |i: usize| (got[i].bits() == want[i].bits()) | (x[i].is_nan() & got[i].is_nan());
             // Without a branch for each: there are billions.
             if (0..N).fold(true, |all, i| all & same(i)) {
                 continue;

@@ -5,7 +5,7 @@
 //! qemu. Rust's standard library for AArch64 is rustup's or Debian's (`.ci/debian-rust`).
 
 use crate::c::{self, SUITES, on_all_cores, programs};
-use crate::tool::{Result, cargo, executables, make_directory, root, run, run_quietly, target};
+use crate::tool::{Result, cargo, executables, make_directory, root, run_quietly, shown, target};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -101,6 +101,9 @@ pub fn run_tests() -> Result {
     let sampled = SAMPLED.map(|(name, value)| format!("{name}={value}")).join(" ");
     println!("sampled: properties and exhaustive tests ({sampled})");
     for (file, reason) in LEFT_OUT {
+        if !root().join(file).is_file() {
+            return Err(format!("{file} is left out, and does not exist"));
+        }
         println!("skipped: {file}: {reason}");
     }
     Ok(())
@@ -130,7 +133,7 @@ fn c_programs() -> Result<Vec<Program>> {
         make_directory(&to)?;
         let mut builds = Vec::new();
         for sources in programs(suite)? {
-            let name = crate::tool::shown(&sources[0]);
+            let name = shown(&sources[0]);
             if LEFT_OUT.iter().all(|(file, _)| *file != name) {
                 let path = to.join(sources[0].file_stem().unwrap_or_default());
                 builds.push((sources, Program { name, path, counts: false }));
