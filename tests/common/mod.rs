@@ -35,6 +35,11 @@ pub fn isas() -> Vec<Isa> {
     run
 }
 
+/// Whether samples will do, since an emulator runs the tests (`XENT_TEST_STRIDE`).
+pub fn is_sampled() -> bool {
+    std::env::var_os("XENT_TEST_STRIDE").is_some()
+}
+
 /// Those of [`isas`] with fused multiply-add, which have the same bits: `portable` among them
 /// where the build's own target has it, as NEON and x86-64-v3 do.
 pub fn fused_isas() -> Vec<Isa> {
