@@ -441,7 +441,7 @@ fn thread_counts() {
     for pair in [PAIRS[0], PAIRS[1], PAIRS[3]] {
         for (lie_name, lie) in [LIES[0], LIES[1], LIES[2]] {
             for (turn, (choice_name, choice)) in CHOICES.into_iter().enumerate() {
-                if is_sampled() && turn % 4 != 0 {
+                if is_sampled() && turn % 8 != 0 {
                     continue;
                 }
                 // By rows, and for packed ones by the segments of one as well.
