@@ -61,6 +61,8 @@ mod pool;
 mod problem;
 #[doc(hidden)]
 pub mod reference;
+#[cfg(test)]
+mod sample;
 mod simd;
 mod softmax;
 

@@ -4,7 +4,7 @@
 mod common;
 
 use common::random::{KINDS, Kind, Rng, config, fill, specs};
-use common::{How, Pass, Problem, Reals, Reduction, Run, assert_same, isas};
+use common::{How, Pass, Problem, Reals, Reduction, Run, assert_same, isas, some};
 use proptest::prelude::*;
 use std::sync::OnceLock;
 use xent::{Isa, Pool};
@@ -57,7 +57,8 @@ fn assert_all_same(a: &[Run; 5], b: &[Run; 5], what: &str) {
     }
 }
 
-/// Calls on 1, 2, 3 and 8 threads, of the global pool and of one with eight.
+/// Calls on 1, 2, 3 and 8 threads, of the global pool and of one with eight; as a sample on 3 of
+/// the eight.
 fn assert_threads_do_not_matter(problem: &Problem) {
     for isa in isas() {
         let alone = How { threads: 1, ..How::on(isa) };
@@ -67,6 +68,9 @@ fn assert_threads_do_not_matter(problem: &Problem) {
         assert_same(&good[2].grad, &good[3].grad, "backward in place");
         for pool in [None, Some(eight())] {
             for threads in [0, 2, 3, 8] {
+                if common::is_sampled() && (pool.is_none() || threads != 3) {
+                    continue;
+                }
                 let how = How { threads, pool, ..How::on(isa) };
                 let what = format!("{} on {threads} threads", isa.name());
                 assert_all_same(&all_passes(problem, &how), &good, &what);
@@ -77,7 +81,7 @@ fn assert_threads_do_not_matter(problem: &Problem) {
 
 #[test]
 fn threads_over_rows() {
-    for (rows, classes) in [(4000, 65), (700, 1000), (257, 2049), (20, 70_000)] {
+    for (rows, classes) in some([(4000, 65), (700, 1000), (257, 2049), (20, 70_000)], 2) {
         let problem = mixed(rows, classes, &KINDS);
         assert_threads_do_not_matter(&problem);
         assert_threads_do_not_matter(&with_options(&problem));
@@ -87,7 +91,7 @@ fn threads_over_rows() {
 /// Few rows of many segments: a team takes each row together.
 #[test]
 fn threads_over_the_classes_of_long_rows() {
-    for (rows, classes) in [(1, 300_000), (3, 200_000), (2, 131_073), (5, 65_537)] {
+    for (rows, classes) in some([(1, 300_000), (3, 200_000), (2, 131_073), (5, 65_537)], 3) {
         for kinds in [
             &[Kind::Unit, Kind::Steps, Kind::LeadingInf][..],
             &[Kind::Spike, Kind::Confident, Kind::NotFinite],
@@ -103,7 +107,7 @@ fn threads_over_the_classes_of_long_rows() {
 /// gradients are large enough to be streamed.
 #[test]
 fn threads_over_the_longest_rows() {
-    for classes in [5_000_000, 8_500_000] {
+    for classes in some([5_000_000, 8_500_000], 2) {
         let problem = mixed(1, classes, &[Kind::Unit]);
         let mut all = Vec::new();
         for isa in isas() {
@@ -150,7 +154,7 @@ fn alignments() {
         for problem in [with_options(&problem), problem] {
             for isa in isas() {
                 let good = all_passes(&problem, &How::on(isa));
-                for offset in 0..16 {
+                for offset in some(0..16, 5) {
                     let moved = [
                         How { offset, ..How::on(isa) },
                         How { grad_offset: offset, ..How::on(isa) },
@@ -175,7 +179,7 @@ fn alignments() {
 /// A row alone, and first, in the middle and last of a batch.
 #[test]
 fn rows_do_not_depend_on_their_place() {
-    for classes in [1, 2, 10, 65, 300, 2049, 5000, 70_000] {
+    for classes in some([1, 2, 10, 65, 300, 2049, 5000, 70_000], 2) {
         for kind in KINDS {
             let other = mixed(3, classes, &[Kind::Unit, Kind::Broad, Kind::Huge]);
             let row = mixed(1, classes, &[kind]);

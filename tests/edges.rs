@@ -14,7 +14,7 @@ mod in_all_shapes;
 
 use common::bounds::{Judge, check};
 use common::random::{Kind, Rng, fill};
-use common::{How, INF, Indices, Pass, Problem, Reals, Reduction, assert_same, isas};
+use common::{How, INF, Indices, Pass, Problem, Reals, Reduction, assert_same, isas, some};
 use xent::{CrossEntropy, Error, Results};
 
 const NAN: f32 = f32::NAN;
@@ -482,7 +482,7 @@ fn smoothing_with_signed_weights() {
 #[test]
 fn one_class_against_very_many() {
     let classes = 1_000_000;
-    for share in [0.1f64, 0.5, 0.9] {
+    for share in some([0.1f64, 0.5, 0.9], 3) {
         let mut logits = vec![0.3; classes];
         logits[500_000] = 0.3 + (classes as f64 * share / (1.0 - share)).ln() as f32;
         for y in [0, 500_000] {

@@ -285,6 +285,7 @@ mod tests {
     use crate::dispatch::Isa;
     use crate::math::double_double::Dd;
     use crate::math::scalar;
+    use crate::sample::blocks;
     use crate::simd::portable::{Portable, PortableWide};
     use rayon::prelude::*;
 
@@ -471,7 +472,7 @@ mod tests {
             .into_par_iter()
             .map(|high| {
                 let mut worst = vec![0.0f64; sets.len()];
-                for low in (0..1u32 << 16).step_by(64) {
+                for low in blocks(0..1 << 16, 64, high) {
                     let x: [f32; 64] =
                         std::array::from_fn(|i| f32::from_bits(high << 16 | low | i as u32));
                     let mut results = [[0.0; 64]; 3];

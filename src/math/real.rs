@@ -164,6 +164,7 @@ mod tests {
     use crate::dispatch::Isa;
     use crate::math::double_double::Dd;
     use crate::plan::{Dtype, Transform};
+    use crate::sample::blocks;
     use crate::simd::Simd;
     use crate::simd::portable::PortableWide;
     use rayon::prelude::*;
@@ -551,10 +552,10 @@ mod tests {
             }
             worst
         };
-        let worst = (0..(1u32 << 31) / N as u32)
-            .into_par_iter()
-            .map(|block| {
-                let first = block * N as u32;
+        let worst = blocks(0..1 << 31, N, 0)
+            .par_bridge()
+            .map(|first| {
+                let block = first / N as u32;
                 let last = first + (N as u32 - 1);
                 let all: Vec<Results> = (0..sets.len()).map(|set| capped(set, first)).collect();
                 for (set, positive) in all.iter().enumerate() {

@@ -54,6 +54,7 @@ static void thread_counts(void) {
     xent_pool *pools[3] = {xent_pool_new(1), xent_pool_new(3), xent_pool_new(0)};
     for (int k = 0; k < 3; k++) CHECK(pools[k] != NULL);
     for (size_t s = 0; s < SHAPES; s++) {
+        if (sampled() && s == 2) continue;
         struct run run = new_run(shapes[s].rows, shapes[s].classes, s);
         size_t size = run.rows * run.classes * sizeof(float);
         for (int fused = 0; fused < 2; fused++) {

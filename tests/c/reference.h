@@ -6,6 +6,8 @@
 
 #include "check.h"
 
+#include <float.h>
+
 struct expected {
     double loss, z_loss, normalizer, z_normalizer;
     uint64_t kept_rows, correct;
@@ -90,6 +92,16 @@ static inline double larger(double a, double b) { return a > b ? a : b; }
 #define F64_TOLERANCE 1e-13
 #define F64_GRAD_TOLERANCE 4e-13
 
+/* Of an AArch64's long double, which is software's, to the accuracy of a double: a tenth of the tolerances
+ * is room enough for that, and sums are exact all the same. */
+static inline long double exponential(long double x) {
+#if LDBL_MANT_DIG > 64
+    return exp((double)x);
+#else
+    return expl(x);
+#endif
+}
+
 /* A logit scaled and capped, and what a gradient is multiplied with for it. */
 static inline double prepared(const xent_problem *p, double logit, double *slope) {
     double x = p->logit_scale * logit;
@@ -172,11 +184,11 @@ static inline struct expected reference(const xent_problem *p, const xent_input 
         e.argmax[i] = argmax_of(z, classes);
         double lse_tolerance = 0;
         if (!log_probs) {
-            for (size_t c = 0; c < classes; c++) scaled += expl((long double)x[c] - max);
+            for (size_t c = 0; c < classes; c++) scaled += exponential((long double)x[c] - max);
             lse = max + logl(scaled);
             e.lse[i] = (double)lse;
             e.lse_tolerances[i] = lse_tolerance = loss_unit * (1 + fabs((double)lse)) + error;
-            for (size_t c = 0; c < classes; c++) entropy += times((double)expl(x[c] - lse), (double)(lse - x[c]));
+            for (size_t c = 0; c < classes; c++) entropy += times((double)exponential(x[c] - lse), (double)(lse - x[c]));
             e.entropy[i] = (double)entropy;
             e.entropy_tolerances[i] = entropy_unit * (1 + fabs((double)lse)) + 2 * error * (1 + e.entropy[i]);
         }
@@ -235,14 +247,14 @@ static inline struct expected reference(const xent_problem *p, const xent_input 
                 e.grad_terms[at] = e.lse_terms[at] = larger(fabs(before), fabs(ce_scale * mass[c]));
                 continue;
             }
-            double probability = (double)expl(x[c] - lse), by_target = 0, by_all = total * probability - mass[c], off = 0, shared;
+            double probability = (double)exponential(x[c] - lse), by_target = 0, by_all = total * probability - mass[c], off = 0, shared;
             if (indices) { /* (1-e) w_y (p - [c=y]) apart from the rest */
                 double target = (1 - smoothing) * class_weight(p, y);
                 off = probability;
                 /* p - 1 at the target: as minus the others' share where that is the smaller number */
                 if (c == y) {
                     long double others = 0;
-                    for (size_t o = 0; o < classes; o++) others += o == y ? 0 : expl(x[o] - lse);
+                    for (size_t o = 0; o < classes; o++) others += o == y ? 0 : exponential(x[o] - lse);
                     off = -(double)others;
                 }
                 by_target = target * off;

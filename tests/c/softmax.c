@@ -103,7 +103,11 @@ static void shapes(void) {
         {3, 5, 2},   {2, 3, 20},   {2, 4, 42},   {4, 21, 63},  {4, 21, 65},   {2, 300, 17}, {2, 2049, 9}, {1, 600, 400},
     };
     for (size_t k = 0; k < sizeof all / sizeof *all; k++)
-        for (int d = 0; d < 4; d++) against_reference(all[k].rows, all[k].classes, all[k].inner, every_float[d]);
+        for (int d = 0; d < 4; d++) {
+            size_t rows = all[k].rows, classes = all[k].classes, inner = all[k].inner;
+            if (sampled() && rows * classes * inner > 20000 && (size_t)d != k % 4) continue;
+            against_reference(rows, classes, inner, every_float[d]);
+        }
 }
 
 /* A row of the table in f64, by hand. */
@@ -341,6 +345,7 @@ static void same_bits(xent_dtype dtype) {
         }
         for (int f = 0; f < 2; f++) {
             for (int how = 0; how < 5; how++) {
+                if (sampled() && (k == 1 || how % 2)) continue;
                 static const uint32_t counts[5] = {1, 2, 3, 0, 0};
                 xent_shape shape = shape_of(rows, classes, inner);
                 shape.threads = counts[how];

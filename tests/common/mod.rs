@@ -35,6 +35,16 @@ pub fn isas() -> Vec<Isa> {
     run
 }
 
+/// Whether samples will do, since an emulator runs the tests (`XENT_TEST_STRIDE`).
+pub fn is_sampled() -> bool {
+    std::env::var_os("XENT_TEST_STRIDE").is_some()
+}
+
+/// All of them; as a sample the first and every `each`-th after it.
+pub fn some<I: IntoIterator>(all: I, each: usize) -> impl Iterator<Item = I::Item> {
+    all.into_iter().step_by(if is_sampled() { each } else { 1 })
+}
+
 /// Those of [`isas`] with fused multiply-add, which have the same bits: `portable` among them
 /// where the build's own target has it, as NEON and x86-64-v3 do.
 pub fn fused_isas() -> Vec<Isa> {

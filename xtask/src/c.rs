@@ -280,32 +280,31 @@ pub fn tests() -> Result<Report> {
     }
     compile_all(&builds, &dist)?;
 
-    for build in &builds {
-        run_quietly(&mut build.program())?;
-        println!("ok  {}", build.name);
-    }
-    // The default run was on the best set; the statically linked first build of
-    // each test goes through the lower ones.
-    let mut runs = builds.len();
+    // Each on the best set; the statically linked first build of each test goes through the lower
+    // ones too.
+    let mut runs: Vec<(&Build, Option<&str>)> = builds.iter().map(|build| (build, None)).collect();
     for set in lower_sets(&mut report) {
         for suite in &SUITES {
-            let first = builds
-                .iter()
-                .find(|build| build.standard == suite.standards[0])
-                .map(|build| build.compiler.name.clone());
-            for build in builds.iter().filter(|build| {
-                build.link == Link::Static
-                    && build.standard == suite.standards[0]
-                    && Some(&build.compiler.name) == first.as_ref()
-            }) {
-                run_quietly(build.program().env("XENT_ISA", set))
-                    .map_err(|message| format!("with XENT_ISA={set} {message}"))?;
-                println!("ok  {} on {set}", build.name);
-                runs += 1;
-            }
+            let of_suite = |build: &&Build| build.standard == suite.standards[0];
+            let first = builds.iter().find(of_suite).map(|build| &build.compiler.name);
+            let is_first =
+                |build: &&Build| build.link == Link::Static && Some(&build.compiler.name) == first;
+            let chosen = builds.iter().filter(of_suite).filter(is_first);
+            runs.extend(chosen.map(|build| (build, Some(set))));
         }
     }
-    report.done = format!("{} programs, {runs} runs", builds.len());
+    on_all_cores(&runs, |(build, set)| {
+        let Some(set) = set else {
+            run_quietly(&mut build.program())?;
+            println!("ok  {}", build.name);
+            return Ok(());
+        };
+        run_quietly(build.program().env("XENT_ISA", set))
+            .map_err(|message| format!("with XENT_ISA={set} {message}"))?;
+        println!("ok  {} on {set}", build.name);
+        Ok(())
+    })?;
+    report.done = format!("{} programs, {} runs", builds.len(), runs.len());
     Ok(report)
 }
 

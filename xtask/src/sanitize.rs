@@ -169,11 +169,12 @@ impl<'a> Program<'a> {
 
 /// Compiles all and runs each; what a sanitizer finds is a failure.
 fn each(all: &[Program]) -> Result<usize> {
-    on_all_cores(all, Program::compile)?;
-    for program in all {
+    on_all_cores(all, |program| {
+        program.compile()?;
         run_quietly(&mut program.command())?;
         println!("ok  {}", program.name);
-    }
+        Ok(())
+    })?;
     Ok(all.len())
 }
 

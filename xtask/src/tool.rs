@@ -37,15 +37,19 @@ pub fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command
 
 /// Compiles a bench and returns the program.
 pub fn bench_executable(name: &str) -> Result<PathBuf> {
-    let messages = output(
-        cargo(["bench", "--package", "xent", "--bench", name, "--no-run"])
-            .args(["--message-format", "json-render-diagnostics"]),
-    )?;
-    let path = messages.lines().rev().find_map(|line| {
+    let mut command = cargo(["bench", "--package", "xent", "--bench", name, "--no-run"]);
+    let path = executables(&mut command)?.pop();
+    path.ok_or_else(|| format!("finds no program of the bench {name}"))
+}
+
+/// The programs that a `cargo ... --no-run` makes.
+pub fn executables(command: &mut Command) -> Result<Vec<PathBuf>> {
+    let messages = output(command.args(["--message-format", "json-render-diagnostics"]))?;
+    let path = |line: &str| {
         let (_, rest) = line.split_once("\"executable\":\"")?;
-        rest.split('"').next()
-    });
-    path.map(PathBuf::from).ok_or_else(|| format!("finds no program of the bench {name}"))
+        rest.split('"').next().map(PathBuf::from)
+    };
+    Ok(messages.lines().filter_map(path).collect())
 }
 
 /// Runs a command with its output on the terminal.
