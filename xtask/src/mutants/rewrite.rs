@@ -148,16 +148,15 @@ impl Writer<'_> {
             let from = self.out.len();
             // Numbers count from 1: 0 is none.
             let number = index + 1;
-            let head = format!("if crate::mutation::is({number}) {{ ");
-            self.out.push_str(if is_statement { "" } else { "(" });
-            self.out.push_str(&head);
-            self.out.push_str(&site.replacement);
+            let head = format!("if crate::mutation::is({number})");
+            // Within parentheses an expression is one, whatever it begins with.
+            let (open, close) = if is_statement { ("", "") } else { ("(", ")") };
+            self.out.push_str(&format!("{open}{head} {{ {open}{}{close}", site.replacement));
             // What is wrong in here is this mutant's fault, but for what the rest brings.
             self.places.push((*index, from, self.out.len()));
-            self.out.push_str(" } else { ");
+            self.out.push_str(&format!(" }} else {{ {open}"));
             self.write(site.start, site.end, inside);
-            self.out.push_str(" }");
-            self.out.push_str(if is_statement { "" } else { ")" });
+            self.out.push_str(&format!("{close} }}{close}"));
             self.places.push((*index, from, self.out.len()));
             at = site.end;
             rest = after;

@@ -20,9 +20,13 @@ struct Quick {
 
 /// What is quick, the likeliest to see something first. Left out is what takes long and sees no
 /// more than the others: everything exhaustive, and the golden vectors.
-const QUICK: [Quick; 11] = [
+const QUICK: [Quick; 15] = [
     Quick { test: "errors", arguments: &[], cases: "1" },
-    Quick { test: "large", arguments: &[], cases: "1" },
+    // A few of each first: most mutants are not subtle.
+    Quick { test: "combinations", arguments: &[], cases: "5" },
+    Quick { test: "family", arguments: &["--skip", "threads_do_not_matter"], cases: "2" },
+    Quick { test: "invariants", arguments: &["--skip", "threads_do_not_matter"], cases: "2" },
+    Quick { test: "hashes", arguments: &["golden"], cases: "1" },
     Quick { test: "combinations", arguments: &[], cases: "150" },
     Quick {
         test: "",
@@ -31,6 +35,7 @@ const QUICK: [Quick; 11] = [
         cases: "1",
     },
     Quick { test: "edges", arguments: &[], cases: "1" },
+    Quick { test: "large", arguments: &[], cases: "1" },
     Quick { test: "family", arguments: &["--skip", "threads_do_not_matter"], cases: "40" },
     Quick { test: "invariants", arguments: &["--skip", "threads_do_not_matter"], cases: "40" },
     // What panics on purpose ends the program, and would pass for a failure.
@@ -58,8 +63,9 @@ fn work(child: &Child) -> u64 {
 
 fn programs(tree: &Path) -> Result<Vec<(PathBuf, &'static Quick)>> {
     let mut arguments = vec!["test", "--no-run", "--lib"];
-    for quick in QUICK.iter().filter(|quick| !quick.test.is_empty()) {
-        arguments.extend(["--test", quick.test]);
+    let tests: BTreeSet<&str> = QUICK.iter().map(|quick| quick.test).collect();
+    for test in tests.into_iter().filter(|test| !test.is_empty()) {
+        arguments.extend(["--test", test]);
     }
     let output = rewrite::command(tree, &arguments)
         .stderr(Stdio::piped())
