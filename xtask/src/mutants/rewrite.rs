@@ -54,7 +54,7 @@ pub fn compile(
         write_if_new(&path, text.replacen(from, to, 1).as_bytes())
     };
     edit("src/lib.rs", "mod math;", "mod math;\nmod mutation;")?;
-    edit("Cargo.toml", r#"["lib", "staticlib", "cdylib"]"#, r#"["lib"]"#)?;
+    edit("Cargo.toml", r#"["lib", "staticlib", "cdylib"]"#, r#"["lib", "staticlib"]"#)?;
     let mut left_out = Vec::new();
     for _ in 0..20 {
         let mut places = BTreeMap::new();
