@@ -515,6 +515,12 @@ fn shapes() {
         let text = format!("rows*classes*inner = {rows}*{classes}*{inner} overflows");
         assert_eq!(refused, Err(Error::Shape(text)));
     }
+    // One less is a size like others.
+    let most = isize::MAX as usize / 16;
+    assert_eq!(CrossEntropy::new(most, 1).forward(&x, &y), Err(short("logits", N, most - 1)));
+    CrossEntropy::new(0, most).forward(&x, &y).unwrap();
+    let text = format!("classes = 0, but there are {most} rows");
+    assert_eq!(CrossEntropy::new(most, 0).forward(&x, &y), Err(Error::Shape(text)));
 }
 
 /// Slices too short for inner positions, and for strides.

@@ -33,8 +33,11 @@ const fn quick(
 /// What is quick, the likeliest to see something for its time first: most mutants are not subtle,
 /// and a few random problems see them. Left out is what takes long and sees no more than the
 /// others: everything exhaustive, and the golden vectors.
-const QUICK: [Quick; 18] = [
+const QUICK: [Quick; 20] = [
     quick("errors", &[], "1"),
+    Quick { kernels: false, ..quick("status.c", &[], "1") },
+    Quick { kernels: false, ..quick("overlap.c", &[], "1") },
+    Quick { kernels: false, ..quick("softmax_errors.c", &[], "1") },
     quick("family", &["--skip", "threads_do_not_matter"], "3"),
     quick("invariants", &["--skip", "threads_do_not_matter"], "3"),
     quick("combinations", &["random"], "30"),
@@ -50,10 +53,9 @@ const QUICK: [Quick; 18] = [
     quick("large", &[], "1"),
     // What panics on purpose ends the program, and would pass for a failure.
     quick("bugs", &["--skip", "judge_refuses"], "1"),
-    Quick { test: "status.c", arguments: &[], cases: "1", kernels: false },
-    Quick { test: "overlap.c", arguments: &[], cases: "1", kernels: false },
-    Quick { test: "softmax_errors.c", arguments: &[], cases: "1", kernels: false },
-    Quick { test: "memory", arguments: &["small"], cases: "1", kernels: false },
+    Quick { kernels: false, ..quick("log_probs.c", &[], "1") },
+    Quick { kernels: false, ..quick("layout.c", &[], "1") },
+    Quick { kernels: false, ..quick("memory", &["small"], "1") },
 ];
 
 /// Seconds of work that a program may take: a mutant that does not end is caught.
@@ -114,12 +116,26 @@ fn c_program(tree: &Path, test: &str) -> Result<PathBuf> {
             .arg("-I")
             .arg(tree.join("include"))
             .arg(tree.join("tests/c").join(test))
-            .arg(build.join("deps/libxent.a"))
+            .arg(library(&build.join("deps"))?)
             .args(SYSTEM_LIBRARIES)
             .arg("-o")
             .arg(&program),
     )?;
     Ok(program)
+}
+
+/// The static library that was built last; cargo gives it a name with a hash.
+fn library(directory: &Path) -> Result<PathBuf> {
+    let entries = fs::read_dir(directory)
+        .map_err(|error| format!("cannot list {}: {error}", directory.display()))?;
+    entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("libxent") && name.ends_with(".a")
+        })
+        .max_by_key(|path| path.metadata().and_then(|metadata| metadata.modified()).ok())
+        .ok_or(format!("no static library in {}", directory.display()))
 }
 
 /// Whether the program passes with that mutant on.
