@@ -593,6 +593,13 @@ fn strides() {
         let result = call.forward(logits(strides), &y);
         assert!(matches!(result, Err(Error::Stride(_))), "{result:?}");
     }
+    // The last byte that a signed offset reaches, and the element after it.
+    let far = CrossEntropy::new(2, 1);
+    let most = i64::MAX / 4;
+    let text = format!("logits.strides[0] = {most} reaches past the address space");
+    stride(far.forward(logits([most, 0, 0]), &[0; 2]), &text);
+    let result = far.forward(logits([most - 1, 0, 0]), &[0; 2]);
+    assert_eq!(result, Err(short("logits", 64, (most - 1) as usize)));
     // Any distance between classes is one.
     call.forward(logits([8, 2, 0]), &y).unwrap();
     call.forward(logits([1, 3, 0]), &y).unwrap();

@@ -91,7 +91,7 @@ static void gradient(struct fixture *f) {
 static void results(struct fixture *f) {
     fixture_init(f);
     f->results.row_losses.data = f->lse;
-    FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "row_losses", "lse");
+    FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "lse overlaps row_losses");
     fixture_init(f);
     f->results.loss = &f->lse[2];
     FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "loss", "lse");
