@@ -153,8 +153,21 @@ static void column_blocks(struct fixture *f) {
         CHECK_BYTES(matrix, before, sizeof matrix);
         expected_free(&e);
     }
-    /* unequal row strides: only the spans count */
+    /* two rows are enough to lie beside each other */
     float matrix[size] = {0}, before[size] = {0};
+    fixture_init(f);
+    f->problem.rows = 2;
+    f->problem.logits = in_rows(matrix, XENT_F32, width);
+    f->grad_logits = out_rows(matrix + CLASSES, XENT_F32, width);
+    WORKS(f, FUSED);
+    memset(matrix, 0, sizeof matrix);
+    /* halves and an f32 gradient, half of a row apart: blocks of two widths */
+    fixture_init(f);
+    f->problem.logits = in_rows(matrix, XENT_BF16, 4 * CLASSES);
+    f->grad_logits = out_rows(matrix + (CLASSES + 1) / 2, XENT_F32, 2 * CLASSES);
+    WORKS(f, FUSED);
+    memset(matrix, 0, sizeof matrix);
+    /* unequal row strides: only the spans count */
     fixture_init(f);
     f->problem.rows = 3;
     f->problem.logits = in_rows(matrix, XENT_F32, width);
