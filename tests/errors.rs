@@ -150,6 +150,15 @@ fn targets_over_inner_positions() {
     let mut y = [0i64; 64];
     y[16 + 4] = -7;
     assert_eq!(words(call.forward(&x, Input::from(&y).strides([16, 0, 4]))), expected);
+    // Side by side in a row, but with a gap between rows, in which anything may be.
+    let y = [0, 1, 2, -7, -7, 3, 0, 1];
+    let mut kept = 0;
+    let results = Results { kept_rows: Some(&mut kept), ..Results::default() };
+    call.forward_with(&x, Input::from(&y).strides([5, 0, 1]), results).unwrap();
+    assert_eq!(kept, 6);
+    let y = [0, 1, 2, 3, 3, 3, 0, -7];
+    let expected = "targets[5] = -7 is outside [0, 4)";
+    assert_eq!(words(call.forward(&x, Input::from(&y).strides([5, 0, 1]))), expected);
 }
 
 #[test]
