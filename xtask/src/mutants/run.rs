@@ -33,7 +33,7 @@ const fn quick(
 /// What is quick, the likeliest to see something for its time first: most mutants are not subtle,
 /// and a few random problems see them. Left out is what takes long and sees no more than the
 /// others: everything exhaustive, and the golden vectors.
-const QUICK: [Quick; 20] = [
+const QUICK: [Quick; 21] = [
     quick("errors", &[], "1"),
     Quick { kernels: false, ..quick("status.c", &[], "1") },
     Quick { kernels: false, ..quick("overlap.c", &[], "1") },
@@ -55,6 +55,7 @@ const QUICK: [Quick; 20] = [
     quick("bugs", &["--skip", "judge_refuses"], "1"),
     Quick { kernels: false, ..quick("log_probs.c", &[], "1") },
     Quick { kernels: false, ..quick("layout.c", &[], "1") },
+    Quick { kernels: false, ..quick("fork.c", &[], "1") },
     Quick { kernels: false, ..quick("memory", &["small"], "1") },
 ];
 
