@@ -159,6 +159,9 @@ fn targets_over_inner_positions() {
     let y = [0, 1, 2, 3, 3, 3, 0, -7];
     let expected = "targets[5] = -7 is outside [0, 4)";
     assert_eq!(words(call.forward(&x, Input::from(&y).strides([5, 0, 1]))), expected);
+    // Rows as if they were packed, positions not.
+    let y = [0, 0, 1, 2, 3, 0, 0, -7];
+    assert_eq!(words(call.forward(&x, Input::from(&y).strides([3, 0, 2]))), expected);
 }
 
 #[test]

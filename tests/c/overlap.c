@@ -99,6 +99,12 @@ static void results(struct fixture *f) {
     f->results.loss = f->normalizer;
     FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "loss", "normalizer");
     fixture_init(f);
+    f->results.z_loss = &f->lse[2];
+    FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "z_loss", "lse");
+    fixture_init(f);
+    f->results.z_normalizer = &f->lse[2];
+    FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "z_normalizer", "lse");
+    fixture_init(f);
     f->results.kept_rows = (uint64_t *)(void *)f->loss;
     FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "kept_rows", "loss");
     /* over an input */
