@@ -159,9 +159,14 @@ fn targets_over_inner_positions() {
     let y = [0, 1, 2, 3, 3, 3, 0, -7];
     let expected = "targets[5] = -7 is outside [0, 4)";
     assert_eq!(words(call.forward(&x, Input::from(&y).strides([5, 0, 1]))), expected);
-    // Rows as if they were packed, positions not.
+    // Rows as if they were packed, positions not; and the other way round.
     let y = [0, 0, 1, 2, 3, 0, 0, -7];
     assert_eq!(words(call.forward(&x, Input::from(&y).strides([3, 0, 2]))), expected);
+    assert_eq!(words(call.forward(&x, Input::from(&y).strides([1, 0, 3]))), expected);
+    // Of one position each.
+    let expected = "targets[1] = -7 is outside [0, 4)";
+    let call = CrossEntropy::new(2, 4);
+    assert_eq!(words(call.forward(&x[..8], Input::from(&y).strides([7, 0, 0]))), expected);
 }
 
 #[test]
