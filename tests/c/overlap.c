@@ -105,6 +105,9 @@ static void results(struct fixture *f) {
     f->results.z_normalizer = &f->lse[2];
     FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "z_normalizer", "lse");
     fixture_init(f);
+    f->results.correct = (uint64_t *)(void *)&f->lse[2];
+    FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "correct", "lse");
+    fixture_init(f);
     f->results.kept_rows = (uint64_t *)(void *)f->loss;
     FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "kept_rows", "loss");
     /* over an input */
