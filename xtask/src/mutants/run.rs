@@ -33,7 +33,7 @@ const fn quick(
 /// What is quick, the likeliest to see something for its time first: most mutants are not subtle,
 /// and a few random problems see them. Left out is what takes long and sees no more than the
 /// others: everything exhaustive, and the golden vectors.
-const QUICK: [Quick; 21] = [
+const QUICK: [Quick; 22] = [
     quick("errors", &[], "1"),
     Quick { kernels: false, ..quick("status.c", &[], "1") },
     Quick { kernels: false, ..quick("overlap.c", &[], "1") },
@@ -53,6 +53,7 @@ const QUICK: [Quick; 21] = [
     quick("large", &[], "1"),
     // What panics on purpose ends the program, and would pass for a failure.
     quick("bugs", &["--skip", "judge_refuses"], "1"),
+    Quick { kernels: false, ..quick("hashes", &["thread_counts"], "1") },
     Quick { kernels: false, ..quick("log_probs.c", &[], "1") },
     Quick { kernels: false, ..quick("layout.c", &[], "1") },
     Quick { kernels: false, ..quick("fork.c", &[], "1") },
