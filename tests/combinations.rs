@@ -11,7 +11,7 @@ use common::task_random::tasks;
 use common::{How, isas};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use xent::Isa;
+use xent::{CrossEntropy, Isa, Reduction};
 
 #[test]
 fn random_problems_agree_with_the_oracle() {
@@ -183,6 +183,24 @@ fn f64_smoothing_around_a_low_target() {
             let logits = Operand::packed(Dtype::F64, sizes, &logits);
             let targets = Operand::packed(Dtype::I64, [rows, 1, inner], &[y as f64; 2]);
             agree(&Task { label_smoothing: 1.0, ..Task::new(logits, targets) });
+        }
+    }
+}
+
+/// A class without mass has a gradient of its own though that of the others is past all range.
+#[test]
+fn no_mass_under_an_infinite_scale() {
+    for classes in [3, 40, 200] {
+        let (mut logits, mut targets) = (vec![0.5f32; classes], vec![0f32; classes]);
+        (logits[1], targets[1]) = (0.75, 1.0);
+        for isa in isas() {
+            let mut grad = vec![0f32; classes];
+            let call = CrossEntropy::new(1, classes).isa(isa).reduction(Reduction::Sum);
+            let call = call.grad_scale(1e200).grad_output(&[1e200f64]);
+            call.forward_backward(&logits, &targets, &mut grad).unwrap();
+            for (class, &g) in grad.iter().enumerate().filter(|(class, _)| *class != 1) {
+                assert_eq!(g, f32::INFINITY, "class {class} of {classes} on {}", isa.name());
+            }
         }
     }
 }

@@ -150,6 +150,23 @@ fn targets_over_inner_positions() {
     let mut y = [0i64; 64];
     y[16 + 4] = -7;
     assert_eq!(words(call.forward(&x, Input::from(&y).strides([16, 0, 4]))), expected);
+    // Side by side in a row, but with a gap between rows, in which anything may be.
+    let y = [0, 1, 2, -7, -7, 3, 0, 1];
+    let mut kept = 0;
+    let results = Results { kept_rows: Some(&mut kept), ..Results::default() };
+    call.forward_with(&x, Input::from(&y).strides([5, 0, 1]), results).unwrap();
+    assert_eq!(kept, 6);
+    let y = [0, 1, 2, 3, 3, 3, 0, -7];
+    let expected = "targets[5] = -7 is outside [0, 4)";
+    assert_eq!(words(call.forward(&x, Input::from(&y).strides([5, 0, 1]))), expected);
+    // Rows as if they were packed, positions not; and the other way round.
+    let y = [0, 0, 1, 2, 3, 0, 0, -7];
+    assert_eq!(words(call.forward(&x, Input::from(&y).strides([3, 0, 2]))), expected);
+    assert_eq!(words(call.forward(&x, Input::from(&y).strides([1, 0, 3]))), expected);
+    // Of one position each.
+    let expected = "targets[1] = -7 is outside [0, 4)";
+    let call = CrossEntropy::new(2, 4);
+    assert_eq!(words(call.forward(&x[..8], Input::from(&y).strides([7, 0, 0]))), expected);
 }
 
 #[test]
@@ -515,6 +532,12 @@ fn shapes() {
         let text = format!("rows*classes*inner = {rows}*{classes}*{inner} overflows");
         assert_eq!(refused, Err(Error::Shape(text)));
     }
+    // One less is a size like others.
+    let most = isize::MAX as usize / 16;
+    assert_eq!(CrossEntropy::new(most, 1).forward(&x, &y), Err(short("logits", N, most - 1)));
+    CrossEntropy::new(0, most).forward(&x, &y).unwrap();
+    let text = format!("classes = 0, but there are {most} rows");
+    assert_eq!(CrossEntropy::new(most, 0).forward(&x, &y), Err(Error::Shape(text)));
 }
 
 /// Slices too short for inner positions, and for strides.
@@ -587,6 +610,13 @@ fn strides() {
         let result = call.forward(logits(strides), &y);
         assert!(matches!(result, Err(Error::Stride(_))), "{result:?}");
     }
+    // The last byte that a signed offset reaches, and the element after it.
+    let far = CrossEntropy::new(2, 1);
+    let most = i64::MAX / 4;
+    let text = format!("logits.strides[0] = {most} reaches past the address space");
+    stride(far.forward(logits([most, 0, 0]), &[0; 2]), &text);
+    let result = far.forward(logits([most - 1, 0, 0]), &[0; 2]);
+    assert_eq!(result, Err(short("logits", 64, (most - 1) as usize)));
     // Any distance between classes is one.
     call.forward(logits([8, 2, 0]), &y).unwrap();
     call.forward(logits([1, 3, 0]), &y).unwrap();

@@ -81,6 +81,7 @@ static int first_to_call(void) {
     CHECK_OK(compute(0, NULL, rows, &again));
     CHECK_BYTES(&again, &whole, sizeof whole);
     CHECK_OK(compute(0, NULL, 1, &one));
+    check_child(NULL, whole, one); /* of a process that never made a pool */
     xent_pool *pool = xent_pool_new(2);
     CHECK_OK(compute(0, pool, rows, &again));
     CHECK_BYTES(&again, &whole, sizeof whole);

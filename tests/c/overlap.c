@@ -91,13 +91,22 @@ static void gradient(struct fixture *f) {
 static void results(struct fixture *f) {
     fixture_init(f);
     f->results.row_losses.data = f->lse;
-    FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "row_losses", "lse");
+    FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "lse overlaps row_losses");
     fixture_init(f);
     f->results.loss = &f->lse[2];
     FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "loss", "lse");
     fixture_init(f);
     f->results.loss = f->normalizer;
     FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "loss", "normalizer");
+    fixture_init(f);
+    f->results.z_loss = &f->lse[2];
+    FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "z_loss", "lse");
+    fixture_init(f);
+    f->results.z_normalizer = &f->lse[2];
+    FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "z_normalizer", "lse");
+    fixture_init(f);
+    f->results.correct = (uint64_t *)(void *)&f->lse[2];
+    FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "correct", "lse");
     fixture_init(f);
     f->results.kept_rows = (uint64_t *)(void *)f->loss;
     FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "kept_rows", "loss");
@@ -153,8 +162,21 @@ static void column_blocks(struct fixture *f) {
         CHECK_BYTES(matrix, before, sizeof matrix);
         expected_free(&e);
     }
-    /* unequal row strides: only the spans count */
+    /* two rows are enough to lie beside each other */
     float matrix[size] = {0}, before[size] = {0};
+    fixture_init(f);
+    f->problem.rows = 2;
+    f->problem.logits = in_rows(matrix, XENT_F32, width);
+    f->grad_logits = out_rows(matrix + CLASSES, XENT_F32, width);
+    WORKS(f, FUSED);
+    memset(matrix, 0, sizeof matrix);
+    /* halves and an f32 gradient, half of a row apart: blocks of two widths */
+    fixture_init(f);
+    f->problem.logits = in_rows(matrix, XENT_BF16, 4 * CLASSES);
+    f->grad_logits = out_rows(matrix + (CLASSES + 1) / 2, XENT_F32, 2 * CLASSES);
+    WORKS(f, FUSED);
+    memset(matrix, 0, sizeof matrix);
+    /* unequal row strides: only the spans count */
     fixture_init(f);
     f->problem.rows = 3;
     f->problem.logits = in_rows(matrix, XENT_F32, width);

@@ -21,11 +21,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub const USAGE: &str = "\
-usage: cargo xtask mutants [--every N] [--only TEXT] [--by-hand] [--list]
+usage: cargo xtask mutants [--every N] [--from I] [--only TEXT] [--by-hand | --by-parser] [--list]
 
   --every N    one in N of those that the parser finds (default 20)
+  --from I     which begins with the I-th of those (default 0): another I, other mutants
   --only TEXT  those whose description has TEXT in it, such as a file's name
   --by-hand    those of tests/mutants.txt alone
+  --by-parser  the others alone
   --list       does not run them";
 
 /// The files that are mutated.
@@ -74,13 +76,16 @@ impl Site {
 
 struct Choice<'a> {
     every: usize,
+    from: usize,
     only: Option<&'a str>,
     by_hand: bool,
+    by_parser: bool,
     list: bool,
 }
 
 fn parse<'a>(arguments: &[&'a str]) -> std::result::Result<Choice<'a>, String> {
-    let mut choice = Choice { every: 20, only: None, by_hand: false, list: false };
+    let mut choice =
+        Choice { every: 20, from: 0, only: None, by_hand: false, by_parser: false, list: false };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match *argument {
@@ -88,8 +93,13 @@ fn parse<'a>(arguments: &[&'a str]) -> std::result::Result<Choice<'a>, String> {
                 let number = rest.next().and_then(|n| n.parse().ok()).filter(|n| *n > 0);
                 choice.every = number.ok_or("--every takes a number")?;
             }
+            "--from" => {
+                let number = rest.next().and_then(|n| n.parse().ok());
+                choice.from = number.ok_or("--from takes a number")?;
+            }
             "--only" => choice.only = Some(rest.next().ok_or("--only takes a text")?),
             "--by-hand" => choice.by_hand = true,
+            "--by-parser" => choice.by_parser = true,
             "--list" => choice.list = true,
             other => return Err(format!("not understood: {other}\n\n{USAGE}")),
         }
@@ -106,11 +116,14 @@ pub fn run(arguments: &[&str]) -> Result {
         texts.insert(file, text);
     }
     let mut sites = sites::by_hand(&texts)?;
+    if choice.by_parser {
+        sites.clear();
+    }
     if !choice.by_hand {
         let found = sites::by_parser(&texts)?;
         println!("{} sites found by the parser", found.len());
         // A step that is no multiple of anything in the code spreads evenly over the files.
-        sites.extend(found.into_iter().step_by(choice.every));
+        sites.extend(found.into_iter().skip(choice.from).step_by(choice.every));
     }
     if let Some(only) = choice.only {
         sites.retain(|site| site.name().contains(only));

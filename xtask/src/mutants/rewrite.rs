@@ -54,7 +54,7 @@ pub fn compile(
         write_if_new(&path, text.replacen(from, to, 1).as_bytes())
     };
     edit("src/lib.rs", "mod math;", "mod math;\nmod mutation;")?;
-    edit("Cargo.toml", r#"["lib", "staticlib", "cdylib"]"#, r#"["lib"]"#)?;
+    edit("Cargo.toml", r#"["lib", "staticlib", "cdylib"]"#, r#"["lib", "staticlib"]"#)?;
     let mut left_out = Vec::new();
     for _ in 0..20 {
         let mut places = BTreeMap::new();
@@ -148,16 +148,15 @@ impl Writer<'_> {
             let from = self.out.len();
             // Numbers count from 1: 0 is none.
             let number = index + 1;
-            let head = format!("if crate::mutation::is({number}) {{ ");
-            self.out.push_str(if is_statement { "" } else { "(" });
-            self.out.push_str(&head);
-            self.out.push_str(&site.replacement);
+            let head = format!("if crate::mutation::is({number})");
+            // Within parentheses an expression is one, whatever it begins with.
+            let (open, close) = if is_statement { ("", "") } else { ("(", ")") };
+            self.out.push_str(&format!("{open}{head} {{ {open}{}{close}", site.replacement));
             // What is wrong in here is this mutant's fault, but for what the rest brings.
             self.places.push((*index, from, self.out.len()));
-            self.out.push_str(" } else { ");
+            self.out.push_str(&format!(" }} else {{ {open}"));
             self.write(site.start, site.end, inside);
-            self.out.push_str(" }");
-            self.out.push_str(if is_statement { "" } else { ")" });
+            self.out.push_str(&format!("{close} }}{close}"));
             self.places.push((*index, from, self.out.len()));
             at = site.end;
             rest = after;

@@ -1,7 +1,8 @@
 //! Runs the tests against each mutant.
 
 use super::{Site, rewrite};
-use crate::tool::{Result, root, target};
+use crate::dist::SYSTEM_LIBRARIES;
+use crate::tool::{C, Result, root, run_quietly, target};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,34 +11,53 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// A test program: which one, what it runs, in which order.
+/// A test program: which one, what it runs, and for which mutants.
 struct Quick {
-    /// As cargo calls it; empty for the unit tests.
+    /// As cargo calls it; empty for the unit tests, a file of `tests/c` for what safe Rust cannot
+    /// ask for.
     test: &'static str,
     arguments: &'static [&'static str],
     cases: &'static str,
+    /// Whether kernels, their arithmetic and vectors are its business.
+    kernels: bool,
 }
 
-/// What is quick, the likeliest to see something first. Left out is what takes long and sees no
-/// more than the others: everything exhaustive, and the golden vectors.
-const QUICK: [Quick; 11] = [
-    Quick { test: "errors", arguments: &[], cases: "1" },
-    Quick { test: "large", arguments: &[], cases: "1" },
-    Quick { test: "combinations", arguments: &[], cases: "150" },
-    Quick {
-        test: "",
-        // Of what the exhaustive ones go through, `references` and `borders` have the borders.
-        arguments: &["--skip", "exhaustive", "--skip", "narrowing", "--skip", "reference::"],
-        cases: "1",
-    },
-    Quick { test: "edges", arguments: &[], cases: "1" },
-    Quick { test: "family", arguments: &["--skip", "threads_do_not_matter"], cases: "40" },
-    Quick { test: "invariants", arguments: &["--skip", "threads_do_not_matter"], cases: "40" },
+const fn quick(
+    test: &'static str,
+    arguments: &'static [&'static str],
+    cases: &'static str,
+) -> Quick {
+    Quick { test, arguments, cases, kernels: true }
+}
+
+/// What is quick, the likeliest to see something for its time first: most mutants are not subtle,
+/// and a few random problems see them. Left out is what takes long and sees no more than the
+/// others: everything exhaustive, and the golden vectors.
+const QUICK: [Quick; 22] = [
+    quick("errors", &[], "1"),
+    Quick { kernels: false, ..quick("status.c", &[], "1") },
+    Quick { kernels: false, ..quick("overlap.c", &[], "1") },
+    Quick { kernels: false, ..quick("softmax_errors.c", &[], "1") },
+    quick("family", &["--skip", "threads_do_not_matter"], "3"),
+    quick("invariants", &["--skip", "threads_do_not_matter"], "3"),
+    quick("combinations", &["random"], "30"),
+    // Of what the exhaustive ones go through, `references` and `borders` have the borders.
+    quick("", &["--skip", "exhaustive", "--skip", "narrowing", "--skip", "reference::"], "1"),
+    quick("edges", &[], "1"),
+    quick("hashes", &["golden"], "1"),
+    quick("combinations", &[], "150"),
+    quick("family", &["--skip", "threads_do_not_matter"], "40"),
+    quick("invariants", &["--skip", "threads_do_not_matter"], "40"),
+    quick("bits", &["--skip", "threads", "rows", "lse", "fma", "streamed"], "40"),
+    quick("halves", &["random", "liger", "keras"], "20"),
+    quick("large", &[], "1"),
     // What panics on purpose ends the program, and would pass for a failure.
-    Quick { test: "bugs", arguments: &["--skip", "judge_refuses"], cases: "1" },
-    Quick { test: "bits", arguments: &["--skip", "threads", "rows", "lse", "fma"], cases: "40" },
-    Quick { test: "halves", arguments: &["random", "liger", "keras"], cases: "20" },
-    Quick { test: "memory", arguments: &["small"], cases: "1" },
+    quick("bugs", &["--skip", "judge_refuses"], "1"),
+    Quick { kernels: false, ..quick("hashes", &["thread_counts"], "1") },
+    Quick { kernels: false, ..quick("log_probs.c", &[], "1") },
+    Quick { kernels: false, ..quick("layout.c", &[], "1") },
+    Quick { kernels: false, ..quick("fork.c", &[], "1") },
+    Quick { kernels: false, ..quick("memory", &["small"], "1") },
 ];
 
 /// Seconds of work that a program may take: a mutant that does not end is caught.
@@ -58,8 +78,9 @@ fn work(child: &Child) -> u64 {
 
 fn programs(tree: &Path) -> Result<Vec<(PathBuf, &'static Quick)>> {
     let mut arguments = vec!["test", "--no-run", "--lib"];
-    for quick in QUICK.iter().filter(|quick| !quick.test.is_empty()) {
-        arguments.extend(["--test", quick.test]);
+    let tests: BTreeSet<&str> = QUICK.iter().map(|quick| quick.test).collect();
+    for test in tests.into_iter().filter(|test| !test.is_empty() && !test.ends_with(".c")) {
+        arguments.extend(["--test", test]);
     }
     let output = rewrite::command(tree, &arguments)
         .stderr(Stdio::piped())
@@ -72,6 +93,9 @@ fn programs(tree: &Path) -> Result<Vec<(PathBuf, &'static Quick)>> {
     QUICK
         .iter()
         .map(|quick| {
+            if quick.test.ends_with(".c") {
+                return Ok((c_program(tree, quick.test)?, quick));
+            }
             let source = match quick.test {
                 "" => "unittests src/lib.rs (".to_string(),
                 test => format!("tests/{test}.rs ("),
@@ -84,11 +108,46 @@ fn programs(tree: &Path) -> Result<Vec<(PathBuf, &'static Quick)>> {
         .collect()
 }
 
+/// A test in C, with the library that the tests in Rust were built with.
+fn c_program(tree: &Path, test: &str) -> Result<PathBuf> {
+    let build = target().join("mutants/build/debug");
+    let program = build.join(test.replace('.', "-"));
+    run_quietly(
+        C.compiler()?
+            .command()
+            .arg("-I")
+            .arg(tree.join("include"))
+            .arg(tree.join("tests/c").join(test))
+            .arg(library(&build.join("deps"))?)
+            .args(SYSTEM_LIBRARIES)
+            .arg("-o")
+            .arg(&program),
+    )?;
+    Ok(program)
+}
+
+/// The static library that was built last; cargo gives it a name with a hash.
+fn library(directory: &Path) -> Result<PathBuf> {
+    let entries = fs::read_dir(directory)
+        .map_err(|error| format!("cannot list {}: {error}", directory.display()))?;
+    entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("libxent") && name.ends_with(".a")
+        })
+        .max_by_key(|path| path.metadata().and_then(|metadata| metadata.modified()).ok())
+        .ok_or(format!("no static library in {}", directory.display()))
+}
+
 /// Whether the program passes with that mutant on.
 fn passes(program: &Path, quick: &Quick, tree: &Path, mutant: usize) -> Result<bool> {
-    let mut child = Command::new(program)
-        .args(quick.arguments)
-        .args(["--test-threads=1"])
+    let mut command = Command::new(program);
+    command.args(quick.arguments);
+    if !quick.test.ends_with(".c") {
+        command.arg("--test-threads=1");
+    }
+    let mut child = command
         .current_dir(tree)
         .env("XENT_MUTANT", mutant.to_string())
         .env("PROPTEST_CASES", quick.cases)
@@ -145,7 +204,12 @@ pub fn all(tree: &Path, sites: &[Site]) -> Result {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(site) = sites.get(index) else { return };
                     let mut caught = None;
+                    let kernels = ["kernels", "math", "simd"].map(|part| format!("src/{part}/"));
+                    let is_kernel = kernels.iter().any(|part| site.file.starts_with(part));
                     for (program, quick) in &programs {
+                        if is_kernel && !quick.kernels {
+                            continue;
+                        }
                         match passes(program, quick, tree, index + 1) {
                             Ok(true) => {}
                             Ok(false) => {

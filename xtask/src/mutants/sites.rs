@@ -14,7 +14,8 @@ pub fn by_parser(texts: &BTreeMap<&'static str, String>) -> Result<Vec<Site>> {
     for file in SOURCES {
         let text = &texts[file];
         let parsed = syn::parse_file(text).map_err(|error| format!("{file}: {error}"))?;
-        let mut finder = Finder { file, text, function: String::new(), sites: &mut sites };
+        let mut finder =
+            Finder { file, text, function: String::new(), later: Vec::new(), sites: &mut sites };
         finder.visit_file(&parsed);
     }
     Ok(sites)
@@ -24,6 +25,8 @@ struct Finder<'a> {
     file: &'static str,
     text: &'a str,
     function: String,
+    /// Variables that are declared without a value: without their assignment nothing compiles.
+    later: Vec<syn::Ident>,
     sites: &'a mut Vec<Site>,
 }
 
@@ -95,6 +98,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
     fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
         if !is_test(&item.attrs) && item.sig.constness.is_none() {
             let outer = std::mem::replace(&mut self.function, item.sig.ident.to_string());
+            self.later.clear();
             self.visit_block(&item.block);
             self.function = outer;
         }
@@ -103,6 +107,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
     fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
         if item.sig.constness.is_none() {
             let outer = std::mem::replace(&mut self.function, item.sig.ident.to_string());
+            self.later.clear();
             self.visit_block(&item.block);
             self.function = outer;
         }
@@ -213,13 +218,37 @@ impl<'ast> Visit<'ast> for Finder<'_> {
         visit::visit_expr_method_call(self, call);
     }
 
+    fn visit_local(&mut self, local: &'ast syn::Local) {
+        match &local.pat {
+            syn::Pat::Ident(name) if local.init.is_none() => self.later.push(name.ident.clone()),
+            syn::Pat::Tuple(names) if local.init.is_none() => {
+                for name in &names.elems {
+                    if let syn::Pat::Ident(name) = name {
+                        self.later.push(name.ident.clone());
+                    }
+                }
+            }
+            _ => {}
+        }
+        visit::visit_local(self, local);
+    }
+
     fn visit_stmt(&mut self, statement: &'ast syn::Stmt) {
         if let syn::Stmt::Expr(
-            Expr::Call(_) | Expr::MethodCall(_) | Expr::Assign(_) | Expr::Binary(_),
+            expression @ (Expr::Call(_) | Expr::MethodCall(_) | Expr::Assign(_) | Expr::Binary(_)),
             Some(_),
         ) = statement
         {
-            self.add(statement, String::new());
+            let is_first = match expression {
+                Expr::Assign(assign) => match &*assign.left {
+                    Expr::Path(path) => self.later.iter().any(|name| path.path.is_ident(name)),
+                    _ => false,
+                },
+                _ => false,
+            };
+            if !is_first {
+                self.add(statement, String::new());
+            }
         }
         visit::visit_stmt(self, statement);
     }
@@ -239,6 +268,8 @@ pub fn by_hand(texts: &BTreeMap<&'static str, String>) -> Result<Vec<Site>> {
     let list = fs::read_to_string(&path).map_err(|error| format!("tests/mutants.txt: {error}"))?;
     let mut sites: Vec<Site> = Vec::new();
     let mut block: Option<(String, Vec<&str>, Vec<&str>)> = None;
+    // All that no longer apply are named at once.
+    let mut strays = Vec::new();
     let mut take = |block: Option<(String, Vec<&str>, Vec<&str>)>| -> Result {
         let Some((head, from, to)) = block else { return Ok(()) };
         let (file, what) = head.split_once(": ").ok_or(format!("no file in {head:?}"))?;
@@ -250,7 +281,8 @@ pub fn by_hand(texts: &BTreeMap<&'static str, String>) -> Result<Vec<Site>> {
         let text = &texts[file];
         let places: Vec<usize> = text.match_indices(&from).map(|(at, _)| at).collect();
         let [start] = places[..] else {
-            return Err(format!("{file} has {} times {from:?} ({what})", places.len()));
+            strays.push(format!("{file} has {} times {from:?} ({what})", places.len()));
+            return Ok(());
         };
         sites.push(Site {
             file,
@@ -275,7 +307,7 @@ pub fn by_hand(texts: &BTreeMap<&'static str, String>) -> Result<Vec<Site>> {
         }
     }
     take(block)?;
-    Ok(sites)
+    if strays.is_empty() { Ok(sites) } else { Err(strays.join("\n")) }
 }
 
 /// Leaves out what the parser found across the border of another.
