@@ -6,6 +6,7 @@
 
 use crate::kernels::Kernels;
 use crate::kernels::contiguous::{self, Marks};
+use crate::kernels::octet::ROWS;
 use crate::kernels::online::Partial;
 use crate::kernels::row::{Batch, Job, Totals};
 use crate::kernels::{soft, tiles};
@@ -76,19 +77,20 @@ impl Team<'_> {
         }
     }
 
-    /// `f` of every index below `count ≤ BLOCKS`, each once, on `size` threads; `each` gets the
-    /// results on the calling thread, in order.
+    /// `f` of all indices below `count ≤ BLOCKS`, each once, on `size` threads: of some that follow
+    /// one another at a time, for each of which it gives a result away, in order. `each` gets all
+    /// of them on the calling thread, in order.
     fn map<T: Send>(
         &self,
         size: usize,
         count: usize,
-        f: impl Fn(usize) -> T + Sync,
+        f: impl Fn(Range<usize>, &mut dyn FnMut(T)) + Sync,
         mut each: impl FnMut(T),
     ) {
         assert!(count <= BLOCKS);
         let size = size.min(count);
         if size <= 1 {
-            (0..count).for_each(|i| each(f(i)));
+            f(0..count, &mut each);
             return;
         }
         let mut slots = [const { MaybeUninit::<T>::uninit() }; BLOCKS];
@@ -104,15 +106,20 @@ impl Team<'_> {
                 if start >= count {
                     break;
                 }
-                for i in start..count.min(start + portion) {
+                let end = count.min(start + portion);
+                let mut i = start;
+                f(start..end, &mut |result| {
+                    assert!(i < end, "a result too many");
                     // SAFETY: `i < count ≤ BLOCKS`, and the counter gives every index out once.
-                    unsafe { (*shared.0.add(i)).write(f(i)) };
-                }
+                    unsafe { (*shared.0.add(i)).write(result) };
+                    i += 1;
+                });
+                assert!(i == end, "a result is missing");
             }
         });
         for slot in &slots[..count] {
             // SAFETY: `run` returned, so every index below `count` was given out and written
-            // (a panic in `f` would have been passed on by `run`).
+            // (a panic in `f`, or for want of a result, would have been passed on by `run`).
             each(unsafe { slot.assume_init_read() });
         }
     }
@@ -136,20 +143,46 @@ struct Slots<T>(*mut MaybeUninit<T>);
 // SAFETY: `Team::map` writes no slot twice and reads none before all threads are done.
 unsafe impl<T: Send> Sync for Slots<T> {}
 
-/// `f` of every block of rows, or tiles, over the team, and the results in their order to `each`.
-/// `work` is the number of elements that one stands for, `elements` that of all.
-pub fn for_blocks<T: Send>(
+/// Rows, or tiles, of a block: of the problem alone, as the order of all sums is. Whole octets of rows
+/// where there are enough.
+fn block_len(rows: usize, work: usize) -> usize {
+    let len = rows.div_ceil(BLOCKS).max(BLOCK_WORK / work.max(1)).max(1);
+    if len < ROWS { len } else { len.next_multiple_of(ROWS) }
+}
+
+/// `f` of blocks of rows, or tiles, that follow one another, the first `len` of them and so on, over
+/// the team; it gives a result away for each block, and `each` gets them all in their order. `work`
+/// is the number of elements that a row stands for, `elements` that of all.
+fn for_portions<T: Send>(
     team: &Team,
     rows: usize,
     [work, elements]: [usize; 2],
-    f: impl Fn(Range<usize>) -> T + Sync,
+    f: impl Fn(Range<usize>, usize, &mut dyn FnMut(T)) + Sync,
     each: impl FnMut(T),
 ) {
-    let len = rows.div_ceil(BLOCKS).max(BLOCK_WORK / work.max(1)).max(1);
+    let len = block_len(rows, work);
     let count = rows.div_ceil(len);
     // One block needs no team, and no pool started for it.
     let size = if count > 1 { team.size(elements) } else { 1 };
-    team.map(size, count, |i| f(i * len..rows.min((i + 1) * len)), each);
+    let rows = |blocks: Range<usize>| blocks.start * len..rows.min(blocks.end * len);
+    team.map(size, count, |blocks, give| f(rows(blocks), len, give), each);
+}
+
+/// `f` of every block of rows, or tiles, over the team, and the results in their order to `each`.
+/// `work` and `elements` as above.
+pub fn for_blocks<T: Send>(
+    team: &Team,
+    rows: usize,
+    work: [usize; 2],
+    f: impl Fn(Range<usize>) -> T + Sync,
+    each: impl FnMut(T),
+) {
+    let portion = |rows: Range<usize>, len: usize, give: &mut dyn FnMut(T)| {
+        for start in rows.clone().step_by(len) {
+            give(f(start..rows.end.min(start + len)));
+        }
+    };
+    for_portions(team, rows, work, portion, each);
 }
 
 /// Runs the plan; returns the sums over its rows.
@@ -183,9 +216,11 @@ pub fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
         }
         return totals;
     }
-    // SAFETY: rows of the plan, each in one block.
-    let block = |rows| unsafe { contiguous::rows(k, plan, rows) };
-    for_blocks(team, rows, [plan.classes, elements], block, |block| totals.add(&block));
+    let portion = |rows: Range<usize>, len: usize, give: &mut dyn FnMut(Totals)| {
+        // SAFETY: rows of the plan, each in one portion.
+        unsafe { contiguous::rows(k, plan, rows, len, give) };
+    };
+    for_portions(team, rows, [plan.classes, elements], portion, |block| totals.add(&block));
     totals
 }
 
@@ -215,22 +250,26 @@ unsafe fn split_row(
         team.map(
             size,
             segments,
-            |segment| {
-                let mut partial = Partial::EMPTY;
-                // SAFETY: as above.
-                let again =
-                    unsafe { contiguous::sum_segment(k, plan, at, segment, &sum, &mut partial) };
-                let [wild, redone] = &marks[segment];
-                wild.store(again.wild, Ordering::Relaxed);
-                redone.store(again.redone, Ordering::Relaxed);
-                partial
+            |segments, give| {
+                for segment in segments {
+                    let mut partial = Partial::EMPTY;
+                    // SAFETY: as above.
+                    let again = unsafe {
+                        contiguous::sum_segment(k, plan, at, segment, &sum, &mut partial)
+                    };
+                    let [wild, redone] = &marks[segment];
+                    wild.store(again.wild, Ordering::Relaxed);
+                    redone.store(again.redone, Ordering::Relaxed);
+                    give(partial);
+                }
             },
             |partial| total.push(&partial, plan.l),
         );
         batch.lanes()[0].partial = total;
     }
     // SAFETY: as above.
-    unsafe { batch.finish(k, plan, totals) };
+    unsafe { batch.finish(k, plan) };
+    batch.add_row(plan, 0, totals);
     let lane = &batch.lanes()[0];
     match &lane.job {
         Job::Nothing => return,
@@ -241,13 +280,16 @@ unsafe fn split_row(
             team.map(
                 size,
                 segments,
-                |segment| {
-                    let [wild, redone] =
-                        marks[segment].each_ref().map(|bits| bits.load(Ordering::Relaxed));
-                    let again = Marks { wild, redone };
-                    // SAFETY: as above.
-                    unsafe {
-                        contiguous::gradient_segment(k, plan, at, segment, again, gradient);
+                |segments, give| {
+                    for segment in segments {
+                        let [wild, redone] =
+                            marks[segment].each_ref().map(|bits| bits.load(Ordering::Relaxed));
+                        let again = Marks { wild, redone };
+                        // SAFETY: as above.
+                        unsafe {
+                            contiguous::gradient_segment(k, plan, at, segment, again, gradient);
+                        }
+                        give(());
                     }
                     if plan.streams() {
                         (k.lanes.fence)();

@@ -55,8 +55,11 @@ const HEAD: usize = 256;
 /// round alike, and of 8 what they lose showed (`fuzzed::equal_terms_beside_one`).
 const GROUP: usize = 4;
 
-/// Bytes that a sweep prefetches ahead: of 0, 512, 2048, 4096 and 8192 this was mostly the fastest.
-const AHEAD: usize = 4096;
+/// Bytes that a sweep prefetches together: those after the ones that it is at. A block from each of
+/// their pages in turn, since memory gives several pages at once faster than one after the other
+/// (docs/performance.md).
+const SPAN: usize = 4 * PAGE;
+const PAGE: usize = 4096;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -220,6 +223,19 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     sums.len()
 }
 
+/// Asks for a block of the span after the one that the block at `p` is in: another for each.
+#[inline(always)]
+fn prefetch<S: Simd, E: Element<S>>(s: S, p: *const E) {
+    let block = S::BLOCK * size_of::<E>();
+    let at = p.addr() % SPAN;
+    let (pages, i) = (SPAN / PAGE, at / block);
+    let next =
+        p.cast::<u8>().wrapping_add(SPAN + i % pages * PAGE + i / pages * block).wrapping_sub(at);
+    for line in 0..block / LINE {
+        s.prefetch(next.wrapping_add(line * LINE));
+    }
+}
+
 /// Work that a sweep does on the way, a block for each of its own.
 trait Mate {
     /// The next block, if there is one.
@@ -289,9 +305,7 @@ unsafe fn sum_with<
         while i < end {
             let at = blocks.whole_at::<S>(i);
             let p = x.wrapping_add(at);
-            for line in 0..S::BLOCK * size_of::<E>() / LINE {
-                s.prefetch(p.cast::<u8>().wrapping_add(AHEAD + line * LINE));
-            }
+            prefetch::<S, E>(s, p);
             let mut exponents = s.splat_block(zero);
             for (j, acc) in sum.as_mut().iter_mut().enumerate() {
                 // SAFETY: a whole block of the chunk.
@@ -1484,7 +1498,7 @@ const BATCHED_CLASSES: usize = 1280;
 /// Rows that go through the first sweep and the second, together or one by one.
 struct Stage {
     batch: Batch,
-    /// By row of a batch, or by segment of a single row.
+    /// By row of a batch, or by segment of a single row. Of no use without a gradient.
     marks: [Marks; SEGMENTS],
 }
 
@@ -1538,17 +1552,26 @@ pub unsafe fn aim(k: &Kernels, plan: &Plan, batch: &mut Batch) {
     }
 }
 
-/// A range of rows, start to end; returns the sums over them.
+/// A range of rows, start to end; gives away the sums over each `len` of them.
 ///
 /// Where the gradient's sweep over a row is simple enough, it is done beside the first sweep over
 /// the next: see [`sum_beside`].
 ///
 /// # Safety
 /// As [`anchor`] for every row of the range; no other thread is in these rows.
-pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
-    let size = if plan.classes <= BATCHED_CLASSES { BATCH } else { 1 };
+pub unsafe fn rows(
+    k: &Kernels,
+    plan: &Plan,
+    range: Range<usize>,
+    len: usize,
+    give: &mut dyn FnMut(Totals),
+) {
+    let short = plan.classes <= BATCHED_CLASSES;
+    let size = if short || plan.gradient.is_none() { BATCH } else { 1 };
+    // Where every call has these rows in one batch, whoever works on them, and the gradient or not.
+    let by_batch = short && len.is_multiple_of(BATCH);
     let segments = plan.segments();
-    let mut totals = Totals::NONE;
+    let (mut totals, mut left) = (Totals::NONE, len);
     let mut stage = Stage::EMPTY;
     let mut before: Option<Stage> = None;
     for start in range.clone().step_by(size) {
@@ -1563,10 +1586,11 @@ pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
         for (i, Lane { at, sum, partial, .. }) in stage.batch.lanes().iter_mut().enumerate() {
             if let Some(sum) = sum {
                 for segment in 0..segments {
+                    let mark = if segments == 1 { i } else { segment };
                     let other = before.as_mut().and_then(|before| {
                         let Lane { at, job, .. } = &before.batch.lanes()[i];
                         let Job::Sweep(gradient) = job else { return None };
-                        Some((*at, *gradient, before.marks[i + segment]))
+                        Some((*at, *gradient, before.marks[mark]))
                     });
                     let other = other.as_ref().map(|(at, gradient, marks)| Other {
                         at: *at,
@@ -1577,7 +1601,7 @@ pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
                     let mut part = Partial::EMPTY;
                     let into = if segments == 1 { &mut *partial } else { &mut part };
                     // SAFETY: see above.
-                    marks[i + segment] =
+                    marks[mark] =
                         unsafe { sum_segment_beside(k, plan, *at, segment, sum, other, into) };
                     if segments > 1 {
                         partial.push(&part, plan.l);
@@ -1594,7 +1618,24 @@ pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
             }
         }
         // SAFETY: see above.
-        unsafe { stage.batch.finish(k, plan, &mut totals) };
+        unsafe { stage.batch.finish(k, plan) };
+        if by_batch {
+            stage.batch.add_to(plan, &mut totals);
+            left -= count;
+        } else {
+            for i in 0..count {
+                stage.batch.add_row(plan, i, &mut totals);
+                left -= 1;
+                if left == 0 && i + 1 < count {
+                    give(std::mem::replace(&mut totals, Totals::NONE));
+                    left = len;
+                }
+            }
+        }
+        if left == 0 {
+            give(std::mem::replace(&mut totals, Totals::NONE));
+            left = len;
+        }
         if plan.gradient.is_none() {
             continue;
         }
@@ -1626,8 +1667,10 @@ pub unsafe fn rows(k: &Kernels, plan: &Plan, range: Range<usize>) -> Totals {
             unsafe { before.write(k, plan, i) };
         }
     }
+    if left < len {
+        give(totals);
+    }
     if plan.streams() {
         (k.lanes.fence)();
     }
-    totals
 }

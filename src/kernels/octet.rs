@@ -345,7 +345,7 @@ impl Octet {
         }
     }
 
-    /// Adds the rows' losses to the totals.
+    /// Adds the losses of all rows to the totals.
     #[inline(always)]
     pub fn add_to(&self, plan: &Plan, totals: &mut Totals) {
         // Losses of f32 have too few digits for the roundings of a sum to show.
@@ -354,12 +354,25 @@ impl Octet {
         } else {
             self.loss.iter().for_each(|&loss| totals.loss.add(loss));
         }
-        if plan.z_loss != 0.0 {
-            self.z_loss.iter().for_each(|&z_loss| totals.z_loss.add(z_loss));
+        for row in 0..ROWS {
+            self.add_rest(plan, row, totals);
         }
-        if plan.correct {
-            let right = |i: &usize| self.kept[*i] != 0.0 && self.class(*i) == Some(self.argmax[*i]);
-            totals.correct += (0..ROWS).filter(right).count() as u64;
+    }
+
+    /// Adds the losses of one.
+    #[inline(always)]
+    pub fn add_row(&self, plan: &Plan, row: usize, totals: &mut Totals) {
+        totals.loss.add(self.loss[row]);
+        self.add_rest(plan, row, totals);
+    }
+
+    #[inline(always)]
+    fn add_rest(&self, plan: &Plan, row: usize, totals: &mut Totals) {
+        if plan.z_loss != 0.0 {
+            totals.z_loss.add(self.z_loss[row]);
+        }
+        if plan.correct && self.kept[row] != 0.0 && self.class(row) == Some(self.argmax[row]) {
+            totals.correct += 1;
         }
     }
 

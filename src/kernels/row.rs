@@ -272,7 +272,7 @@ impl Batch {
     ///
     /// # Safety
     /// See [`start`](Self::start).
-    pub unsafe fn finish(&mut self, k: &Kernels, plan: &Plan, totals: &mut Totals) {
+    pub unsafe fn finish(&mut self, k: &Kernels, plan: &Plan) {
         let (first, len) = (self.first, self.len);
         let (octet, lanes) = self.parts();
         for (i, Lane { sum, partial, .. }) in lanes.iter().enumerate() {
@@ -295,7 +295,6 @@ impl Batch {
             }
             (k.lanes.finish)(std::slice::from_mut(octet), plan);
             if plan.has_losses() {
-                octet.add_to(plan, totals);
                 for (lane, run) in plan.runs(first, len) {
                     octet.write(plan, lane, &run);
                 }
@@ -312,6 +311,22 @@ impl Batch {
                 job::FILL => Job::Fill(octet.fill[i]),
                 _ => Job::Sweep(lane.sweep(plan, octet, i)),
             };
+        }
+    }
+
+    /// Adds the losses of the batch's rows to the totals.
+    #[inline(always)]
+    pub fn add_to(&self, plan: &Plan, totals: &mut Totals) {
+        if plan.has_losses() {
+            self.octet.add_to(plan, totals);
+        }
+    }
+
+    /// Adds the losses of row `i` alone.
+    #[inline(always)]
+    pub fn add_row(&self, plan: &Plan, i: usize, totals: &mut Totals) {
+        if plan.has_losses() {
+            self.octet.add_row(plan, i, totals);
         }
     }
 
