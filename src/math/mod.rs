@@ -9,3 +9,4 @@ mod double_double;
 pub mod exp2;
 pub mod real;
 pub mod scalar;
+pub mod scaled;

@@ -26,9 +26,11 @@ const FLAGS: [&str; 9] = [
     "-Cllvm-args=-asan-instrumentation-with-call-threshold=0",
 ];
 
-/// What `cargo xtask fuzz [SECONDS] [TARGET]...` is asked for.
+/// What `cargo xtask fuzz [SECONDS] [seed=SEED] [TARGET]...` is asked for.
 pub struct Plan {
     seconds: u32,
+    /// Of libFuzzer's choices, which are others each time without.
+    seed: Option<u32>,
     targets: Vec<&'static str>,
 }
 
@@ -40,11 +42,18 @@ pub fn parse(arguments: &[&str]) -> Result<Plan> {
         }
         names => (SECONDS, names),
     };
+    let (seed, names) = match names {
+        [first, rest @ ..] if first.starts_with("seed=") => {
+            let seed = first["seed=".len()..].parse().ok();
+            (Some(seed.ok_or_else(|| format!("{first} is no seed"))?), rest)
+        }
+        names => (None, names),
+    };
     if let Some(name) = names.iter().find(|name| !TARGETS.contains(name)) {
         return Err(format!("no fuzz target is called {name}"));
     }
     let targets = TARGETS.into_iter().filter(|target| names.is_empty() || names.contains(target));
-    Ok(Plan { seconds, targets: targets.collect() })
+    Ok(Plan { seconds, seed, targets: targets.collect() })
 }
 
 /// Builds all targets and runs those of the plan side by side.
@@ -60,8 +69,8 @@ pub fn run_plan(plan: &Plan) -> Result {
         .targets
         .iter()
         .map(|&name| {
-            let (seconds, program) = (plan.seconds, programs.join(name));
-            (name, thread::spawn(move || fuzz(name, &program, seconds)))
+            let (seconds, seed, program) = (plan.seconds, plan.seed, programs.join(name));
+            (name, thread::spawn(move || fuzz(name, &program, seconds, seed)))
         })
         .collect();
     let mut failed = Vec::new();
@@ -96,7 +105,7 @@ fn build(compiler: &Compiler) -> Result<PathBuf> {
     Ok(directory.join(&compiler.host).join("release"))
 }
 
-fn fuzz(name: &str, program: &Path, seconds: u32) -> Result<Output> {
+fn fuzz(name: &str, program: &Path, seconds: u32, seed: Option<u32>) -> Result<Output> {
     let [corpus, seeds, artifacts] =
         ["corpus", "seeds", "artifacts"].map(|kind| format!("fuzz/{kind}/{name}"));
     make_directory(&root().join(&corpus))?;
@@ -114,6 +123,9 @@ fn fuzz(name: &str, program: &Path, seconds: u32) -> Result<Output> {
         0 => "-runs=0".to_string(),
         seconds => format!("-max_total_time={seconds}"),
     });
+    if let Some(seed) = seed {
+        command.arg(format!("-seed={seed}"));
+    }
     command.env("ASAN_OPTIONS", "malloc_context_size=1:quarantine_size_mb=16");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.output().map_err(|error| format!("cannot start {}: {error}", shown(program)))

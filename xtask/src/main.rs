@@ -32,7 +32,7 @@ usage: cargo xtask <command>
   counted [--record]   count instructions with valgrind, against benches/counted.txt
   demo [--full]        train a word model in C++ with xent; --full trains longer
   dist [--prefix DIR]  build the C library into DIR (default target/dist)
-  fuzz [SECONDS] [TARGET]...
+  fuzz [SECONDS] [seed=SEED] [TARGET]...
                        run the fuzz targets, 30 s each, or over their seeds alone
                        (0): problem c_abi partition
   mutants [...]        run the tests against wrong versions of the source; see --help

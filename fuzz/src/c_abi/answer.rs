@@ -157,11 +157,15 @@ fn check_loss(arguments: &Arguments, reader: &Reader, is_tame: bool) {
     };
     let of_targets = arguments.entry == Entry::BackwardTargets;
     let asked = |name: &str| reader.find(name, true).is_some();
+    let no_targets = (rows * inner == 0 && !of_targets).then(|| {
+        // No rows need none, and are as if all of their targets were classes.
+        operand::Operand::zeros(Dtype::I64, by_row)
+    });
     let task = Task {
         rows,
         classes,
         inner,
-        targets: reader.input("targets"),
+        targets: reader.input("targets").or(no_targets),
         class_weights: reader.input("class_weights"),
         row_weights: reader.input("row_weights"),
         row_mask: reader.input("row_mask"),
@@ -202,13 +206,15 @@ fn check_loss(arguments: &Arguments, reader: &Reader, is_tame: bool) {
         _ => Call::Targets(&lse),
     };
     if task.targets.is_none() && !matches!(call, Call::Evaluate) {
-        // A gradient over no rows: nothing was written, says the comparison of all memory.
+        // Gradients of no targets: nothing was written, says the comparison of all memory.
         return;
     }
     let want = task.run(call, &how(arguments));
     if is_tame {
         let judge = Judge::new(&task);
-        if !matches!(call, Call::Backward(_) | Call::BackwardInPlace(_) | Call::Targets(_)) {
+        let has_losses =
+            !matches!(call, Call::Backward(_) | Call::BackwardInPlace(_) | Call::Targets(_));
+        if has_losses && sums_are_finite(&task) {
             judge.losses(&want);
         }
         let old = task.accumulate.then_some(task.grad.values.as_slice());
@@ -221,6 +227,18 @@ fn check_loss(arguments: &Arguments, reader: &Reader, is_tame: bool) {
         }
     }
     compare(reader, &want);
+}
+
+/// No sum over classes leaves f64, past which docs/semantics.md promises nothing of a loss that
+/// spreads over them.
+fn sums_are_finite(task: &Task) -> bool {
+    let spreads = task.label_smoothing > 0.0 || task.has_probabilities();
+    let far = |x: &f64| {
+        let x = (x * task.logit_scale).abs();
+        let x = if task.softcap > 0.0 { x.min(task.softcap) } else { x };
+        x.is_finite() && x > 1e303
+    };
+    !(spreads && task.logits.dtype == Dtype::F64 && task.logits.values.iter().any(far))
 }
 
 /// What was asked for has the bits of that answer.
