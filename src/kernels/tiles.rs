@@ -129,6 +129,7 @@ unsafe fn holes<S: Simd>(s: S, octets: &[Octet], at: usize, tile: &Tile) -> S::V
 /// `c` in every lane, for one of [`CLASSES`].
 #[inline(always)]
 fn number<S: Simd>(s: S, c: usize) -> S::Vector {
+    const { assert!(S::Real::NUMBERS.len() == CLASSES) };
     debug_assert!(c < CLASSES);
     // SAFETY: a chunk has no more classes than there are numbers.
     s.splat(unsafe { *S::Real::NUMBERS.get_unchecked(c) })

@@ -467,11 +467,13 @@ mod tests {
     fn exhaustive() {
         let sets = available();
         let fused = sets.iter().position(|(isa, _)| *isa != Isa::Portable);
+        // The bits of further sets that fuse are those of the first.
+        let judged = fused.map_or(sets.len(), |first| first + 1);
         let reference = Reference::ZERO;
         let worst = (0..1u32 << 16)
             .into_par_iter()
             .map(|high| {
-                let mut worst = vec![0.0f64; sets.len()];
+                let mut worst = vec![0.0f64; judged];
                 for low in blocks(0..1 << 16, 64, high) {
                     let x: [f32; 64] =
                         std::array::from_fn(|i| f32::from_bits(high << 16 | low | i as u32));
@@ -486,12 +488,12 @@ mod tests {
                         let first = bits(&results[fused]);
                         assert!(results[fused..].iter().all(|e| bits(e) == first), "{x:?}");
                     }
-                    check(reference, &x, results, &mut worst);
+                    check(reference, &x, &results[..judged], &mut worst);
                 }
                 worst
             })
             .reduce(
-                || vec![0.0; sets.len()],
+                || vec![0.0; judged],
                 |a, b| a.iter().zip(&b).map(|(a, b)| a.max(*b)).collect(),
             );
         for ((isa, _), worst) in sets.iter().zip(&worst) {

@@ -35,14 +35,7 @@ pub fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command
     command
 }
 
-/// Compiles a bench and returns the program.
-pub fn bench_executable(name: &str) -> Result<PathBuf> {
-    let mut command = cargo(["bench", "--package", "xent", "--bench", name, "--no-run"]);
-    let path = executables(&mut command)?.pop();
-    path.ok_or_else(|| format!("finds no program of the bench {name}"))
-}
-
-/// The programs that a `cargo ... --no-run` makes.
+/// The programs that a `cargo` which runs none of them makes.
 pub fn executables(command: &mut Command) -> Result<Vec<PathBuf>> {
     let messages = output(command.args(["--message-format", "json-render-diagnostics"]))?;
     let path = |line: &str| {

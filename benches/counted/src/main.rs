@@ -4,6 +4,7 @@
 //! callgrind counts inside of [`xent_counted_call`] and writes a file whenever it returns. The names
 //! of the calls, with what their counts are to be divided by, go to standard output in that order.
 
+#[path = "../../common/mod.rs"]
 mod common;
 
 use common::aligned::Aligned;
