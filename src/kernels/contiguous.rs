@@ -1498,6 +1498,10 @@ const BATCH: usize = ROWS;
 /// Classes up to which a batch stays in the L1 cache between its sweeps.
 const BATCHED_CLASSES: usize = 1280;
 
+/// Bytes of logits of a batch that stays in the second level beside another: 0.92 of the time of single
+/// rows at 8192 classes, 0.96 at 16000, no difference from 32000 on.
+const PAIRED: usize = 512 * 1024;
+
 /// Rows that go through the first sweep and the second, together or one by one.
 struct Stage {
     batch: Batch,
@@ -1555,6 +1559,17 @@ pub unsafe fn aim(k: &Kernels, plan: &Plan, batch: &mut Batch) {
     }
 }
 
+/// Rows of a batch: as many as stay in the cache between their sweeps, where there are two.
+fn batch_size(plan: &Plan) -> usize {
+    if plan.gradient.is_none() || plan.classes <= BATCHED_CLASSES {
+        BATCH
+    } else if plan.segments() == 1 && plan.pairs_rows() {
+        (PAIRED / (plan.classes * plan.logits.size())).clamp(1, BATCH)
+    } else {
+        1
+    }
+}
+
 /// A range of rows, start to end; gives away the sums over each `len` of them.
 ///
 /// Where the gradient's sweep over a row is simple enough, it is done beside the first sweep over
@@ -1570,7 +1585,7 @@ pub unsafe fn rows(
     give: &mut dyn FnMut(Totals),
 ) {
     let short = plan.classes <= BATCHED_CLASSES;
-    let size = if short || plan.gradient.is_none() { BATCH } else { 1 };
+    let size = batch_size(plan);
     // Where every call has these rows in one batch, whoever works on them, and the gradient or not.
     let by_batch = short && len.is_multiple_of(BATCH);
     let segments = plan.segments();
