@@ -5,7 +5,6 @@ use crate::dispatch::Isa;
 use crate::error::Error;
 use crate::kernels::family::{self as kernels, Backward};
 use crate::math::exp2::Base;
-use crate::math::scaled::Scaled;
 use crate::parallel::{self, Team, for_blocks};
 use crate::plan::{Gradient, Layout, Pass, Plan, TILE, Targets};
 use crate::problem::{Axes, FLOATS, Operand, Sizes, Slots, dtype_name, dtype_of, layout};
@@ -129,8 +128,6 @@ pub(crate) unsafe fn run(
             output: None,
             scale: 1.0,
             z_scale: 0.0,
-            whole: [1.0, 0.0].map(Scaled::of),
-            is_moderate: true,
         }),
     };
     parallel::run(&plan, &k, team);

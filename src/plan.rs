@@ -7,7 +7,6 @@
 
 use crate::element::Float;
 use crate::math::exp2::Reference;
-use crate::math::scaled::Scaled;
 
 /// What the elements of an operand are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -324,10 +323,6 @@ pub struct Gradient {
     pub scale: f64,
     /// The same for the z-loss part, which has a denominator of its own.
     pub z_scale: f64,
-    /// Both, where f64 does not hold them.
-    pub whole: [Scaled; 2],
-    /// No factor that all rows share is near the ends of f64's range.
-    pub is_moderate: bool,
 }
 
 /// What a row's target turns out to be.
@@ -350,19 +345,6 @@ pub struct Transform {
     pub scale: f64,
     /// softcap
     pub cap: f64,
-    /// What slopes of the cap are multiplied by.
-    pub slope: f64,
-    /// What is left for the gradient to be multiplied by; these two are `scale`, one of them 1.
-    pub rest: f64,
-}
-
-impl Transform {
-    /// Slopes have the scale, but for one that lanes might not hold, and where there is no cap.
-    pub fn new(scale: f64, cap: f64) -> Transform {
-        let is_short = (5e-20..2e19).contains(&scale);
-        let slope = if cap > 0.0 && is_short { scale } else { 1.0 };
-        Transform { scale, cap, slope, rest: if slope == scale { 1.0 } else { scale } }
-    }
 }
 
 /// How the kernels go over the logits.

@@ -10,7 +10,6 @@ use crate::error::Error;
 use crate::kernels::Kernels;
 use crate::kernels::online::Exact;
 use crate::math::exp2::Base;
-use crate::math::scaled::Scaled;
 use crate::parallel::{self, Team, for_blocks};
 use crate::plan::{self, At, Dtype, Layout, Pass, Plan, Target, Targets, Transform, View};
 use std::mem::MaybeUninit;
@@ -654,7 +653,8 @@ fn validate(
         ignore_index: problem.ignore_index,
         label_smoothing: problem.label_smoothing,
         z_loss: problem.z_loss,
-        transform: transforms.then_some(Transform::new(problem.logit_scale, problem.softcap)),
+        transform: transforms
+            .then_some(Transform { scale: problem.logit_scale, cap: problem.softcap }),
         log_probs,
         l: if short { f64::from(f32::L) } else { f64::L },
         row_losses: all.view(row_losses),
@@ -697,16 +697,12 @@ fn validate(
     let z_normalizer = given(problem.z_normalizer, scan.row_weight);
     if let Some((request, view)) = request.zip(gradient) {
         let output = all.view(grad_output);
-        let mut upstream = Scaled::of(request.scale);
+        let mut scale = request.scale;
         if let (Some(view), false) = (&output, by_row) {
             // SAFETY: its one element.
-            upstream = upstream.times(unsafe { view.real(At { row: 0, inner: 0 }, 0) });
+            scale *= unsafe { view.real(At { row: 0, inner: 0 }, 0) };
         }
         let is_mean = problem.reduction == XENT_MEAN;
-        let whole = [normalizer, z_normalizer]
-            .map(|denominator| if is_mean { upstream.over(denominator) } else { upstream });
-        let rest = plan.transform.map_or(1.0, |with| with.rest);
-        let shared = [whole[0], whole[1], Scaled::of(plan.z_loss), Scaled::of(rest)];
         let bytes = plan.distributions() * plan.classes * view.size();
         plan.gradient = Some(plan::Gradient {
             view,
@@ -714,10 +710,8 @@ fn validate(
             accumulate,
             stream: !in_place && !accumulate && view.strides[1] == 1 && bytes >= STREAM_BYTES,
             output: output.filter(|_| by_row),
-            scale: whole[0].to_f64(),
-            z_scale: whole[1].to_f64(),
-            whole,
-            is_moderate: shared.iter().all(|factor| factor.is_moderate()),
+            scale: if is_mean { scale / normalizer } else { scale },
+            z_scale: if is_mean { scale / z_normalizer } else { scale },
         });
     }
     Ok(Valid { plan, kernels, normalizer, z_normalizer, kept: scan.kept })

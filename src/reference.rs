@@ -139,8 +139,6 @@ pub struct Outcome {
     pub entropy: Vec<f64>,
     /// Gradient with respect to the logits, `[rows, classes, inner]`. Empty without targets.
     pub grad_logits: Vec<f64>,
-    /// The same as `m·2^e`, where f64 does not hold it.
-    pub grad_parts: Vec<(f64, i64)>,
     /// Gradient with respect to probability targets, `[rows, classes, inner]`. Empty otherwise.
     pub grad_targets: Vec<f64>,
     /// The largest absolute term summed into the row's loss, `[rows, inner]`. Empty without
@@ -204,55 +202,6 @@ fn exp_difference(a: f64, b: f64) -> f64 {
     let t = d - a;
     let error = (a - (d - t)) - (b + t);
     d.exp() * (1.0 + error)
-}
-
-/// A number `m·2^e` of any size: factors that f64 holds may have a product that it does not, and
-/// then one that it holds again.
-#[derive(Clone, Copy)]
-struct Long {
-    /// Of a size in [1, 2), or 0, or not finite.
-    m: f64,
-    e: i64,
-}
-
-impl Long {
-    fn new(m: f64, e: i64) -> Long {
-        if m == 0.0 || !m.is_finite() {
-            return Long { m, e: 0 };
-        }
-        if m.is_subnormal() {
-            return Long::new(m * 2f64.powi(100), e - 100);
-        }
-        let exponent = (m.abs().to_bits() >> 52) as i32 - 1023;
-        // In two steps: the inverse of the largest power is subnormal.
-        let (half, rest) = (exponent / 2, exponent - exponent / 2);
-        Long { m: m * 2f64.powi(-half) * 2f64.powi(-rest), e: e + i64::from(exponent) }
-    }
-
-    fn times(self, x: f64) -> Long {
-        let x = Long::new(x, 0);
-        Long::new(self.m * x.m, self.e + x.e)
-    }
-
-    fn over(self, x: f64) -> Long {
-        let x = Long::new(x, 0);
-        Long::new(self.m / x.m, self.e - x.e)
-    }
-
-    fn plus(self, other: Long) -> Long {
-        let (a, b) = if self.m == 0.0 { (other, self) } else { (self, other) };
-        if b.m == 0.0 || !(a.m.is_finite() && b.m.is_finite()) {
-            return Long::new(a.m + b.m, a.e);
-        }
-        let top = a.e.max(b.e);
-        Long::new(a.at(top) + b.at(top), top)
-    }
-
-    /// In units of `2^unit`.
-    fn at(self, unit: i64) -> f64 {
-        let steps = (self.e - unit).clamp(-1200, 1200) as i32;
-        self.m * 2f64.powi(steps / 2) * 2f64.powi(steps - steps / 2)
-    }
 }
 
 /// The softmax of one row.
@@ -475,7 +424,6 @@ pub fn evaluate(case: &Case) -> Outcome {
         correct: 0,
         entropy: Vec::new(),
         grad_logits: vec![0.0; elements],
-        grad_parts: vec![(0.0, 0); elements],
         grad_targets: match case.targets {
             Targets::Probabilities(_) => vec![0.0; elements],
             _ => Vec::new(),
@@ -571,32 +519,26 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
     let undefined = softmax.as_ref().is_some_and(|d| d.undefined);
     let terms: Vec<f64> = (0..case.classes).map(|c| times(mass.both[c], -logp[c])).collect();
     let ce = if undefined { f64::NAN } else { r * sum(terms.iter().copied()) };
-    let penalty = |x: f64| match case.z_loss {
-        0.0 => 0.0,
-        z_loss => Long::new(r, 0).times(z_loss).times(lse).times(x).at(0),
-    };
-    let z = penalty(lse);
+    let z = times(r * case.z_loss, lse * lse);
     out.row_losses.push(ce + z);
-    let z_scale = penalty(lse_scale);
+    let z_scale = times(r * case.z_loss, lse * lse_scale);
     // No sum of terms is known better than its result is rounded.
     out.loss_scale.push(largest(&[r * largest(&terms), z_scale, ce + z]));
 
     // Gradients.
-    let grad_output = match case.grad_output.as_slice() {
+    let upstream = match case.grad_output.as_slice() {
         [g] => *g,
         g => g[i],
-    };
+    } * case.grad_scale
+        * r;
     let (normalizer, z_normalizer) = match case.reduction {
         Reduction::Mean => (out.normalizer, out.z_normalizer),
         _ => (1.0, 1.0),
     };
-    let upstream = |x: f64| Long::new(grad_output, 0).times(case.grad_scale).times(r).times(x);
     // The division comes last: 0/0 is the NaN of an empty weight.
-    let part = |x: f64| upstream(x).over(normalizer);
-    let z_part = |p: f64, lse: f64| match case.z_loss {
-        0.0 => Long::new(0.0, 0),
-        // Whatever the size of the penalty, none of it is a class's without probability.
-        z_loss => upstream(2.0 * p).times(z_loss).times(lse).over(z_normalizer),
+    let part = |x: f64| x * upstream / normalizer;
+    let z_part = |x: f64| {
+        if case.z_loss == 0.0 { 0.0 } else { x * upstream / z_normalizer }
     };
     let index = matches!(case.targets, Targets::Indices(_));
     let total = mass.total.value();
@@ -607,28 +549,21 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
         if let Some(d) = &softmax {
             // T·p − m with the share of m taken out of T, since p − 1 would cancel.
             let ce = mass.total.minus(m) * d.p[c] - m * d.rest[c];
-            let gradient = part(ce).plus(z_part(d.p[c], lse)).times(slope[c]);
-            out.grad_logits[at] = gradient.at(0);
-            out.grad_parts[at] = (gradient.m, gradient.e);
+            let z = 2.0 * case.z_loss * d.p[c];
+            out.grad_logits[at] = (part(ce) + z_part(z * lse)) * slope[c];
             let ce_scale = if index && case.label_smoothing == 0.0 {
                 part(ce)
             } else {
                 part(largest(&[total_scale * d.p[c], target, smoothing]))
             };
-            let terms = [ce_scale, z_part(d.p[c], lse_scale)].map(|x| x.times(slope[c]).at(0));
-            out.grad_magnitude[at] = largest(&terms);
+            out.grad_magnitude[at] = largest(&[ce_scale, z_part(z * lse_scale)]) * slope[c];
         } else if mass.present[c] {
-            let gradient = part(-m);
-            out.grad_logits[at] = gradient.at(0);
-            out.grad_parts[at] = (gradient.m, gradient.e);
-            out.grad_magnitude[at] = part(largest(&[target, smoothing])).at(0).abs();
+            out.grad_logits[at] = part(-m);
+            out.grad_magnitude[at] = part(largest(&[target, smoothing])).abs();
         }
         if !index {
             let factor = times(case.class_weight(c), 1.0 - case.label_smoothing);
-            out.grad_targets[at] = match factor {
-                0.0 => 0.0,
-                factor => part(-logp[c]).times(factor).at(0),
-            };
+            out.grad_targets[at] = times(factor, part(-logp[c]));
         }
     }
     (ce, z)

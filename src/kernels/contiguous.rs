@@ -626,7 +626,6 @@ pub unsafe fn transform<S: Simd>(
     let (x, slope) = (x.cast::<S::Real>(), slope.cast::<S::Real>());
     let capped = transform.cap > 0.0;
     let (scale, cap) = (d.splat(transform.scale), d.splat(transform.cap));
-    let steepest = d.splat(transform.slope);
     for at in (0..len).step_by(S::LANES) {
         let lanes = up_to::<S>(len - at);
         // SAFETY: the mask keeps to the logits.
@@ -639,7 +638,7 @@ pub unsafe fn transform<S: Simd>(
                 *v = d.mul(cap, tanh);
                 // Never infinite: a probability of 0 has a gradient of 0.
                 let most = S::Real::MAX.to_f64();
-                let steep = d.max(d.splat(-most), d.mul(steepest, derivative));
+                let steep = d.max(d.splat(-most), d.mul(scale, derivative));
                 *d_v = d.min(d.splat(most), steep);
             } else {
                 *v = scaled;
@@ -824,14 +823,12 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const BIAS: u8> Sweep<S, SOURCE, BIA
                 };
                 let e = if SOURCE == ABSENT { e } else { s.mul(e, self.before) };
                 let v = if SOURCE == ABSENT { bias } else { s.mul_add(e, self.after, bias) };
-                let v = if self.slopes.is_null() {
-                    v
-                } else {
-                    // A slope of 0 leaves nothing of what the scale would take to infinity.
-                    // SAFETY: as above.
-                    s.mul(v, unsafe { s.load_lanes(self.slopes.wrapping_add(at), lanes, zero) })
-                };
-                s.mul(v, self.scale)
+                let v = s.mul(v, self.scale);
+                if self.slopes.is_null() {
+                    return v;
+                }
+                // SAFETY: as above.
+                s.mul(v, unsafe { s.load_lanes(self.slopes.wrapping_add(at), lanes, zero) })
             }
         }
     }

@@ -4,7 +4,6 @@
 //! stamps for each set: a chunk of a row, a tile of rows, what follows from the sums of eight. What drives them
 //! (`rows`, `tiles`) is plain code that calls them through tables.
 
-pub mod beyond;
 pub mod contiguous;
 pub mod family;
 pub mod octet;

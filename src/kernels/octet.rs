@@ -673,7 +673,6 @@ fn finish_one<S: Simd<Real: Base>>(s: S, octet: &mut Octet, plan: &Plan) {
                 factor,
                 bias: zero,
                 scale: one,
-                beyond: 0,
             }
         });
         let put = |column: &mut Column, v: WideVector<S>| {
@@ -705,16 +704,6 @@ fn finish_one<S: Simd<Real: Base>>(s: S, octet: &mut Octet, plan: &Plan) {
         let high = d.both(d.less(splat(power_of_2(100)), size), d.equal(d.mul(size, zero), zero));
         octet.extreme |= d.bits(d.either(low, high)) != 0 && plan.pass != Pass::LogSoftmax;
         octet.scales |= d.bits(d.equal(gradient.scale, one)) != lanes_of::<S>();
-        if gradient.beyond != 0 {
-            let mut parts = [[0.0; ROWS]; 3];
-            put(&mut parts[0], softmax.hit);
-            put(&mut parts[1], softmax.miss);
-            put(&mut parts[2], softmax.share);
-            let wide = <S::Wide as Simd>::LANES;
-            for row in (at..at + wide).filter(|row| gradient.beyond >> (row - at) & 1 != 0) {
-                octet.carry(plan, row, parts.map(|part| part[row]));
-            }
-        }
     }
 }
 
@@ -750,8 +739,6 @@ struct RowGradients<V> {
     factor: V,
     bias: V,
     scale: V,
-    /// One bit for each row whose factors leave f64's range, or may have done so on the way.
-    beyond: u32,
 }
 
 impl<S: Simd<Real: Base>> Terms<'_, S> {
@@ -813,11 +800,7 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
         let mut z_loss = zero;
         if plan.z_loss != 0.0 {
             let square = d.mul(softmax.lse, softmax.lse);
-            let z_once = splat(plan.z_loss);
-            // A square may leave f64's range, and a small λ bring it back.
-            let large = d.equal(square, splat(f64::INFINITY));
-            let by_turns = d.mul(d.mul(z_once, softmax.lse), softmax.lse);
-            z_loss = d.mul(*r, d.select(large, by_turns, d.mul(z_once, square)));
+            z_loss = d.mul(*r, d.mul(splat(plan.z_loss), square));
         }
         (d.select(*idle, zero, loss), d.select(*idle, zero, z_loss))
     }
@@ -831,19 +814,9 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
         let splat = |x: f64| d.splat(x);
         let (zero, one, nan) = (splat(0.0), splat(1.0), splat(f64::NAN));
         let (mut scale, mut z_scale) = (splat(gradient.scale), splat(gradient.z_scale));
-        let moderate = |x| {
-            let size = d.select(d.less(x, zero), d.sub(zero, x), x);
-            let is_small = d.less(size, splat(power_of_2(200)));
-            d.both(is_small, d.either(d.less(splat(power_of_2(-200)), size), d.equal(size, zero)))
-        };
-        let mut within = d.equal(splat(f64::from(u8::from(gradient.is_moderate))), one);
         if gradient.output.is_some() {
             let output = rows.get(&octet.output);
             (scale, z_scale) = (d.mul(scale, output), d.mul(z_scale, output));
-            within = d.both(within, moderate(output));
-        }
-        if plan.row_weights.is_some() {
-            within = d.both(within, moderate(*r));
         }
         let w_y = self.w_y(plan);
         let smoothing = plan.label_smoothing;
@@ -861,8 +834,10 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             let by = d.mul(d.mul(z_scale, *r), d.mul(splat(2.0 * plan.z_loss), softmax.lse));
             others = d.add(others, by);
         }
-        if let Some(with) = &plan.transform {
-            let by = splat(with.rest);
+        if let Some(with) = &plan.transform
+            && with.cap == 0.0
+        {
+            let by = splat(with.scale);
             (hit, bias, others) = (d.mul(hit, by), d.mul(bias, by), d.mul(others, by));
         }
         // By arithmetic: a branch would be hoisted to where there may be no gradient at all, and
@@ -909,8 +884,8 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             let size = d.select(d.less(x, zero), d.sub(zero, x), x);
             d.less(size, splat(power_of_2(limit)))
         };
-        let within = d.both(d.both(within, small(hit)), d.both(small(total), small(bias)));
-        let beyond = d.bits(d.either(within, *idle)) ^ lanes_of::<S>();
+        let fits = d.both(small(total), small(bias));
+        let down = d.select(fits, one, splat(power_of_2(-limit)));
         let fill = d.select(good, zero, nan);
         let work = d.select(good, work, splat(job::FILL));
         let entry = d.select(good, entry, nan);
@@ -920,10 +895,9 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             entry: d.select(*idle, zero, entry),
             far: softmax.far,
             near: softmax.near,
-            factor: d.mul(softmax.share, total),
-            bias,
-            scale: one,
-            beyond: beyond & d.bits(*finite),
+            factor: d.mul(softmax.share, d.mul(total, down)),
+            bias: d.mul(bias, down),
+            scale: d.select(fits, one, splat(power_of_2(limit))),
         }
     }
 }

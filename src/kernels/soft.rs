@@ -2,7 +2,6 @@
 //! the scale of the reduction, in f64, rounded once.
 
 use super::Kernels;
-use crate::math::scaled::Scaled;
 use crate::plan::{At, Plan, Target, View};
 use std::ops::Range;
 
@@ -26,21 +25,19 @@ unsafe fn row(k: &Kernels, plan: &Plan, at: At) {
     let Some(gradient) = &plan.gradient else { return };
     // SAFETY: a row of the plan; so below.
     let (target, r) = unsafe { (plan.target(at), plan.row_weight(at)) };
-    let whole = if target == Target::Mass && r != 0.0 {
+    let factor = if target == Target::Mass && r != 0.0 {
         let output = match &gradient.output {
             // SAFETY: see above.
             Some(view) => unsafe { view.real(at, 0) },
             None => 1.0,
         };
-        gradient.whole[0].times(output).times(r).times(1.0 - plan.label_smoothing)
+        gradient.scale * output * r * (1.0 - plan.label_smoothing)
     } else {
-        Scaled::of(0.0)
+        0.0
     };
-    if whole.is_zero() && gradient.accumulate {
+    if factor == 0.0 && gradient.accumulate {
         return;
     }
-    // Beyond f64, or nearly so, the product with a class's weight and distance may still be in range.
-    let (factor, far) = (whole.to_f64(), whole.is_finite() && !whole.is_moderate());
     let lse = match &plan.lse {
         // SAFETY: see above.
         Some(view) => unsafe { view.real(at, 0) },
@@ -58,11 +55,6 @@ unsafe fn row(k: &Kernels, plan: &Plan, at: At) {
             }
         }
         for (x, w) in values.iter_mut().zip(weights) {
-            if far && lse.is_finite() {
-                let height = if *w == 0.0 { 0.0 } else { lse - *x };
-                *x = whole.times(*w).times(height).to_f64();
-                continue;
-            }
             let factor = factor * *w;
             *x = match factor {
                 0.0 => 0.0,

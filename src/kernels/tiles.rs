@@ -587,17 +587,16 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(
                     s.narrow(both::<S>(above, factor, |x, rise| d.sub(d.mul(x, inverse), rise)))
                 }
             };
+            if gradient.scales {
+                // SAFETY: as above.
+                v = s.mul(v, unsafe { take(s, octets, |o| &o.scale, at) });
+            }
             if !gradient.slope.is_null() {
                 let slope = gradient.slope.cast::<S::Real>();
                 // SAFETY: laid out as the tile.
                 v = s.mul(v, unsafe {
                     s.load_lanes(slope.wrapping_add(c * tile.pitch + at), lanes, S::Real::ZERO)
                 });
-            }
-            if gradient.scales {
-                // After the slope: of what this takes to infinity, 0 would leave NaN.
-                // SAFETY: as above.
-                v = s.mul(v, unsafe { take(s, octets, |o| &o.scale, at) });
             }
             if gradient.fills {
                 // SAFETY: as above.

@@ -9,4 +9,3 @@ mod double_double;
 pub mod exp2;
 pub mod real;
 pub mod scalar;
-pub mod scaled;

@@ -512,7 +512,7 @@ mod tests {
         let capped = |set: usize, first: u32| -> Results {
             let mut x = std::array::from_fn(|i| f32::from_bits(first + i as u32));
             let mut slope = [7.0f32; N];
-            let with = Transform::new(1.0, 1.0);
+            let with = Transform { scale: 1.0, cap: 1.0 };
             // SAFETY: available; as many as there are.
             unsafe {
                 let (x, slope) = (x.as_mut_ptr().cast(), slope.as_mut_ptr().cast());

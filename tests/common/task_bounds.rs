@@ -103,32 +103,6 @@ fn close_stored(dtype: Dtype, got: f64, want: f64, bound: f64, what: impl Fn() -
     close(got, stored(dtype, want, bound), bound, what)
 }
 
-/// The power of two next below the size of `x`; 0 for what has none.
-fn exponent(x: f64) -> i32 {
-    if x == 0.0 || !x.is_finite() { 0 } else { x.abs().log2().floor() as i32 }
-}
-
-/// `x·2^by`, which may be far beyond f64 in between.
-fn power(mut x: f64, by: i64) -> f64 {
-    let mut left = by.clamp(-5000, 5000) as i32;
-    while left != 0 {
-        let step = left.clamp(-1000, 1000);
-        (x, left) = (x * 2f64.powi(step), left - step);
-    }
-    x
-}
-
-/// The product of `factors` over a denominator, in units of `2^unit`.
-fn product(factors: &[f64], denominator: f64, unit: i32) -> f64 {
-    let (mut part, mut height) = (1.0, -i64::from(unit));
-    for &x in factors {
-        part *= power(x, -i64::from(exponent(x)));
-        height += i64::from(exponent(x));
-    }
-    part /= power(denominator, -i64::from(exponent(denominator)));
-    power(part, height - i64::from(exponent(denominator)))
-}
-
 fn largest(terms: impl IntoIterator<Item = f64>) -> f64 {
     terms.into_iter().fold(0.0, |m: f64, x| m.max(x.abs()))
 }
@@ -260,13 +234,11 @@ impl<'a> Judge<'a> {
             return 0.0;
         }
         let lse = self.out.lse[i];
-        let r = self.row_weight(i).abs();
-        if r == 0.0 || !lse.is_finite() {
+        let size = self.row_weight(i).abs() * self.case.z_loss;
+        if size == 0.0 || !lse.is_finite() {
             return 0.0;
         }
-        // In an order that stays in range where the loss does.
-        let once = self.case.z_loss * lse.abs();
-        r * (2.0 * once * self.bound_of_lse(i) + self.units.sum * (once * lse.abs())) + 1e-300
+        size * (2.0 * lse.abs() * self.bound_of_lse(i) + self.units.sum * lse * lse)
     }
 
     fn bound_of_cross_entropy(&self, i: usize) -> f64 {
@@ -402,40 +374,13 @@ impl<'a> Judge<'a> {
 
     /// What the reduction and the row multiply the two parts of a gradient by.
     fn factors(&self, i: usize) -> [f64; 2] {
-        self.factors_of(i, [&[], &[]], 0)
-    }
-
-    /// The same with further factors, in units of `2^unit`.
-    fn factors_of(&self, i: usize, more: [&[f64]; 2], unit: i32) -> [f64; 2] {
-        let denominators = self.denominators();
-        let [part, z_part] = [0, 1].map(|which| {
-            let upstream = [self.upstream(i), self.case.grad_scale, self.row_weight(i)];
-            let all = [&upstream, more[which]].concat();
-            product(&all, denominators[which], unit)
-        });
-        [part, z_part]
-    }
-
-    fn denominators(&self) -> [f64; 2] {
+        let upstream = self.upstream(i) * self.case.grad_scale * self.row_weight(i);
         match self.case.reduction {
-            reference::Reduction::Mean => [self.out.normalizer, self.out.z_normalizer],
-            _ => [1.0; 2],
+            reference::Reduction::Mean => {
+                [upstream / self.out.normalizer, upstream / self.out.z_normalizer]
+            }
+            _ => [upstream, upstream],
         }
-    }
-
-    /// A unit in which the terms of a row's gradient are far from the ends of f64's range: that of
-    /// 1 if they are.
-    fn unit(&self, i: usize) -> i32 {
-        let case = &self.case;
-        let shared = [self.upstream(i), case.grad_scale, self.row_weight(i), case.logit_scale];
-        let shared: i32 = shared.into_iter().map(exponent).sum();
-        let [part, z_part] = self.denominators().map(|by| shared - exponent(by));
-        let mut top = part;
-        if case.z_loss != 0.0 {
-            let lse = self.out.lse[i].abs().max(1.0);
-            top = top.max(z_part + exponent(case.z_loss) + exponent(lse));
-        }
-        if top.abs() < 500 { 0 } else { top }
     }
 
     /// A gradient with respect to the logits, as `dtype`; `lse` is what a backward got.
@@ -453,11 +398,7 @@ impl<'a> Judge<'a> {
         let has_softmax = !task.log_probs;
         for i in 0..task.positions() {
             let (kept, r) = (self.is_kept(i), self.row_weight(i));
-            // All but what is compared in the end is in this unit.
-            let unit = self.unit(i);
-            let in_unit = |x: f64| power(x, -i64::from(unit));
-            let scale = &[case.logit_scale][..];
-            let [factor, z_factor] = self.factors_of(i, [scale; 2], unit);
+            let [factor, z_factor] = self.factors(i);
             let mass = self.mass(i);
             let total: f64 = mass.iter().sum();
             let total_scale = largest(mass.iter().copied()).max(total.abs());
@@ -465,11 +406,8 @@ impl<'a> Judge<'a> {
             let (z, z_error) = if case.z_loss == 0.0 || !kept {
                 (0.0, 0.0)
             } else {
-                let by = |x: f64| {
-                    let all = [case.logit_scale, 2.0, case.z_loss, x];
-                    self.factors_of(i, [&all, &all], unit)[1].abs()
-                };
-                (by(own_lse), by(self.bound_of_lse(i) + half * own_lse.abs()))
+                let z = (2.0 * case.z_loss * z_factor).abs();
+                (z * own_lse.abs(), z * (self.bound_of_lse(i) + half * own_lse.abs()))
             };
             let from_lse = match lse {
                 // Of a huge lse nothing is left but the order of magnitude.
@@ -493,8 +431,7 @@ impl<'a> Judge<'a> {
                     assert!(grad[at] == before, "{}: {:e} though ignored", what(), grad[at]);
                     continue;
                 }
-                let (part, height) = self.out.grad_parts[at];
-                let want = power(part, height - i64::from(unit));
+                let want = self.out.grad_logits[at];
                 if !want.is_finite() && !grad[at].is_finite() {
                     let over_zero = !factor.is_finite() || !z_factor.is_finite();
                     assert!(over_zero || grad[at].is_nan(), "{}: {:e}", what(), grad[at]);
@@ -530,34 +467,23 @@ impl<'a> Judge<'a> {
                 };
                 if case.softcap > 0.0 {
                     // The slope, e^(-2u) of a rounded u, is rounded, and so is the product; it may
-                    // underflow, with the scale of the logits or without.
+                    // underflow.
                     let u = (case.logit_scale * case.logits[at] / case.softcap).abs().min(400.0);
                     bound = bound * slope + (2.0 * half + 8.0 * u * f64::EPSILON) * want.abs();
-                    let least = self.units.least / case.logit_scale.clamp(1e-19, 1.0);
-                    bound += (factor.abs() * total_scale + z) * least;
-                }
-                bound += in_unit(self.units.least);
-                if old.is_some() {
-                    bound += half * (in_unit(before.abs()) + 2.0 * want.abs());
-                }
-                let sum = in_unit(before) + want;
-                let (most, up) = (in_unit(dtype.largest()), i64::from(unit));
-                if dtype.is_half() {
-                    let size = power(sum.abs() + bound, up).min(dtype.largest());
-                    bound += 1.02 * in_unit(dtype.half_ulp(size));
-                }
-                let got = grad[at];
-                let error = if got.is_infinite() && sum * got.signum() + bound >= most {
-                    // Just past the range of its dtype, or far.
-                    0.0
-                } else if unit == 0 {
-                    close(got, stored(dtype, sum, bound), bound, what)
+                    bound += (factor.abs() * total_scale + z) * self.units.least;
                 } else {
-                    let sum = if sum.abs() - bound > most { f64::INFINITY * sum } else { sum };
-                    close(in_unit(got), sum, bound, what)
-                };
-                let least = in_unit(self.units.least).max(self.units.p * unsloped);
-                if want.abs() < 1e3 * least {
+                    bound *= slope;
+                }
+                bound += self.units.least;
+                if old.is_some() {
+                    bound += half * (before.abs() + 2.0 * want.abs());
+                }
+                let sum = before + want;
+                if dtype.is_half() {
+                    bound += 1.02 * dtype.half_ulp(sum.abs() + bound);
+                }
+                let error = close_stored(dtype, grad[at], sum, bound, what);
+                if want.abs() < 1e3 * self.units.least.max(self.units.p * unsloped) {
                     continue;
                 }
                 worst.see(
@@ -575,14 +501,14 @@ impl<'a> Judge<'a> {
         worst
     }
 
-    /// The derivative of a scaled and capped logit by the scaled one.
+    /// The derivative of a scaled and capped logit by the stored one.
     fn slope(&self, at: usize) -> f64 {
         let (scale, cap) = (self.case.logit_scale, self.case.softcap);
         if cap == 0.0 {
-            return 1.0;
+            return scale;
         }
         let u = (scale * self.case.logits[at] / cap).cosh();
-        1.0 / (u * u)
+        scale / (u * u)
     }
 
     /// A gradient with respect to the targets, from that lse.
