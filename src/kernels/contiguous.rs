@@ -26,8 +26,8 @@
 //! gradient is written once and can be streamed. Chunks that were redone keep their logits and
 //! are computed relative to the reference that the row's sum ended with.
 //!
-//! The first sweep waits for memory, the second does not. So where two rows fit the second level
-//! of cache, the second sweep over one goes along with the first over the next, block by block
+//! The first sweep waits for memory, the second does not. So where rows leave the first level of
+//! cache, the second sweep over one goes along with the first over the next, block by block
 //! ([`sum_beside`]). See docs/design.md.
 //!
 //! # Tails and holes
