@@ -5,9 +5,7 @@
 //! qemu. Rust's standard library for AArch64 is rustup's or Debian's (`.ci/debian-rust`).
 
 use crate::c::{self, SUITES, on_all_cores, programs};
-use crate::tool::{
-    Result, cargo, executables, make_directory, root, run, run_quietly, shown, target,
-};
+use crate::tool::{Result, cargo, executables, make_directory, root, run_quietly, shown, target};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -107,7 +105,7 @@ pub fn run_tests() -> Result {
     COMPILERS.into_iter().chain([EMULATOR]).try_for_each(check_runs)?;
     let start = Instant::now();
     let mut all = rust_tests(&rustc)?;
-    all.extend(c_programs(&rustc)?);
+    all.extend(c_programs()?);
     println!("built {} programs in {:.0} s", all.len(), start.elapsed().as_secs_f64());
 
     on_all_cores(&all, emulate)?;
@@ -139,10 +137,8 @@ fn rust_tests(rustc: &Path) -> Result<Vec<Program>> {
 }
 
 /// The programs in C and C++, linked with the library that the tests were linked with.
-fn c_programs(rustc: &Path) -> Result<Vec<Program>> {
-    // It is there already, but not yet by this name.
-    run(&mut cross(rustc, &["build", "--package", "xent", "--profile", "test", "--lib"]))?;
-    let library = directory().join(TARGET).join("debug/libxent.a");
+fn c_programs() -> Result<Vec<Program>> {
+    let library = directory().join(TARGET).join("debug/deps/libxent.a");
     let mut found = Vec::new();
     for (suite, compiler) in SUITES.iter().zip(COMPILERS) {
         let language = suite.language.name;

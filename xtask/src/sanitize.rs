@@ -17,6 +17,10 @@ use std::time::Instant;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 const ADDRESS: [&str; 2] = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+/// Checked inline, the masked loads and stores of the kernels take minutes to compile.
+const ADDRESS_LIBRARY: &str =
+    "-Zsanitizer=address -Cllvm-args=-asan-instrumentation-with-call-threshold=0";
+
 const THREAD: &str = "-fsanitize=thread";
 
 /// Programs with threads of their own that call at once, on one pool and on the process's.
@@ -182,8 +186,9 @@ fn directory() -> PathBuf {
     target().join("sanitize")
 }
 
-/// The static library of a build of its own, otherwise as it ships.
-fn library(flags: &str, with: impl FnOnce(&mut Command)) -> Result<PathBuf> {
+/// The static library of a build of its own. Which memory is touched, and by whom, does not depend
+/// on how much is optimised: as little as still runs quickly.
+fn library(flags: &str, level: &str, with: impl FnOnce(&mut Command)) -> Result<PathBuf> {
     let mut command = cargo(["rustc", "--package", "xent", "--lib", "--crate-type", "staticlib"]);
     command
         // The target is named so that build scripts are not built anew.
@@ -191,14 +196,16 @@ fn library(flags: &str, with: impl FnOnce(&mut Command)) -> Result<PathBuf> {
         // The sanitizers are not stable, but in every compiler.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTFLAGS", flags)
-        .env("CARGO_PROFILE_RELEASE_LTO", "off");
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", level);
     with(&mut command);
     run(&mut command)?;
     Ok(Path::new(TARGET).join("release").join("libxent.a"))
 }
 
 fn address_library() -> Result<PathBuf> {
-    let built = target().join(library("-Zsanitizer=address", |_| ())?);
+    let built = target().join(library(ADDRESS_LIBRARY, "2", |_| ())?);
     let kept = directory().join("libxent-address.a");
     std::fs::copy(&built, &kept).map_err(|error| format!("cannot copy the library: {error}"))?;
     Ok(kept)
@@ -262,7 +269,7 @@ fn races(report: &mut Report) -> Result<usize> {
         return Ok(0);
     };
     let separate = directory().join("thread");
-    let library = separate.join(library("-Zsanitizer=thread", |command| {
+    let library = separate.join(library("-Zsanitizer=thread", "1", |command| {
         command
             .arg("-Zbuild-std=std,panic_unwind")
             .env("CARGO_TARGET_DIR", &separate)
