@@ -10,7 +10,7 @@ use common::task::same_bits;
 use common::{How, isas};
 use proptest::prelude::*;
 use std::sync::OnceLock;
-use xent::{Pool, reference};
+use xent::{Pool, Softmax, reference};
 
 fn eight() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();
@@ -263,6 +263,33 @@ fn log_softmax_under_an_offset() {
                 for call in [Call::Forward, Call::ForwardInPlace] {
                     problem.judge(call, &problem.run(call, &How::on(isa)));
                 }
+            }
+        }
+    }
+}
+
+/// Far below the largest logit a softmax in f32 is as close as beside it, with lanes along classes
+/// and along rows, from logits near 0 and far from it: e, not its rounded logarithm, is the base.
+#[test]
+fn softmax_far_below_the_largest() {
+    for (classes, offset) in [(2048, 0.0), (40, 0.0), (2048, 1e5), (3, -3e4), (3000, 2e6)] {
+        // Differences that f32 holds beside the offset.
+        let x: Vec<f32> = (0..classes)
+            .map(|class| offset - 0.25 * ((class * 97 % classes * 340) / classes) as f32)
+            .collect();
+        let wide: Vec<f64> = x.iter().map(|&x| x.into()).collect();
+        let exact = reference::softmax(&wide, 1, classes, 1);
+        for isa in isas() {
+            let call = Softmax::new(1, classes).isa(isa);
+            let (mut apart, mut in_place) = (vec![0f32; classes], x.clone());
+            call.softmax(&x, &mut apart).unwrap();
+            call.softmax_in_place(&mut in_place).unwrap();
+            for (class, (&got, &exact)) in apart.iter().zip(&exact).enumerate() {
+                let ulp = f64::from(f32::from_bits((exact as f32).to_bits() + 1) - exact as f32);
+                let off = (f64::from(got) - exact).abs() / ulp;
+                let what = format!("class {class} of {classes} from {offset} on {isa:?}");
+                assert!(off <= 2.0, "{what}: {off} ulp");
+                assert_eq!(got.to_bits(), in_place[class].to_bits(), "{what}");
             }
         }
     }

@@ -73,14 +73,16 @@ const SAFE_HIGH: f64 = (1u64 << 60) as f64;
 const SAFE_LOW: f64 = 0.5;
 
 /// Where the second sweep gets exponentials from: they were kept; they are computed, unclamped, or
-/// clamped, or relative to a far reference; there are none; or it is not they that are wanted but
-/// logits less the lse.
+/// clamped, or relative to a far reference; the same two of base e; there are none; or it is not they
+/// that are wanted but logits less the lse.
 const KEPT: u8 = 0;
 const TAME: u8 = 1;
 const NEAR: u8 = 2;
 const FAR: u8 = 3;
-const ABSENT: u8 = 4;
-const LOGS: u8 = 5;
+const NATURAL: u8 = 4;
+const NATURAL_FAR: u8 = 5;
+const ABSENT: u8 = 6;
+const LOGS: u8 = 7;
 
 /// What it subtracts: nothing, a constant, or something for each class; with the last, it may
 /// multiply by something too, and the factor is split in two.
@@ -674,6 +676,8 @@ pub enum Source {
     Tame,
     /// Logits.
     Logits,
+    /// Logits, whose exponentials are to be of base e.
+    Natural,
     /// There are none: the gradient is what is subtracted.
     Absent,
     /// Logits, and no exponentials at all: their distance from the reference, less the factor.
@@ -709,7 +713,7 @@ pub struct GradientChunk {
     pub stream: bool,
 }
 
-/// Writes `(2^(L·(x - far) - near)·factor - bias)·scale·slope` to `g`.
+/// Writes `(2^(L·(x - far) - near)·factor - bias)·scale·slope` to `g`, with log2 e for L if so wanted.
 ///
 /// # Safety
 /// The logits, of type `E`, and what bias and slope point to are readable; `g`, of type `G`, is
@@ -736,6 +740,9 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
         (Source::Tame, Bias::Uniform(_)) if plain => sweep!(TAME, BIAS_UNIFORM),
         (Source::Absent, _) => sweep!(ABSENT, BIAS_RICH),
         (Source::Logs, _) => sweep!(LOGS, BIAS_NONE),
+        (Source::Natural, _) if plain && !far => sweep!(NATURAL, BIAS_NONE),
+        (Source::Natural, _) if !far => sweep!(NATURAL, BIAS_RICH),
+        (Source::Natural, _) => sweep!(NATURAL_FAR, BIAS_RICH),
         (_, Bias::None) if plain && !far => sweep!(NEAR, BIAS_NONE),
         (_, Bias::Uniform(_)) if plain && !far => sweep!(NEAR, BIAS_UNIFORM),
         _ if !far => sweep!(NEAR, BIAS_RICH),
@@ -798,6 +805,8 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const BIAS: u8> Sweep<S, SOURCE, BIA
             TAME => self.near.value::<false>(x),
             NEAR => self.near.value::<true>(x),
             FAR => self.far.value::<true>(x),
+            NATURAL => self.near.natural(x),
+            NATURAL_FAR => self.far.natural(x),
             ABSENT => s.splat(S::Real::ZERO),
             _ => {
                 let (d, mut wide) = (s.wide(), s.widen(x));
@@ -1401,6 +1410,7 @@ unsafe fn gradient_chunk(
         source: match row.kind {
             Kind::Nothing => Source::Absent,
             Kind::Logs => Source::Logs,
+            Kind::Natural => Source::Natural,
             Kind::Exponentials if own => Source::Logits,
             Kind::Exponentials if plan.keeps() => Source::Kept,
             Kind::Exponentials if !marks.is_wild(i) => Source::Tame,

@@ -117,7 +117,7 @@ fn result<S: Simd<Real: Base>>(
     log: bool,
 ) -> S::Vector {
     let d = s.wide();
-    let p = if log { exp.value::<true>(y) } else { y };
+    let p = if log { exp.natural(y) } else { y };
     let mut v = s.widen(g);
     let sums = sum.as_ref().iter().zip(lost.as_ref());
     for ((v, &p), (&sum, &lost)) in v.as_mut().iter_mut().zip(s.widen(p).as_ref()).zip(sums) {

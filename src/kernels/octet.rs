@@ -529,6 +529,23 @@ impl<S: Simd<Real: Base>> Rows<'_, S> {
         }
     }
 
+    /// What the shares of [`by_sums`](Self::by_sums) are multiplied by where exponentials are powers of e
+    /// from their reference on: shares are from x_y on, or from the exponent of the sum where x_y
+    /// leads.
+    #[inline(always)]
+    fn naturally(&self) -> WideVector<S> {
+        let Rows { s, octet, .. } = *self;
+        let d = s.wide();
+        let splat = |x: f64| d.splat(x);
+        let (near, x_y) = (self.get(&octet.near), self.get(&octet.x_y));
+        let above = d.sub(x_y, self.get(&octet.far));
+        let t = d.mul_sub_exact(above, splat(S::Real::L.to_f64()), near);
+        let (height, _) = d.split(d.add(self.get(&octet.sum), self.get(&octet.lost)));
+        let level = d.mul(d.add(near, height), splat(S::Real::INVERSE.0));
+        let level = d.select(d.less(height, t), level, above);
+        real::exp(d, d.mul(level, splat(-S::Real::EXCESS)))
+    }
+
     /// The same from an lse that was computed elsewhere, with a reference close to it.
     #[inline(always)]
     fn by_lse(&self) -> Softmax<WideVector<S>> {
@@ -655,6 +672,9 @@ fn finish_one<S: Simd<Real: Base>>(s: S, octet: &mut Octet, plan: &Plan) {
             }
             // A row of NaN has none, whatever it is asked for.
             let (factor, near, entry) = match plan.pass {
+                Pass::Softmax if plan.is_natural() => {
+                    (d.mul(softmax.share, rows.naturally()), softmax.near, softmax.hit)
+                }
                 Pass::Softmax => (softmax.share, softmax.near, softmax.hit),
                 // Counted from where logits have an exact distance to.
                 _ => {

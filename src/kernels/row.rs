@@ -78,8 +78,23 @@ pub enum Kind {
     Nothing,
     /// Exponentials.
     Exponentials,
+    /// Exponentials of base e: the gradient is no gradient but a softmax.
+    Natural,
     /// Themselves, less the lse: the gradient is no gradient but a log-softmax.
     Logs,
+}
+
+impl Kind {
+    /// For a plan.
+    #[inline(always)]
+    pub fn of(plan: &Plan) -> Kind {
+        match plan.pass {
+            Pass::LogSoftmax => Kind::Logs,
+            Pass::Softmax if plan.is_natural() => Kind::Natural,
+            _ if plan.has_softmax() => Kind::Exponentials,
+            _ => Kind::Nothing,
+        }
+    }
 }
 
 /// What the gradient's sweep over a row needs.
@@ -355,16 +370,12 @@ impl Lane {
     /// The second sweep.
     #[inline(always)]
     fn sweep(&self, plan: &Plan, octet: &Octet, i: usize) -> RowGradient {
-        let kind = match plan.pass {
-            Pass::LogSoftmax => Kind::Logs,
-            _ if plan.has_softmax() => Kind::Exponentials,
-            _ => Kind::Nothing,
-        };
+        let kind = Kind::of(plan);
         let reference = Reference { far: octet.far[i], near: octet.near[i] };
         let own = Curve { reference, factor: octet.factor[i] };
         let mut anchored = own;
         if let Some(RowSum { anchor, softmax: true, .. }) = self.sum
-            && kind == Kind::Exponentials
+            && matches!(kind, Kind::Exponentials | Kind::Natural)
             && anchor.reference != reference
             && own.factor != 0.0
         {

@@ -28,7 +28,7 @@ use super::row::{Curve, Kind, Totals};
 use crate::element::Element;
 use crate::math::exp2::{Base, Exp2};
 use crate::math::real;
-use crate::plan::{At, Layout, Pass, Plan, Run, TILE, Targets, View};
+use crate::plan::{At, Layout, Plan, Run, TILE, Targets, View};
 use crate::simd::{Real, Simd, WideVector, up_to};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -580,6 +580,14 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(
                     }
                     s.mul_add(e, after, minus)
                 }
+                Kind::Natural => {
+                    let mut e = exp.natural(x);
+                    if gradient.extreme {
+                        // SAFETY: as above.
+                        e = s.mul(e, unsafe { take(s, octets, |o| &o.before, at) });
+                    }
+                    s.mul(e, after)
+                }
                 Kind::Nothing => minus,
                 Kind::Logs => {
                     let above = both::<S>(s.widen(x), far, |x, far| d.sub(x, far));
@@ -1095,16 +1103,11 @@ impl Work<'_> {
     unsafe fn write(&mut self, octets: &mut [Octet], seen: bool) {
         let plan = self.plan;
         let Some(output) = &plan.gradient else { return };
-        let kind = match plan.pass {
-            Pass::LogSoftmax => Kind::Logs,
-            _ if plan.has_softmax() => Kind::Exponentials,
-            _ => Kind::Nothing,
-        };
         let mut gradient = TileGradient {
             g: std::ptr::null_mut(),
             pitch: 0,
             accumulate: output.accumulate,
-            kind,
+            kind: Kind::of(plan),
             masses: Masses { data: std::ptr::null(), pitch: 0 },
             extreme: false,
             scales: false,

@@ -30,7 +30,8 @@
 //! In f32, `L` is not `log2 e`: what is computed is `b^x` with `b = 2^L = e^(1 - 1.335e-8)`. The kernels
 //! stay consistent in that base (`log_b Σ b^x`, see octet.rs), which moves a log-sum-exp by
 //! at most 1.335e-8 times the entropy of the row, and a probability by at most
-//! `1.335e-8·|ln p|`, well within the bounds promised.
+//! `1.335e-8·|ln p|`, well within the bounds promised. Where the result is a softmax, and nothing
+//! rounds it further, [`Exp2::natural`] takes what `L` lacks into `f`.
 
 use crate::simd::{Real, Simd};
 
@@ -197,19 +198,32 @@ impl<S: Simd<Real: Base>, const FAR: bool> Exp2<S, FAR> {
         }
     }
 
-    /// `(q, f, m)`: `2^f = 1 + q·f`, |f| ≤ 1/2, and k in the low bits of m.
+    /// `(f, m)`: |f| ≤ 1/2, and k in the low bits of m.
     #[inline(always)]
-    fn unclamped(&self, x: S::Vector) -> (S::Vector, S::Vector, S::Vector) {
+    fn reduce(&self, x: S::Vector) -> (S::Vector, S::Vector) {
         let s = self.s;
         let m = s.mul_sub_exact(x, self.slope, self.minus_magic);
         let n = s.add(m, self.minus_magic);
-        let f = s.mul_sub_exact(x, self.slope, n);
+        (s.mul_sub_exact(x, self.slope, n), m)
+    }
+
+    /// `(q, f, m)`: `2^f = 1 + q·f`, and as [`reduce`](Self::reduce).
+    #[inline(always)]
+    fn unclamped(&self, x: S::Vector) -> (S::Vector, S::Vector, S::Vector) {
+        let (f, m) = self.reduce(x);
+        (self.polynomial(f), f, m)
+    }
+
+    /// `(2^f - 1)/f`
+    #[inline(always)]
+    fn polynomial(&self, f: S::Vector) -> S::Vector {
+        let s = self.s;
         let (last, others) = S::Real::POLY.split_last().expect("a polynomial");
         let mut q = s.splat(*last);
         for &c in others.iter().rev() {
             q = s.mul_add(q, f, s.splat(c));
         }
-        (q, f, m)
+        q
     }
 
     #[inline(always)]
@@ -268,6 +282,19 @@ impl<S: Simd<Real: Base>, const FAR: bool> Exp2<S, FAR> {
         self.s.mul(p, self.scale(m))
     }
 
+    /// `2^(log2 e·(x - far) - near)`, clamped, within 1 ulp as [`value`](Self::value) is: with L a base
+    /// of e and not of b, for one fused product more.
+    #[inline(always)]
+    pub fn natural(&self, x: S::Vector) -> S::Vector {
+        let s = self.s;
+        let x = self.clamp(if FAR { s.sub(x, self.far) } else { x });
+        let (f, m) = self.reduce(x);
+        let lacking = S::Real::L.to_f64() * S::Real::EXCESS;
+        let f = s.mul_add(x, s.splat(S::Real::from_f64(lacking)), f);
+        let p = s.mul_sub_exact(self.polynomial(f), f, s.splat(S::Real::from_f64(-1.0)));
+        s.mul(p, self.scale(m))
+    }
+
     /// `2^(L·x) - 1`, to a few ulp near 0 as well; for a reference of 0 and x up to 709.
     #[inline(always)]
     pub fn minus_one(&self, x: S::Vector) -> S::Vector {
@@ -296,6 +323,8 @@ mod tests {
         Value,
         /// The same for a reference a lane, all of them this.
         Lanes,
+        /// [`Exp2::natural`]
+        Natural,
         /// [`Exp2::minus_one`]
         MinusOne,
         /// [`Exp2::exponent`]
@@ -354,6 +383,7 @@ mod tests {
                     let x = s.load(x.as_ptr().add(at));
                     let e = match what {
                         What::Value | What::Lanes => exp2.value::<true>(x),
+                        What::Natural => exp2.natural(x),
                         What::MinusOne => exp2.minus_one(x),
                         What::Exponent => exp2.exponent(x),
                     };
@@ -520,6 +550,44 @@ mod tests {
             }
         }
     }
+
+    /// 1 ulp of powers of e itself, as far down as they are normal numbers, and the same bits on the
+    /// sets that fuse.
+    #[test]
+    fn natural() {
+        for at in [-1.4e6f32, -1e4, -0.3, 0.0, 7.0, 1e4, 1.45e6, 1e7, -3e30] {
+            let reference = Reference::at::<f32>(at);
+            let step = (at.abs() * f32::EPSILON).max(1e-3);
+            let (mut worst, mut fused) = (0f64, None);
+            for (isa, values) in available() {
+                let mut all = Vec::new();
+                for k in 0..2000 {
+                    let x: [f32; 64] = std::array::from_fn(|i| at - step * (k * 64 + i) as f32);
+                    // SAFETY: available.
+                    let e = unsafe { values(What::Natural, reference, &x) };
+                    for (x, e) in x.into_iter().zip(e) {
+                        let log2_e = Dd { hi: f64::L, lo: f64::L * f64::EXCESS };
+                        let t = log2_e * Dd::from(f64::from(x) - reference.far)
+                            - Dd::from(reference.near);
+                        if t.hi < -125.0 {
+                            assert!(f64::from(e) <= 2f64.powi(-124), "{x} from {at}: {e}");
+                            continue;
+                        }
+                        let exact = scalar::exp2(t.hi);
+                        let ulp = f64::from_bits((exact.to_bits() & (0x7FF << 52)) - (23 << 52));
+                        worst = worst.max((f64::from(e) - exact).abs() / ulp);
+                    }
+                    all.push(e.map(f32::to_bits));
+                }
+                assert!(worst <= 1.0, "{isa:?} at {at}: {worst} ulp");
+                if isa != Isa::Portable {
+                    let first = &*fused.get_or_insert_with(|| all.clone());
+                    assert!(*first == all, "{isa:?} at {at}");
+                }
+            }
+        }
+    }
+
     /// References of f64, near and far, up to the ends of each; each with a distance between two
     /// logits beside it that f64 can tell apart.
     fn references_of_doubles() -> Vec<(f64, Reference)> {
