@@ -1674,7 +1674,8 @@ pub unsafe fn rows(
             std::mem::swap(&mut stage, before.get_or_insert(Stage::EMPTY));
             continue;
         }
-        for i in 0..count {
+        // Backwards: the row that was summed last is the one that the cache still has all of.
+        for i in (0..count).rev() {
             let next = start + i + size;
             if let Job::Sweep(gradient) = &mut stage.batch.lanes()[i].job
                 && next < plan.distributions()
