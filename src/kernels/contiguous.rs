@@ -5,7 +5,7 @@
 //! ```text
 //! anchor: c = integer nearest to L·max of the first 256 classes
 //! for each chunk of 2048 classes:
-//!     sum = Σ 2^(L·x - c)                       64 lanes, flushed to f64 every 512 classes
+//!     sum = Σ 2^(L·x - c)                       64 lanes, flushed to f64 every 256 classes
 //!     if an exponent was out of range:          ("wild": -inf, say)
 //!         the same sum again, arguments clamped
 //!     if sum is outside the safe range:         (a logit far above the anchor)

@@ -1245,12 +1245,18 @@ unsafe fn tiles_with(
     let mut octets = [const { MaybeUninit::<Octet>::uninit() }; OCTETS];
     let (long, _) = extent(plan, axis);
     let count = register_octets(TILE.min(long));
-    // SAFETY: there are as many; numbers and flags of nothing but zeros are what they are.
-    let octets: &mut [Octet] = unsafe {
-        octets.as_mut_ptr().write_bytes(0, count);
-        std::slice::from_raw_parts_mut(octets.as_mut_ptr().cast(), count)
-    };
-    octets.iter_mut().for_each(Octet::clear);
+    for octet in &mut octets[..count] {
+        // One by one: the C library sets more than 2 KiB at once by an instruction that is slow to start.
+        // SAFETY: numbers and flags of nothing but zeros are what they are.
+        let octet = unsafe {
+            octet.as_mut_ptr().write_bytes(0, 1);
+            octet.assume_init_mut()
+        };
+        octet.clear();
+    }
+    // SAFETY: as many were written just now.
+    let octets: &mut [Octet] =
+        unsafe { std::slice::from_raw_parts_mut(octets.as_mut_ptr().cast(), count) };
     for index in range {
         work.place = Place::new(plan, axis, index);
         // SAFETY: the caller's promise.
