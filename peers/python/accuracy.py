@@ -5,8 +5,9 @@ Exact results are of 80-bit floats, whose errors are some thousandths of an ulp 
     softmax, gradient   ulps of the logits' dtype, in which they are stored, at the exact value
     loss, lse           ulps of f32 at the exact value, of f64 for f64 logits, however they are stored
 
-gradient is by the call that computes the loss too, backward from its lse (PyTorch has one gradient): of
-the sum of the losses, p, and p - 1 at the target. Inputs are normal (standard deviation 2), spread (12:
+gradient is by the call that computes the loss too, which is how PyTorch's autograd comes to its own from
+the log-probabilities that it saved; backward is from the logits and an lse of f64 (PyTorch: of the logits'
+dtype, as logsumexp returns it) alone. Both are of the sum of the losses: p, and p - 1 at the target. Inputs are normal (standard deviation 2), spread (12:
 probabilities down to 1e-37, and many confident rows) and low (one logit of 0, the others far below, so
 that the softmax is the exponentials). Values below the smallest normal
 number of the dtype are left out, and so are losses below 1e-30.
@@ -87,12 +88,15 @@ def of_torch(path, dtype, shape, y):
     x.requires_grad_()
     losses = torch.nn.functional.cross_entropy(x, torch.from_numpy(y), reduction="none")
     losses.sum().backward()
+    lse = torch.logsumexp(x, 1)
+    p = torch.exp(x - lse[:, None])
+    from_lse = p - torch.nn.functional.one_hot(torch.from_numpy(y), shape[1]).to(p.dtype)
     return {
         "softmax": wide(torch.softmax(x, 1)),
         "loss": wide(losses),
-        "lse": wide(torch.logsumexp(x, 1)),
+        "lse": wide(lse),
         "gradient": wide(x.grad),
-        "backward": wide(x.grad),
+        "backward": wide(from_lse),
     }
 
 
