@@ -154,13 +154,15 @@ macro_rules! entries {
                 unsafe { contiguous::gradient::<S, E, G>(S::assume(), chunk) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn sum_beside<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
-                chunk: &Chunk,
+            unsafe fn sums_beside<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
+                run: &Chunk,
                 c: Reference,
+                safe: &Range<f64>,
                 other: &GradientChunk,
-            ) -> Sums {
+                sums: &mut [f64],
+            ) -> (usize, Sums) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::sum_beside::<S, E, G>(S::assume(), chunk, c, other) }
+                unsafe { contiguous::sums_beside::<S, E, G>(S::assume(), run, c, safe, other, sums) }
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn narrow<S: Simd<Real: Base>, G: Element<S>>(x: *const u8, len: usize, to: *mut u8) {
@@ -251,7 +253,7 @@ macro_rules! entries {
             const fn outputs<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>() -> Outputs {
                 Outputs {
                     gradient: gradient::<S, E, G>,
-                    sum_beside: sum_beside::<S, E, G>,
+                    sums_beside: sums_beside::<S, E, G>,
                     narrow: narrow::<S, G>,
                     scatter: scatter::<S, G>,
                 }

@@ -28,7 +28,7 @@
 //!
 //! The first sweep waits for memory, the second does not. So where rows leave the first level of
 //! cache, the second sweep over one goes along with the first over the next, block by block
-//! ([`sum_beside`]). See docs/design.md.
+//! ([`sums_beside`]). See docs/design.md.
 //!
 //! # Tails and holes
 //!
@@ -60,6 +60,9 @@ const GROUP: usize = 4;
 /// (docs/performance.md).
 const SPAN: usize = 4 * PAGE;
 const PAGE: usize = 4096;
+
+/// Chunks that are swept by one call at most.
+const RUN: usize = 32;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -410,39 +413,74 @@ pub unsafe fn sum_kept<S: Simd<Real: Base>, E: Element<S>>(
     }
 }
 
-/// The sums over a chunk, and the gradient of a chunk of another row on the way: [`sum_kept`] with
-/// exponentials that were kept in both, or else [`sum`] with exponentials that are computed in
+/// [`sums`], and the gradient of as many chunks of another row on the way: as [`sum_kept`] with
+/// exponentials that were kept in both, or else as [`sum`] with exponentials that are computed in
 /// both. The one works from memory while the other works from the cache; side by side, neither
-/// waits.
+/// waits. Returns the sums of the last chunk too: past those counted, what is to be done about it is
+/// left to the caller. The gradient is written in any case.
 ///
 /// # Safety
-/// As [`sum`] and [`gradient`]; the gradient's source is `Kept` or `Tame`, its bias not `Each`, its
-/// curve plain and near, and it has no slope.
+/// As [`sum`] for every chunk of `run`, but that `kept` goes as far as the run does; and as [`gradient`]; the
+/// gradient's source is `Kept` or `Tame`, its bias not `Each`, its curve plain and near, and it has no
+/// slope.
 #[inline(always)]
-pub unsafe fn sum_beside<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
+pub unsafe fn sums_beside<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     s: S,
-    chunk: &Chunk,
+    run: &Chunk,
     reference: Reference,
+    safe: &Range<f64>,
     other: &GradientChunk,
-) -> Sums {
+    sums: &mut [f64],
+) -> (usize, Sums) {
     // SAFETY: the caller's promise.
     unsafe {
         if E::EXACT && other.source == Source::Kept {
-            let sweep = Sweep::<S, KEPT, BIAS_UNIFORM>::new(s, other);
-            let mut run = Run::<S, E, G, KEPT, BIAS_UNIFORM>::start(&sweep, other);
-            let sums =
-                sum_with::<S, E, _, false, false, true, false>(s, chunk, reference, &mut run);
-            run.finish();
-            sums
+            both::<S, E, G, KEPT, true>(s, run, reference, safe, other, sums)
         } else {
-            let sweep = Sweep::<S, TAME, BIAS_UNIFORM>::new(s, other);
-            let mut run = Run::<S, E, G, TAME, BIAS_UNIFORM>::start(&sweep, other);
-            let sums =
-                sum_with::<S, E, _, false, false, false, false>(s, chunk, reference, &mut run);
-            run.finish();
-            sums
+            both::<S, E, G, TAME, false>(s, run, reference, safe, other, sums)
         }
     }
+}
+
+/// # Safety
+/// As [`sums_beside`].
+#[inline(always)]
+unsafe fn both<
+    S: Simd<Real: Base>,
+    E: Element<S>,
+    G: Element<S>,
+    const SOURCE: u8,
+    const KEEP: bool,
+>(
+    s: S,
+    run: &Chunk,
+    reference: Reference,
+    safe: &Range<f64>,
+    other: &GradientChunk,
+    sums: &mut [f64],
+) -> (usize, Sums) {
+    let sweep = Sweep::<S, SOURCE, BIAS_UNIFORM>::new(s, other);
+    // SAFETY: the caller's promise.
+    let mut mate = unsafe { Run::<S, E, G, SOURCE, BIAS_UNIFORM>::start(&sweep, other) };
+    let (mut count, mut last) = (0, Sums { sum: 0.0, heat: 0.0, tame: true });
+    for sum_of in sums {
+        let start = count * CHUNK;
+        let len = CHUNK.min(run.len - start);
+        let x = run.x.cast::<E>().wrapping_add(start).cast();
+        let kept = run.kept.cast::<E>().wrapping_add(start).cast();
+        let chunk = Chunk { x, len, hole: hole_in(run.hole, start, len), kept, ..*run };
+        // SAFETY: the caller's promise.
+        last = unsafe {
+            sum_with::<S, E, _, false, false, KEEP, false>(s, &chunk, reference, &mut mate)
+        };
+        if !(last.tame && safe.contains(&last.sum)) {
+            break;
+        }
+        *sum_of = last.sum;
+        count += 1;
+    }
+    mate.finish();
+    (count, last)
 }
 
 /// The sums of a chunk that is not tame, or whose heat is wanted, or that is relative to a
@@ -1151,13 +1189,15 @@ unsafe fn sum_chunks<const PLAIN: bool>(
     let (mut marks, safe) = (Marks::default(), safe(&anchor));
     let runs = PLAIN && !keep && other.is_none();
     let (mut done, mut stopped) = (0, usize::MAX);
+    // Chunks of the other row that are written; a chunk that was summed up beside them, but is not done.
+    let (mut written, mut tried) = (0, None);
     for (i, class) in classes.clone().step_by(CHUNK).enumerate() {
         if i < done {
             continue;
         }
         if runs && i != stopped && !marks.is_wild(i) {
-            let mut sums = [0.0; 32];
-            let left = (classes.end - class).div_ceil(CHUNK).min(sums.len());
+            let mut sums = [0.0; RUN];
+            let left = (classes.end - class).div_ceil(CHUNK).min(RUN);
             // SAFETY: within the row.
             let run = unsafe { chunk_at(plan, at, class, classes.end - class, sum.hole) };
             let sums = &mut sums[..left];
@@ -1170,6 +1210,44 @@ unsafe fn sum_chunks<const PLAIN: bool>(
             stopped = done;
             if count > 0 {
                 continue;
+            }
+        }
+        if PLAIN
+            && let Some(Other { at: theirs, marks: seen, gradient }) = other
+            && i >= written
+        {
+            // A run of chunks of which nothing is known in either row, or a single one.
+            let left = (classes.end - class).div_ceil(CHUNK).min(RUN);
+            let plain = |chunk: &usize| !(seen.is_wild(*chunk) || seen.is_redone(*chunk));
+            let count = if marks.is_wild(i) { 0 } else { (i..i + left).take_while(plain).count() };
+            let len = (count.max(1) * CHUNK).min(classes.end - class);
+            written = i + count.max(1);
+            // SAFETY: the caller's promise, here and below.
+            let chunk = unsafe { gradient_chunk(plan, theirs, i, class, len, seen, gradient) };
+            match chunk {
+                Some(chunk) if count > 0 && chunk.goes_beside(keep) => {
+                    // SAFETY: within the row, as below.
+                    let mut run = unsafe { chunk_at(plan, at, class, len, sum.hole) };
+                    if keep {
+                        (run.kept, run.backup) = (run.x.cast_mut(), backup.start());
+                    }
+                    let (anchor, mut sums) = (anchor.reference, [0.0; RUN]);
+                    let sums = &mut sums[..count];
+                    // SAFETY: see above.
+                    let (good, last) =
+                        unsafe { (k.direct.sums_beside)(&run, anchor, &safe, &chunk, sums) };
+                    for &sum in &sums[..good] {
+                        partial.level.push(&Level::of(anchor, sum, 0.0), plan.l);
+                    }
+                    done = i + good;
+                    tried = (good < count).then_some(last);
+                    if good > 0 {
+                        continue;
+                    }
+                }
+                // SAFETY: see above; nothing is mixed.
+                Some(chunk) => unsafe { (k.direct.gradient)(&chunk) },
+                None => {}
             }
         }
         let len = CHUNK.min(classes.end - class);
@@ -1207,26 +1285,15 @@ unsafe fn sum_chunks<const PLAIN: bool>(
             chunk.backup = backup.start();
         }
         let mut sums = None;
-        let tries = !marks.is_wild(i);
-        let mut beside = None;
-        if PLAIN && let Some(Other { at, marks, gradient }) = other {
-            // SAFETY: the caller's promise.
-            let chunk = unsafe { gradient_chunk(plan, at, i, class, len, marks, gradient) };
-            beside = chunk.filter(|chunk| tries && chunk.goes_beside(keep));
-            if let (Some(chunk), None) = (&chunk, &beside) {
-                // SAFETY: the caller's promise; nothing is mixed.
-                unsafe { (k.direct.gradient)(chunk) };
-            }
-        }
-        if tries {
+        if !marks.is_wild(i) {
             // SAFETY: see above.
-            let tried = unsafe {
-                match &beside {
-                    Some(other) => (k.direct.sum_beside)(&chunk, anchor.reference, other),
-                    None if keep => (sweeps.sum_kept)(&chunk, anchor.reference),
-                    None => (sweeps.sum)(&chunk, anchor.reference),
+            let tried = tried.take().unwrap_or_else(|| unsafe {
+                if keep {
+                    (sweeps.sum_kept)(&chunk, anchor.reference)
+                } else {
+                    (sweeps.sum)(&chunk, anchor.reference)
                 }
-            };
+            });
             if tried.tame {
                 sums = Some(tried);
             } else {
@@ -1369,7 +1436,7 @@ impl GradientChunk {
         self.curve.is_plain() && self.scale == 1.0 && self.slope.is_null()
     }
 
-    /// [`sum_beside`] takes it, where it keeps exponentials or does not.
+    /// [`sums_beside`] takes it, where it keeps exponentials or does not.
     #[inline(always)]
     fn goes_beside(&self, keep: bool) -> bool {
         let source = if keep { Source::Kept } else { Source::Tame };
@@ -1580,7 +1647,7 @@ fn batch_size(plan: &Plan) -> usize {
 /// A range of rows, start to end; gives away the sums over each `len` of them.
 ///
 /// Where the gradient's sweep over a row is simple enough, it is done beside the first sweep over
-/// the next: see [`sum_beside`].
+/// the next: see [`sums_beside`].
 ///
 /// # Safety
 /// As [`anchor`] for every row of the range; no other thread is in these rows.

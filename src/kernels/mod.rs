@@ -84,8 +84,9 @@ pub struct Lanes {
 pub struct Outputs {
     /// See [`contiguous::gradient`].
     pub gradient: unsafe fn(&GradientChunk),
-    /// See [`contiguous::sum_beside`].
-    pub sum_beside: unsafe fn(&Chunk, Reference, &GradientChunk) -> Sums,
+    /// See [`contiguous::sums_beside`].
+    pub sums_beside:
+        unsafe fn(&Chunk, Reference, &Range<f64>, &GradientChunk, &mut [f64]) -> (usize, Sums),
     /// See [`contiguous::narrow`].
     pub narrow: unsafe fn(*const u8, usize, *mut u8),
     /// See [`tiles::scatter`].
