@@ -383,6 +383,39 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// Products of a row's gradient factors leave the range in which docs/semantics.md promises
+    /// values: those above 1 multiply to more than it holds, or those below 1 to less, and others
+    /// bring that back. A row without a softmax is NaN whatever its factors.
+    pub fn factors_leave_range(&self, i: usize) -> bool {
+        let case = &self.case;
+        let lse = self.out.lse.get(i).copied().unwrap_or(0.0);
+        if !lse.is_finite() {
+            return false;
+        }
+        // In powers of ten: the range, and what would have to bring back what underflowed.
+        let [lowest, highest, back] = match (self.task.logits.dtype, case.softcap > 0.0) {
+            (Dtype::F64, _) => [-290.0, 307.0, 23.0],
+            (_, false) => [-290.0, 60.0, 23.0],
+            (_, true) => [-37.0, 37.0, 7.0],
+        };
+        let power = |x: f64| if x == 0.0 || !x.is_finite() { 0.0 } else { x.abs().log10() };
+        let mean = case.reduction == reference::Reduction::Mean;
+        let divided = |by: f64| if mean { -power(by) } else { 0.0 };
+        let shared = [self.upstream(i), case.grad_scale, self.row_weight(i), case.logit_scale];
+        let leave = |own: &[f64], denominator: f64| {
+            let powers = shared.iter().chain(own).map(|&x| power(x));
+            let [down, up] = powers
+                .chain([divided(denominator)])
+                .fold([0.0; 2], |[down, up], x: f64| [down + x.min(0.0), up + x.max(0.0)]);
+            let lost = down < lowest && up > back && down + up > self.units.least.log10();
+            up > highest || lost
+        };
+        let mass = self.mass(i);
+        let mass = largest([largest(mass.iter().copied()), mass.iter().sum()]);
+        leave(&[mass], self.out.normalizer)
+            || case.z_loss != 0.0 && leave(&[2.0, case.z_loss, lse], self.out.z_normalizer)
+    }
+
     /// A gradient with respect to the logits, as `dtype`; `lse` is what a backward got.
     #[track_caller]
     pub fn gradient(
@@ -415,6 +448,7 @@ impl<'a> Judge<'a> {
                 _ => 0.0,
             };
             let moved = self.moved(i);
+            let leaves_range = self.factors_leave_range(i);
             // The class that sums leave out has its own accuracy.
             let target = self.target(i);
             for (class, &m) in mass.iter().enumerate() {
@@ -429,6 +463,9 @@ impl<'a> Judge<'a> {
                 let before = old.map_or(0.0, |old| old[at]);
                 if !kept || r == 0.0 {
                     assert!(grad[at] == before, "{}: {:e} though ignored", what(), grad[at]);
+                    continue;
+                }
+                if leaves_range {
                     continue;
                 }
                 let want = self.out.grad_logits[at];
@@ -520,12 +557,16 @@ impl<'a> Judge<'a> {
             let ignored = !self.is_kept(i) || self.row_weight(i) == 0.0;
             let lse = self.out.lse.get(i).copied().unwrap_or(0.0);
             let factor = self.factors(i)[0] * (1.0 - self.case.label_smoothing);
+            let leaves_range = self.factors_leave_range(i);
             for class in 0..self.task.classes {
                 let at = self.at(i, class);
                 let before = old.map_or(0.0, |old| old[at]);
                 let what = || format!("gradient of target {class} of row {i}");
                 if ignored {
                     assert!(grad[at] == before, "{}: {:e} though ignored", what(), grad[at]);
+                    continue;
+                }
+                if leaves_range {
                     continue;
                 }
                 let want = self.out.grad_targets[at];
