@@ -101,12 +101,13 @@ fn infinite_masses_stay_in_their_row() {
     }
 }
 
-/// Equal terms round alike: 346 of them beside one that is larger by far, in lanes of f32.
+/// Equal terms round alike: 346 of them beside one that is larger by far, in lanes of f32. Those of
+/// e^-16.6 and e^-12.4 are the worst for three additions to 1.
 #[test]
 fn equal_terms_beside_one() {
     for isa in isas() {
-        for classes in [384, 1000, 3000] {
-            for low in [-7.0f32, -6.9, -7.3, -8.1] {
+        for classes in [384, 1000, 3000, 6000] {
+            for low in [-7.0f32, -6.9, -7.3, -8.1, -9.75, -12.396, -16.63] {
                 let mut logits = vec![low; classes];
                 logits[0] = 0.0;
                 logits[248] = -5.375;
@@ -114,7 +115,7 @@ fn equal_terms_beside_one() {
                 let mut lse = [0.0];
                 CrossEntropy::new(1, classes).isa(isa).lse(&logits, &mut lse).unwrap();
                 let want = logits.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
-                let bound = 2e-7 * want + 2f64.powi(-23);
+                let bound = 2e-7 * want + 2f64.powi(-22);
                 let off = (lse[0] - want).abs();
                 assert!(off <= bound, "{isa:?} {classes} {low}: {} not {want}, by {off:e}", lse[0]);
             }
