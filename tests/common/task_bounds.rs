@@ -202,18 +202,29 @@ impl<'a> Judge<'a> {
     fn bound_of_lse(&self, i: usize) -> f64 {
         match self.out.lse_scale.get(i) {
             // Beside a largest term of 1 three additions round alike, by half an ulp each.
-            Some(scale) => self.units.sum * scale + 2.0 * self.units.exp,
+            Some(scale) => self.units.sum * scale + 2.0 * self.units.exp + self.moved(i),
             None => 0.0,
         }
     }
 
     /// How far capped logits may be from the oracle's: two roundings of either, which in f32 are
-    /// those of f64 before the one that both make.
+    /// those of f64 before the one that both make. That one may go either way from the middle.
     fn moved(&self, i: usize) -> f64 {
-        if self.case.softcap == 0.0 || self.task.logits.dtype != Dtype::F64 {
+        let (cap, scale) = (self.case.softcap, self.case.logit_scale);
+        if cap == 0.0 {
             return 0.0;
         }
-        4.0 * f64::EPSILON * self.case.softcap.min(self.case.logit_scale * self.reach(i))
+        if self.task.logits.dtype == Dtype::F64 {
+            return 4.0 * f64::EPSILON * cap.min(scale * self.reach(i));
+        }
+        let between = |class: usize| {
+            let x = cap * (scale * self.case.logits[self.at(i, class)] / cap).tanh();
+            // A quotient by a cap of 1e300 is subnormal.
+            let off = 4.0 * f64::EPSILON * x.abs() + cap * f64::from_bits(2);
+            f64::from((x + off) as f32) - f64::from((x - off) as f32)
+        };
+        // Past the range of f32 nothing is between, and NaN.
+        largest((0..self.task.classes).map(between))
     }
 
     /// The largest logit as stored, whatever its sign.
