@@ -114,6 +114,8 @@ pub struct Judge<'a> {
     case: Case,
     /// `−ln p`, or `−logp` as given.
     nll: Vec<f64>,
+    /// Of each row: [`Judge::find_moved`].
+    moved: Vec<f64>,
     units: Units,
 }
 
@@ -130,13 +132,20 @@ impl<'a> Judge<'a> {
             reduction: reference::Reduction::Sum,
             ..Case::new(case.rows, case.classes, case.inner, case.logits.clone())
         };
-        Judge {
+        let mut judge = Judge {
             task,
             out: reference::evaluate(&case),
             nll: reference::evaluate(&plain).grad_targets,
+            moved: Vec::new(),
             units: Units::of(task.logits.dtype),
             case,
-        }
+        };
+        judge.moved = (0..task.positions()).map(|i| judge.find_moved(i)).collect();
+        judge
+    }
+
+    fn moved(&self, i: usize) -> f64 {
+        self.moved[i]
     }
 
     fn at(&self, i: usize, class: usize) -> usize {
@@ -209,7 +218,7 @@ impl<'a> Judge<'a> {
 
     /// How far capped logits may be from the oracle's: two roundings of either, which in f32 are
     /// those of f64 before the one that both make. That one may go either way from the middle.
-    fn moved(&self, i: usize) -> f64 {
+    fn find_moved(&self, i: usize) -> f64 {
         let (cap, scale) = (self.case.softcap, self.case.logit_scale);
         if cap == 0.0 {
             return 0.0;
