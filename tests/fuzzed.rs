@@ -1,10 +1,14 @@
 //! What the fuzz targets found, by name.
 
-use xent::{CrossEntropy, Isa, Reduction, Results};
+mod common;
 
-fn isas() -> impl Iterator<Item = Isa> {
-    Isa::ALL.into_iter().filter(|isa| isa.is_available())
-}
+use common::operand::{Dtype, FLOATS, Operand};
+use common::random::config;
+use common::task::{Answer, Task, assert_all_same, same_bits};
+use common::task_bounds::{Judge, check_answers};
+use common::task_random::tasks;
+use common::{How, isas};
+use xent::{CrossEntropy, Isa, Pool, Reduction, Results};
 
 /// The slope of a cap under a scale past f32 was infinite, and took a gradient of 0 to NaN.
 #[test]
@@ -97,12 +101,13 @@ fn infinite_masses_stay_in_their_row() {
     }
 }
 
-/// Equal terms round alike: 346 of them beside one that is larger by far, in lanes of f32.
+/// Equal terms round alike: 346 of them beside one that is larger by far, in lanes of f32. Those of
+/// e^-16.6 and e^-12.4 are the worst for three additions to 1.
 #[test]
 fn equal_terms_beside_one() {
     for isa in isas() {
-        for classes in [384, 1000, 3000] {
-            for low in [-7.0f32, -6.9, -7.3, -8.1] {
+        for classes in [384, 1000, 3000, 6000] {
+            for low in [-7.0f32, -6.9, -7.3, -8.1, -9.75, -12.396, -16.63] {
                 let mut logits = vec![low; classes];
                 logits[0] = 0.0;
                 logits[248] = -5.375;
@@ -110,10 +115,167 @@ fn equal_terms_beside_one() {
                 let mut lse = [0.0];
                 CrossEntropy::new(1, classes).isa(isa).lse(&logits, &mut lse).unwrap();
                 let want = logits.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
-                let bound = 2e-7 * want + 2f64.powi(-23);
+                let bound = 2e-7 * want + 2f64.powi(-22);
                 let off = (lse[0] - want).abs();
                 assert!(off <= bound, "{isa:?} {classes} {low}: {} not {want}, by {off:e}", lse[0]);
             }
         }
+    }
+}
+
+/// Every call on every set: all but the gradients of the rows `beyond`, whose values nobody promised,
+/// agrees with the oracle; all of it has the same bits on all sets, and beside any other rows.
+#[track_caller]
+fn agree_but_for(beyond: &[bool], task: &Task) {
+    let judge = Judge::new(task);
+    let found: Vec<bool> = (0..task.positions()).map(|i| judge.factors_leave_range(i)).collect();
+    assert_eq!(found, beyond);
+    let mut fused: Option<Vec<(&str, Answer)>> = None;
+    for isa in isas() {
+        let answers = task.run_all(&How::on(isa));
+        check_answers(&judge, &answers);
+        for i in 0..task.rows {
+            let own = i * task.classes..(i + 1) * task.classes;
+            let alone = task.single(i, 0).run_all(&How::on(isa));
+            for ((call, whole), (_, alone)) in answers.iter().zip(alone) {
+                let whole = whole.grad.get(own.clone()).unwrap_or(&[]);
+                same_bits(whole, &alone.grad, &format!("row {i} alone, {call}"));
+            }
+        }
+        match &fused {
+            _ if isa == Isa::Portable => {}
+            None => fused = Some(answers),
+            Some(others) => assert_all_same(&answers, others, isa.name()),
+        }
+    }
+}
+
+/// Packed, and with classes that are not contiguous.
+fn in_two_layouts(logits: &Operand) -> [Operand; 2] {
+    let [rows, ..] = logits.sizes;
+    [logits.clone(), Operand { strides: [1, rows as i64, 0], ..logits.clone() }]
+}
+
+/// A row with an lse of 1e305, and one like any other.
+fn one_far_out(classes: usize) -> Operand {
+    let mut values = vec![f64::NEG_INFINITY; 2 * classes];
+    (values[0], values[1], values[3]) = (1e305, 1e305, -1e305);
+    for (class, x) in values[classes..].iter_mut().enumerate() {
+        *x = (class % 7) as f64;
+    }
+    Operand::packed(Dtype::F64, [2, classes, 1], &values)
+}
+
+/// A z-loss whose slope is beyond f64: classes without probability are NaN in that row, and the next
+/// row is as ever.
+#[test]
+fn penalty_beyond_f64() {
+    for classes in [4, 20, 200, 3000] {
+        let logits = one_far_out(classes);
+        let mut one_hot = vec![0.0; 2 * classes];
+        (one_hot[3], one_hot[classes + 1]) = (1.0, 1.0);
+        for logits in in_two_layouts(&logits) {
+            for targets in [
+                Operand::packed(Dtype::I64, [2, 1, 1], &[3.0, 1.0]),
+                Operand::packed(Dtype::F32, [2, classes, 1], &one_hot),
+            ] {
+                let task = Task { z_loss: 2.0, ..Task::new(logits.clone(), targets) };
+                // 4e305, and 4e335.
+                agree_but_for(&[false, false], &task);
+                agree_but_for(&[true, false], &Task { grad_scale: 1e30, ..task });
+            }
+        }
+    }
+}
+
+/// The same where threads share a row.
+#[test]
+fn penalty_beyond_f64_on_threads() {
+    let targets = Operand::packed(Dtype::I64, [2, 1, 1], &[3.0, 1.0]);
+    let task = Task::new(one_far_out(150_000), targets);
+    let task = Task { z_loss: 2.0, grad_scale: 1e30, ..task };
+    let pool = Pool::new(3).unwrap();
+    for isa in isas() {
+        let alone = How { threads: 1, ..How::on(isa) };
+        let all = task.run_all(&How { threads: 3, pool: Some(&pool), ..alone });
+        assert_all_same(&all, &task.run_all(&alone), isa.name());
+    }
+}
+
+/// Factors in the range of f64, but far beyond that of lanes of f32, where a sum was `inf - inf`.
+#[test]
+fn factors_beyond_f32() {
+    for dtype in FLOATS {
+        for classes in [3, 20, 200] {
+            let mut values: Vec<f64> = (0..4 * classes).map(|i| (i % 5) as f64).collect();
+            values[1] = f64::NEG_INFINITY;
+            let logits = Operand::packed(dtype, [4, classes, 1], &values);
+            let mask = Operand::packed(Dtype::U8, [4, 1, 1], &[1.0, 1.0, 0.0, 1.0]);
+            let targets = Operand::packed(Dtype::I64, [4, 1, 1], &[0.0, 2.0, 1.0, 1.0]);
+            let upstream = Operand::packed(Dtype::F64, [4, 1, 1], &[1e300, 0.5, 1e300, -2.0]);
+            for logits in in_two_layouts(&logits) {
+                let task = Task {
+                    row_mask: Some(mask.clone()),
+                    label_smoothing: 0.5,
+                    grad: Operand::zeros(dtype, [4, classes, 1]),
+                    ..Task::new(logits, targets.clone())
+                };
+                let wide = dtype == Dtype::F64;
+                let each = Task {
+                    reduction: Reduction::None,
+                    grad_output: Some(upstream.clone()),
+                    ..task.clone()
+                };
+                agree_but_for(&[!wide, false, !wide, false], &each);
+                let over_little = Task { reduction: Reduction::Mean, normalizer: 1e-10, ..task };
+                agree_but_for(&[true; 4], &Task { grad_scale: 1e300, ..over_little.clone() });
+                agree_but_for(&[false; 4], &Task { grad_scale: 1e30, ..over_little });
+            }
+        }
+    }
+}
+
+/// Up to there, all is as accurate as ever.
+#[test]
+fn factors_up_to_the_limits() {
+    for dtype in FLOATS {
+        let wide = dtype == Dtype::F64;
+        for classes in [3, 20, 200] {
+            let values: Vec<f64> = (0..2 * classes).map(|i| (i % 5) as f64).collect();
+            let logits = Operand::packed(dtype, [2, classes, 1], &values);
+            let targets = Operand::packed(Dtype::I64, [2, 1, 1], &[0.0, 2.0]);
+            for logits in in_two_layouts(&logits) {
+                let task = Task { label_smoothing: 0.3, ..Task::new(logits, targets.clone()) };
+                let capped = Task { softcap: 2.0, ..task.clone() };
+                let [most, most_capped] = if wide { [1e306; 2] } else { [1e59, 1e36] };
+                agree_but_for(&[false; 2], &Task { grad_scale: most, ..task.clone() });
+                agree_but_for(&[false; 2], &Task { grad_scale: most_capped, ..capped.clone() });
+                let [least, least_capped] = if wide { [1e-289; 2] } else { [1e-289, 1e-36] };
+                for (task, least, ends) in [(task, least, wide), (capped, least_capped, true)] {
+                    let upstream = Some(Operand::packed(Dtype::F64, [1; 3], &[1e30]));
+                    let task = Task { grad_scale: least, grad_output: upstream, ..task };
+                    agree_but_for(&[false; 2], &task);
+                    // Of what f32 has no numbers for, nothing can be lost.
+                    agree_but_for(&[ends; 2], &Task { grad_scale: least * 1e-2, ..task });
+                }
+            }
+        }
+    }
+}
+
+/// What ends the promise is far from all that problems are likely to be.
+#[test]
+fn ordinary_factors_stay_in_range() {
+    let mut runner = proptest::test_runner::TestRunner::new(config(1500));
+    let outcome = runner.run(&tasks(600), |spec| {
+        let task = spec.task();
+        let judge = Judge::new(&task);
+        for i in 0..task.positions() {
+            proptest::prop_assert!(!judge.factors_leave_range(i), "row {i} of {task:?}");
+        }
+        Ok(())
+    });
+    if let Err(error) = outcome {
+        panic!("{error}");
     }
 }

@@ -4,7 +4,7 @@
 //! the place of 2e-7, and as much less of 2⁻²³.
 //!
 //! ```text
-//! lse            2e-7 of the larger of |max| and lse − max, and 2^-23 absolute
+//! lse            2e-7 of the larger of |max| and lse − max, and 2^-22 absolute
 //! loss           2e-7 of the largest term; of a confident row 2^-22·(1 + |ln loss|) relative; all
 //!                mass that multiplies one lse takes its share of 2^-23
 //! z-loss         what lse is off by, times 2λ·|lse|
@@ -114,6 +114,8 @@ pub struct Judge<'a> {
     case: Case,
     /// `−ln p`, or `−logp` as given.
     nll: Vec<f64>,
+    /// Of each row: [`Judge::find_moved`].
+    moved: Vec<f64>,
     units: Units,
 }
 
@@ -130,13 +132,20 @@ impl<'a> Judge<'a> {
             reduction: reference::Reduction::Sum,
             ..Case::new(case.rows, case.classes, case.inner, case.logits.clone())
         };
-        Judge {
+        let mut judge = Judge {
             task,
             out: reference::evaluate(&case),
             nll: reference::evaluate(&plain).grad_targets,
+            moved: Vec::new(),
             units: Units::of(task.logits.dtype),
             case,
-        }
+        };
+        judge.moved = (0..task.positions()).map(|i| judge.find_moved(i)).collect();
+        judge
+    }
+
+    fn moved(&self, i: usize) -> f64 {
+        self.moved[i]
     }
 
     fn at(&self, i: usize, class: usize) -> usize {
@@ -201,18 +210,30 @@ impl<'a> Judge<'a> {
 
     fn bound_of_lse(&self, i: usize) -> f64 {
         match self.out.lse_scale.get(i) {
-            Some(scale) => self.units.sum * scale + self.units.exp,
+            // Beside a largest term of 1 three additions round alike, by half an ulp each.
+            Some(scale) => self.units.sum * scale + 2.0 * self.units.exp + self.moved(i),
             None => 0.0,
         }
     }
 
     /// How far capped logits may be from the oracle's: two roundings of either, which in f32 are
-    /// those of f64 before the one that both make.
-    fn moved(&self, i: usize) -> f64 {
-        if self.case.softcap == 0.0 || self.task.logits.dtype != Dtype::F64 {
+    /// those of f64 before the one that both make. That one may go either way from the middle.
+    fn find_moved(&self, i: usize) -> f64 {
+        let (cap, scale) = (self.case.softcap, self.case.logit_scale);
+        if cap == 0.0 {
             return 0.0;
         }
-        4.0 * f64::EPSILON * self.case.softcap.min(self.case.logit_scale * self.reach(i))
+        if self.task.logits.dtype == Dtype::F64 {
+            return 4.0 * f64::EPSILON * cap.min(scale * self.reach(i));
+        }
+        let between = |class: usize| {
+            let x = cap * (scale * self.case.logits[self.at(i, class)] / cap).tanh();
+            // A quotient by a cap of 1e300 is subnormal.
+            let off = 4.0 * f64::EPSILON * x.abs() + cap * f64::from_bits(2);
+            f64::from((x + off) as f32) - f64::from((x - off) as f32)
+        };
+        // Past the range of f32 nothing is between, and NaN.
+        largest((0..self.task.classes).map(between))
     }
 
     /// The largest logit as stored, whatever its sign.
@@ -361,13 +382,16 @@ impl<'a> Judge<'a> {
             // Where there is no softmax the loss is NaN, and its part may be NaN or λ·∞².
             let undefined = want.loss.is_nan() && !want.z_loss.is_finite() && z_loss.is_nan();
             if !undefined {
-                worst.see("z-loss", close(z_loss, want.z_loss, z_bound, || "z_loss".to_string()));
+                let what = || "z_loss".to_string();
+                worst.see("z-loss", close_stored(Dtype::F64, z_loss, want.z_loss, z_bound, what));
             }
         }
         if let Some(loss) = answer.loss {
             let bound = (totals[0] + rounding) / divisors[0] + z_bound;
             let bound = bound + 1e-14 * (want.loss.abs() + want.z_loss.abs());
-            worst.see("reduced", close(loss, want.loss, bound, || "loss".to_string()));
+            // What is just within f64 may be rounded past it.
+            let what = || "loss".to_string();
+            worst.see("reduced", close_stored(Dtype::F64, loss, want.loss, bound, what));
         }
         worst
     }
@@ -381,6 +405,39 @@ impl<'a> Judge<'a> {
             }
             _ => [upstream, upstream],
         }
+    }
+
+    /// Products of a row's gradient factors leave the range in which docs/semantics.md promises
+    /// values: those above 1 multiply to more than it holds, or those below 1 to less, and others
+    /// bring that back. A row without a softmax is NaN whatever its factors.
+    pub fn factors_leave_range(&self, i: usize) -> bool {
+        let case = &self.case;
+        let lse = self.out.lse.get(i).copied().unwrap_or(0.0);
+        if !lse.is_finite() {
+            return false;
+        }
+        // In powers of ten: the range, and what would have to bring back what underflowed.
+        let [lowest, highest, back] = match (self.task.logits.dtype, case.softcap > 0.0) {
+            (Dtype::F64, _) => [-290.0, 307.0, 23.0],
+            (_, false) => [-290.0, 60.0, 23.0],
+            (_, true) => [-37.0, 37.0, 7.0],
+        };
+        let power = |x: f64| if x == 0.0 || !x.is_finite() { 0.0 } else { x.abs().log10() };
+        let mean = case.reduction == reference::Reduction::Mean;
+        let divided = |by: f64| if mean { -power(by) } else { 0.0 };
+        let shared = [self.upstream(i), case.grad_scale, self.row_weight(i), case.logit_scale];
+        let leave = |own: &[f64], denominator: f64| {
+            let powers = shared.iter().chain(own).map(|&x| power(x));
+            let [down, up] = powers
+                .chain([divided(denominator)])
+                .fold([0.0; 2], |[down, up], x: f64| [down + x.min(0.0), up + x.max(0.0)]);
+            let lost = down < lowest && up > back && down + up > self.units.least.log10();
+            up > highest || lost
+        };
+        let mass = self.mass(i);
+        let mass = largest([largest(mass.iter().copied()), mass.iter().sum()]);
+        leave(&[mass], self.out.normalizer)
+            || case.z_loss != 0.0 && leave(&[2.0, case.z_loss, lse], self.out.z_normalizer)
     }
 
     /// A gradient with respect to the logits, as `dtype`; `lse` is what a backward got.
@@ -415,6 +472,7 @@ impl<'a> Judge<'a> {
                 _ => 0.0,
             };
             let moved = self.moved(i);
+            let leaves_range = self.factors_leave_range(i);
             // The class that sums leave out has its own accuracy.
             let target = self.target(i);
             for (class, &m) in mass.iter().enumerate() {
@@ -429,6 +487,9 @@ impl<'a> Judge<'a> {
                 let before = old.map_or(0.0, |old| old[at]);
                 if !kept || r == 0.0 {
                     assert!(grad[at] == before, "{}: {:e} though ignored", what(), grad[at]);
+                    continue;
+                }
+                if leaves_range {
                     continue;
                 }
                 let want = self.out.grad_logits[at];
@@ -520,12 +581,16 @@ impl<'a> Judge<'a> {
             let ignored = !self.is_kept(i) || self.row_weight(i) == 0.0;
             let lse = self.out.lse.get(i).copied().unwrap_or(0.0);
             let factor = self.factors(i)[0] * (1.0 - self.case.label_smoothing);
+            let leaves_range = self.factors_leave_range(i);
             for class in 0..self.task.classes {
                 let at = self.at(i, class);
                 let before = old.map_or(0.0, |old| old[at]);
                 let what = || format!("gradient of target {class} of row {i}");
                 if ignored {
                     assert!(grad[at] == before, "{}: {:e} though ignored", what(), grad[at]);
+                    continue;
+                }
+                if leaves_range {
                     continue;
                 }
                 let want = self.out.grad_targets[at];

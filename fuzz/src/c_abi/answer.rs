@@ -142,9 +142,12 @@ fn check_loss(arguments: &Arguments, reader: &Reader, is_tame: bool) {
     let p = &arguments.problem;
     let sizes @ [rows, classes, inner] = arguments.sizes();
     let by_row = [rows, 1, inner];
-    let logits = reader.input("logits").unwrap_or(operand::Operand {
-        // There are no rows.
-        ..operand::Operand::zeros(Dtype::F32, sizes)
+    let of_targets = arguments.entry == Entry::BackwardTargets;
+    let logits = reader.input("logits").unwrap_or_else(|| {
+        // There are no rows; a gradient has to be of some logits nevertheless.
+        let grad = reader.find("grad", true).filter(|_| !of_targets);
+        let dtype = grad.and_then(|grad| dtype_of(grad.view.dtype));
+        operand::Operand::zeros(dtype.unwrap_or(Dtype::F32), sizes)
     });
     let result = |name: &str| match reader.find(name, true) {
         Some(operand) => reader.taken(operand),
@@ -155,7 +158,6 @@ fn check_loss(arguments: &Arguments, reader: &Reader, is_tame: bool) {
         Some(grad) if wanted => reader.taken(grad),
         _ => operand::Operand::zeros(dtype, sizes),
     };
-    let of_targets = arguments.entry == Entry::BackwardTargets;
     let asked = |name: &str| reader.find(name, true).is_some();
     let no_targets = (rows * inner == 0 && !of_targets).then(|| {
         // No rows need none, and are as if all of their targets were classes.
