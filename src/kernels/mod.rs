@@ -79,14 +79,17 @@ pub struct Lanes {
     pub fence: fn(),
 }
 
+/// [`contiguous::sums_beside`]
+pub type SumsBeside =
+    unsafe fn(&Chunk, Reference, &Range<f64>, &GradientChunk, &mut [f64]) -> (usize, Sums);
+
 /// Entry points for one type of gradients and one type of what it is computed from.
 #[derive(Debug)]
 pub struct Outputs {
     /// See [`contiguous::gradient`].
     pub gradient: unsafe fn(&GradientChunk),
     /// See [`contiguous::sums_beside`].
-    pub sums_beside:
-        unsafe fn(&Chunk, Reference, &Range<f64>, &GradientChunk, &mut [f64]) -> (usize, Sums),
+    pub sums_beside: SumsBeside,
     /// See [`contiguous::narrow`].
     pub narrow: unsafe fn(*const u8, usize, *mut u8),
     /// See [`tiles::scatter`].
