@@ -506,8 +506,8 @@ impl Plan {
     pub fn keeps(&self) -> bool {
         matches!(self.pass, Pass::ForwardBackward | Pass::Softmax)
             && self.classes <= KEPT_CLASSES
-            && self.transform.is_none()
             && !self.is_natural()
+            && self.transform.is_none()
             && matches!(self.logits.dtype, Dtype::F32 | Dtype::F64)
             && !matches!(self.targets, Targets::Probabilities(_))
             && self.gradient.is_some_and(|gradient| gradient.in_place)
