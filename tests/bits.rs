@@ -302,6 +302,34 @@ fn lse_alone() {
     }
 }
 
+/// Rows in pairs of which one or both have chunks that are swept again: masked logits, and one far above all
+/// before, in each chunk in turn, and behind a masked one.
+#[test]
+fn pairs_with_chunks_that_are_swept_again() {
+    let (rows, classes, chunk) = (40, 5 * 2048 + 100, 2048);
+    let mut problem = Problem { normalizer: 3.0, ..mixed(rows, classes, &[Kind::Unit]) };
+    for (row, x) in problem.logits.chunks_mut(classes).enumerate() {
+        let at = |chunks: usize| (chunks % 6 * chunk + row * 7 % 100).min(classes - 1);
+        if row % 3 != 0 {
+            x[at(row)] = f32::NEG_INFINITY;
+        }
+        if row % 4 > 1 {
+            x[at(row / 3)] = 60.0;
+        }
+    }
+    for isa in isas() {
+        for pass in [Pass::Fused, Pass::FusedInPlace] {
+            let whole = problem.run(pass, &How { threads: 1, ..How::on(isa) });
+            for row in 0..rows {
+                let alone = problem.single(row).run(pass, &How::on(isa));
+                let range = row * classes..(row + 1) * classes;
+                assert_same(&alone.row_losses, &whole.row_losses[row..=row], "row loss");
+                assert_same(&alone.grad, &whole.grad[range], "gradient");
+            }
+        }
+    }
+}
+
 /// More rows than blocks: within a block, the gradient's sweep over a row goes along with the first
 /// over the next. A row alone has no next.
 #[test]

@@ -943,9 +943,12 @@ where
         // target's, which is written once more, go through the cache; ask for them early, for a
         // write that waits for its line holds up all behind it.
         let (mut at, mut through) = (0, usize::MAX);
-        if chunk.stream {
-            // Too short for a whole line: `first_lanes` takes less than 64.
+        if chunk.stream || len > CHUNK {
+            // Too short for a whole line: `first_lanes` takes less than 64. Where many are written,
+            // no register is to be split between two, and in place none that is read.
             at = g.align_offset(LINE).min(len).min(S::BLOCK - 1);
+        }
+        if chunk.stream {
             for i in (len - (len - at) % S::BLOCK..len).step_by(LINE / size_of::<G>()) {
                 s.prefetch_write(g.wrapping_add(i).cast());
             }
