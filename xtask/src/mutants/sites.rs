@@ -18,7 +18,66 @@ pub fn by_parser(texts: &BTreeMap<&'static str, String>) -> Result<Vec<Site>> {
             Finder { file, text, function: String::new(), later: Vec::new(), sites: &mut sites };
         finder.visit_file(&parsed);
     }
+    number_equals(&mut sites);
     Ok(sites)
+}
+
+/// So that each has a name of its own: those of the same function and text are counted.
+fn number_equals(sites: &mut [Site]) {
+    let mut seen = BTreeMap::new();
+    for site in sites {
+        let count = seen.entry(site.name()).or_insert(0);
+        *count += 1;
+        if *count > 1 {
+            site.what.push_str(&format!(" #{count}"));
+        }
+    }
+}
+
+/// Calls that may be made twice, and tell the same.
+const PURE: [&str; 14] = [
+    "len",
+    "abs",
+    "min",
+    "max",
+    "size",
+    "size_of",
+    "is_null",
+    "addr",
+    "is_some",
+    "is_none",
+    "saturating_mul",
+    "div_ceil",
+    "distributions",
+    "trailing_zeros",
+];
+
+/// Whether it can be evaluated twice.
+fn is_pure(expression: &Expr) -> bool {
+    match expression {
+        Expr::Path(_) | Expr::Lit(_) => true,
+        Expr::Field(field) => is_pure(&field.base),
+        Expr::Paren(inner) => is_pure(&inner.expr),
+        Expr::Reference(inner) => is_pure(&inner.expr),
+        Expr::Unary(unary) => is_pure(&unary.expr),
+        Expr::Cast(cast) => is_pure(&cast.expr),
+        Expr::Index(index) => is_pure(&index.expr) && is_pure(&index.index),
+        Expr::Binary(binary) => is_pure(&binary.left) && is_pure(&binary.right),
+        Expr::MethodCall(call) => {
+            PURE.contains(&call.method.to_string().as_str())
+                && is_pure(&call.receiver)
+                && call.args.iter().all(is_pure)
+        }
+        Expr::Call(call) => match &*call.func {
+            Expr::Path(path) => path
+                .path
+                .segments
+                .last()
+                .is_some_and(|last| PURE.contains(&last.ident.to_string().as_str())),
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 struct Finder<'a> {
@@ -74,6 +133,7 @@ impl Finder<'_> {
             line: node.span().start().line,
             what: format!("{}: {shown} -> {new}", self.function),
             by_hand: false,
+            is_comparison: false,
         });
     }
 
@@ -165,6 +225,10 @@ impl<'ast> Visit<'ast> for Finder<'_> {
             for new in new {
                 let (left, right) = (self.of(&binary.left), self.of(&binary.right));
                 self.add(binary, format!("({left}) {new} ({right})"));
+                let compares = ["<", "<=", ">", ">=", "==", "!="].contains(new);
+                if compares && is_pure(&binary.left) && is_pure(&binary.right) {
+                    self.sites.last_mut().expect("just added").is_comparison = true;
+                }
             }
         }
         visit::visit_expr_binary(self, binary);
@@ -292,6 +356,7 @@ pub fn by_hand(texts: &BTreeMap<&'static str, String>) -> Result<Vec<Site>> {
             line: text[..start].lines().count(),
             what: what.to_string(),
             by_hand: true,
+            is_comparison: false,
         });
         Ok(())
     };
