@@ -24,6 +24,7 @@ mod run;
 mod sites;
 
 use crate::tool::{Result, make_directory, root, target};
+use programs::Which;
 use results::{Results, Verdict};
 use std::collections::BTreeMap;
 use std::fs;
@@ -42,7 +43,7 @@ usage: cargo xtask mutants [--every N] [--from I] [--only TEXT] [--by-hand | --b
   --report     says what became of them so far";
 
 /// Mutants of one build, about: with more, programs get slow.
-const BATCH: usize = 500;
+const BATCH: usize = 1000;
 
 /// Seconds that a mutant's tests may take together, those that see most for their time first; and for
 /// one that lived before.
@@ -62,14 +63,14 @@ const SOURCES: [&str; 20] = [
     "src/math/exp2.rs",
     "src/math/real.rs",
     "src/math/scalar.rs",
+    "src/simd/avx2.rs",
+    "src/simd/mod.rs",
+    "src/simd/portable.rs",
     "src/plan.rs",
     "src/problem.rs",
     "src/family.rs",
     "src/parallel.rs",
     "src/element.rs",
-    "src/simd/avx2.rs",
-    "src/simd/mod.rs",
-    "src/simd/portable.rs",
     AVX512,
 ];
 
@@ -96,6 +97,11 @@ impl Site {
     /// As the lists and the report call it: no line numbers, which move.
     pub fn name(&self) -> String {
         format!("{}: {}", self.file, self.what)
+    }
+
+    /// Of the arithmetic, which does not know of threads, errors or memory.
+    fn is_kernel(&self) -> bool {
+        ["src/kernels/", "src/math/", "src/simd/"].iter().any(|part| self.file.starts_with(part))
     }
 }
 
@@ -190,14 +196,16 @@ fn batches(sites: Vec<Site>) -> Vec<Vec<Site>> {
     let mut batches: Vec<Vec<Site>> = Vec::new();
     for file in SOURCES {
         let of_file: Vec<Site> = sites.iter().filter(|site| site.file == file).cloned().collect();
-        match batches.last_mut() {
-            Some(last) if file != AVX512 && last.len() + of_file.len() <= BATCH => {
-                last.extend(of_file);
-            }
-            _ => batches.push(of_file),
+        let Some(first) = of_file.first() else { continue };
+        let fits = |last: &Vec<Site>| {
+            let alike = last[0].is_kernel() == first.is_kernel();
+            alike && file != AVX512 && last.len() + of_file.len() <= BATCH
+        };
+        match batches.last_mut().filter(|last| fits(last)) {
+            Some(last) => last.extend(of_file),
+            None => batches.push(of_file),
         }
     }
-    batches.retain(|batch| !batch.is_empty());
     batches
 }
 
@@ -210,14 +218,16 @@ fn put_to_the_tests(
     let every_set = again || sites.iter().any(|site| site.file == AVX512);
     // To build the unit tests is to build all kernels once more.
     let unit_tests = sites.iter().any(|site| texts[site.file].contains("#[cfg(test)]"));
+    let kernels_alone = sites.iter().all(Site::is_kernel);
     let tree = target().join("mutants/tree");
     rewrite::copy_project(&tree, every_set)?;
-    println!("building the tests with {} mutants", sites.len());
     for site in rewrite::compile(&tree, texts, &mut sites)? {
         if site.by_hand {
             return Err(format!("a mutant by hand does not compile: {}", site.name()));
         }
         results.add(&site, Verdict::DoesNotCompile)?;
     }
-    run::all(&tree, &sites, results, unit_tests, if again { LONG } else { SHORT })
+    println!("building the tests with {} mutants", sites.len());
+    let tests = programs::all(&tree, sites.len(), Which { unit_tests, kernels_alone })?;
+    run::all(&tree, &sites, results, &tests, if again { LONG } else { SHORT })
 }

@@ -114,38 +114,39 @@ impl Test {
         Ok(outcome != Outcome::Passed)
     }
 
-    /// Whether mutants of kernels are its business.
-    pub fn is_for_kernels(&self) -> bool {
-        self.quick.kernels
-    }
-
     /// What it costs for its kind: what sees many comes first, and what takes little.
     pub fn price(&self) -> f64 {
         (self.seconds + 0.02) / (1.0 + self.caught.load(Ordering::Relaxed) as f64)
     }
 
     /// Sees which mutants it meets, and how long it takes.
-    fn look(&mut self, tree: &Path, count: usize) -> Result {
-        let list = target().join("mutants/met.txt");
-        let _ = fs::remove_file(&list);
+    fn look(&mut self, tree: &Path, list: &Path, count: usize) -> Result {
+        let _ = fs::remove_file(list);
         let mut command = self.command(tree, 0);
-        command.env("XENT_MUTANTS_MET", &list);
+        command.env("XENT_MUTANTS_MET", list);
         let (outcome, seconds) = process::timed(&mut command, 60.0)?;
         if outcome != Outcome::Passed {
             return Err(format!("{} fails without a mutant", self.name));
         }
         self.seconds = seconds;
-        let text = fs::read_to_string(&list).map_err(|error| format!("{}: {error}", self.name))?;
+        let text = fs::read_to_string(list).map_err(|error| format!("{}: {error}", self.name))?;
         let met = text.lines().filter_map(|line| line.parse().ok());
         self.met = met.filter(|mutant| (1..=count).contains(mutant)).collect();
         Ok(())
     }
 }
 
+/// Which of them are wanted: the unit tests, those of kernels and nothing else.
+#[derive(Clone, Copy)]
+pub struct Which {
+    pub unit_tests: bool,
+    pub kernels_alone: bool,
+}
+
 /// Every test, built with `count` mutants.
-pub fn all(tree: &Path, count: usize, unit_tests: bool) -> Result<Vec<Test>> {
+pub fn all(tree: &Path, count: usize, which: Which) -> Result<Vec<Test>> {
     let mut arguments = vec!["test", "--no-run"];
-    if unit_tests {
+    if which.unit_tests {
         arguments.push("--lib");
     }
     let names: BTreeSet<&str> = QUICK.iter().map(|quick| quick.test).collect();
@@ -161,7 +162,10 @@ pub fn all(tree: &Path, count: usize, unit_tests: bool) -> Result<Vec<Test>> {
         return Err(format!("the mutants do not build:\n{text}"));
     }
     let mut tests = Vec::new();
-    for quick in QUICK.iter().filter(|quick| unit_tests || !quick.test.is_empty()) {
+    let is_wanted = |quick: &&Quick| {
+        (which.unit_tests || !quick.test.is_empty()) && (quick.kernels || !which.kernels_alone)
+    };
+    for quick in QUICK.iter().filter(is_wanted) {
         let mut add = |program: &Path, name: String, arguments: Vec<String>| {
             tests.push(Test {
                 program: program.to_path_buf(),
@@ -195,9 +199,19 @@ pub fn all(tree: &Path, count: usize, unit_tests: bool) -> Result<Vec<Test>> {
             add(&program, format!("{name} {test} {value}").trim_end().to_string(), arguments);
         }
     }
-    for test in &mut tests {
-        test.look(tree, count)?;
+    // On two threads: every other one each, since the slow ones lie together.
+    let (mut even, mut odd): (Vec<_>, Vec<_>) = (Vec::new(), Vec::new());
+    for (i, test) in tests.iter_mut().enumerate() {
+        (if i % 2 == 0 { &mut even } else { &mut odd }).push(test);
     }
+    let look = |tests: Vec<&mut Test>, list: &str| -> Result {
+        let list = target().join("mutants").join(list);
+        tests.into_iter().try_for_each(|test| test.look(tree, &list, count))
+    };
+    std::thread::scope(|scope| {
+        let others = scope.spawn(|| look(odd, "met-odd.txt"));
+        look(even, "met-even.txt").and(others.join().expect("it does not panic"))
+    })?;
     Ok(tests)
 }
 

@@ -1,21 +1,14 @@
 //! Puts each mutant to the tests that meet it.
 
 use super::Site;
-use super::programs::{self, Test};
+use super::programs::Test;
 use super::results::{Results, Verdict};
 use crate::tool::Result;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-pub fn all(
-    tree: &Path,
-    sites: &[Site],
-    results: &Results,
-    unit_tests: bool,
-    budget: f64,
-) -> Result {
-    let tests = programs::all(tree, sites.len(), unit_tests)?;
+pub fn all(tree: &Path, sites: &[Site], results: &Results, tests: &[Test], budget: f64) -> Result {
     let all: f64 = tests.iter().map(|test| test.seconds).sum();
     println!("{} tests, {all:.1} s without a mutant", tests.len());
     let mut slowest: Vec<&Test> = tests.iter().collect();
@@ -32,7 +25,7 @@ pub fn all(
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(site) = sites.get(index) else { return };
-                    let done = verdict(tree, &tests, site, index + 1, budget).and_then(|verdict| {
+                    let done = verdict(tree, tests, index + 1, budget).and_then(|verdict| {
                         println!("{}: {}:{}: {}", verdict.text(), site.file, site.line, site.what);
                         results.add(site, verdict)
                     });
@@ -47,19 +40,8 @@ pub fn all(
     failure.into_inner().expect("not poisoned")
 }
 
-fn verdict(
-    tree: &Path,
-    tests: &[Test],
-    site: &Site,
-    number: usize,
-    budget: f64,
-) -> Result<Verdict> {
-    let is_kernel =
-        ["kernels", "math", "simd"].iter().any(|part| site.file.split('/').any(|at| at == *part));
-    let mut meeting: Vec<&Test> = tests
-        .iter()
-        .filter(|test| test.met.contains(&number) && (test.is_for_kernels() || !is_kernel))
-        .collect();
+fn verdict(tree: &Path, tests: &[Test], number: usize, budget: f64) -> Result<Verdict> {
+    let mut meeting: Vec<&Test> = tests.iter().filter(|test| test.met.contains(&number)).collect();
     if meeting.is_empty() {
         return Ok(Verdict::NotMet);
     }
