@@ -808,6 +808,45 @@ fn te_2139_gradient_scales() {
     }
 }
 
+/// Factors below the range of f32, beside exponentials that are as far above their reference.
+#[test]
+fn factors_below_the_range() {
+    let (mut logits, targets) = ordinary(2, 300);
+    for above in [25.0, 40.0] {
+        (logits[280], logits[580]) = (above, above + 0.5);
+        for grad_scale in [1e-30, -1e-36] {
+            for label_smoothing in [0.0, 0.1] {
+                agree(&Problem {
+                    grad_scale,
+                    label_smoothing,
+                    ..Problem::sum(300, &logits, &targets)
+                });
+            }
+        }
+    }
+}
+
+/// Without smoothing, the weight of a class that is no target is nobody's.
+#[test]
+fn infinite_weights_of_other_classes() {
+    for isa in isas() {
+        for (classes, softcap) in [(3, 0.0), (3, 8.0), (300, 0.0), (300, 8.0)] {
+            let logits: Vec<f32> = (0..2 * classes).map(|i| (i % 7) as f32 / 2.0).collect();
+            let mut weights = vec![1.5f32; classes];
+            let fused = |weights: &[f32]| {
+                let call = CrossEntropy::new(2, classes).isa(isa).softcap(softcap);
+                let mut grad = vec![7.0f32; 2 * classes];
+                let call = call.class_weights(weights);
+                let loss = call.forward_backward(&logits, &[0, 2], &mut grad).unwrap();
+                (loss, grad)
+            };
+            let good = fused(&weights);
+            weights[1] = f32::INFINITY;
+            assert_eq!(fused(&weights), good, "{isa:?}, {classes} classes under {softcap}");
+        }
+    }
+}
+
 /// Liger#1251, unsloth#5002, Megatron#1594, ms-swift#10130, ggml#1521: logits that the caller
 /// still needed. `Problem::run` looks at every input byte after every call; here by hand.
 #[test]
