@@ -336,6 +336,27 @@ fn batches_to_their_last_class() {
     }
 }
 
+/// Blocks of whole batches, of rows that are too long for one: forward still takes eight at a time.
+#[test]
+fn losses_of_blocks_of_long_rows() {
+    let problem = mixed(2100, 1281, &[Kind::Unit, Kind::Broad]);
+    for isa in isas() {
+        let fused = problem.run(Pass::Fused, &How::on(isa));
+        problem.run(Pass::Forward, &How::on(isa)).assert_same_losses(&fused, isa.name());
+    }
+}
+
+/// A thread takes several blocks at a time, each of fewer rows than a batch.
+#[test]
+fn portions_of_blocks() {
+    let problem = mixed(520, 2049, &[Kind::Unit, Kind::Broad]);
+    let how = |threads| How { threads, pool: Some(eight()), ..How::on(Isa::best()) };
+    for pass in [Pass::Fused, Pass::Forward] {
+        let good = problem.run(pass, &how(1));
+        problem.run(pass, &how(2)).assert_same(&good, "two threads");
+    }
+}
+
 /// The last class up to which exponentials are kept in place, and the first from which they are not.
 #[test]
 fn exponentials_kept_to_the_last_class() {

@@ -43,11 +43,11 @@ usage: cargo xtask mutants [--every N] [--from I] [--only TEXT] [--by-hand | --b
   --report     says what became of them so far";
 
 /// Mutants of one build, about: with more, programs get slow.
-const BATCH: usize = 1200;
+const BATCH: usize = 1600;
 
 /// Seconds that a mutant's tests may take together, those that see most for their time first; and for
 /// one that lived before.
-const SHORT: f64 = 5.0;
+const SHORT: f64 = 2.5;
 const LONG: f64 = 120.0;
 
 /// The files that are mutated, what matters most first.
