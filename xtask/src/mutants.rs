@@ -89,6 +89,9 @@ pub struct Site {
     pub line: usize,
     pub what: String,
     pub by_hand: bool,
+    /// A number for the text of the function around it: a verdict holds as long as that does. Of one
+    /// by hand, for that of the file.
+    pub around: u64,
     /// A comparison that can be made twice: met only where the two differ.
     pub is_comparison: bool,
 }
@@ -180,7 +183,7 @@ pub fn run(arguments: &[&str]) -> Result {
         return Ok(());
     }
     make_directory(&target().join("mutants"))?;
-    let results = Results::read(&texts)?;
+    let results = Results::read(&sites)?;
     if choice.report {
         return results.report(&sites);
     }

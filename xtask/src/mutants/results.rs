@@ -4,7 +4,6 @@ use super::Site;
 use crate::tool::{Result, root, target};
 use std::collections::BTreeMap;
 use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -44,14 +43,12 @@ impl Verdict {
     }
 }
 
-/// A line each: what the source was, the verdict, the mutant's name, with tabs between them.
+/// A line each: what the function was, the verdict, the mutant's name, with tabs between them.
 fn path() -> PathBuf {
     target().join("mutants/results.txt")
 }
 
 pub struct Results {
-    /// A number for each source's text: with another, all is open again.
-    sources: BTreeMap<&'static str, u64>,
     known: Mutex<BTreeMap<String, Verdict>>,
     /// Names that `tests/survivors.txt` lists, each with a line that says why it is equivalent; with
     /// a `*` at its end one stands for all that begin so.
@@ -59,24 +56,17 @@ pub struct Results {
 }
 
 impl Results {
-    pub fn read(texts: &BTreeMap<&'static str, String>) -> Result<Results> {
-        let number = |text: &String| {
-            let mut hasher = DefaultHasher::new();
-            text.hash(&mut hasher);
-            hasher.finish()
-        };
-        let sources: BTreeMap<_, _> =
-            texts.iter().map(|(file, text)| (*file, number(text))).collect();
+    pub fn read(sites: &[Site]) -> Result<Results> {
+        let around: BTreeMap<_, _> = sites.iter().map(|site| (site.name(), site.around)).collect();
         let mut known = BTreeMap::new();
         for line in fs::read_to_string(path()).unwrap_or_default().lines() {
             let mut parts = line.splitn(3, '\t');
-            let (Some(source), Some(verdict), Some(name)) =
+            let (Some(number), Some(verdict), Some(name)) =
                 (parts.next(), parts.next(), parts.next())
             else {
                 continue;
             };
-            let file = name.split(':').next().unwrap_or_default();
-            let is_same = sources.get(file).is_some_and(|number| number.to_string() == source);
+            let is_same = around.get(name).is_some_and(|around| around.to_string() == number);
             if let Some(verdict) = Verdict::from(verdict).filter(|_| is_same) {
                 known.insert(name.to_string(), verdict);
             }
@@ -85,7 +75,7 @@ impl Results {
             .map_err(|error| format!("tests/survivors.txt: {error}"))?;
         let names = list.lines().filter(|line| line.starts_with("src/"));
         let equivalent = names.map(str::to_string).collect();
-        Ok(Results { sources, known: Mutex::new(known), equivalent })
+        Ok(Results { known: Mutex::new(known), equivalent })
     }
 
     fn is_equivalent(&self, name: &str) -> bool {
@@ -108,7 +98,7 @@ impl Results {
 
     pub fn add(&self, site: &Site, verdict: Verdict) -> Result {
         let name = site.name();
-        let line = format!("{}\t{}\t{name}\n", self.sources[site.file], verdict.text());
+        let line = format!("{}\t{}\t{name}\n", site.around, verdict.text());
         let mut known = self.known.lock().expect("not poisoned");
         known.insert(name, verdict);
         fs::OpenOptions::new()

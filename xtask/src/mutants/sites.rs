@@ -4,6 +4,7 @@ use super::{SOURCES, Site};
 use crate::tool::{Result, root};
 use std::collections::BTreeMap;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 use syn::{BinOp, Expr, UnOp};
@@ -14,12 +15,24 @@ pub fn by_parser(texts: &BTreeMap<&'static str, String>) -> Result<Vec<Site>> {
     for file in SOURCES {
         let text = &texts[file];
         let parsed = syn::parse_file(text).map_err(|error| format!("{file}: {error}"))?;
-        let mut finder =
-            Finder { file, text, function: String::new(), later: Vec::new(), sites: &mut sites };
+        let mut finder = Finder {
+            file,
+            text,
+            function: String::new(),
+            around: 0,
+            later: Vec::new(),
+            sites: &mut sites,
+        };
         finder.visit_file(&parsed);
     }
     number_equals(&mut sites);
     Ok(sites)
+}
+
+fn number(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// So that each has a name of its own: those of the same function and text are counted.
@@ -84,6 +97,8 @@ struct Finder<'a> {
     file: &'static str,
     text: &'a str,
     function: String,
+    /// Of its text: see [`Site::around`].
+    around: u64,
     /// Variables that are declared without a value: without their assignment nothing compiles.
     later: Vec<syn::Ident>,
     sites: &'a mut Vec<Site>,
@@ -133,8 +148,17 @@ impl Finder<'_> {
             line: node.span().start().line,
             what: format!("{}: {shown} -> {new}", self.function),
             by_hand: false,
+            around: self.around,
             is_comparison: false,
         });
+    }
+
+    fn inside(&mut self, name: &syn::Ident, item: &impl Spanned, block: &syn::Block) {
+        let outer = (self.function.clone(), self.around);
+        (self.function, self.around) = (name.to_string(), number(self.of(item)));
+        self.later.clear();
+        self.visit_block(block);
+        (self.function, self.around) = outer;
     }
 
     fn condition(&mut self, condition: &Expr) {
@@ -157,27 +181,19 @@ impl<'ast> Visit<'ast> for Finder<'_> {
 
     fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
         if !is_test(&item.attrs) && item.sig.constness.is_none() {
-            let outer = std::mem::replace(&mut self.function, item.sig.ident.to_string());
-            self.later.clear();
-            self.visit_block(&item.block);
-            self.function = outer;
+            self.inside(&item.sig.ident, item, &item.block);
         }
     }
 
     fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
         if item.sig.constness.is_none() {
-            let outer = std::mem::replace(&mut self.function, item.sig.ident.to_string());
-            self.later.clear();
-            self.visit_block(&item.block);
-            self.function = outer;
+            self.inside(&item.sig.ident, item, &item.block);
         }
     }
 
     fn visit_trait_item_fn(&mut self, item: &'ast syn::TraitItemFn) {
         if let Some(block) = &item.default {
-            let outer = std::mem::replace(&mut self.function, item.sig.ident.to_string());
-            self.visit_block(block);
-            self.function = outer;
+            self.inside(&item.sig.ident, item, block);
         }
     }
 
@@ -356,6 +372,7 @@ pub fn by_hand(texts: &BTreeMap<&'static str, String>) -> Result<Vec<Site>> {
             line: text[..start].lines().count(),
             what: what.to_string(),
             by_hand: true,
+            around: number(text),
             is_comparison: false,
         });
         Ok(())
