@@ -826,6 +826,24 @@ fn factors_below_the_range() {
     }
 }
 
+/// Factors above the range of f32, beside probabilities that bring the gradient back into it.
+#[test]
+fn factors_above_the_range() {
+    for classes in [3, 40, 200] {
+        let mut logits = vec![-40.0; 9 * classes];
+        for row in logits.chunks_mut(classes) {
+            (row[0], row[1]) = (0.0, -30.0);
+        }
+        for grad_scale in [1e40, -1e42] {
+            let problem = Problem { grad_scale, ..Problem::sum(classes, &logits, &[0; 9]) };
+            agree(&problem);
+            every(&problem, |run| {
+                assert!(run.grad.iter().all(|g| g.is_finite() && *g != 0.0));
+            });
+        }
+    }
+}
+
 /// Without smoothing, the weight of a class that is no target is nobody's, of rows too long for a tile.
 #[test]
 fn infinite_weights_of_other_classes() {

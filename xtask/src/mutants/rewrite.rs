@@ -138,6 +138,8 @@ pub fn command(tree: &Path, arguments: &[&str]) -> Command {
         .env("CARGO_TARGET_DIR", target().join("mutants/build"))
         .env("CARGO_PROFILE_TEST_OPT_LEVEL", "1")
         .env("CARGO_PROFILE_TEST_DEBUG", "0")
+        // What is hot is inlined by force: a second round over everything gains nothing.
+        .env("CARGO_PROFILE_TEST_LTO", "off")
         .env("CARGO_INCREMENTAL", "0")
         .env("RUSTFLAGS", "--cap-lints=allow");
     command
