@@ -48,7 +48,7 @@ const BATCH: usize = 1600;
 /// Seconds that a mutant's tests may take together, those that see most for their time first; and for
 /// one that lived before.
 const SHORT: f64 = 2.5;
-const LONG: f64 = 120.0;
+const LONG: f64 = 30.0;
 
 /// The files that are mutated, what matters most first.
 const SOURCES: [&str; 20] = [

@@ -41,7 +41,7 @@ const fn hashes(part: &'static str) -> Quick {
 
 /// What is quick. Left out is what takes long and sees no more than the others: everything
 /// exhaustive, and the golden vectors.
-static QUICK: [Quick; 30] = [
+static QUICK: [Quick; 31] = [
     quick("errors", &[], "1"),
     Quick { kernels: false, ..quick("status.c", &[], "1") },
     Quick { kernels: false, ..quick("overlap.c", &[], "1") },
@@ -64,6 +64,7 @@ static QUICK: [Quick; 30] = [
     hashes("family"),
     Quick { variable: SAMPLED, ..quick("hashes", &["thread_counts"], "1") },
     quick("fuzzed", &[], "1"),
+    quick("fenced", &[], "1"),
     quick("combinations", &[], "150"),
     quick("family", &["--skip", "threads_do_not_matter"], "40"),
     quick("invariants", &["--skip", "threads_do_not_matter"], "40"),
