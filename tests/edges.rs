@@ -844,6 +844,29 @@ fn factors_above_the_range() {
     }
 }
 
+/// Eight rows that do not count before some that do, where a prediction is wanted of all.
+#[test]
+fn rows_that_count_after_some_that_do_not() {
+    for classes in [5, 40, 200] {
+        let (logits, _) = ordinary(16, classes);
+        let mut targets = [2i64; 16];
+        targets[..8].fill(IGNORED);
+        for isa in isas() {
+            let call = |rows| CrossEntropy::new(rows, classes).isa(isa);
+            let mut argmax = [7i64; 16];
+            let mut loss = 7.0;
+            let results =
+                Results { loss: Some(&mut loss), argmax: Some(&mut argmax), ..Results::default() };
+            call(16).forward_with(&logits, &targets, results).unwrap();
+            let alone = call(8).forward(&logits[8 * classes..], &targets[8..]).unwrap();
+            assert_eq!(loss, alone, "{classes} classes on {}", isa.name());
+            for (row, &found) in logits.chunks(classes).zip(&argmax) {
+                assert!(row.iter().all(|&x| x <= row[found as usize]));
+            }
+        }
+    }
+}
+
 /// Without smoothing, the weight of a class that is no target is nobody's, of rows too long for a tile.
 #[test]
 fn infinite_weights_of_other_classes() {
