@@ -42,8 +42,8 @@ usage: cargo xtask mutants [--every N] [--from I] [--only TEXT] [--by-hand | --b
   --list       does not run them
   --report     says what became of them so far";
 
-/// Mutants of one build, about: with more, programs get slow.
-const BATCH: usize = 1600;
+/// Mutants of one build, about: with more, programs get slow, and building them slower still.
+const BATCH: usize = 800;
 
 /// Seconds that a mutant's tests may take together, those that see most for their time first; and for
 /// one that lived before.
