@@ -4,10 +4,11 @@
 mod common;
 
 use common::random::{KINDS, Kind, Rng, config, fill, specs};
-use common::{How, Pass, Problem, Reals, Reduction, Run, assert_same, isas, some};
+use common::{How, Indices, Pass, Problem, Reals, Reduction, Run, assert_same, isas, some};
 use proptest::prelude::*;
 use std::sync::OnceLock;
-use xent::{Isa, Pool};
+use xent::half::bf16;
+use xent::{CrossEntropy, Isa, Pool};
 
 fn eight() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();
@@ -345,6 +346,118 @@ fn rows_in_pairs() {
                 assert_same(&alone.row_losses, &whole.row_losses[row..=row], "row loss");
                 assert_same(&alone.grad, &whole.grad[range], "gradient");
             }
+        }
+    }
+}
+
+/// Losses of forward and of the fused call on both sides of the classes up to which rows go through
+/// their sweeps in batches.
+#[test]
+fn batches_to_their_last_class() {
+    for classes in [1279, 1280, 1281] {
+        let problem = mixed(24, classes, &KINDS);
+        for isa in isas() {
+            let fused = problem.run(Pass::Fused, &How::on(isa));
+            let forward = problem.run(Pass::Forward, &How::on(isa));
+            forward.assert_same_losses(&fused, &format!("{classes} on {}", isa.name()));
+        }
+    }
+}
+
+/// Blocks of whole batches, of rows that are too long for one: forward still takes eight at a time.
+#[test]
+fn losses_of_blocks_of_long_rows() {
+    let problem = mixed(2100, 1281, &[Kind::Unit, Kind::Broad]);
+    for isa in isas() {
+        let fused = problem.run(Pass::Fused, &How::on(isa));
+        problem.run(Pass::Forward, &How::on(isa)).assert_same_losses(&fused, isa.name());
+    }
+}
+
+/// A thread takes several blocks at a time, each of fewer rows than a batch.
+#[test]
+fn portions_of_blocks() {
+    let problem = mixed(520, 2049, &[Kind::Unit, Kind::Broad]);
+    let how = |threads| How { threads, pool: Some(eight()), ..How::on(Isa::best()) };
+    for pass in [Pass::Fused, Pass::Forward] {
+        let good = problem.run(pass, &how(1));
+        problem.run(pass, &how(2)).assert_same(&good, "two threads");
+    }
+}
+
+/// The last class up to which exponentials are kept in place, and the first from which they are not.
+#[test]
+fn exponentials_kept_to_the_last_class() {
+    for classes in [1 << 23, (1 << 23) + 1] {
+        let logits: Vec<f32> = (0..classes).map(|i| (i % 1021) as f32 / 512.0).collect();
+        let problem = Problem::new(classes, &logits, &[classes as i64 / 3]);
+        let how = How { threads: 1, ..How::on(Isa::best()) };
+        let good = problem.run(Pass::Fused, &how);
+        problem.run(Pass::FusedInPlace, &how).assert_same(&good, "in place");
+    }
+}
+
+/// More chunks in a segment than 32, of which a late one has exponents out of range.
+#[test]
+fn late_chunks_out_of_range() {
+    let classes = 5_000_000;
+    for class in [35 * 2048 + 7, 38 * 2048] {
+        let mut logits: Vec<f32> = (0..classes).map(|i| (i % 1021) as f32 / 512.0).collect();
+        logits[class] = f32::NEG_INFINITY;
+        logits[class + 1] = -500.0;
+        let problem = Problem::new(classes, &logits, &[3]);
+        let how = How { threads: 1, ..How::on(Isa::best()) };
+        let good = problem.run(Pass::FusedInPlace, &how);
+        assert_eq!(good.grad[class..class + 2], [0.0; 2]);
+        problem.run(Pass::Fused, &how).assert_same(&good, "out of place");
+    }
+}
+
+/// Of rows whose sweeps go in pairs some are ignored, which keep no exponentials in place.
+#[test]
+fn ignored_rows_in_pairs() {
+    let (rows, classes) = (24, 9000);
+    let mut problem = Problem { normalizer: 3.0, ..mixed(rows, classes, &KINDS) };
+    let ignored = |row: usize| [1, 3, 8, 9, 10, 17, 23].contains(&row);
+    let target = |row: usize| if ignored(row) { -100 } else { (row * 371) as i64 };
+    problem.targets = Indices::I64((0..rows).map(target).collect());
+    for isa in isas() {
+        let how = How { threads: 1, ..How::on(isa) };
+        for pass in [Pass::Fused, Pass::FusedInPlace] {
+            let whole = problem.run(pass, &how);
+            for row in 0..rows {
+                let alone = problem.single(row).run(pass, &how);
+                let range = row * classes..(row + 1) * classes;
+                assert_same(&alone.lse, &whole.lse[row..=row], "lse");
+                assert_same(&alone.grad, &whole.grad[range], "gradient");
+            }
+        }
+    }
+}
+
+/// Rows of more than one segment are gone through one by one, whatever fits the cache: what one
+/// needs is not what the next does.
+#[test]
+fn long_rows_of_halves() {
+    let (rows, classes) = (4, 66_000);
+    let mut logits: Vec<bf16> =
+        (0..rows * classes).map(|i| bf16::from_f32((i % 97) as f32 / 32.0)).collect();
+    for row in [0, 2] {
+        for class in [65_900, 30_000 + row, 17] {
+            logits[row * classes + class] = bf16::from_f32(-1e4);
+        }
+    }
+    let targets = [5, 7, 65_800, 40_000];
+    for isa in isas() {
+        let call = |rows| CrossEntropy::new(rows, classes).isa(isa).reduction(Reduction::Sum);
+        let mut whole = vec![bf16::ZERO; rows * classes];
+        call(rows).threads(1).forward_backward(&logits, &targets, &mut whole).unwrap();
+        for row in 0..rows {
+            let range = row * classes..(row + 1) * classes;
+            let mut alone = vec![bf16::ZERO; classes];
+            let logits = &logits[range.clone()];
+            call(1).threads(1).forward_backward(logits, &targets[row..=row], &mut alone).unwrap();
+            assert!(alone == whole[range], "row {row} on {}", isa.name());
         }
     }
 }

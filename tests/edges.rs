@@ -808,6 +808,86 @@ fn te_2139_gradient_scales() {
     }
 }
 
+/// Factors below the range of f32, beside exponentials that are as far above their reference.
+#[test]
+fn factors_below_the_range() {
+    let (mut logits, targets) = ordinary(2, 300);
+    for above in [25.0, 40.0] {
+        (logits[280], logits[580]) = (above, above + 0.5);
+        for grad_scale in [1e-30, -1e-36] {
+            for label_smoothing in [0.0, 0.1] {
+                agree(&Problem {
+                    grad_scale,
+                    label_smoothing,
+                    ..Problem::sum(300, &logits, &targets)
+                });
+            }
+        }
+    }
+}
+
+/// Factors above the range of f32, beside probabilities that bring the gradient back into it.
+#[test]
+fn factors_above_the_range() {
+    for classes in [3, 40, 200] {
+        let mut logits = vec![-40.0; 9 * classes];
+        for row in logits.chunks_mut(classes) {
+            (row[0], row[1]) = (0.0, -30.0);
+        }
+        for grad_scale in [1e40, -1e42] {
+            let problem = Problem { grad_scale, ..Problem::sum(classes, &logits, &[0; 9]) };
+            agree(&problem);
+            every(&problem, |run| {
+                assert!(run.grad.iter().all(|g| g.is_finite() && *g != 0.0));
+            });
+        }
+    }
+}
+
+/// Eight rows that do not count before some that do, where a prediction is wanted of all.
+#[test]
+fn rows_that_count_after_some_that_do_not() {
+    for classes in [5, 40, 200] {
+        let (logits, _) = ordinary(16, classes);
+        let mut targets = [2i64; 16];
+        targets[..8].fill(IGNORED);
+        for isa in isas() {
+            let call = |rows| CrossEntropy::new(rows, classes).isa(isa);
+            let mut argmax = [7i64; 16];
+            let mut loss = 7.0;
+            let results =
+                Results { loss: Some(&mut loss), argmax: Some(&mut argmax), ..Results::default() };
+            call(16).forward_with(&logits, &targets, results).unwrap();
+            let alone = call(8).forward(&logits[8 * classes..], &targets[8..]).unwrap();
+            assert_eq!(loss, alone, "{classes} classes on {}", isa.name());
+            for (row, &found) in logits.chunks(classes).zip(&argmax) {
+                assert!(row.iter().all(|&x| x <= row[found as usize]));
+            }
+        }
+    }
+}
+
+/// Without smoothing, the weight of a class that is no target is nobody's, of rows too long for a tile.
+#[test]
+fn infinite_weights_of_other_classes() {
+    for isa in isas() {
+        for (classes, softcap) in [(300, 0.0), (300, 8.0)] {
+            let logits: Vec<f32> = (0..2 * classes).map(|i| (i % 7) as f32 / 2.0).collect();
+            let mut weights = vec![1.5f32; classes];
+            let fused = |weights: &[f32]| {
+                let call = CrossEntropy::new(2, classes).isa(isa).softcap(softcap);
+                let mut grad = vec![7.0f32; 2 * classes];
+                let call = call.class_weights(weights);
+                let loss = call.forward_backward(&logits, &[0, 2], &mut grad).unwrap();
+                (loss, grad)
+            };
+            let good = fused(&weights);
+            weights[1] = f32::INFINITY;
+            assert_eq!(fused(&weights), good, "{isa:?}, {classes} classes under {softcap}");
+        }
+    }
+}
+
 /// Liger#1251, unsloth#5002, Megatron#1594, ms-swift#10130, ggml#1521: logits that the caller
 /// still needed. `Problem::run` looks at every input byte after every call; here by hand.
 #[test]

@@ -137,6 +137,20 @@ fn targets() {
     mask.forward(&[0f32; N], &targets).unwrap();
 }
 
+/// Labels of which none is a class: what is wrong with one hides nothing of the others.
+#[test]
+fn targets_that_all_are_out_of_range() {
+    let x = [0f32; 12 * 4];
+    let call = CrossEntropy::new(12, 4);
+    for isa in isas() {
+        let call = call.isa(isa);
+        assert_eq!(words(call.forward(&x, &[4u8; 12])), "targets[0] = 4 is outside [0, 4)");
+        assert_eq!(words(call.forward(&x, &[9i32; 12])), "targets[0] = 9 is outside [0, 4)");
+        assert_eq!(words(call.forward(&x, &[-1i32; 12])), "targets[0] = -1 is outside [0, 4)");
+        assert_eq!(words(call.forward(&x, &[-1i64; 12])), "targets[0] = -1 is outside [0, 4)");
+    }
+}
+
 /// Targets over inner positions are counted in the order of memory, `row·inner + position`.
 #[test]
 fn targets_over_inner_positions() {

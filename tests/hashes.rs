@@ -200,12 +200,23 @@ fn family(isa: Isa) -> Table {
     table
 }
 
+/// The part of the table that `XENT_HASHES` names, if it does: a pair of dtypes, or `family`. Whoever
+/// runs this many times (`cargo xtask mutants`) need not have all of it each time.
+fn part() -> Option<String> {
+    std::env::var("XENT_HASHES").ok()
+}
+
 /// All groups, those of each dtype on a thread of its own: an emulator takes its time.
 fn table(isa: Isa) -> Table {
+    let part = part();
+    let is_in = |name: &str| part.as_ref().is_none_or(|part| part == name);
     std::thread::scope(|scope| {
+        let pairs = PAIRS.into_iter().filter(|pair| is_in(pair.0));
         let mut parts: Vec<_> =
-            PAIRS.map(|pair| scope.spawn(move || cross_entropy(isa, pair))).into();
-        parts.push(scope.spawn(move || family(isa)));
+            pairs.map(|pair| scope.spawn(move || cross_entropy(isa, pair))).collect();
+        if is_in("family") {
+            parts.push(scope.spawn(move || family(isa)));
+        }
         parts.into_iter().flat_map(|part| part.join().expect("no problem fails")).collect()
     })
 }
@@ -261,7 +272,16 @@ fn golden() {
         std::fs::write(path, good).unwrap();
         println!("{path} is written");
     } else {
-        let committed = std::fs::read_to_string(path).unwrap_or_default();
+        let mut committed = std::fs::read_to_string(path).unwrap_or_default();
+        if part().is_some() {
+            let names: Vec<&str> =
+                good.lines().filter_map(|line| line.split(": ").next()).collect();
+            assert!(names.len() > 1, "XENT_HASHES names no part of the table");
+            let lines = committed.lines();
+            let lines = lines
+                .filter(|line| line.split(": ").next().is_some_and(|name| names.contains(&name)));
+            committed = lines.map(|line| format!("{line}\n")).collect();
+        }
         let difference = difference(good, &committed);
         assert!(*good == committed, "other bits than those that are committed:{difference}");
     }

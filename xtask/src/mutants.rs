@@ -3,7 +3,12 @@
 //! To compile every mutant by itself would take days. Here all of them are compiled at once, into
 //! a copy of the project in which `a + b` has become
 //! `if mutation::is(7) { a - b } else { a + b }`, and each is then run by setting `XENT_MUTANT=7`.
-//! A mutant is caught if one of the quick tests fails, crashes or does not end.
+//! A mutant is caught if one of the quick tests fails, crashes or does not end. What a test never
+//! comes by it cannot catch: each test runs once to see which mutants it meets, and a mutant is put
+//! to those alone, what is cheap and has caught many first. A comparison is met only where it would
+//! say something else.
+//!
+//! Verdicts are kept in `target/mutants/results.txt`, so that a run can be stopped and go on.
 //!
 //! Mutants come from two places: operators, conditions, calls and statements of the functions in
 //! [`SOURCES`], found by a parser; and `tests/mutants.txt`, wrong kernels made by hand, where the
@@ -11,48 +16,67 @@
 //! that somebody would make. What does not compile is left out. `tests/survivors.txt` lists those
 //! that no test can catch, each with why it is equivalent.
 
+mod process;
+mod programs;
+mod results;
 mod rewrite;
 mod run;
 mod sites;
 
 use crate::tool::{Result, make_directory, root, target};
+use programs::Which;
+use results::{Results, Verdict};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 pub const USAGE: &str = "\
-usage: cargo xtask mutants [--every N] [--from I] [--only TEXT] [--by-hand | --by-parser] [--list]
+usage: cargo xtask mutants [--every N] [--from I] [--only TEXT] [--by-hand | --by-parser]
+                           [--again | --list | --report]
 
-  --every N    one in N of those that the parser finds (default 20)
+  --every N    one in N of those that the parser finds (default: all)
   --from I     which begins with the I-th of those (default 0): another I, other mutants
   --only TEXT  those whose description has TEXT in it, such as a file's name
   --by-hand    those of tests/mutants.txt alone
   --by-parser  the others alone
-  --list       does not run them";
+  --again      runs once more what lived in an earlier run, on every instruction set
+  --list       does not run them
+  --report     says what became of them so far";
 
-/// The files that are mutated.
+/// Mutants of one build, about: with more, programs get slow, and building them slower still.
+const BATCH: usize = 800;
+
+/// Seconds that a mutant's tests may take together, those that see most for their time first; and for
+/// one that lived before.
+const SHORT: f64 = 2.5;
+const LONG: f64 = 30.0;
+
+/// The files that are mutated, what matters most first.
 const SOURCES: [&str; 20] = [
-    "src/problem.rs",
-    "src/plan.rs",
-    "src/family.rs",
-    "src/parallel.rs",
-    "src/element.rs",
     "src/kernels/contiguous.rs",
-    "src/kernels/family.rs",
     "src/kernels/octet.rs",
-    "src/kernels/online.rs",
     "src/kernels/row.rs",
-    "src/kernels/soft.rs",
-    "src/kernels/targets.rs",
     "src/kernels/tiles.rs",
+    "src/kernels/soft.rs",
+    "src/kernels/family.rs",
+    "src/kernels/online.rs",
+    "src/kernels/targets.rs",
     "src/math/exp2.rs",
     "src/math/real.rs",
     "src/math/scalar.rs",
     "src/simd/avx2.rs",
-    "src/simd/avx512.rs",
     "src/simd/mod.rs",
     "src/simd/portable.rs",
+    "src/plan.rs",
+    "src/problem.rs",
+    "src/family.rs",
+    "src/parallel.rs",
+    "src/element.rs",
+    AVX512,
 ];
+
+/// Mutants of other files are put to the tests without this set, which saves a third of the time:
+/// what is wrong in a kernel is so on the others too.
+const AVX512: &str = "src/simd/avx512.rs";
 
 /// One change.
 #[derive(Clone, Debug)]
@@ -65,12 +89,22 @@ pub struct Site {
     pub line: usize,
     pub what: String,
     pub by_hand: bool,
+    /// A number for the text of the function around it: a verdict holds as long as that does. Of one
+    /// by hand, for that of the file.
+    pub around: u64,
+    /// A comparison that can be made twice: met only where the two differ.
+    pub is_comparison: bool,
 }
 
 impl Site {
     /// As the lists and the report call it: no line numbers, which move.
     pub fn name(&self) -> String {
         format!("{}: {}", self.file, self.what)
+    }
+
+    /// Of the arithmetic, which does not know of threads, errors or memory.
+    fn is_kernel(&self) -> bool {
+        ["src/kernels/", "src/math/", "src/simd/"].iter().any(|part| self.file.starts_with(part))
     }
 }
 
@@ -80,12 +114,22 @@ struct Choice<'a> {
     only: Option<&'a str>,
     by_hand: bool,
     by_parser: bool,
+    again: bool,
     list: bool,
+    report: bool,
 }
 
 fn parse<'a>(arguments: &[&'a str]) -> std::result::Result<Choice<'a>, String> {
-    let mut choice =
-        Choice { every: 20, from: 0, only: None, by_hand: false, by_parser: false, list: false };
+    let mut choice = Choice {
+        every: 1,
+        from: 0,
+        only: None,
+        by_hand: false,
+        by_parser: false,
+        again: false,
+        list: false,
+        report: false,
+    };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match *argument {
@@ -100,7 +144,9 @@ fn parse<'a>(arguments: &[&'a str]) -> std::result::Result<Choice<'a>, String> {
             "--only" => choice.only = Some(rest.next().ok_or("--only takes a text")?),
             "--by-hand" => choice.by_hand = true,
             "--by-parser" => choice.by_parser = true,
+            "--again" => choice.again = true,
             "--list" => choice.list = true,
+            "--report" => choice.report = true,
             other => return Err(format!("not understood: {other}\n\n{USAGE}")),
         }
     }
@@ -136,49 +182,55 @@ pub fn run(arguments: &[&str]) -> Result {
         }
         return Ok(());
     }
+    make_directory(&target().join("mutants"))?;
+    let results = Results::read(&sites)?;
+    if choice.report {
+        return results.report(&sites);
+    }
+    let open = sites.iter().filter(|site| !results.has(site, choice.again)).cloned();
+    for batch in batches(open.collect()) {
+        put_to_the_tests(&texts, batch, &results, choice.again)?;
+    }
+    results.report(&sites)
+}
+
+/// Whole files together, as far as they fit.
+fn batches(sites: Vec<Site>) -> Vec<Vec<Site>> {
+    let mut batches: Vec<Vec<Site>> = Vec::new();
+    for file in SOURCES {
+        let of_file: Vec<Site> = sites.iter().filter(|site| site.file == file).cloned().collect();
+        let Some(first) = of_file.first() else { continue };
+        let fits = |last: &Vec<Site>| {
+            let alike = last[0].is_kernel() == first.is_kernel();
+            alike && file != AVX512 && last.len() + of_file.len() <= BATCH
+        };
+        match batches.last_mut().filter(|last| fits(last)) {
+            Some(last) => last.extend(of_file),
+            None => batches.push(of_file),
+        }
+    }
+    batches
+}
+
+fn put_to_the_tests(
+    texts: &BTreeMap<&'static str, String>,
+    mut sites: Vec<Site>,
+    results: &Results,
+    again: bool,
+) -> Result {
+    let every_set = again || sites.iter().any(|site| site.file == AVX512);
+    // To build the unit tests is to build all kernels once more.
+    let unit_tests = sites.iter().any(|site| texts[site.file].contains("#[cfg(test)]"));
+    let kernels_alone = sites.iter().all(Site::is_kernel);
     let tree = target().join("mutants/tree");
-    copy_project(&tree)?;
-    let left_out = rewrite::compile(&tree, &texts, &mut sites)?;
-    println!("{} of them do not compile", left_out.len());
-    for site in &left_out {
-        println!("  {}:{}: {}", site.file, site.line, site.what);
+    rewrite::copy_project(&tree, every_set)?;
+    for site in rewrite::compile(&tree, texts, &mut sites)? {
         if site.by_hand {
             return Err(format!("a mutant by hand does not compile: {}", site.name()));
         }
+        results.add(&site, Verdict::DoesNotCompile)?;
     }
-    run::all(&tree, &sites)
-}
-
-/// The files under version control and those that would be, without results of earlier builds.
-fn copy_project(to: &Path) -> Result {
-    let output = std::process::Command::new("git")
-        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
-        .current_dir(root())
-        .output()
-        .map_err(|error| format!("cannot start git: {error}"))?;
-    if !output.status.success() {
-        return Err("git ls-files failed".to_string());
-    }
-    for file in String::from_utf8_lossy(&output.stdout).lines() {
-        let path = PathBuf::from(file);
-        let from = root().join(&path);
-        // Deleted, but not yet in the index; or what the tests of Rust do not look at.
-        if !from.exists() || path.starts_with("data") {
-            continue;
-        }
-        if let Some(parent) = to.join(&path).parent() {
-            make_directory(parent)?;
-        }
-        let bytes = fs::read(&from).map_err(|error| format!("cannot read {file}: {error}"))?;
-        write_if_new(&to.join(&path), &bytes)?;
-    }
-    Ok(())
-}
-
-/// So that cargo builds anew only what changed.
-fn write_if_new(path: &Path, bytes: &[u8]) -> Result {
-    if fs::read(path).is_ok_and(|old| old == bytes) {
-        return Ok(());
-    }
-    fs::write(path, bytes).map_err(|error| format!("cannot write {}: {error}", path.display()))
+    println!("building the tests with {} mutants", sites.len());
+    let tests = programs::all(&tree, sites.len(), Which { unit_tests, kernels_alone })?;
+    run::all(&tree, &sites, results, &tests, if again { LONG } else { SHORT })
 }

@@ -1,41 +1,69 @@
 //! Sources with every mutant in them.
 
-use super::{Site, write_if_new};
-use crate::tool::{Result, cargo, target};
+use super::{SOURCES, Site};
+use crate::tool::{Result, cargo, make_directory, output, root, target};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Which mutant is on: read once, before `main`. A test that panics ends its program at once, so
-/// that a mutant costs no more than its first failure.
-const MUTATION: &str = r#"//! Which mutant is on.
+/// The copy's module `mutation`.
+const MUTATION: &str = include_str!("mutation.rs");
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+/// What else is another in the copy: a file, a text, and what it becomes.
+const EDITS: [[&str; 3]; 2] = [
+    ["src/lib.rs", "mod math;", "mod math;\nmod mutation;"],
+    ["Cargo.toml", r#"["lib", "staticlib", "cdylib"]"#, r#"["lib", "staticlib"]"#],
+];
 
-static ACTIVE: AtomicUsize = AtomicUsize::new(0);
+/// And where AVX-512 is left out.
+const WITHOUT_AVX512: [[&str; 3]; 2] = [
+    ["src/dispatch.rs", "Isa::Avx512 => avx512_entries::detected()", "Isa::Avx512 => false"],
+    [
+        "src/dispatch.rs",
+        "Isa::Avx512 => avx512_entries::kernels(logits, gradient)",
+        "Isa::Avx512 => None",
+    ],
+];
 
-/// Whether it is that one.
-#[inline(always)]
-pub fn is(mutant: usize) -> bool {
-    ACTIVE.load(Ordering::Relaxed) == mutant
+/// The files under version control and those that would be, without results of earlier builds;
+/// but for those that mutants go into.
+pub fn copy_project(to: &Path, every_set: bool) -> Result {
+    let list = output(
+        Command::new("git")
+            .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+            .current_dir(root()),
+    )?;
+    let edits = EDITS.iter().chain(WITHOUT_AVX512.iter().filter(|_| !every_set));
+    for file in list.lines() {
+        let from = root().join(file);
+        // Deleted, but not yet in the index; or what the tests of Rust do not look at.
+        if !from.exists() || file.starts_with("data/") || SOURCES.contains(&file) {
+            continue;
+        }
+        if let Some(parent) = to.join(file).parent() {
+            make_directory(parent)?;
+        }
+        let mut bytes = fs::read(&from).map_err(|error| format!("cannot read {file}: {error}"))?;
+        for [_, old, new] in edits.clone().filter(|[edited, ..]| *edited == file) {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            if !text.contains(old) {
+                return Err(format!("{file} has no {old:?}"));
+            }
+            bytes = text.replacen(old, new, 1).into_bytes();
+        }
+        write_if_new(&to.join(file), &bytes)?;
+    }
+    write_if_new(&to.join("src/mutation.rs"), MUTATION.as_bytes())
 }
 
-extern "C" fn start() {
-    let number = std::env::var("XENT_MUTANT").ok().and_then(|n| n.parse().ok());
-    ACTIVE.store(number.unwrap_or(0), Ordering::Relaxed);
-    let usual = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        usual(panic);
-        std::process::exit(101);
-    }));
+/// So that cargo builds anew only what changed.
+fn write_if_new(path: &Path, bytes: &[u8]) -> Result {
+    if fs::read(path).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    fs::write(path, bytes).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
-
-// SAFETY: the loader calls what it finds here.
-#[used]
-#[unsafe(link_section = ".init_array")]
-static START: extern "C" fn() = start;
-"#;
 
 /// Writes the mutants into the copy; those that do not compile are taken out of `sites` and
 /// returned.
@@ -44,17 +72,6 @@ pub fn compile(
     texts: &BTreeMap<&'static str, String>,
     sites: &mut Vec<Site>,
 ) -> Result<Vec<Site>> {
-    write_if_new(&tree.join("src/mutation.rs"), MUTATION.as_bytes())?;
-    let edit = |file: &str, from: &str, to: &str| -> Result {
-        let path = tree.join(file);
-        let text = fs::read_to_string(&path).map_err(|error| format!("{file}: {error}"))?;
-        if !text.contains(from) {
-            return Err(format!("{file} has no {from:?}"));
-        }
-        write_if_new(&path, text.replacen(from, to, 1).as_bytes())
-    };
-    edit("src/lib.rs", "mod math;", "mod math;\nmod mutation;")?;
-    edit("Cargo.toml", r#"["lib", "staticlib", "cdylib"]"#, r#"["lib", "staticlib"]"#)?;
     let mut left_out = Vec::new();
     for _ in 0..20 {
         let mut places = BTreeMap::new();
@@ -121,6 +138,9 @@ pub fn command(tree: &Path, arguments: &[&str]) -> Command {
         .env("CARGO_TARGET_DIR", target().join("mutants/build"))
         .env("CARGO_PROFILE_TEST_OPT_LEVEL", "1")
         .env("CARGO_PROFILE_TEST_DEBUG", "0")
+        // What is hot is inlined by force: a second round over everything gains nothing.
+        .env("CARGO_PROFILE_TEST_LTO", "off")
+        .env("CARGO_INCREMENTAL", "0")
         .env("RUSTFLAGS", "--cap-lints=allow");
     command
 }
@@ -144,24 +164,36 @@ impl Writer<'_> {
             let inside = others.iter().take_while(|(_, other)| other.start < site.end).count();
             let (inside, after) = others.split_at(inside);
             self.out.push_str(&self.text[at..site.start]);
-            let is_statement = self.text[..site.end].ends_with(';');
-            let from = self.out.len();
-            // Numbers count from 1: 0 is none.
-            let number = index + 1;
-            let head = format!("if crate::mutation::is({number})");
-            // Within parentheses an expression is one, whatever it begins with.
-            let (open, close) = if is_statement { ("", "") } else { ("(", ")") };
-            self.out.push_str(&format!("{open}{head} {{ {open}{}{close}", site.replacement));
-            // What is wrong in here is this mutant's fault, but for what the rest brings.
-            self.places.push((*index, from, self.out.len()));
-            self.out.push_str(&format!(" }} else {{ {open}"));
-            self.write(site.start, site.end, inside);
-            self.out.push_str(&format!("{close} }}{close}"));
-            self.places.push((*index, from, self.out.len()));
+            self.site(*index, site, inside);
             at = site.end;
             rest = after;
         }
         let rest = &self.text[at..end];
         self.out.push_str(rest);
+    }
+
+    /// One mutant, with those inside of it.
+    fn site(&mut self, index: usize, site: &Site, inside: &[(usize, &Site)]) {
+        let from = self.out.len();
+        // Numbers count from 1: 0 is none.
+        let number = index + 1;
+        if site.is_comparison {
+            self.out.push_str(&format!("crate::mutation::choose({number}, "));
+            self.write(site.start, site.end, inside);
+            self.out.push_str(&format!(", {})", site.replacement));
+            self.places.push((index, from, self.out.len()));
+            return;
+        }
+        let is_statement = self.text[..site.end].ends_with(';');
+        let head = format!("if crate::mutation::is({number})");
+        // Within parentheses an expression is one, whatever it begins with.
+        let (open, close) = if is_statement { ("", "") } else { ("(", ")") };
+        self.out.push_str(&format!("{open}{head} {{ {open}{}{close}", site.replacement));
+        // What is wrong in here is this mutant's fault, but for what the rest brings.
+        self.places.push((index, from, self.out.len()));
+        self.out.push_str(&format!(" }} else {{ {open}"));
+        self.write(site.start, site.end, inside);
+        self.out.push_str(&format!("{close} }}{close}"));
+        self.places.push((index, from, self.out.len()));
     }
 }

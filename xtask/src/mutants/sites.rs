@@ -4,6 +4,7 @@ use super::{SOURCES, Site};
 use crate::tool::{Result, root};
 use std::collections::BTreeMap;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 use syn::{BinOp, Expr, UnOp};
@@ -14,17 +15,90 @@ pub fn by_parser(texts: &BTreeMap<&'static str, String>) -> Result<Vec<Site>> {
     for file in SOURCES {
         let text = &texts[file];
         let parsed = syn::parse_file(text).map_err(|error| format!("{file}: {error}"))?;
-        let mut finder =
-            Finder { file, text, function: String::new(), later: Vec::new(), sites: &mut sites };
+        let mut finder = Finder {
+            file,
+            text,
+            function: String::new(),
+            around: 0,
+            later: Vec::new(),
+            sites: &mut sites,
+        };
         finder.visit_file(&parsed);
     }
+    number_equals(&mut sites);
     Ok(sites)
+}
+
+fn number(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// So that each has a name of its own: those of the same function and text are counted.
+fn number_equals(sites: &mut [Site]) {
+    let mut seen = BTreeMap::new();
+    for site in sites {
+        let count = seen.entry(site.name()).or_insert(0);
+        *count += 1;
+        if *count > 1 {
+            site.what.push_str(&format!(" #{count}"));
+        }
+    }
+}
+
+/// Calls that may be made twice, and tell the same.
+const PURE: [&str; 14] = [
+    "len",
+    "abs",
+    "min",
+    "max",
+    "size",
+    "size_of",
+    "is_null",
+    "addr",
+    "is_some",
+    "is_none",
+    "saturating_mul",
+    "div_ceil",
+    "distributions",
+    "trailing_zeros",
+];
+
+/// Whether it can be evaluated twice.
+fn is_pure(expression: &Expr) -> bool {
+    match expression {
+        Expr::Path(_) | Expr::Lit(_) => true,
+        Expr::Field(field) => is_pure(&field.base),
+        Expr::Paren(inner) => is_pure(&inner.expr),
+        Expr::Reference(inner) => is_pure(&inner.expr),
+        Expr::Unary(unary) => is_pure(&unary.expr),
+        Expr::Cast(cast) => is_pure(&cast.expr),
+        Expr::Index(index) => is_pure(&index.expr) && is_pure(&index.index),
+        Expr::Binary(binary) => is_pure(&binary.left) && is_pure(&binary.right),
+        Expr::MethodCall(call) => {
+            PURE.contains(&call.method.to_string().as_str())
+                && is_pure(&call.receiver)
+                && call.args.iter().all(is_pure)
+        }
+        Expr::Call(call) => match &*call.func {
+            Expr::Path(path) => path
+                .path
+                .segments
+                .last()
+                .is_some_and(|last| PURE.contains(&last.ident.to_string().as_str())),
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 struct Finder<'a> {
     file: &'static str,
     text: &'a str,
     function: String,
+    /// Of its text: see [`Site::around`].
+    around: u64,
     /// Variables that are declared without a value: without their assignment nothing compiles.
     later: Vec<syn::Ident>,
     sites: &'a mut Vec<Site>,
@@ -74,7 +148,17 @@ impl Finder<'_> {
             line: node.span().start().line,
             what: format!("{}: {shown} -> {new}", self.function),
             by_hand: false,
+            around: self.around,
+            is_comparison: false,
         });
+    }
+
+    fn inside(&mut self, name: &syn::Ident, item: &impl Spanned, block: &syn::Block) {
+        let outer = (self.function.clone(), self.around);
+        (self.function, self.around) = (name.to_string(), number(self.of(item)));
+        self.later.clear();
+        self.visit_block(block);
+        (self.function, self.around) = outer;
     }
 
     fn condition(&mut self, condition: &Expr) {
@@ -97,27 +181,19 @@ impl<'ast> Visit<'ast> for Finder<'_> {
 
     fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
         if !is_test(&item.attrs) && item.sig.constness.is_none() {
-            let outer = std::mem::replace(&mut self.function, item.sig.ident.to_string());
-            self.later.clear();
-            self.visit_block(&item.block);
-            self.function = outer;
+            self.inside(&item.sig.ident, item, &item.block);
         }
     }
 
     fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
         if item.sig.constness.is_none() {
-            let outer = std::mem::replace(&mut self.function, item.sig.ident.to_string());
-            self.later.clear();
-            self.visit_block(&item.block);
-            self.function = outer;
+            self.inside(&item.sig.ident, item, &item.block);
         }
     }
 
     fn visit_trait_item_fn(&mut self, item: &'ast syn::TraitItemFn) {
         if let Some(block) = &item.default {
-            let outer = std::mem::replace(&mut self.function, item.sig.ident.to_string());
-            self.visit_block(block);
-            self.function = outer;
+            self.inside(&item.sig.ident, item, block);
         }
     }
 
@@ -165,6 +241,10 @@ impl<'ast> Visit<'ast> for Finder<'_> {
             for new in new {
                 let (left, right) = (self.of(&binary.left), self.of(&binary.right));
                 self.add(binary, format!("({left}) {new} ({right})"));
+                let compares = ["<", "<=", ">", ">=", "==", "!="].contains(new);
+                if compares && is_pure(&binary.left) && is_pure(&binary.right) {
+                    self.sites.last_mut().expect("just added").is_comparison = true;
+                }
             }
         }
         visit::visit_expr_binary(self, binary);
@@ -292,6 +372,8 @@ pub fn by_hand(texts: &BTreeMap<&'static str, String>) -> Result<Vec<Site>> {
             line: text[..start].lines().count(),
             what: what.to_string(),
             by_hand: true,
+            around: number(text),
+            is_comparison: false,
         });
         Ok(())
     };

@@ -1,0 +1,150 @@
+//! Operands between pages without access: nothing before their first element is touched, and nothing
+//! past their last, by registers that are not full least of all.
+#![cfg(unix)]
+
+use xent::half::{bf16, f16};
+use xent::{CrossEntropy, Input, Isa, Number, Output, Reduction, Results, Softmax};
+
+/// Pages of any system.
+const PAGE: usize = 1 << 16;
+
+/// Numbers whose first follows such a page, or whose last precedes one.
+struct Fenced<T> {
+    map: *mut libc::c_void,
+    bytes: usize,
+    start: *mut T,
+    len: usize,
+}
+
+impl<T: Number> Fenced<T> {
+    fn new(values: &[T], at_end: bool) -> Fenced<T> {
+        let size = size_of_val(values);
+        let room = size.next_multiple_of(PAGE);
+        let bytes = room + 2 * PAGE;
+        let (kind, none) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::PROT_NONE);
+        // SAFETY: a fresh mapping, of which all but the first page and the last is opened; the values
+        // fit in between, aligned, since their size is a multiple of their alignment.
+        unsafe {
+            let map = libc::mmap(std::ptr::null_mut(), bytes, none, kind, -1, 0);
+            assert!(map != libc::MAP_FAILED, "no address space for {bytes} bytes");
+            let open = map.cast::<u8>().add(PAGE);
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            assert!(libc::mprotect(open.cast(), room, access) == 0, "mprotect");
+            let start = open.add(if at_end { room - size } else { 0 }).cast::<T>();
+            start.copy_from_nonoverlapping(values.as_ptr(), values.len());
+            Fenced { map, bytes, start, len: values.len() }
+        }
+    }
+
+    fn get(&self) -> &[T] {
+        // SAFETY: written by `new`.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+
+    fn get_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and nobody else's.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
+    }
+}
+
+impl<T> Drop for Fenced<T> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `new`; what was borrowed from it is gone.
+        unsafe {
+            libc::munmap(self.map, self.bytes);
+        }
+    }
+}
+
+/// `[rows, classes, inner]`: registers that are full and not, tiles that are and not, chunks, and rows
+/// that go in pairs.
+const SIZES: [[usize; 3]; 16] = [
+    [1, 1, 1],
+    [1, 5, 1],
+    [3, 10, 1],
+    [13, 31, 1],
+    [35, 33, 1],
+    [67, 16, 1],
+    [9, 64, 1],
+    [2, 130, 1],
+    [5, 203, 1],
+    [3, 2049, 1],
+    [10, 8200, 1],
+    [1, 5, 3],
+    [2, 40, 17],
+    [1, 33, 61],
+    [3, 4, 67],
+    [2, 300, 2],
+];
+
+fn calls<T: Number>(of: fn(f64) -> T, isa: Isa) {
+    for [rows, classes, inner] in SIZES {
+        let numbers =
+            |n: usize| -> Vec<T> { (0..n).map(|i| of((i * 7 % 23) as f64 / 8.0 - 1.0)).collect() };
+        let (n, positions) = (rows * classes * inner, rows * inner);
+        let labels: Vec<i32> = (0..positions).map(|i| (i * 5 % classes) as i32).collect();
+        // Packed, and classes first.
+        let transposed = [inner as i64, positions as i64, 1];
+        for (at_end, strides) in [(true, [0; 3]), (false, [0; 3]), (true, transposed)] {
+            let fence = |values: &[T]| Fenced::new(values, at_end);
+            let mut grad = fence(&numbers(n));
+            let (y, p) = (Fenced::new(&labels, at_end), fence(&numbers(n)));
+            let mut entropy = Fenced::new(&vec![0f64; positions], at_end);
+            let mut argmax = Fenced::new(&vec![0i64; positions], at_end);
+            for softcap in [0.0, 4.0] {
+                let mut x = fence(&numbers(n));
+                let call = CrossEntropy::new(rows, classes).inner(inner).isa(isa).softcap(softcap);
+                let call = call.reduction(Reduction::Sum).threads(1);
+                let from = |x: &Fenced<T>| call.forward(input(x, strides), y.get()).unwrap();
+                let loss = from(&x);
+                let fused = call
+                    .forward_backward(input(&x, strides), y.get(), output(&mut grad, strides))
+                    .unwrap();
+                assert_eq!(loss, fused, "{rows} {classes} {inner} on {}", isa.name());
+                let results = Results {
+                    entropy: Some(entropy.get_mut().into()),
+                    argmax: Some(argmax.get_mut().into()),
+                    ..Results::default()
+                };
+                call.forward_with(input(&x, strides), input(&p, strides), results).unwrap();
+                call.forward_backward(
+                    input(&x, strides),
+                    input(&p, strides),
+                    output(&mut grad, strides),
+                )
+                .unwrap();
+                let fused =
+                    call.forward_backward_in_place(output(&mut x, strides), y.get()).unwrap();
+                assert_eq!(loss, fused, "{rows} {classes} {inner} in place on {}", isa.name());
+            }
+            let mut x = fence(&numbers(n));
+            let call = Softmax::new(rows, classes).inner(inner).isa(isa).threads(1);
+            call.softmax(input(&x, strides), output(&mut grad, strides)).unwrap();
+            call.log_softmax_in_place(output(&mut x, strides)).unwrap();
+            call.softmax_backward(
+                input(&p, strides),
+                input(&x, strides),
+                output(&mut grad, strides),
+            )
+            .unwrap();
+        }
+    }
+}
+
+fn input<T: Number>(of: &Fenced<T>, strides: [i64; 3]) -> Input<'_> {
+    Input::from(of.get()).strides(strides)
+}
+
+fn output<T: Number>(of: &mut Fenced<T>, strides: [i64; 3]) -> Output<'_> {
+    Output::from(of.get_mut()).strides(strides)
+}
+
+#[test]
+fn nothing_past_an_operand_is_touched() {
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        calls::<f32>(|x| x as f32, isa);
+        calls::<f64>(|x| x, isa);
+        calls::<bf16>(bf16::from_f64, isa);
+        calls::<f16>(f16::from_f64, isa);
+    }
+}
