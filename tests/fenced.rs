@@ -103,7 +103,7 @@ fn calls<T: Number>(of: fn(f64) -> T, isa: Isa) {
                 assert_eq!(loss, fused, "{rows} {classes} {inner} on {}", isa.name());
                 let results = Results {
                     entropy: Some(entropy.get_mut().into()),
-                    argmax: Some(argmax.get_mut().into()),
+                    argmax: Some(argmax.get_mut()),
                     ..Results::default()
                 };
                 call.forward_with(input(&x, strides), input(&p, strides), results).unwrap();

@@ -562,8 +562,10 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(
                 for (i, v) in v.as_mut().iter_mut().enumerate() {
                     // SAFETY: the caller's promise.
                     let m = unsafe { gradient.masses.load(s, c, at, i) };
-                    let product = d.mul(*v, m);
-                    *v = d.select(d.equal(m, d.splat(0.0)), m, product);
+                    // Either may be infinite, beside a factor of 0.
+                    let zero = d.splat(0.0);
+                    let absent = d.either(d.equal(m, zero), d.equal(*v, zero));
+                    *v = d.select(absent, zero, d.mul(*v, m));
                 }
                 minus = s.sub(zero, s.narrow(v));
             }
