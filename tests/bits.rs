@@ -303,6 +303,28 @@ fn lse_alone() {
     }
 }
 
+/// Some rows of a fused call, out of place and in place, are to the bit what they are alone.
+fn fused_alone_and_together(
+    problem: &Problem,
+    threads: u32,
+    rows: impl Iterator<Item = usize> + Clone,
+) {
+    let classes = problem.classes;
+    for isa in isas() {
+        let how = How { threads, ..How::on(isa) };
+        for pass in [Pass::Fused, Pass::FusedInPlace] {
+            let whole = problem.run(pass, &how);
+            for row in rows.clone() {
+                let alone = problem.single(row).run(pass, &how);
+                let range = row * classes..(row + 1) * classes;
+                assert_same(&alone.lse, &whole.lse[row..=row], "lse");
+                assert_same(&alone.row_losses, &whole.row_losses[row..=row], "row loss");
+                assert_same(&alone.grad, &whole.grad[range], "gradient");
+            }
+        }
+    }
+}
+
 /// Rows in pairs of which one or both have chunks that are swept again: masked logits, and one far above all
 /// before, in each chunk in turn, and behind a masked one.
 #[test]
@@ -318,17 +340,7 @@ fn pairs_with_chunks_that_are_swept_again() {
             x[at(row / 3)] = 60.0;
         }
     }
-    for isa in isas() {
-        for pass in [Pass::Fused, Pass::FusedInPlace] {
-            let whole = problem.run(pass, &How { threads: 1, ..How::on(isa) });
-            for row in 0..rows {
-                let alone = problem.single(row).run(pass, &How::on(isa));
-                let range = row * classes..(row + 1) * classes;
-                assert_same(&alone.row_losses, &whole.row_losses[row..=row], "row loss");
-                assert_same(&alone.grad, &whole.grad[range], "gradient");
-            }
-        }
-    }
+    fused_alone_and_together(&problem, 1, 0..rows);
 }
 
 /// More rows than blocks: within a block, the gradient's sweep over a row goes along with the first
@@ -337,17 +349,7 @@ fn pairs_with_chunks_that_are_swept_again() {
 fn rows_in_pairs() {
     let (rows, classes) = (520, 16_400);
     let problem = Problem { normalizer: 3.0, ..mixed(rows, classes, &KINDS) };
-    for isa in isas() {
-        for pass in [Pass::Fused, Pass::FusedInPlace] {
-            let whole = problem.run(pass, &How::on(isa));
-            for row in (0..9).chain(rows - 9..rows) {
-                let alone = problem.single(row).run(pass, &How::on(isa));
-                let range = row * classes..(row + 1) * classes;
-                assert_same(&alone.row_losses, &whole.row_losses[row..=row], "row loss");
-                assert_same(&alone.grad, &whole.grad[range], "gradient");
-            }
-        }
-    }
+    fused_alone_and_together(&problem, 0, (0..9).chain(rows - 9..rows));
 }
 
 /// Losses of forward and of the fused call on both sides of the classes up to which rows go through
@@ -421,18 +423,7 @@ fn ignored_rows_in_pairs() {
     let ignored = |row: usize| [1, 3, 8, 9, 10, 17, 23].contains(&row);
     let target = |row: usize| if ignored(row) { -100 } else { (row * 371) as i64 };
     problem.targets = Indices::I64((0..rows).map(target).collect());
-    for isa in isas() {
-        let how = How { threads: 1, ..How::on(isa) };
-        for pass in [Pass::Fused, Pass::FusedInPlace] {
-            let whole = problem.run(pass, &how);
-            for row in 0..rows {
-                let alone = problem.single(row).run(pass, &how);
-                let range = row * classes..(row + 1) * classes;
-                assert_same(&alone.lse, &whole.lse[row..=row], "lse");
-                assert_same(&alone.grad, &whole.grad[range], "gradient");
-            }
-        }
-    }
+    fused_alone_and_together(&problem, 1, 0..rows);
 }
 
 /// Rows of more than one segment are gone through one by one, whatever fits the cache: what one
