@@ -282,8 +282,8 @@ impl<S: Simd<Real: Base>, const FAR: bool> Exp2<S, FAR> {
         self.s.mul(p, self.scale(m))
     }
 
-    /// `2^(log2 e·(x - far) - near)`, clamped, within 1 ulp as [`value`](Self::value) is: with L a base
-    /// of e and not of b, for one fused product more.
+    /// `2^(log2 e·(x - far) - near)`, clamped, within 1 ulp as [`value`](Self::value) is: of e where
+    /// that is of b, for one fused product more.
     #[inline(always)]
     pub fn natural(&self, x: S::Vector) -> S::Vector {
         let s = self.s;
