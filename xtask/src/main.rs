@@ -12,6 +12,7 @@ mod demo;
 mod dist;
 mod fuzz;
 mod inline;
+mod loops;
 mod mutants;
 mod peers;
 mod picture;
@@ -35,6 +36,7 @@ usage: cargo xtask <command>
   fuzz [SECONDS] [seed=SEED] [TARGET]...
                        run the fuzz targets, 30 s each, or over their seeds alone
                        (0): problem c_abi partition
+  loops                print the kernels' inner loops, counted; docs/data/loops.txt
   mutants [...]        run the tests against wrong versions of the source; see --help
   sanitize             run the C and C++ tests under sanitizers and valgrind
   test [STEP]...       run every check, or only the steps named:
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
             Ok(plan) => fuzz::run_plan(&plan),
             Err(message) => return usage(&message),
         },
+        ["loops"] => loops::list(),
         ["mutants", arguments @ ..] => mutants::run(arguments),
         ["sanitize"] => sanitize::run_all(),
         ["test", steps @ ..] => match check::parse(steps) {
