@@ -243,7 +243,7 @@ unsafe fn split_row(
     // SAFETY: the caller's promise, here and below; a segment is in one thread's hands.
     unsafe {
         batch.start(k, plan, index, 1);
-        contiguous::aim(k, plan, &mut batch);
+        contiguous::aim(k, plan, &mut batch, 0..1);
     }
     if let Some(sum) = batch.lanes()[0].sum {
         let mut total = Partial::EMPTY;

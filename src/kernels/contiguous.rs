@@ -1615,25 +1615,29 @@ impl Stage {
     }
 }
 
-/// Finds the anchors of a batch's rows, and decides what their first sweeps are to do.
+/// Finds the anchors of some of a batch's rows, and decides what their first sweeps are to do.
 ///
 /// # Safety
 /// As [`Batch::start`].
-pub unsafe fn aim(k: &Kernels, plan: &Plan, batch: &mut Batch) {
+pub unsafe fn aim(k: &Kernels, plan: &Plan, batch: &mut Batch, rows: Range<usize>) {
     let mut anchors = [Anchor::NONE; BATCH];
-    let anchors = &mut anchors[..batch.lanes().len()];
-    for (i, found) in anchors.iter_mut().enumerate() {
+    for i in rows.clone() {
         if batch.needs_softmax(plan, i) {
             let Lane { at, hole, .. } = batch.lanes()[i];
             // SAFETY: the caller's promise.
-            *found = unsafe { anchor(k, plan, at, hole) };
+            anchors[i] = unsafe { anchor(k, plan, at, hole) };
         }
     }
     // SAFETY: the caller's promise.
-    unsafe { batch.read_holes(k, plan) };
-    for (i, &found) in anchors.iter().enumerate() {
-        batch.aim(plan, i, found);
+    unsafe { batch.read_holes(k, plan, rows.clone()) };
+    for i in rows {
+        batch.aim(plan, i, anchors[i]);
     }
+}
+
+/// Rows of a batch that are aimed together: those that the sums before have asked for.
+fn group_size(plan: &Plan) -> usize {
+    (SPAN / (plan.classes * plan.logits.size()).max(1)).clamp(1, BATCH)
 }
 
 /// Rows of a batch: as many as stay in the cache between their sweeps, where there are two.
@@ -1662,7 +1666,7 @@ pub unsafe fn rows(
     give: &mut dyn FnMut(Totals),
 ) {
     let short = plan.classes <= BATCHED_CLASSES;
-    let size = batch_size(plan);
+    let (size, group) = (batch_size(plan), group_size(plan));
     // Where every call has these rows in one batch, whoever works on them, and the gradient or not.
     let by_batch = short && len.is_multiple_of(BATCH);
     let segments = plan.segments();
@@ -1674,11 +1678,15 @@ pub unsafe fn rows(
         // SAFETY: rows of the plan, and this thread's alone; so below.
         unsafe {
             stage.batch.start(k, plan, start, count);
-            aim(k, plan, &mut stage.batch);
         }
         stage.marks[..count.max(segments)].fill(Marks::default());
         let marks = &mut stage.marks;
-        for (i, Lane { at, sum, partial, .. }) in stage.batch.lanes().iter_mut().enumerate() {
+        for i in 0..count {
+            if i.is_multiple_of(group) {
+                // SAFETY: see above.
+                unsafe { aim(k, plan, &mut stage.batch, i..count.min(i + group)) };
+            }
+            let Lane { at, sum, partial, .. } = &mut stage.batch.lanes()[i];
             if let Some(sum) = sum {
                 for segment in 0..segments {
                     let mark = if segments == 1 { i } else { segment };

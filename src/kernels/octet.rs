@@ -32,6 +32,7 @@ use crate::math::exp2::Base;
 use crate::math::real;
 use crate::plan::{Gradient, Pass, Plan, Run, Targets, View};
 use crate::simd::{Doubles, Real, Simd, WideVector};
+use std::ops::Range;
 
 /// Rows of an octet.
 pub const ROWS: usize = 8;
@@ -262,8 +263,8 @@ impl Octet {
         }
     }
 
-    /// Scales and caps the logits of all holes, once.
-    pub fn transform_holes(&mut self, k: &Kernels, plan: &Plan) {
+    /// Scales and caps the logits of the holes of some rows, once.
+    pub fn transform_holes(&mut self, k: &Kernels, plan: &Plan, rows: Range<usize>) {
         let Some(with) = &plan.transform else { return };
         let (mut x, mut slope) = (self.x_y, [with.scale; ROWS]);
         if plan.logits.dtype.has_short_lanes() {
@@ -281,7 +282,7 @@ impl Octet {
                 (k.lanes.transform)(x.cast(), ROWS, with, slope.cast());
             }
         }
-        for i in 0..ROWS {
+        for i in rows {
             if self.class(i).is_some() {
                 self.x_y[i] = x[i];
                 self.slope[i] = if with.cap > 0.0 { slope[i] } else { 1.0 };

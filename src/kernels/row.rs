@@ -8,6 +8,7 @@ use crate::math::exp2::{Reference, nearest};
 use crate::math::scalar::{exp2, log2};
 use crate::plan::{At, Dtype, Pass, Plan};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// The reference that a row's chunks start from.
 #[derive(Clone, Copy, Debug)]
@@ -208,6 +209,7 @@ impl Batch {
         if len < ROWS {
             self.octet.clear();
         }
+        self.octet.x_y = [f64::NEG_INFINITY; ROWS];
         for (lane, run) in plan.runs(first, len) {
             // SAFETY: the caller's promise.
             unsafe { self.octet.read(k, plan, lane, &run, &tops[lane..]) };
@@ -225,21 +227,20 @@ impl Batch {
         }
     }
 
-    /// Reads the logits of the holes, and what the gradient is there.
+    /// Reads the logits of the holes of some rows, and what the gradient is there; once.
     ///
     /// # Safety
     /// See [`start`](Self::start).
-    pub unsafe fn read_holes(&mut self, k: &Kernels, plan: &Plan) {
-        self.octet.x_y = [f64::NEG_INFINITY; ROWS];
-        for (lane, run) in plan.runs(self.first, self.len) {
+    pub unsafe fn read_holes(&mut self, k: &Kernels, plan: &Plan, rows: Range<usize>) {
+        for (lane, run) in plan.runs(self.first + rows.start, rows.len()) {
             // SAFETY: the caller's promise.
-            unsafe { self.octet.read_holes(plan, lane, &run) };
+            unsafe { self.octet.read_holes(plan, rows.start + lane, &run) };
         }
-        self.octet.transform_holes(k, plan);
+        self.octet.transform_holes(k, plan, rows.clone());
         let Some(gradient) = plan.gradient.as_ref().filter(|gradient| gradient.accumulate) else {
             return;
         };
-        for Lane { at, hole, old, .. } in self.lanes() {
+        for Lane { at, hole, old, .. } in &mut self.lanes()[rows] {
             if let Some(class) = *hole {
                 // SAFETY: a class of a row of the plan.
                 *old = unsafe { gradient.view.real(*at, class) };

@@ -1304,7 +1304,7 @@ unsafe fn tile(work: &mut Work, octets: &mut [Octet], totals: &mut Totals) {
             if reads_holes {
                 octet.x_y = [f64::NEG_INFINITY; ROWS];
                 octet.read_holes(plan, 0, &run);
-                octet.transform_holes(k, plan);
+                octet.transform_holes(k, plan, 0..ROWS);
             }
         }
         if plan.spreads_mass() {
