@@ -577,14 +577,49 @@ pub unsafe fn dot<S: Simd, E: Element<S>>(
     center: f64,
     mass: *const f64,
 ) -> f64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if mass.is_null() {
+            dot_with::<S, E, true>(s, chunk, center, mass)
+        } else {
+            dot_with::<S, E, false>(s, chunk, center, mass)
+        }
+    }
+}
+
+/// # Safety
+/// As [`dot`]. `EVEN`: all masses are 1.
+#[inline(always)]
+unsafe fn dot_with<S: Simd, E: Element<S>, const EVEN: bool>(
+    s: S,
+    chunk: &Chunk,
+    center: f64,
+    mass: *const f64,
+) -> f64 {
     let d = s.wide();
     let wide = <S::Wide as Simd>::LANES;
     let (center, zero) = (d.splat(center), d.splat(0.0));
     let x = chunk.x.cast::<E>();
     let mut totals = s.totals();
     let blocks = Blocks::new::<S>(chunk.len, chunk.hole);
-    let whole = (0..blocks.whole).map(|i| (blocks.whole_at::<S>(i), all_lanes::<S>()));
-    for (at, mask) in whole.chain(blocks.masked::<S>()) {
+    let term = |m, x| d.select(d.equal(m, zero), zero, d.mul(m, d.sub(x, center)));
+    for i in 0..blocks.whole {
+        for j in 0..S::BLOCK / S::LANES {
+            let at = blocks.whole_at::<S>(i) + j * S::LANES;
+            // SAFETY: a whole block of the chunk.
+            let mut terms = s.widen(unsafe { E::load(s, x.add(at)) });
+            for (i, x) in terms.as_mut().iter_mut().enumerate() {
+                *x = if EVEN {
+                    d.sub(*x, center)
+                } else {
+                    // SAFETY: as many as logits.
+                    term(unsafe { d.load(mass.add(at + i * wide)) }, *x)
+                };
+            }
+            s.add_wide(&mut totals, j, terms);
+        }
+    }
+    for (at, mask) in blocks.masked::<S>() {
         for j in 0..S::BLOCK / S::LANES {
             let lanes = lanes_of::<S>(mask, j);
             if lanes == 0 {
@@ -596,15 +631,9 @@ pub unsafe fn dot<S: Simd, E: Element<S>>(
             let mut terms = s.widen(x);
             for (i, x) in terms.as_mut().iter_mut().enumerate() {
                 let lanes = lanes >> (i * wide) & ((1 << wide) - 1);
-                let m = if mass.is_null() {
-                    // SAFETY: the lanes of a register of f64, which `ONES` has enough of.
-                    unsafe { d.load_lanes(ONES.as_ptr(), lanes, 0.0) }
-                } else {
-                    // SAFETY: as many as logits.
-                    unsafe { d.load_lanes(mass.wrapping_add(at + i * wide), lanes, 0.0) }
-                };
-                let term = d.mul(m, d.sub(*x, center));
-                *x = d.select(d.equal(m, zero), zero, term);
+                let from = if EVEN { ONES.as_ptr() } else { mass.wrapping_add(at + i * wide) };
+                // SAFETY: as many as logits; and `ONES` has enough of the lanes of a register of f64.
+                *x = term(unsafe { d.load_lanes(from, lanes, 0.0) }, *x);
             }
             s.add_wide(&mut totals, j, terms);
         }
