@@ -7,7 +7,7 @@ use crate::element::Element;
 use crate::kernels::contiguous::{self, Chunk, GradientChunk, Sums};
 use crate::kernels::family::{self, Pair, Tiles};
 use crate::kernels::octet::{self, Octet};
-use crate::kernels::online::Top;
+use crate::kernels::online::{Exact, Top};
 use crate::kernels::targets;
 use crate::kernels::tiles::{self, Masses, Numbers, Tile, TileGradient};
 use crate::kernels::{Kernels, Lanes, Outputs, Sweeps};
@@ -195,6 +195,11 @@ macro_rules! entries {
                 unsafe { contiguous::transform::<S>(S::assume(), x, len, with, slope) }
             }
             $(#[target_feature(enable = $feature)])*
+            unsafe fn total<S: Simd<Real: Base>>(x: *const f64, len: usize) -> Exact {
+                // SAFETY: this function's own features; the caller's promise (`Kernels`).
+                unsafe { contiguous::total::<S>(S::assume(), x, len) }
+            }
+            $(#[target_feature(enable = $feature)])*
             unsafe fn tile_sums<S: Simd<Real: Base>>(tile: &Tile, octets: &mut [Octet], heats: bool) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
                 unsafe { tiles::sums::<S>(S::assume(), tile, octets, heats) }
@@ -265,6 +270,7 @@ macro_rules! entries {
                     count,
                     holes,
                     transform: transform::<S>,
+                    total: total::<S>,
                     sums: tile_sums::<S>,
                     argmax: tile_argmax::<S>,
                     dots: tile_dots::<S>,
@@ -367,5 +373,23 @@ mod tests {
         }
         assert!(named("avx9000").unwrap_err().contains("names no instruction set"));
         assert!(named("").is_err());
+    }
+
+    /// Sums that carry along what they lose: the same bits on every set, wherever lanes end.
+    #[test]
+    fn totals() {
+        let terms: Vec<f64> = (0..1000).map(|i| 1e16 * f64::from(i / 16 % 3 - 1) + 0.25).collect();
+        for isa in Isa::ALL {
+            for dtype in [Dtype::F32, Dtype::F64] {
+                let Some(k) = isa.kernels(dtype, dtype) else { continue };
+                for len in [0, 1, 2, 7, 15, 16, 17, 31, 48, 100, 1000] {
+                    // SAFETY: within the terms; the processor has the set, since it has kernels.
+                    let total = unsafe { (k.lanes.total)(terms.as_ptr(), len) }.value();
+                    let mut want = Exact::NONE;
+                    terms[..len].iter().for_each(|&x| want.add(x));
+                    assert_eq!(total, want.value(), "{len} on {}", isa.name());
+                }
+            }
+        }
     }
 }

@@ -44,7 +44,7 @@ use crate::element::Element;
 use crate::math::exp2::{Base, Exp2, Reference};
 use crate::math::real;
 use crate::plan::{At, CHUNK, KEPT_CLASSES, Pass, Plan, SEGMENTS, Targets, Transform};
-use crate::simd::{Real, Simd, all_lanes, first_lanes, lanes_of, up_to};
+use crate::simd::{Real, Simd, TOTALS, all_lanes, first_lanes, lanes_of, up_to};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -639,6 +639,39 @@ unsafe fn dot_with<S: Simd, E: Element<S>, const EVEN: bool>(
         }
     }
     s.sum(totals)
+}
+
+/// The sum of numbers, and what its roundings lost: in sixteen lanes, on every set.
+///
+/// # Safety
+/// `x` is readable over `len` numbers; the processor has what `s` stands for.
+#[inline(always)]
+pub unsafe fn total<S: Simd>(s: S, x: *const f64, len: usize) -> Exact {
+    let d = s.wide();
+    let wide = <S::Wide as Simd>::LANES;
+    let (mut sums, mut lost) = (s.totals(), s.totals());
+    for start in (0..len).step_by(TOTALS) {
+        for (i, (sum, lost)) in sums.as_mut().iter_mut().zip(lost.as_mut()).enumerate() {
+            let at = start + i * wide;
+            let p = x.wrapping_add(at);
+            let left = len.saturating_sub(at);
+            // SAFETY: the mask keeps to the numbers.
+            let x = unsafe {
+                if left >= wide { d.load(p) } else { d.load_lanes(p, up_to::<S::Wide>(left), 0.0) }
+            };
+            let (total, error) = real::sum(d, *sum, x);
+            (*sum, *lost) = (total, d.add(*lost, error));
+        }
+    }
+    let lanes = |totals: &S::Totals| {
+        let mut lanes = [0.0; TOTALS];
+        for (i, &total) in totals.as_ref().iter().enumerate() {
+            // SAFETY: the totals have as many lanes.
+            unsafe { d.store(lanes[i * wide..].as_mut_ptr(), total) };
+        }
+        lanes
+    };
+    Exact::of(&lanes(&sums), &lanes(&lost))
 }
 
 /// Masses where there are none.
@@ -1301,7 +1334,7 @@ unsafe fn sum_chunks<const PLAIN: bool>(
             }
             if let Some(center) = sum.center {
                 // SAFETY: see above.
-                (seen.dot, seen.mass) = unsafe { dots(sweeps, plan, at, class, &chunk, center) };
+                (seen.dot, seen.mass) = unsafe { dots(k, sweeps, plan, at, class, &chunk, center) };
             }
             if plan.entropy.is_some() && sum.softmax {
                 // SAFETY: see above.
@@ -1366,6 +1399,7 @@ unsafe fn sum_chunks<const PLAIN: bool>(
 /// # Safety
 /// As [`sum_segment`].
 unsafe fn dots(
+    k: &Kernels,
     sweeps: &Sweeps,
     plan: &Plan,
     at: At,
@@ -1386,9 +1420,12 @@ unsafe fn dots(
     unsafe { plan.mass(at, class, masses) };
     // SAFETY: the caller's promise; there are as many masses as logits.
     let dot = unsafe { (sweeps.dot)(chunk, center, masses.as_ptr()) };
-    let mut mass = Exact::NONE;
-    masses.iter().for_each(|&m| mass.add(m));
-    (dot, mass)
+    if matches!(plan.targets, Targets::Indices(_)) {
+        // The sum of class weights is the plan's.
+        return (dot, Exact::NONE);
+    }
+    // SAFETY: all of the masses; that about the tables (`Kernels`).
+    (dot, unsafe { (k.lanes.total)(masses.as_ptr(), masses.len()) })
 }
 
 /// The exponentials' sum, and its heat, relative to a reference of the chunk's own.

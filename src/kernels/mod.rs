@@ -17,7 +17,7 @@ use crate::math::exp2::Reference;
 use crate::plan::{Plan, Run, View};
 use contiguous::{Chunk, GradientChunk, Sums};
 use octet::Octet;
-use online::Top;
+use online::{Exact, Top};
 use std::ops::Range;
 use tiles::{Masses, Numbers, Tile, TileGradient};
 
@@ -59,6 +59,8 @@ pub struct Lanes {
     pub holes: unsafe fn(&View, &Run, i64, &mut Octet, usize),
     /// See [`contiguous::transform`].
     pub transform: unsafe fn(*mut u8, usize, &crate::plan::Transform, *mut u8),
+    /// See [`contiguous::total`].
+    pub total: unsafe fn(*const f64, usize) -> Exact,
     /// See [`tiles::sums`].
     pub sums: unsafe fn(&Tile, &mut [Octet], bool),
     /// See [`tiles::argmax`].

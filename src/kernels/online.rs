@@ -137,6 +137,13 @@ impl Exact {
     /// Of nothing.
     pub const NONE: Exact = Exact { sum: 0.0, lost: 0.0 };
 
+    /// Of sums that were formed side by side, and what each of them lost.
+    pub fn of(sums: &[f64], lost: &[f64]) -> Exact {
+        let mut all = Exact::NONE;
+        sums.iter().zip(lost).for_each(|(&sum, &lost)| all.merge(Exact { sum, lost }));
+        all
+    }
+
     /// One more term.
     #[inline(always)]
     pub fn add(&mut self, x: f64) {
