@@ -8,7 +8,7 @@ use common::{How, Indices, Pass, Problem, Reals, Reduction, Run, assert_same, is
 use proptest::prelude::*;
 use std::sync::OnceLock;
 use xent::half::bf16;
-use xent::{CrossEntropy, Isa, Pool};
+use xent::{CrossEntropy, Input, Isa, Output, Pool, Results};
 
 fn eight() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();
@@ -449,6 +449,95 @@ fn long_rows_of_halves() {
             let logits = &logits[range.clone()];
             call(1).threads(1).forward_backward(logits, &targets[row..=row], &mut alone).unwrap();
             assert!(alone == whole[range], "row {row} on {}", isa.name());
+        }
+    }
+}
+
+/// Batches of eight rows that go on from one row's inner positions to the next's, whose number does not
+/// divide eight.
+#[test]
+fn batches_over_inner_positions() {
+    let (rows, inner) = (7, 3);
+    for classes in [200, 1500] {
+        let problem = mixed(rows * inner, classes, &KINDS);
+        let strides = [(inner * classes) as i64, 1, classes as i64];
+        for isa in isas() {
+            let flat = problem.run(Pass::Fused, &How::on(isa));
+            let mut grad = vec![0f32; problem.logits.len()];
+            let (mut losses, mut lse) = ([0f64; 21], [0f64; 21]);
+            let results = Results {
+                row_losses: Some(Output::from(&mut losses)),
+                lse: Some(&mut lse),
+                ..Results::default()
+            };
+            let logits = Input::from(&problem.logits).strides(strides);
+            let to = Output::from(&mut grad).strides(strides);
+            let call = CrossEntropy::new(rows, classes).inner(inner).isa(isa);
+            call.forward_backward_with(logits, problem.targets.input(), to, results).unwrap();
+            assert_same(&lse, &flat.lse, "lse");
+            assert_same(&losses, &flat.row_losses, "row losses");
+            assert_same(&grad, &flat.grad, "gradient");
+        }
+    }
+}
+
+/// The gradient of a long row whose classes are apart is not written along with the next row's sum, which
+/// knows of contiguous ones alone.
+#[test]
+fn long_rows_of_scattered_gradients() {
+    let (rows, classes) = (3, 8200);
+    let problem = mixed(rows, classes, &[Kind::Unit, Kind::Steps]);
+    for isa in isas() {
+        let good = problem.run(Pass::Fused, &How::on(isa));
+        let mut apart = vec![7f32; 2 * rows * classes];
+        let to = Output::from(&mut apart).strides([2 * classes as i64, 2, 0]);
+        let call = CrossEntropy::new(rows, classes).isa(isa).threads(1);
+        call.forward_backward(&problem.logits, problem.targets.input(), to).unwrap();
+        let grad: Vec<f32> = apart.iter().copied().step_by(2).collect();
+        assert_same(&grad, &good.grad, isa.name());
+        assert!(apart.iter().skip(1).step_by(2).all(|&x| x == 7.0), "{}", isa.name());
+    }
+}
+
+/// Nor is one from which something else is subtracted for each class, though the next row, which is
+/// ignored, needs exponentials alone.
+#[test]
+fn long_rows_with_smoothing_before_ignored_ones() {
+    let (rows, classes) = (16, 8200);
+    let mut problem = Problem {
+        normalizer: 3.0,
+        class_weights: Some(Reals::F32((0..classes).map(|i| (i % 7) as f32 / 4.0).collect())),
+        label_smoothing: 0.1,
+        ..mixed(rows, classes, &[Kind::Unit])
+    };
+    let target = |row: usize| if row < 8 { (row * 371) as i64 } else { -100 };
+    problem.targets = Indices::I64((0..rows).map(target).collect());
+    fused_alone_and_together(&problem, 1, 0..rows);
+}
+
+/// The same of probabilities, each with a mass of its own, before rows that the mask takes out.
+#[test]
+fn long_rows_of_probabilities_before_masked_ones() {
+    let (rows, classes) = (16, 8200);
+    let logits = mixed(rows, classes, &[Kind::Unit]).logits;
+    let masses: Vec<f32> = (0..rows * classes).map(|i| (i % 13) as f32 / 8192.0).collect();
+    let mask: Vec<u8> = (0..rows).map(|row| (row < 8).into()).collect();
+    for isa in isas() {
+        let fused = |range: std::ops::Range<usize>| {
+            let all = range.start * classes..range.end * classes;
+            let (mut grad, mut lse) = (vec![7f32; all.len()], vec![7f64; range.len()]);
+            let results = Results { lse: Some(&mut lse), ..Results::default() };
+            let call = CrossEntropy::new(range.len(), classes).isa(isa).threads(1);
+            let call = call.reduction(Reduction::Sum).row_mask(&mask[range]);
+            let (logits, masses) = (&logits[all.clone()], &masses[all]);
+            call.forward_backward_with(logits, masses, &mut grad, results).unwrap();
+            (grad, lse)
+        };
+        let (grad, lse) = fused(0..rows);
+        for row in 0..rows {
+            let (alone, alone_lse) = fused(row..row + 1);
+            assert_same(&alone, &grad[row * classes..][..classes], "gradient");
+            assert_same(&alone_lse, &lse[row..=row], "lse");
         }
     }
 }

@@ -138,16 +138,19 @@ static void column_blocks(struct fixture *f) {
         {0, CLASSES + 3, 0},       /* one column over the edge, into the next row's logits */
         {0, width, 0},             /* a row below */
     };
-    for (size_t k = 0; k < sizeof blocks / sizeof *blocks; k++) {
-        float matrix[size], before[size];
+    enum { cases = sizeof blocks / sizeof *blocks };
+    /* wherever the matrix begins: what counts is how far apart they are */
+    for (size_t turn = 0; turn < (size_t)width * cases; turn++) {
+        size_t k = turn % cases;
+        float area[size + width], before[size], *matrix = area + turn / cases;
         for (int i = 0; i < size; i++) matrix[i] = 0.25f * (float)(i % 7);
-        memcpy(before, matrix, sizeof matrix);
+        memcpy(before, matrix, sizeof before);
         fixture_init(f);
         f->problem.logits = in_rows(matrix + blocks[k].logits, XENT_F32, width);
         f->grad_logits = out_rows(matrix + blocks[k].grad, XENT_F32, width);
         if (!blocks[k].apart) {
             FAILS(f, WITH_GRADIENT, XENT_ERR_OVERLAP, "grad_logits", "logits");
-            CHECK_BYTES(matrix, before, sizeof matrix);
+            CHECK_BYTES(matrix, before, sizeof before);
             continue;
         }
         WORKS(f, FUSED);
@@ -159,7 +162,7 @@ static void column_blocks(struct fixture *f) {
         for (int i = 0; i < ROWS; i++)
             memcpy(matrix + blocks[k].grad + i * width, before + blocks[k].grad + i * width,
                    CLASSES * sizeof(float));
-        CHECK_BYTES(matrix, before, sizeof matrix);
+        CHECK_BYTES(matrix, before, sizeof before);
         expected_free(&e);
     }
     /* two rows are enough to lie beside each other */

@@ -30,15 +30,17 @@ use std::collections::BTreeMap;
 use std::fs;
 
 pub const USAGE: &str = "\
-usage: cargo xtask mutants [--every N] [--from I] [--only TEXT] [--by-hand | --by-parser]
-                           [--again | --list | --report]
+usage: cargo xtask mutants [--every N] [--from I] [--only TEXTS] [--by-hand | --by-parser]
+                           [--seconds S] [--again | --list | --report]
 
   --every N    one in N of those that the parser finds (default: all)
   --from I     which begins with the I-th of those (default 0): another I, other mutants
-  --only TEXT  those whose description has TEXT in it, such as a file's name
+  --only TEXTS those whose description has one of these in it, such as a file's name; with commas
+               between them
   --by-hand    those of tests/mutants.txt alone
   --by-parser  the others alone
-  --again      runs once more what lived in an earlier run, on every instruction set
+  --again      runs once more what lived in an earlier run too, kernels on every instruction set
+  --seconds S  what the tests of one that lives may take (default 2.5, with --again 30)
   --list       does not run them
   --report     says what became of them so far";
 
@@ -111,12 +113,13 @@ impl Site {
 struct Choice<'a> {
     every: usize,
     from: usize,
-    only: Option<&'a str>,
+    only: Option<Vec<&'a str>>,
     by_hand: bool,
     by_parser: bool,
     again: bool,
     list: bool,
     report: bool,
+    seconds: Option<f64>,
 }
 
 fn parse<'a>(arguments: &[&'a str]) -> std::result::Result<Choice<'a>, String> {
@@ -129,6 +132,7 @@ fn parse<'a>(arguments: &[&'a str]) -> std::result::Result<Choice<'a>, String> {
         again: false,
         list: false,
         report: false,
+        seconds: None,
     };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
@@ -141,7 +145,14 @@ fn parse<'a>(arguments: &[&'a str]) -> std::result::Result<Choice<'a>, String> {
                 let number = rest.next().and_then(|n| n.parse().ok());
                 choice.from = number.ok_or("--from takes a number")?;
             }
-            "--only" => choice.only = Some(rest.next().ok_or("--only takes a text")?),
+            "--only" => {
+                let texts = rest.next().ok_or("--only takes a text")?;
+                choice.only = Some(texts.split(',').collect());
+            }
+            "--seconds" => {
+                let seconds = rest.next().and_then(|n| n.parse().ok()).filter(|n| *n > 0.0);
+                choice.seconds = Some(seconds.ok_or("--seconds takes a number")?);
+            }
             "--by-hand" => choice.by_hand = true,
             "--by-parser" => choice.by_parser = true,
             "--again" => choice.again = true,
@@ -171,8 +182,8 @@ pub fn run(arguments: &[&str]) -> Result {
         // A step that is no multiple of anything in the code spreads evenly over the files.
         sites.extend(found.into_iter().skip(choice.from).step_by(choice.every));
     }
-    if let Some(only) = choice.only {
-        sites.retain(|site| site.name().contains(only));
+    if let Some(only) = &choice.only {
+        sites.retain(|site| only.iter().any(|text| site.name().contains(text)));
     }
     sites::without_crossings(&mut sites);
     println!("{} mutants, {} by hand", sites.len(), sites.iter().filter(|s| s.by_hand).count());
@@ -189,7 +200,7 @@ pub fn run(arguments: &[&str]) -> Result {
     }
     let open = sites.iter().filter(|site| !results.has(site, choice.again)).cloned();
     for batch in batches(open.collect()) {
-        put_to_the_tests(&texts, batch, &results, choice.again)?;
+        put_to_the_tests(&texts, batch, &results, &choice)?;
     }
     results.report(&sites)
 }
@@ -216,9 +227,10 @@ fn put_to_the_tests(
     texts: &BTreeMap<&'static str, String>,
     mut sites: Vec<Site>,
     results: &Results,
-    again: bool,
+    choice: &Choice,
 ) -> Result {
-    let every_set = again || sites.iter().any(|site| site.file == AVX512);
+    let needs_all = |site: &Site| site.file == AVX512 || choice.again && site.is_kernel();
+    let every_set = sites.iter().any(needs_all);
     // To build the unit tests is to build all kernels once more.
     let unit_tests = sites.iter().any(|site| texts[site.file].contains("#[cfg(test)]"));
     let kernels_alone = sites.iter().all(Site::is_kernel);
@@ -232,5 +244,6 @@ fn put_to_the_tests(
     }
     println!("building the tests with {} mutants", sites.len());
     let tests = programs::all(&tree, sites.len(), Which { unit_tests, kernels_alone })?;
-    run::all(&tree, &sites, results, &tests, if again { LONG } else { SHORT })
+    let seconds = choice.seconds.unwrap_or(if choice.again { LONG } else { SHORT });
+    run::all(&tree, &sites, results, &tests, seconds)
 }
