@@ -844,6 +844,49 @@ fn factors_above_the_range() {
     }
 }
 
+/// A factor that f32 holds, beside an exponential that their product leaves little room.
+#[test]
+fn factors_at_the_top_of_the_range() {
+    let (mut logits, targets) = (vec![0.0; 600], [3, 5]);
+    (logits[280], logits[580]) = (12.0, 12.0);
+    for grad_scale in [2.8e38, -2.8e38] {
+        let problem = Problem { grad_scale, ..Problem::sum(300, &logits, &targets) };
+        agree(&problem);
+        every(&problem, |run| assert!(run.grad[280].is_finite() && run.grad[280].abs() > 2.7e38));
+    }
+}
+
+/// Losses that cancel leave what they were added to.
+#[test]
+fn sums_of_losses_that_cancel() {
+    for classes in [3, 200] {
+        let logits = vec![0f64; 3 * classes];
+        let loss = (classes as f64).ln();
+        for weights in [[1.0, -1e20, 1e20], [-1e20, 1.0, 1e20], [1e20, 1.0, -1e20]] {
+            for isa in isas() {
+                let call = CrossEntropy::new(3, classes).isa(isa).reduction(Reduction::Sum);
+                let got = call.row_weights(&weights).forward(&logits, &[0, 1, 2]).unwrap();
+                assert!((got - loss).abs() < 1e-14 * loss, "{weights:?} on {isa:?}: {got}");
+            }
+        }
+    }
+}
+
+/// The gradient of a log-probability that is no target's is 0 under any scale.
+#[test]
+fn log_probabilities_under_an_infinite_scale() {
+    for classes in [3, 200] {
+        let logits = vec![-2f32; classes];
+        for isa in isas() {
+            let mut grad = vec![7f32; classes];
+            let call = CrossEntropy::new(1, classes).isa(isa).log_probs(true);
+            call.grad_output(&[f64::INFINITY]).forward_backward(&logits, &[1], &mut grad).unwrap();
+            let want = |c: usize| if c == 1 { f32::NEG_INFINITY } else { 0.0 };
+            assert!(grad.iter().enumerate().all(|(c, &g)| g == want(c)), "{isa:?}: {grad:?}");
+        }
+    }
+}
+
 /// Eight rows that do not count before some that do, where a prediction is wanted of all.
 #[test]
 fn rows_that_count_after_some_that_do_not() {

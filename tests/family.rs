@@ -294,3 +294,19 @@ fn softmax_far_below_the_largest() {
         }
     }
 }
+
+/// Chunks of doubles with references of their own, too large for an integer, are merged in their own base.
+#[test]
+fn softmax_of_chunks_far_from_zero() {
+    let (classes, half) = (4096, 2048);
+    let x: Vec<f64> = (0..classes).map(|c| if c < half { 1e16 - 10.0 } else { 1e16 }).collect();
+    let exact = [-10f64, 0.0].map(|t| t.exp() / (half as f64 * (1.0 + (-10f64).exp())));
+    for isa in isas() {
+        let mut y = vec![0f64; classes];
+        Softmax::new(1, classes).isa(isa).softmax(&x, &mut y).unwrap();
+        for (c, &got) in y.iter().enumerate() {
+            let want = exact[c / half];
+            assert!((got - want).abs() <= 1e-14 * want, "class {c} on {isa:?}: {got}, not {want}");
+        }
+    }
+}

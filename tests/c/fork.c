@@ -184,6 +184,8 @@ int main(void) {
     CHECK_BYTES(&again, &whole, sizeof whole);
     check_child(pool, whole, one);
     forks_during_calls(pool, whole, one);
+    CHECK_OK(soften(xent_softmax, 0, grad));
+    CHECK_OK(soften(xent_log_softmax, 0, grad));
     xent_pool_free(pool);
     free(logits);
     free(grad);
