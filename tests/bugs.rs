@@ -7,7 +7,7 @@ use common::bounds::{Judge, check};
 use common::random::Rng;
 use common::{How, Pass, Problem, Reals, assert_same, isas};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 use xent::{CrossEntropy, Pool, Results, Softmax};
 
@@ -86,11 +86,16 @@ fn megatron_7452_merged_shards() {
 fn arraymancer_485_small_problems_stay_on_their_thread() {
     let (release, released) = mpsc::channel::<()>();
     let (done, waiting) = mpsc::channel();
-    rayon::ThreadPoolBuilder::new().num_threads(1).build_global().unwrap();
-    rayon::spawn(move || {
-        // Until the sender is gone.
-        let _ = released.recv();
-    });
+    // Two, for a call has no use of a pool of one.
+    rayon::ThreadPoolBuilder::new().num_threads(2).build_global().unwrap();
+    let released = Arc::new(Mutex::new(released));
+    for _ in 0..2 {
+        let released = Arc::clone(&released);
+        rayon::spawn(move || {
+            // Until the sender is gone.
+            let _ = released.lock().unwrap().recv();
+        });
+    }
     std::thread::spawn(move || {
         for [rows, classes] in [[1, 131_071], [130, 1000], [13_100, 10], [4000, 32]] {
             let (mut x, y) = (vec![0.5f32; rows * classes], vec![0u8; rows]);
