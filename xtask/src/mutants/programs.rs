@@ -109,10 +109,9 @@ impl Test {
         command
     }
 
-    /// Whether the mutant is caught.
-    pub fn catches(&self, tree: &Path, mutant: usize) -> Result<bool> {
-        let outcome = process::run(&mut self.command(tree, mutant), self.seconds)?;
-        Ok(outcome != Outcome::Passed)
+    /// What becomes of it with the mutant, which it catches unless it passes.
+    pub fn outcome(&self, tree: &Path, mutant: usize) -> Result<Outcome> {
+        process::run(&mut self.command(tree, mutant), self.seconds)
     }
 
     /// What it costs for its kind: what sees many comes first, and what takes little.
@@ -120,14 +119,16 @@ impl Test {
         (self.seconds + 0.02) / (1.0 + self.caught.load(Ordering::Relaxed) as f64)
     }
 
-    /// Sees which mutants it meets, and how long it takes.
+    /// Sees which mutants it meets, and how long it takes. What fails without one, as may the bits of a NaN
+    /// in code compiled so, says nothing about any.
     fn look(&mut self, tree: &Path, list: &Path, count: usize) -> Result {
         let _ = fs::remove_file(list);
         let mut command = self.command(tree, 0);
         command.env("XENT_MUTANTS_MET", list);
         let (outcome, seconds) = process::timed(&mut command, 60.0)?;
         if outcome != Outcome::Passed {
-            return Err(format!("{} fails without a mutant", self.name));
+            println!("left out, since it fails without a mutant: {}", self.name);
+            return Ok(());
         }
         self.seconds = seconds;
         let text = fs::read_to_string(list).map_err(|error| format!("{}: {error}", self.name))?;

@@ -1,6 +1,7 @@
 //! Puts each mutant to the tests that meet it.
 
 use super::Site;
+use super::process::Outcome;
 use super::programs::Test;
 use super::results::{Results, Verdict};
 use crate::tool::Result;
@@ -53,10 +54,13 @@ fn verdict(tree: &Path, tests: &[Test], number: usize, budget: f64) -> Result<Ve
             continue;
         }
         seconds += test.seconds;
-        if test.catches(tree, number)? {
-            test.caught.fetch_add(1, Ordering::Relaxed);
-            return Ok(Verdict::Caught(test.name.clone()));
-        }
+        let name = match test.outcome(tree, number)? {
+            Outcome::Passed => continue,
+            Outcome::Failed => test.name.clone(),
+            Outcome::Stuck => format!("{}, which does not end", test.name),
+        };
+        test.caught.fetch_add(1, Ordering::Relaxed);
+        return Ok(Verdict::Caught(name));
     }
     Ok(Verdict::Survives)
 }
