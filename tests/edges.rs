@@ -856,6 +856,48 @@ fn factors_at_the_top_of_the_range() {
     }
 }
 
+/// A gradient past the range of f32 beside one that an exponential brings back into it.
+#[test]
+fn factors_far_above_the_range() {
+    for classes in [3, 40, 200] {
+        let mut logits = vec![-83.0; 9 * classes];
+        logits.chunks_mut(classes).for_each(|row| row[0] = 0.0);
+        for grad_scale in [1e70, -1e70] {
+            let problem = Problem { grad_scale, ..Problem::sum(classes, &logits, &[2; 9]) };
+            every(&problem, |run| {
+                for row in run.grad.chunks(classes) {
+                    let (top, low) = (f64::from(row[0]), f64::from(row[1]));
+                    let want = grad_scale * (-83f64).exp();
+                    assert_eq!(top, grad_scale.signum() * INF);
+                    assert!((low - want).abs() < 1e-5 * want.abs(), "{low}, not {want}");
+                }
+            });
+        }
+    }
+}
+
+/// Factors below the range beside an lse far below the logits, as that of other classes may be.
+#[test]
+fn factors_below_the_range_from_an_lse() {
+    for classes in [3, 40, 200] {
+        let mut logits = vec![0f32; 9 * classes];
+        logits.chunks_mut(classes).for_each(|row| row[1] = 1.0);
+        for grad_scale in [1e-42, -1e-42] {
+            for isa in isas() {
+                let call = CrossEntropy::new(9, classes).isa(isa).reduction(Reduction::Sum);
+                let mut grad = vec![7f32; 9 * classes];
+                let call = call.grad_scale(grad_scale);
+                call.backward(&logits, &[0; 9], &[-40.0; 9], &mut grad).unwrap();
+                for (i, (&got, &x)) in grad.iter().zip(&logits).enumerate() {
+                    let (got, want) = (f64::from(got), grad_scale * (f64::from(x) + 40.0).exp());
+                    let good = (got - want).abs() <= 1e-5 * want.abs();
+                    assert!(good, "{i} of {classes} classes on {isa:?}: {got}, not {want}");
+                }
+            }
+        }
+    }
+}
+
 /// Losses that cancel leave what they were added to.
 #[test]
 fn sums_of_losses_that_cancel() {
@@ -1079,14 +1121,20 @@ fn keras_15015_large_class_ids() {
 #[test]
 fn largest_class_without_mass_under_a_scale_past_f64() {
     for isa in isas() {
-        let mut grad = [7f32; 3];
-        CrossEntropy::new(1, 3)
-            .reduction(xent::Reduction::Sum)
-            .grad_scale(1e200)
-            .grad_output(&[1e200f64])
-            .isa(isa)
-            .forward_backward(&[0.5f32; 3], &[0f32, 1.0, 0.0], &mut grad)
-            .unwrap();
-        assert_eq!((grad[0], grad[2]), (f32::INFINITY, f32::INFINITY), "{isa:?}: {grad:?}");
+        // It leads the others, or does not.
+        for first in [0.5f32, 5.0] {
+            for grad_scale in [1e200, -1e200] {
+                let mut grad = [7f32; 3];
+                CrossEntropy::new(1, 3)
+                    .reduction(xent::Reduction::Sum)
+                    .grad_scale(grad_scale)
+                    .grad_output(&[1e200f64])
+                    .isa(isa)
+                    .forward_backward(&[first, 0.5, 0.5], &[0f32, 1.0, 0.0], &mut grad)
+                    .unwrap();
+                let want = f32::INFINITY.copysign(grad_scale as f32);
+                assert_eq!((grad[0], grad[2]), (want, want), "{isa:?}: {grad:?}");
+            }
+        }
     }
 }
