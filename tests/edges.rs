@@ -898,6 +898,22 @@ fn factors_below_the_range_from_an_lse() {
     }
 }
 
+/// An lse so far below the logits that probabilities are past the range of f32.
+#[test]
+fn an_lse_below_the_range() {
+    for classes in [3, 40, 200] {
+        for below in [-89.5, -100.0, -300.0] {
+            for isa in isas() {
+                let call = CrossEntropy::new(9, classes).isa(isa).reduction(Reduction::Sum);
+                let mut grad = vec![7f32; 9 * classes];
+                let logits = vec![0f32; 9 * classes];
+                call.backward(&logits, &[0; 9], &[below; 9], &mut grad).unwrap();
+                assert!(grad.iter().all(|&g| g == f32::INFINITY), "{below} on {isa:?}: {grad:?}");
+            }
+        }
+    }
+}
+
 /// Losses that cancel leave what they were added to.
 #[test]
 fn sums_of_losses_that_cancel() {
