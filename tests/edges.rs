@@ -15,6 +15,7 @@ mod in_all_shapes;
 use common::bounds::{Judge, check};
 use common::random::{Kind, Rng, fill};
 use common::{How, INF, Indices, Pass, Problem, Reals, Reduction, assert_same, isas, some};
+use xent::half::{bf16, f16};
 use xent::{CrossEntropy, Error, Results};
 
 const NAN: f32 = f32::NAN;
@@ -911,6 +912,54 @@ fn an_lse_below_the_range() {
                 assert!(grad.iter().all(|&g| g == f32::INFINITY), "{below} on {isa:?}: {grad:?}");
             }
         }
+    }
+}
+
+/// Rows that fill all registers of a tile, each far below 0.
+#[test]
+fn whole_tiles_far_below_zero() {
+    for classes in [5, 40] {
+        let logits: Vec<f32> =
+            (0..64 * classes).map(|i| -3e6 - 0.5 * (i * 7 % 13) as f32).collect();
+        let targets: Vec<i64> = (0..64).map(|row| row % 5).collect();
+        agree(&Problem::sum(classes, &logits, &targets));
+        // Classes first, as tiles are read where they lie.
+        let across: Vec<f32> =
+            (0..classes * 64).map(|i| logits[i % 64 * classes + i / 64]).collect();
+        for isa in isas() {
+            let call = |rows| CrossEntropy::new(rows, classes).isa(isa).reduction(Reduction::Sum);
+            let (mut grad, mut grad_across) = (vec![7f32; 64 * classes], vec![7f32; 64 * classes]);
+            let loss = call(64).forward_backward(&logits, &targets, &mut grad).unwrap();
+            let positions = call(1).inner(64);
+            let other = positions.forward_backward(&across, &targets, &mut grad_across).unwrap();
+            assert_eq!(loss, other, "{isa:?}");
+            assert!((0..64 * classes).all(|i| grad_across[i] == grad[i % 64 * classes + i / 64]));
+        }
+    }
+}
+
+/// What is added to the gradient of an ignored row is not even 0: -0 stays what it is.
+#[test]
+fn accumulated_gradients_of_ignored_rows() {
+    fn look<T: common::Element>(isa: xent::Isa, zero: T, some: T) {
+        for [rows, inner] in [[1, 83], [83, 1]] {
+            let logits = vec![some; 3 * 83];
+            let targets: Vec<i64> = (0..83).map(|i| if i % 3 == 0 { 1 } else { IGNORED }).collect();
+            let mut grad = vec![zero; 3 * 83];
+            let call = CrossEntropy::new(rows, 3).inner(inner).isa(isa).accumulate(true);
+            call.forward_backward(&logits, &targets, &mut grad).unwrap();
+            for (i, g) in grad.iter().enumerate() {
+                let position = if rows == 1 { i % 83 } else { i / 3 };
+                let as_it_was = g.bits() == zero.bits();
+                assert_eq!(as_it_was, position % 3 != 0, "{i} is {g:?} on {isa:?}");
+            }
+        }
+    }
+    for isa in isas() {
+        look::<f32>(isa, -0.0, 1.0);
+        look::<f64>(isa, -0.0, 1.0);
+        look(isa, bf16::NEG_ZERO, bf16::ONE);
+        look(isa, f16::NEG_ZERO, f16::ONE);
     }
 }
 

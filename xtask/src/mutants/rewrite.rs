@@ -41,9 +41,6 @@ pub fn copy_project(to: &Path, every_set: bool) -> Result {
         if !from.exists() || file.starts_with("data/") || SOURCES.contains(&file) {
             continue;
         }
-        if let Some(parent) = to.join(file).parent() {
-            make_directory(parent)?;
-        }
         let mut bytes = fs::read(&from).map_err(|error| format!("cannot read {file}: {error}"))?;
         for [_, old, new] in edits.clone().filter(|[edited, ..]| *edited == file) {
             let text = String::from_utf8_lossy(&bytes).into_owned();
@@ -59,6 +56,9 @@ pub fn copy_project(to: &Path, every_set: bool) -> Result {
 
 /// So that cargo builds anew only what changed.
 fn write_if_new(path: &Path, bytes: &[u8]) -> Result {
+    if let Some(parent) = path.parent() {
+        make_directory(parent)?;
+    }
     if fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
