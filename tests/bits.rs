@@ -491,7 +491,7 @@ fn batches_over_inner_positions() {
 /// knows of contiguous ones alone.
 #[test]
 fn long_rows_of_scattered_gradients() {
-    let (rows, classes) = (3, 8200);
+    let (rows, classes) = (17, 8200);
     let problem = mixed(rows, classes, &[Kind::Unit, Kind::Steps]);
     for isa in isas() {
         let good = problem.run(Pass::Fused, &How::on(isa));

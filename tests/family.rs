@@ -310,3 +310,29 @@ fn softmax_of_chunks_far_from_zero() {
         }
     }
 }
+
+/// Rows of contiguous classes at several inner positions each, of all calls.
+#[test]
+fn contiguous_classes_at_inner_positions() {
+    let sizes @ [rows, classes, inner] = [4, 200, 3];
+    let strides = [(inner * classes) as i64, 1, classes as i64];
+    for dtype in [Dtype::F32, Dtype::F64] {
+        for log in [false, true] {
+            let operand =
+                |values: &[f64]| Operand { strides, ..Operand::packed(dtype, sizes, values) };
+            let numbers = |step: usize| -> Vec<f64> {
+                (0..rows * classes * inner).map(|i| (i * step % 61) as f64 / 16.0 - 2.0).collect()
+            };
+            let x = operand(&numbers(7));
+            let forward = if log { reference::log_softmax } else { reference::softmax };
+            let y = operand(&forward(&x.values, rows, classes, inner));
+            let (grad_y, to) = (operand(&numbers(11)), operand(&numbers(0)));
+            let problem = Problem { sizes, log, x, y, grad_y, to };
+            for isa in isas() {
+                for (call, got) in problem.run_all(&How::on(isa)) {
+                    problem.judge(call, &got);
+                }
+            }
+        }
+    }
+}
