@@ -104,6 +104,12 @@ impl Site {
         format!("{}: {}", self.file, self.what)
     }
 
+    /// How the names of its file's unit tests begin.
+    fn unit_tests(&self) -> String {
+        let module = self.file.trim_start_matches("src/").trim_end_matches(".rs");
+        format!("unit tests {}::", module.trim_end_matches("/mod").replace('/', "::"))
+    }
+
     /// Of the arithmetic, which does not know of threads, errors or memory.
     fn is_kernel(&self) -> bool {
         ["src/kernels/", "src/math/", "src/simd/"].iter().any(|part| self.file.starts_with(part))

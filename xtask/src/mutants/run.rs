@@ -26,7 +26,8 @@ pub fn all(tree: &Path, sites: &[Site], results: &Results, tests: &[Test], budge
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(site) = sites.get(index) else { return };
-                    let done = verdict(tree, tests, index + 1, budget).and_then(|verdict| {
+                    let own = site.unit_tests();
+                    let done = verdict(tree, tests, index + 1, &own, budget).and_then(|verdict| {
                         println!("{}: {}:{}: {}", verdict.text(), site.file, site.line, site.what);
                         results.add(site, verdict)
                     });
@@ -41,12 +42,17 @@ pub fn all(tree: &Path, sites: &[Site], results: &Results, tests: &[Test], budge
     failure.into_inner().expect("not poisoned")
 }
 
-fn verdict(tree: &Path, tests: &[Test], number: usize, budget: f64) -> Result<Verdict> {
+fn verdict(tree: &Path, tests: &[Test], number: usize, own: &str, budget: f64) -> Result<Verdict> {
     let mut meeting: Vec<&Test> = tests.iter().filter(|test| test.met.contains(&number)).collect();
     if meeting.is_empty() {
         return Ok(Verdict::NotMet);
     }
-    meeting.sort_by(|a, b| a.price().total_cmp(&b.price()));
+    // The file's own unit tests first.
+    let key = |test: &Test| (!test.name.contains(own), test.price());
+    meeting.sort_by(|a, b| {
+        let ((a_is_other, a), (b_is_other, b)) = (key(a), key(b));
+        a_is_other.cmp(&b_is_other).then(a.total_cmp(&b))
+    });
     let mut seconds = 0.0;
     for test in meeting {
         // What is too long for the rest may leave time for others.
