@@ -58,11 +58,13 @@ impl<T> Drop for Fenced<T> {
 
 /// `[rows, classes, inner]`: registers that are full and not, tiles that are and not, chunks, and rows
 /// that go in pairs.
-const SIZES: [[usize; 3]; 16] = [
+const SIZES: [[usize; 3]; 18] = [
     [1, 1, 1],
     [1, 5, 1],
     [3, 10, 1],
     [13, 31, 1],
+    [16, 31, 1],
+    [64, 13, 1],
     [35, 33, 1],
     [67, 16, 1],
     [9, 64, 1],
@@ -82,10 +84,15 @@ fn calls<T: Number>(of: fn(f64) -> T, isa: Isa) {
         let numbers =
             |n: usize| -> Vec<T> { (0..n).map(|i| of((i * 7 % 23) as f64 / 8.0 - 1.0)).collect() };
         let (n, positions) = (rows * classes * inner, rows * inner);
+        let gap = 3;
         let labels: Vec<i32> = (0..positions).map(|i| (i * 5 % classes) as i32).collect();
-        // Packed, and classes first.
+        // Packed, classes first, and with gaps between the rows.
         let transposed = [inner as i64, positions as i64, 1];
-        for (at_end, strides) in [(true, [0; 3]), (false, [0; 3]), (true, transposed)] {
+        let apart = [(classes * inner + gap) as i64, inner as i64, 1];
+        for (at_end, strides) in
+            [(true, [0; 3]), (false, [0; 3]), (true, transposed), (true, apart)]
+        {
+            let n = if strides == apart { n + (rows - 1) * gap } else { n };
             let fence = |values: &[T]| Fenced::new(values, at_end);
             let mut grad = fence(&numbers(n));
             let (y, p) = (Fenced::new(&labels, at_end), fence(&numbers(n)));
