@@ -1203,3 +1203,15 @@ fn largest_class_without_mass_under_a_scale_past_f64() {
         }
     }
 }
+
+/// A target so far above a class that is far itself that nothing is left of the others, the first of which
+/// have exponents of their own.
+#[test]
+fn nothing_left_of_classes_below_a_far_one() {
+    let classes = 6000;
+    let mut logits = vec![88.72284f32; classes];
+    (logits[5000], logits[5500]) = (2e6, 1e8);
+    let problem = Problem::sum(classes, &logits, &[5500]);
+    agree(&problem);
+    every(&problem, |run| assert!(run.grad.iter().all(|&g| g == 0.0)));
+}

@@ -378,10 +378,11 @@ impl Lane {
         if let Some(RowSum { anchor, softmax: true, .. }) = self.sum
             && matches!(kind, Kind::Exponentials | Kind::Natural)
             && anchor.reference != reference
-            && own.factor != 0.0
         {
             let below = reference.above(anchor.reference, plan.l);
-            anchored = Curve { reference: anchor.reference, factor: own.factor * exp2(-below) };
+            // Where nothing is left, nothing is, from whatever reference.
+            let factor = if own.factor == 0.0 { own.factor } else { own.factor * exp2(-below) };
+            anchored = Curve { reference: anchor.reference, factor };
         }
         RowGradient {
             kind,
