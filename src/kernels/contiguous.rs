@@ -608,12 +608,12 @@ unsafe fn dot_with<S: Simd, E: Element<S>, const EVEN: bool>(
             let at = blocks.whole_at::<S>(i) + j * S::LANES;
             // SAFETY: a whole block of the chunk.
             let mut terms = s.widen(unsafe { E::load(s, x.add(at)) });
-            for (i, x) in terms.as_mut().iter_mut().enumerate() {
+            for (register, x) in terms.as_mut().iter_mut().enumerate() {
                 *x = if EVEN {
                     d.sub(*x, center)
                 } else {
-                    // SAFETY: as many as logits.
-                    term(unsafe { d.load(mass.add(at + i * wide)) }, *x)
+                    // SAFETY: as many as logits (`dot`).
+                    term(unsafe { d.load(mass.add(at + register * wide)) }, *x)
                 };
             }
             s.add_wide(&mut totals, j, terms);
