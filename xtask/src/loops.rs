@@ -204,10 +204,16 @@ fn pick(function: &[Line], pick: &Pick) -> Option<Vec<String>> {
             .filter(|range| count(range, &|text| text.starts_with(name)) > 0)
             .min_by_key(|range| range.1 - range.0),
     };
-    // Without what objdump adds to an operand: a symbol, a comment.
+    // Without what objdump adds to an operand: a symbol, a comment; and without where a constant or a
+    // jump's end is, which any other change moves.
+    let near = |word: &str| match word.split_once("(%rip)") {
+        Some((_, rest)) => format!("(%rip){rest}"),
+        None => word.to_string(),
+    };
     let clean = |text: &str| {
         let text = text.split(['<', '#']).next().unwrap_or(text);
-        text.split_whitespace().collect::<Vec<_>>().join(" ")
+        let words = if text.starts_with('j') { 1 } else { usize::MAX };
+        text.split_whitespace().take(words).map(near).collect::<Vec<_>>().join(" ")
     };
     Some(body(best?).map(clean).collect())
 }
@@ -276,7 +282,7 @@ mod tests {
   20:\txor    %eax,%eax
   22:\tvmovups (%rdi,%rax,4),%ymm1
   24:\tvaddps 0x20(%rdi,%rax,4),%ymm1,%ymm0
-  26:\tvmulps %ymm0,%ymm0,%ymm0        # 9b48 <table+0x8>
+  26:\tvmulps -0x3f4(%rip),%ymm0,%ymm0        # 9b48 <table+0x8>
   28:\tvmovups %ymm0,(%rsi,%rax,4)
   2a:\tadd    $0x10,%rax
   2e:\tcmp    %rcx,%rax
@@ -292,9 +298,9 @@ mod tests {
         assert_eq!(lines.len(), 11);
         let body = pick(&lines, &Largest).unwrap();
         assert_eq!((body.len(), body[0].as_str()), (7, "vmovups (%rdi,%rax,4),%ymm1"));
-        assert_eq!(body[2], "vmulps %ymm0,%ymm0,%ymm0");
+        assert_eq!(body[2], "vmulps (%rip),%ymm0,%ymm0");
         let count = |f: fn(&str) -> bool| body.iter().filter(|line| f(line)).count();
-        assert_eq!([count(is_arithmetic), count(is_load), count(is_store)], [2, 2, 1]);
+        assert_eq!([count(is_arithmetic), count(is_load), count(is_store)], [2, 3, 1]);
         assert_eq!(pick(&lines, &Most("vmulps")), Some(body.clone()));
         assert_eq!(pick(&lines, &Shortest("vaddps")), Some(body));
         assert_eq!(pick(&lines, &Shortest("vsubps")), None);
