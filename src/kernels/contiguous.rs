@@ -315,12 +315,11 @@ unsafe fn sum_with<
             for (j, acc) in sum.as_mut().iter_mut().enumerate() {
                 // SAFETY: a whole block of the chunk.
                 let x = unsafe { E::load(s, p.add(j * S::LANES)) };
-                let (mantissa, m) = exp.parts::<CLAMP>(x);
-                let scale = exp.scale(m);
-                exponents.as_mut()[j] = m;
-                *acc = s.mul_add(mantissa, scale, *acc);
+                let power = exp.power::<CLAMP>(x);
+                exponents.as_mut()[j] = power.m;
+                *acc = exp.add::<CLAMP>(power, *acc);
+                let e = exp.value_of::<CLAMP>(power);
                 if KEEP {
-                    let e = s.mul(mantissa, scale);
                     // SAFETY: writable over the chunk.
                     unsafe {
                         E::store(s, backup.add(at + j * S::LANES), x);
@@ -329,7 +328,7 @@ unsafe fn sum_with<
                 }
                 if HEAT {
                     let h = &mut heat.as_mut()[j];
-                    *h = s.mul_add(s.mul(mantissa, scale), exp.exponent(x), *h);
+                    *h = s.mul_add(e, exp.exponent(x), *h);
                 }
             }
             if !CLAMP {
@@ -364,7 +363,7 @@ unsafe fn sum_with<
                 // The lanes that are left out must not look wild.
                 // SAFETY: as above.
                 let x = unsafe { E::load_lanes(s, p, lanes, exp.origin()) };
-                exponents.as_mut()[j] = exp.parts::<false>(x).1;
+                exponents.as_mut()[j] = exp.power::<false>(x).m;
             }
             if KEEP {
                 let at = at + j * S::LANES;
@@ -386,10 +385,12 @@ unsafe fn sum_with<
             s.add_block(&mut heats, &heat);
         }
     }
+    let sum = s.sum(totals);
     Sums {
-        sum: s.sum(totals),
+        sum,
         heat: if HEAT { s.sum(heats) } else { 0.0 },
-        tame: CLAMP || s.watch_end(seen),
+        // At the ends of what is watched, the sum is NaN where no logit is (math/exp2.rs).
+        tame: CLAMP || s.watch_end(seen) && !sum.is_nan(),
     }
 }
 

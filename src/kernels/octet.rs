@@ -513,7 +513,7 @@ impl<S: Simd<Real: Base>> Rows<'_, S> {
         let numbers = d.both(d.equal(lse, lse), d.equal(sum, sum));
         let lse = d.select(numbers, lse, splat(f64::NAN));
 
-        let unit = d.exponent_from_low_bits(d.sub(splat(f64::MAGIC), height));
+        let unit = d.scale((), d.sub(splat(f64::MAGIC), height));
         let share = d.mul(d.select(leads, d.mul(e, unit), one), inverse);
         let hit = d.mul(a, inverse);
         Softmax {
@@ -1257,7 +1257,7 @@ mod tests {
     fn from_lse_by_the_formulas() {
         for (dtype, l) in LANES {
             let mut rows = Vec::new();
-            for lse in [0.0, 0.3, -7.25, 88.0, -700.0, 1e4, -1.45e6, 1.46e6, 1e9, -3.9e14, 1e17] {
+            for lse in [0.0, 0.3, -7.25, 88.0, -700.0, 1e4, -4.54e4, 4.55e4, 1e9, -3.9e14, 1e17] {
                 for below in [0.0, 1e-12, 1e-3, 0.5, 3.0, 40.0, 90.0, 650.0, INF] {
                     rows.push(One { lse, x_y: lse - below, ..One::EMPTY });
                 }

@@ -154,24 +154,16 @@ impl<S: Simd> Part<S> {
         Part { s, sum: s.splat(S::Real::from_f64(Self::START)), lost: s.splat(S::Real::ZERO) }
     }
 
-    /// Adds `p·scale`, below 2, where scale is a power of 2.
+    /// Adds a number below 2.
     #[inline(always)]
-    fn add(&mut self, p: S::Vector, scale: S::Vector) {
+    fn add(&mut self, e: S::Vector) {
         let s = self.s;
-        let sum = s.mul_add(p, scale, self.sum);
+        let sum = s.add(e, self.sum);
         if !Self::IS_WIDE {
-            let error = s.mul_sub_exact(p, scale, s.sub(sum, self.sum));
+            let error = s.sub(e, s.sub(sum, self.sum));
             self.lost = s.add(self.lost, error);
         }
         self.sum = sum;
-    }
-
-    /// This one, or `other` where the mask is set.
-    #[inline(always)]
-    fn unless(self, mask: S::Mask, other: Self) -> Self {
-        let s = self.s;
-        let sum = s.select(mask, other.sum, self.sum);
-        Part { s, sum, lost: s.select(mask, other.lost, self.lost) }
     }
 
     /// In f64.
@@ -324,10 +316,10 @@ unsafe fn sums_after<S: Simd<Real: Base>, const HEAT: bool, const WHOLE: bool>(
 
     // The integer nearest to L·max, or else max itself; 0 if it is infinite.
     let zero = s.splat(S::Real::ZERO);
-    let magic = splat(S::Real::MAGIC.to_f64());
+    let round = s.splat(S::Real::ROUND);
     let position = s.mul(max, s.splat(S::Real::L));
     let size = s.max(position, s.sub(zero, position));
-    let near = s.sub(s.add(position, magic), magic);
+    let near = s.sub(s.add(position, round), round);
     let is_near = s.less(size, splat(S::Real::NEAR));
     let finite = s.less(s.max(max, s.sub(zero, max)), splat(f64::INFINITY));
     let near = s.select(is_near, near, zero);
@@ -387,16 +379,12 @@ unsafe fn sums_after<S: Simd<Real: Base>, const HEAT: bool, const WHOLE: bool>(
     for c in 0..tile.classes {
         let (is_hole, x) = (s.equal(number(s, c), hole), load(c));
         if ordinary && !HEAT {
-            let (p, m) = exp.parts_below(x, is_hole);
-            part.add(p, exp.scale(m));
+            part.add(exp.value_below(x, is_hole));
             continue;
         }
-        let (p, m) = exp.parts::<true>(x);
-        let before = part;
-        part.add(p, exp.scale(m));
-        part = part.unless(is_hole, before);
+        let e = s.select(is_hole, zero, exp.value::<true>(x));
+        part.add(e);
         if HEAT {
-            let e = s.select(is_hole, zero, s.mul(p, exp.scale(m)));
             let hot = s.mul(e, exp.exponent(x));
             heat = both::<S>(heat, s.widen(hot), |a, b| d.add(a, b));
         }
@@ -571,11 +559,10 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(
             }
             let mut v = match gradient.kind {
                 Kind::Exponentials => {
-                    let (p, m) = match bounded {
-                        true => exp.parts_below(x, is_hole),
-                        false => exp.parts::<true>(x),
+                    let mut e = match bounded {
+                        true => exp.value_below(x, is_hole),
+                        false => exp.value::<true>(x),
                     };
-                    let mut e = s.mul(p, exp.scale(m));
                     if gradient.extreme {
                         // SAFETY: as above.
                         e = s.mul(e, unsafe { take(s, octets, |o| &o.before, at) });

@@ -1,31 +1,41 @@
 //! `2^(L·x - c)`, vectorised, within 1 ulp.
 //!
 //! The kernels work in base 2. With `L = log2 e`, rounded to the type of the lanes, and an integer
-//! reference `c` (for lanes of f32; those of f64 differ in the constants alone):
+//! reference `c`, in lanes of f32:
 //!
 //! ```text
-//! m = fma(x, L, M - c)    M = 1.5·2^23 + 127: m is rounded to an integer, and its low bits are
-//!                         k + 127, with k the integer nearest to L·x - c
-//! n = m - (M - c)         = k + c, exact
-//! f = fma(x, L, -n)       in [-1/2, 1/2]; one rounding, of a small number
-//! s = bits(m) << 23       = 2^k; 0 for k = -127, inf for k = 128
-//! p ≈ 2^f                 polynomial of degree 6
-//! e = p·s
+//! m = fma(x, L, M - c)         M = 1.5·2^20 + 127: m is rounded to a multiple of 1/8, and its low
+//!                              bits are 8·(k + 127) + j, with k + j/8 the eighth nearest to L·x - c
+//! n = m - (M - c)              = k + j/8 + c, exact
+//! f = fma(x, L, -n)            in [-1/16, 1/16]; one rounding, of a small number
+//! T = bits(m) << 20 + step_j   = -2^(k + j/8)/C, by a sum of integers
+//! h ≈ 1 - C·2^f                polynomial of degree 3
+//! e = fma(T, h, -T)
 //! ```
 //!
-//! Because the fused product is exact and `n` is an integer, a common offset of the logits,
+//! Because the fused product is exact and `n` is a multiple of 1/8, a common offset of the logits,
 //! however large, costs no accuracy: `f` carries the only error of the argument, half an ulp of
-//! a number below 1/2. (Subtracting a reference that is not an integer would round the whole
-//! exponent instead, and cost `|log2 e^x|·2^-24`.) And because multiplication by `s` is exact,
-//! it can be fused into the sum.
+//! a number below 1/16. (Subtracting a reference that is not would round the whole exponent instead,
+//! and cost `|log2 e^x|·2^-24`.)
+//!
+//! Eighths come from a register, by one permutation, and save three of the six steps of a polynomial for
+//! |f| ≤ 1/2. But T is rounded, and so is e: were T off by up to half an ulp, e could be off by more than
+//! a whole one. Hence `C = 1.00257`, a number for which all eight of `2^(j/8)/C` happen to lie within 0.024
+//! ulp of an f32 (found by trying every f32 up to 1.09). What C does to T, h takes back, and powers of 2 come
+//! out exact. C is above 1 so that the T of an x of -inf, whose bits are `step_0`, is no subnormal number, with
+//! which arithmetic takes hundreds of cycles, but NaN.
+//!
+//! In lanes of f64 there are no steps: `M = 1.5·2^52 + 1023`, |f| ≤ 1/2, `p ≈ 2^f` is a polynomial of
+//! degree 11, and `e = p·2^k`, where multiplying by 2^k is exact and can be fused into a sum.
 //!
 //! Rows so far from 0 that an integer `c` does not fit beside their exponents are counted from one
 //! of their logits instead, which is subtracted first: exactly, wherever the result is not 0.
 //!
-//! `x` is clamped to where `k` stays in `-127..=128`. Below `2^-126.5` the result is 0, on every
-//! instruction set alike; there are no subnormal steps. NaN goes through. The clamp costs two
-//! instructions of thirteen, so the kernels first try without it and only watch the bits of `m`,
-//! which is cheaper (kernels/contiguous.rs).
+//! Results hold from `2^-125.9375` to `2^127.9375` (in f64 from `2^-1022.5` to `2^1023.5`). Below they are 0,
+//! or in f32 down to `2^-126.9375` something in between; above they become infinite, at an exponent of 128
+//! (1024) at the latest; on every instruction set alike. NaN goes through. To see to that takes three
+//! instructions, so the kernels first try without and only watch the bits of `m`, which is cheaper
+//! (kernels/contiguous.rs).
 //!
 //! In f32, `L` is not `log2 e`: what is computed is `b^x` with `b = 2^L = e^(1 - 1.335e-8)`. The kernels
 //! stay consistent in that base (`log_b Σ b^x`, see octet.rs), which moves a log-sum-exp by
@@ -33,57 +43,91 @@
 //! `1.335e-8·|ln p|`, well within the bounds promised. Where the result is a softmax, and nothing
 //! rounds it further, [`Exp2::natural`] takes what `L` lacks into `f`.
 
-use crate::simd::{Real, Simd};
+use crate::simd::{Real, STEP_SHIFT, Simd};
 
 /// A type of lanes, with what `2^(L·x - c)` needs to know about it.
 pub trait Base: Real {
     /// log2(e): the factor between a logit and its exponent of 2.
     const L: Self;
-    /// Its ulp is 1, and its low bits are the exponent's bias.
+    /// Whether exponents are rounded to eighths, and what is between them comes from a table.
+    const STEPS: bool;
+    /// Its ulp is 1, or 1/8 with steps, and its low bits are the exponent's bias.
     const MAGIC: Self;
-    /// An m for an exponent in range ([`Exp2::parts`]) has these bits, but for as many of the
-    /// lowest as an exponent has; any other m, NaN among them, has not.
+    /// An m for an exponent in range ([`Power::m`]) has these bits, but for the lowest 11; any other m,
+    /// NaN among them, has not.
     const WATCHED: Self;
+    /// The least m for an exponent whose power is not 0.
+    const FIRST: Self;
+    /// The largest m for an exponent whose power is finite.
+    const LAST: Self;
+    /// Adding and subtracting it rounds a number up to [`NEAR`](Self::NEAR) to an integer.
+    const ROUND: Self;
     /// `1/L`, in two parts.
     const INVERSE: (f64, f64);
     /// `log2 e / L`: what natural logarithms are multiplied by to be in the base of the sums.
     const RATIO: f64;
     /// `RATIO - 1`
     const EXCESS: f64;
-    /// k from `-BIAS` (0) to `BIAS + 1` (infinity).
+    /// Exponents from `-BIAS` on.
     const BIAS: Self;
     /// The largest magnitude of an integer reference for which `MAGIC - c` is exact and the sum
-    /// `x·L + MAGIC - c` keeps an ulp of 1, with room to spare.
+    /// `x·L + MAGIC - c` keeps the ulp of `MAGIC`, with room to spare: what [`Exp2::natural`] adds to f,
+    /// in proportion to x, must not take it out of the polynomial's range.
     const NEAR: f64;
-    /// Coefficients of `f^1, f^2, …` in `2^f` on [-1/2, 1/2].
+    /// Coefficients of `f^0, f^1, f^2, …` in `2^f` on [-1/2, 1/2], or with steps in `1 - C·2^f` on
+    /// [-1/16, 1/16].
     const POLY: &'static [Self];
 }
 
 impl Base for f32 {
     const L: f32 = std::f32::consts::LOG2_E;
-    const MAGIC: f32 = 12_582_912.0 + 127.0; // 1.5·2^23
-    const WATCHED: f32 = 12_582_912.0;
+    const STEPS: bool = true;
+    const MAGIC: f32 = 1_572_864.0 + 127.0; // 1.5·2^20
+    const WATCHED: f32 = 1_572_864.0;
+    const FIRST: f32 = 1_572_864.0 + 0.125;
+    const LAST: f32 = 1_572_864.0 + 254.875;
+    const ROUND: f32 = 12_582_912.0; // 1.5·2^23
     const INVERSE: (f64, f64) = (0.693_147_189_813_292_7, -3.709_646_822_944_172e-17);
     const RATIO: f64 = 1.000_000_013_349_758_4;
     const EXCESS: f64 = 1.334_975_834_983_818_4e-8;
     const BIAS: f32 = 127.0;
-    const NEAR: f64 = 2_097_152.0;
-    // Minimax in relative error (Remez), the constant held at 1, each coefficient in turn rounded
-    // to f32 and the rest fitted again. Relative error of the polynomial 5.3e-9.
-    const POLY: &'static [f32] = &[
-        0.693_147_24,
-        0.240_226_55,
-        0.055_502_724,
-        0.009_617_063,
-        0.001_341_815_2,
-        0.000_158_215_89,
-    ];
+    const NEAR: f64 = 65_536.0;
+    // Minimax in relative error (Lawson's iteration), then varied by a few ulps each for the least
+    // error of the whole over all arguments. Relative error of the polynomial 1.9e-8.
+    const POLY: &'static [f32] = &[-0.002_567_589_3, -0.694_926_9, -0.240_881_01, -0.055_642_266];
 }
+
+/// `2^(j/8)/C`, `C = 1.002_567_606_75`: each off by 0.024 ulp at most.
+const STEPS: [f32; 8] = [
+    0.997_438_97,
+    1.087_714_9,
+    1.186_161_5,
+    1.293_518_3,
+    1.410_591_7,
+    1.538_261_2,
+    1.677_485_7,
+    1.829_311_1,
+];
+
+/// What takes an eighth that has been shifted to below an exponent ([`Simd::scale`]) to minus that step.
+const STEP_BITS: [u32; 8] = {
+    let (mut bits, mut j) = ([0; 8], 0);
+    while j < 8 {
+        let eighth = 1f32.to_bits() + ((j as u32) << STEP_SHIFT);
+        bits[j] = (-STEPS[j]).to_bits().wrapping_sub(eighth);
+        j += 1;
+    }
+    bits
+};
 
 impl Base for f64 {
     const L: f64 = std::f64::consts::LOG2_E;
+    const STEPS: bool = false;
     const MAGIC: f64 = 6_755_399_441_055_744.0 + 1023.0; // 1.5·2^52
     const WATCHED: f64 = 6_755_399_441_055_744.0;
+    const FIRST: f64 = 6_755_399_441_055_744.0 + 1.0;
+    const LAST: f64 = 6_755_399_441_055_744.0 + 2046.0;
+    const ROUND: f64 = 6_755_399_441_055_744.0;
     const INVERSE: (f64, f64) = (std::f64::consts::LN_2, 3.297_022_075_642_333e-17);
     const RATIO: f64 = 1.0;
     const EXCESS: f64 = 1.410_920_060_305_223_7e-17;
@@ -92,6 +136,7 @@ impl Base for f64 {
     // `(2^f - 1)/f` interpolated at 11 Chebyshev nodes, in 60 digits. Relative error of the
     // polynomial, with its coefficients rounded, 2.0e-17.
     const POLY: &'static [f64] = &[
+        1.0,
         std::f64::consts::LN_2,
         0.240_226_506_959_100_97,
         0.055_504_108_664_821_6,
@@ -157,68 +202,69 @@ pub struct Exp2<S: Simd, const FAR: bool> {
     s: S,
     origin: S::Real,
     far: S::Vector,
-    low: S::Vector,
-    high: S::Vector,
     slope: S::Vector,
     minus_magic: S::Vector,
+    steps: S::Steps,
+}
+
+/// `2^(L·x - c)`, before it is put together.
+#[derive(Clone, Copy)]
+pub struct Power<S: Simd> {
+    /// 2^f, or with steps what `C·2^f` is below 1
+    p: S::Vector,
+    /// 2^k, or with steps `-2^(k + j/8)/C`: the difference of a product and it is exact on every set
+    scale: S::Vector,
+    /// Its low bits are k, with the bias, and j: [`Base::WATCHED`].
+    pub m: S::Vector,
 }
 
 impl<S: Simd<Real: Base>, const FAR: bool> Exp2<S, FAR> {
     /// For one reference. Unless `FAR`, one that is not.
     #[inline(always)]
     pub fn new(s: S, reference: Reference) -> Self {
-        let (l, bias) = (S::Real::L.to_f64(), S::Real::BIAS.to_f64());
         let near = reference.near;
         let splat = |x: f64| s.splat(S::Real::from_f64(x));
+        let origin = if FAR { reference.far } else { near / S::Real::L.to_f64() };
         Exp2 {
             s,
-            origin: S::Real::from_f64(if FAR { reference.far } else { near / l }),
+            origin: S::Real::from_f64(origin),
             far: splat(reference.far),
-            low: splat((near - bias) / l),
-            high: splat((near + (bias + 1.0)) / l),
             slope: s.splat(S::Real::L),
             minus_magic: splat(near - S::Real::MAGIC.to_f64()),
+            steps: s.steps(&STEP_BITS),
         }
     }
 
     /// For a reference a lane.
     #[inline(always)]
     pub fn lanes(s: S, far: S::Vector, near: S::Vector) -> Self {
-        let (l, bias) = (S::Real::L.to_f64(), S::Real::BIAS.to_f64());
-        let splat = |x: f64| s.splat(S::Real::from_f64(x));
-        let inverse = splat(1.0 / l);
         Exp2 {
             s,
             origin: S::Real::ZERO,
             far,
-            low: s.mul(s.sub(near, splat(bias)), inverse),
-            high: s.mul(s.add(near, splat(bias + 1.0)), inverse),
             slope: s.splat(S::Real::L),
             minus_magic: s.sub(near, s.splat(S::Real::MAGIC)),
+            steps: s.steps(&STEP_BITS),
         }
     }
 
-    /// `(f, m)`: |f| ≤ 1/2, and k in the low bits of m.
+    /// `(f, m)`; with `CLAMP` no m is above the range, and f takes what is.
     #[inline(always)]
-    fn reduce(&self, x: S::Vector) -> (S::Vector, S::Vector) {
+    fn reduce<const CLAMP: bool>(&self, x: S::Vector) -> (S::Vector, S::Vector) {
         let s = self.s;
-        let m = s.mul_sub_exact(x, self.slope, self.minus_magic);
+        let mut m = s.mul_sub_exact(x, self.slope, self.minus_magic);
+        if CLAMP {
+            m = s.min(s.splat(S::Real::LAST), m);
+        }
         let n = s.add(m, self.minus_magic);
         (s.mul_sub_exact(x, self.slope, n), m)
     }
 
-    /// `(q, f, m)`: `2^f = 1 + q·f`, and as [`reduce`](Self::reduce).
+    /// The polynomial without its constant, divided by f.
     #[inline(always)]
-    fn unclamped(&self, x: S::Vector) -> (S::Vector, S::Vector, S::Vector) {
-        let (f, m) = self.reduce(x);
-        (self.polynomial(f), f, m)
-    }
-
-    /// `(2^f - 1)/f`
-    #[inline(always)]
-    fn polynomial(&self, f: S::Vector) -> S::Vector {
+    fn quotient(&self, f: S::Vector) -> S::Vector {
         let s = self.s;
-        let (last, others) = S::Real::POLY.split_last().expect("a polynomial");
+        let (last, others) = S::Real::POLY[1..].split_last().expect("a polynomial");
         let mut q = s.splat(*last);
         for &c in others.iter().rev() {
             q = s.mul_add(q, f, s.splat(c));
@@ -227,29 +273,72 @@ impl<S: Simd<Real: Base>, const FAR: bool> Exp2<S, FAR> {
     }
 
     #[inline(always)]
-    fn clamp(&self, x: S::Vector) -> S::Vector {
+    fn assemble(&self, f: S::Vector, m: S::Vector) -> Power<S> {
         let s = self.s;
-        s.min(self.high, s.max(self.low, x))
+        let (q, constant) = (self.quotient(f), S::Real::POLY[0]);
+        let p = if S::Real::STEPS {
+            s.mul_add(q, f, s.splat(constant))
+        } else {
+            // A second rounding here would cost the portable set its 1 ulp.
+            s.mul_sub_exact(q, f, s.splat(S::Real::from_f64(-constant.to_f64())))
+        };
+        Power { p, scale: s.scale(self.steps, m), m }
     }
 
-    /// `(p, m)` with `2^(L·x - c) = p·2^k`, p in [0.7, 1.42] and k in the low bits of m. Unless
-    /// `CLAMP`, only for x whose k is in range: m tells, by [`Base::WATCHED`].
+    /// `2^(L·(x - far) - near)`. Unless `CLAMP`, no more than its m counts where that is out of range.
     #[inline(always)]
-    pub fn parts<const CLAMP: bool>(&self, x: S::Vector) -> (S::Vector, S::Vector) {
-        let s = self.s;
-        let x = if FAR { s.sub(x, self.far) } else { x };
-        let (q, f, m) = self.unclamped(if CLAMP { self.clamp(x) } else { x });
-        // A second rounding here would cost the portable set its 1 ulp.
-        (s.mul_sub_exact(q, f, s.splat(S::Real::from_f64(-1.0))), m)
+    pub fn power<const CLAMP: bool>(&self, x: S::Vector) -> Power<S> {
+        let (f, m) = self.reduce::<CLAMP>(self.near(x));
+        self.assemble(f, m)
     }
 
-    /// [`parts`](Self::parts) of an x that is in range or below it, or NaN, for a reference whose far
-    /// is 0; where `not`, of one whose exponential is 0, whatever x is.
     #[inline(always)]
-    pub fn parts_below(&self, x: S::Vector, not: S::Mask) -> (S::Vector, S::Vector) {
+    fn near(&self, x: S::Vector) -> S::Vector {
+        if FAR { self.s.sub(x, self.far) } else { x }
+    }
+
+    #[inline(always)]
+    fn assembled(&self, Power { p, scale, .. }: Power<S>) -> S::Vector {
         let s = self.s;
-        let (q, f, m) = self.unclamped(s.select(not, self.low, s.max(self.low, x)));
-        (s.mul_sub_exact(q, f, s.splat(S::Real::from_f64(-1.0))), m)
+        if S::Real::STEPS { s.mul_sub_exact(scale, p, scale) } else { s.mul(p, scale) }
+    }
+
+    /// The value of a power; unless `CLAMP`, of one that is in range.
+    #[inline(always)]
+    pub fn value_of<const CLAMP: bool>(&self, power: Power<S>) -> S::Vector {
+        let (s, e) = (self.s, self.assembled(power));
+        if CLAMP { s.select(self.is_zero(power.m), s.splat(S::Real::ZERO), e) } else { e }
+    }
+
+    #[inline(always)]
+    fn is_zero(&self, m: S::Vector) -> S::Mask {
+        self.s.less(m, self.s.splat(S::Real::FIRST))
+    }
+
+    /// Adds the value of a power; unless `CLAMP`, of one that is in range.
+    #[inline(always)]
+    pub fn add<const CLAMP: bool>(&self, power: Power<S>, to: S::Vector) -> S::Vector {
+        let s = self.s;
+        if CLAMP || S::Real::STEPS {
+            s.add(self.value_of::<CLAMP>(power), to)
+        } else {
+            s.mul_add(power.p, power.scale, to)
+        }
+    }
+
+    /// `2^(L·x - c)`: relative error at most 1 ulp against `b^x·2^-c`, in the range given above. Unless
+    /// `CLAMP`, for x whose m is in range.
+    #[inline(always)]
+    pub fn value<const CLAMP: bool>(&self, x: S::Vector) -> S::Vector {
+        self.value_of::<CLAMP>(self.power::<CLAMP>(x))
+    }
+
+    /// The same of an x that is in range or below it, or NaN; 0 where `not`, whatever x is.
+    #[inline(always)]
+    pub fn value_below(&self, x: S::Vector, not: S::Mask) -> S::Vector {
+        let (s, power) = (self.s, self.power::<false>(x));
+        let zero = s.either(not, self.is_zero(power.m));
+        s.select(zero, s.splat(S::Real::ZERO), self.assembled(power))
     }
 
     /// A logit whose exponent is close to 0. Not for a reference a lane.
@@ -258,28 +347,16 @@ impl<S: Simd<Real: Base>, const FAR: bool> Exp2<S, FAR> {
         self.origin
     }
 
-    /// `L·(x - far) - near`, x clamped: the exponent of [`value`](Self::value).
+    /// `L·(x - far) - near`, the exponent of [`value`](Self::value): finite, though beyond the range where x
+    /// is, unless x is NaN.
     #[inline(always)]
     pub fn exponent(&self, x: S::Vector) -> S::Vector {
         let s = self.s;
         let near = s.add(self.minus_magic, s.splat(S::Real::MAGIC));
-        let x = if FAR { s.sub(x, self.far) } else { x };
-        s.mul_sub_exact(self.clamp(x), self.slope, near)
-    }
-
-    /// `2^k` for the m of [`parts`](Self::parts).
-    #[inline(always)]
-    pub fn scale(&self, m: S::Vector) -> S::Vector {
-        self.s.exponent_from_low_bits(m)
-    }
-
-    /// `2^(L·x - c)`: relative error at most 1 ulp against `b^x·2^-c` (see above), for results
-    /// from the smallest normal up; 0 below half of it (`2^-126.5` in f32); inf above `2^127.5`
-    /// (f32). Without `CLAMP`, see [`parts`](Self::parts).
-    #[inline(always)]
-    pub fn value<const CLAMP: bool>(&self, x: S::Vector) -> S::Vector {
-        let (p, m) = self.parts::<CLAMP>(x);
-        self.s.mul(p, self.scale(m))
+        let t = s.mul_sub_exact(self.near(x), self.slope, near);
+        let bias = S::Real::BIAS.to_f64();
+        let [low, high] = [-bias, bias + 1.0].map(|t| s.splat(S::Real::from_f64(t)));
+        s.min(high, s.max(low, t))
     }
 
     /// `2^(log2 e·(x - far) - near)`, clamped, within 1 ulp as [`value`](Self::value) is: of e where
@@ -287,22 +364,23 @@ impl<S: Simd<Real: Base>, const FAR: bool> Exp2<S, FAR> {
     #[inline(always)]
     pub fn natural(&self, x: S::Vector) -> S::Vector {
         let s = self.s;
-        let x = self.clamp(if FAR { s.sub(x, self.far) } else { x });
-        let (f, m) = self.reduce(x);
+        let x = self.near(x);
+        let (f, m) = self.reduce::<true>(x);
         let lacking = S::Real::L.to_f64() * S::Real::EXCESS;
         let f = s.mul_add(x, s.splat(S::Real::from_f64(lacking)), f);
-        let p = s.mul_sub_exact(self.polynomial(f), f, s.splat(S::Real::from_f64(-1.0)));
-        s.mul(p, self.scale(m))
+        self.value_of::<true>(self.assemble(f, m))
     }
+}
 
+impl<S: Simd<Real = f64>> Exp2<S, false> {
     /// `2^(L·x) - 1`, to a few ulp near 0 as well; for a reference of 0 and x up to 709.
     #[inline(always)]
     pub fn minus_one(&self, x: S::Vector) -> S::Vector {
         let s = self.s;
-        let (q, f, m) = self.unclamped(self.clamp(x));
-        let scale = self.scale(m);
+        let (f, m) = self.reduce::<false>(s.max(s.splat(-f64::BIAS / f64::L), x));
+        let scale = s.scale(self.steps, m);
         // `2^k - 1` is exact, or far larger than what it loses.
-        s.mul_add(s.mul(q, f), scale, s.sub(scale, s.splat(S::Real::from_f64(1.0))))
+        s.mul_add(s.mul(self.quotient(f), f), scale, s.sub(scale, s.splat(1.0)))
     }
 }
 
@@ -333,26 +411,35 @@ mod tests {
 
     /// Results of 64 values at once, per instruction set.
     macro_rules! stamp {
-        ($name:ident, $real:ty, $token:ty $(, $feature:tt)*) => {
+        ($name:ident, $real:ty, $token:ty, $all:ident $(, $feature:tt)*) => {
             $(#[target_feature(enable = $feature)])*
             pub unsafe fn $name(what: What, reference: Reference, x: &[$real; 64]) -> [$real; 64] {
                 // SAFETY: this function's own features.
-                all(unsafe { <$token>::assume() }, what, reference, x)
+                $all(unsafe { <$token>::assume() }, what, reference, x)
             }
         };
     }
-    stamp!(portable, f32, Portable);
-    stamp!(portable_wide, f64, PortableWide);
+    stamp!(portable, f32, Portable, all);
+    stamp!(portable_wide, f64, PortableWide, doubles);
     #[cfg(target_arch = "x86_64")]
     mod x86 {
         use super::*;
         use crate::simd::avx2::{Avx2, Avx2Wide};
         use crate::simd::avx512::{Avx512, Avx512Wide};
 
-        stamp!(avx2, f32, Avx2, "avx2", "fma");
-        stamp!(avx2_wide, f64, Avx2Wide, "avx2", "fma");
-        stamp!(avx512, f32, Avx512, "avx512f", "avx512bw", "avx512dq", "avx512vl");
-        stamp!(avx512_wide, f64, Avx512Wide, "avx512f", "avx512bw", "avx512dq", "avx512vl");
+        stamp!(avx2, f32, Avx2, all, "avx2", "fma");
+        stamp!(avx2_wide, f64, Avx2Wide, doubles, "avx2", "fma");
+        stamp!(avx512, f32, Avx512, all, "avx512f", "avx512bw", "avx512dq", "avx512vl");
+        stamp!(
+            avx512_wide,
+            f64,
+            Avx512Wide,
+            doubles,
+            "avx512f",
+            "avx512bw",
+            "avx512dq",
+            "avx512vl"
+        );
     }
 
     #[inline(always)]
@@ -384,7 +471,7 @@ mod tests {
                     let e = match what {
                         What::Value | What::Lanes => exp2.value::<true>(x),
                         What::Natural => exp2.natural(x),
-                        What::MinusOne => exp2.minus_one(x),
+                        What::MinusOne => unreachable!("of lanes of f64 alone"),
                         What::Exponent => exp2.exponent(x),
                     };
                     s.store(out.as_mut_ptr().add(at), e);
@@ -397,6 +484,27 @@ mod tests {
         } else {
             some::<S, false>(s, what, reference, x)
         }
+    }
+
+    #[inline(always)]
+    fn doubles<S: Simd<Real = f64>>(
+        s: S,
+        what: What,
+        reference: Reference,
+        x: &[f64; 64],
+    ) -> [f64; 64] {
+        if what != What::MinusOne {
+            return all(s, what, reference, x);
+        }
+        let (exp2, mut out) = (Exp2::<S, false>::new(s, reference), [0.0; 64]);
+        for at in (0..64).step_by(S::LANES) {
+            // SAFETY: within the arrays.
+            unsafe {
+                let e = exp2.minus_one(s.load(x.as_ptr().add(at)));
+                s.store(out.as_mut_ptr().add(at), e);
+            }
+        }
+        out
     }
 
     type Values<R> = unsafe fn(What, Reference, &[R; 64]) -> [R; 64];
@@ -437,6 +545,8 @@ mod tests {
     enum Class {
         Nan,
         Infinite,
+        /// Infinite or close to the largest number.
+        Huge,
         Zero,
         /// Zero or close to the smallest normal.
         Edge,
@@ -448,9 +558,10 @@ mod tests {
     fn class(t: f64) -> Class {
         match t {
             t if t.is_nan() => Class::Nan,
-            t if t >= 127.5 => Class::Infinite,
-            t if t < -126.5 => Class::Zero,
-            t if t < -126.0 => Class::Edge,
+            t if t >= 128.0 => Class::Infinite,
+            t if t > 127.9375 => Class::Huge,
+            t if t < -126.9375 => Class::Zero,
+            t if t < -125.9375 => Class::Edge,
             t if t.abs() < 1e-9 => Class::One,
             _ => Class::Close,
         }
@@ -468,6 +579,7 @@ mod tests {
                 match first {
                     Class::Nan => all(f32::is_nan),
                     Class::Infinite => all(|e| e == f32::INFINITY),
+                    Class::Huge => all(|e| e > 0.95 * f32::MAX),
                     Class::Zero => all(|e| e == 0.0),
                     Class::Edge => all(|e| (0.0..=2.0 * f32::MIN_POSITIVE).contains(&e)),
                     Class::One => all(|e| e == 1.0),
@@ -535,7 +647,7 @@ mod tests {
     /// References far from 0 keep the accuracy.
     #[test]
     fn references() {
-        for at in [-1.4e6f32, -1e4, -0.3, 7.0, 1e4, 1.45e6, 1e7, -3e30, 3e38] {
+        for at in [-4.5e4f32, -1e4, -0.3, 7.0, 1e4, 4.5e4, 4.55e4, 1e7, -3e30, 3e38] {
             let reference = Reference::at::<f32>(at);
             let step = (at.abs() * f32::EPSILON).max(0.01);
             for (isa, values) in available() {
@@ -555,7 +667,7 @@ mod tests {
     /// sets that fuse.
     #[test]
     fn natural() {
-        for at in [-1.4e6f32, -1e4, -0.3, 0.0, 7.0, 1e4, 1.45e6, 1e7, -3e30] {
+        for at in [-4.5e4f32, -1e4, -0.3, 0.0, 7.0, 1e4, 4.5e4, 4.55e4, 1e7, -3e30] {
             let reference = Reference::at::<f32>(at);
             let step = (at.abs() * f32::EPSILON).max(1e-3);
             let (mut worst, mut fused) = (0f64, None);
@@ -634,7 +746,7 @@ mod tests {
 
     /// 1 ulp against double-double, and the ends; the same bits on the sets that fuse.
     #[test]
-    fn doubles() {
+    fn exact_doubles() {
         let sets = available_wide();
         let mut worst = vec![0f64; sets.len()];
         for (at, reference) in references_of_doubles() {
@@ -658,7 +770,9 @@ mod tests {
                         // On the border itself either side is right.
                         let border = |at: f64| (t.hi - at).abs() < 1e-9;
                         match t.hi {
-                            _ if border(1023.5) => assert!(e > 1e308, "{}", what()),
+                            t if t > 1023.5 && t < 1024.0 || border(1023.5) || border(1024.0) => {
+                                assert!(e > 1e308, "{}", what());
+                            }
                             t if t > 1023.5 => assert_eq!(e, f64::INFINITY, "{}", what()),
                             t if t < -1022.0 => {
                                 let zero = t < -1022.5 && !border(-1022.5);
@@ -752,7 +866,7 @@ mod tests {
             }
         }
         let ends = [f64::from(f32::EPSILON), f64::from(f32::MIN_POSITIVE)];
-        for at in [0.0, -0.3f32, -1e4, 1.4e6, -1.45e6, 1.5e6, -1e7, 3e30, -3e38] {
+        for at in [0.0, -0.3f32, -1e4, 4.5e4, -4.53e4, 4.55e4, -1e7, 3e30, -3e38] {
             let reference = Reference::at::<f32>(at);
             let center = if reference.is_far() { reference.far } else { reference.near / f64::L };
             let ulp = f64::from(at.abs() * f32::EPSILON);

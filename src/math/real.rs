@@ -28,7 +28,7 @@ const ATANH: [f64; 11] = [
     2.0 / 23.0,
 ];
 
-/// `e^x`; 0 below -709.1, inf above 710, NaN for NaN.
+/// `e^x`; 0 below -708.7, inf above 709.8, NaN for NaN.
 #[inline(always)]
 pub fn exp<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
     Exp2::<D, false>::new(d, Reference::ZERO).value::<true>(x)
@@ -50,11 +50,11 @@ pub fn exp2_of<D: Doubles>(d: D, k: D::Vector, f: D::Vector) -> D::Vector {
     let f2 = d.mul(f, f);
     let f4 = d.mul(f2, f2);
     let pair = |i: usize| d.mul_add(f, d.splat(f64::POLY[i + 1]), d.splat(f64::POLY[i]));
-    let low = d.mul_add(pair(2), f2, pair(0));
-    let middle = d.mul_add(pair(6), f2, pair(4));
-    let high = d.mul_add(d.splat(f64::POLY[10]), f2, pair(8));
+    let low = d.mul_add(pair(3), f2, pair(1));
+    let middle = d.mul_add(pair(7), f2, pair(5));
+    let high = d.mul_add(d.splat(f64::POLY[11]), f2, pair(9));
     let q = d.mul_add(d.mul_add(high, f4, middle), f4, low);
-    d.mul(d.mul_add(q, f, d.splat(1.0)), d.exponent_from_low_bits(m))
+    d.mul(d.mul_add(q, f, d.splat(1.0)), d.scale((), m))
 }
 
 /// `a + b`, and what rounding it lost (Knuth's): exact, whichever is the larger.

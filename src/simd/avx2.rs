@@ -1,7 +1,8 @@
 //! AVX2 with FMA and F16C: 32 bytes a register.
 
 use super::{
-    Doubles, EXPONENT, Halves, ONE, SQRT_HALF, Simd, TWO_52, TWO_52_AND_BIAS, write_lanes,
+    Doubles, EXPONENT, Halves, ONE, SQRT_HALF, STEP_SHIFT, Simd, TWO_52, TWO_52_AND_BIAS,
+    UNWATCHED, write_lanes,
 };
 use std::arch::x86_64::*;
 
@@ -102,8 +103,6 @@ macro_rules! simd {
         fmsub: $fmsub:ident,
         max: $max:ident,
         min: $min:ident,
-        slli: $slli:ident,
-        shift: $shift:literal,
         cast_si256: $cast_si256:ident,
         cmp: $cmp:ident,
         movemask: $movemask:ident,
@@ -111,7 +110,6 @@ macro_rules! simd {
         and: $and:ident,
         or: $or:ident,
         set1_bits: $set1_bits:ident,
-        exponent: $exponent:literal,
         $($own:tt)*
     ) => {
         impl Simd for $token {
@@ -228,11 +226,6 @@ macro_rules! simd {
                 avx2!($min(bound, x))
             }
             #[inline(always)]
-            fn exponent_from_low_bits(self, m: $vector) -> $vector {
-                avx2!($castsi256($slli::<$shift>($cast_si256(m))))
-            }
-
-            #[inline(always)]
             fn less(self, a: $vector, b: $vector) -> $vector {
                 avx2!($cmp::<_CMP_LT_OQ>(a, b))
             }
@@ -273,7 +266,7 @@ macro_rules! simd {
             }
             #[inline(always)]
             fn watch_end(self, seen: __m256i) -> bool {
-                avx2!(_mm256_testz_si256(seen, $set1_bits(!$exponent)) == 1)
+                avx2!(_mm256_testz_si256(seen, $set1_bits(!0 << UNWATCHED)) == 1)
             }
 
             #[inline(always)]
@@ -311,8 +304,6 @@ simd! {
     fmsub: _mm256_fmsub_ps,
     max: _mm256_max_ps,
     min: _mm256_min_ps,
-    slli: _mm256_slli_epi32,
-    shift: 23,
     cast_si256: _mm256_castps_si256,
     cmp: _mm256_cmp_ps,
     movemask: _mm256_movemask_ps,
@@ -320,7 +311,22 @@ simd! {
     and: _mm256_and_ps,
     or: _mm256_or_ps,
     set1_bits: _mm256_set1_epi32,
-    exponent: 0xFF,
+
+    type Steps = __m256i;
+    #[inline(always)]
+    fn steps(self, bits: &[u32; 8]) -> __m256i {
+        // SAFETY: token; as many bytes.
+        unsafe { _mm256_loadu_si256(bits.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn scale(self, steps: __m256i, m: __m256) -> __m256 {
+        avx2!({
+            let m = _mm256_castps_si256(m);
+            let step = _mm256_permutevar8x32_epi32(steps, m);
+            const SHIFT: i32 = STEP_SHIFT as i32;
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32::<SHIFT>(m), step))
+        })
+    }
 
     #[inline(always)]
     unsafe fn load_rows(self, p: *const f32, step: isize) -> [__m256; 4] {
@@ -499,8 +505,6 @@ simd! {
     fmsub: _mm256_fmsub_pd,
     max: _mm256_max_pd,
     min: _mm256_min_pd,
-    slli: _mm256_slli_epi64,
-    shift: 52,
     cast_si256: _mm256_castpd_si256,
     cmp: _mm256_cmp_pd,
     movemask: _mm256_movemask_pd,
@@ -508,7 +512,14 @@ simd! {
     and: _mm256_and_pd,
     or: _mm256_or_pd,
     set1_bits: _mm256_set1_epi64x,
-    exponent: 0x7FF,
+
+    type Steps = ();
+    #[inline(always)]
+    fn steps(self, _: &[u32; 8]) {}
+    #[inline(always)]
+    fn scale(self, (): (), m: __m256d) -> __m256d {
+        avx2!(_mm256_castsi256_pd(_mm256_slli_epi64::<52>(_mm256_castpd_si256(m))))
+    }
 
     #[inline(always)]
     unsafe fn load_rows(self, p: *const f64, step: isize) -> [__m256d; 2] {

@@ -1,6 +1,8 @@
 //! AVX-512 (F, BW, DQ, VL): 64 bytes a register, masks in registers of their own.
 
-use super::{Doubles, EXPONENT, Halves, ONE, SQRT_HALF, Simd, TWO_52, TWO_52_AND_BIAS};
+use super::{
+    Doubles, EXPONENT, Halves, ONE, SQRT_HALF, STEP_SHIFT, Simd, TWO_52, TWO_52_AND_BIAS, UNWATCHED,
+};
 use std::arch::x86_64::*;
 
 /// 16 lanes of f32, and proof that the processor has AVX-512 F, BW, DQ and VL.
@@ -43,15 +45,11 @@ macro_rules! simd {
         fmsub: $fmsub:ident,
         max: $max:ident,
         min: $min:ident,
-        castsi512: $castsi512:ident,
-        slli: $slli:ident,
-        shift: $shift:literal,
         cast_si512: $cast_si512:ident,
         cmp_mask: $cmp_mask:ident,
         mask_blend: $mask_blend:ident,
         test_mask: $test_mask:ident,
         set1_bits: $set1_bits:ident,
-        exponent: $exponent:literal,
         reduce_max: $reduce_max:ident,
         $($own:tt)*
     ) => {
@@ -164,11 +162,6 @@ macro_rules! simd {
                 avx512!($min(bound, x))
             }
             #[inline(always)]
-            fn exponent_from_low_bits(self, m: $vector) -> $vector {
-                avx512!($castsi512($slli::<$shift>($cast_si512(m))))
-            }
-
-            #[inline(always)]
             fn less(self, a: $vector, b: $vector) -> $mask {
                 avx512!($cmp_mask::<_CMP_LT_OQ>(a, b))
             }
@@ -210,7 +203,7 @@ macro_rules! simd {
             }
             #[inline(always)]
             fn watch_end(self, seen: __m512i) -> bool {
-                avx512!($test_mask(seen, $set1_bits(!$exponent)) == 0)
+                avx512!($test_mask(seen, $set1_bits(!0 << UNWATCHED)) == 0)
             }
 
             #[inline(always)]
@@ -251,16 +244,28 @@ simd! {
     fmsub: _mm512_fmsub_ps,
     max: _mm512_max_ps,
     min: _mm512_min_ps,
-    castsi512: _mm512_castsi512_ps,
-    slli: _mm512_slli_epi32,
-    shift: 23,
     cast_si512: _mm512_castps_si512,
     cmp_mask: _mm512_cmp_ps_mask,
     mask_blend: _mm512_mask_blend_ps,
     test_mask: _mm512_test_epi32_mask,
     set1_bits: _mm512_set1_epi32,
-    exponent: 0xFF,
     reduce_max: _mm512_reduce_max_ps,
+
+    type Steps = __m512i;
+    #[inline(always)]
+    fn steps(self, bits: &[u32; 8]) -> __m512i {
+        // Twice, since the permutation counts to 16.
+        // SAFETY: token; as many bytes.
+        unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(bits.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn scale(self, steps: __m512i, m: __m512) -> __m512 {
+        avx512!({
+            let m = _mm512_castps_si512(m);
+            let step = _mm512_permutexvar_epi32(m, steps);
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32::<STEP_SHIFT>(m), step))
+        })
+    }
 
     #[inline(always)]
     unsafe fn load_rows(self, p: *const f32, step: isize) -> [__m512; 4] {
@@ -405,16 +410,20 @@ simd! {
     fmsub: _mm512_fmsub_pd,
     max: _mm512_max_pd,
     min: _mm512_min_pd,
-    castsi512: _mm512_castsi512_pd,
-    slli: _mm512_slli_epi64,
-    shift: 52,
     cast_si512: _mm512_castpd_si512,
     cmp_mask: _mm512_cmp_pd_mask,
     mask_blend: _mm512_mask_blend_pd,
     test_mask: _mm512_test_epi64_mask,
     set1_bits: _mm512_set1_epi64,
-    exponent: 0x7FF,
     reduce_max: _mm512_reduce_max_pd,
+
+    type Steps = ();
+    #[inline(always)]
+    fn steps(self, _: &[u32; 8]) {}
+    #[inline(always)]
+    fn scale(self, (): (), m: __m512d) -> __m512d {
+        avx512!(_mm512_castsi512_pd(_mm512_slli_epi64::<52>(_mm512_castpd_si512(m))))
+    }
 
     #[inline(always)]
     unsafe fn load_rows(self, p: *const f64, step: isize) -> [__m512d; 2] {

@@ -12,6 +12,12 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 
+/// Low bits that a [watch](Simd::watch) leaves out: an exponent of f64, or one of f32 in eighths.
+pub const UNWATCHED: u32 = 11;
+
+/// Where the lowest of an f32's eighths is shifted to: three bits below its exponent.
+pub const STEP_SHIFT: u32 = 20;
+
 /// f64 lanes that a block is summed into.
 pub const TOTALS: usize = 16;
 
@@ -79,6 +85,8 @@ pub trait Simd: Copy {
     type Mask: Copy;
     /// What [`watch`](Self::watch) has seen.
     type Watch: Copy;
+    /// What [`scale`](Self::scale) looks eighths up in.
+    type Steps: Copy;
     /// The same set with lanes of f64.
     type Wide: Doubles<Wide = Self::Wide>;
     /// As many registers as there are lanes in 16 bytes.
@@ -172,9 +180,12 @@ pub trait Simd: Copy {
     fn max(self, bound: Self::Vector, x: Self::Vector) -> Self::Vector;
     /// The smaller of the two, and `x` if either is NaN.
     fn min(self, bound: Self::Vector, x: Self::Vector) -> Self::Vector;
-    /// The bits of every lane shifted left until the lowest of them is the lowest of the exponent,
-    /// read as a float again: turns an integer that sits in the low bits into a biased exponent.
-    fn exponent_from_low_bits(self, m: Self::Vector) -> Self::Vector;
+    /// A table for [`scale`](Self::scale), in registers; f64 has none.
+    fn steps(self, bits: &[u32; 8]) -> Self::Steps;
+    /// Turns an integer that sits in the low bits into a power of 2, by shifting it to where the biased
+    /// exponent is. In lanes of f32 it counts eighths: the lowest of them goes to bit [`STEP_SHIFT`],
+    /// and to the integer of all bits that which the lowest three point to in the table is added.
+    fn scale(self, steps: Self::Steps, m: Self::Vector) -> Self::Vector;
 
     /// `a < b`; false with NaN.
     fn less(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
@@ -193,7 +204,7 @@ pub trait Simd: Copy {
     fn watch_start(self) -> Self::Watch;
     /// Notes where the bits of a lane differ from those of `expected`.
     fn watch(self, seen: Self::Watch, block: &Self::Block, expected: Self::Vector) -> Self::Watch;
-    /// Whether nowhere any but the lowest bits, as many as an exponent has, differed.
+    /// Whether nowhere any but the lowest [`UNWATCHED`] bits differed.
     fn watch_end(self, seen: Self::Watch) -> bool;
 
     /// The largest lane; no lane is NaN.
@@ -294,7 +305,7 @@ pub trait Halves: Simd<Real = f32> {
 }
 
 /// What lanes of f64 can do besides: the logarithm takes numbers apart.
-pub trait Doubles: Simd<Real = f64> {
+pub trait Doubles: Simd<Real = f64, Steps = ()> {
     /// `(k, m)` with `x = m·2^k` and m in [√½, √2), for x positive, finite and normal; anything
     /// for others.
     fn split(self, x: Self::Vector) -> (Self::Vector, Self::Vector);

@@ -2,8 +2,8 @@
 //! on a plain x86-64, scalars elsewhere.
 
 use super::{
-    Doubles, EXPONENT, Halves, ONE, SQRT_HALF, Simd, TOTALS, TWO_52, TWO_52_AND_BIAS, read_lanes,
-    write_lanes,
+    Doubles, EXPONENT, Halves, ONE, SQRT_HALF, STEP_SHIFT, Simd, TOTALS, TWO_52, TWO_52_AND_BIAS,
+    UNWATCHED, read_lanes, write_lanes,
 };
 use wide::{f32x8, f64x4, u32x8, u64x4};
 
@@ -23,9 +23,31 @@ pub struct Portable;
 #[derive(Clone, Copy)]
 pub struct PortableWide;
 
+/// Of a table, those that the lowest three bits of each number point to.
+#[inline(always)]
+fn look_up(table: [u32; 8], at: [u32; 8]) -> [u32; 8] {
+    #[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+    {
+        use std::arch::aarch64::*;
+        // SAFETY: the build has NEON; arrays of as many bytes, which are numbers whatever they are.
+        unsafe {
+            let table: uint8x16x2_t = std::mem::transmute(table);
+            let at: [uint32x4_t; 2] = std::mem::transmute(at);
+            // The four bytes of number j begin at byte 4·j.
+            std::mem::transmute(at.map(|at| {
+                let first = vshlq_n_u32::<2>(vandq_u32(at, vdupq_n_u32(7)));
+                let bytes = vmlaq_n_u32(vdupq_n_u32(0x0302_0100), first, 0x0101_0101);
+                vqtbl2q_u8(table, vreinterpretq_u8_u32(bytes))
+            }))
+        }
+    }
+    #[cfg(not(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little")))]
+    at.map(|at| table[at as usize % 8])
+}
+
 /// What differs between the two in nothing but the names.
 macro_rules! simd {
-    ($token:ident, $real:ty, $vector:ident, $bits:ident, $lanes:expr, $shift:expr) => {
+    ($token:ident, $real:ty, $vector:ident, $bits:ident, $lanes:expr) => {
         type Real = $real;
         type Vector = $vector;
         type Block = [$vector; 8];
@@ -139,11 +161,6 @@ macro_rules! simd {
             bound.simd_lt(x).bitselect(bound, x)
         }
         #[inline(always)]
-        fn exponent_from_low_bits(self, m: $vector) -> $vector {
-            $vector::from(m.to_array().map(|m| <$real>::from_bits(m.to_bits() << $shift)))
-        }
-
-        #[inline(always)]
         fn less(self, a: $vector, b: $vector) -> $vector {
             a.simd_lt(b)
         }
@@ -182,8 +199,7 @@ macro_rules! simd {
         }
         #[inline(always)]
         fn watch_end(self, seen: $bits) -> bool {
-            let exponent_bits = size_of::<$real>() * 8 - 1 - $shift;
-            seen.to_array().into_iter().all(|bits| bits >> exponent_bits == 0)
+            seen.to_array().into_iter().all(|bits| bits >> UNWATCHED == 0)
         }
 
         #[inline(always)]
@@ -199,8 +215,21 @@ macro_rules! simd {
 }
 
 impl Simd for Portable {
-    simd!(Portable, f32, f32x8, u32x8, 8, 23);
+    simd!(Portable, f32, f32x8, u32x8, 8);
     type Widened = [f64x4; 2];
+    type Steps = [u32; 8];
+
+    #[inline(always)]
+    fn steps(self, bits: &[u32; 8]) -> [u32; 8] {
+        *bits
+    }
+    #[inline(always)]
+    fn scale(self, steps: [u32; 8], m: f32x8) -> f32x8 {
+        let m = m.to_array().map(f32::to_bits);
+        let steps = look_up(steps, m);
+        let bits = |i: usize| (m[i] << STEP_SHIFT).wrapping_add(steps[i]);
+        f32x8::from(std::array::from_fn(|i| f32::from_bits(bits(i))))
+    }
 
     #[inline(always)]
     fn mul_sub_exact(self, a: f32x8, b: f32x8, c: f32x8) -> f32x8 {
@@ -274,8 +303,16 @@ impl Halves for Portable {
 }
 
 impl Simd for PortableWide {
-    simd!(PortableWide, f64, f64x4, u64x4, 4, 52);
+    simd!(PortableWide, f64, f64x4, u64x4, 4);
     type Widened = [f64x4; 1];
+    type Steps = ();
+
+    #[inline(always)]
+    fn steps(self, _: &[u32; 8]) {}
+    #[inline(always)]
+    fn scale(self, (): (), m: f64x4) -> f64x4 {
+        f64x4::from(m.to_array().map(|m| f64::from_bits(m.to_bits() << 52)))
+    }
 
     #[inline(always)]
     fn mul_sub_exact(self, a: f64x4, b: f64x4, c: f64x4) -> f64x4 {
