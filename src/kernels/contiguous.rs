@@ -219,7 +219,9 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
         let x = run.x.cast::<E>().wrapping_add(start).cast();
         let chunk = Chunk { x, len, hole: hole_in(run.hole, start, len), ..*run };
         // SAFETY: the caller's promise.
-        let sums = unsafe { sum::<S, E, false, false, false, false>(s, &chunk, reference) };
+        let sums = unsafe {
+            sum_with::<S, E, _, true, false, false, false, false>(s, &chunk, reference, &mut NoMate)
+        };
         if !(sums.tame && safe.contains(&sums.sum)) {
             return i;
         }
@@ -228,16 +230,19 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     sums.len()
 }
 
-/// Asks for a block of the span after the one that the block at `p` is in: another for each.
+/// Asks for a block of the span after the one that the block at `p` is in: another for each. In `LONG`
+/// sweeps no further than the second level of cache: with what is being read, it does not fit a first
+/// level of 32 KiB. (Of halves, which wait for arithmetic, it does no harm there.)
 #[inline(always)]
-fn prefetch<S: Simd, E: Element<S>>(s: S, p: *const E) {
+fn prefetch<S: Simd, E: Element<S>, const LONG: bool>(s: S, p: *const E) {
     let block = S::BLOCK * size_of::<E>();
     let at = p.addr() % SPAN;
     let (pages, i) = (SPAN / PAGE, at / block);
     let next =
         p.cast::<u8>().wrapping_add(SPAN + i % pages * PAGE + i / pages * block).wrapping_sub(at);
     for line in 0..block / LINE {
-        s.prefetch(next.wrapping_add(line * LINE));
+        let line = next.wrapping_add(line * LINE);
+        if LONG && size_of::<E>() > 2 { s.prefetch_far(line) } else { s.prefetch(line) }
     }
 }
 
@@ -274,7 +279,7 @@ pub unsafe fn sum<
     reference: Reference,
 ) -> Sums {
     // SAFETY: the caller's promise.
-    unsafe { sum_with::<S, E, NoMate, FAR, CLAMP, KEEP, HEAT>(s, chunk, reference, &mut NoMate) }
+    unsafe { sum_with::<S, E, _, false, FAR, CLAMP, KEEP, HEAT>(s, chunk, reference, &mut NoMate) }
 }
 
 /// As [`sum`], with other work on the way.
@@ -286,6 +291,7 @@ unsafe fn sum_with<
     S: Simd<Real: Base>,
     E: Element<S>,
     M: Mate,
+    const LONG: bool,
     const FAR: bool,
     const CLAMP: bool,
     const KEEP: bool,
@@ -310,7 +316,7 @@ unsafe fn sum_with<
         while i < end {
             let at = blocks.whole_at::<S>(i);
             let p = x.wrapping_add(at);
-            prefetch::<S, E>(s, p);
+            prefetch::<S, E, LONG>(s, p);
             let mut exponents = s.splat_block(zero);
             for (j, acc) in sum.as_mut().iter_mut().enumerate() {
                 // SAFETY: a whole block of the chunk.
@@ -472,7 +478,7 @@ unsafe fn both<
         let chunk = Chunk { x, len, hole: hole_in(run.hole, start, len), kept, ..*run };
         // SAFETY: the caller's promise.
         last = unsafe {
-            sum_with::<S, E, _, false, false, KEEP, false>(s, &chunk, reference, &mut mate)
+            sum_with::<S, E, _, true, false, false, KEEP, false>(s, &chunk, reference, &mut mate)
         };
         if !(last.tame && safe.contains(&last.sum)) {
             break;
