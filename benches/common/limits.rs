@@ -9,23 +9,23 @@ use rayon::prelude::*;
 const BLOCK: usize = 256 << 10;
 
 /// Variants of [`read`], [`scale`] and [`copy`] each.
-pub const VARIANTS: usize = 4;
+pub const VARIANTS: usize = 5;
 
-/// Bytes ahead that a variant of `read` and `scale` prefetches.
-const AHEAD: [usize; VARIANTS] = [0, 1024, 4096, SPREAD];
-
-/// As the kernels do: the next four pages, 256 bytes of each in turn.
+/// Bytes ahead that a variant of `read` and `scale` prefetches. 16 KiB are, as in the kernels, the next
+/// four pages, 256 bytes of each in turn; in the last variant into the second level of cache.
+const AHEAD: [usize; VARIANTS] = [0, 1024, 4096, SPREAD, SPREAD];
 const SPREAD: usize = 16384;
 
 /// Reads every byte and adds it up as f32: the fastest that a forward can be.
 pub fn read(variant: usize, threads: u32, x: &[f32]) {
     let block = BLOCK / size_of::<f32>();
     let one = |x: &[f32]| {
-        std::hint::black_box(match AHEAD[variant] {
+        std::hint::black_box(match variant {
             0 => sum::<0>(x),
-            1024 => sum::<1024>(x),
-            4096 => sum::<4096>(x),
-            _ => sum::<SPREAD>(x),
+            1 => sum::<1>(x),
+            2 => sum::<2>(x),
+            3 => sum::<3>(x),
+            _ => sum::<4>(x),
         });
     };
     if threads == 1 {
@@ -46,11 +46,12 @@ pub fn scale(variant: usize, threads: u32, x: &mut [f32], factor: f32) {
 }
 
 fn scale_block(variant: usize, x: &mut [f32], factor: f32) {
-    match AHEAD[variant] {
+    match variant {
         0 => multiply::<0>(x, factor),
-        1024 => multiply::<1024>(x, factor),
-        4096 => multiply::<4096>(x, factor),
-        _ => multiply::<SPREAD>(x, factor),
+        1 => multiply::<1>(x, factor),
+        2 => multiply::<2>(x, factor),
+        3 => multiply::<3>(x, factor),
+        _ => multiply::<4>(x, factor),
     }
 }
 
@@ -86,22 +87,27 @@ mod vectors {
 
     /// Asks for the line that comes in time: it never faults.
     #[inline(always)]
-    fn prefetch<const AHEAD: usize>(p: *const f32) {
-        let mut next = p.cast::<i8>().wrapping_add(AHEAD);
-        if AHEAD == super::SPREAD {
-            let at = p.addr() % AHEAD;
+    fn prefetch<const VARIANT: usize>(p: *const f32) {
+        let ahead = super::AHEAD[VARIANT];
+        let mut next = p.cast::<i8>().wrapping_add(ahead);
+        if ahead == super::SPREAD {
+            let at = p.addr() % ahead;
             let (block, within) = (at / 256, at % 256);
             next = next.wrapping_sub(at).wrapping_add(block % 4 * 4096 + block / 4 * 256 + within);
         }
-        if AHEAD > 0 {
-            // SAFETY: a prefetch has no effect but on speed.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(next) };
+        // SAFETY: a prefetch has no effect but on speed.
+        unsafe {
+            match VARIANT {
+                0 => {}
+                4 => _mm_prefetch::<_MM_HINT_T1>(next),
+                _ => _mm_prefetch::<_MM_HINT_T0>(next),
+            }
         }
     }
 
     /// 8 accumulators: with fewer the latency of an addition shows.
     #[target_feature(enable = "avx512f")]
-    pub fn sum<const AHEAD: usize>(x: &[f32]) -> f32 {
+    pub fn sum<const VARIANT: usize>(x: &[f32]) -> f32 {
         let mut acc = [_mm512_setzero_ps(); 8];
         let mut chunks = x.chunks_exact(128);
         for chunk in &mut chunks {
@@ -109,7 +115,7 @@ mod vectors {
                 // SAFETY: 16 elements of a chunk of 128.
                 unsafe {
                     let p = chunk.as_ptr().add(i * 16);
-                    prefetch::<AHEAD>(p);
+                    prefetch::<VARIANT>(p);
                     *acc = _mm512_add_ps(*acc, _mm512_loadu_ps(p));
                 }
             }
@@ -119,7 +125,7 @@ mod vectors {
     }
 
     #[target_feature(enable = "avx512f")]
-    pub fn multiply<const AHEAD: usize>(x: &mut [f32], factor: f32) {
+    pub fn multiply<const VARIANT: usize>(x: &mut [f32], factor: f32) {
         let f = _mm512_set1_ps(factor);
         let mut chunks = x.chunks_exact_mut(64);
         for chunk in &mut chunks {
@@ -127,7 +133,7 @@ mod vectors {
                 // SAFETY: 16 elements of a chunk of 64.
                 unsafe {
                     let p = chunk.as_mut_ptr().add(i * 16);
-                    prefetch::<AHEAD>(p);
+                    prefetch::<VARIANT>(p);
                     _mm512_storeu_ps(p, _mm512_mul_ps(_mm512_loadu_ps(p), f));
                 }
             }
@@ -155,31 +161,34 @@ mod vectors {
         _mm_sfence();
     }
 
-    /// One multiplication for the base, a polynomial of degree 6 on the fraction (the lowest that
-    /// stays within an ulp), the exponent, the sum.
-    #[target_feature(enable = "avx512f,avx512dq")]
+    /// The exponent to the nearest eighth, a table of those, a polynomial of degree 3 on what is left
+    /// (the lowest that stays within an ulp), the sum.
+    #[target_feature(enable = "avx512f")]
     pub fn exp(x: &[f32]) -> f32 {
+        let splat = |x: f32| _mm512_set1_ps(x);
         // Taylor's: speed is what is wanted here.
-        let mut coefficients = [std::f32::consts::LN_2; 6];
-        for i in 1..6 {
-            coefficients[i] *= coefficients[i - 1] / (i + 1) as f32;
-        }
-        coefficients.reverse();
-        let coefficients = coefficients.map(|c| _mm512_set1_ps(c));
-        let (base, one) = (_mm512_set1_ps(std::f32::consts::LOG2_E), _mm512_set1_ps(1.0));
+        let ln_2 = std::f32::consts::LN_2;
+        let [c1, c2, c3] = [ln_2, ln_2 * ln_2 / 2.0, ln_2 * ln_2 * ln_2 / 6.0].map(splat);
+        let eighths: [u32; 16] = std::array::from_fn(|i| {
+            let j = i as u32 % 8;
+            (j as f32 / 8.0).exp2().to_bits().wrapping_sub((127 << 23) + (j << 20))
+        });
+        // SAFETY: as many bytes.
+        let eighths = unsafe { _mm512_loadu_si512(eighths.as_ptr().cast()) };
+        let (base, magic) = (splat(std::f32::consts::LOG2_E), splat(1_572_864.0 + 127.0));
         let mut acc = [_mm512_setzero_ps(); 4];
         for chunk in x.chunks_exact(64) {
             for (i, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: 16 elements of a chunk of 64.
-                let t = unsafe { _mm512_loadu_ps(chunk.as_ptr().add(i * 16)) };
-                let t = _mm512_fmadd_ps(t, base, one);
-                let f = _mm512_reduce_ps::<0>(t);
-                let mut p = coefficients[0];
-                for &c in &coefficients[1..] {
-                    p = _mm512_fmadd_ps(p, f, c);
-                }
-                p = _mm512_fmadd_ps(p, f, one);
-                *acc = _mm512_add_ps(*acc, _mm512_scalef_ps(p, t));
+                let x = unsafe { _mm512_loadu_ps(chunk.as_ptr().add(i * 16)) };
+                let m = _mm512_fmadd_ps(x, base, magic);
+                let f = _mm512_fmsub_ps(x, base, _mm512_sub_ps(m, magic));
+                let p = _mm512_fmadd_ps(_mm512_fmadd_ps(c3, f, c2), f, c1);
+                let bits = _mm512_castps_si512(m);
+                let step = _mm512_permutexvar_epi32(bits, eighths);
+                let scale = _mm512_add_epi32(_mm512_slli_epi32::<20>(bits), step);
+                let scale = _mm512_castsi512_ps(scale);
+                *acc = _mm512_add_ps(*acc, _mm512_fmadd_ps(scale, _mm512_mul_ps(p, f), scale));
             }
         }
         let total = acc.into_iter().reduce(|a, b| _mm512_add_ps(a, b));
@@ -190,14 +199,13 @@ mod vectors {
 #[cfg(target_arch = "x86_64")]
 fn has_avx512() -> bool {
     std::arch::is_x86_feature_detected!("avx512f")
-        && std::arch::is_x86_feature_detected!("avx512dq")
 }
 
-fn sum<const AHEAD: usize>(x: &[f32]) -> f32 {
+fn sum<const VARIANT: usize>(x: &[f32]) -> f32 {
     #[cfg(target_arch = "x86_64")]
     if has_avx512() {
         // SAFETY: detected.
-        return unsafe { vectors::sum::<AHEAD>(x) };
+        return unsafe { vectors::sum::<VARIANT>(x) };
     }
     // Many sums, or the additions wait for each other.
     let mut acc = [0f32; 64];
@@ -207,11 +215,11 @@ fn sum<const AHEAD: usize>(x: &[f32]) -> f32 {
     acc.iter().sum()
 }
 
-fn multiply<const AHEAD: usize>(x: &mut [f32], factor: f32) {
+fn multiply<const VARIANT: usize>(x: &mut [f32], factor: f32) {
     #[cfg(target_arch = "x86_64")]
     if has_avx512() {
         // SAFETY: detected.
-        return unsafe { vectors::multiply::<AHEAD>(x, factor) };
+        return unsafe { vectors::multiply::<VARIANT>(x, factor) };
     }
     x.iter_mut().for_each(|x| *x *= factor);
 }
