@@ -22,8 +22,8 @@
 //! |f| ≤ 1/2. But T is rounded, and so is e: were T off by up to half an ulp, e could be off by more than
 //! a whole one. Hence `C = 1.00257`, a number for which all eight of `2^(j/8)/C` happen to lie within 0.024
 //! ulp of an f32 (found by trying every f32 up to 1.09). What C does to T, h takes back, and powers of 2 come
-//! out exact. C is above 1 so that the T of an x of -inf, whose bits are `step_0`, is no subnormal number, with
-//! which arithmetic takes hundreds of cycles, but NaN.
+//! out exact. With C above 1 the T of an x of -inf, whose bits are `step_0`, is NaN; below 1 it would be a subnormal
+//! number, for which some processors stop.
 //!
 //! In lanes of f64 there are no steps: `M = 1.5·2^52 + 1023`, |f| ≤ 1/2, `p ≈ 2^f` is a polynomial of
 //! degree 11, and `e = p·2^k`, where multiplying by 2^k is exact and can be fused into a sum.
