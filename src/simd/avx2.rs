@@ -225,6 +225,7 @@ macro_rules! simd {
             fn min(self, bound: $vector, x: $vector) -> $vector {
                 avx2!($min(bound, x))
             }
+
             #[inline(always)]
             fn less(self, a: $vector, b: $vector) -> $vector {
                 avx2!($cmp::<_CMP_LT_OQ>(a, b))

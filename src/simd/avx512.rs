@@ -161,6 +161,7 @@ macro_rules! simd {
             fn min(self, bound: $vector, x: $vector) -> $vector {
                 avx512!($min(bound, x))
             }
+
             #[inline(always)]
             fn less(self, a: $vector, b: $vector) -> $mask {
                 avx512!($cmp_mask::<_CMP_LT_OQ>(a, b))
