@@ -334,3 +334,149 @@ pub mod fork {
         CHILD.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rayon::{ThreadPool, ThreadPoolBuilder};
+    use std::collections::HashSet;
+    use std::sync::{Arc, Condvar, Mutex};
+    use std::thread::{self, ThreadId};
+    use std::time::Duration;
+
+    /// Elements of a row: enough that each is a block.
+    const WORK: usize = BLOCK_WORK;
+    /// Rows that are worth a thread.
+    const ROWS_WORTH: usize = WORTH_A_THREAD / WORK;
+    /// Threads of the pools.
+    const SIZE: usize = 4;
+
+    /// Where the threads of a pool are held.
+    #[derive(Default)]
+    struct Held {
+        at: Mutex<Places>,
+        changed: Condvar,
+    }
+
+    #[derive(Default)]
+    struct Places {
+        in_call: HashSet<ThreadId>,
+        /// Threads of the pool among those.
+        of_pool: usize,
+        elsewhere: usize,
+    }
+
+    impl Held {
+        /// Holds a thread until all of the pool's are: false if some never came. What is counted are
+        /// waits, so that a process may be stopped meanwhile for longer than all of them.
+        fn wait(&self, enter: impl FnOnce(&mut Places)) -> bool {
+            let mut places = self.at.lock().unwrap();
+            enter(&mut places);
+            self.changed.notify_all();
+            for _ in 0..600 {
+                if places.of_pool + places.elsewhere >= SIZE {
+                    return true;
+                }
+                places = self.changed.wait_timeout(places, Duration::from_millis(100)).unwrap().0;
+            }
+            false
+        }
+    }
+
+    /// How many threads work for a call of `rows` rows that may use `threads` of the pool; without
+    /// `by_name`, of the one that it is called in.
+    ///
+    /// Whoever comes to work for it is held. Meanwhile each thread of the pool is given something else
+    /// to do. That is queued after all that the call has for other threads: who does it was not asked
+    /// by the call, or found nothing left to do. So once each thread is at the one or the other, nobody
+    /// else will come.
+    fn threads_of_call(pool: &ThreadPool, by_name: bool, threads: usize, rows: usize) -> usize {
+        let held = Arc::new(Held::default());
+        let caller = thread::current().id();
+        let f = |_: Range<usize>| {
+            let id = thread::current().id();
+            if held.at.lock().unwrap().in_call.contains(&id) {
+                return;
+            }
+            if id == caller {
+                for _ in 0..SIZE {
+                    let held = Arc::clone(&held);
+                    pool.spawn(move || {
+                        held.wait(|places| places.elsewhere += 1);
+                    });
+                }
+            }
+            let all = held.wait(|places| {
+                places.in_call.insert(id);
+                places.of_pool += usize::from(pool.current_thread_index().is_some());
+            });
+            assert!(all, "the caller does no work, or a thread does nothing");
+        };
+        let team = Team { pool: by_name.then_some(pool), threads };
+        for_blocks(&team, rows, [WORK, rows * WORK], f, |()| ());
+        held.at.lock().unwrap().in_call.len()
+    }
+
+    /// From outside of the pool, and from one of its threads.
+    #[track_caller]
+    fn assert_uses(expected: usize, threads: usize, rows: usize) {
+        let pool = ThreadPoolBuilder::new().num_threads(SIZE).build().unwrap();
+        let what = format!("{rows} rows on {threads} threads");
+        assert_eq!(threads_of_call(&pool, true, threads, rows), expected, "{what}, from outside");
+        for by_name in [false, true] {
+            let used = pool.install(|| threads_of_call(&pool, by_name, threads, rows));
+            assert_eq!(used, expected, "{what}, from within, by name: {by_name}");
+        }
+    }
+
+    #[test]
+    fn calls_use_the_threads_that_they_may() {
+        let rows = 2 * SIZE * ROWS_WORTH;
+        for threads in 1..=SIZE {
+            assert_uses(threads, threads, rows);
+        }
+        // As many as there are.
+        assert_uses(SIZE, 0, rows);
+        assert_uses(SIZE, SIZE + 1, rows);
+        assert_uses(SIZE, 100, rows);
+    }
+
+    #[test]
+    fn calls_use_the_threads_that_their_work_is_worth() {
+        for threads in [0, SIZE, 100] {
+            assert_uses(1, threads, 2 * ROWS_WORTH - 1);
+            assert_uses(2, threads, 2 * ROWS_WORTH);
+            assert_uses(2, threads, 3 * ROWS_WORTH - 1);
+            assert_uses(3, threads, 3 * ROWS_WORTH);
+        }
+        assert_uses(2, 2, 3 * ROWS_WORTH);
+    }
+
+    /// Sums over rows are added up by these, so that the bits are too.
+    #[test]
+    fn blocks_depend_on_rows_and_their_work() {
+        for (rows, work, expected) in [
+            (1, 1 << 40, 1),
+            (BLOCKS, BLOCK_WORK, 1),
+            // One a row would be too many.
+            (BLOCKS + 1, BLOCK_WORK, 2),
+            (2 * BLOCKS, 100_000, 2),
+            (2 * BLOCKS + 1, 100_000, 3),
+            (7 * BLOCKS, 100_000, 7),
+            // Enough work, in whole octets where there are enough rows.
+            (10, 1171, 6),
+            (10, 1170, 7),
+            (10, 1024, 8),
+            (10, 900, 16),
+            (100_000, 10, 824),
+            (7 * BLOCKS + 1, 100_000, 8),
+            (8 * BLOCKS + 1, 100_000, 16),
+            (1_000_000, 10, 3912),
+            (3, 0, BLOCK_WORK),
+        ] {
+            let len = block_len(rows, work);
+            assert_eq!(len, expected, "{rows} rows of {work}");
+            assert!(rows <= BLOCKS * len, "{rows} rows of {work}");
+        }
+    }
+}
