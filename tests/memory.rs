@@ -110,6 +110,8 @@ struct Watch<'a> {
     team: Team<'a>,
     at: String,
     calls: usize,
+    /// Those that allocated anything.
+    with_jobs: usize,
     most: Count,
 }
 
@@ -124,6 +126,7 @@ impl Watch<'_> {
             panic!("{name}, {}: allocates {count:?}", self.at);
         }
         self.calls += 1;
+        self.with_jobs += usize::from(count.calls > 0);
         if count.bytes >= self.most.bytes {
             self.most = count;
         }
@@ -346,7 +349,7 @@ fn every_dtype<'a>(shape: &Shape, isa: Isa, team: Team<'a>) -> Watch<'a> {
         every_call::<L, G>(shape, isa, watch);
     }
     let most = Count { calls: 0, bytes: 0, largest: 0 };
-    let mut watch = Watch { team, at: String::new(), calls: 0, most };
+    let mut watch = Watch { team, at: String::new(), calls: 0, with_jobs: 0, most };
     let dtypes = [run::<f32, f32>, run::<f64, f64>, run::<bf16, bf16>, run::<f16, f32>];
     for run in some(&dtypes) {
         run(shape, isa, &mut watch);
@@ -374,6 +377,9 @@ fn small_calls_allocate_nothing() {
                 calls += every_dtype(&Shape { rows, classes, lie }, isa, Team::Small).calls;
             }
         }
+        // Large, but of one block, for which no pool is started.
+        let shape = Shape { rows: 1, classes: 140_000, lie: Lie::Spread };
+        calls += every_dtype(&shape, isa, Team::Small).calls;
     }
     println!("{calls} calls allocated nothing");
 }
@@ -389,7 +395,7 @@ fn calls_on_one_thread_allocate_nothing() {
     println!("{calls} calls allocated nothing");
 }
 
-/// What a call over a team allocates is its jobs, whatever C and N·C are.
+/// What a call over a team allocates is its jobs, whatever C and N·C are; and jobs it has.
 fn jobs_are_all_that_teams_allocate() {
     let own = Pool::new(THREADS).unwrap();
     // Both pools are started, and have what their threads keep.
@@ -403,15 +409,24 @@ fn jobs_are_all_that_teams_allocate() {
             call.forward_backward_in_place(&mut warm, &[0i32; 1 << 10]).unwrap();
         });
     }
-    let pooled = some(&LIES).into_iter().map(|lie| (lie, Team::Pool(&own)));
+    let pooled = LIES.map(|lie| (lie, Team::Pool(&own))).into_iter();
     for (lie, team) in pooled.chain([(Lie::Rows, Team::Global)]) {
-        for (rows, classes) in [(20_000, 10), (200, 1000), (2, 100_000), (1, 300_000)] {
+        // Eight rows of less than a segment go to threads one by one; longer and fewer ones are cut.
+        for (rows, classes) in [(20_000, 10), (200, 1000), (8, 30_000), (2, 100_000), (1, 300_000)]
+        {
             if is_sampled() && rows == 1 && !matches!(team, Team::Global) {
                 continue;
             }
             let shape = Shape { rows, classes, lie };
-            let Watch { calls, most, .. } = every_dtype(&shape, Isa::best(), team);
+            let Watch { calls, with_jobs, most, .. } = every_dtype(&shape, Isa::best(), team);
             println!("{rows}x{classes} as {lie:?}: at most {most:?} in each of {calls} calls");
+            // Up to 64 rows side by side are one tile, and one thread's.
+            let is_split = matches!(lie, Lie::Rows) || rows > 64;
+            let has_team = matches!(team, Team::Pool(_)) || rayon::current_num_threads() > 1;
+            if is_split && has_team {
+                // Some of one row have no sweep.
+                assert!(4 * with_jobs > calls, "{with_jobs} of {calls} calls are shared");
+            }
         }
     }
 }

@@ -7,14 +7,20 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 static ACTIVE: AtomicUsize = AtomicUsize::new(0);
 
 /// Mutants whose place was come by; of a comparison, with another result than the original's.
-static MET: [AtomicBool; 4096] = [const { AtomicBool::new(false) }; 4096];
+static MET: Page = Page([const { AtomicBool::new(false) }; SIZE]);
+
+const SIZE: usize = 4096;
+
+/// Memory of its own, which may be shared with forked children.
+#[repr(align(4096))]
+struct Page([AtomicBool; SIZE]);
 
 /// Whether it is that one.
 #[inline(always)]
 pub fn is(mutant: usize) -> bool {
     // Looked at first: threads would pull the cache line to and fro.
-    if !MET[mutant].load(Ordering::Relaxed) {
-        MET[mutant].store(true, Ordering::Relaxed);
+    if !MET.0[mutant].load(Ordering::Relaxed) {
+        MET.0[mutant].store(true, Ordering::Relaxed);
     }
     ACTIVE.load(Ordering::Relaxed) == mutant
 }
@@ -36,6 +42,7 @@ extern "C" fn start() {
     ACTIVE.store(number.unwrap_or(0), Ordering::Relaxed);
     if let Some(path) = std::env::var_os("XENT_MUTANTS_MET") {
         let _ = TO.set(path.into());
+        share();
     }
     // A test that panics ends its program at once: a mutant costs no more than its first failure.
     let usual = std::panic::take_hook();
@@ -45,10 +52,21 @@ extern "C" fn start() {
     }));
 }
 
-/// Appends, since a forked child ends as well.
+/// What a forked child meets is met, though it may end without a word.
+fn share() {
+    let (access, how) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: whole pages that hold nothing yet, replaced before anybody else runs; where pages are
+    // larger it fails, and nothing is.
+    unsafe {
+        libc::mmap(MET.0.as_ptr().cast_mut().cast(), SIZE, access, how | libc::MAP_FIXED, -1, 0)
+    };
+}
+
+/// Appends, since a forked child may end here as well.
 extern "C" fn end() {
     let Some(path) = TO.get() else { return };
-    let met = (0..MET.len()).filter(|&mutant| MET[mutant].load(Ordering::Relaxed));
+    let met = (0..SIZE).filter(|&mutant| MET.0[mutant].load(Ordering::Relaxed));
     let list: String = met.map(|mutant| format!("{mutant}\n")).collect();
     let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
     let _ = file.and_then(|mut file| file.write_all(list.as_bytes()));

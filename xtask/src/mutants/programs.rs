@@ -41,7 +41,7 @@ const fn hashes(part: &'static str) -> Quick {
 
 /// What is quick. Left out is what takes long and sees no more than the others: everything
 /// exhaustive, and the golden vectors.
-static QUICK: [Quick; 31] = [
+static QUICK: [Quick; 32] = [
     quick("errors", &[], "1"),
     Quick { kernels: false, ..quick("status.c", &[], "1") },
     Quick { kernels: false, ..quick("overlap.c", &[], "1") },
@@ -75,6 +75,7 @@ static QUICK: [Quick; 31] = [
     // What panics on purpose ends the program, and would pass for a failure.
     quick("bugs", &["--skip", "judge_refuses"], "1"),
     Quick { kernels: false, variable: SAMPLED, ..quick("memory", &["nothing"], "1") },
+    Quick { kernels: false, variable: SAMPLED, ..quick("memory", &["jobs"], "1") },
 ];
 
 /// One test, and what is known of it.
