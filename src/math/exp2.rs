@@ -98,7 +98,7 @@ impl Base for f32 {
 }
 
 /// `2^(j/8)/C`, `C = 1.002_567_606_75`: each off by 0.024 ulp at most.
-const STEPS: [f32; 8] = [
+const EIGHTHS: [f32; 8] = [
     0.997_438_97,
     1.087_714_9,
     1.186_161_5,
@@ -114,7 +114,7 @@ const STEP_BITS: [u32; 8] = {
     let (mut bits, mut j) = ([0; 8], 0);
     while j < 8 {
         let eighth = 1f32.to_bits() + ((j as u32) << STEP_SHIFT);
-        bits[j] = (-STEPS[j]).to_bits().wrapping_sub(eighth);
+        bits[j] = (-EIGHTHS[j]).to_bits().wrapping_sub(eighth);
         j += 1;
     }
     bits

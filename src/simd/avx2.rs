@@ -316,7 +316,7 @@ simd! {
     type Steps = __m256i;
     #[inline(always)]
     fn steps(self, bits: &[u32; 8]) -> __m256i {
-        // SAFETY: token; as many bytes.
+        // SAFETY: token; `bits` has as many bytes.
         unsafe { _mm256_loadu_si256(bits.as_ptr().cast()) }
     }
     #[inline(always)]

@@ -256,7 +256,7 @@ simd! {
     #[inline(always)]
     fn steps(self, bits: &[u32; 8]) -> __m512i {
         // Twice, since the permutation counts to 16.
-        // SAFETY: token; as many bytes.
+        // SAFETY: token; `bits` has as many bytes.
         unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(bits.as_ptr().cast())) }
     }
     #[inline(always)]
