@@ -1655,7 +1655,7 @@ const PAIRED: usize = 512 * 1024;
 /// Rows that go through the first sweep and the second, together or one by one.
 struct Stage {
     batch: Batch,
-    /// By row of a batch, or by segment of a single row. Of no use without a gradient.
+    /// By row of a batch, or by segment of a single row: written by the first sweep, for the second.
     marks: [Marks; SEGMENTS],
 }
 
@@ -1682,7 +1682,6 @@ impl Stage {
                 }
             }
         }
-        lane.job = Job::Nothing;
         // SAFETY: see above.
         unsafe { batch.place_target(plan, i) };
     }
@@ -1752,7 +1751,6 @@ pub unsafe fn rows(
         unsafe {
             stage.batch.start(k, plan, start, count);
         }
-        stage.marks[..count.max(segments)].fill(Marks::default());
         let marks = &mut stage.marks;
         for i in 0..count {
             if i.is_multiple_of(group) {

@@ -310,7 +310,6 @@ unsafe fn sums_after<S: Simd<Real: Base>, const HEAT: bool, const WHOLE: bool>(
 ) {
     let d = s.wide();
     let splat = |x: f64| s.splat(S::Real::from_f64(x));
-    let lowest = s.splat(S::Real::NEG_INFINITY);
     // SAFETY: the caller's promise.
     let load = |c: usize| unsafe { logits::<S, WHOLE>(s, tile, c, at) };
 
@@ -372,8 +371,8 @@ unsafe fn sums_after<S: Simd<Real: Base>, const HEAT: bool, const WHOLE: bool>(
     }
 
     // No lane needs more than a clamp from below.
-    let ordinary = s.both(s.equal(far, zero), s.less(lowest, max));
-    let ordinary = WHOLE && s.bits(s.both(ordinary, finite)) == up_to::<S>(S::LANES);
+    let ordinary = s.both(s.equal(far, zero), finite);
+    let ordinary = WHOLE && s.bits(ordinary) == up_to::<S>(S::LANES);
     let exp = Exp2::<S, true>::lanes(s, far, near);
     let mut part = Part::new(s);
     for c in 0..tile.classes {
@@ -1128,16 +1127,15 @@ impl Work<'_> {
         let view = &output.view;
         let strides = [view.strides[self.place.axis], view.strides[1]];
         let direct = (strides[0] == 1 || lanes == 1) && view.dtype.is_exact();
+        if plan.transform.as_ref().is_some_and(|with| with.cap > 0.0) {
+            gradient.slope = self.buffers().slope.start();
+        }
         for first in (0..plan.classes).step_by(CLASSES) {
             // SAFETY: the caller's promise.
             unsafe {
                 let tile = self.stored(first, seen);
                 if !seen {
                     self.transform(&tile);
-                }
-                gradient.slope = std::ptr::null();
-                if plan.transform.as_ref().is_some_and(|with| with.cap > 0.0) {
-                    gradient.slope = self.buffers().slope.start();
                 }
                 gradient.masses = self.masses(&tile, None);
                 let to = view.at(self.place.first, first);
