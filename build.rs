@@ -1,7 +1,9 @@
-//! Generates include/xent.h from src/ffi/mod.rs, and names the shared library.
+//! Generates include/xent.h from src/ffi/mod.rs, names the shared library, and says whether the sets of
+//! x86-64 are built.
 
-use std::path::Path;
-use std::{env, fs};
+use std::env;
+#[cfg(feature = "header")]
+use std::{fs, path::Path};
 
 fn main() {
     println!("cargo::rerun-if-changed=src/codes.rs");
@@ -9,12 +11,25 @@ fn main() {
     println!("cargo::rerun-if-changed=cbindgen.toml");
     println!("cargo::rerun-if-changed=include/xent.h");
     println!("cargo::rerun-if-env-changed=XENT_CHECK_HEADER");
+    // `--cfg xent_portable` leaves them out, for a tool that does not see what they do.
+    println!("cargo::rustc-check-cfg=cfg(x86_sets, xent_portable)");
+    if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64")
+        && env::var_os("CARGO_CFG_XENT_PORTABLE").is_none()
+    {
+        println!("cargo::rustc-cfg=x86_sets");
+    }
     if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
         println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libxent.so.0");
         // Workers run its code for as long as the process lives: dlclose must not unmap it.
         println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
     }
 
+    #[cfg(feature = "header")]
+    write_header();
+}
+
+#[cfg(feature = "header")]
+fn write_header() {
     let header = generate();
     let path = Path::new("include/xent.h");
     if fs::read_to_string(path).is_ok_and(|committed| committed == header) {
@@ -30,6 +45,7 @@ fn main() {
     }
 }
 
+#[cfg(feature = "header")]
 fn generate() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"));
     let mut config = cbindgen::Config::from_file("cbindgen.toml").unwrap_or_else(|e| panic!("{e}"));

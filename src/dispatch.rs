@@ -14,7 +14,7 @@ use crate::kernels::{Kernels, Lanes, Outputs, Sweeps};
 use crate::math::exp2::{Base, Reference};
 use crate::plan::{Dtype, Plan, Run, Transform, View};
 use crate::simd::{Simd, portable};
-#[cfg(target_arch = "x86_64")]
+#[cfg(x86_sets)]
 use crate::simd::{avx2, avx512};
 use half::{bf16, f16};
 use std::ops::Range;
@@ -48,11 +48,11 @@ impl Isa {
     pub fn is_available(self) -> bool {
         match self {
             Isa::Portable => portable_entries::detected(),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(x86_sets)]
             Isa::Avx2 => avx2_entries::detected(),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(x86_sets)]
             Isa::Avx512 => avx512_entries::detected(),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(not(x86_sets))]
             Isa::Avx2 | Isa::Avx512 => false,
         }
     }
@@ -71,11 +71,11 @@ impl Isa {
         }
         match self {
             Isa::Portable => portable_entries::kernels(logits, gradient),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(x86_sets)]
             Isa::Avx2 => avx2_entries::kernels(logits, gradient),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(x86_sets)]
             Isa::Avx512 => avx512_entries::kernels(logits, gradient),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(not(x86_sets))]
             Isa::Avx2 | Isa::Avx512 => None,
         }
     }
@@ -323,9 +323,9 @@ macro_rules! entries {
 }
 
 entries!(portable_entries, [], portable::Portable, portable::PortableWide);
-#[cfg(target_arch = "x86_64")]
+#[cfg(x86_sets)]
 entries!(avx2_entries, ["avx2", "fma", "f16c"], avx2::Avx2, avx2::Avx2Wide);
-#[cfg(target_arch = "x86_64")]
+#[cfg(x86_sets)]
 entries!(
     avx512_entries,
     ["avx512f", "avx512bw", "avx512dq", "avx512vl"],

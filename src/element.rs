@@ -159,7 +159,7 @@ mod tests {
     const WIDEST: usize = 16;
 
     /// A type that all sets of f32 lanes can load and store.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(x86_sets)]
     trait Everywhere:
         Float<Real = f32>
         + Element<Portable>
@@ -168,7 +168,7 @@ mod tests {
     {
     }
     /// A type that all sets of f32 lanes can load and store.
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(x86_sets))]
     trait Everywhere: Float<Real = f32> + Element<Portable> {}
     impl Everywhere for bf16 {}
     impl Everywhere for f16 {}
@@ -287,9 +287,9 @@ mod tests {
         };
     }
     stamp!(portable, Isa::Portable, Portable::LANES, Portable);
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(x86_sets)]
     stamp!(avx2, Isa::Avx2, 8, crate::simd::avx2::Avx2::assume(), "avx2", "fma", "f16c");
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(x86_sets)]
     stamp!(
         avx512,
         Isa::Avx512,
@@ -305,9 +305,9 @@ mod tests {
     fn sets<E: Everywhere>() -> Vec<Set<E>> {
         let all = [
             portable::set(),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(x86_sets)]
             avx2::set(),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(x86_sets)]
             avx512::set(),
         ];
         all.into_iter()

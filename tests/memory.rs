@@ -371,16 +371,19 @@ fn small_calls_allocate_nothing() {
         counted(|| CrossEntropy::new(1, 3).forward_backward_in_place(&mut first, &[1u8]));
     assert!(result.is_ok() && count.calls == 0, "the first call: {count:?}");
     let mut calls = 0;
-    for isa in isas() {
-        for lie in LIES {
-            for (rows, classes) in [(1, 1), (7, 10), (64, 33), (20, 1000), (1, 100_000)] {
+    for lie in LIES {
+        for (rows, classes) in [(1, 1), (7, 10), (64, 33), (20, 1000)] {
+            for isa in isas() {
                 calls += every_dtype(&Shape { rows, classes, lie }, isa, Team::Small).calls;
             }
         }
-        // Large, but of one block, for which no pool is started.
-        let shape = Shape { rows: 1, classes: 140_000, lie: Lie::Spread };
-        calls += every_dtype(&shape, isa, Team::Small).calls;
+        // A long row is cut above the kernels, on every set in the same way.
+        let shape = Shape { rows: 1, classes: 100_000, lie };
+        calls += every_dtype(&shape, Isa::best(), Team::Small).calls;
     }
+    // Large, but of one block, for which no pool is started.
+    let shape = Shape { rows: 1, classes: 140_000, lie: Lie::Spread };
+    calls += every_dtype(&shape, Isa::best(), Team::Small).calls;
     println!("{calls} calls allocated nothing");
 }
 
@@ -388,7 +391,7 @@ fn small_calls_allocate_nothing() {
 fn calls_on_one_thread_allocate_nothing() {
     let mut calls = 0;
     for lie in some(&LIES) {
-        for (rows, classes) in [(20_000, 10), (200, 1000), (2, 100_000)] {
+        for (rows, classes) in some(&[(20_000, 10), (200, 1000), (2, 100_000)]) {
             calls += every_dtype(&Shape { rows, classes, lie }, Isa::best(), Team::Alone).calls;
         }
     }
@@ -414,7 +417,7 @@ fn jobs_are_all_that_teams_allocate() {
         // Eight rows of less than a segment go to threads one by one; longer and fewer ones are cut.
         for (rows, classes) in [(20_000, 10), (200, 1000), (8, 30_000), (2, 100_000), (1, 300_000)]
         {
-            if is_sampled() && rows == 1 && !matches!(team, Team::Global) {
+            if is_sampled() && classes > 1000 && !matches!(team, Team::Global) {
                 continue;
             }
             let shape = Shape { rows, classes, lie };

@@ -1015,7 +1015,7 @@ mod tests {
     }
     stamp!(portable, Portable);
     stamp!(portable_wide, PortableWide);
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(x86_sets)]
     mod x86 {
         use super::*;
         use crate::simd::avx2::{Avx2, Avx2Wide};
@@ -1028,7 +1028,7 @@ mod tests {
         pub const ALL: [(Isa, [Judge; 2]); 2] =
             [(Isa::Avx2, [avx2, avx2_wide]), (Isa::Avx512, [avx512, avx512_wide])];
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(x86_sets))]
     mod x86 {
         pub const ALL: [(super::Isa, [super::Judge; 2]); 0] = [];
     }

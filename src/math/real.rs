@@ -194,9 +194,9 @@ mod tests {
         };
     }
     stamp!(portable, PortableWide);
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(x86_sets)]
     stamp!(avx2, crate::simd::avx2::Avx2Wide, "avx2", "fma");
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(x86_sets)]
     stamp!(avx512, crate::simd::avx512::Avx512Wide, "avx512f", "avx512bw", "avx512dq", "avx512vl");
 
     #[inline(always)]
@@ -228,9 +228,9 @@ mod tests {
     fn available() -> Vec<(Isa, Values)> {
         let all: [(Isa, Values); _] = [
             (Isa::Portable, portable),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(x86_sets)]
             (Isa::Avx2, avx2),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(x86_sets)]
             (Isa::Avx512, avx512),
         ];
         let (run, skipped): (Vec<_>, Vec<_>) =

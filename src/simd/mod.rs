@@ -7,9 +7,9 @@
 
 pub mod portable;
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(x86_sets)]
 pub mod avx2;
-#[cfg(target_arch = "x86_64")]
+#[cfg(x86_sets)]
 pub mod avx512;
 
 /// Low bits that a [watch](Simd::watch) leaves out: an exponent of f64, or one of f32 in eighths.

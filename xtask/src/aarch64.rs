@@ -122,7 +122,8 @@ pub fn run_tests() -> Result {
 
 /// The unit tests and every file of `tests/`.
 fn rust_tests(rustc: &Path) -> Result<Vec<Program>> {
-    let words = ["test", "--package", "xent", "--lib", "--tests", "--no-run"];
+    let words =
+        ["test", "--package", "xent", "--no-default-features", "--lib", "--tests", "--no-run"];
     let mut found = Vec::new();
     for path in executables(&mut cross(rustc, &words))? {
         let file = path.file_stem().unwrap_or_default().to_string_lossy();

@@ -22,6 +22,9 @@ const ADDRESS_LIBRARY: &str =
     "-Zsanitizer=address -Cllvm-args=-asan-instrumentation-with-call-threshold=0";
 
 const THREAD: &str = "-fsanitize=thread";
+/// Of the portable set alone: masked writes of the others are not instrumented, and threads share the
+/// work in the same way on each.
+const THREAD_LIBRARY: &str = "-Zsanitizer=thread --cfg xent_portable";
 
 /// Programs with threads of their own that call at once, on one pool and on the process's.
 const CONCURRENT: [&str; 2] = ["parallel", "pool"];
@@ -98,14 +101,16 @@ pub fn run_all() -> Result {
         let (compilers, absent) = suite.language.compilers()?;
         absent.into_iter().for_each(|what| report.skip(what));
         let all = programs(suite)?;
-        for compiler in &compilers {
+        for (i, compiler) in compilers.iter().enumerate() {
             if suite.language.name == C.name {
                 overflow(compiler, &library)?;
             }
             let all = buildable(compiler, &all, &mut report)?;
-            let builds = all
-                .iter()
-                .map(|sources| Program::new(suite, compiler, sources, &ADDRESS, &library));
+            // The library is the same beside every compiler's programs: all of it once.
+            let builds = all.iter().map(|sources| Program {
+                is_sampled: i > 0,
+                ..Program::new(suite, compiler, sources, &ADDRESS, &library)
+            });
             count += each(&builds.collect::<Vec<_>>())?;
         }
     }
@@ -132,6 +137,8 @@ struct Program<'a> {
     output: PathBuf,
     /// The instruction set, if not the best.
     set: Option<&'static str>,
+    /// Takes samples of what it repeats.
+    is_sampled: bool,
 }
 
 impl<'a> Program<'a> {
@@ -147,14 +154,24 @@ impl<'a> Program<'a> {
         let file = format!("{stem}-{}-{}-{sanitizer}", suite.language.name, compiler.name);
         let output = directory().join(file.replace(['/', ' ', ','], "-"));
         let name = format!("{} ({})", shown(&sources[0]), compiler.name);
-        Program { name, suite, compiler, sources, flags, library, output, set: None }
+        Program {
+            name,
+            suite,
+            compiler,
+            sources,
+            flags,
+            library,
+            output,
+            set: None,
+            is_sampled: false,
+        }
     }
 
     fn compile(&self) -> Result {
         let mut command = self.compiler.command();
         command
             .arg(format!("-std={}", self.suite.standards[0]))
-            .args(["-g", "-O1", "-Iinclude"])
+            .args(["-g1", self.suite.level(), "-Iinclude"])
             .args(self.flags)
             .args(c::flags(&self.sources[0]))
             .args(self.sources)
@@ -169,6 +186,9 @@ impl<'a> Program<'a> {
         let mut command = Command::new(&self.output);
         command.current_dir(root()).env_remove("LD_LIBRARY_PATH");
         self.set.map(|set| command.env("XENT_ISA", set));
+        if self.is_sampled {
+            command.env("XENT_TEST_STRIDE", "8");
+        }
         command
     }
 }
@@ -271,9 +291,9 @@ fn races(report: &mut Report) -> Result<usize> {
         return Ok(0);
     };
     let separate = directory().join("thread");
-    let library = separate.join(library("-Zsanitizer=thread", "1", |command| {
+    let library = separate.join(library(THREAD_LIBRARY, "1", |command| {
         command
-            .arg("-Zbuild-std=std,panic_unwind")
+            .args(["-Zbuild-std=std,panic_unwind", "--no-default-features"])
             .env("CARGO_TARGET_DIR", &separate)
             .env("RUSTC", &rustc);
     })?);
@@ -301,7 +321,6 @@ fn races(report: &mut Report) -> Result<usize> {
         let concurrent = all.iter().filter(|sources| is_one_of(sources, &CONCURRENT));
         let builds = concurrent.map(|sources| {
             let program = Program::new(suite, compiler, sources, &flags, &library);
-            // Masked writes of the other sets are not instrumented.
             Program { set: Some("portable"), ..program }
         });
         count += each(&builds.collect::<Vec<_>>())?;
