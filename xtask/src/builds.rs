@@ -39,10 +39,9 @@ fn plain(report: &mut Report) -> Result {
         return Ok(());
     }
     let compiler = C.compiler()?;
+    let library = dist::build(&target().join("dist"))?.static_library();
     let directory = target().join("builds");
     make_directory(&directory)?;
-    // Beside the other commands' own, which may be at it.
-    let library = dist::build(&directory.join("dist"))?.static_library();
     let emulated = |program: &str| {
         let mut command = Command::new(EMULATOR);
         command.args(["-cpu", PLAIN]).arg(directory.join(program)).current_dir(root());

@@ -64,7 +64,7 @@ pub fn run_plan(plan: &Plan) -> Result {
         return Ok(());
     }
     run(&mut cargo(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--", "--check"]))?;
-    let programs = build(&compiler)?;
+    let programs = build(&compiler, &[])?;
     let running: Vec<_> = plan
         .targets
         .iter()
@@ -90,9 +90,15 @@ pub fn run_plan(plan: &Plan) -> Result {
     if failed.is_empty() { Ok(()) } else { Err(format!("findings of {}", failed.join(", "))) }
 }
 
-/// Compiles the targets and returns where they are.
-fn build(compiler: &Compiler) -> Result<PathBuf> {
+/// The static library as the targets have it: with AddressSanitizer, and counters that nobody reads.
+pub fn library() -> Result<PathBuf> {
+    Ok(build(&Compiler::find()?, &["--package", "xent"])?.join("libxent.a"))
+}
+
+/// Compiles the targets, or what is asked for, and returns where they are.
+fn build(compiler: &Compiler, what: &[&str]) -> Result<PathBuf> {
     let mut command = cargo(["build", "--release", "--manifest-path", "fuzz/Cargo.toml"]);
+    command.args(what);
     // With a target named, what runs at build time is not instrumented.
     command.args(["--target", &compiler.host]);
     // A sanitizer is all that is asked of nightly, and stable has it under this name.

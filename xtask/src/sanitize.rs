@@ -7,6 +7,7 @@
 use crate::c::{self, SUITES, Suite, buildable, on_all_cores, programs};
 use crate::check::Report;
 use crate::dist::{self, SYSTEM_LIBRARIES};
+use crate::fuzz;
 use crate::tool::{
     C, Compiler, Result, cargo, make_directory, root, run, run_quietly, shown, target,
 };
@@ -17,9 +18,6 @@ use std::time::Instant;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 const ADDRESS: [&str; 2] = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
-/// Checked inline, the masked loads and stores of the kernels take minutes to compile.
-const ADDRESS_LIBRARY: &str =
-    "-Zsanitizer=address -Cllvm-args=-asan-instrumentation-with-call-threshold=0";
 
 const THREAD: &str = "-fsanitize=thread";
 /// Of the portable set alone: masked writes of the others are not instrumented, and threads share the
@@ -95,7 +93,7 @@ pub fn run_all() -> Result {
     make_directory(&directory())?;
 
     println!("== address and undefined behaviour");
-    let library = address_library()?;
+    let library = fuzz::library()?;
     let mut count = 0;
     for suite in &SUITES {
         let (compilers, absent) = suite.language.compilers()?;
@@ -208,29 +206,25 @@ fn directory() -> PathBuf {
     target().join("sanitize")
 }
 
-/// The static library of a build of its own. Which memory is touched, and by whom, does not depend
-/// on how much is optimised: as little as still runs quickly.
-fn library(flags: &str, level: &str, with: impl FnOnce(&mut Command)) -> Result<PathBuf> {
+/// The static library with ThreadSanitizer. Which memory is touched, and by whom, does not depend on how
+/// much is optimised: as little as still runs quickly.
+fn thread_library(rustc: &Path) -> Result<PathBuf> {
+    let to = directory().join("thread");
     let mut command = cargo(["rustc", "--package", "xent", "--lib", "--crate-type", "staticlib"]);
     command
-        // The target is named so that build scripts are not built anew.
-        .args(["--release", "--target", TARGET])
+        // The target is named so that build scripts are not instrumented.
+        .args(["--release", "--target", TARGET, "--no-default-features"])
+        .arg("-Zbuild-std=std,panic_unwind")
+        .env("CARGO_TARGET_DIR", &to)
+        .env("RUSTC", rustc)
         // The sanitizers are not stable, but in every compiler.
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("RUSTFLAGS", flags)
+        .env("RUSTFLAGS", THREAD_LIBRARY)
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
-        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", level);
-    with(&mut command);
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
     run(&mut command)?;
-    Ok(Path::new(TARGET).join("release").join("libxent.a"))
-}
-
-fn address_library() -> Result<PathBuf> {
-    let built = target().join(library(ADDRESS_LIBRARY, "2", |_| ())?);
-    let kept = directory().join("libxent-address.a");
-    std::fs::copy(&built, &kept).map_err(|error| format!("cannot copy the library: {error}"))?;
-    Ok(kept)
+    Ok(to.join(TARGET).join("release").join("libxent.a"))
 }
 
 fn write(name: &str, text: &str) -> Result<PathBuf> {
@@ -290,13 +284,7 @@ fn races(report: &mut Report) -> Result<usize> {
         report.skip("data races: no rustc with its standard library's source".to_string());
         return Ok(0);
     };
-    let separate = directory().join("thread");
-    let library = separate.join(library(THREAD_LIBRARY, "1", |command| {
-        command
-            .args(["-Zbuild-std=std,panic_unwind", "--no-default-features"])
-            .env("CARGO_TARGET_DIR", &separate)
-            .env("RUSTC", &rustc);
-    })?);
+    let library = thread_library(&rustc)?;
     let shim = write("shim.c", SHIM)?;
     let race = [write("race.c", RACE)?];
     let mut count = 0;
@@ -339,7 +327,8 @@ fn memcheck(report: &mut Report) -> Result<usize> {
         report.skip("valgrind not found".to_string());
         return Ok(0);
     }
-    let dist = dist::build(&target().join("dist"))?;
+    // Of its own: other commands may be at the usual one.
+    let dist = dist::build(&directory().join("dist"))?;
     let mut count = 0;
     for suite in &SUITES {
         let compiler = suite.language.compiler()?;
