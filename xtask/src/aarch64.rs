@@ -85,6 +85,9 @@ fn cross(rustc: &Path, words: &[&str]) -> Command {
         .env("CARGO_TARGET_DIR", directory())
         .env("RUSTC", rustc)
         .env_remove("RUSTFLAGS")
+        // Integers are no others there: `cargo xtask test` watches over them.
+        .env("CARGO_PROFILE_TEST_OVERFLOW_CHECKS", "false")
+        .env("CARGO_PROFILE_TEST_DEBUG_ASSERTIONS", "false")
         .env(variable("LINKER"), COMPILERS[0])
         .env(variable("RUSTFLAGS"), "-C target-feature=+crt-static")
         .args(["--target", TARGET]);
