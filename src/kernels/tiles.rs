@@ -533,6 +533,8 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(
         let exp = Exp2::<S, true>::lanes(s, s.narrow(far), s.narrow(near));
         let (after, bias) = (s.narrow(factor), s.narrow(wide_bias));
         let minus_bias = s.sub(zero, bias);
+        let bounded =
+            gradient.bounded && s.bits(s.equal(s.narrow(far), zero)) == up_to::<S>(S::LANES);
         for c in 0..tile.classes {
             let is_hole = s.equal(number(s, c), hole);
             let p = tile.x.cast::<S::Real>().wrapping_add(c * tile.pitch + at);
@@ -555,7 +557,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(
             }
             let mut v = match gradient.kind {
                 Kind::Exponentials => {
-                    let mut e = match gradient.bounded {
+                    let mut e = match bounded {
                         true => exp.value_below(x, is_hole),
                         false => exp.value::<true>(x),
                     };

@@ -50,12 +50,12 @@ static double seconds(void) {
 
 /* Calls under fire until enough signals have come. */
 static void under_fire(int timer, int number, struct run *runs, float *const *grads, const double *losses) {
-    struct sigaction action, before;
+    struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = handler;
     action.sa_flags = 0; /* no SA_RESTART: system calls are interrupted */
     sigemptyset(&action.sa_mask);
-    CHECK(sigaction(number, &action, &before) == 0);
+    CHECK(sigaction(number, &action, NULL) == 0);
     struct itimerval each = {{0, 1000}, {0, 1000}}, never = {{0, 0}, {0, 0}};
     arrived = 0;
     CHECK(setitimer(timer, &each, NULL) == 0);
@@ -76,7 +76,8 @@ static void under_fire(int timer, int number, struct run *runs, float *const *gr
         xent_pool_free(pool);
     }
     CHECK(setitimer(timer, &never, NULL) == 0);
-    CHECK(sigaction(number, &before, NULL) == 0);
+    /* One may still be on its way. */
+    CHECK(signal(number, SIG_IGN) != SIG_ERR);
     CHECK(arrived >= 60);
     printf("%d signals in %d calls\n", arrived, calls);
 }
