@@ -147,6 +147,9 @@ impl Build {
     }
 }
 
+/// By this variable long tests take samples of what they repeat.
+pub const SAMPLED: (&str, &str) = ("XENT_TEST_STRIDE", "8");
+
 /// What a program is compiled with because it is about that.
 pub fn flags(source: &Path) -> &'static [&'static str] {
     match source.file_stem().and_then(|stem| stem.to_str()) {
@@ -322,7 +325,7 @@ pub fn tests() -> Result<Report> {
         let Some(set) = set else {
             let mut program = build.program();
             if !build.is_first {
-                program.env("XENT_TEST_STRIDE", "8");
+                program.env(SAMPLED.0, SAMPLED.1);
             }
             run_quietly(&mut program)?;
             println!("ok  {}", build.name);

@@ -185,7 +185,7 @@ impl<'a> Program<'a> {
         command.current_dir(root()).env_remove("LD_LIBRARY_PATH");
         self.set.map(|set| command.env("XENT_ISA", set));
         if self.is_sampled {
-            command.env("XENT_TEST_STRIDE", "8");
+            command.env(c::SAMPLED.0, c::SAMPLED.1);
         }
         command
     }

@@ -2,6 +2,7 @@
 
 use super::process::{self, Outcome};
 use super::rewrite;
+use crate::c::SAMPLED;
 use crate::dist::SYSTEM_LIBRARIES;
 use crate::tool::{C, Result, output, run_quietly, target};
 use std::collections::BTreeSet;
@@ -31,8 +32,6 @@ const fn quick(
 ) -> Quick {
     Quick { test, arguments, cases, variable: ("", ""), kernels: true }
 }
-
-const SAMPLED: (&str, &str) = ("XENT_TEST_STRIDE", "8");
 
 /// The committed bits of a pair of dtypes.
 const fn hashes(part: &'static str) -> Quick {
