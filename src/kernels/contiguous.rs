@@ -45,6 +45,7 @@ use crate::math::exp2::{Base, Exp2, Reference};
 use crate::math::real;
 use crate::plan::{At, CHUNK, KEPT_CLASSES, Pass, Plan, SEGMENTS, Targets, Transform};
 use crate::simd::{Real, Simd, TOTALS, all_lanes, first_lanes, lanes_of, up_to};
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -76,22 +77,14 @@ const SAFE_HIGH: f64 = (1u64 << 60) as f64;
 const SAFE_LOW: f64 = 0.5;
 
 /// Where the second sweep gets exponentials from: they were kept; they are computed, unclamped, or
-/// clamped, or relative to a far reference; the same two of base e; there are none; or it is not they
-/// that are wanted but logits less the lse.
+/// clamped; the latter of base e; there are none; or it is not they that are wanted but logits less
+/// the lse.
 const KEPT: u8 = 0;
 const TAME: u8 = 1;
-const NEAR: u8 = 2;
-const FAR: u8 = 3;
-const NATURAL: u8 = 4;
-const NATURAL_FAR: u8 = 5;
-const ABSENT: u8 = 6;
-const LOGS: u8 = 7;
-
-/// What it subtracts: nothing, a constant, or something for each class; with the last, it may
-/// multiply by something too, and the factor is split in two.
-const BIAS_NONE: u8 = 0;
-const BIAS_UNIFORM: u8 = 1;
-const BIAS_RICH: u8 = 2;
+const CLAMPED: u8 = 2;
+const NATURAL: u8 = 3;
+const ABSENT: u8 = 4;
+const LOGS: u8 = 5;
 
 /// The masks of the blocks of `len` elements that cannot be loaded whole, and the number of
 /// those that can.
@@ -428,8 +421,7 @@ pub unsafe fn sum_kept<S: Simd<Real: Base>, E: Element<S>>(
 ///
 /// # Safety
 /// As [`sum`] for every chunk of `run`, but that `kept` goes as far as the run does; and as [`gradient`]; the
-/// gradient's source is `Kept` or `Tame`, its bias not `Each`, its curve plain and near, and it has no
-/// slope.
+/// gradient's source is `Kept` or `Tame`, and it is plain and near.
 #[inline(always)]
 pub unsafe fn sums_beside<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     s: S,
@@ -466,9 +458,11 @@ unsafe fn both<
     other: &GradientChunk,
     sums: &mut [f64],
 ) -> (usize, Sums) {
-    let sweep = Sweep::<S, SOURCE, BIAS_UNIFORM>::new(s, other);
+    let sweep = Sweep::<S, SOURCE, false>::new(s, other);
     // SAFETY: the caller's promise.
-    let mut mate = unsafe { Run::<S, E, G, SOURCE, BIAS_UNIFORM>::start(&sweep, other) };
+    let mut mate =
+        unsafe { Run::<S, E, G, SOURCE, false>::new(&sweep, other, Edges::of::<S, G>(s, other)) };
+    mate.head();
     let (mut count, mut last) = (0, Sums { sum: 0.0, heat: 0.0, tame: true });
     for sum_of in sums {
         let start = count * CHUNK;
@@ -766,9 +760,7 @@ pub unsafe fn transform<S: Simd>(
 /// What the second sweep subtracts.
 #[derive(Clone, Copy, Debug)]
 pub enum Bias {
-    /// Nothing.
-    None,
-    /// The same of every class.
+    /// The same of every class; nothing is +0, which leaves every bit as it is.
     Uniform(f64),
     /// One number of the lanes' type for each class.
     Each(*const u8),
@@ -830,38 +822,35 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     s: S,
     chunk: &GradientChunk,
 ) {
+    let edges = Edges::of::<S, G>(s, chunk);
     macro_rules! sweep {
-        ($source:expr, $bias:expr) => {{
-            let sweep = Sweep::<S, { $source }, { $bias }>::new(s, chunk);
+        ($source:expr, $rich:expr) => {{
+            let sweep = Sweep::<S, { $source }, $rich>::new(s, chunk);
             // SAFETY: the caller's promise.
-            unsafe { Run::<S, E, G, { $source }, { $bias }>::start(&sweep, chunk) }.finish()
+            unsafe { Run::<S, E, G, { $source }, $rich>::new(&sweep, chunk, edges) }.whole()
         }};
     }
     let plain = chunk.is_plain();
     let far = chunk.curve.reference.is_far();
-    match (chunk.source, chunk.bias) {
-        (Source::Kept, Bias::None) if plain && E::EXACT => sweep!(KEPT, BIAS_NONE),
-        (Source::Kept, Bias::Uniform(_)) if plain && E::EXACT => sweep!(KEPT, BIAS_UNIFORM),
-        (Source::Kept, _) if E::EXACT => sweep!(KEPT, BIAS_RICH),
-        (Source::Tame, Bias::None) if plain => sweep!(TAME, BIAS_NONE),
-        (Source::Tame, Bias::Uniform(_)) if plain => sweep!(TAME, BIAS_UNIFORM),
-        (Source::Absent, _) => sweep!(ABSENT, BIAS_RICH),
-        (Source::Logs, _) => sweep!(LOGS, BIAS_NONE),
-        (Source::Natural, _) if plain && !far => sweep!(NATURAL, BIAS_NONE),
-        (Source::Natural, _) if !far => sweep!(NATURAL, BIAS_RICH),
-        (Source::Natural, _) => sweep!(NATURAL_FAR, BIAS_RICH),
-        (_, Bias::None) if plain && !far => sweep!(NEAR, BIAS_NONE),
-        (_, Bias::Uniform(_)) if plain && !far => sweep!(NEAR, BIAS_UNIFORM),
-        _ if !far => sweep!(NEAR, BIAS_RICH),
-        _ => sweep!(FAR, BIAS_RICH),
+    match chunk.source {
+        Source::Kept if plain && E::EXACT => sweep!(KEPT, false),
+        Source::Kept if E::EXACT => sweep!(KEPT, true),
+        Source::Tame if plain => sweep!(TAME, false),
+        Source::Absent => sweep!(ABSENT, true),
+        Source::Logs => sweep!(LOGS, false),
+        Source::Natural if plain && !far => sweep!(NATURAL, false),
+        Source::Natural => sweep!(NATURAL, true),
+        _ if plain && !far => sweep!(CLAMPED, false),
+        _ => sweep!(CLAMPED, true),
     }
 }
 
-/// The arithmetic of the second sweep.
+/// The arithmetic of the second sweep. `RICH`: the reference may be far, the factor is split in two,
+/// each class may have a bias and a slope of its own.
 #[derive(Clone, Copy)]
-struct Sweep<S: Simd, const SOURCE: u8, const BIAS: u8> {
+struct Sweep<S: Simd, const SOURCE: u8, const RICH: bool> {
     s: S,
-    // `SOURCE` says which of the two is used, if any.
+    // One of the two is used, if any.
     near: Exp2<S, false>,
     far: Exp2<S, true>,
     before: S::Vector,
@@ -874,14 +863,12 @@ struct Sweep<S: Simd, const SOURCE: u8, const BIAS: u8> {
     log: [f64; 5],
 }
 
-impl<S: Simd<Real: Base>, const SOURCE: u8, const BIAS: u8> Sweep<S, SOURCE, BIAS> {
+impl<S: Simd<Real: Base>, const SOURCE: u8, const RICH: bool> Sweep<S, SOURCE, RICH> {
     #[inline(always)]
     fn new(s: S, chunk: &GradientChunk) -> Self {
         let (curve, l) = (&chunk.curve, S::Real::L.to_f64());
-        let (before, after) =
-            if BIAS == BIAS_RICH { Curve::split(curve.factor) } else { (1.0, curve.factor) };
+        let (before, after) = if RICH { Curve::split(curve.factor) } else { (1.0, curve.factor) };
         let (bias, biases) = match chunk.bias {
-            Bias::None => (0.0, std::ptr::null()),
             Bias::Uniform(bias) => (bias, std::ptr::null()),
             Bias::Each(biases) => (0.0, biases.cast()),
         };
@@ -910,10 +897,10 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const BIAS: u8> Sweep<S, SOURCE, BIA
         let e = match SOURCE {
             KEPT => x,
             TAME => self.near.value::<false>(x),
-            NEAR => self.near.value::<true>(x),
-            FAR => self.far.value::<true>(x),
+            CLAMPED if RICH => self.far.value::<true>(x),
+            CLAMPED => self.near.value::<true>(x),
+            NATURAL if RICH => self.far.natural(x),
             NATURAL => self.near.natural(x),
-            NATURAL_FAR => self.far.natural(x),
             ABSENT => s.splat(S::Real::ZERO),
             _ => {
                 let (d, mut wide) = (s.wide(), s.widen(x));
@@ -925,52 +912,41 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const BIAS: u8> Sweep<S, SOURCE, BIA
                 return s.narrow(wide);
             }
         };
-        match BIAS {
-            BIAS_NONE => s.mul(e, self.after),
-            BIAS_UNIFORM => s.mul_add(e, self.after, self.bias),
-            _ => {
-                let zero = S::Real::ZERO;
-                let bias = if self.biases.is_null() {
-                    self.bias
-                } else {
-                    // SAFETY: as many as logits; the mask keeps to them.
-                    let bias = unsafe { s.load_lanes(self.biases.wrapping_add(at), lanes, zero) };
-                    s.sub(s.splat(zero), bias)
-                };
-                let e = if SOURCE == ABSENT { e } else { s.mul(e, self.before) };
-                let v = if SOURCE == ABSENT { bias } else { s.mul_add(e, self.after, bias) };
-                let v = s.mul(v, self.scale);
-                if self.slopes.is_null() {
-                    return v;
-                }
-                // SAFETY: as above.
-                s.mul(v, unsafe { s.load_lanes(self.slopes.wrapping_add(at), lanes, zero) })
-            }
+        if !RICH {
+            return s.mul_add(e, self.after, self.bias);
         }
+        let zero = S::Real::ZERO;
+        let bias = if self.biases.is_null() {
+            self.bias
+        } else {
+            // SAFETY: as many as logits; the mask keeps to them.
+            let bias = unsafe { s.load_lanes(self.biases.wrapping_add(at), lanes, zero) };
+            s.sub(s.splat(zero), bias)
+        };
+        let e = if SOURCE == ABSENT { e } else { s.mul(e, self.before) };
+        let v = if SOURCE == ABSENT { bias } else { s.mul_add(e, self.after, bias) };
+        let v = s.mul(v, self.scale);
+        if self.slopes.is_null() {
+            return v;
+        }
+        // SAFETY: as above.
+        s.mul(v, unsafe { s.load_lanes(self.slopes.wrapping_add(at), lanes, zero) })
     }
 
-    /// The lanes of `mask` of the block at `at`.
+    /// The classes of `range`, a register after the other.
     ///
     /// # Safety
-    /// As [`gradient`]; the mask keeps to the chunk.
+    /// As [`gradient`]; they are in the chunk.
     #[inline(always)]
-    unsafe fn lanes<E: Element<S>, G: Element<S>>(
+    unsafe fn part<E: Element<S>, G: Element<S>>(
         &self,
         chunk: &GradientChunk,
-        at: usize,
-        mask: u64,
+        range: Range<usize>,
     ) {
-        if mask == 0 {
-            return;
-        }
         let (s, zero) = (self.s, S::Real::ZERO);
         let (x, g) = (chunk.x.cast::<E>(), chunk.g.cast::<G>());
-        for j in 0..S::BLOCK / S::LANES {
-            let lanes = lanes_of::<S>(mask, j);
-            if lanes == 0 {
-                continue;
-            }
-            let at = at + j * S::LANES;
+        for at in range.clone().step_by(S::LANES) {
+            let lanes = up_to::<S>(range.end - at);
             // SAFETY: the mask keeps to the chunk.
             unsafe {
                 let x = E::load_lanes(s, x.wrapping_add(at), lanes, zero);
@@ -984,96 +960,212 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const BIAS: u8> Sweep<S, SOURCE, BIA
     }
 }
 
+/// Where the blocks of a chunk start, and what is not streamed.
+#[derive(Clone, Copy)]
+struct Edges {
+    /// The first class of the first block.
+    head: usize,
+    /// The first class of the block that is not streamed.
+    cached: usize,
+}
+
+impl Edges {
+    /// Of a chunk whose gradient is of type `G`. Streamed writes are whole cache lines. Those that
+    /// are not, at both ends, and the block with the target, which is written once more, go through
+    /// the cache; they are asked for here, for a write that waits for its line holds up all behind it.
+    #[inline(always)]
+    fn of<S: Simd, G>(s: S, chunk: &GradientChunk) -> Edges {
+        let (g, len) = (chunk.g.cast::<G>(), chunk.len);
+        let mut edges = Edges { head: 0, cached: usize::MAX };
+        if chunk.stream || len > CHUNK {
+            // Where many are written, no register is to be split between two lines, and in place
+            // none that is read. (What is not aligned to its type is never aligned to them.)
+            edges.head = g.align_offset(LINE).min(len).min(S::BLOCK - 1);
+        }
+        if chunk.stream {
+            let ask = |classes: Range<usize>| {
+                for class in classes.step_by(LINE / size_of::<G>()) {
+                    s.prefetch_write(g.wrapping_add(class).cast());
+                }
+            };
+            let block_of = |class: usize| class - (class - edges.head) % S::BLOCK;
+            ask(block_of(len)..len);
+            if let Some(y) = chunk.hole.filter(|&y| y >= edges.head) {
+                edges.cached = block_of(y);
+                ask(edges.cached..edges.cached + S::BLOCK);
+            }
+        }
+        edges
+    }
+}
+
 /// A second sweep on its way, block by block.
-struct Run<'a, S: Simd, E, G, const SOURCE: u8, const BIAS: u8> {
-    sweep: &'a Sweep<S, SOURCE, BIAS>,
+struct Run<'a, S: Simd, E, G, const SOURCE: u8, const RICH: bool> {
+    sweep: &'a Sweep<S, SOURCE, RICH>,
     chunk: &'a GradientChunk,
     /// The first class of the next block.
     at: usize,
-    /// The cache line that is not streamed to.
-    through: usize,
-    types: std::marker::PhantomData<(E, G)>,
+    /// The block of the row to come that is asked for next, if one is.
+    next: *const E,
+    /// What it is taken further by, if it is one.
+    step: usize,
+    /// See [`Edges`].
+    cached: usize,
+    types: PhantomData<G>,
 }
 
-impl<'a, S, E, G, const SOURCE: u8, const BIAS: u8> Run<'a, S, E, G, SOURCE, BIAS>
+impl<'a, S, E, G, const SOURCE: u8, const RICH: bool> Run<'a, S, E, G, SOURCE, RICH>
 where
     S: Simd<Real: Base>,
     E: Element<S>,
     G: Element<S>,
 {
-    /// Writes what comes before the first block.
+    /// Nothing is written yet.
     ///
     /// # Safety
-    /// As [`gradient`], until it is finished.
+    /// As [`gradient`], until it is done.
     #[inline(always)]
-    unsafe fn start(sweep: &'a Sweep<S, SOURCE, BIAS>, chunk: &'a GradientChunk) -> Self {
-        let (s, g, len) = (sweep.s, chunk.g.cast::<G>(), chunk.len);
-        // Streamed writes are whole cache lines. Those that are not, at both ends, and the
-        // target's, which is written once more, go through the cache; ask for them early, for a
-        // write that waits for its line holds up all behind it.
-        let (mut at, mut through) = (0, usize::MAX);
-        if chunk.stream || len > CHUNK {
-            // Too short for a whole line: `first_lanes` takes less than 64. Where many are written,
-            // no register is to be split between two, and in place none that is read.
-            at = g.align_offset(LINE).min(len).min(S::BLOCK - 1);
-        }
-        if chunk.stream {
-            for i in (len - (len - at) % S::BLOCK..len).step_by(LINE / size_of::<G>()) {
-                s.prefetch_write(g.wrapping_add(i).cast());
-            }
-            if let Some(y) = chunk.hole {
-                s.prefetch_write(g.wrapping_add(y).cast());
-                through = g.wrapping_add(y).addr() / LINE;
-            }
-        }
-        // SAFETY: the masks keep to the chunk.
-        unsafe { sweep.lanes::<E, G>(chunk, 0, first_lanes(at)) };
-        Run { sweep, chunk, at, through, types: std::marker::PhantomData }
+    unsafe fn new(
+        sweep: &'a Sweep<S, SOURCE, RICH>,
+        chunk: &'a GradientChunk,
+        edges: Edges,
+    ) -> Self {
+        let Edges { head, cached } = edges;
+        let next = chunk.next.cast::<E>();
+        // Never null again on the way, or always: a loop that knew would be compiled twice.
+        let (next, step) =
+            if next.is_null() { (next, 0) } else { (next.wrapping_add(head), S::BLOCK) };
+        Run { sweep, chunk, at: head, next, step, cached, types: PhantomData }
     }
 
-    /// Writes all that is left.
+    /// Writes what comes before the first block.
+    #[inline(always)]
+    fn head(&self) {
+        // SAFETY: a part of the chunk; `new`'s caller promised the rest.
+        unsafe { self.sweep.part::<E, G>(self.chunk, 0..self.at) };
+    }
+
+    /// Writes all that is left after the head. Nothing is added to what is there.
     #[inline(always)]
     fn finish(mut self) {
-        while self.at + S::BLOCK <= self.chunk.len {
-            self.block();
+        while self.at < self.end() {
+            self.step();
         }
-        let rest = first_lanes(self.chunk.len - self.at);
-        // SAFETY: the mask keeps to the chunk; `start`'s caller promised the rest.
-        unsafe { self.sweep.lanes::<E, G>(self.chunk, self.at, rest) };
+        // SAFETY: see `head`.
+        unsafe { self.sweep.part::<E, G>(self.chunk, self.at..self.chunk.len) };
     }
 
-    /// Writes a block of which there is all.
+    /// Writes all. Both ends go through the same code, of which there is much.
     #[inline(always)]
-    fn block(&mut self) {
-        let (s, chunk, at) = (self.sweep.s, self.chunk, self.at);
-        let (x, g) = (chunk.x.cast::<E>().wrapping_add(at), chunk.g.cast::<G>().wrapping_add(at));
-        if !chunk.next.is_null() {
-            let next = chunk.next.cast::<E>().wrapping_add(at).cast::<u8>();
-            for line in 0..S::BLOCK * size_of::<E>() / LINE {
-                s.prefetch_far(next.wrapping_add(line * LINE));
+    fn whole(mut self) {
+        let mut part = 0..self.at;
+        loop {
+            let end = part.end;
+            // SAFETY: see `head`.
+            unsafe { self.sweep.part::<E, G>(self.chunk, part) };
+            if end == self.chunk.len {
+                return;
+            }
+            if RICH || self.chunk.accumulate {
+                self.registers();
+            } else {
+                self.blocks();
+            }
+            part = self.at..self.chunk.len;
+        }
+    }
+
+    /// Where the last block ends.
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.chunk.len - (self.chunk.len - self.at) % S::BLOCK
+    }
+
+    /// Writes all blocks, and adds nothing to them.
+    #[inline(always)]
+    fn blocks(&mut self) {
+        let end = self.end();
+        while self.at < end {
+            // Decided for as many as possible: it would cost as much for each register as some of
+            // its arithmetic.
+            if self.streams() {
+                let cached = if self.at < self.cached { self.cached } else { end };
+                while self.at < end.min(cached) {
+                    self.block(true);
+                }
+            } else {
+                let some = if self.chunk.stream { self.at + S::BLOCK } else { end };
+                while self.at < some {
+                    self.block(false);
+                }
             }
         }
-        for j in (0..S::BLOCK).step_by(S::LANES) {
-            // SAFETY: a whole block of the chunk, as `start`'s caller promised; `g` is aligned if
-            // it is streamed to.
-            unsafe {
-                let to = g.add(j);
-                let mut v = self.sweep.value(E::load(s, x.add(j)), at + j, up_to::<S>(S::LANES));
-                if chunk.accumulate {
-                    v = s.add(G::load(s, to), v);
-                }
-                if chunk.stream && to.addr() / LINE != self.through {
-                    G::stream(s, to, v);
-                } else {
-                    G::store(s, to, v);
-                }
+    }
+
+    /// Writes all blocks, or adds to them, one register after the other: what is rich, or added, has
+    /// more to do for each, and there is much of its code.
+    #[inline(always)]
+    fn registers(&mut self) {
+        let end = self.end();
+        while self.at < end {
+            if self.at % S::BLOCK < S::LANES {
+                self.fetch();
             }
+            let stream = self.chunk.stream && self.at.wrapping_sub(self.cached) >= S::BLOCK;
+            // SAFETY: of a block of the chunk.
+            unsafe { self.register::<true>(self.at, stream) };
+            self.at += S::LANES;
+        }
+    }
+
+    /// The block is to be written around the caches.
+    #[inline(always)]
+    fn streams(&self) -> bool {
+        self.chunk.stream && self.at != self.cached
+    }
+
+    /// Writes a block of which there is all, and adds nothing to it.
+    #[inline(always)]
+    fn block(&mut self, stream: bool) {
+        self.fetch();
+        for j in (0..S::BLOCK).step_by(S::LANES) {
+            // SAFETY: of a block of the chunk.
+            unsafe { self.register::<false>(self.at + j, stream) };
         }
         self.at += S::BLOCK;
     }
+
+    /// Writes a register of which there is all; `ADDS`: or adds it, where that is wanted.
+    ///
+    /// # Safety
+    /// It is in the chunk, and one of a block if it is streamed.
+    #[inline(always)]
+    unsafe fn register<const ADDS: bool>(&self, at: usize, stream: bool) {
+        let (s, chunk) = (self.sweep.s, self.chunk);
+        let (x, to) = (chunk.x.cast::<E>(), chunk.g.cast::<G>().wrapping_add(at));
+        // SAFETY: the caller's promise, and that of `new`'s; blocks are aligned where they are streamed to.
+        unsafe {
+            let mut v = self.sweep.value(E::load(s, x.add(at)), at, up_to::<S>(S::LANES));
+            if ADDS && chunk.accumulate {
+                v = s.add(G::load(s, to), v);
+            }
+            if stream { G::stream(s, to, v) } else { G::store(s, to, v) }
+        }
+    }
+
+    /// Asks for a block of the row to come.
+    #[inline(always)]
+    fn fetch(&mut self) {
+        if !self.next.is_null() {
+            for line in 0..S::BLOCK * size_of::<E>() / LINE {
+                self.sweep.s.prefetch_far(self.next.cast::<u8>().wrapping_add(line * LINE));
+            }
+        }
+        self.next = self.next.wrapping_add(self.step);
+    }
 }
 
-impl<S, E, G, const SOURCE: u8, const BIAS: u8> Mate for Run<'_, S, E, G, SOURCE, BIAS>
+impl<S, E, G, const SOURCE: u8, const RICH: bool> Mate for Run<'_, S, E, G, SOURCE, RICH>
 where
     S: Simd<Real: Base>,
     E: Element<S>,
@@ -1081,8 +1173,12 @@ where
 {
     #[inline(always)]
     fn step(&mut self) {
-        if self.at + S::BLOCK <= self.chunk.len {
-            self.block();
+        if self.at < self.end() {
+            if self.streams() {
+                self.block(true);
+            } else {
+                self.block(false);
+            }
         }
     }
 }
@@ -1506,17 +1602,19 @@ pub unsafe fn gradient_segment(
 }
 
 impl GradientChunk {
-    /// One factor will do.
+    /// One factor will do, and one bias.
     #[inline(always)]
     fn is_plain(&self) -> bool {
-        self.curve.is_plain() && self.scale == 1.0 && self.slope.is_null()
+        let uniform = matches!(self.bias, Bias::Uniform(_)) && self.slope.is_null();
+        uniform && self.curve.is_plain() && self.scale == 1.0
     }
 
     /// [`sums_beside`] takes it, where it keeps exponentials or does not.
     #[inline(always)]
     fn goes_beside(&self, keep: bool) -> bool {
         let source = if keep { Source::Kept } else { Source::Tame };
-        self.source == source && self.is_plain() && !self.curve.reference.is_far()
+        let plain = self.is_plain() && !self.curve.reference.is_far();
+        self.source == source && plain && !self.accumulate
     }
 }
 
@@ -1560,7 +1658,8 @@ unsafe fn gradient_chunk(
             Kind::Exponentials => Source::Logits,
         },
         curve: if own { row.own } else { row.anchored },
-        bias: if row.bias == 0.0 { Bias::None } else { Bias::Uniform(row.bias) },
+        // Of two zeros the one that is.
+        bias: Bias::Uniform(row.bias + 0.0),
         scale: row.scale,
         slope: std::ptr::null(),
         accumulate: output.accumulate,
