@@ -417,7 +417,7 @@ fn shuffled_batches() {
                 _ => [[35, 7, 2], [9, 100, 3], [3, 2100, 2]],
             };
             for (turn, (choice_name, choice)) in CHOICES.into_iter().enumerate() {
-                if is_sampled() && turn % 4 != 0 {
+                if is_sampled() && turn % 8 != 0 {
                     continue;
                 }
                 let sizes = all[turn % 3];
@@ -464,7 +464,7 @@ fn thread_counts() {
     for pair in [PAIRS[0], PAIRS[1], PAIRS[3]] {
         for (lie_name, lie) in [LIES[0], LIES[1], LIES[2]] {
             for (turn, (choice_name, choice)) in CHOICES.into_iter().enumerate() {
-                if is_sampled() && turn % 8 != 0 {
+                if is_sampled() && turn % 16 != 0 {
                     continue;
                 }
                 // By rows, and for packed ones by the segments of one as well.

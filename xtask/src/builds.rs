@@ -5,6 +5,7 @@
 //! they are on NEON, and have the bits of every other set. A plain x86-64, which has neither, is
 //! emulated: the library as it ships finds that out, and executes nothing that is not there.
 
+use crate::c;
 use crate::check::Report;
 use crate::dist::{self, SYSTEM_LIBRARIES};
 use crate::tool::{C, Compiler, Result, cargo, make_directory, root, run, run_quietly, target};
@@ -45,7 +46,7 @@ fn plain(report: &mut Report) -> Result {
     let emulated = |program: &str| {
         let mut command = Command::new(EMULATOR);
         command.args(["-cpu", PLAIN]).arg(directory.join(program)).current_dir(root());
-        command.env_remove("XENT_ISA");
+        command.env_remove("XENT_ISA").env(c::SAMPLED.0, c::SAMPLED.1);
         command
     };
 

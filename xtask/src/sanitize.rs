@@ -214,7 +214,8 @@ fn thread_library(rustc: &Path) -> Result<PathBuf> {
     command
         // The target is named so that build scripts are not instrumented.
         .args(["--release", "--target", TARGET, "--no-default-features"])
-        .arg("-Zbuild-std=std,panic_unwind")
+        // Without backtraces, whose crates are half of it.
+        .args(["-Zbuild-std=std,panic_unwind", "-Zbuild-std-features=panic-unwind"])
         .env("CARGO_TARGET_DIR", &to)
         .env("RUSTC", rustc)
         // The sanitizers are not stable, but in every compiler.
@@ -309,7 +310,8 @@ fn races(report: &mut Report) -> Result<usize> {
         let concurrent = all.iter().filter(|sources| is_one_of(sources, &CONCURRENT));
         let builds = concurrent.map(|sources| {
             let program = Program::new(suite, compiler, sources, &flags, &library);
-            Program { set: Some("portable"), ..program }
+            // Threads meet in the same places however often they do.
+            Program { set: Some("portable"), is_sampled: true, ..program }
         });
         count += each(&builds.collect::<Vec<_>>())?;
     }
