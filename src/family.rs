@@ -18,15 +18,6 @@ pub(crate) enum Function {
     SoftmaxBackward,
 }
 
-/// An unvalidated shape; the fields are those of `xent_shape`.
-#[derive(Clone, Copy)]
-pub(crate) struct Shape {
-    pub flags: u32,
-    pub rows: usize,
-    pub classes: usize,
-    pub inner: usize,
-}
-
 /// Checks and computes: `input` is x, or y in a backward; `grad` is grad_y, absent in a forward;
 /// `output` is y, or grad_x.
 ///
@@ -34,7 +25,7 @@ pub(crate) struct Shape {
 /// As [`problem::run`](crate::problem::run).
 pub(crate) unsafe fn run(
     function: Function,
-    shape: &Shape,
+    sizes: &Sizes,
     input: Operand,
     grad: Operand,
     output: Operand,
@@ -42,17 +33,13 @@ pub(crate) unsafe fn run(
     isa: Option<Isa>,
 ) -> Result<(), Error> {
     parallel::fork::watch();
-    if shape.flags != 0 {
-        return Err(Error::Struct(format!("shape.flags has unknown bits {:#x}", shape.flags)));
-    }
-    let sizes = Sizes { rows: shape.rows, classes: shape.classes, inner: shape.inner };
     let is_backward = matches!(function, Function::LogSoftmaxBackward | Function::SoftmaxBackward);
     let mut slots = Slots::new();
     let names = if is_backward { ["y", "grad_x"] } else { ["x", "y"] };
     let x = slots.input(names[0], input, Axes::Full, FLOATS, true);
     let g = is_backward.then(|| slots.input("grad_y", grad, Axes::Full, FLOATS, true)).flatten();
     let y = slots.output(names[1], output, Axes::Full, FLOATS, true);
-    slots.check_types(&sizes)?;
+    slots.check_types(sizes)?;
     for (name, operand) in [("grad_y", &grad), (names[1], &output)] {
         let used = name != "grad_y" || is_backward;
         if used && operand.dtype != input.dtype {
@@ -64,7 +51,7 @@ pub(crate) unsafe fn run(
             )));
         }
     }
-    let in_place = slots.check_memory(&sizes, |_, _| Ok(()))?;
+    let in_place = slots.check_memory(sizes, |_, _| Ok(()))?;
     let isa = match isa {
         Some(isa) => isa,
         None => dispatch::selected().map_err(|why| Error::Param(why.to_string()))?,
@@ -80,7 +67,7 @@ pub(crate) unsafe fn run(
         return Ok(());
     }
     let g = slots.view(g);
-    let layout = layout(&sizes, &x, &[Some(y), g]);
+    let layout = layout(sizes, &x, &[Some(y), g]);
     if let Some(g) = g {
         let sizes = [sizes.rows, sizes.classes, sizes.inner];
         let log = function == Function::LogSoftmaxBackward;

@@ -84,15 +84,6 @@ impl Problem {
         reduction: XENT_MEAN,
         threads: 0,
     };
-
-    /// Refuses flags that this version does not know.
-    pub fn check_flags(&self) -> Result<(), Error> {
-        let known = XENT_FLAG_LOG_PROBS | XENT_FLAG_EMPTY_IS_ZERO | XENT_FLAG_ACCUMULATE;
-        match self.flags & !known {
-            0 => Ok(()),
-            unknown => Err(Error::Struct(format!("problem.flags has unknown bits {unknown:#x}"))),
-        }
-    }
 }
 
 /// Where results go; the fields are those of `xent_results`. Scalars have one element.
@@ -380,7 +371,7 @@ impl Slots {
     }
 }
 
-/// The sizes of a problem.
+/// The sizes of a problem, or of the operands of the softmax family.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
     pub rows: usize,

@@ -3,12 +3,12 @@
 use crate::cross_entropy::{Input, Output};
 use crate::dispatch::Isa;
 use crate::error::Error;
-use crate::family::{self, Function, Shape};
+use crate::family::{self, Function};
 use crate::parallel::Team;
 use crate::pool::Pool;
-use crate::problem::Operand;
+use crate::problem::{Operand, Sizes};
 
-/// Softmax and log-softmax: the shape. The calls take the data.
+/// Softmax and log-softmax: the sizes. The calls take the data.
 ///
 /// ```
 /// use xent::Softmax;
@@ -40,7 +40,7 @@ use crate::problem::Operand;
 #[derive(Clone, Copy)]
 #[must_use]
 pub struct Softmax<'a> {
-    shape: Shape,
+    sizes: Sizes,
     threads: u32,
     pool: Option<&'a Pool>,
     isa: Option<Isa>,
@@ -49,8 +49,8 @@ pub struct Softmax<'a> {
 impl<'a> Softmax<'a> {
     /// `rows` rows of `classes` classes.
     pub fn new(rows: usize, classes: usize) -> Self {
-        let shape = Shape { flags: 0, rows, classes, inner: 1 };
-        Softmax { shape, threads: 0, pool: None, isa: None }
+        let sizes = Sizes { rows, classes, inner: 1 };
+        Softmax { sizes, threads: 0, pool: None, isa: None }
     }
 
     /// K inner positions: operands are `[rows, classes, inner]`, of rows·inner distributions.
@@ -64,7 +64,7 @@ impl<'a> Softmax<'a> {
     /// # Ok::<(), xent::Error>(())
     /// ```
     pub fn inner(mut self, positions: usize) -> Self {
-        self.shape.inner = positions;
+        self.sizes.inner = positions;
         self
     }
 
@@ -213,6 +213,6 @@ impl<'a> Softmax<'a> {
         let team = Team { pool: self.pool.map(Pool::rayon), threads: self.threads as usize };
         // SAFETY: every operand is a slice borrowed for this call, for writing if it is the
         // output, and `available` is its length, which `run` checks shapes and strides against.
-        unsafe { family::run(function, &self.shape, input, grad, output, &team, self.isa) }
+        unsafe { family::run(function, &self.sizes, input, grad, output, &team, self.isa) }
     }
 }

@@ -8,11 +8,11 @@ mod guard;
 use crate::codes::*;
 use crate::dispatch;
 use crate::error::Error;
-use crate::family::{self, Function, Shape};
+use crate::family::{self, Function};
 use crate::parallel::Team;
 use crate::plan::Pass;
 use crate::pool::Pool;
-use crate::problem::{self, GradientRequest, Operand, Problem, Results};
+use crate::problem::{self, GradientRequest, Operand, Problem, Results, Sizes};
 use guard::{Failure, fail, guarded, last_error};
 use std::ffi::{c_char, c_void};
 
@@ -258,8 +258,9 @@ impl xent_output {
 }
 
 impl xent_problem {
-    fn problem(&self) -> Problem {
-        Problem {
+    fn problem(&self) -> Result<Problem, Failure> {
+        check_flags("problem", self.flags, FLAGS)?;
+        Ok(Problem {
             flags: self.flags,
             rows: self.rows,
             classes: self.classes,
@@ -278,18 +279,26 @@ impl xent_problem {
             z_normalizer: self.z_normalizer,
             reduction: self.reduction,
             threads: self.threads,
-        }
+        })
     }
 }
 
 impl xent_shape {
-    fn shape(&self) -> Result<Shape, Failure> {
-        if self.flags != 0 {
-            let why = format!("shape.flags has unknown bits {:#x}", self.flags);
-            return Err(Error::Struct(why).into());
-        }
-        let xent_shape { flags, rows, classes, inner, .. } = *self;
-        Ok(Shape { flags, rows, classes, inner })
+    fn sizes(&self) -> Result<Sizes, Failure> {
+        check_flags("shape", self.flags, 0)?;
+        let xent_shape { rows, classes, inner, .. } = *self;
+        Ok(Sizes { rows, classes, inner })
+    }
+}
+
+/// The flags that a problem may have.
+const FLAGS: u32 = XENT_FLAG_LOG_PROBS | XENT_FLAG_EMPTY_IS_ZERO | XENT_FLAG_ACCUMULATE;
+
+/// Refuses flags that this version does not know.
+fn check_flags(name: &str, flags: u32, known: u32) -> Result<(), Failure> {
+    match flags & !known {
+        0 => Ok(()),
+        unknown => Err(Error::Struct(format!("{name}.flags has unknown bits {unknown:#x}")).into()),
     }
 }
 
@@ -402,8 +411,7 @@ unsafe fn structs(
     // SAFETY: the caller's promise.
     let (problem, results) = unsafe { (xent_problem::read(problem)?, xent_results::read(results)) };
     let problem = problem.ok_or_else(|| null("problem"))?;
-    let checked = problem.problem();
-    checked.check_flags()?;
+    let checked = problem.problem()?;
     Ok((problem, checked, results?.map(|results| results.results())))
 }
 
@@ -634,7 +642,7 @@ unsafe fn softmax_family(
     // SAFETY: the caller's promise.
     unsafe {
         let caller = xent_shape::read(shape)?.ok_or_else(|| null("shape"))?;
-        let shape = caller.shape()?;
+        let sizes = caller.sizes()?;
         let input = required(input, input_name)?.operand();
         let grad = match grad {
             Some(grad) => required(grad, "grad_y")?.operand(),
@@ -642,7 +650,7 @@ unsafe fn softmax_family(
         };
         let output = required(output, output_name)?.operand();
         let team = team(caller.pool, caller.threads);
-        family::run(function, &shape, input, grad, output, &team, None)?;
+        family::run(function, &sizes, input, grad, output, &team, None)?;
     }
     Ok(())
 }

@@ -505,10 +505,8 @@ mod tests {
         const NAN: u32 = 0x7f80_0001;
         let (small, large) = (2f32.powi(-13).to_bits(), 53f32.to_bits());
         assert!([small, large].iter().all(|bits| bits.is_multiple_of(N as u32)));
-        let sets: Vec<(Isa, crate::kernels::Kernels)> = available()
-            .into_iter()
-            .map(|(isa, _)| (isa, isa.kernels(Dtype::F32, Dtype::F32).unwrap()))
-            .collect();
+        let sets: Vec<(Isa, &crate::kernels::Lanes)> =
+            available().into_iter().map(|(isa, _)| (isa, isa.lanes(Dtype::F32).unwrap())).collect();
         let capped = |set: usize, first: u32| -> Results {
             let mut x = std::array::from_fn(|i| f32::from_bits(first + i as u32));
             let mut slope = [7.0f32; N];
@@ -516,7 +514,7 @@ mod tests {
             // SAFETY: available; as many as there are.
             unsafe {
                 let (x, slope) = (x.as_mut_ptr().cast(), slope.as_mut_ptr().cast());
-                (sets[set].1.lanes.transform)(x, N, &with, slope);
+                (sets[set].1.transform)(x, N, &with, slope);
             }
             [x, slope]
         };
