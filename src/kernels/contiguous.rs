@@ -965,7 +965,7 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const RICH: bool> Sweep<S, SOURCE, R
 struct Edges {
     /// The first class of the first block.
     head: usize,
-    /// The first class of the block that is not streamed.
+    /// The first class of the block that is not streamed; past every chunk if all are.
     cached: usize,
 }
 
@@ -976,7 +976,7 @@ impl Edges {
     #[inline(always)]
     fn of<S: Simd, G>(s: S, chunk: &GradientChunk) -> Edges {
         let (g, len) = (chunk.g.cast::<G>(), chunk.len);
-        let mut edges = Edges { head: 0, cached: usize::MAX };
+        let mut edges = Edges { head: 0, cached: usize::MAX / 2 };
         if chunk.stream || len > CHUNK {
             // Where many are written, no register is to be split between two lines, and in place
             // none that is read. (What is not aligned to its type is never aligned to them.)
