@@ -1058,11 +1058,10 @@ where
     /// Writes all. Both ends go through the same code, of which there is much.
     #[inline(always)]
     fn whole(mut self) {
-        let mut part = 0..self.at;
+        let (mut start, mut end) = (0, self.at);
         loop {
-            let end = part.end;
             // SAFETY: see `head`.
-            unsafe { self.sweep.part::<E, G>(self.chunk, part) };
+            unsafe { self.sweep.part::<E, G>(self.chunk, start..end) };
             if end == self.chunk.len {
                 return;
             }
@@ -1071,7 +1070,7 @@ where
             } else {
                 self.blocks();
             }
-            part = self.at..self.chunk.len;
+            (start, end) = (self.at, self.chunk.len);
         }
     }
 
