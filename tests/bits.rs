@@ -1,8 +1,6 @@
 //! The same bits whatever the threads, the pool, the alignment, the strides, the place in the
 //! batch, and the instruction set.
 
-mod common;
-
 use common::random::{KINDS, Kind, Rng, config, fill, specs};
 use common::{How, Indices, Pass, Problem, Reals, Reduction, Run, assert_same, isas, some};
 use proptest::prelude::*;

@@ -1,8 +1,6 @@
 //! Bugs of other implementations that are none of an edge: splitting, threads, and tests that
 //! checked nothing. docs/verification.md has all of them, with the test that keeps each out.
 
-mod common;
-
 use common::bounds::{Judge, check};
 use common::random::Rng;
 use common::{How, Pass, Problem, Reals, assert_same, isas};

@@ -1,8 +1,6 @@
 //! Random problems that draw every option, dtype and layout beside every other, against the
 //! oracle, on every instruction set.
 
-mod common;
-
 use common::operand::{Dtype, FLOATS, Operand};
 use common::random::{Rng, config};
 use common::task::{Call, Task};

@@ -6,7 +6,6 @@
 //! tests of [`in_all_shapes`] run every option in every dtype and layout. What a test states
 //! besides is what the oracle must not get wrong either.
 
-mod common;
 #[path = "edges/everywhere.rs"]
 mod everywhere;
 #[path = "edges/in_all_shapes.rs"]

@@ -4,8 +4,6 @@
 //! `Struct` and `Align` cannot come from slices, nor can outputs that overlap but in place;
 //! tests/c provokes them.
 
-mod common;
-
 use common::isas;
 use xent::half::{bf16, f16};
 use xent::{CrossEntropy, Error, Input, Isa, Number, Output, Reduction, Results, Softmax};

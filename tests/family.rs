@@ -1,8 +1,6 @@
 //! Softmax and log-softmax, and their gradients: random shapes, dtypes and layouts against the
 //! oracle, on every instruction set; and what must not matter.
 
-mod common;
-
 use common::family::{Call, Problem};
 use common::operand::{Dtype, FLOATS, Operand};
 use common::random::{KINDS, Kind, Rng, config, fill_wide};

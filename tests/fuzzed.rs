@@ -1,7 +1,5 @@
 //! What the fuzz targets found, by name.
 
-mod common;
-
 use common::operand::{Dtype, FLOATS, Operand};
 use common::random::config;
 use common::task::{Answer, Task, assert_all_same, same_bits};

@@ -3,8 +3,6 @@
 //! Every call is held, bit for bit, against the same call on the widened logits in f32, which the
 //! other tests hold against the oracle.
 
-mod common;
-
 use common::random::{KINDS, Kind, Rng, config, fill, specs};
 use common::{Element, Guarded, How, Indices, Pass, Problem, Reals, Reduction, Run};
 use common::{assert_same, isas, some};

@@ -8,7 +8,6 @@
 //!
 //! Sets without fused multiply-add (the plain x86-64) have other bits by design, and take no part.
 
-mod common;
 #[path = "hashes/problems.rs"]
 mod problems;
 

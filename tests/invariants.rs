@@ -1,8 +1,6 @@
 //! What must not matter, for every option, dtype and layout: the instruction set, the threads, the
 //! place of a row, strides, and options at their neutral values; and what must come to the same.
 
-mod common;
-
 use common::operand::{Dtype, FLOATS, Operand};
 use common::random::{Kind, Rng, config};
 use common::task::{Answer, Call, Task, Wants, assert_all_same, same_bits, same_numbers};

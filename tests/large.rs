@@ -4,8 +4,6 @@
 //! cargo test --release --test large -- --ignored
 //! ```
 
-mod common;
-
 use common::isas;
 use common::operand::Dtype;
 use rayon::prelude::*;

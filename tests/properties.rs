@@ -1,8 +1,6 @@
 //! Random problems against the oracle, on every instruction set, and the invariants that hold
 //! between calls.
 
-mod common;
-
 use common::bounds::{Judge, Worst, check};
 use common::random::{Kind, Rng, Spec, config, specs};
 use common::{Pass, Problem, Reals, Reduction, is_sampled, isas};

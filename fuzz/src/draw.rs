@@ -2,11 +2,11 @@
 //! hold, each a choice of its own, so that the fuzzer can change one and keep the others.
 
 use crate::bytes::Bytes;
-use crate::common::Reduction;
-use crate::common::operand::{Dtype, FLOATS, INTEGERS, Operand};
-use crate::common::random::Rng;
-use crate::common::task::{Task, Wants};
 use crate::values::{self, CLASSES, INNER, MANY_CLASSES, ROWS};
+use common::Reduction;
+use common::operand::{Dtype, FLOATS, INTEGERS, Operand};
+use common::random::Rng;
+use common::task::{Task, Wants};
 
 /// How large problems get.
 #[derive(Clone, Copy)]
@@ -313,7 +313,7 @@ fn by_rows([rows, classes, inner]: [usize; 3], kinds: &mut Profiles) -> Vec<f64>
 
 /// Near enough to a normal distribution.
 fn cheap_normal(rng: &mut Rng) -> f64 {
-    let bits = rng.next();
+    let bits = rng.bits();
     let parts = (0..4).map(|i| (bits >> (16 * i) & 0xffff) as f64 / 65_536.0);
     (parts.sum::<f64>() - 2.0) * 1.75
 }

@@ -1,13 +1,13 @@
 //! Any split of rows and threads: the same bits.
 
 use crate::bytes::Bytes;
-use crate::common::operand::Operand;
-use crate::common::random::Rng;
-use crate::common::task::{Answer, Call, Task, assert_all_same, same_bits};
-use crate::common::{How, Reduction, isas};
 use crate::draw::{self, Limits};
 use crate::source;
 use arbitrary::{Arbitrary, Result, Unstructured};
+use common::operand::Operand;
+use common::random::Rng;
+use common::task::{Answer, Call, Task, assert_all_same, same_bits};
+use common::{How, Reduction, isas};
 use std::fmt;
 use std::sync::OnceLock;
 use xent::{Isa, Pool};

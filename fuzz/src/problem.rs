@@ -1,12 +1,12 @@
 //! Every call of any valid problem on every instruction set, against the oracle.
 
 use crate::bytes::Bytes;
-use crate::common::task::{Answer, Task, assert_all_same};
-use crate::common::task_bounds::{Judge, check_answers};
-use crate::common::{How, isas};
 use crate::draw::{self, Limits};
 use crate::source;
 use arbitrary::{Arbitrary, Result, Unstructured};
+use common::task::{Answer, Task, assert_all_same};
+use common::task_bounds::{Judge, check_answers};
+use common::{How, isas};
 use std::fmt;
 use xent::Isa;
 

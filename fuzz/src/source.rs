@@ -1,8 +1,8 @@
 //! Problems as Rust source: what `cargo fuzz fmt` prints is a test, but for its name.
 
-use crate::common::Reduction;
-use crate::common::operand::Operand;
-use crate::common::task::Task;
+use common::Reduction;
+use common::operand::Operand;
+use common::task::Task;
 use std::fmt::{Formatter, Result};
 
 /// A number as an expression.

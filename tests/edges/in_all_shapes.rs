@@ -1,9 +1,9 @@
 //! The edges once more with every kind of target and every option, in f32, f64, bf16 and f16, for
 //! contiguous classes (few and many), for inner positions, and for classes apart in memory.
 
-use crate::common::random::Rng;
-use crate::common::{INF, isas};
 use crate::everywhere::{Got, Layout, everywhere, in_dtype, same};
+use common::random::Rng;
+use common::{INF, isas};
 use xent::half::{bf16, f16};
 use xent::reference::{Case, Reduction, Targets};
 use xent::{CrossEntropy, Input, Output, Results, Softmax};

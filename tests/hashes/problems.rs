@@ -1,10 +1,10 @@
 //! A fixed set of problems: every option beside every dtype and layout, of the same bits on every
 //! platform. Numbers come from integers alone, since a libm would differ from one to the next.
 
-use crate::common::Reduction;
-use crate::common::operand::{Dtype, FLOATS, INTEGERS, Operand};
-use crate::common::random::Rng;
-use crate::common::task::Task;
+use common::Reduction;
+use common::operand::{Dtype, FLOATS, INTEGERS, Operand};
+use common::random::Rng;
+use common::task::Task;
 
 /// The logits' dtype and that of their gradient.
 pub const PAIRS: [(&str, Dtype, Dtype); 6] = [
@@ -132,7 +132,7 @@ fn digits(dtype: Dtype) -> i32 {
 /// A number that the dtype holds, below `2^exponent` in size, of either sign.
 fn number(rng: &mut Rng, dtype: Dtype, exponent: i32) -> f64 {
     let digits = digits(dtype);
-    let mantissa = (rng.next() >> (64 - digits)) as f64 * power(exponent - digits);
+    let mantissa = (rng.bits() >> (64 - digits)) as f64 * power(exponent - digits);
     if rng.one_in(2) { -mantissa } else { mantissa }
 }
 

@@ -89,7 +89,7 @@ fn cross(rustc: &Path, words: &[&str]) -> Command {
         .env("CARGO_PROFILE_TEST_OVERFLOW_CHECKS", "false")
         .env("CARGO_PROFILE_TEST_DEBUG_ASSERTIONS", "false")
         .env(variable("LINKER"), COMPILERS[0])
-        .env(variable("RUSTFLAGS"), "-C target-feature=+crt-static")
+        .env(variable("RUSTFLAGS"), "-C target-feature=+crt-static --cfg xent_tests_only")
         .args(["--target", TARGET]);
     command
 }

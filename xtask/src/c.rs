@@ -7,6 +7,7 @@ use crate::dist::{self, Dist, SYSTEM_LIBRARIES};
 use crate::tool::{
     C, CPP, Compiler, Language, Result, cargo, make_directory, root, run_quietly, shown, target,
 };
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -70,6 +71,8 @@ struct Build {
     compiler: Compiler,
     standard: &'static str,
     sources: Vec<PathBuf>,
+    /// The object file of each; what is only read has none.
+    units: Vec<PathBuf>,
     link: Link,
     /// Of its sources: the one that is run on every set.
     is_first: bool,
@@ -96,20 +99,26 @@ impl Build {
             Link::Nothing => ", read only",
         };
         let name = format!("{stem} ({} {standard}{linked})", compiler.name);
-        let file: String =
-            name.chars().map(|c| if c.is_alphanumeric() || c == '_' { c } else { '-' }).collect();
+        let file = |name: &str| -> String {
+            name.chars().map(|c| if c.is_alphanumeric() || c == '_' { c } else { '-' }).collect()
+        };
+        // Whatever they are linked with, they are the same.
+        let unit = file(&format!("{stem}-{}-{standard}", compiler.name));
+        let units = (0..sources.len()).map(|i| directory.join(format!("{unit}-{i}.o"))).collect();
         Build {
+            output: directory.join(file(&name).trim_end_matches('-')),
             name,
             compiler: compiler.clone(),
             standard,
             sources: sources.to_vec(),
+            units,
             link,
             is_first: false,
-            output: directory.join(file.trim_end_matches('-')),
         }
     }
 
-    fn compile(&self, dist: &Dist) -> Result {
+    /// Compiles one of its sources, or reads it.
+    fn compile(&self, source: &Path, unit: &Path, dist: &Dist) -> Result {
         let mut command = self.compiler.command();
         command
             .arg(format!("-std={}", self.standard))
@@ -117,25 +126,25 @@ impl Build {
             .args(flags(&self.sources[0]))
             .arg("-I")
             .arg(&dist.include)
-            .args(&self.sources);
-        match self.link {
-            Link::Static => {
-                command.arg(dist.static_library()).arg("-pthread").args(SYSTEM_LIBRARIES)
-            }
-            Link::Shared => command
-                .arg("-L")
-                .arg(&dist.lib)
-                .arg("-lxent")
-                .arg("-pthread")
-                .arg("-lm")
-                .arg(format!("-Wl,-rpath,{}", dist.lib.display())),
-            Link::Object => command.arg("-c"),
-            Link::Nothing => command.arg("-fsyntax-only"),
-        };
-        if self.link != Link::Nothing {
-            command.arg("-o").arg(&self.output);
+            .arg(source);
+        if self.link == Link::Nothing {
+            command.arg("-fsyntax-only");
+        } else {
+            command.arg("-c").arg("-o").arg(unit);
         }
         run_quietly(&mut command)
+    }
+
+    fn link(&self, dist: &Dist) -> Result {
+        let mut command = self.compiler.command();
+        command.args(flags(&self.sources[0])).args(&self.units);
+        if self.link == Link::Static {
+            command.arg(dist.static_library()).args(SYSTEM_LIBRARIES);
+        } else {
+            let rpath = format!("-Wl,-rpath,{}", dist.lib.display());
+            command.arg("-L").arg(&dist.lib).args(["-lxent", "-lm", &rpath]);
+        }
+        run_quietly(command.arg("-pthread").arg("-o").arg(&self.output))
     }
 
     /// The program, which passes by ending with 0.
@@ -178,11 +187,23 @@ pub fn buildable<'a>(
     Ok(found)
 }
 
-/// Compiles on all cores, since this is what takes the time; the first failure counts.
+/// Compiles and links on all cores, since this is what takes the time; the first failure counts.
 fn compile_all(builds: &[Build], dist: &Dist) -> Result {
-    on_all_cores(builds, |build| {
+    // What is linked with either library is compiled once.
+    let mut units = BTreeMap::new();
+    for build in builds {
+        for (source, unit) in build.sources.iter().zip(&build.units) {
+            units.entry(unit).or_insert((build, source));
+        }
+    }
+    on_all_cores(&units.into_iter().collect::<Vec<_>>(), |(unit, (build, source))| {
         let failure = |message| format!("does not compile: {}\n{message}", build.name);
-        build.compile(dist).map_err(failure)
+        build.compile(source, unit, dist).map_err(failure)
+    })?;
+    let programs: Vec<&Build> = builds.iter().filter(|build| build.is_program()).collect();
+    on_all_cores(&programs, |build| {
+        let failure = |message| format!("does not link: {}\n{message}", build.name);
+        build.link(dist).map_err(failure)
     })
 }
 

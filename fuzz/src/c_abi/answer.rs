@@ -6,10 +6,10 @@ use super::abi::{self, View};
 use super::call::{Arguments, Entry};
 use super::draw::dtype_of;
 use super::model::Operand;
-use crate::common::operand::{self, Dtype};
-use crate::common::task::{Answer, Call, Task, Wants, same_bits};
-use crate::common::task_bounds::Judge;
-use crate::common::{How, Reduction, family};
+use common::operand::{self, Dtype};
+use common::task::{Answer, Call, Task, Wants, same_bits};
+use common::task_bounds::Judge;
+use common::{How, Reduction, family};
 use xent::Isa;
 use xent::half::{bf16, f16};
 

@@ -1,7 +1,7 @@
 //! Operands of any dtype in any layout, with canaries wherever no element is.
 
-use super::Element;
-use super::random::Rng;
+use crate::Element;
+use crate::random::Rng;
 use xent::half::{bf16, f16};
 use xent::{Input, Output};
 
@@ -175,8 +175,8 @@ impl Operand {
             span: usize,
             hold: bool,
         ) -> (Vec<T>, usize) {
-            let mut memory = vec![T::CANARY; span + 3 * super::MARGIN];
-            let base = memory[super::MARGIN..].as_ptr().align_offset(64) + super::MARGIN;
+            let mut memory = vec![T::CANARY; span + 3 * crate::MARGIN];
+            let base = memory[crate::MARGIN..].as_ptr().align_offset(64) + crate::MARGIN;
             let start = base + operand.offset;
             for (&place, &value) in places.iter().zip(&operand.values) {
                 memory[start + place] = if hold { T::of(value) } else { T::POISON };

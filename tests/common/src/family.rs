@@ -1,10 +1,10 @@
 //! Softmax, log-softmax and their gradients, of operands of any dtype and layout, and how far
 //! results may lie from the oracle's.
 
-use super::How;
-use super::bounds::close;
-use super::operand::{Dtype, Operand};
-use super::random::Rng;
+use crate::How;
+use crate::bounds::close;
+use crate::operand::{Dtype, Operand};
+use crate::random::Rng;
 use xent::{Softmax, reference};
 
 /// Operands of a forward and a backward.

@@ -2,7 +2,7 @@
 //! of 512, an anchor from the first 256, chunks of 2048, segments of 65536; and to values that
 //! leave the range of one reference.
 
-use super::{Indices, Problem, Reals, Reduction};
+use crate::{Indices, Problem, Reals, Reduction};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -14,7 +14,7 @@ impl Rng {
         Rng(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -22,7 +22,7 @@ impl Rng {
     }
 
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
+        (self.bits() % n as u64) as usize
     }
 
     /// True once in `n` times.
@@ -31,7 +31,7 @@ impl Rng {
     }
 
     pub fn uniform(&mut self, low: f64, high: f64) -> f64 {
-        low + (high - low) * (self.next() >> 11) as f64 / (1u64 << 53) as f64
+        low + (high - low) * (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     pub fn normal(&mut self) -> f64 {
@@ -349,13 +349,13 @@ impl Spec {
         }
     }
 
-    pub fn how(&self, isa: xent::Isa) -> super::How<'static> {
-        super::How {
+    pub fn how(&self, isa: xent::Isa) -> crate::How<'static> {
+        crate::How {
             padding: self.padding,
             offset: self.offset,
             grad_padding: self.grad_padding,
             grad_offset: self.grad_offset,
-            ..super::How::on(isa)
+            ..crate::How::on(isa)
         }
     }
 }
@@ -370,7 +370,7 @@ pub fn config(cases: u32) -> ProptestConfig {
         ..ProptestConfig::default()
     };
     if !set("PROPTEST_CASES") {
-        config.cases = if super::is_sampled() { cases.div_ceil(64).max(2) } else { cases };
+        config.cases = if crate::is_sampled() { cases.div_ceil(64).max(2) } else { cases };
     }
     if !set("PROPTEST_RNG_SEED") {
         config.rng_seed = RngSeed::Fixed(0x7865_6e74);

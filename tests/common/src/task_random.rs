@@ -1,9 +1,9 @@
 //! Random [`Task`]s: every option beside every other.
 
-use super::operand::{Dtype, FLOATS, INTEGERS, Operand};
-use super::random::{Ignore, KINDS, Kind, Rng, fill_wide};
-use super::task::{Task, Wants};
-use super::{How, Reduction};
+use crate::operand::{Dtype, FLOATS, INTEGERS, Operand};
+use crate::random::{Ignore, KINDS, Kind, Rng, fill_wide};
+use crate::task::{Task, Wants};
+use crate::{How, Reduction};
 use proptest::prelude::*;
 use xent::Isa;
 

@@ -3,8 +3,6 @@
 //! A [`Problem`] owns its operands in the dtypes they are passed in; [`Problem::case`] hands the
 //! same numbers to the oracle and [`Problem::run`] to the library.
 
-#![allow(dead_code, reason = "every test binary uses its own part")]
-
 pub mod bounds;
 pub mod family;
 pub mod operand;

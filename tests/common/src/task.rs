@@ -1,10 +1,10 @@
 //! Cross-entropy problems with every option, in operands of any dtype and layout.
 //!
-//! [`Problem`](super::Problem) is the plain kind, contiguous and in f32; this is all the rest.
+//! [`Problem`](crate::Problem) is the plain kind, contiguous and in f32; this is all the rest.
 
-use super::operand::{Dtype, Operand};
-use super::random::Rng;
-use super::{Element, How, Reduction};
+use crate::operand::{Dtype, Operand};
+use crate::random::Rng;
+use crate::{Element, How, Reduction};
 use xent::reference::{self, Case};
 use xent::{CrossEntropy, Error, Results};
 

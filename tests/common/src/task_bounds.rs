@@ -16,10 +16,10 @@
 //! halves         0.51 ulp more
 //! ```
 
-use super::How;
-use super::bounds::close;
-use super::operand::Dtype;
-use super::task::{Answer, Task};
+use crate::How;
+use crate::bounds::close;
+use crate::operand::Dtype;
+use crate::task::{Answer, Task};
 use std::collections::BTreeMap;
 use xent::Isa;
 use xent::reference::{self, Case, Outcome};
@@ -662,8 +662,8 @@ pub fn check_answers(judge: &Judge, answers: &[(&'static str, Answer)]) -> Worst
         let from_lse = get("backward in place");
         worst.add(&judge.gradient(&from_lse.grad, dtype, None, Some(lse)));
         if one_layout && dtype == task.grad.dtype {
-            super::task::same_bits(&in_place.grad, &fused.grad, "in place and out of place");
-            super::task::same_bits(&from_lse.grad, &backward.grad, "backward in place");
+            crate::task::same_bits(&in_place.grad, &fused.grad, "in place and out of place");
+            crate::task::same_bits(&from_lse.grad, &backward.grad, "backward in place");
         }
     }
     if task.has_probabilities() {
@@ -677,5 +677,5 @@ pub fn check_answers(judge: &Judge, answers: &[(&'static str, Answer)]) -> Worst
 #[track_caller]
 pub fn check<'a>(task: &Task, how: impl Fn(Isa) -> How<'a>) -> Vec<(Isa, Worst)> {
     let judge = Judge::new(task);
-    super::isas().into_iter().map(|isa| (isa, check_on(&judge, &how(isa)))).collect()
+    crate::isas().into_iter().map(|isa| (isa, check_on(&judge, &how(isa)))).collect()
 }

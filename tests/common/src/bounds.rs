@@ -15,7 +15,7 @@
 //! What is done with p afterwards costs f32 roundings: one for the factor or the product, and
 //! where smoothing subtracts, those of the subtrahend and of the difference.
 
-use super::{How, Pass, Problem, Reduction, Run, assert_same, isas};
+use crate::{How, Pass, Problem, Reduction, Run, assert_same, isas};
 use xent::Isa;
 use xent::reference::{self, Outcome};
 
