@@ -145,6 +145,23 @@ fn streamed_gradients() {
     }
 }
 
+/// So do those of short rows, each of which begins at another place of a line, with targets before the first
+/// whole line, beside its beginning, and after it.
+#[test]
+fn streamed_gradients_of_short_rows() {
+    let (rows, classes) = (16 << 10, 259);
+    let mut problem = mixed(rows, classes, &[Kind::Unit]);
+    problem.targets = Indices::I64((0..rows).map(|row| (row % 37) as i64).collect());
+    assert!(rows * classes * 4 >= 16 << 20);
+    for isa in isas() {
+        let good = problem.run(Pass::FusedInPlace, &How::on(isa));
+        for grad_offset in some([0, 1], 2) {
+            let how = How { grad_offset, ..How::on(isa) };
+            problem.run(Pass::Fused, &how).assert_same(&good, "streamed");
+        }
+    }
+}
+
 /// All 16 places of an f32 in a cache line, of the logits and of the gradient.
 #[test]
 fn alignments() {
@@ -434,6 +451,34 @@ fn ignored_rows_in_pairs() {
     let target = |row: usize| if ignored(row) { -100 } else { (row * 371) as i64 };
     problem.targets = Indices::I64((0..rows).map(target).collect());
     fused_alone_and_together(&problem, 1, 0..rows);
+}
+
+/// Of rows whose sweeps go in pairs some have a factor that is no f32, or one at the end of its range; and
+/// what is added to what is there is no less so.
+#[test]
+fn pairs_with_any_factor() {
+    let (rows, classes) = (16, 9000);
+    let weights = [1.0, 1e-36, 1e36, 2.0, 1e-42, 1.0, 3e-30, 1e34].repeat(2);
+    let weighted = Problem {
+        row_weights: Some(Reals::F64(weights)),
+        ..mixed(rows, classes, &[Kind::Unit, Kind::Broad])
+    };
+    let weighted = Problem { normalizer: 3.0, ..weighted };
+    fused_alone_and_together(&weighted, 1, 0..rows);
+    let old: Vec<f32> = (0..rows * classes).map(|i| (i % 89) as f32 / 64.0).collect();
+    for isa in isas() {
+        let how = How { threads: 1, ..How::on(isa) };
+        let gradient = weighted.run(Pass::Fused, &how).grad;
+        let adding = Problem { accumulate: Some(old.clone()), ..weighted.clone() };
+        let sum: Vec<f32> = gradient.iter().zip(&old).map(|(g, old)| g + old).collect();
+        let added = adding.run(Pass::Fused, &how).grad;
+        // But for the target's class, which is added before it is rounded.
+        for (row, (added, sum)) in added.chunks(classes).zip(sum.chunks(classes)).enumerate() {
+            let y = weighted.targets.to_i64()[row] as usize;
+            assert_same(&added[..y], &sum[..y], "before the target");
+            assert_same(&added[y + 1..], &sum[y + 1..], "after the target");
+        }
+    }
 }
 
 /// Rows of more than one segment are gone through one by one, whatever fits the cache: what one
