@@ -9,7 +9,7 @@ use crate::c;
 use crate::check::Report;
 use crate::dist::{self, SYSTEM_LIBRARIES};
 use crate::tool::{C, Compiler, Result, cargo, make_directory, root, run, run_quietly, target};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -40,9 +40,10 @@ fn plain(report: &mut Report) -> Result {
         return Ok(());
     }
     let compiler = C.compiler()?;
-    let library = dist::build(&target().join("dist"))?.static_library();
-    let directory = target().join("builds");
+    let directory = directory();
     make_directory(&directory)?;
+    // Of its own: other commands may be at the usual one.
+    let library = dist::build(&directory.join("dist"))?.static_library();
     let emulated = |program: &str| {
         let mut command = Command::new(EMULATOR);
         command.args(["-cpu", PLAIN]).arg(directory.join(program)).current_dir(root());
@@ -68,6 +69,10 @@ fn plain(report: &mut Report) -> Result {
     Ok(())
 }
 
+fn directory() -> PathBuf {
+    target().join("builds")
+}
+
 /// Statically, since threads of others hang in some versions of the emulator.
 fn compile(compiler: &Compiler, source: &Path, library: &Path, to: &Path) -> Result {
     let mut command = compiler.command();
@@ -86,6 +91,8 @@ fn fused(report: &mut Report) -> Result {
     }
     // The target is named so that build scripts are not built anew.
     let mut command = cargo(["test", "--package", "xent", "--no-default-features"]);
+    // Nor does it wait for other commands' builds.
+    command.env("CARGO_TARGET_DIR", directory());
     // The other sets are the same there as in every build.
     command.env("RUSTFLAGS", "-C target-cpu=x86-64-v3 --cfg xent_portable --cfg xent_tests_only");
     run(command.args(["--target", TARGET, "--test", "hashes", "--", "golden", "--nocapture"]))
