@@ -453,8 +453,8 @@ fn ignored_rows_in_pairs() {
     fused_alone_and_together(&problem, 1, 0..rows);
 }
 
-/// Of rows whose sweeps go in pairs some have a factor that is no f32, or one at the end of its range; and
-/// what is added to what is there is no less so.
+/// Of rows whose sweeps go in pairs some have a factor that is no f32, or one at the end of its range. The
+/// same gradient is added to what is there.
 #[test]
 fn pairs_with_any_factor() {
     let (rows, classes) = (16, 9000);

@@ -2,6 +2,7 @@
 //! past their last, by registers that are not full least of all.
 #![cfg(unix)]
 
+use common::is_sampled;
 use xent::half::{bf16, f16};
 use xent::{CrossEntropy, Input, Isa, Number, Output, Reduction, Results, Softmax};
 
@@ -80,9 +81,7 @@ const SIZES: [[usize; 3]; 18] = [
 ];
 
 fn calls<T: Number>(of: fn(f64) -> T, isa: Isa) {
-    // In an emulator samples will do.
-    let (first, step) =
-        if std::env::var_os("XENT_TEST_STRIDE").is_some() { (1, 3) } else { (0, 1) };
+    let (first, step) = if is_sampled() { (1, 3) } else { (0, 1) };
     for [rows, classes, inner] in SIZES.into_iter().skip(first).step_by(step) {
         let numbers =
             |n: usize| -> Vec<T> { (0..n).map(|i| of((i * 7 % 23) as f64 / 8.0 - 1.0)).collect() };

@@ -352,6 +352,7 @@ fn threads<H: Half>() {
 
 /// Gradients that go around the caches have the bits of those that do not, wherever they start.
 fn streamed_gradients<H: Half>() {
+    // An emulator goes around no cache: one of the two will do.
     if is_sampled() && H::NAME != "bf16" {
         return;
     }

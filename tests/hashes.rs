@@ -417,6 +417,7 @@ fn shuffled_batches() {
                 _ => [[35, 7, 2], [9, 100, 3], [3, 2100, 2]],
             };
             for (turn, (choice_name, choice)) in CHOICES.into_iter().enumerate() {
+                // A prime, so that each pair and layout has others of them.
                 place += 1;
                 if is_sampled() && place % 37 != 0 {
                     continue;

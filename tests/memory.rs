@@ -5,6 +5,7 @@
 //! the harness and its threads: `main` stands in for it, and takes the names of tests, `--ignored`
 //! and `--list`.
 
+use common::is_sampled;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -193,11 +194,6 @@ impl Shape {
 /// Options of the loss, by name.
 const OPTIONS: [&str; 8] =
     ["plain", "smoothing", "weights", "cap", "z-loss", "none", "accumulate", "log-probs"];
-
-/// Whether samples will do, since an emulator runs this.
-fn is_sampled() -> bool {
-    std::env::var_os("XENT_TEST_STRIDE").is_some()
-}
 
 /// All of them; as a sample one after the other, a round of them shifted against the last.
 fn some<T: Copy>(all: &[T]) -> Vec<T> {

@@ -89,9 +89,9 @@ fn fused(report: &mut Report) -> Result {
         report.skip("a build for x86-64-v3 does not run on this processor".to_string());
         return Ok(());
     }
-    // The target is named so that build scripts are not built anew.
+    // The target is named so that the flags are not those of build scripts.
     let mut command = cargo(["test", "--package", "xent", "--no-default-features"]);
-    // Nor does it wait for other commands' builds.
+    // Of its own, so that it waits for no other command's builds.
     command.env("CARGO_TARGET_DIR", directory());
     // The other sets are the same there as in every build.
     command.env("RUSTFLAGS", "-C target-cpu=x86-64-v3 --cfg xent_portable --cfg xent_tests_only");
