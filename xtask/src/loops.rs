@@ -153,7 +153,7 @@ pub fn list() -> Result {
 /// The library's code, with names that say which types a function is for.
 fn disassembly() -> Result<String> {
     let directory = target().join("loops");
-    run(cargo(["build", "--release", "--package", "xent", "--lib"])
+    run(cargo(["build", "--release", "--package", "xent", "--lib", "--no-default-features"])
         .env("CARGO_TARGET_DIR", &directory)
         .env("RUSTFLAGS", "-Csymbol-mangling-version=v0"))?;
     output(

@@ -96,21 +96,15 @@ pub fn run_all() -> Result {
     let library = fuzz::library()?;
     let mut count = 0;
     for suite in &SUITES {
-        let (compilers, absent) = suite.language.compilers()?;
-        absent.into_iter().for_each(|what| report.skip(what));
-        let all = programs(suite)?;
-        for (i, compiler) in compilers.iter().enumerate() {
-            if suite.language.name == C.name {
-                overflow(compiler, &library)?;
-            }
-            let all = buildable(compiler, &all, &mut report)?;
-            // The library is the same beside every compiler's programs: all of it once.
-            let builds = all.iter().map(|sources| Program {
-                is_sampled: i > 0,
-                ..Program::new(suite, compiler, sources, &ADDRESS, &library)
-            });
-            count += each(&builds.collect::<Vec<_>>())?;
+        let compiler = compiler(suite)?;
+        if suite.language.name == C.name {
+            overflow(&compiler, &library)?;
         }
+        let all = programs(suite)?;
+        let all = buildable(&compiler, &all, &mut report)?;
+        let builds =
+            all.iter().map(|sources| Program::new(suite, &compiler, sources, &ADDRESS, &library));
+        count += each(&builds.collect::<Vec<_>>())?;
     }
 
     println!("== data races");
@@ -189,6 +183,12 @@ impl<'a> Program<'a> {
         }
         command
     }
+}
+
+/// Clang, whose runtime is of the family that instruments the library, or what else there is.
+fn compiler(suite: &Suite) -> Result<Compiler> {
+    let (compilers, _) = suite.language.compilers()?;
+    Ok(compilers.iter().find(|one| one.is_clang()).unwrap_or(&compilers[0]).clone())
 }
 
 /// Compiles all and runs each; what a sanitizer finds is a failure.
@@ -290,11 +290,11 @@ fn races(report: &mut Report) -> Result<usize> {
     let race = [write("race.c", RACE)?];
     let mut count = 0;
     for suite in &SUITES {
-        let (compilers, _) = suite.language.compilers()?;
-        let Some(compiler) = compilers.iter().find(|one| one.version.contains("clang")) else {
+        let compiler = compiler(suite)?;
+        if !compiler.is_clang() {
             report.skip(format!("data races in {}: no clang", suite.language.name));
             continue;
-        };
+        }
         let object = directory().join("shim.o");
         let mut command = compiler.command();
         command.args(["-x", "c", "-O1", "-fno-builtin", "-c"]).arg(&shim).arg("-o").arg(&object);
@@ -302,14 +302,14 @@ fn races(report: &mut Report) -> Result<usize> {
         let object = object.display().to_string();
         let flags = [THREAD, &object];
         if suite.language.name == C.name {
-            let race = Program::new(suite, compiler, &race, &flags, &library);
+            let race = Program::new(suite, &compiler, &race, &flags, &library);
             race.compile()?;
             control(&race, "portable", "data race")?;
         }
         let all = programs(suite)?;
         let concurrent = all.iter().filter(|sources| is_one_of(sources, &CONCURRENT));
         let builds = concurrent.map(|sources| {
-            let program = Program::new(suite, compiler, sources, &flags, &library);
+            let program = Program::new(suite, &compiler, sources, &flags, &library);
             // Threads meet in the same places however often they do.
             Program { set: Some("portable"), is_sampled: true, ..program }
         });

@@ -119,6 +119,10 @@ impl Compiler {
         output.status.success().then(|| Compiler { name: name.to_string(), version })
     }
 
+    pub fn is_clang(&self) -> bool {
+        self.version.contains("clang")
+    }
+
     /// Whether a program is compiled and linked with these flags.
     pub fn links_with(&self, flags: &[&str]) -> Result<bool> {
         let directory = target().join("xtask");
