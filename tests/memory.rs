@@ -373,16 +373,14 @@ fn small_calls_allocate_nothing() {
                 calls += every_dtype(&Shape { rows, classes, lie }, isa, Team::Small).calls;
             }
         }
-        // A long row is cut above the kernels, on every set in the same way.
-        if is_sampled() && !matches!(lie, Lie::Rows) {
-            continue;
-        }
-        let shape = Shape { rows: 1, classes: 100_000, lie };
+    }
+    // A long row is cut above the kernels, on every set in the same way. The last is large, but of one
+    // block, for which no pool is started.
+    let long = LIES.map(|lie| (lie, 100_000)).into_iter().chain([(Lie::Spread, 140_000)]);
+    for (lie, classes) in common::some(long, 4) {
+        let shape = Shape { rows: 1, classes, lie };
         calls += every_dtype(&shape, Isa::best(), Team::Small).calls;
     }
-    // Large, but of one block, for which no pool is started.
-    let shape = Shape { rows: 1, classes: 140_000, lie: Lie::Spread };
-    calls += every_dtype(&shape, Isa::best(), Team::Small).calls;
     println!("{calls} calls allocated nothing");
 }
 
