@@ -1246,7 +1246,7 @@ fn keras_15015_large_class_ids() {
 /// probabilities, and down a column.
 #[test]
 fn pytorch_158310_long_sums() {
-    let classes = 40_000;
+    let classes = 10_000;
     let logits = vec![3.0; 2 * classes];
     let t = vec![1.0 / classes as f64; 2 * classes];
     let case = Case {
