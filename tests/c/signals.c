@@ -19,7 +19,7 @@ static void handler(int number) {
     ++arrived;
 }
 
-static const struct { size_t rows, classes; } shapes[] = {{300, 2000}, {20000, 10}, {2, 200003}, {5, 20}};
+static const struct { size_t rows, classes; } shapes[] = {{150, 2000}, {10000, 10}, {2, 100003}, {5, 20}};
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
 struct run {
