@@ -878,7 +878,8 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const RICH: bool> Sweep<S, SOURCE, R
             far: Exp2::new(s, curve.reference),
             before: s.splat(S::Real::from_f64(before)),
             after: s.splat(S::Real::from_f64(after)),
-            bias: s.splat(S::Real::from_f64(-bias)),
+            // 0 and not -0, which would leave -0 where nothing is taken times a negative factor.
+            bias: s.splat(S::Real::from_f64(0.0 - bias)),
             scale: s.splat(S::Real::from_f64(chunk.scale)),
             biases,
             slopes: chunk.slope.cast(),
@@ -1657,8 +1658,7 @@ unsafe fn gradient_chunk(
             Kind::Exponentials => Source::Logits,
         },
         curve: if own { row.own } else { row.anchored },
-        // Of two zeros the one that is.
-        bias: Bias::Uniform(row.bias + 0.0),
+        bias: Bias::Uniform(row.bias),
         scale: row.scale,
         slope: std::ptr::null(),
         accumulate: output.accumulate,

@@ -1059,6 +1059,32 @@ fn optax_896_nothing_times_infinity() {
     }
 }
 
+/// The gradient of a class of probability 0 that is no target is 0 and not -0, whatever the sign of what it is
+/// multiplied by.
+#[test]
+fn no_probability_no_sign() {
+    for classes in [5, 70, 300] {
+        for mut case in both(2, classes) {
+            case.logits[3] = LOW;
+            match &mut case.targets {
+                Targets::Indices(y) => y[0] = 1,
+                Targets::Probabilities(t) => t[3] = 0.0,
+                Targets::None => unreachable!(),
+            }
+            for grad_output in [0.75, -0.75] {
+                let case = Case { grad_output: vec![grad_output], ..case.clone() };
+                let look = |got: &Got| {
+                    let bits = gradients(got).map(|grad| grad[3].to_bits());
+                    assert_eq!(bits, [0, 0], "{} times {grad_output}", got.at);
+                };
+                everywhere(&case, look);
+                everywhere(&Case { z_loss: 0.5, ..case.clone() }, look);
+                everywhere(&log_probs(case), look);
+            }
+        }
+    }
+}
+
 /// pytorch#108345, ORT#32299, flash-attn#714, Paddle#30590: products of strides in 32 bits, here of
 /// classes, positions, targets, probabilities, masks and gradients.
 #[test]
