@@ -117,7 +117,7 @@ static void same_bits(void) {
     static const struct { size_t rows, classes; } shapes[] = {{5, 3}, {6, 100}, {3, 4099}, {300, 2000}, {2, 200003}};
     for (size_t k = 0; k < sizeof shapes / sizeof *shapes; k++) {
         size_t rows = shapes[k].rows, classes = shapes[k].classes, size = rows * classes * sizeof(double);
-        if (sampled() && size > 4 << 20) continue; /* the longest rows are shared as well */
+        if (sampled() && size > 4 << 20) continue; /* the last goes over threads as well */
         double *logits = checked(malloc(size)), *grad = poisoned(size), loss[2];
         int64_t *targets = checked(malloc(rows * sizeof(int64_t)));
         for (size_t i = 0; i < rows * classes; i++) logits[i] = 10 * uniform(&state) - 5;
