@@ -4,14 +4,14 @@
 //! inlined into it; no vector crosses it; rayon stays outside.
 
 use crate::element::Element;
+use crate::kernels::class_index;
 use crate::kernels::contiguous::{self, Chunk, GradientChunk, Sums};
-use crate::kernels::family::{self, Pair, Tiles};
-use crate::kernels::octet::{self, Octet};
-use crate::kernels::online::{Exact, Top};
-use crate::kernels::targets;
+use crate::kernels::row_math::{self, RowGroup};
+use crate::kernels::row_state::{ArgMax, CompensatedSum};
+use crate::kernels::softmax_gradient::{self, Pair, Tiles};
 use crate::kernels::tiles::{self, Masses, Numbers, Tile, TileGradient};
 use crate::kernels::{Kernels, Lanes, Outputs, Sweeps};
-use crate::math::exp2::{Base, Reference};
+use crate::math::exp2::{Base, Shift};
 use crate::plan::{Dtype, Plan, Run, Transform, View};
 use crate::simd::{Simd, portable};
 #[cfg(x86_sets)]
@@ -117,14 +117,14 @@ macro_rules! entries {
                 unsafe { contiguous::max::<S, E>(S::assume(), chunk) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn sum<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, c: Reference) -> Sums {
+            unsafe fn sum<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, c: Shift) -> Sums {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
                 unsafe { contiguous::sum::<S, E, false, false, false, false>(S::assume(), chunk, c) }
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
                 run: &Chunk,
-                c: Reference,
+                c: Shift,
                 safe: &Range<f64>,
                 sums: &mut [f64],
             ) -> usize {
@@ -132,14 +132,14 @@ macro_rules! entries {
                 unsafe { contiguous::sums::<S, E>(S::assume(), run, c, safe, sums) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn sum_kept<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, c: Reference) -> Sums {
+            unsafe fn sum_kept<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, c: Shift) -> Sums {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
                 unsafe { contiguous::sum_kept::<S, E>(S::assume(), chunk, c) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn clamped<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, c: Reference, heat: bool) -> Sums {
+            unsafe fn clamped<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, c: Shift, first_moment: bool) -> Sums {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::clamped::<S, E>(S::assume(), chunk, c, heat) }
+                unsafe { contiguous::clamped::<S, E>(S::assume(), chunk, c, first_moment) }
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn restore<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk) {
@@ -147,7 +147,7 @@ macro_rules! entries {
                 unsafe { contiguous::restore::<S, E>(S::assume(), chunk) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn argmax<S: Simd<Real: Base>, E: Element<S>>(x: *const u8, len: usize) -> Top {
+            unsafe fn argmax<S: Simd<Real: Base>, E: Element<S>>(x: *const u8, len: usize) -> ArgMax {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
                 unsafe { contiguous::argmax::<S, E>(S::assume(), x, len) }
             }
@@ -174,7 +174,7 @@ macro_rules! entries {
             $(#[target_feature(enable = $feature)])*
             unsafe fn sums_beside<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
                 run: &Chunk,
-                c: Reference,
+                c: Shift,
                 safe: &Range<f64>,
                 other: &GradientChunk,
                 sums: &mut [f64],
@@ -193,19 +193,19 @@ macro_rules! entries {
                 unsafe { tiles::scatter::<S, G>(S::assume(), tile, to, strides, accumulate, writes) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn finish<S: Simd<Real: Base>>(octets: &mut [Octet], plan: &Plan) {
+            unsafe fn finish<S: Simd<Real: Base>>(groups: &mut [RowGroup], plan: &Plan) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { octet::finish::<S>(S::assume(), octets, plan) }
+                unsafe { row_math::finish::<S>(S::assume(), groups, plan) }
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn count(view: &View, first: usize, len: usize, ignore: i64, classes: usize) -> Option<u64> {
                 // SAFETY: the caller's promise (`Kernels`).
-                unsafe { targets::count(view, first, len, ignore, classes) }
+                unsafe { class_index::count(view, first, len, ignore, classes) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn holes(view: &View, run: &Run, ignore: i64, octet: &mut Octet, lane: usize) {
+            unsafe fn excluded_classes(view: &View, run: &Run, ignore: i64, group: &mut RowGroup, lane: usize) {
                 // SAFETY: the caller's promise (`Kernels`).
-                unsafe { targets::holes(view, run, ignore, octet, lane) }
+                unsafe { class_index::excluded_classes(view, run, ignore, group, lane) }
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn transform<S: Simd<Real: Base>>(x: *mut u8, len: usize, with: &Transform, slope: *mut u8) {
@@ -213,49 +213,49 @@ macro_rules! entries {
                 unsafe { contiguous::transform::<S>(S::assume(), x, len, with, slope) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn total<S: Simd<Real: Base>>(x: *const f64, len: usize) -> Exact {
+            unsafe fn total<S: Simd<Real: Base>>(x: *const f64, len: usize) -> CompensatedSum {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
                 unsafe { contiguous::total::<S>(S::assume(), x, len) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_sums<S: Simd<Real: Base>>(tile: &Tile, octets: &mut [Octet], heats: bool) {
+            unsafe fn tile_sums<S: Simd<Real: Base>>(tile: &Tile, groups: &mut [RowGroup], first_moments: bool) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { tiles::sums::<S>(S::assume(), tile, octets, heats) }
+                unsafe { tiles::sums::<S>(S::assume(), tile, groups, first_moments) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_argmax<S: Simd<Real: Base>>(tile: &Tile, octets: &mut [Octet]) {
+            unsafe fn tile_argmax<S: Simd<Real: Base>>(tile: &Tile, groups: &mut [RowGroup]) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { tiles::argmax::<S>(S::assume(), tile, octets) }
+                unsafe { tiles::argmax::<S>(S::assume(), tile, groups) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_dots<S: Simd<Real: Base>>(tile: &Tile, octets: &mut [Octet], masses: &Masses) {
+            unsafe fn tile_dots<S: Simd<Real: Base>>(tile: &Tile, groups: &mut [RowGroup], masses: &Masses) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { tiles::dots::<S>(S::assume(), tile, octets, masses) }
+                unsafe { tiles::dots::<S>(S::assume(), tile, groups, masses) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_gradient<S: Simd<Real: Base>>(tile: &Tile, octets: &[Octet], gradient: &TileGradient) {
+            unsafe fn tile_gradient<S: Simd<Real: Base>>(tile: &Tile, groups: &[RowGroup], gradient: &TileGradient) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { tiles::gradient::<S>(S::assume(), tile, octets, gradient) }
+                unsafe { tiles::gradient::<S>(S::assume(), tile, groups, gradient) }
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn products<S: Simd<Real: Base>>(pair: &Pair) -> f64 {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { family::products::<S>(S::assume(), pair) }
+                unsafe { softmax_gradient::products::<S>(S::assume(), pair) }
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn combine<S: Simd<Real: Base>>(pair: &Pair, sum: f64) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { family::combine::<S>(S::assume(), pair, sum) }
+                unsafe { softmax_gradient::combine::<S>(S::assume(), pair, sum) }
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn tile_products<S: Simd<Real: Base>>(tiles: &Tiles, sums: &mut [Numbers; 2]) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { family::tile_products::<S>(S::assume(), tiles, sums) }
+                unsafe { softmax_gradient::tile_products::<S>(S::assume(), tiles, sums) }
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn tile_combine<S: Simd<Real: Base>>(tiles: &Tiles, sums: &[Numbers; 2]) {
                 // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { family::tile_combine::<S>(S::assume(), tiles, sums) }
+                unsafe { softmax_gradient::tile_combine::<S>(S::assume(), tiles, sums) }
             }
 
             const fn sweeps<S: Simd<Real: Base>, E: Element<S>>() -> Sweeps {
@@ -286,7 +286,7 @@ macro_rules! entries {
                 Lanes {
                     finish: finish::<S>,
                     count,
-                    holes,
+                    excluded_classes,
                     transform: transform::<S>,
                     total: total::<S>,
                     sums: tile_sums::<S>,
@@ -412,7 +412,7 @@ mod tests {
                 for len in [0, 1, 2, 7, 15, 16, 17, 31, 48, 100, 1000] {
                     // SAFETY: within the terms; the processor has the set, since it has kernels.
                     let total = unsafe { (k.total)(terms.as_ptr(), len) }.value();
-                    let mut want = Exact::NONE;
+                    let mut want = CompensatedSum::NONE;
                     terms[..len].iter().for_each(|&x| want.add(x));
                     assert_eq!(total, want.value(), "{len} on {}", isa.name());
                 }

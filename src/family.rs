@@ -3,7 +3,7 @@
 use crate::dispatch;
 use crate::dispatch::Isa;
 use crate::error::Error;
-use crate::kernels::family::{self as kernels, Backward};
+use crate::kernels::softmax_gradient::{self as kernels, Backward};
 use crate::math::exp2::Base;
 use crate::parallel::{self, Team, for_blocks};
 use crate::plan::{Gradient, Layout, Pass, Plan, TILE, Targets};

@@ -6,10 +6,10 @@
 
 use crate::kernels::Kernels;
 use crate::kernels::contiguous::{self, Marks};
-use crate::kernels::octet::ROWS;
-use crate::kernels::online::Partial;
-use crate::kernels::row::{Batch, Job, Totals};
-use crate::kernels::{soft, tiles};
+use crate::kernels::row_batch::{Batch, Job, Totals};
+use crate::kernels::row_math::ROWS;
+use crate::kernels::row_state::RowState;
+use crate::kernels::{target_gradient, tiles};
 use crate::plan::{Layout, Pass, Plan, SEGMENTS, TILE};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -143,7 +143,7 @@ struct Slots<T>(*mut MaybeUninit<T>);
 // SAFETY: `Team::map` writes no slot twice and reads none before all threads are done.
 unsafe impl<T: Send> Sync for Slots<T> {}
 
-/// Rows, or tiles, of a block: of the problem alone, as the order of all sums is. Whole octets of rows
+/// Rows, or tiles, of a block: of the problem alone, as the order of all sums is. Whole groups of rows
 /// where there are enough.
 fn block_len(rows: usize, work: usize) -> usize {
     let len = rows.div_ceil(BLOCKS).max(BLOCK_WORK / work.max(1)).max(1);
@@ -193,7 +193,7 @@ pub fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
     if plan.pass == Pass::Targets {
         // SAFETY: rows of the plan, each in one block; here and below the kernels were handed out
         // by `Isa::kernels`, so the processor has their instruction set.
-        let block = |rows| unsafe { soft::rows(k, plan, rows) };
+        let block = |rows| unsafe { target_gradient::rows(k, plan, rows) };
         for_blocks(team, rows, [plan.classes, elements], block, |()| ());
         return totals;
     }
@@ -246,19 +246,19 @@ unsafe fn split_row(
         contiguous::aim(k, plan, &mut batch, 0..1);
     }
     if let Some(sum) = batch.lanes()[0].sum {
-        let mut total = Partial::EMPTY;
+        let mut total = RowState::EMPTY;
         team.map(
             size,
             segments,
             |segments, give| {
                 for segment in segments {
-                    let mut partial = Partial::EMPTY;
+                    let mut partial = RowState::EMPTY;
                     // SAFETY: as above.
                     let again = unsafe {
                         contiguous::sum_segment(k, plan, at, segment, &sum, &mut partial)
                     };
-                    let [wild, redone] = &marks[segment];
-                    wild.store(again.wild, Ordering::Relaxed);
+                    let [out_of_range, redone] = &marks[segment];
+                    out_of_range.store(again.out_of_range, Ordering::Relaxed);
                     redone.store(again.redone, Ordering::Relaxed);
                     give(partial);
                 }
@@ -282,9 +282,9 @@ unsafe fn split_row(
                 segments,
                 |segments, give| {
                     for segment in segments {
-                        let [wild, redone] =
+                        let [out_of_range, redone] =
                             marks[segment].each_ref().map(|bits| bits.load(Ordering::Relaxed));
-                        let again = Marks { wild, redone };
+                        let again = Marks { out_of_range, redone };
                         // SAFETY: as above.
                         unsafe {
                             contiguous::gradient_segment(k, plan, at, segment, again, gradient);
@@ -463,7 +463,7 @@ mod tests {
             (2 * BLOCKS, 100_000, 2),
             (2 * BLOCKS + 1, 100_000, 3),
             (7 * BLOCKS, 100_000, 7),
-            // Enough work, in whole octets where there are enough rows.
+            // Enough work, in whole groups where there are enough rows.
             (10, 1171, 6),
             (10, 1170, 7),
             (10, 1024, 8),

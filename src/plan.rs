@@ -6,7 +6,7 @@
 //! logits; every target is in range or ignored.
 
 use crate::element::Float;
-use crate::math::exp2::Reference;
+use crate::math::exp2::Shift;
 
 /// What the elements of an operand are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -414,7 +414,7 @@ pub struct Plan {
 // disjoint rows or disjoint classes of a row of the outputs (parallel.rs).
 unsafe impl Sync for Plan {}
 
-/// Classes whose exponentials are summed together and share a reference.
+/// Classes whose exponentials are summed together and share a shift.
 pub const CHUNK: usize = 2048;
 
 /// The most segments a row is cut into, and the most chunks of a segment that are told apart.
@@ -506,7 +506,7 @@ impl Plan {
     pub fn keeps(&self) -> bool {
         matches!(self.pass, Pass::ForwardBackward | Pass::Softmax)
             && self.classes <= KEPT_CLASSES
-            && !self.is_natural()
+            && !self.is_base_e()
             && self.transform.is_none()
             && matches!(self.logits.dtype, Dtype::F32 | Dtype::F64)
             && !matches!(self.targets, Targets::Probabilities(_))
@@ -516,7 +516,7 @@ impl Plan {
     /// A softmax whose exponentials are of base e, not of that of the sums: in f32, 88 below the
     /// largest, the two differ by 10 ulp; in f64 by a few. Halves are those of f32, rounded.
     #[inline(always)]
-    pub fn is_natural(&self) -> bool {
+    pub fn is_base_e(&self) -> bool {
         self.pass == Pass::Softmax && self.logits.dtype.has_short_lanes()
     }
 
@@ -565,10 +565,10 @@ impl Plan {
         }
     }
 
-    /// The reference nearest to the logit `x`, which is finite or of no meaning.
+    /// The shift nearest to the logit `x`, which is finite or of no meaning.
     #[inline(always)]
-    pub fn reference_at(&self, x: f64) -> Reference {
-        if self.logits.dtype.has_short_lanes() { Reference::at(x as f32) } else { Reference::at(x) }
+    pub fn shift_at(&self, x: f64) -> Shift {
+        if self.logits.dtype.has_short_lanes() { Shift::at(x as f32) } else { Shift::at(x) }
     }
 
     /// A row needs nothing of its logits but exponentials of them as they are.

@@ -8,7 +8,7 @@ use crate::codes::*;
 use crate::dispatch::{self, Isa};
 use crate::error::Error;
 use crate::kernels::Kernels;
-use crate::kernels::online::Exact;
+use crate::kernels::row_state::CompensatedSum;
 use crate::math::exp2::Base;
 use crate::parallel::{self, Team, for_blocks};
 use crate::plan::{self, At, Dtype, Layout, Pass, Plan, Target, Targets, Transform, View};
@@ -678,7 +678,7 @@ fn validate(
     let spreads = plan.label_smoothing > 0.0 && matches!(plan.targets, Targets::Indices(_));
     if let Some(weights) = plan.class_weights.filter(|_| spreads) {
         let first = At { row: 0, inner: 0 };
-        let mut total = Exact::NONE;
+        let mut total = CompensatedSum::NONE;
         // SAFETY: the classes of the plan.
         (0..sizes.classes).for_each(|class| total.add(unsafe { weights.real(first, class) }));
         plan.weight_total = total.value();

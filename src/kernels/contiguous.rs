@@ -3,45 +3,47 @@
 //! # Forward: one read, no maximum first
 //!
 //! ```text
-//! anchor: c = integer nearest to L·max of the first 256 classes
+//! initial_shift: c = integer nearest to L·max of the first 256 classes
 //! for each chunk of 2048 classes:
 //!     sum = Σ 2^(L·x - c)                       64 lanes, flushed to f64 every 256 classes
-//!     if an exponent was out of range:          ("wild": -inf, say)
+//!     if an exponent was out of range:          ("out_of_range": -inf, say)
 //!         the same sum again, arguments clamped
-//!     if sum is outside the safe range:         (a logit far above the anchor)
+//!     if sum is outside the safe range:         (a logit shift_logit above the initial_shift)
 //!         c' = integer nearest to L·max of the chunk
 //!         sum = Σ 2^(L·x - c')
 //!     push (c or c', sum) to the row's state    in class order, f64
 //! ```
 //!
-//! A chunk's result depends on the anchor and on itself alone, so chunks can be computed
+//! A chunk's result depends on the initial_shift and on itself alone, so chunks can be computed
 //! anywhere, in any order, and redone without touching others. The target's class is left out of
-//! all of it: octet.rs adds it in f64, which keeps `rest = Σ over the others` as exact as it is small.
+//! all of it: group.rs adds it in f64, which keeps `rest = Σ over the others` as exact as it is small.
 //!
 //! # Gradient: a second sweep, while the row is in cache
 //!
 //! `P·p_c = 2^(L·x_c - c)·F`, one factor for the whole row. In place, the first sweep leaves
 //! `2^(L·x - c)` where the logits were and the second only multiplies; out of place the
-//! exponentials are computed again, from the same reference to the same bits, so that the
+//! exponentials are computed again, from the same shift to the same bits, so that the
 //! gradient is written once and can be streamed. Chunks that were redone keep their logits and
-//! are computed relative to the reference that the row's sum ended with.
+//! are computed relative to the shift that the row's sum ended with.
 //!
 //! The first sweep waits for memory, the second does not. So where rows leave the first level of
 //! cache, the second sweep over one goes along with the first over the next, block by block
 //! ([`sums_beside`]). See docs/design.md.
 //!
-//! # Tails and holes
+//! # Tails and excluded_classes
 //!
 //! Lanes past the end and the target's lane are masked loads of -inf, whose exponential is 0. The
-//! block with the target is skipped by the loop (`block + (block ≥ hole)`, no branch) and done last.
+//! block with the target is skipped by the loop (`block + (block ≥ excluded)`, no branch) and done last.
 
-use super::octet::ROWS;
-use super::online::{Exact, Level, Partial, Top};
-use super::row::{Anchor, Batch, Curve, Job, Kind, Lane, RowGradient, RowSum, Totals};
+use super::row_batch::{
+    Batch, ExpScale, InitialShift, Job, Kind, Lane, RowGradient, RowSum, Totals,
+};
+use super::row_math::ROWS;
+use super::row_state::{ArgMax, CompensatedSum, ExpSum, RowState};
 use super::tiles::Tile;
 use super::{Kernels, Sweeps};
 use crate::element::Element;
-use crate::math::exp2::{Base, Exp2, Reference};
+use crate::math::exp2::{Base, Exp2, Shift};
 use crate::math::real;
 use crate::plan::{At, CHUNK, KEPT_CLASSES, Pass, Plan, SEGMENTS, Targets, Transform};
 use crate::simd::{Real, Simd, TOTALS, all_lanes, first_lanes, lanes_of, up_to};
@@ -49,7 +51,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Classes that the anchor is taken from.
+/// Classes that the initial_shift is taken from.
 const HEAD: usize = 256;
 
 /// Blocks summed in lanes of f32 before they are flushed: no more than 4 additions a lane. Equal terms
@@ -69,10 +71,10 @@ const RUN: usize = 32;
 const LINE: usize = 64;
 
 /// A chunk's sum above this is redone: exponentials that are kept for the second sweep then stay
-/// far from overflow.
+/// shift_logit from overflow.
 const SAFE_HIGH: f64 = (1u64 << 60) as f64;
 
-/// Without a real anchor, a chunk's sum below this is redone too: what is flushed to 0 beside it
+/// Without a real initial_shift, a chunk's sum below this is redone too: what is flushed to 0 beside it
 /// is less than 2^-125 of the row.
 const SAFE_LOW: f64 = 0.5;
 
@@ -80,9 +82,9 @@ const SAFE_LOW: f64 = 0.5;
 /// clamped; the latter of base e; there are none; or it is not they that are wanted but logits less
 /// the lse.
 const KEPT: u8 = 0;
-const TAME: u8 = 1;
+const IN_RANGE: u8 = 1;
 const CLAMPED: u8 = 2;
-const NATURAL: u8 = 3;
+const BASE_E: u8 = 3;
 const ABSENT: u8 = 4;
 const LOGS: u8 = 5;
 
@@ -92,27 +94,31 @@ const LOGS: u8 = 5;
 struct Blocks {
     /// Blocks with all lanes.
     whole: usize,
-    /// The block with the hole (`usize::MAX`: none of the whole ones), to be left out of a loop
+    /// The block with the excluded (`usize::MAX`: none of the whole ones), to be left out of a loop
     /// over the whole ones.
-    hole: usize,
-    hole_mask: u64,
-    /// Lanes of the block after the last whole one, without the hole.
+    excluded: usize,
+    excluded_mask: u64,
+    /// Lanes of the block after the last whole one, without the excluded.
     tail_mask: u64,
 }
 
 impl Blocks {
     #[inline(always)]
-    fn new<S: Simd>(len: usize, hole: Option<usize>) -> Self {
+    fn new<S: Simd>(len: usize, excluded: Option<usize>) -> Self {
         let block = S::BLOCK;
         let whole = len / block;
-        let mut blocks =
-            Blocks { whole, hole: usize::MAX, hole_mask: 0, tail_mask: first_lanes(len % block) };
-        if let Some(hole) = hole {
-            let lane = !(1u64 << (hole % block));
-            if hole / block < whole {
+        let mut blocks = Blocks {
+            whole,
+            excluded: usize::MAX,
+            excluded_mask: 0,
+            tail_mask: first_lanes(len % block),
+        };
+        if let Some(excluded) = excluded {
+            let lane = !(1u64 << (excluded % block));
+            if excluded / block < whole {
                 blocks.whole -= 1;
-                blocks.hole = hole / block;
-                blocks.hole_mask = lane & all_lanes::<S>();
+                blocks.excluded = excluded / block;
+                blocks.excluded_mask = lane & all_lanes::<S>();
             } else {
                 blocks.tail_mask &= lane;
             }
@@ -120,17 +126,20 @@ impl Blocks {
         blocks
     }
 
-    /// Element at which the `i`-th block without a hole starts.
+    /// Element at which the `i`-th block without a excluded starts.
     #[inline(always)]
     fn whole_at<S: Simd>(&self, i: usize) -> usize {
-        (i + usize::from(i >= self.hole)) * S::BLOCK
+        (i + usize::from(i >= self.excluded)) * S::BLOCK
     }
 
     /// The masked blocks: `(first element, mask)`; an empty mask where there is none.
     #[inline(always)]
     fn masked<S: Simd>(&self) -> [(usize, u64); 2] {
-        let tail = self.whole + usize::from(self.hole != usize::MAX);
-        [(self.hole.wrapping_mul(S::BLOCK), self.hole_mask), (tail * S::BLOCK, self.tail_mask)]
+        let tail = self.whole + usize::from(self.excluded != usize::MAX);
+        [
+            (self.excluded.wrapping_mul(S::BLOCK), self.excluded_mask),
+            (tail * S::BLOCK, self.tail_mask),
+        ]
     }
 }
 
@@ -142,7 +151,7 @@ pub struct Chunk {
     /// How many.
     pub len: usize,
     /// The one to leave out.
-    pub hole: Option<usize>,
+    pub excluded: Option<usize>,
     /// Where exponentials go, the logits' own place, and a copy of the logits in case they must
     /// be put back. Null unless they are kept.
     pub kept: *mut u8,
@@ -156,19 +165,19 @@ pub struct Sums {
     /// Σ 2^t, t the exponents
     pub sum: f64,
     /// Σ t·2^t, if it was asked for
-    pub heat: f64,
+    pub first_moment: f64,
     /// No exponent was out of range.
-    pub tame: bool,
+    pub in_range: bool,
 }
 
-/// The largest logit of a chunk but the hole's; NaN counts for nothing.
+/// The largest logit of a chunk but the excluded's; NaN counts for nothing.
 ///
 /// # Safety
 /// The chunk's logits are readable, and of type `E`; the processor has what `s` stands for. The
 /// same for all below.
 #[inline(always)]
 pub unsafe fn max<S: Simd, E: Element<S>>(s: S, chunk: &Chunk) -> f64 {
-    let blocks = Blocks::new::<S>(chunk.len, chunk.hole);
+    let blocks = Blocks::new::<S>(chunk.len, chunk.excluded);
     let x = chunk.x.cast::<E>();
     let mut max = s.splat_block(S::Real::NEG_INFINITY);
     for i in 0..blocks.whole {
@@ -193,7 +202,7 @@ pub unsafe fn max<S: Simd, E: Element<S>>(s: S, chunk: &Chunk) -> f64 {
     s.max_of_block(max).to_f64()
 }
 
-/// [`sum`] of one chunk after the other, until one is not tame or its sum is not in `safe`; returns
+/// [`sum`] of one chunk after the other, until one is not in_range or its sum is not in `safe`; returns
 /// how many were. A call for each would cost as much as some dozens of their classes.
 ///
 /// # Safety
@@ -202,7 +211,7 @@ pub unsafe fn max<S: Simd, E: Element<S>>(s: S, chunk: &Chunk) -> f64 {
 pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     s: S,
     run: &Chunk,
-    reference: Reference,
+    shift: Shift,
     safe: &Range<f64>,
     sums: &mut [f64],
 ) -> usize {
@@ -210,12 +219,17 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
         let start = i * CHUNK;
         let len = CHUNK.min(run.len - start);
         let x = run.x.cast::<E>().wrapping_add(start).cast();
-        let chunk = Chunk { x, len, hole: hole_in(run.hole, start, len), ..*run };
+        let chunk = Chunk { x, len, excluded: excluded_in(run.excluded, start, len), ..*run };
         // SAFETY: the caller's promise.
         let sums = unsafe {
-            sum_with::<S, E, _, true, false, false, false, false>(s, &chunk, reference, &mut NoMate)
+            sum_with::<S, E, _, true, false, false, false, false>(
+                s,
+                &chunk,
+                shift,
+                &mut NotInterleaved,
+            )
         };
-        if !(sums.tame && safe.contains(&sums.sum)) {
+        if !(sums.in_range && safe.contains(&sums.sum)) {
             return i;
         }
         *sum_of = sums.sum;
@@ -235,26 +249,26 @@ fn prefetch<S: Simd, E: Element<S>, const LONG: bool>(s: S, p: *const E) {
         p.cast::<u8>().wrapping_add(SPAN + i % pages * PAGE + i / pages * block).wrapping_sub(at);
     for line in 0..block / LINE {
         let line = next.wrapping_add(line * LINE);
-        if LONG && size_of::<E>() > 2 { s.prefetch_far(line) } else { s.prefetch(line) }
+        if LONG && size_of::<E>() > 2 { s.prefetch_l2(line) } else { s.prefetch(line) }
     }
 }
 
 /// Work that a sweep does on the way, a block for each of its own.
-trait Mate {
+trait Interleaved {
     /// The next block, if there is one.
     fn step(&mut self);
 }
 
 /// None.
-struct NoMate;
+struct NotInterleaved;
 
-impl Mate for NoMate {
+impl Interleaved for NotInterleaved {
     #[inline(always)]
     fn step(&mut self) {}
 }
 
-/// The sums over a chunk without its hole. Unless `CLAMP`, they are right only if they turn out to
-/// be tame, and then they are those with `CLAMP`, bit for bit.
+/// The sums over a chunk without its excluded. Unless `CLAMP`, they are right only if they turn out to
+/// be in_range, and then they are those with `CLAMP`, bit for bit.
 ///
 /// # Safety
 /// See [`max`]; with `KEEP`, `kept` and `backup` are writable over the chunk.
@@ -262,17 +276,24 @@ impl Mate for NoMate {
 pub unsafe fn sum<
     S: Simd<Real: Base>,
     E: Element<S>,
-    const FAR: bool,
+    const BY_LOGIT: bool,
     const CLAMP: bool,
     const KEEP: bool,
-    const HEAT: bool,
+    const MOMENT: bool,
 >(
     s: S,
     chunk: &Chunk,
-    reference: Reference,
+    shift: Shift,
 ) -> Sums {
     // SAFETY: the caller's promise.
-    unsafe { sum_with::<S, E, _, false, FAR, CLAMP, KEEP, HEAT>(s, chunk, reference, &mut NoMate) }
+    unsafe {
+        sum_with::<S, E, _, false, BY_LOGIT, CLAMP, KEEP, MOMENT>(
+            s,
+            chunk,
+            shift,
+            &mut NotInterleaved,
+        )
+    }
 }
 
 /// As [`sum`], with other work on the way.
@@ -283,29 +304,29 @@ pub unsafe fn sum<
 unsafe fn sum_with<
     S: Simd<Real: Base>,
     E: Element<S>,
-    M: Mate,
+    M: Interleaved,
     const LONG: bool,
-    const FAR: bool,
+    const BY_LOGIT: bool,
     const CLAMP: bool,
     const KEEP: bool,
-    const HEAT: bool,
+    const MOMENT: bool,
 >(
     s: S,
     chunk: &Chunk,
-    reference: Reference,
-    mate: &mut M,
+    shift: Shift,
+    interleaved: &mut M,
 ) -> Sums {
-    let exp = Exp2::<S, FAR>::new(s, reference);
-    let blocks = Blocks::new::<S>(chunk.len, chunk.hole);
+    let exp = Exp2::<S, BY_LOGIT>::new(s, shift);
+    let blocks = Blocks::new::<S>(chunk.len, chunk.excluded);
     let (x, kept, backup) = (chunk.x.cast::<E>(), chunk.kept.cast::<E>(), chunk.backup.cast::<E>());
-    let (mut totals, mut heats) = (s.totals(), s.totals());
+    let (mut totals, mut first_moments) = (s.totals(), s.totals());
     let (mut seen, watched) = (s.watch_start(), s.splat(S::Real::WATCHED));
     let zero = S::Real::ZERO;
 
     let mut i = 0;
     while i < blocks.whole {
         let end = (i + GROUP).min(blocks.whole);
-        let (mut sum, mut heat) = (s.splat_block(zero), s.splat_block(zero));
+        let (mut sum, mut first_moment) = (s.splat_block(zero), s.splat_block(zero));
         while i < end {
             let at = blocks.whole_at::<S>(i);
             let p = x.wrapping_add(at);
@@ -325,20 +346,20 @@ unsafe fn sum_with<
                         E::store(s, kept.add(at + j * S::LANES), e);
                     }
                 }
-                if HEAT {
-                    let h = &mut heat.as_mut()[j];
+                if MOMENT {
+                    let h = &mut first_moment.as_mut()[j];
                     *h = s.mul_add(e, exp.exponent(x), *h);
                 }
             }
             if !CLAMP {
                 seen = s.watch(seen, &exponents, watched);
             }
-            mate.step();
+            interleaved.step();
             i += 1;
         }
         s.add_block(&mut totals, &sum);
-        if HEAT {
-            s.add_block(&mut heats, &heat);
+        if MOMENT {
+            s.add_block(&mut first_moments, &first_moment);
         }
     }
 
@@ -348,7 +369,7 @@ unsafe fn sum_with<
         }
         let p = x.wrapping_add(at);
         let mut exponents = s.splat_block(S::Real::WATCHED);
-        let (mut sum, mut heat) = (s.splat_block(zero), s.splat_block(zero));
+        let (mut sum, mut first_moment) = (s.splat_block(zero), s.splat_block(zero));
         for (j, acc) in sum.as_mut().iter_mut().enumerate() {
             let lanes = lanes_of::<S>(mask, j);
             if lanes == 0 {
@@ -359,7 +380,7 @@ unsafe fn sum_with<
             let x = unsafe { E::load_lanes(s, p, lanes, S::Real::NEG_INFINITY) };
             *acc = exp.value::<true>(x);
             if !CLAMP {
-                // The lanes that are left out must not look wild.
+                // The lanes that are left out must not look out_of_range.
                 // SAFETY: as above.
                 let x = unsafe { E::load_lanes(s, p, lanes, exp.origin()) };
                 exponents.as_mut()[j] = exp.power::<false>(x).m;
@@ -372,24 +393,24 @@ unsafe fn sum_with<
                     E::store_lanes(s, kept.wrapping_add(at), lanes, *acc);
                 }
             }
-            if HEAT {
-                heat.as_mut()[j] = s.mul(*acc, exp.exponent(x));
+            if MOMENT {
+                first_moment.as_mut()[j] = s.mul(*acc, exp.exponent(x));
             }
         }
         if !CLAMP {
             seen = s.watch(seen, &exponents, watched);
         }
         s.add_block(&mut totals, &sum);
-        if HEAT {
-            s.add_block(&mut heats, &heat);
+        if MOMENT {
+            s.add_block(&mut first_moments, &first_moment);
         }
     }
     let sum = s.sum(totals);
     Sums {
         sum,
-        heat: if HEAT { s.sum(heats) } else { 0.0 },
+        first_moment: if MOMENT { s.sum(first_moments) } else { 0.0 },
         // At the ends of what is watched, the sum is NaN where no logit is (math/exp2.rs).
-        tame: CLAMP || s.watch_end(seen) && !sum.is_nan(),
+        in_range: CLAMP || s.watch_end(seen) && !sum.is_nan(),
     }
 }
 
@@ -401,14 +422,14 @@ unsafe fn sum_with<
 pub unsafe fn sum_kept<S: Simd<Real: Base>, E: Element<S>>(
     s: S,
     chunk: &Chunk,
-    reference: Reference,
+    shift: Shift,
 ) -> Sums {
     // SAFETY: the caller's promise.
     unsafe {
         if E::EXACT {
-            sum::<S, E, false, false, true, false>(s, chunk, reference)
+            sum::<S, E, false, false, true, false>(s, chunk, shift)
         } else {
-            sum::<S, E, false, false, false, false>(s, chunk, reference)
+            sum::<S, E, false, false, false, false>(s, chunk, shift)
         }
     }
 }
@@ -420,13 +441,13 @@ pub unsafe fn sum_kept<S: Simd<Real: Base>, E: Element<S>>(
 /// left to the caller. The gradient is written in any case.
 ///
 /// # Safety
-/// As [`sum`] for every chunk of `run`, but that `kept` goes as far as the run does; and as [`gradient`]; the
-/// gradient's source is `Kept` or `Tame`, and it is plain and near.
+/// As [`sum`] for every chunk of `run`, but that `kept` goes as shift_logit as the run does; and as [`gradient`]; the
+/// gradient's source is `Kept` or `InRange`, and it is plain and shift_exponent.
 #[inline(always)]
 pub unsafe fn sums_beside<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     s: S,
     run: &Chunk,
-    reference: Reference,
+    shift: Shift,
     safe: &Range<f64>,
     other: &GradientChunk,
     sums: &mut [f64],
@@ -434,9 +455,9 @@ pub unsafe fn sums_beside<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     // SAFETY: the caller's promise.
     unsafe {
         if E::EXACT && other.source == Source::Kept {
-            both::<S, E, G, KEPT, true>(s, run, reference, safe, other, sums)
+            both::<S, E, G, KEPT, true>(s, run, shift, safe, other, sums)
         } else {
-            both::<S, E, G, TAME, false>(s, run, reference, safe, other, sums)
+            both::<S, E, G, IN_RANGE, false>(s, run, shift, safe, other, sums)
         }
     }
 }
@@ -453,39 +474,39 @@ unsafe fn both<
 >(
     s: S,
     run: &Chunk,
-    reference: Reference,
+    shift: Shift,
     safe: &Range<f64>,
     other: &GradientChunk,
     sums: &mut [f64],
 ) -> (usize, Sums) {
     let sweep = Sweep::<S, SOURCE, false>::new(s, other);
     // SAFETY: the caller's promise.
-    let mut mate =
+    let mut interleaved =
         unsafe { Run::<S, E, G, SOURCE, false>::new(&sweep, other, Edges::of::<S, G>(s, other)) };
-    mate.head();
-    let (mut count, mut last) = (0, Sums { sum: 0.0, heat: 0.0, tame: true });
+    interleaved.head();
+    let (mut count, mut last) = (0, Sums { sum: 0.0, first_moment: 0.0, in_range: true });
     for sum_of in sums {
         let start = count * CHUNK;
         let len = CHUNK.min(run.len - start);
         let x = run.x.cast::<E>().wrapping_add(start).cast();
         let kept = run.kept.cast::<E>().wrapping_add(start).cast();
-        let chunk = Chunk { x, len, hole: hole_in(run.hole, start, len), kept, ..*run };
+        let chunk = Chunk { x, len, excluded: excluded_in(run.excluded, start, len), kept, ..*run };
         // SAFETY: the caller's promise.
         last = unsafe {
-            sum_with::<S, E, _, true, false, false, KEEP, false>(s, &chunk, reference, &mut mate)
+            sum_with::<S, E, _, true, false, false, KEEP, false>(s, &chunk, shift, &mut interleaved)
         };
-        if !(last.tame && safe.contains(&last.sum)) {
+        if !(last.in_range && safe.contains(&last.sum)) {
             break;
         }
         *sum_of = last.sum;
         count += 1;
     }
-    mate.finish();
+    interleaved.finish();
     (count, last)
 }
 
-/// The sums of a chunk that is not tame, or whose heat is wanted, or that is relative to a
-/// reference of its own.
+/// The sums of a chunk that is not in_range, or whose first_moment is wanted, or that is relative to a
+/// shift of its own.
 ///
 /// # Safety
 /// As [`sum`].
@@ -493,17 +514,17 @@ unsafe fn both<
 pub unsafe fn clamped<S: Simd<Real: Base>, E: Element<S>>(
     s: S,
     chunk: &Chunk,
-    reference: Reference,
-    heat: bool,
+    shift: Shift,
+    first_moment: bool,
 ) -> Sums {
     // SAFETY: the caller's promise.
     unsafe {
-        match (reference.is_far(), heat, E::EXACT && !chunk.kept.is_null()) {
-            // What is kept is near, and nothing else is asked of it.
-            (false, _, true) => sum::<S, E, false, true, true, false>(s, chunk, reference),
-            (false, false, false) => sum::<S, E, false, true, false, false>(s, chunk, reference),
-            (false, true, false) => sum::<S, E, false, true, false, true>(s, chunk, reference),
-            (true, _, _) => sum::<S, E, true, true, false, true>(s, chunk, reference),
+        match (shift.is_by_logit(), first_moment, E::EXACT && !chunk.kept.is_null()) {
+            // What is kept is shift_exponent, and nothing else is asked of it.
+            (false, _, true) => sum::<S, E, false, true, true, false>(s, chunk, shift),
+            (false, false, false) => sum::<S, E, false, true, false, false>(s, chunk, shift),
+            (false, true, false) => sum::<S, E, false, true, false, true>(s, chunk, shift),
+            (true, _, _) => sum::<S, E, true, true, false, true>(s, chunk, shift),
         }
     }
 }
@@ -518,9 +539,9 @@ pub unsafe fn restore<S: Simd, E: Element<S>>(s: S, chunk: &Chunk) {
         return;
     }
     let (kept, backup) = (chunk.kept.cast::<E>(), chunk.backup.cast::<E>());
-    let blocks = Blocks::new::<S>(chunk.len, chunk.hole);
+    let blocks = Blocks::new::<S>(chunk.len, chunk.excluded);
     let whole = (0..blocks.whole).map(|i| (blocks.whole_at::<S>(i), all_lanes::<S>()));
-    // The hole was neither backed up nor overwritten.
+    // The excluded was neither backed up nor overwritten.
     for (at, mask) in whole.chain(blocks.masked::<S>()) {
         for j in 0..S::BLOCK / S::LANES {
             let lanes = lanes_of::<S>(mask, j);
@@ -537,14 +558,14 @@ pub unsafe fn restore<S: Simd, E: Element<S>>(s: S, chunk: &Chunk) {
     }
 }
 
-/// The largest of `len` logits and where it is: see [`Top`].
+/// The largest of `len` logits and where it is: see [`ArgMax`].
 ///
 /// # Safety
 /// See [`max`].
 #[inline(always)]
-pub unsafe fn argmax<S: Simd, E: Element<S>>(s: S, x: *const u8, len: usize) -> Top {
+pub unsafe fn argmax<S: Simd, E: Element<S>>(s: S, x: *const u8, len: usize) -> ArgMax {
     let chunk =
-        Chunk { x, len, hole: None, kept: std::ptr::null_mut(), backup: std::ptr::null_mut() };
+        Chunk { x, len, excluded: None, kept: std::ptr::null_mut(), backup: std::ptr::null_mut() };
     // SAFETY: the caller's promise.
     let max = unsafe { max::<S, E>(s, &chunk) };
     // The first that is it, or is NaN.
@@ -557,16 +578,16 @@ pub unsafe fn argmax<S: Simd, E: Element<S>>(s: S, x: *const u8, len: usize) -> 
         let (found, ordered) = (s.bits(s.equal(v, wanted)), s.bits(s.equal(v, v)));
         let nan = !ordered & lanes;
         if nan != 0 {
-            return Top { value: f64::NAN, class: at + nan.trailing_zeros() as usize };
+            return ArgMax { value: f64::NAN, class: at + nan.trailing_zeros() as usize };
         }
         if first.is_none() && found & lanes != 0 {
             first = Some(at + (found & lanes).trailing_zeros() as usize);
         }
     }
-    Top { value: max, class: first.unwrap_or(0) }
+    ArgMax { value: max, class: first.unwrap_or(0) }
 }
 
-/// `Σ m·(x - center)` over a chunk without its hole, in f64, in which terms with m = 0 are 0;
+/// `Σ m·(x - center)` over a chunk without its excluded, in f64, in which terms with m = 0 are 0;
 /// every m is 1 if there are none.
 ///
 /// # Safety
@@ -602,7 +623,7 @@ unsafe fn dot_with<S: Simd, E: Element<S>, const EVEN: bool>(
     let (center, zero) = (d.splat(center), d.splat(0.0));
     let x = chunk.x.cast::<E>();
     let mut totals = s.totals();
-    let blocks = Blocks::new::<S>(chunk.len, chunk.hole);
+    let blocks = Blocks::new::<S>(chunk.len, chunk.excluded);
     let term = |m, x| d.select(d.equal(m, zero), zero, d.mul(m, d.sub(x, center)));
     for i in 0..blocks.whole {
         for j in 0..S::BLOCK / S::LANES {
@@ -647,7 +668,7 @@ unsafe fn dot_with<S: Simd, E: Element<S>, const EVEN: bool>(
 /// # Safety
 /// `x` is readable over `len` numbers; the processor has what `s` stands for.
 #[inline(always)]
-pub unsafe fn total<S: Simd>(s: S, x: *const f64, len: usize) -> Exact {
+pub unsafe fn total<S: Simd>(s: S, x: *const f64, len: usize) -> CompensatedSum {
     let d = s.wide();
     let wide = <S::Wide as Simd>::LANES;
     let (mut sums, mut lost) = (s.totals(), s.totals());
@@ -672,7 +693,7 @@ pub unsafe fn total<S: Simd>(s: S, x: *const f64, len: usize) -> Exact {
         }
         lanes
     };
-    Exact::of(&lanes(&sums), &lanes(&lost))
+    CompensatedSum::of(&lanes(&sums), &lanes(&lost))
 }
 
 /// Masses where there are none.
@@ -771,15 +792,15 @@ pub enum Bias {
 pub enum Source {
     /// They are where the logits were.
     Kept,
-    /// Logits that are known to be tame.
-    Tame,
+    /// Logits that are known to be in_range.
+    InRange,
     /// Logits.
     Logits,
     /// Logits, whose exponentials are to be of base e.
-    Natural,
+    BaseE,
     /// There are none: the gradient is what is subtracted.
     Absent,
-    /// Logits, and no exponentials at all: their distance from the reference, less the factor.
+    /// Logits, and no exponentials at all: their distance from the shift, less the factor.
     Logs,
 }
 
@@ -793,13 +814,13 @@ pub struct GradientChunk {
     /// Where the gradient goes.
     pub g: *mut u8,
     /// The one that is written later.
-    pub hole: Option<usize>,
+    pub excluded: Option<usize>,
     /// The logits of a row to come, to be fetched on the way; null for none.
     pub next: *const u8,
     /// What is computed from x.
     pub source: Source,
-    /// The reference of the exponentials, and what they are multiplied by.
-    pub curve: Curve,
+    /// The shift of the exponentials, and what they are multiplied by.
+    pub scale_of_exps: ExpScale,
     /// What is subtracted then.
     pub bias: Bias,
     /// What the difference is multiplied by.
@@ -812,7 +833,7 @@ pub struct GradientChunk {
     pub stream: bool,
 }
 
-/// Writes `(2^(L·(x - far) - near)·factor - bias)·scale·slope` to `g`, with log2 e for L if so wanted.
+/// Writes `(2^(L·(x - shift_logit) - shift_exponent)·factor - bias)·scale·slope` to `g`, with log2 e for L if so wanted.
 ///
 /// # Safety
 /// The logits, of type `E`, and what bias and slope point to are readable; `g`, of type `G`, is
@@ -831,51 +852,52 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
         }};
     }
     let plain = chunk.is_plain();
-    let far = chunk.curve.reference.is_far();
+    let shift_logit = chunk.scale_of_exps.shift.is_by_logit();
     match chunk.source {
         Source::Kept if plain && E::EXACT => sweep!(KEPT, false),
         Source::Kept if E::EXACT => sweep!(KEPT, true),
-        Source::Tame if plain => sweep!(TAME, false),
+        Source::InRange if plain => sweep!(IN_RANGE, false),
         Source::Absent => sweep!(ABSENT, true),
         Source::Logs => sweep!(LOGS, false),
-        Source::Natural if plain && !far => sweep!(NATURAL, false),
-        Source::Natural => sweep!(NATURAL, true),
-        _ if plain && !far => sweep!(CLAMPED, false),
+        Source::BaseE if plain && !shift_logit => sweep!(BASE_E, false),
+        Source::BaseE => sweep!(BASE_E, true),
+        _ if plain && !shift_logit => sweep!(CLAMPED, false),
         _ => sweep!(CLAMPED, true),
     }
 }
 
-/// The arithmetic of the second sweep. `RICH`: the reference may be far, the factor is split in two,
+/// The arithmetic of the second sweep. `RICH`: the shift may be shift_logit, the factor is split in two,
 /// each class may have a bias and a slope of its own.
 #[derive(Clone, Copy)]
 struct Sweep<S: Simd, const SOURCE: u8, const RICH: bool> {
     s: S,
     // One of the two is used, if any.
-    near: Exp2<S, false>,
-    far: Exp2<S, true>,
+    shift_exponent: Exp2<S, false>,
+    shift_logit: Exp2<S, true>,
     before: S::Vector,
     after: S::Vector,
     bias: S::Vector,
     scale: S::Vector,
     biases: *const S::Real,
     slopes: *const S::Real,
-    /// Of logarithms: the reference, what lse is above it, negative, L and its inverse.
+    /// Of logarithms: the shift, what lse is above it, negative, L and its inverse.
     log: [f64; 5],
 }
 
 impl<S: Simd<Real: Base>, const SOURCE: u8, const RICH: bool> Sweep<S, SOURCE, RICH> {
     #[inline(always)]
     fn new(s: S, chunk: &GradientChunk) -> Self {
-        let (curve, l) = (&chunk.curve, S::Real::L.to_f64());
-        let (before, after) = if RICH { Curve::split(curve.factor) } else { (1.0, curve.factor) };
+        let (scale_of_exps, l) = (&chunk.scale_of_exps, S::Real::L.to_f64());
+        let (before, after) =
+            if RICH { ExpScale::split(scale_of_exps.factor) } else { (1.0, scale_of_exps.factor) };
         let (bias, biases) = match chunk.bias {
             Bias::Uniform(bias) => (bias, std::ptr::null()),
             Bias::Each(biases) => (0.0, biases.cast()),
         };
         Sweep {
             s,
-            near: Exp2::new(s, curve.reference),
-            far: Exp2::new(s, curve.reference),
+            shift_exponent: Exp2::new(s, scale_of_exps.shift),
+            shift_logit: Exp2::new(s, scale_of_exps.shift),
             before: s.splat(S::Real::from_f64(before)),
             after: s.splat(S::Real::from_f64(after)),
             // 0 and not -0, which would leave -0 where nothing is taken times a negative factor.
@@ -883,7 +905,13 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const RICH: bool> Sweep<S, SOURCE, R
             scale: s.splat(S::Real::from_f64(chunk.scale)),
             biases,
             slopes: chunk.slope.cast(),
-            log: [curve.reference.far, curve.reference.near, -curve.factor, l, 1.0 / l],
+            log: [
+                scale_of_exps.shift.logit,
+                scale_of_exps.shift.exponent,
+                -scale_of_exps.factor,
+                l,
+                1.0 / l,
+            ],
         }
     }
 
@@ -897,17 +925,17 @@ impl<S: Simd<Real: Base>, const SOURCE: u8, const RICH: bool> Sweep<S, SOURCE, R
         let s = self.s;
         let e = match SOURCE {
             KEPT => x,
-            TAME => self.near.value::<false>(x),
-            CLAMPED if RICH => self.far.value::<true>(x),
-            CLAMPED => self.near.value::<true>(x),
-            NATURAL if RICH => self.far.natural(x),
-            NATURAL => self.near.natural(x),
+            IN_RANGE => self.shift_exponent.value::<false>(x),
+            CLAMPED if RICH => self.shift_logit.value::<true>(x),
+            CLAMPED => self.shift_exponent.value::<true>(x),
+            BASE_E if RICH => self.shift_logit.base_e(x),
+            BASE_E => self.shift_exponent.base_e(x),
             ABSENT => s.splat(S::Real::ZERO),
             _ => {
                 let (d, mut wide) = (s.wide(), s.widen(x));
-                let [far, near, rise, l, inverse] = self.log.map(|x| d.splat(x));
+                let [shift_logit, shift_exponent, rise, l, inverse] = self.log.map(|x| d.splat(x));
                 for x in wide.as_mut() {
-                    let above = d.mul_sub_exact(d.sub(*x, far), l, near);
+                    let above = d.mul_sub_exact(d.sub(*x, shift_logit), l, shift_exponent);
                     *x = d.mul_add(above, inverse, rise);
                 }
                 return s.narrow(wide);
@@ -991,7 +1019,7 @@ impl Edges {
             };
             let block_of = |class: usize| class - (class - edges.head) % S::BLOCK;
             ask(block_of(len)..len);
-            if let Some(y) = chunk.hole.filter(|&y| y >= edges.head) {
+            if let Some(y) = chunk.excluded.filter(|&y| y >= edges.head) {
                 edges.cached = block_of(y);
                 ask(edges.cached..edges.cached + S::BLOCK);
             }
@@ -1158,14 +1186,14 @@ where
     fn fetch(&mut self) {
         if !self.next.is_null() {
             for line in 0..S::BLOCK * size_of::<E>() / LINE {
-                self.sweep.s.prefetch_far(self.next.cast::<u8>().wrapping_add(line * LINE));
+                self.sweep.s.prefetch_l2(self.next.cast::<u8>().wrapping_add(line * LINE));
             }
         }
         self.next = self.next.wrapping_add(self.step);
     }
 }
 
-impl<S, E, G, const SOURCE: u8, const RICH: bool> Mate for Run<'_, S, E, G, SOURCE, RICH>
+impl<S, E, G, const SOURCE: u8, const RICH: bool> Interleaved for Run<'_, S, E, G, SOURCE, RICH>
 where
     S: Simd<Real: Base>,
     E: Element<S>,
@@ -1188,21 +1216,27 @@ where
 /// # Safety
 /// The plan has the row and the classes.
 #[inline(always)]
-unsafe fn chunk_at(plan: &Plan, at: At, class: usize, len: usize, hole: Option<usize>) -> Chunk {
+unsafe fn chunk_at(
+    plan: &Plan,
+    at: At,
+    class: usize,
+    len: usize,
+    excluded: Option<usize>,
+) -> Chunk {
     Chunk {
         // SAFETY: the caller's promise.
         x: unsafe { plan.logits.at(at, class) },
         len,
-        hole: hole_in(hole, class, len),
+        excluded: excluded_in(excluded, class, len),
         kept: std::ptr::null_mut(),
         backup: std::ptr::null_mut(),
     }
 }
 
-/// Where the row's hole is in the chunk of `len` classes from `class` on, if it is there.
+/// Where the row's excluded is in the chunk of `len` classes from `class` on, if it is there.
 #[inline(always)]
-fn hole_in(hole: Option<usize>, class: usize, len: usize) -> Option<usize> {
-    hole.and_then(|y| y.checked_sub(class)).filter(|&y| y < len)
+fn excluded_in(excluded: Option<usize>, class: usize, len: usize) -> Option<usize> {
+    excluded.and_then(|y| y.checked_sub(class)).filter(|&y| y < len)
 }
 
 /// Room for a chunk of numbers of the lanes' type.
@@ -1243,13 +1277,18 @@ impl Staged {
     }
 }
 
-/// The reference that the row's chunks start from.
+/// The shift that the row's chunks start from.
 ///
 /// # Safety
 /// The row is one of the plan's; the same for all below.
-pub unsafe fn anchor(k: &Kernels, plan: &Plan, at: At, hole: Option<usize>) -> Anchor {
+pub unsafe fn initial_shift(
+    k: &Kernels,
+    plan: &Plan,
+    at: At,
+    excluded: Option<usize>,
+) -> InitialShift {
     // SAFETY: within the row.
-    let mut head = unsafe { chunk_at(plan, at, 0, plan.classes.min(HEAD), hole) };
+    let mut head = unsafe { chunk_at(plan, at, 0, plan.classes.min(HEAD), excluded) };
     // SAFETY: as above.
     let max = unsafe {
         if let Some(with) = &plan.transform {
@@ -1262,25 +1301,25 @@ pub unsafe fn anchor(k: &Kernels, plan: &Plan, at: At, hole: Option<usize>) -> A
             (k.stored.max)(&head)
         }
     };
-    let reference = plan.reference_at(max);
-    if max.is_finite() && !reference.is_far() {
-        Anchor { reference, real: true }
+    let shift = plan.shift_at(max);
+    if max.is_finite() && !shift.is_by_logit() {
+        InitialShift { shift, real: true }
     } else {
-        Anchor::NONE
+        InitialShift::NONE
     }
 }
 
 /// Adds one segment of a row to its sums; returns what its chunks needed.
 ///
 /// # Safety
-/// As [`anchor`]; `segment < plan.segments()`; no other thread is in this segment of this row.
+/// As [`initial_shift`]; `segment < plan.segments()`; no other thread is in this segment of this row.
 pub unsafe fn sum_segment(
     k: &Kernels,
     plan: &Plan,
     at: At,
     segment: usize,
     sum: &RowSum,
-    partial: &mut Partial,
+    partial: &mut RowState,
 ) -> Marks {
     // SAFETY: the caller's promise.
     unsafe { sum_segment_beside(k, plan, at, segment, sum, None, partial) }
@@ -1298,7 +1337,7 @@ unsafe fn sum_segment_beside(
     segment: usize,
     sum: &RowSum,
     other: Option<Other>,
-    partial: &mut Partial,
+    partial: &mut RowState,
 ) -> Marks {
     let start = segment * plan.segment_len();
     let end = (start + plan.segment_len()).min(plan.classes);
@@ -1312,12 +1351,12 @@ unsafe fn sum_segment_beside(
     }
     if end - start <= CHUNK && other.is_none() && !plan.keeps() {
         // The usual short row. What is not usual is done again.
-        let reference = sum.anchor.reference;
+        let shift = sum.initial_shift.shift;
         // SAFETY: within the row.
         let sums =
-            unsafe { (k.stored.sum)(&chunk_at(plan, at, start, end - start, sum.hole), reference) };
-        if sums.tame && safe(&sum.anchor).contains(&sums.sum) {
-            partial.level.push(&Level::of(reference, sums.sum, 0.0), plan.l);
+            unsafe { (k.stored.sum)(&chunk_at(plan, at, start, end - start, sum.excluded), shift) };
+        if sums.in_range && safe(&sum.initial_shift).contains(&sums.sum) {
+            partial.level.push(&ExpSum::of(shift, sums.sum, 0.0), plan.l);
             return Marks::default();
         }
     }
@@ -1325,10 +1364,10 @@ unsafe fn sum_segment_beside(
     unsafe { sum_chunks::<true>(k, plan, at, start..end, sum, other, partial) }
 }
 
-/// Sums that can be relied on. Without a real anchor there is no telling what 0 means.
+/// Sums that can be relied on. Without a real initial_shift there is no telling what 0 means.
 #[inline(always)]
-fn safe(anchor: &Anchor) -> Range<f64> {
-    if anchor.real { 0.0..SAFE_HIGH } else { SAFE_LOW..SAFE_HIGH }
+fn safe(initial_shift: &InitialShift) -> Range<f64> {
+    if initial_shift.real { 0.0..SAFE_HIGH } else { SAFE_LOW..SAFE_HIGH }
 }
 
 /// A row whose gradient is yet to be written, and what its chunks of a segment need.
@@ -1348,13 +1387,13 @@ unsafe fn sum_chunks<const PLAIN: bool>(
     classes: Range<usize>,
     sum: &RowSum,
     other: Option<Other>,
-    partial: &mut Partial,
+    partial: &mut RowState,
 ) -> Marks {
-    let anchor = sum.anchor;
-    let keep = plan.keeps() && sum.hole.is_some();
+    let initial_shift = sum.initial_shift;
+    let keep = plan.keeps() && sum.excluded.is_some();
     let mut backup = Buffer::<CHUNK>::new();
     let mut staged = Staged { x: Buffer::new(), slope: Buffer::new() };
-    let (mut marks, safe) = (Marks::default(), safe(&anchor));
+    let (mut marks, safe) = (Marks::default(), safe(&initial_shift));
     let runs = PLAIN && !keep && other.is_none();
     let (mut done, mut stopped) = (0, usize::MAX);
     // Chunks of the other row that are written; a chunk that was summed up beside them, but is not done.
@@ -1363,16 +1402,16 @@ unsafe fn sum_chunks<const PLAIN: bool>(
         if i < done {
             continue;
         }
-        if runs && i != stopped && !marks.is_wild(i) {
+        if runs && i != stopped && !marks.is_out_of_range(i) {
             let mut sums = [0.0; RUN];
             let left = (classes.end - class).div_ceil(CHUNK).min(RUN);
             // SAFETY: within the row.
-            let run = unsafe { chunk_at(plan, at, class, classes.end - class, sum.hole) };
+            let run = unsafe { chunk_at(plan, at, class, classes.end - class, sum.excluded) };
             let sums = &mut sums[..left];
             // SAFETY: as above.
-            let count = unsafe { (k.stored.sums)(&run, anchor.reference, &safe, sums) };
+            let count = unsafe { (k.stored.sums)(&run, initial_shift.shift, &safe, sums) };
             for &sum in &sums[..count] {
-                partial.level.push(&Level::of(anchor.reference, sum, 0.0), plan.l);
+                partial.level.push(&ExpSum::of(initial_shift.shift, sum, 0.0), plan.l);
             }
             done = i + count;
             stopped = done;
@@ -1386,8 +1425,9 @@ unsafe fn sum_chunks<const PLAIN: bool>(
         {
             // A run of chunks of which nothing is known in either row, or a single one.
             let left = (classes.end - class).div_ceil(CHUNK).min(RUN);
-            let plain = |chunk: &usize| !(seen.is_wild(*chunk) || seen.is_redone(*chunk));
-            let count = if marks.is_wild(i) { 0 } else { (i..i + left).take_while(plain).count() };
+            let plain = |chunk: &usize| !(seen.is_out_of_range(*chunk) || seen.is_redone(*chunk));
+            let count =
+                if marks.is_out_of_range(i) { 0 } else { (i..i + left).take_while(plain).count() };
             let len = (count.max(1) * CHUNK).min(classes.end - class);
             written = i + count.max(1);
             // SAFETY: the caller's promise, here and below.
@@ -1395,17 +1435,17 @@ unsafe fn sum_chunks<const PLAIN: bool>(
             match chunk {
                 Some(chunk) if count > 0 && chunk.goes_beside(keep) => {
                     // SAFETY: within the row, as below.
-                    let mut run = unsafe { chunk_at(plan, at, class, len, sum.hole) };
+                    let mut run = unsafe { chunk_at(plan, at, class, len, sum.excluded) };
                     if keep {
                         (run.kept, run.backup) = (run.x.cast_mut(), backup.start());
                     }
-                    let (anchor, mut sums) = (anchor.reference, [0.0; RUN]);
+                    let (initial_shift, mut sums) = (initial_shift.shift, [0.0; RUN]);
                     let sums = &mut sums[..count];
                     // SAFETY: see above.
                     let (good, last) =
-                        unsafe { (k.direct.sums_beside)(&run, anchor, &safe, &chunk, sums) };
+                        unsafe { (k.direct.sums_beside)(&run, initial_shift, &safe, &chunk, sums) };
                     for &sum in &sums[..good] {
-                        partial.level.push(&Level::of(anchor, sum, 0.0), plan.l);
+                        partial.level.push(&ExpSum::of(initial_shift, sum, 0.0), plan.l);
                     }
                     done = i + good;
                     tried = (good < count).then_some(last);
@@ -1421,9 +1461,9 @@ unsafe fn sum_chunks<const PLAIN: bool>(
         let len = CHUNK.min(classes.end - class);
         // SAFETY: for all calls below: within the row; `keep` says that the gradient replaces
         // these logits, and the backup is a chunk long.
-        let mut chunk = unsafe { chunk_at(plan, at, class, len, sum.hole) };
+        let mut chunk = unsafe { chunk_at(plan, at, class, len, sum.excluded) };
         let mut sweeps = k.stored;
-        let mut seen = Partial::EMPTY;
+        let mut seen = RowState::EMPTY;
         if !PLAIN {
             if plan.wants_argmax() {
                 // SAFETY: see above.
@@ -1453,20 +1493,20 @@ unsafe fn sum_chunks<const PLAIN: bool>(
             chunk.backup = backup.start();
         }
         let mut sums = None;
-        if !marks.is_wild(i) {
+        if !marks.is_out_of_range(i) {
             // SAFETY: see above.
             let tried = tried.take().unwrap_or_else(|| unsafe {
                 if keep {
-                    (sweeps.sum_kept)(&chunk, anchor.reference)
+                    (sweeps.sum_kept)(&chunk, initial_shift.shift)
                 } else {
-                    (sweeps.sum)(&chunk, anchor.reference)
+                    (sweeps.sum)(&chunk, initial_shift.shift)
                 }
             });
-            if tried.tame {
+            if tried.in_range {
                 sums = Some(tried);
             } else {
                 // Where one is masked, others are: the rest of the segment is not tried.
-                marks.wild |= !0 << (i % 64);
+                marks.out_of_range |= !0 << (i % 64);
                 // SAFETY: see above.
                 unsafe { (sweeps.restore)(&chunk) };
             }
@@ -1474,10 +1514,10 @@ unsafe fn sum_chunks<const PLAIN: bool>(
         let sums = match sums {
             Some(sums) => sums,
             // SAFETY: see above.
-            None => unsafe { (sweeps.clamped)(&chunk, anchor.reference, false) },
+            None => unsafe { (sweeps.clamped)(&chunk, initial_shift.shift, false) },
         };
         seen.level = if safe.contains(&sums.sum) {
-            Level::of(anchor.reference, sums.sum, 0.0)
+            ExpSum::of(initial_shift.shift, sums.sum, 0.0)
         } else {
             marks.redone |= 1 << (i % 64);
             // SAFETY: see above.
@@ -1486,7 +1526,7 @@ unsafe fn sum_chunks<const PLAIN: bool>(
                 chunk.kept = std::ptr::null_mut();
                 if sums.sum.is_nan() {
                     // There is a NaN, and a maximum does not see it.
-                    Level::of(Reference::ZERO, sums.sum, 0.0)
+                    ExpSum::of(Shift::ZERO, sums.sum, 0.0)
                 } else {
                     relative_to_max(sweeps, plan, &chunk)
                 }
@@ -1509,13 +1549,13 @@ unsafe fn dots(
     class: usize,
     chunk: &Chunk,
     center: f64,
-) -> (f64, Exact) {
+) -> (f64, CompensatedSum) {
     let spreads_evenly =
         matches!(plan.targets, Targets::Indices(_)) && plan.class_weights.is_none();
     if spreads_evenly {
         // SAFETY: the caller's promise.
         let dot = unsafe { (sweeps.dot)(chunk, center, std::ptr::null()) };
-        return (dot, Exact::NONE);
+        return (dot, CompensatedSum::NONE);
     }
     let mut masses = [0.0; CHUNK];
     let masses = &mut masses[..chunk.len];
@@ -1525,43 +1565,43 @@ unsafe fn dots(
     let dot = unsafe { (sweeps.dot)(chunk, center, masses.as_ptr()) };
     if matches!(plan.targets, Targets::Indices(_)) {
         // The sum of class weights is the plan's.
-        return (dot, Exact::NONE);
+        return (dot, CompensatedSum::NONE);
     }
     // SAFETY: all of the masses; that about the tables (`Kernels`).
     (dot, unsafe { (k.lanes.total)(masses.as_ptr(), masses.len()) })
 }
 
-/// The exponentials' sum, and its heat, relative to a reference of the chunk's own.
+/// The exponentials' sum, and its first_moment, relative to a shift of the chunk's own.
 ///
 /// # Safety
 /// As [`sum_segment`]; nothing is kept.
 #[cold]
-unsafe fn relative_to_max(sweeps: &Sweeps, plan: &Plan, chunk: &Chunk) -> Level {
+unsafe fn relative_to_max(sweeps: &Sweeps, plan: &Plan, chunk: &Chunk) -> ExpSum {
     // SAFETY: readable, as the caller promises; so below.
     let max = unsafe { (sweeps.max)(chunk) };
     if max == f64::INFINITY {
-        return Level::of(Reference::ZERO, max, 0.0);
+        return ExpSum::of(Shift::ZERO, max, 0.0);
     }
     // NaN counts for nothing in a maximum, but not in the sum.
-    let own = if max.is_finite() { plan.reference_at(max) } else { Reference::ZERO };
+    let own = if max.is_finite() { plan.shift_at(max) } else { Shift::ZERO };
     // SAFETY: see above.
     let sums = unsafe { (sweeps.clamped)(chunk, own, true) };
-    Level::of(own, sums.sum, sums.heat)
+    ExpSum::of(own, sums.sum, sums.first_moment)
 }
 
 /// Which chunks of a segment need more than the plain sweep.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Marks {
     /// Bit i: chunk i has exponents out of range, or may have, and is clamped.
-    pub wild: u64,
-    /// Bit i: chunk i has a reference of its own.
+    pub out_of_range: u64,
+    /// Bit i: chunk i has a shift of its own.
     pub redone: u64,
 }
 
 impl Marks {
     #[inline(always)]
-    fn is_wild(self, chunk: usize) -> bool {
-        self.wild >> (chunk % 64) & 1 == 1
+    fn is_out_of_range(self, chunk: usize) -> bool {
+        self.out_of_range >> (chunk % 64) & 1 == 1
     }
 
     #[inline(always)]
@@ -1606,14 +1646,14 @@ impl GradientChunk {
     #[inline(always)]
     fn is_plain(&self) -> bool {
         let uniform = matches!(self.bias, Bias::Uniform(_)) && self.slope.is_null();
-        uniform && self.curve.is_plain() && self.scale == 1.0
+        uniform && self.scale_of_exps.is_plain() && self.scale == 1.0
     }
 
     /// [`sums_beside`] takes it, where it keeps exponentials or does not.
     #[inline(always)]
     fn goes_beside(&self, keep: bool) -> bool {
-        let source = if keep { Source::Kept } else { Source::Tame };
-        let plain = self.is_plain() && !self.curve.reference.is_far();
+        let source = if keep { Source::Kept } else { Source::InRange };
+        let plain = self.is_plain() && !self.scale_of_exps.shift.is_by_logit();
         self.source == source && plain && !self.accumulate
     }
 }
@@ -1642,7 +1682,7 @@ unsafe fn gradient_chunk(
         x,
         len,
         g,
-        hole: hole_in(row.target, class, len),
+        excluded: excluded_in(row.target, class, len),
         // Never read, only prefetched.
         next: row.next.map_or(std::ptr::null(), |next| {
             // SAFETY: a class of a row of the plan.
@@ -1651,13 +1691,13 @@ unsafe fn gradient_chunk(
         source: match row.kind {
             Kind::Nothing => Source::Absent,
             Kind::Logs => Source::Logs,
-            Kind::Natural => Source::Natural,
+            Kind::BaseE => Source::BaseE,
             Kind::Exponentials if own => Source::Logits,
             Kind::Exponentials if plan.keeps() => Source::Kept,
-            Kind::Exponentials if !marks.is_wild(i) => Source::Tame,
+            Kind::Exponentials if !marks.is_out_of_range(i) => Source::InRange,
             Kind::Exponentials => Source::Logits,
         },
-        curve: if own { row.own } else { row.anchored },
+        scale_of_exps: if own { row.own } else { row.from_initial },
         bias: Bias::Uniform(row.bias),
         scale: row.scale,
         slope: std::ptr::null(),
@@ -1708,7 +1748,7 @@ unsafe fn gradient_mixed(
         let mut logits = Chunk {
             x: chunk.x,
             len: chunk.len,
-            hole: None,
+            excluded: None,
             kept: std::ptr::null_mut(),
             backup: std::ptr::null_mut(),
         };
@@ -1759,7 +1799,7 @@ struct Stage {
 
 impl Stage {
     const EMPTY: Stage =
-        Stage { batch: Batch::EMPTY, marks: [Marks { wild: 0, redone: 0 }; SEGMENTS] };
+        Stage { batch: Batch::EMPTY, marks: [Marks { out_of_range: 0, redone: 0 }; SEGMENTS] };
 
     /// Writes what is left to write of row `i`'s gradient.
     ///
@@ -1785,23 +1825,23 @@ impl Stage {
     }
 }
 
-/// Finds the anchors of some of a batch's rows, and decides what their first sweeps are to do.
+/// Finds the initial_shifts of some of a batch's rows, and decides what their first sweeps are to do.
 ///
 /// # Safety
 /// As [`Batch::start`].
 pub unsafe fn aim(k: &Kernels, plan: &Plan, batch: &mut Batch, rows: Range<usize>) {
-    let mut anchors = [Anchor::NONE; BATCH];
+    let mut initial_shifts = [InitialShift::NONE; BATCH];
     for i in rows.clone() {
         if batch.needs_softmax(plan, i) {
-            let Lane { at, hole, .. } = batch.lanes()[i];
+            let Lane { at, excluded, .. } = batch.lanes()[i];
             // SAFETY: the caller's promise.
-            anchors[i] = unsafe { anchor(k, plan, at, hole) };
+            initial_shifts[i] = unsafe { initial_shift(k, plan, at, excluded) };
         }
     }
     // SAFETY: the caller's promise.
-    unsafe { batch.read_holes(k, plan, rows.clone()) };
+    unsafe { batch.read_excluded(k, plan, rows.clone()) };
     for i in rows {
-        batch.aim(plan, i, anchors[i]);
+        batch.aim(plan, i, initial_shifts[i]);
     }
 }
 
@@ -1827,7 +1867,7 @@ fn batch_size(plan: &Plan) -> usize {
 /// the next: see [`sums_beside`].
 ///
 /// # Safety
-/// As [`anchor`] for every row of the range; no other thread is in these rows.
+/// As [`initial_shift`] for every row of the range; no other thread is in these rows.
 pub unsafe fn rows(
     k: &Kernels,
     plan: &Plan,
@@ -1870,7 +1910,7 @@ pub unsafe fn rows(
                         gradient,
                     });
                     // Segments are summed up apart, as they are by a team; a row of one is its own.
-                    let mut part = Partial::EMPTY;
+                    let mut part = RowState::EMPTY;
                     let into = if segments == 1 { &mut *partial } else { &mut part };
                     // SAFETY: see above.
                     marks[mark] =

@@ -4,20 +4,20 @@
 //! stamps for each set: a chunk of a row, a tile of rows, what follows from the sums of eight. What drives them
 //! (`rows`, `tiles`) is plain code that calls them through tables.
 
+pub mod class_index;
 pub mod contiguous;
-pub mod family;
-pub mod octet;
-pub mod online;
-pub mod row;
-pub mod soft;
-pub mod targets;
+pub mod row_batch;
+pub mod row_math;
+pub mod row_state;
+pub mod softmax_gradient;
+pub mod target_gradient;
 pub mod tiles;
 
-use crate::math::exp2::Reference;
+use crate::math::exp2::Shift;
 use crate::plan::{Plan, Run, View};
 use contiguous::{Chunk, GradientChunk, Sums};
-use octet::Octet;
-use online::{Exact, Top};
+use row_math::RowGroup;
+use row_state::{ArgMax, CompensatedSum};
 use std::ops::Range;
 use tiles::{Masses, Numbers, Tile, TileGradient};
 
@@ -29,17 +29,17 @@ pub struct Sweeps {
     /// See [`contiguous::max`].
     pub max: unsafe fn(&Chunk) -> f64,
     /// See [`contiguous::sum`]: unclamped.
-    pub sum: unsafe fn(&Chunk, Reference) -> Sums,
+    pub sum: unsafe fn(&Chunk, Shift) -> Sums,
     /// See [`contiguous::sums`].
-    pub sums: unsafe fn(&Chunk, Reference, &Range<f64>, &mut [f64]) -> usize,
+    pub sums: unsafe fn(&Chunk, Shift, &Range<f64>, &mut [f64]) -> usize,
     /// As `sum`, keeping the exponentials.
-    pub sum_kept: unsafe fn(&Chunk, Reference) -> Sums,
+    pub sum_kept: unsafe fn(&Chunk, Shift) -> Sums,
     /// See [`contiguous::clamped`].
-    pub clamped: unsafe fn(&Chunk, Reference, bool) -> Sums,
+    pub clamped: unsafe fn(&Chunk, Shift, bool) -> Sums,
     /// See [`contiguous::restore`].
     pub restore: unsafe fn(&Chunk),
     /// See [`contiguous::argmax`].
-    pub argmax: unsafe fn(*const u8, usize) -> Top,
+    pub argmax: unsafe fn(*const u8, usize) -> ArgMax,
     /// See [`contiguous::dot`].
     pub dot: unsafe fn(&Chunk, f64, *const f64) -> f64,
     /// See [`contiguous::widen`].
@@ -51,39 +51,39 @@ pub struct Sweeps {
 /// Entry points for one type of lanes on one instruction set, of functions that see nothing else.
 #[derive(Debug)]
 pub struct Lanes {
-    /// See [`octet::finish`].
-    pub finish: unsafe fn(&mut [Octet], &Plan),
-    /// See [`targets::count`].
+    /// See [`group::finish`].
+    pub finish: unsafe fn(&mut [RowGroup], &Plan),
+    /// See [`class_index::count`].
     pub count: unsafe fn(&View, usize, usize, i64, usize) -> Option<u64>,
-    /// See [`targets::holes`].
-    pub holes: unsafe fn(&View, &Run, i64, &mut Octet, usize),
+    /// See [`class_index::excluded_classes`].
+    pub excluded_classes: unsafe fn(&View, &Run, i64, &mut RowGroup, usize),
     /// See [`contiguous::transform`].
     pub transform: unsafe fn(*mut u8, usize, &crate::plan::Transform, *mut u8),
     /// See [`contiguous::total`].
-    pub total: unsafe fn(*const f64, usize) -> Exact,
+    pub total: unsafe fn(*const f64, usize) -> CompensatedSum,
     /// See [`tiles::sums`].
-    pub sums: unsafe fn(&Tile, &mut [Octet], bool),
+    pub sums: unsafe fn(&Tile, &mut [RowGroup], bool),
     /// See [`tiles::argmax`].
-    pub argmax: unsafe fn(&Tile, &mut [Octet]),
+    pub argmax: unsafe fn(&Tile, &mut [RowGroup]),
     /// See [`tiles::dots`].
-    pub dots: unsafe fn(&Tile, &mut [Octet], &Masses),
+    pub dots: unsafe fn(&Tile, &mut [RowGroup], &Masses),
     /// See [`tiles::gradient`].
-    pub gradient: unsafe fn(&Tile, &[Octet], &TileGradient),
-    /// See [`family::products`].
-    pub products: unsafe fn(&family::Pair) -> f64,
-    /// See [`family::combine`].
-    pub combine: unsafe fn(&family::Pair, f64),
-    /// See [`family::tile_products`].
-    pub tile_products: unsafe fn(&family::Tiles, &mut [Numbers; 2]),
-    /// See [`family::tile_combine`].
-    pub tile_combine: unsafe fn(&family::Tiles, &[Numbers; 2]),
+    pub gradient: unsafe fn(&Tile, &[RowGroup], &TileGradient),
+    /// See [`softmax_gradient::products`].
+    pub products: unsafe fn(&softmax_gradient::Pair) -> f64,
+    /// See [`softmax_gradient::combine`].
+    pub combine: unsafe fn(&softmax_gradient::Pair, f64),
+    /// See [`softmax_gradient::tile_products`].
+    pub tile_products: unsafe fn(&softmax_gradient::Tiles, &mut [Numbers; 2]),
+    /// See [`softmax_gradient::tile_combine`].
+    pub tile_combine: unsafe fn(&softmax_gradient::Tiles, &[Numbers; 2]),
     /// See [`Simd::fence`](crate::simd::Simd::fence).
     pub fence: fn(),
 }
 
 /// [`contiguous::sums_beside`]
 pub type SumsBeside =
-    unsafe fn(&Chunk, Reference, &Range<f64>, &GradientChunk, &mut [f64]) -> (usize, Sums);
+    unsafe fn(&Chunk, Shift, &Range<f64>, &GradientChunk, &mut [f64]) -> (usize, Sums);
 
 /// Entry points for one type of gradients and one type of what it is computed from.
 #[derive(Debug)]

@@ -2,18 +2,18 @@
 //!
 //! For logits whose classes are not contiguous (`[N, C, d1..dk]`, a transposed matrix), and for
 //! rows so short that lanes along classes would mostly be empty. Up to 64 positions make a *tile*.
-//! Every lane keeps its own reference and sums, so nothing is ever added across lanes and a row's
+//! Every lane keeps its own shift and sums, so nothing is ever added across lanes and a row's
 //! bits do not depend on its neighbours:
 //!
 //! ```text
 //! for each chunk of 32 classes, which stays in the L1 cache:
 //!     for each register of positions:
 //!         max over the classes                   first sweep
-//!         reference = integer nearest to L·max, if that is above the old one
-//!         sum += Σ 2^(L·x - reference)           second sweep; with what its roundings lose: so
+//!         shift = integer nearest to L·max, if that is above the old one
+//!         sum += Σ 2^(L·x - shift)           second sweep; with what its roundings lose: so
 //!                                                few terms would show every one, and so many
 //!                                                one after the other would add theirs up
-//! gradient: 2^(L·x - reference)·factor - bias, lane by lane
+//! gradient: 2^(L·x - shift)·factor - bias, lane by lane
 //! ```
 //!
 //! The target's class is left out of maximum and sums, as in contiguous.rs. Where positions lie
@@ -22,9 +22,9 @@
 //! brought into a buffer of 32 classes first.
 
 use super::Kernels;
-use super::octet::{Column, Octet, ROWS, is_far_below, job};
-use super::online::{Exact, Top};
-use super::row::{Curve, Kind, Totals};
+use super::row_batch::{ExpScale, Kind, Totals};
+use super::row_math::{Column, ROWS, RowGroup, is_far_below, job};
+use super::row_state::{ArgMax, CompensatedSum};
 use crate::element::Element;
 use crate::math::exp2::{Base, Exp2};
 use crate::math::real;
@@ -54,22 +54,22 @@ pub struct Tile {
     pub classes: usize,
 }
 
-/// Octets of a tile.
+/// Groups of a tile.
 const OCTETS: usize = TILE / ROWS;
 
-/// Lanes `at..at + LANES` of a column of the octets, as lanes.
+/// Lanes `at..at + LANES` of a column of the groups, as lanes.
 ///
 /// # Safety
-/// There are octets for the lanes; the processor has what `s` stands for. The same for all below.
+/// There are groups for the lanes; the processor has what `s` stands for. The same for all below.
 #[inline(always)]
 unsafe fn take<S: Simd>(
     s: S,
-    octets: &[Octet],
-    column: impl Fn(&Octet) -> &Column,
+    groups: &[RowGroup],
+    column: impl Fn(&RowGroup) -> &Column,
     at: usize,
 ) -> S::Vector {
     // SAFETY: the caller's promise.
-    s.narrow(unsafe { take_wide(s, octets, column, at) })
+    s.narrow(unsafe { take_wide(s, groups, column, at) })
 }
 
 /// # Safety
@@ -77,16 +77,16 @@ unsafe fn take<S: Simd>(
 #[inline(always)]
 unsafe fn take_wide<S: Simd>(
     s: S,
-    octets: &[Octet],
-    column: impl Fn(&Octet) -> &Column,
+    groups: &[RowGroup],
+    column: impl Fn(&RowGroup) -> &Column,
     at: usize,
 ) -> S::Widened {
     let d = s.wide();
     let mut wide = s.widen(s.splat(S::Real::ZERO));
     for (i, v) in wide.as_mut().iter_mut().enumerate() {
         let at = at + i * <S::Wide as Simd>::LANES;
-        // SAFETY: the caller's promise; a register of f64 never crosses an octet.
-        *v = unsafe { d.load(column(octets.get_unchecked(at / ROWS)).as_ptr().add(at % ROWS)) };
+        // SAFETY: the caller's promise; a register of f64 never crosses an group.
+        *v = unsafe { d.load(column(groups.get_unchecked(at / ROWS)).as_ptr().add(at % ROWS)) };
     }
     wide
 }
@@ -96,34 +96,39 @@ unsafe fn take_wide<S: Simd>(
 #[inline(always)]
 unsafe fn put<S: Simd>(
     s: S,
-    octets: &mut [Octet],
-    column: impl Fn(&mut Octet) -> &mut Column,
+    groups: &mut [RowGroup],
+    column: impl Fn(&mut RowGroup) -> &mut Column,
     at: usize,
     wide: S::Widened,
 ) {
     let d = s.wide();
     for (i, &v) in wide.as_ref().iter().enumerate() {
         let at = at + i * <S::Wide as Simd>::LANES;
-        // SAFETY: the caller's promise; a register of f64 never crosses an octet.
+        // SAFETY: the caller's promise; a register of f64 never crosses an group.
         unsafe {
-            let column = column(octets.get_unchecked_mut(at / ROWS));
+            let column = column(groups.get_unchecked_mut(at / ROWS));
             d.store(column.as_mut_ptr().add(at % ROWS), v);
         }
     }
 }
 
-/// The holes of a register, counted from a tile's first class.
+/// The excluded_classes of a register, counted from a tile's first class.
 ///
 /// # Safety
 /// See [`take`].
 #[inline(always)]
-unsafe fn holes<S: Simd>(s: S, octets: &[Octet], at: usize, tile: &Tile) -> S::Vector {
+unsafe fn excluded_classes<S: Simd>(
+    s: S,
+    groups: &[RowGroup],
+    at: usize,
+    tile: &Tile,
+) -> S::Vector {
     let d = s.wide();
     let first = d.splat(tile.first as f64);
     // SAFETY: the caller's promise.
-    let mut holes = unsafe { take_wide(s, octets, |o| &o.hole, at) };
-    holes.as_mut().iter_mut().for_each(|v| *v = d.sub(*v, first));
-    s.narrow(holes)
+    let mut excluded_classes = unsafe { take_wide(s, groups, |o| &o.excluded, at) };
+    excluded_classes.as_mut().iter_mut().for_each(|v| *v = d.sub(*v, first));
+    s.narrow(excluded_classes)
 }
 
 /// `c` in every lane, for one of [`CLASSES`].
@@ -194,28 +199,33 @@ fn both<S: Simd>(
     a
 }
 
-/// Adds a tile's classes to the sums of its rows, their heat too if `heats`, and finds the logits
-/// of their holes.
+/// Adds a tile's classes to the sums of its rows, their first_moment too if `first_moments`, and finds the logits
+/// of their excluded_classes.
 ///
 /// # Safety
-/// The tile is readable, and there are octets for whole registers; the processor has what `s`
+/// The tile is readable, and there are groups for whole registers; the processor has what `s`
 /// stands for. The same for all below.
 #[inline(always)]
-pub unsafe fn sums<S: Simd<Real: Base>>(s: S, tile: &Tile, octets: &mut [Octet], heats: bool) {
+pub unsafe fn sums<S: Simd<Real: Base>>(
+    s: S,
+    tile: &Tile,
+    groups: &mut [RowGroup],
+    first_moments: bool,
+) {
     let mut at = 0;
     while at < tile.lanes {
         let left = tile.lanes - at;
         // SAFETY: registers of the tile.
         unsafe {
-            if !heats && left >= ABREAST * S::LANES {
-                register_sums::<S, false, true, ABREAST>(s, tile, octets, at);
+            if !first_moments && left >= ABREAST * S::LANES {
+                register_sums::<S, false, true, ABREAST>(s, tile, groups, at);
                 at += ABREAST * S::LANES;
                 continue;
             }
-            match (heats, left >= S::LANES) {
-                (false, true) => register_sums::<S, false, true, 1>(s, tile, octets, at),
-                (false, false) => register_sums::<S, false, false, 1>(s, tile, octets, at),
-                (true, _) => register_sums::<S, true, false, 1>(s, tile, octets, at),
+            match (first_moments, left >= S::LANES) {
+                (false, true) => register_sums::<S, false, true, 1>(s, tile, groups, at),
+                (false, false) => register_sums::<S, false, false, 1>(s, tile, groups, at),
+                (true, _) => register_sums::<S, true, false, 1>(s, tile, groups, at),
             }
         }
         at += S::LANES;
@@ -231,40 +241,40 @@ const ABREAST: usize = 4;
 #[inline(always)]
 unsafe fn register_sums<
     S: Simd<Real: Base>,
-    const HEAT: bool,
+    const MOMENT: bool,
     const WHOLE: bool,
     const N: usize,
 >(
     s: S,
     tile: &Tile,
-    octets: &mut [Octet],
+    groups: &mut [RowGroup],
     at: usize,
 ) {
     let lowest = s.splat(S::Real::NEG_INFINITY);
-    let (mut hole, mut x_y, mut max) = ([lowest; N], [lowest; N], [lowest; N]);
+    let (mut excluded, mut x_y, mut max) = ([lowest; N], [lowest; N], [lowest; N]);
     for i in 0..N {
-        // SAFETY: there are octets for whole registers.
+        // SAFETY: there are groups for whole registers.
         unsafe {
-            hole[i] = holes(s, octets, at + i * S::LANES, tile);
+            excluded[i] = excluded_classes(s, groups, at + i * S::LANES, tile);
             if tile.first > 0 {
-                x_y[i] = take(s, octets, |o| &o.x_y, at + i * S::LANES);
+                x_y[i] = take(s, groups, |o| &o.x_y, at + i * S::LANES);
             }
         }
     }
     for c in 0..tile.classes {
         for i in 0..N {
-            let is_hole = s.equal(number(s, c), hole[i]);
+            let is_excluded = s.equal(number(s, c), excluded[i]);
             // SAFETY: positions of the tile.
             let x = unsafe { logits::<S, WHOLE>(s, tile, c, at + i * S::LANES) };
-            x_y[i] = s.select(is_hole, x, x_y[i]);
+            x_y[i] = s.select(is_excluded, x, x_y[i]);
             // NaN loses.
-            max[i] = s.select(is_hole, max[i], s.max(x, max[i]));
+            max[i] = s.select(is_excluded, max[i], s.max(x, max[i]));
         }
     }
     for i in 0..N {
-        let look = Look { at: at + i * S::LANES, hole: hole[i], x_y: x_y[i], max: max[i] };
+        let look = Look { at: at + i * S::LANES, excluded: excluded[i], x_y: x_y[i], max: max[i] };
         // SAFETY: the caller's promise.
-        unsafe { sums_after::<S, HEAT, WHOLE>(s, tile, octets, look) };
+        unsafe { sums_after::<S, MOMENT, WHOLE>(s, tile, groups, look) };
     }
 }
 
@@ -289,9 +299,9 @@ unsafe fn logits<S: Simd, const WHOLE: bool>(s: S, tile: &Tile, c: usize, at: us
 struct Look<S: Simd> {
     /// Its first position.
     at: usize,
-    /// The holes, counted from the tile's first class.
-    hole: S::Vector,
-    /// Their logits, as far as they were seen.
+    /// The excluded_classes, counted from the tile's first class.
+    excluded: S::Vector,
+    /// Their logits, as shift_logit as they were seen.
     x_y: S::Vector,
     /// The largest of the other logits.
     max: S::Vector,
@@ -302,11 +312,11 @@ struct Look<S: Simd> {
 /// # Safety
 /// As [`register_sums`].
 #[inline(always)]
-unsafe fn sums_after<S: Simd<Real: Base>, const HEAT: bool, const WHOLE: bool>(
+unsafe fn sums_after<S: Simd<Real: Base>, const MOMENT: bool, const WHOLE: bool>(
     s: S,
     tile: &Tile,
-    octets: &mut [Octet],
-    Look { at, hole, x_y, max }: Look<S>,
+    groups: &mut [RowGroup],
+    Look { at, excluded, x_y, max }: Look<S>,
 ) {
     let d = s.wide();
     let splat = |x: f64| s.splat(S::Real::from_f64(x));
@@ -318,30 +328,32 @@ unsafe fn sums_after<S: Simd<Real: Base>, const HEAT: bool, const WHOLE: bool>(
     let round = s.splat(S::Real::ROUND);
     let position = s.mul(max, s.splat(S::Real::L));
     let size = s.max(position, s.sub(zero, position));
-    let near = s.sub(s.add(position, round), round);
-    let is_near = s.less(size, splat(S::Real::NEAR));
+    let shift_exponent = s.sub(s.add(position, round), round);
+    let is_near = s.less(size, splat(S::Real::MAX_SHIFT));
     let finite = s.less(s.max(max, s.sub(zero, max)), splat(f64::INFINITY));
-    let near = s.select(is_near, near, zero);
-    let far = s.select(is_near, zero, s.select(finite, max, zero));
+    let shift_exponent = s.select(is_near, shift_exponent, zero);
+    let shift_logit = s.select(is_near, zero, s.select(finite, max, zero));
 
-    let (mut far, mut near) = (far, near);
+    let (mut shift_logit, mut shift_exponent) = (shift_logit, shift_exponent);
     let nothing = s.widen(zero);
-    let (mut sum, mut lost, mut heat) = (nothing, nothing, nothing);
+    let (mut sum, mut lost, mut first_moment) = (nothing, nothing, nothing);
     if tile.first > 0 {
         // It replaces the old one if that is lower, or has no sum yet.
         // SAFETY: as above.
         let (old_far, old_near, old_sum) = unsafe {
             (
-                take(s, octets, |o| &o.far, at),
-                take(s, octets, |o| &o.near, at),
-                take_wide(s, octets, |o| &o.sum, at),
+                take(s, groups, |o| &o.shift_logit, at),
+                take(s, groups, |o| &o.shift_exponent, at),
+                take_wide(s, groups, |o| &o.sum, at),
             )
         };
         let slope = d.splat(S::Real::L.to_f64());
         let (nothing, infinity) = (d.splat(0.0), d.splat(f64::INFINITY));
-        let steps = both::<S>(s.widen(near), s.widen(old_near), |a, b| d.sub(a, b));
-        let jumps = both::<S>(s.widen(far), s.widen(old_far), |a, b| d.sub(a, b));
-        let above = both::<S>(jumps, steps, |far, near| d.mul_add(far, slope, near));
+        let steps = both::<S>(s.widen(shift_exponent), s.widen(old_near), |a, b| d.sub(a, b));
+        let jumps = both::<S>(s.widen(shift_logit), s.widen(old_far), |a, b| d.sub(a, b));
+        let above = both::<S>(jumps, steps, |shift_logit, shift_exponent| {
+            d.mul_add(shift_logit, slope, shift_exponent)
+        });
         let rises = both::<S>(above, old_sum, |above, sum| {
             let higher = d.select(d.less(nothing, above), above, nothing);
             d.select(d.equal(sum, nothing), d.splat(1.0), higher)
@@ -351,18 +363,19 @@ unsafe fn sums_after<S: Simd<Real: Base>, const HEAT: bool, const WHOLE: bool>(
             d.select(d.less(d.splat(f64::NEG_INFINITY), max), rises, nothing)
         });
         let moved = s.less(zero, s.narrow(rises));
-        (far, near) = (s.select(moved, far, old_far), s.select(moved, near, old_near));
+        (shift_logit, shift_exponent) =
+            (s.select(moved, shift_logit, old_far), s.select(moved, shift_exponent, old_near));
         // SAFETY: as above.
         unsafe {
             sum = old_sum;
-            lost = take_wide(s, octets, |o| &o.lost, at);
-            heat = take_wide(s, octets, |o| &o.heat, at);
+            lost = take_wide(s, groups, |o| &o.lost, at);
+            first_moment = take_wide(s, groups, |o| &o.first_moment, at);
         }
         if s.bits(moved) != 0 {
             for (i, &by) in rises.as_ref().iter().enumerate() {
-                let (old, old_heat) = (sum.as_ref()[i], heat.as_ref()[i]);
+                let (old, old_moment) = (sum.as_ref()[i], first_moment.as_ref()[i]);
                 let scale = real::exp2(d, d.sub(nothing, by));
-                heat.as_mut()[i] = d.mul(d.sub(old_heat, d.mul(by, old)), scale);
+                first_moment.as_mut()[i] = d.mul(d.sub(old_moment, d.mul(by, old)), scale);
                 let scaled = d.mul(old, scale);
                 lost.as_mut()[i] = d.mul(lost.as_ref()[i], scale);
                 sum.as_mut()[i] = d.select(d.equal(old, infinity), old, scaled);
@@ -372,19 +385,19 @@ unsafe fn sums_after<S: Simd<Real: Base>, const HEAT: bool, const WHOLE: bool>(
 
     // No lane needs more than a clamp from below.
     let ordinary = WHOLE && s.bits(finite) == up_to::<S>(S::LANES);
-    let exp = Exp2::<S, true>::lanes(s, far, near);
+    let exp = Exp2::<S, true>::lanes(s, shift_logit, shift_exponent);
     let mut part = Part::new(s);
     for c in 0..tile.classes {
-        let (is_hole, x) = (s.equal(number(s, c), hole), load(c));
-        if ordinary && !HEAT {
-            part.add(exp.value_below(x, is_hole));
+        let (is_excluded, x) = (s.equal(number(s, c), excluded), load(c));
+        if ordinary && !MOMENT {
+            part.add(exp.value_below(x, is_excluded));
             continue;
         }
-        let e = s.select(is_hole, zero, exp.value::<true>(x));
+        let e = s.select(is_excluded, zero, exp.value::<true>(x));
         part.add(e);
-        if HEAT {
+        if MOMENT {
             let hot = s.mul(e, exp.exponent(x));
-            heat = both::<S>(heat, s.widen(hot), |a, b| d.add(a, b));
+            first_moment = both::<S>(first_moment, s.widen(hot), |a, b| d.add(a, b));
         }
     }
     let part = part.value();
@@ -395,13 +408,13 @@ unsafe fn sums_after<S: Simd<Real: Base>, const HEAT: bool, const WHOLE: bool>(
     }
     // SAFETY: as above.
     unsafe {
-        put(s, octets, |o| &mut o.x_y, at, s.widen(x_y));
-        put(s, octets, |o| &mut o.lost, at, lost);
-        put(s, octets, |o| &mut o.far, at, s.widen(far));
-        put(s, octets, |o| &mut o.near, at, s.widen(near));
-        put(s, octets, |o| &mut o.sum, at, sum);
-        if HEAT {
-            put(s, octets, |o| &mut o.heat, at, heat);
+        put(s, groups, |o| &mut o.x_y, at, s.widen(x_y));
+        put(s, groups, |o| &mut o.lost, at, lost);
+        put(s, groups, |o| &mut o.shift_logit, at, s.widen(shift_logit));
+        put(s, groups, |o| &mut o.shift_exponent, at, s.widen(shift_exponent));
+        put(s, groups, |o| &mut o.sum, at, sum);
+        if MOMENT {
+            put(s, groups, |o| &mut o.first_moment, at, first_moment);
         }
     }
 }
@@ -411,7 +424,7 @@ unsafe fn sums_after<S: Simd<Real: Base>, const HEAT: bool, const WHOLE: bool>(
 /// # Safety
 /// See [`sums`].
 #[inline(always)]
-pub unsafe fn argmax<S: Simd>(s: S, tile: &Tile, octets: &mut [Octet]) {
+pub unsafe fn argmax<S: Simd>(s: S, tile: &Tile, groups: &mut [RowGroup]) {
     let splat = |x: f64| s.splat(S::Real::from_f64(x));
     let none = splat(CLASSES as f64);
     for at in (0..tile.lanes).step_by(S::LANES) {
@@ -433,10 +446,10 @@ pub unsafe fn argmax<S: Simd>(s: S, tile: &Tile, octets: &mut [Octet]) {
         let ordered = s.equal(nan_class, none);
         let value = s.select(ordered, best, splat(f64::NAN));
         let class = s.select(ordered, best_class, nan_class);
-        // SAFETY: there are octets for whole registers.
+        // SAFETY: there are groups for whole registers.
         unsafe {
-            put(s, octets, |o| &mut o.top, at, s.widen(value));
-            put(s, octets, |o| &mut o.top_class, at, s.widen(class));
+            put(s, groups, |o| &mut o.top, at, s.widen(value));
+            put(s, groups, |o| &mut o.top_class, at, s.widen(class));
         }
     }
 }
@@ -446,7 +459,7 @@ pub unsafe fn argmax<S: Simd>(s: S, tile: &Tile, octets: &mut [Octet]) {
 pub struct Masses {
     /// Of each class, or of each class and position if `pitch` is not 0. Null for 1.
     pub data: *const f64,
-    /// How far apart classes are then.
+    /// How shift_logit apart classes are then.
     pub pitch: usize,
 }
 
@@ -470,7 +483,7 @@ impl Masses {
     }
 }
 
-/// What the gradient of a tile is made of, beside the columns of its octets.
+/// What the gradient of a tile is made of, beside the columns of its groups.
 #[derive(Clone, Copy, Debug)]
 pub struct TileGradient {
     /// Where it goes, in the lanes' own type.
@@ -491,8 +504,8 @@ pub struct TileGradient {
     pub fills: bool,
     /// What the difference is multiplied by then, laid out as the tile; null for 1.
     pub slope: *const u8,
-    /// No exponent is beyond that of the row's largest logit, but for the hole's and those of rows
-    /// that are filled: references are the rows' own, not those of an lse from elsewhere.
+    /// No exponent is beyond that of the row's largest logit, but for the excluded's and those of rows
+    /// that are filled: shifts are the rows' own, not those of an lse from elsewhere.
     pub bounded: bool,
     /// One bit for each position that is written at all.
     pub writes: u64,
@@ -506,7 +519,7 @@ pub struct TileGradient {
 pub unsafe fn gradient<S: Simd<Real: Base>>(
     s: S,
     tile: &Tile,
-    octets: &[Octet],
+    groups: &[RowGroup],
     gradient: &TileGradient,
 ) {
     let zero = s.splat(S::Real::ZERO);
@@ -519,24 +532,24 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(
             continue;
         }
         let whole = writes == up_to::<S>(S::LANES);
-        // SAFETY: there are octets for whole registers.
-        let (far, near, factor, wide_bias, entry, hole) = unsafe {
+        // SAFETY: there are groups for whole registers.
+        let (shift_logit, shift_exponent, factor, wide_bias, entry, excluded) = unsafe {
             (
-                take_wide(s, octets, |o| &o.far, at),
-                take_wide(s, octets, |o| &o.near, at),
-                take_wide(s, octets, |o| &o.factor, at),
-                take_wide(s, octets, |o| &o.bias, at),
-                take(s, octets, |o| &o.entry, at),
-                holes(s, octets, at, tile),
+                take_wide(s, groups, |o| &o.shift_logit, at),
+                take_wide(s, groups, |o| &o.shift_exponent, at),
+                take_wide(s, groups, |o| &o.factor, at),
+                take_wide(s, groups, |o| &o.bias, at),
+                take(s, groups, |o| &o.entry, at),
+                excluded_classes(s, groups, at, tile),
             )
         };
-        let exp = Exp2::<S, true>::lanes(s, s.narrow(far), s.narrow(near));
+        let exp = Exp2::<S, true>::lanes(s, s.narrow(shift_logit), s.narrow(shift_exponent));
         let (after, bias) = (s.narrow(factor), s.narrow(wide_bias));
         let minus_bias = s.sub(zero, bias);
-        let bounded =
-            gradient.bounded && s.bits(s.equal(s.narrow(far), zero)) == up_to::<S>(S::LANES);
+        let bounded = gradient.bounded
+            && s.bits(s.equal(s.narrow(shift_logit), zero)) == up_to::<S>(S::LANES);
         for c in 0..tile.classes {
-            let is_hole = s.equal(number(s, c), hole);
+            let is_excluded = s.equal(number(s, c), excluded);
             let p = tile.x.cast::<S::Real>().wrapping_add(c * tile.pitch + at);
             let g = gradient.g.cast::<S::Real>().wrapping_add(c * gradient.pitch + at);
             // SAFETY: positions of the tile.
@@ -558,33 +571,36 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(
             let mut v = match gradient.kind {
                 Kind::Exponentials => {
                     let mut e = match bounded {
-                        true => exp.value_below(x, is_hole),
+                        true => exp.value_below(x, is_excluded),
                         false => exp.value::<true>(x),
                     };
                     if gradient.extreme {
                         // SAFETY: as above.
-                        e = s.mul(e, unsafe { take(s, octets, |o| &o.before, at) });
+                        e = s.mul(e, unsafe { take(s, groups, |o| &o.before, at) });
                     }
                     s.mul_add(e, after, minus)
                 }
-                Kind::Natural => {
-                    let mut e = exp.natural(x);
+                Kind::BaseE => {
+                    let mut e = exp.base_e(x);
                     if gradient.extreme {
                         // SAFETY: as above.
-                        e = s.mul(e, unsafe { take(s, octets, |o| &o.before, at) });
+                        e = s.mul(e, unsafe { take(s, groups, |o| &o.before, at) });
                     }
                     s.mul(e, after)
                 }
                 Kind::Nothing => minus,
                 Kind::Logs => {
-                    let above = both::<S>(s.widen(x), far, |x, far| d.sub(x, far));
-                    let above = both::<S>(above, near, |x, near| d.mul_sub_exact(x, l, near));
+                    let above =
+                        both::<S>(s.widen(x), shift_logit, |x, shift_logit| d.sub(x, shift_logit));
+                    let above = both::<S>(above, shift_exponent, |x, shift_exponent| {
+                        d.mul_sub_exact(x, l, shift_exponent)
+                    });
                     s.narrow(both::<S>(above, factor, |x, rise| d.sub(d.mul(x, inverse), rise)))
                 }
             };
             if gradient.scales {
                 // SAFETY: as above.
-                v = s.mul(v, unsafe { take(s, octets, |o| &o.scale, at) });
+                v = s.mul(v, unsafe { take(s, groups, |o| &o.scale, at) });
             }
             if !gradient.slope.is_null() {
                 let slope = gradient.slope.cast::<S::Real>();
@@ -597,13 +613,13 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(
                 // SAFETY: as above.
                 unsafe {
                     let sweeps = s.equal(
-                        take(s, octets, |o| &o.job, at),
+                        take(s, groups, |o| &o.job, at),
                         s.splat(S::Real::from_f64(job::SWEEP)),
                     );
-                    v = s.select(sweeps, v, take(s, octets, |o| &o.fill, at));
+                    v = s.select(sweeps, v, take(s, groups, |o| &o.fill, at));
                 }
             }
-            v = s.select(is_hole, entry, v);
+            v = s.select(is_excluded, entry, v);
             // SAFETY: positions of the gradient.
             unsafe {
                 if gradient.accumulate {
@@ -787,23 +803,23 @@ pub unsafe fn scatter<S: Simd, G: Element<S>>(
     }
 }
 
-/// Adds `Σ m·(x - center)` over the tile's classes, but for the holes; terms with m = 0 are 0.
+/// Adds `Σ m·(x - center)` over the tile's classes, but for the excluded_classes; terms with m = 0 are 0.
 ///
 /// # Safety
 /// See [`sums`]; there are masses for all classes and positions.
 #[inline(always)]
-pub unsafe fn dots<S: Simd>(s: S, tile: &Tile, octets: &mut [Octet], masses: &Masses) {
+pub unsafe fn dots<S: Simd>(s: S, tile: &Tile, groups: &mut [RowGroup], masses: &Masses) {
     let d = s.wide();
     let zero = d.splat(0.0);
     for at in (0..tile.lanes).step_by(S::LANES) {
         let lanes = up_to::<S>(tile.lanes - at);
-        // SAFETY: there are octets for whole registers.
-        let (center, hole, mut dot, mut lost) = unsafe {
+        // SAFETY: there are groups for whole registers.
+        let (center, excluded, mut dot, mut lost) = unsafe {
             (
-                take_wide(s, octets, |o| &o.center, at),
-                take_wide(s, octets, |o| &o.hole, at),
-                take_wide(s, octets, |o| &o.dot, at),
-                take_wide(s, octets, |o| &o.dot_lost, at),
+                take_wide(s, groups, |o| &o.center, at),
+                take_wide(s, groups, |o| &o.excluded, at),
+                take_wide(s, groups, |o| &o.dot, at),
+                take_wide(s, groups, |o| &o.dot_lost, at),
             )
         };
         for c in 0..tile.classes {
@@ -814,7 +830,7 @@ pub unsafe fn dots<S: Simd>(s: S, tile: &Tile, octets: &mut [Octet], masses: &Ma
             for (i, dot) in dot.as_mut().iter_mut().enumerate() {
                 // SAFETY: the caller's promise.
                 let m = unsafe { masses.load(s, c, at, i) };
-                let m = d.select(d.equal(class, hole.as_ref()[i]), zero, m);
+                let m = d.select(d.equal(class, excluded.as_ref()[i]), zero, m);
                 let nothing = d.equal(m, zero);
                 let (x, center) = (x.as_ref()[i], center.as_ref()[i]);
                 let (height, low) = real::difference(d, x, center);
@@ -831,8 +847,8 @@ pub unsafe fn dots<S: Simd>(s: S, tile: &Tile, octets: &mut [Octet], masses: &Ma
         }
         // SAFETY: as above.
         unsafe {
-            put(s, octets, |o| &mut o.dot, at, dot);
-            put(s, octets, |o| &mut o.dot_lost, at, lost);
+            put(s, groups, |o| &mut o.dot, at, dot);
+            put(s, groups, |o| &mut o.dot_lost, at, lost);
         }
     }
 }
@@ -896,7 +912,7 @@ impl Place {
         Run { first: self.first, axis: self.axis, len: TILE }.at(lane)
     }
 
-    /// The rows of octet `i`.
+    /// The rows of group `i`.
     fn run(&self, i: usize) -> Run {
         let len = ROWS.min(self.lanes - i * ROWS);
         Run { first: self.at(i * ROWS), axis: self.axis, len }
@@ -990,7 +1006,7 @@ impl Work<'_> {
     ///
     /// # Safety
     /// See [`stored`](Self::stored).
-    unsafe fn masses(&mut self, tile: &Tile, total: Option<&mut [Exact; TILE]>) -> Masses {
+    unsafe fn masses(&mut self, tile: &Tile, total: Option<&mut [CompensatedSum; TILE]>) -> Masses {
         if !self.plan.has_masses() {
             return Masses { data: std::ptr::null(), pitch: 0 };
         }
@@ -999,7 +1015,7 @@ impl Work<'_> {
         let row = &mut row[..tile.classes];
         match &self.plan.targets {
             Targets::Probabilities(_) => {
-                let mut none = [Exact::NONE; TILE];
+                let mut none = [CompensatedSum::NONE; TILE];
                 let total = total.unwrap_or(&mut none);
                 // Lanes that no position has are read with the others.
                 // SAFETY: within the buffer, here and below.
@@ -1030,21 +1046,21 @@ impl Work<'_> {
     ///
     /// # Safety
     /// See [`stored`](Self::stored).
-    unsafe fn tops(&mut self, octets: &mut [Octet], tops: &mut [Top; TILE]) {
+    unsafe fn tops(&mut self, groups: &mut [RowGroup], tops: &mut [ArgMax; TILE]) {
         for first in (0..self.plan.classes).step_by(CLASSES) {
             // SAFETY: the caller's promise.
             unsafe {
                 let tile = self.stored(first, false);
-                (self.k.lanes.argmax)(&tile, octets);
+                (self.k.lanes.argmax)(&tile, groups);
             }
             for (lane, top) in tops[..self.place.lanes].iter_mut().enumerate() {
-                let octet = &octets[lane / ROWS];
-                let class = first + octet.top_class[lane % ROWS] as usize;
-                top.push(Top { value: octet.top[lane % ROWS], class });
+                let group = &groups[lane / ROWS];
+                let class = first + group.top_class[lane % ROWS] as usize;
+                top.push(ArgMax { value: group.top[lane % ROWS], class });
             }
         }
         for (lane, top) in tops[..self.place.lanes].iter().enumerate() {
-            octets[lane / ROWS].argmax[lane % ROWS] = top.class;
+            groups[lane / ROWS].argmax[lane % ROWS] = top.class;
         }
     }
 
@@ -1052,11 +1068,11 @@ impl Work<'_> {
     ///
     /// # Safety
     /// See [`stored`](Self::stored).
-    unsafe fn sum(&mut self, octets: &mut [Octet], softmax: bool) {
+    unsafe fn sum(&mut self, groups: &mut [RowGroup], softmax: bool) {
         let plan = self.plan;
         let mut dots = None;
         if plan.spreads_mass() {
-            dots = Some(Dots::start(plan, octets, self.place.lanes));
+            dots = Some(Dots::start(plan, groups, self.place.lanes));
         }
         for first in (0..plan.classes).step_by(CLASSES) {
             // SAFETY: the caller's promise.
@@ -1064,20 +1080,20 @@ impl Work<'_> {
                 let tile = self.stored(first, false);
                 self.transform(&tile);
                 if softmax {
-                    (self.k.lanes.sums)(&tile, octets, plan.entropy.is_some());
+                    (self.k.lanes.sums)(&tile, groups, plan.entropy.is_some());
                 }
                 if let Some(dots) = &mut dots {
                     if first == 0 && !plan.log_probs {
-                        dots.center(plan, octets);
+                        dots.center(plan, groups);
                     }
                     let masses = self.masses(&tile, Some(&mut dots.mass));
-                    (self.k.lanes.dots)(&tile, octets, &masses);
+                    (self.k.lanes.dots)(&tile, groups, &masses);
                 }
             }
         }
         if let Some(dots) = dots {
             for (lane, mass) in dots.mass[..self.place.lanes].iter().enumerate() {
-                octets[lane / ROWS].mass[lane % ROWS] = mass.value();
+                groups[lane / ROWS].mass[lane % ROWS] = mass.value();
             }
         }
     }
@@ -1087,7 +1103,7 @@ impl Work<'_> {
     ///
     /// # Safety
     /// See [`stored`](Self::stored).
-    unsafe fn write(&mut self, octets: &mut [Octet], seen: bool) {
+    unsafe fn write(&mut self, groups: &mut [RowGroup], seen: bool) {
         let plan = self.plan;
         let Some(output) = &plan.gradient else { return };
         let mut gradient = TileGradient {
@@ -1105,16 +1121,16 @@ impl Work<'_> {
         };
         let lanes = self.place.lanes;
         let used = lanes.div_ceil(ROWS);
-        for (i, octet) in octets[..used].iter_mut().enumerate() {
-            gradient.scales |= octet.scales;
-            gradient.fills |= octet.job != [job::SWEEP; ROWS];
-            for (lane, &job) in octet.job.iter().enumerate() {
+        for (i, group) in groups[..used].iter_mut().enumerate() {
+            gradient.scales |= group.scales;
+            gradient.fills |= group.job != [job::SWEEP; ROWS];
+            for (lane, &job) in group.job.iter().enumerate() {
                 gradient.writes |= u64::from(job != job::NOTHING) << (i * ROWS + lane);
             }
-            if octet.extreme {
+            if group.extreme {
                 gradient.extreme = true;
-                for (before, factor) in octet.before.iter_mut().zip(&mut octet.factor) {
-                    (*before, *factor) = Curve::split(*factor);
+                for (before, factor) in group.before.iter_mut().zip(&mut group.factor) {
+                    (*before, *factor) = ExpScale::split(*factor);
                 }
             }
         }
@@ -1140,12 +1156,12 @@ impl Work<'_> {
                 let to = view.at(self.place.first, first);
                 if direct {
                     (gradient.g, gradient.pitch) = (to, strides[1] as usize);
-                    (self.k.lanes.gradient)(&tile, octets, &gradient);
+                    (self.k.lanes.gradient)(&tile, groups, &gradient);
                     continue;
                 }
                 gradient.accumulate = false;
                 (gradient.g, gradient.pitch) = (self.buffers().g.start(), TILE);
-                (self.k.lanes.gradient)(&tile, octets, &gradient);
+                (self.k.lanes.gradient)(&tile, groups, &gradient);
                 let from = Tile { x: gradient.g, pitch: TILE, ..tile };
                 let accumulate = output.accumulate;
                 (self.k.converted.scatter)(&from, to, strides, accumulate, gradient.writes);
@@ -1157,32 +1173,32 @@ impl Work<'_> {
 /// What the rows of a tile need to sum up products with masses.
 struct Dots {
     lanes: usize,
-    mass: [Exact; TILE],
-    /// Rows whose center is not the logit of their hole but has yet to be found.
-    adrift: [bool; TILE],
+    mass: [CompensatedSum; TILE],
+    /// Rows whose center is not the logit of their excluded but has yet to be found.
+    pending: [bool; TILE],
 }
 
 impl Dots {
     #[cold]
-    fn start(plan: &Plan, octets: &mut [Octet], lanes: usize) -> Self {
-        let mut adrift = [false; TILE];
-        for (lane, adrift) in adrift[..lanes].iter_mut().enumerate() {
-            let (octet, i) = (&mut octets[lane / ROWS], lane % ROWS);
-            octet.center[i] = octet.center(plan, i, 0.0, None);
-            *adrift = octet.class(i).is_none() || octet.center[i] != octet.x_y[i];
+    fn start(plan: &Plan, groups: &mut [RowGroup], lanes: usize) -> Self {
+        let mut pending = [false; TILE];
+        for (lane, pending) in pending[..lanes].iter_mut().enumerate() {
+            let (group, i) = (&mut groups[lane / ROWS], lane % ROWS);
+            group.center[i] = group.center(plan, i, 0.0, None);
+            *pending = group.class(i).is_none() || group.center[i] != group.x_y[i];
         }
-        Dots { lanes, mass: [Exact::NONE; TILE], adrift }
+        Dots { lanes, mass: [CompensatedSum::NONE; TILE], pending }
     }
 
     /// Moves centers to where the first classes are.
     #[cold]
-    fn center(&self, plan: &Plan, octets: &mut [Octet]) {
-        for (lane, adrift) in self.adrift[..self.lanes].iter().enumerate() {
-            let (octet, i) = (&mut octets[lane / ROWS], lane % ROWS);
-            let start = octet.far[i] + octet.near[i] / plan.l;
-            let others = octet.sum[i] != 0.0;
-            if *adrift || others && is_far_below(octet.center[i], start) {
-                octet.center[i] = start;
+    fn center(&self, plan: &Plan, groups: &mut [RowGroup]) {
+        for (lane, pending) in self.pending[..self.lanes].iter().enumerate() {
+            let (group, i) = (&mut groups[lane / ROWS], lane % ROWS);
+            let start = group.shift_logit[i] + group.shift_exponent[i] / plan.l;
+            let others = group.sum[i] != 0.0;
+            if *pending || others && is_far_below(group.center[i], start) {
+                group.center[i] = start;
             }
         }
     }
@@ -1228,101 +1244,101 @@ unsafe fn tiles_with(
 ) -> Totals {
     let mut totals = Totals::NONE;
     let mut work = Work { k, plan, place: Place::new(plan, axis, range.start), buffers };
-    let mut octets = [const { MaybeUninit::<Octet>::uninit() }; OCTETS];
+    let mut groups = [const { MaybeUninit::<RowGroup>::uninit() }; OCTETS];
     let (long, _) = extent(plan, axis);
     let count = register_octets(TILE.min(long));
-    for octet in &mut octets[..count] {
+    for group in &mut groups[..count] {
         // One by one: the C library sets more than 2 KiB at once by an instruction that is slow to start.
         // SAFETY: numbers and flags of nothing but zeros are what they are.
-        let octet = unsafe {
-            octet.as_mut_ptr().write_bytes(0, 1);
-            octet.assume_init_mut()
+        let group = unsafe {
+            group.as_mut_ptr().write_bytes(0, 1);
+            group.assume_init_mut()
         };
-        octet.clear();
+        group.clear();
     }
     // SAFETY: as many were written just now.
-    let octets: &mut [Octet] =
-        unsafe { std::slice::from_raw_parts_mut(octets.as_mut_ptr().cast(), count) };
+    let groups: &mut [RowGroup] =
+        unsafe { std::slice::from_raw_parts_mut(groups.as_mut_ptr().cast(), count) };
     for index in range {
         work.place = Place::new(plan, axis, index);
         // SAFETY: the caller's promise.
-        unsafe { tile(&mut work, octets, &mut totals) };
+        unsafe { tile(&mut work, groups, &mut totals) };
     }
     totals
 }
 
-/// Octets that hold `lanes` positions in whole registers, of 16 lanes at most.
+/// Groups that hold `lanes` positions in whole registers, of 16 lanes at most.
 fn register_octets(lanes: usize) -> usize {
     lanes.next_multiple_of(16) / ROWS
 }
 
 /// # Safety
-/// As [`tiles`]; there are octets for the tile.
-unsafe fn tile(work: &mut Work, octets: &mut [Octet], totals: &mut Totals) {
+/// As [`tiles`]; there are groups for the tile.
+unsafe fn tile(work: &mut Work, groups: &mut [RowGroup], totals: &mut Totals) {
     let (k, plan, place) = (work.k, work.plan, work.place);
-    let octets = &mut octets[..register_octets(place.lanes)];
-    let mut tops = MaybeUninit::<[Top; TILE]>::uninit();
-    let mut found: &[Top] = &[Top::NONE; ROWS];
+    let groups = &mut groups[..register_octets(place.lanes)];
+    let mut tops = MaybeUninit::<[ArgMax; TILE]>::uninit();
+    let mut found: &[ArgMax] = &[ArgMax::NONE; ROWS];
     if plan.leaves_top_out() || plan.wants_argmax() {
-        let tops = tops.write([Top::NONE; TILE]);
+        let tops = tops.write([ArgMax::NONE; TILE]);
         // SAFETY: the caller's promise.
-        unsafe { work.tops(octets, tops) };
+        unsafe { work.tops(groups, tops) };
         found = tops;
     }
     let used = place.lanes.div_ceil(ROWS);
     // What the first sweep finds by the way is read only where it is needed before.
-    let reads_holes = plan.spreads_mass()
+    let reads_excluded = plan.spreads_mass()
         || plan.transform.is_some()
         || plan.is_from_lse()
         || !plan.has_softmax();
     let (mut softmax, mut sum) = (false, false);
-    for (i, octet) in octets[..used].iter_mut().enumerate() {
+    for (i, group) in groups[..used].iter_mut().enumerate() {
         let run = place.run(i);
         if run.len < ROWS {
-            octet.clear();
+            group.clear();
         }
         let tops = &found[if found.len() == TILE { i * ROWS } else { 0 }..];
         // SAFETY: rows of the plan, and this thread's alone.
         unsafe {
-            octet.read(k, plan, 0, &run, tops);
-            if reads_holes {
-                octet.x_y = [f64::NEG_INFINITY; ROWS];
-                octet.read_holes(plan, 0, &run);
-                octet.transform_holes(k, plan, 0..ROWS);
+            group.read(k, plan, 0, &run, tops);
+            if reads_excluded {
+                group.x_y = [f64::NEG_INFINITY; ROWS];
+                group.read_excluded(plan, 0, &run);
+                group.transform_excluded(k, plan, 0..ROWS);
             }
         }
         if plan.spreads_mass() {
-            (octet.dot, octet.dot_lost) = ([0.0; ROWS], [0.0; ROWS]);
+            (group.dot, group.dot_lost) = ([0.0; ROWS], [0.0; ROWS]);
         }
         if !softmax || !sum {
-            softmax |= (0..run.len).any(|row| octet.needs_softmax(plan, row));
-            sum |= (0..run.len).any(|row| octet.needs_sum(plan, row));
+            softmax |= (0..run.len).any(|row| group.needs_softmax(plan, row));
+            sum |= (0..run.len).any(|row| group.needs_sum(plan, row));
         }
     }
     if sum {
         // SAFETY: the caller's promise.
-        unsafe { work.sum(octets, softmax) };
+        unsafe { work.sum(groups, softmax) };
     }
-    for (i, octet) in octets[..used].iter_mut().enumerate() {
+    for (i, group) in groups[..used].iter_mut().enumerate() {
         if plan.entropy.is_some() {
             for i in 0..ROWS {
-                octet.spread[i] = octet.sum[i] + octet.lost[i];
+                group.spread[i] = group.sum[i] + group.lost[i];
             }
         }
         if plan.is_from_lse() {
             // SAFETY: rows of the plan, and this thread's alone.
-            unsafe { octet.read_lse(plan, 0, &place.run(i)) };
+            unsafe { group.read_lse(plan, 0, &place.run(i)) };
         }
     }
     // SAFETY: about the tables (`Kernels`).
-    unsafe { (k.lanes.finish)(&mut octets[..used], plan) };
+    unsafe { (k.lanes.finish)(&mut groups[..used], plan) };
     if plan.has_losses() {
-        for (i, octet) in octets[..used].iter().enumerate() {
-            octet.add_to(plan, totals);
+        for (i, group) in groups[..used].iter().enumerate() {
+            group.add_to(plan, totals);
             // SAFETY: rows of the plan, and this thread's alone.
-            unsafe { octet.write(plan, 0, &place.run(i)) };
+            unsafe { group.write(plan, 0, &place.run(i)) };
         }
     }
     // SAFETY: the caller's promise.
-    unsafe { work.write(octets, sum) };
+    unsafe { work.write(groups, sum) };
 }

@@ -1,7 +1,7 @@
 //! `2^(L·x - c)`, vectorised, within 1 ulp.
 //!
 //! The kernels work in base 2. With `L = log2 e`, rounded to the type of the lanes, and an integer
-//! reference `c`, in lanes of f32:
+//! shift `c`, in lanes of f32:
 //!
 //! ```text
 //! m = fma(x, L, M - c)         M = 1.5·2^20 + 127: m is rounded to a multiple of 1/8, and its low
@@ -15,7 +15,7 @@
 //!
 //! Because the fused product is exact and `n` is a multiple of 1/8, a common offset of the logits,
 //! however large, costs no accuracy: `f` carries the only error of the argument, half an ulp of
-//! a number below 1/16. (Subtracting a reference that is not would round the whole exponent instead,
+//! a number below 1/16. (Subtracting a shift that is not would round the whole exponent instead,
 //! and cost `|log2 e^x|·2^-24`.)
 //!
 //! Eighths come from a register, by one permutation, and save three of the six steps of a polynomial for
@@ -41,7 +41,7 @@
 //! stay consistent in that base (`log_b Σ b^x`, see octet.rs), which moves a log-sum-exp by
 //! at most 1.335e-8 times the entropy of the row, and a probability by at most
 //! `1.335e-8·|ln p|`, well within the bounds promised. Where the result is a softmax, and nothing
-//! rounds it further, [`Exp2::natural`] takes what `L` lacks into `f`.
+//! rounds it further, [`Exp2::base_e`] takes what `L` lacks into `f`.
 
 use crate::simd::{Real, STEP_SHIFT, Simd};
 
@@ -60,7 +60,7 @@ pub trait Base: Real {
     const FIRST: Self;
     /// The largest m for an exponent whose power is finite.
     const LAST: Self;
-    /// Adding and subtracting it rounds a number up to [`NEAR`](Self::NEAR) to an integer.
+    /// Adding and subtracting it rounds a number up to [`MAX_SHIFT`](Self::MAX_SHIFT) to an integer.
     const ROUND: Self;
     /// `1/L`, in two parts.
     const INVERSE: (f64, f64);
@@ -70,10 +70,10 @@ pub trait Base: Real {
     const EXCESS: f64;
     /// Exponents from `-BIAS` on.
     const BIAS: Self;
-    /// The largest magnitude of an integer reference for which `MAGIC - c` is exact and the sum
-    /// `x·L + MAGIC - c` keeps the ulp of `MAGIC`, with room to spare: what [`Exp2::natural`] adds to f,
+    /// The largest magnitude of an integer shift for which `MAGIC - c` is exact and the sum
+    /// `x·L + MAGIC - c` keeps the ulp of `MAGIC`, with room to spare: what [`Exp2::base_e`] adds to f,
     /// in proportion to x, must not take it out of the polynomial's range.
-    const NEAR: f64;
+    const MAX_SHIFT: f64;
     /// Coefficients of `f^0, f^1, f^2, …` in `2^f` on [-1/2, 1/2], or with steps in `1 - C·2^f` on
     /// [-1/16, 1/16].
     const POLY: &'static [Self];
@@ -91,7 +91,7 @@ impl Base for f32 {
     const RATIO: f64 = 1.000_000_013_349_758_4;
     const EXCESS: f64 = 1.334_975_834_983_818_4e-8;
     const BIAS: f32 = 127.0;
-    const NEAR: f64 = 65_536.0;
+    const MAX_SHIFT: f64 = 65_536.0;
     // Minimax in relative error (Lawson's iteration), then varied by a few ulps each for the least
     // error of the whole over all arguments. Relative error of the polynomial 1.9e-8.
     const POLY: &'static [f32] = &[-0.002_567_589_3, -0.694_926_9, -0.240_881_01, -0.055_642_266];
@@ -132,7 +132,7 @@ impl Base for f64 {
     const RATIO: f64 = 1.0;
     const EXCESS: f64 = 1.410_920_060_305_223_7e-17;
     const BIAS: f64 = 1023.0;
-    const NEAR: f64 = 562_949_953_421_312.0;
+    const MAX_SHIFT: f64 = 562_949_953_421_312.0;
     // `(2^f - 1)/f` interpolated at 11 Chebyshev nodes, in 60 digits. Relative error of the
     // polynomial, with its coefficients rounded, 2.0e-17.
     const POLY: &'static [f64] = &[
@@ -151,41 +151,41 @@ impl Base for f64 {
     ];
 }
 
-/// Where exponents are counted from: `2^(L·(x - far) - near)`.
+/// Where exponents are counted from: `2^(L·(x - logit) - exponent)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Reference {
+pub struct Shift {
     /// A logit, for rows whose exponents are out of reach of an integer; else 0.
-    pub far: f64,
-    /// An integer, 0 if `far` is not.
-    pub near: f64,
+    pub logit: f64,
+    /// An integer, 0 if `logit` is not.
+    pub exponent: f64,
 }
 
-impl Reference {
+impl Shift {
     /// Exponents are counted from 0.
-    pub const ZERO: Reference = Reference { far: 0.0, near: 0.0 };
+    pub const ZERO: Shift = Shift { logit: 0.0, exponent: 0.0 };
 
-    /// The reference nearest to the logit `x`, which is finite.
+    /// The shift nearest to the logit `x`, which is finite.
     #[inline(always)]
     pub fn at<R: Base>(x: R) -> Self {
         let x = x.to_f64();
         let c = nearest(x * R::L.to_f64());
-        if c.abs() <= R::NEAR {
-            Reference { far: 0.0, near: c }
+        if c.abs() <= R::MAX_SHIFT {
+            Shift { logit: 0.0, exponent: c }
         } else {
-            Reference { far: x, near: 0.0 }
+            Shift { logit: x, exponent: 0.0 }
         }
     }
 
     /// Whether a logit has to be subtracted.
     #[inline(always)]
-    pub fn is_far(self) -> bool {
-        self.far != 0.0
+    pub fn is_by_logit(self) -> bool {
+        self.logit != 0.0
     }
 
     /// How far it is above another, in units of log2.
     #[inline(always)]
-    pub fn above(self, other: Reference, l: f64) -> f64 {
-        (self.near - other.near) + (self.far - other.far) * l
+    pub fn above(self, other: Shift, l: f64) -> f64 {
+        (self.exponent - other.exponent) + (self.logit - other.logit) * l
     }
 }
 
@@ -196,12 +196,12 @@ pub fn nearest(x: f64) -> f64 {
     if x.abs() < 2_251_799_813_685_248.0 { (x + SHIFT) - SHIFT } else { x }
 }
 
-/// The constants of `x -> 2^(L·(x - far) - near)`, in registers.
+/// The constants of `x -> 2^(L·(x - logit) - exponent)`, in registers.
 #[derive(Clone, Copy)]
-pub struct Exp2<S: Simd, const FAR: bool> {
+pub struct Exp2<S: Simd, const BY_LOGIT: bool> {
     s: S,
     origin: S::Real,
-    far: S::Vector,
+    logit: S::Vector,
     slope: S::Vector,
     minus_magic: S::Vector,
     steps: S::Steps,
@@ -218,32 +218,32 @@ pub struct Power<S: Simd> {
     pub m: S::Vector,
 }
 
-impl<S: Simd<Real: Base>, const FAR: bool> Exp2<S, FAR> {
-    /// For one reference. Unless `FAR`, one that is not.
+impl<S: Simd<Real: Base>, const BY_LOGIT: bool> Exp2<S, BY_LOGIT> {
+    /// For one shift. Unless `BY_LOGIT`, one that is not.
     #[inline(always)]
-    pub fn new(s: S, reference: Reference) -> Self {
-        let near = reference.near;
+    pub fn new(s: S, shift: Shift) -> Self {
+        let exponent = shift.exponent;
         let splat = |x: f64| s.splat(S::Real::from_f64(x));
-        let origin = if FAR { reference.far } else { near / S::Real::L.to_f64() };
+        let origin = if BY_LOGIT { shift.logit } else { exponent / S::Real::L.to_f64() };
         Exp2 {
             s,
             origin: S::Real::from_f64(origin),
-            far: splat(reference.far),
+            logit: splat(shift.logit),
             slope: s.splat(S::Real::L),
-            minus_magic: splat(near - S::Real::MAGIC.to_f64()),
+            minus_magic: splat(exponent - S::Real::MAGIC.to_f64()),
             steps: s.steps(&STEP_BITS),
         }
     }
 
-    /// For a reference a lane.
+    /// For a shift a lane.
     #[inline(always)]
-    pub fn lanes(s: S, far: S::Vector, near: S::Vector) -> Self {
+    pub fn lanes(s: S, logit: S::Vector, exponent: S::Vector) -> Self {
         Exp2 {
             s,
             origin: S::Real::ZERO,
-            far,
+            logit,
             slope: s.splat(S::Real::L),
-            minus_magic: s.sub(near, s.splat(S::Real::MAGIC)),
+            minus_magic: s.sub(exponent, s.splat(S::Real::MAGIC)),
             steps: s.steps(&STEP_BITS),
         }
     }
@@ -285,16 +285,16 @@ impl<S: Simd<Real: Base>, const FAR: bool> Exp2<S, FAR> {
         Power { p, scale: s.scale(self.steps, m), m }
     }
 
-    /// `2^(L·(x - far) - near)`. Unless `CLAMP`, no more than its m counts where that is out of range.
+    /// `2^(L·(x - logit) - exponent)`. Unless `CLAMP`, no more than its m counts where that is out of range.
     #[inline(always)]
     pub fn power<const CLAMP: bool>(&self, x: S::Vector) -> Power<S> {
-        let (f, m) = self.reduce::<CLAMP>(self.near(x));
+        let (f, m) = self.reduce::<CLAMP>(self.shifted(x));
         self.assemble(f, m)
     }
 
     #[inline(always)]
-    fn near(&self, x: S::Vector) -> S::Vector {
-        if FAR { self.s.sub(x, self.far) } else { x }
+    fn shifted(&self, x: S::Vector) -> S::Vector {
+        if BY_LOGIT { self.s.sub(x, self.logit) } else { x }
     }
 
     #[inline(always)]
@@ -341,30 +341,30 @@ impl<S: Simd<Real: Base>, const FAR: bool> Exp2<S, FAR> {
         s.select(zero, s.splat(S::Real::ZERO), self.assembled(power))
     }
 
-    /// A logit whose exponent is close to 0. Not for a reference a lane.
+    /// A logit whose exponent is close to 0. Not for a shift a lane.
     #[inline(always)]
     pub fn origin(&self) -> S::Real {
         self.origin
     }
 
-    /// `L·(x - far) - near`, the exponent of [`value`](Self::value): finite, though beyond the range where x
+    /// `L·(x - logit) - exponent`, the exponent of [`value`](Self::value): finite, though beyond the range where x
     /// is, unless x is NaN.
     #[inline(always)]
     pub fn exponent(&self, x: S::Vector) -> S::Vector {
         let s = self.s;
-        let near = s.add(self.minus_magic, s.splat(S::Real::MAGIC));
-        let t = s.mul_sub_exact(self.near(x), self.slope, near);
+        let exponent = s.add(self.minus_magic, s.splat(S::Real::MAGIC));
+        let t = s.mul_sub_exact(self.shifted(x), self.slope, exponent);
         let bias = S::Real::BIAS.to_f64();
         let [low, high] = [-bias, bias + 1.0].map(|t| s.splat(S::Real::from_f64(t)));
         s.min(high, s.max(low, t))
     }
 
-    /// `2^(log2 e·(x - far) - near)`, clamped, within 1 ulp as [`value`](Self::value) is: of e where
+    /// `2^(log2 e·(x - logit) - exponent)`, clamped, within 1 ulp as [`value`](Self::value) is: of e where
     /// that is of b, for one fused product more.
     #[inline(always)]
-    pub fn natural(&self, x: S::Vector) -> S::Vector {
+    pub fn base_e(&self, x: S::Vector) -> S::Vector {
         let s = self.s;
-        let x = self.near(x);
+        let x = self.shifted(x);
         let (f, m) = self.reduce::<true>(x);
         let lacking = S::Real::L.to_f64() * S::Real::EXCESS;
         let f = s.mul_add(x, s.splat(S::Real::from_f64(lacking)), f);
@@ -373,7 +373,7 @@ impl<S: Simd<Real: Base>, const FAR: bool> Exp2<S, FAR> {
 }
 
 impl<S: Simd<Real = f64>> Exp2<S, false> {
-    /// `2^(L·x) - 1`, to a few ulp near 0 as well; for a reference of 0 and x up to 709.
+    /// `2^(L·x) - 1`, to a few ulp near 0 as well; for a shift of 0 and x up to 709.
     #[inline(always)]
     pub fn minus_one(&self, x: S::Vector) -> S::Vector {
         let s = self.s;
@@ -397,12 +397,12 @@ mod tests {
     /// What is computed.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub enum What {
-        /// [`Exp2::value`] for one reference.
+        /// [`Exp2::value`] for one shift.
         Value,
-        /// The same for a reference a lane, all of them this.
+        /// The same for a shift a lane, all of them this.
         Lanes,
-        /// [`Exp2::natural`]
-        Natural,
+        /// [`Exp2::base_e`]
+        BaseE,
         /// [`Exp2::minus_one`]
         MinusOne,
         /// [`Exp2::exponent`]
@@ -413,9 +413,9 @@ mod tests {
     macro_rules! stamp {
         ($name:ident, $real:ty, $token:ty, $all:ident $(, $feature:tt)*) => {
             $(#[target_feature(enable = $feature)])*
-            pub unsafe fn $name(what: What, reference: Reference, x: &[$real; 64]) -> [$real; 64] {
+            pub unsafe fn $name(what: What, shift: Shift, x: &[$real; 64]) -> [$real; 64] {
                 // SAFETY: this function's own features.
-                $all(unsafe { <$token>::assume() }, what, reference, x)
+                $all(unsafe { <$token>::assume() }, what, shift, x)
             }
         };
     }
@@ -446,23 +446,23 @@ mod tests {
     fn all<S: Simd<Real: Base>>(
         s: S,
         what: What,
-        reference: Reference,
+        shift: Shift,
         x: &[S::Real; 64],
     ) -> [S::Real; 64] {
         #[inline(always)]
-        fn some<S: Simd<Real: Base>, const FAR: bool>(
+        fn some<S: Simd<Real: Base>, const BY_LOGIT: bool>(
             s: S,
             what: What,
-            reference: Reference,
+            shift: Shift,
             x: &[S::Real; 64],
         ) -> [S::Real; 64] {
             let mut out = [S::Real::ZERO; 64];
             let splat = |x: f64| s.splat(S::Real::from_f64(x));
             let exp2 = match what {
                 What::Lanes => {
-                    Exp2::<S, FAR>::lanes(s, splat(reference.far), splat(reference.near))
+                    Exp2::<S, BY_LOGIT>::lanes(s, splat(shift.logit), splat(shift.exponent))
                 }
-                _ => Exp2::<S, FAR>::new(s, reference),
+                _ => Exp2::<S, BY_LOGIT>::new(s, shift),
             };
             for at in (0..64).step_by(S::LANES) {
                 // SAFETY: within the arrays.
@@ -470,7 +470,7 @@ mod tests {
                     let x = s.load(x.as_ptr().add(at));
                     let e = match what {
                         What::Value | What::Lanes => exp2.value::<true>(x),
-                        What::Natural => exp2.natural(x),
+                        What::BaseE => exp2.base_e(x),
                         What::MinusOne => unreachable!("of lanes of f64 alone"),
                         What::Exponent => exp2.exponent(x),
                     };
@@ -479,24 +479,19 @@ mod tests {
             }
             out
         }
-        if reference.is_far() {
-            some::<S, true>(s, what, reference, x)
+        if shift.is_by_logit() {
+            some::<S, true>(s, what, shift, x)
         } else {
-            some::<S, false>(s, what, reference, x)
+            some::<S, false>(s, what, shift, x)
         }
     }
 
     #[inline(always)]
-    fn doubles<S: Simd<Real = f64>>(
-        s: S,
-        what: What,
-        reference: Reference,
-        x: &[f64; 64],
-    ) -> [f64; 64] {
+    fn doubles<S: Simd<Real = f64>>(s: S, what: What, shift: Shift, x: &[f64; 64]) -> [f64; 64] {
         if what != What::MinusOne {
-            return all(s, what, reference, x);
+            return all(s, what, shift, x);
         }
-        let (exp2, mut out) = (Exp2::<S, false>::new(s, reference), [0.0; 64]);
+        let (exp2, mut out) = (Exp2::<S, false>::new(s, shift), [0.0; 64]);
         for at in (0..64).step_by(S::LANES) {
             // SAFETY: within the arrays.
             unsafe {
@@ -507,7 +502,7 @@ mod tests {
         out
     }
 
-    type Values<R> = unsafe fn(What, Reference, &[R; 64]) -> [R; 64];
+    type Values<R> = unsafe fn(What, Shift, &[R; 64]) -> [R; 64];
 
     fn only_available<R, const N: usize>(all: [(Isa, Values<R>); N]) -> Vec<(Isa, Values<R>)> {
         all.into_iter()
@@ -569,9 +564,9 @@ mod tests {
 
     /// Checks 64 results of ascending or descending arguments on each set; raises `worst` to the
     /// largest error in ulps.
-    fn check(reference: Reference, x: &[f32; 64], sets: &[[f32; 64]], worst: &mut [f64]) {
+    fn check(shift: Shift, x: &[f32; 64], sets: &[[f32; 64]], worst: &mut [f64]) {
         let l = f64::from(f32::L);
-        let exponent = |x: f32| (f64::from(x) - reference.far) * l - reference.near;
+        let exponent = |x: f32| (f64::from(x) - shift.logit) * l - shift.exponent;
         let (first, last) = (class(exponent(x[0])), class(exponent(x[63])));
         if first == last && first != Class::Close {
             let all = |right: fn(f32) -> bool| sets.iter().flatten().all(|&e| right(e));
@@ -611,7 +606,7 @@ mod tests {
         let fused = sets.iter().position(|(isa, _)| *isa != Isa::Portable);
         // The bits of further sets that fuse are those of the first.
         let judged = fused.map_or(sets.len(), |first| first + 1);
-        let reference = Reference::ZERO;
+        let shift = Shift::ZERO;
         let worst = (0..1u32 << 16)
             .into_par_iter()
             .map(|high| {
@@ -622,7 +617,7 @@ mod tests {
                     let mut results = [[0.0; 64]; 3];
                     for ((_, values), e) in sets.iter().zip(&mut results) {
                         // SAFETY: available.
-                        *e = unsafe { values(What::Value, reference, &x) };
+                        *e = unsafe { values(What::Value, shift, &x) };
                     }
                     let results = &results[..sets.len()];
                     if let Some(fused) = fused {
@@ -630,7 +625,7 @@ mod tests {
                         let first = bits(&results[fused]);
                         assert!(results[fused..].iter().all(|e| bits(e) == first), "{x:?}");
                     }
-                    check(reference, &x, &results[..judged], &mut worst);
+                    check(shift, &x, &results[..judged], &mut worst);
                 }
                 worst
             })
@@ -644,19 +639,19 @@ mod tests {
         }
     }
 
-    /// References far from 0 keep the accuracy.
+    /// Shifts far from 0 keep the accuracy.
     #[test]
-    fn references() {
+    fn shifts() {
         for at in [-4.5e4f32, -1e4, -0.3, 7.0, 1e4, 4.5e4, 4.55e4, 1e7, -3e30, 3e38] {
-            let reference = Reference::at::<f32>(at);
+            let shift = Shift::at::<f32>(at);
             let step = (at.abs() * f32::EPSILON).max(0.01);
             for (isa, values) in available() {
                 let mut worst = [0.0];
                 for k in 0..200 {
                     let x = std::array::from_fn(|i| at - step * (k * 64 + i) as f32);
                     // SAFETY: available.
-                    let e = unsafe { values(What::Value, reference, &x) };
-                    check(reference, &x, &[e], &mut worst);
+                    let e = unsafe { values(What::Value, shift, &x) };
+                    check(shift, &x, &[e], &mut worst);
                 }
                 assert!(worst[0] <= 1.0, "{isa:?} at {at}: {} ulp", worst[0]);
             }
@@ -666,9 +661,9 @@ mod tests {
     /// 1 ulp of powers of e itself, as far down as they are normal numbers, and the same bits on the
     /// sets that fuse.
     #[test]
-    fn natural() {
+    fn base_e() {
         for at in [-4.5e4f32, -1e4, -0.3, 0.0, 7.0, 1e4, 4.5e4, 4.55e4, 1e7, -3e30] {
-            let reference = Reference::at::<f32>(at);
+            let shift = Shift::at::<f32>(at);
             let step = (at.abs() * f32::EPSILON).max(1e-3);
             let (mut worst, mut fused) = (0f64, None);
             for (isa, values) in available() {
@@ -676,11 +671,11 @@ mod tests {
                 for k in 0..2000 {
                     let x: [f32; 64] = std::array::from_fn(|i| at - step * (k * 64 + i) as f32);
                     // SAFETY: available.
-                    let e = unsafe { values(What::Natural, reference, &x) };
+                    let e = unsafe { values(What::BaseE, shift, &x) };
                     for (x, e) in x.into_iter().zip(e) {
                         let log2_e = Dd { hi: f64::L, lo: f64::L * f64::EXCESS };
-                        let t = log2_e * Dd::from(f64::from(x) - reference.far)
-                            - Dd::from(reference.near);
+                        let t = log2_e * Dd::from(f64::from(x) - shift.logit)
+                            - Dd::from(shift.exponent);
                         if t.hi < -125.0 {
                             assert!(f64::from(e) <= 2f64.powi(-124), "{x} from {at}: {e}");
                             continue;
@@ -700,22 +695,22 @@ mod tests {
         }
     }
 
-    /// References of f64, near and far, up to the ends of each; each with a distance between two
+    /// Shifts of f64, near and far, up to the ends of each; each with a distance between two
     /// logits beside it that f64 can tell apart.
-    fn references_of_doubles() -> Vec<(f64, Reference)> {
-        let near = f64::NEAR / f64::L;
+    fn references_of_doubles() -> Vec<(f64, Shift)> {
+        let near = f64::MAX_SHIFT / f64::L;
         [0.0, 0.3, -1e3, 7e5, -1e10, near, -near, near * 1.01, -4e15, 1e16, -3e200, 1e308]
             .into_iter()
-            .map(|at: f64| (at, Reference::at::<f64>(at)))
+            .map(|at: f64| (at, Shift::at::<f64>(at)))
             .collect()
     }
 
     /// Logits with exponents from below the least to above the largest, densely and evenly, at
     /// the borders, and a few far away.
-    fn logits_around(at: f64, reference: Reference) -> Vec<[f64; 64]> {
+    fn logits_around(at: f64, shift: Shift) -> Vec<[f64; 64]> {
         let ulp = f64::from_bits(at.abs().to_bits() + 1) - at.abs();
         let mut x = Vec::new();
-        let center = if reference.is_far() { reference.far } else { reference.near / f64::L };
+        let center = if shift.is_by_logit() { shift.logit } else { shift.exponent / f64::L };
         for i in -24_000..24_000 {
             x.push(center + f64::from(i) * (1100.0 / 24_000.0 / f64::L));
         }
@@ -734,13 +729,13 @@ mod tests {
         x.chunks(64).map(|x| x.try_into().unwrap()).collect()
     }
 
-    /// `L·(x - far) - near` with the digits of double-double, None if it overflows or is NaN.
-    fn exact_exponent(x: f64, reference: Reference) -> Option<Dd> {
-        let d = Dd::sum(x, -reference.far);
+    /// `L·(x - logit) - exponent` with the digits of double-double, None if it overflows or is NaN.
+    fn exact_exponent(x: f64, shift: Shift) -> Option<Dd> {
+        let d = Dd::sum(x, -shift.logit);
         if !d.hi.is_finite() || d.hi.abs() > 1e290 {
             return None;
         }
-        let t = Dd::product(d.hi, f64::L) - Dd::from(reference.near);
+        let t = Dd::product(d.hi, f64::L) - Dd::from(shift.exponent);
         Some(t + Dd::product(d.lo, f64::L))
     }
 
@@ -749,16 +744,16 @@ mod tests {
     fn exact_doubles() {
         let sets = available_wide();
         let mut worst = vec![0f64; sets.len()];
-        for (at, reference) in references_of_doubles() {
-            for x in some_of(logits_around(at, reference)) {
+        for (at, shift) in references_of_doubles() {
+            for x in some_of(logits_around(at, shift)) {
                 let mut fused = None;
                 for ((isa, values), worst) in sets.iter().zip(&mut worst) {
                     // SAFETY: available.
-                    let got = unsafe { values(What::Value, reference, &x) };
+                    let got = unsafe { values(What::Value, shift, &x) };
                     for (&x, e) in x.iter().zip(got) {
-                        let what = || format!("{x:e} from {reference:?} on {}: {e:e}", isa.name());
-                        let Some(t) = exact_exponent(x, reference) else {
-                            let up = x - reference.far;
+                        let what = || format!("{x:e} from {shift:?} on {}: {e:e}", isa.name());
+                        let Some(t) = exact_exponent(x, shift) else {
+                            let up = x - shift.logit;
                             let good = match up {
                                 _ if up.is_nan() => e.is_nan(),
                                 _ if up > 0.0 => e == f64::INFINITY,
@@ -807,20 +802,17 @@ mod tests {
     /// The exponent is rounded once, or where there is no fused step of f64 twice.
     #[test]
     fn exponents_of_doubles() {
-        for (at, reference) in references_of_doubles() {
-            for x in logits_around(at, reference) {
+        for (at, shift) in references_of_doubles() {
+            for x in logits_around(at, shift) {
                 for (isa, values) in available_wide() {
                     // SAFETY: available.
-                    let got = unsafe { values(What::Exponent, reference, &x) };
+                    let got = unsafe { values(What::Exponent, shift, &x) };
                     for (&x, got) in x.iter().zip(got) {
-                        match exact_exponent(x, reference) {
+                        match exact_exponent(x, shift) {
                             Some(t) if t.hi.abs() < 1000.0 => {
                                 let off = ((got - t.hi) - t.lo).abs();
                                 let what = isa.name();
-                                assert!(
-                                    off <= t.hi.abs() * 1.2e-16,
-                                    "{x:e}, {reference:?}: {what}"
-                                );
+                                assert!(off <= t.hi.abs() * 1.2e-16, "{x:e}, {shift:?}: {what}");
                             }
                             // Clamped, but still out of range.
                             Some(t) if t.hi.abs() > 1025.0 => {
@@ -834,17 +826,17 @@ mod tests {
         }
     }
 
-    /// A reference a lane: within 1 ulp of one for all, and the same at the ends.
+    /// A shift a lane: within 1 ulp of one for all, and the same at the ends.
     fn lanes_agree<R: Base>(
         sets: Vec<(Isa, Values<R>)>,
-        reference: Reference,
+        shift: Shift,
         x: &[R; 64],
         [epsilon, least]: [f64; 2],
     ) {
         for (isa, values) in sets {
             // SAFETY: available.
             let [one, each] =
-                [What::Value, What::Lanes].map(|what| unsafe { values(what, reference, x) });
+                [What::Value, What::Lanes].map(|what| unsafe { values(what, shift, x) });
             for ((x, one), each) in x.iter().zip(one).zip(each) {
                 let (a, b) = (one.to_f64(), each.to_f64());
                 let both_nan = a.is_nan() && b.is_nan();
@@ -853,22 +845,22 @@ mod tests {
                 // Below the smallest normal number it is 0 or close to that.
                 let edge = a.max(b) <= 2.0 * least && a >= 0.0 && b >= 0.0;
                 let good = both_nan || a == b || close || edge;
-                assert!(good, "{x:?} from {reference:?} on {}: {a:e} and {b:e}", isa.name());
+                assert!(good, "{x:?} from {shift:?} on {}: {a:e} and {b:e}", isa.name());
             }
         }
     }
 
     #[test]
     fn a_reference_a_lane() {
-        for (at, reference) in references_of_doubles() {
-            for x in logits_around(at, reference) {
-                lanes_agree(available_wide(), reference, &x, [f64::EPSILON, f64::MIN_POSITIVE]);
+        for (at, shift) in references_of_doubles() {
+            for x in logits_around(at, shift) {
+                lanes_agree(available_wide(), shift, &x, [f64::EPSILON, f64::MIN_POSITIVE]);
             }
         }
         let ends = [f64::from(f32::EPSILON), f64::from(f32::MIN_POSITIVE)];
         for at in [0.0, -0.3f32, -1e4, 4.5e4, -4.53e4, 4.55e4, -1e7, 3e30, -3e38] {
-            let reference = Reference::at::<f32>(at);
-            let center = if reference.is_far() { reference.far } else { reference.near / f64::L };
+            let shift = Shift::at::<f32>(at);
+            let center = if shift.is_by_logit() { shift.logit } else { shift.exponent / f64::L };
             let ulp = f64::from(at.abs() * f32::EPSILON);
             for block in -60..60 {
                 let logit = |i: i32| center + f64::from(block * 64 + i) * ulp.max(0.026);
@@ -877,7 +869,7 @@ mod tests {
                     x[..6].copy_from_slice(&[f32::MAX, f32::MIN, 0.0, -0.0, 1e-40, f32::NAN]);
                     x[6..8].copy_from_slice(&[f32::INFINITY, f32::NEG_INFINITY]);
                 }
-                lanes_agree(available(), reference, &x, ends);
+                lanes_agree(available(), shift, &x, ends);
             }
         }
     }
@@ -898,7 +890,7 @@ mod tests {
             let mut fused = None;
             for ((isa, values), worst) in sets.iter().zip(&mut worst) {
                 // SAFETY: available.
-                let got = unsafe { values(What::MinusOne, Reference::ZERO, x) };
+                let got = unsafe { values(What::MinusOne, Shift::ZERO, x) };
                 for ((x, got), want) in x.iter().zip(got).zip(want) {
                     if (got - want.hi).abs() <= 1e-323 {
                         continue;
@@ -918,7 +910,7 @@ mod tests {
             let mut x = [0.0; 64];
             x[..4].copy_from_slice(&[f64::NEG_INFINITY, f64::MIN, -800.0, f64::NAN]);
             // SAFETY: available.
-            let got = unsafe { values(What::MinusOne, Reference::ZERO, &x) };
+            let got = unsafe { values(What::MinusOne, Shift::ZERO, &x) };
             assert!(got[..3] == [-1.0; 3] && got[3].is_nan() && got[4..] == [0.0; 60], "{got:?}");
         }
     }

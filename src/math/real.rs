@@ -5,7 +5,7 @@
 //! bits are the same on every set that fuses; the platform's libm promises no such thing. Relative
 //! error below 1e-15 throughout, for the exponential functions 1.4e-17·|x| more.
 
-use super::exp2::{Base, Exp2, Reference};
+use super::exp2::{Base, Exp2, Shift};
 use crate::simd::Doubles;
 use std::f64::consts::LOG2_E;
 
@@ -31,7 +31,7 @@ const ATANH: [f64; 11] = [
 /// `e^x`; 0 below -708.7, inf above 709.8, NaN for NaN.
 #[inline(always)]
 pub fn exp<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
-    Exp2::<D, false>::new(d, Reference::ZERO).value::<true>(x)
+    Exp2::<D, false>::new(d, Shift::ZERO).value::<true>(x)
 }
 
 /// `2^x`; 0 below -1022.5, inf above 1023.5, NaN for NaN.
@@ -84,7 +84,7 @@ pub fn nearest<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
 /// `e^x - 1`, for x above 709 that of 709.
 #[inline(always)]
 pub fn expm1<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
-    Exp2::<D, false>::new(d, Reference::ZERO).minus_one(d.min(d.splat(709.0), x))
+    Exp2::<D, false>::new(d, Shift::ZERO).minus_one(d.min(d.splat(709.0), x))
 }
 
 /// `x = 2^k·(1 + t)` with `1 + t` in [√½, √2); returns `(k, ln(1 + t))`. `x` is positive, finite
@@ -492,7 +492,7 @@ mod tests {
     /// is within 0.501 ulp, the slope too where it is a normal number, and the sets that fuse have
     /// the same bits.
     ///
-    /// Between 2^-13 and 53 the reference is the standard library's tanh and cosh, whose own errors
+    /// Between 2^-13 and 53 the shift is the standard library's tanh and cosh, whose own errors
     /// (a few ulp of f64, or 2^-27 of one of f32; held against double-double here and there) do not
     /// show. Elsewhere results are known: below, `x - x³/3` rounds to x and `1 - x²` to 1; above,
     /// `1 - 2e^-106` rounds to 1 and `4e^-106` to 0. The results of -x are held against those of x.

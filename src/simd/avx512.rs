@@ -121,7 +121,7 @@ macro_rules! simd {
                 avx512!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
             }
             #[inline(always)]
-            fn prefetch_far(self, p: *const u8) {
+            fn prefetch_l2(self, p: *const u8) {
                 avx512!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
             }
             #[inline(always)]

@@ -159,7 +159,7 @@ pub trait Simd: Copy {
     /// Asks for the cache line at `p`; never faults, whatever `p` is.
     fn prefetch(self, p: *const u8);
     /// As [`prefetch`](Self::prefetch), but into the second level of cache alone.
-    fn prefetch_far(self, p: *const u8);
+    fn prefetch_l2(self, p: *const u8);
     /// Asks for the cache line at `p`, to be written.
     fn prefetch_write(self, p: *const u8);
 

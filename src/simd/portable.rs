@@ -128,7 +128,7 @@ macro_rules! simd {
         #[inline(always)]
         fn prefetch(self, _: *const u8) {}
         #[inline(always)]
-        fn prefetch_far(self, _: *const u8) {}
+        fn prefetch_l2(self, _: *const u8) {}
         #[inline(always)]
         fn prefetch_write(self, _: *const u8) {}
 

@@ -1,9 +1,9 @@
-//! Class indices, of any integer type: counted where they are checked, and laid out for an octet.
+//! Class indices, of any integer type: counted where they are checked, and laid out for an group.
 //!
 //! Plain loops that the compiler vectorises, which is why they are entry points too: on 65536 rows
 //! of 10 classes, a target costs as much as a logit.
 
-use super::octet::{Octet, ROWS};
+use super::row_math::{ROWS, RowGroup};
 use crate::plan::{Dtype, Run, View};
 
 /// An integer type that targets have.
@@ -77,29 +77,41 @@ unsafe fn count_of<T: Index>(
     (!bad).then_some(kept)
 }
 
-/// Which rows of a run count, and their classes: see [`Octet::kept`] and [`Octet::hole`].
+/// Which rows of a run count, and their classes: see [`RowGroup::kept`] and [`RowGroup::excluded`].
 ///
 /// # Safety
 /// The view covers the rows, which go from lane `lane` on and end with the eighth.
 #[inline(always)]
-pub unsafe fn holes(view: &View, run: &Run, ignore: i64, octet: &mut Octet, lane: usize) {
+pub unsafe fn excluded_classes(
+    view: &View,
+    run: &Run,
+    ignore: i64,
+    group: &mut RowGroup,
+    lane: usize,
+) {
     // SAFETY: the caller's promise; the dtype says what is there.
-    unsafe { of_type!(view.dtype, holes_of(view, run, ignore, octet, lane)) }
+    unsafe { of_type!(view.dtype, excluded_of(view, run, ignore, group, lane)) }
 }
 
 /// # Safety
-/// As [`holes`], of integers of `T`.
+/// As [`excluded_classes`], of integers of `T`.
 #[inline(always)]
-unsafe fn holes_of<T: Index>(view: &View, run: &Run, ignore: i64, octet: &mut Octet, lane: usize) {
+unsafe fn excluded_of<T: Index>(
+    view: &View,
+    run: &Run,
+    ignore: i64,
+    group: &mut RowGroup,
+    lane: usize,
+) {
     // SAFETY: the caller's promise.
     let (p, step) = unsafe { view.run::<T>(run) };
     let mut row = |i: usize, step: isize| {
-        // SAFETY: a row of the view, aligned (problem.rs), in one of the octet's lanes.
+        // SAFETY: a row of the view, aligned (problem.rs), in one of the group's lanes.
         unsafe {
             let target = *p.wrapping_offset(i as isize * step);
-            let (kept, hole) = hole(target.value(), ignore);
-            *octet.kept.as_mut_ptr().add(lane + i) = kept;
-            *octet.hole.as_mut_ptr().add(lane + i) = hole;
+            let (kept, excluded) = excluded(target.value(), ignore);
+            *group.kept.as_mut_ptr().add(lane + i) = kept;
+            *group.excluded.as_mut_ptr().add(lane + i) = excluded;
         }
     };
     // Of constants, so that it becomes vectors.
@@ -111,6 +123,6 @@ unsafe fn holes_of<T: Index>(view: &View, run: &Run, ignore: i64, octet: &mut Oc
 }
 
 #[inline(always)]
-fn hole(target: i64, ignore: i64) -> (f64, f64) {
+fn excluded(target: i64, ignore: i64) -> (f64, f64) {
     if target == ignore { (0.0, -1.0) } else { (1.0, target as f64) }
 }

@@ -1,40 +1,40 @@
 //! Rows whose classes are contiguous, up to eight together: what their sweeps are to do, and what
-//! follows from that. The arithmetic is octet.rs's.
+//! follows from that. The arithmetic is group.rs's.
 
 use super::Kernels;
-use super::octet::{Octet, ROWS, job, power_of_2};
-use super::online::{Exact, Partial, Top};
-use crate::math::exp2::{Reference, nearest};
+use super::row_math::{ROWS, RowGroup, job, power_of_2};
+use super::row_state::{ArgMax, CompensatedSum, RowState};
+use crate::math::exp2::{Shift, nearest};
 use crate::math::scalar::{exp2, log2};
 use crate::plan::{At, Dtype, Pass, Plan};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// The reference that a row's chunks start from.
+/// The shift that a row's chunks start from.
 #[derive(Clone, Copy, Debug)]
-pub struct Anchor {
-    /// Never far.
-    pub reference: Reference,
-    /// The reference is that of a logit of the row. Without, it is 0.
+pub struct InitialShift {
+    /// Never shift_logit.
+    pub shift: Shift,
+    /// The shift is that of a logit of the row. Without, it is 0.
     pub real: bool,
 }
 
-impl Anchor {
+impl InitialShift {
     /// That of a row that has none of its own.
-    pub const NONE: Anchor = Anchor { reference: Reference::ZERO, real: false };
+    pub const NONE: InitialShift = InitialShift { shift: Shift::ZERO, real: false };
 }
 
-/// `P·p_c = 2^t·factor`, with the exponents t of the reference
+/// `P·p_c = 2^t·factor`, with the exponents t of the shift
 #[derive(Clone, Copy, Debug)]
-pub struct Curve {
-    /// The reference of the exponentials.
-    pub reference: Reference,
+pub struct ExpScale {
+    /// The shift of the exponentials.
+    pub shift: Shift,
     /// What they are multiplied by.
     pub factor: f64,
 }
 
-impl Curve {
-    /// The factor is a normal f32, far from the ends of its range, or 0, inf or NaN.
+impl ExpScale {
+    /// The factor is a normal f32, shift_logit from the ends of its range, or 0, inf or NaN.
     #[inline(always)]
     pub fn is_plain(&self) -> bool {
         is_plain(self.factor)
@@ -65,9 +65,9 @@ pub struct RowSum {
     /// Exponentials are summed up.
     pub softmax: bool,
     /// The class to leave out.
-    pub hole: Option<usize>,
+    pub excluded: Option<usize>,
     /// Where exponents are counted from.
-    pub anchor: Anchor,
+    pub initial_shift: InitialShift,
     /// Where the (weighted) sum of the logits is wanted too: what they are taken relative to.
     pub center: Option<f64>,
 }
@@ -80,7 +80,7 @@ pub enum Kind {
     /// Exponentials.
     Exponentials,
     /// Exponentials of base e: the gradient is no gradient but a softmax.
-    Natural,
+    BaseE,
     /// Themselves, less the lse: the gradient is no gradient but a log-softmax.
     Logs,
 }
@@ -91,7 +91,7 @@ impl Kind {
     pub fn of(plan: &Plan) -> Kind {
         match plan.pass {
             Pass::LogSoftmax => Kind::Logs,
-            Pass::Softmax if plan.is_natural() => Kind::Natural,
+            Pass::Softmax if plan.is_base_e() => Kind::BaseE,
             _ if plan.has_softmax() => Kind::Exponentials,
             _ => Kind::Nothing,
         }
@@ -103,13 +103,13 @@ impl Kind {
 pub struct RowGradient {
     /// What is computed.
     pub kind: Kind,
-    /// For chunks whose sums were relative to the anchor.
-    pub anchored: Curve,
+    /// For chunks whose sums were relative to the initial_shift.
+    pub from_initial: ExpScale,
     /// For the others: relative to the row's sums, or its lse.
-    pub own: Curve,
+    pub own: ExpScale,
     /// What is subtracted, times the mass of the class if masses differ.
     pub bias: f64,
-    /// What the difference is multiplied by, a power of 2 that is 1 for all but monstrous scales.
+    /// What the difference is multiplied by, a power of 2 that is 1 for all but extreme scales.
     pub scale: f64,
     /// The class whose part is written later.
     pub target: Option<usize>,
@@ -121,16 +121,17 @@ pub struct RowGradient {
 #[derive(Clone, Copy, Debug)]
 pub struct Totals {
     /// The cross-entropy part of the losses.
-    pub loss: Exact,
+    pub loss: CompensatedSum,
     /// The z-loss part.
-    pub z_loss: Exact,
+    pub z_loss: CompensatedSum,
     /// Rows whose largest logit is the target's.
     pub correct: u64,
 }
 
 impl Totals {
     /// Of no rows.
-    pub const NONE: Totals = Totals { loss: Exact::NONE, z_loss: Exact::NONE, correct: 0 };
+    pub const NONE: Totals =
+        Totals { loss: CompensatedSum::NONE, z_loss: CompensatedSum::NONE, correct: 0 };
 
     /// Adds those of rows that come after.
     pub fn add(&mut self, next: &Totals) {
@@ -159,14 +160,14 @@ pub struct Lane {
     /// Which.
     pub at: At,
     /// The class that its sums leave out: the target, or the largest.
-    pub hole: Option<usize>,
+    pub excluded: Option<usize>,
     /// What its first sweep is to do, if there is one.
     pub sum: Option<RowSum>,
     /// What that adds up.
-    pub partial: Partial,
+    pub partial: RowState,
     /// What remains to be done then.
     pub job: Job,
-    /// What the gradient holds at the hole before, where it is accumulated.
+    /// What the gradient holds at the excluded before, where it is accumulated.
     old: f64,
     /// What it is to hold or add.
     entry: f64,
@@ -176,7 +177,7 @@ pub struct Lane {
 /// ([`start`](Self::start)) and what their sums are to be ([`aim`](Self::aim)) over these
 /// ([`finish`](Self::finish)) to their gradients ([`place_target`](Self::place_target)).
 pub struct Batch {
-    octet: Octet,
+    group: RowGroup,
     first: usize,
     len: usize,
     lanes: [MaybeUninit<Lane>; ROWS],
@@ -185,7 +186,7 @@ pub struct Batch {
 impl Batch {
     /// Of no rows. Large: it is to stay where it is, one batch after the other.
     pub const EMPTY: Batch = Batch {
-        octet: Octet::EMPTY,
+        group: RowGroup::EMPTY,
         first: 0,
         len: 0,
         lanes: [const { MaybeUninit::uninit() }; ROWS],
@@ -198,7 +199,7 @@ impl Batch {
     /// The rows are the plan's, with contiguous classes, no more than eight, and no other thread is
     /// at them. The same for all below, with the same plan.
     pub unsafe fn start(&mut self, k: &Kernels, plan: &Plan, first: usize, len: usize) {
-        let mut tops = [Top::NONE; ROWS];
+        let mut tops = [ArgMax::NONE; ROWS];
         if plan.leaves_top_out() {
             for (i, found) in tops[..len].iter_mut().enumerate() {
                 // SAFETY: the caller's promise.
@@ -207,19 +208,19 @@ impl Batch {
         }
         (self.first, self.len) = (first, len);
         if len < ROWS {
-            self.octet.clear();
+            self.group.clear();
         }
-        self.octet.x_y = [f64::NEG_INFINITY; ROWS];
+        self.group.x_y = [f64::NEG_INFINITY; ROWS];
         for (lane, run) in plan.runs(first, len) {
             // SAFETY: the caller's promise.
-            unsafe { self.octet.read(k, plan, lane, &run, &tops[lane..]) };
+            unsafe { self.group.read(k, plan, lane, &run, &tops[lane..]) };
         }
         for (i, lane) in self.lanes[..len].iter_mut().enumerate() {
             lane.write(Lane {
                 at: plan.nth(first + i),
-                hole: self.octet.class(i),
+                excluded: self.group.class(i),
                 sum: None,
-                partial: Partial::EMPTY,
+                partial: RowState::EMPTY,
                 job: Job::Nothing,
                 old: 0.0,
                 entry: 0.0,
@@ -227,21 +228,21 @@ impl Batch {
         }
     }
 
-    /// Reads the logits of the holes of some rows, and what the gradient is there; once.
+    /// Reads the logits of the excluded_classes of some rows, and what the gradient is there; once.
     ///
     /// # Safety
     /// See [`start`](Self::start).
-    pub unsafe fn read_holes(&mut self, k: &Kernels, plan: &Plan, rows: Range<usize>) {
+    pub unsafe fn read_excluded(&mut self, k: &Kernels, plan: &Plan, rows: Range<usize>) {
         for (lane, run) in plan.runs(self.first + rows.start, rows.len()) {
             // SAFETY: the caller's promise.
-            unsafe { self.octet.read_holes(plan, rows.start + lane, &run) };
+            unsafe { self.group.read_excluded(plan, rows.start + lane, &run) };
         }
-        self.octet.transform_holes(k, plan, rows.clone());
+        self.group.transform_excluded(k, plan, rows.clone());
         let Some(gradient) = plan.gradient.as_ref().filter(|gradient| gradient.accumulate) else {
             return;
         };
-        for Lane { at, hole, old, .. } in &mut self.lanes()[rows] {
-            if let Some(class) = *hole {
+        for Lane { at, excluded, old, .. } in &mut self.lanes()[rows] {
+            if let Some(class) = *excluded {
                 // SAFETY: a class of a row of the plan.
                 *old = unsafe { gradient.view.real(*at, class) };
             }
@@ -251,23 +252,23 @@ impl Batch {
     /// Whether the exponentials of row `i` are to be summed up.
     #[inline(always)]
     pub fn needs_softmax(&self, plan: &Plan, i: usize) -> bool {
-        self.octet.needs_softmax(plan, i)
+        self.group.needs_softmax(plan, i)
     }
 
-    /// Decides what the first sweep over row `i` is to do, with the anchor that was found for it.
-    /// The holes' logits were read.
+    /// Decides what the first sweep over row `i` is to do, with the initial_shift that was found for it.
+    /// The excluded_classes' logits were read.
     #[inline(always)]
-    pub fn aim(&mut self, plan: &Plan, i: usize, anchor: Anchor) {
-        if !self.octet.needs_sum(plan, i) {
+    pub fn aim(&mut self, plan: &Plan, i: usize, initial_shift: InitialShift) {
+        if !self.group.needs_sum(plan, i) {
             return;
         }
-        let start = anchor.reference.near / plan.l;
-        let spreads = self.octet.kept[i] != 0.0 && plan.spreads_mass();
+        let start = initial_shift.shift.exponent / plan.l;
+        let spreads = self.group.kept[i] != 0.0 && plan.spreads_mass();
         let center =
-            spreads.then(|| self.octet.center(plan, i, start, anchor.real.then_some(start)));
-        let softmax = self.octet.needs_softmax(plan, i);
+            spreads.then(|| self.group.center(plan, i, start, initial_shift.real.then_some(start)));
+        let softmax = self.group.needs_softmax(plan, i);
         let lane = &mut self.lanes()[i];
-        lane.sum = Some(RowSum { softmax, hole: lane.hole, anchor, center });
+        lane.sum = Some(RowSum { softmax, excluded: lane.excluded, initial_shift, center });
     }
 
     /// The rows.
@@ -276,12 +277,12 @@ impl Batch {
         self.parts().1
     }
 
-    /// The octet, and the rows.
+    /// The group, and the rows.
     #[inline(always)]
-    fn parts(&mut self) -> (&mut Octet, &mut [Lane]) {
+    fn parts(&mut self) -> (&mut RowGroup, &mut [Lane]) {
         let first = self.lanes.as_mut_ptr().cast();
         // SAFETY: `start` wrote them.
-        (&mut self.octet, unsafe { std::slice::from_raw_parts_mut(first, self.len) })
+        (&mut self.group, unsafe { std::slice::from_raw_parts_mut(first, self.len) })
     }
 
     /// Writes the results of all rows and finds out what remains to be done.
@@ -290,29 +291,29 @@ impl Batch {
     /// See [`start`](Self::start).
     pub unsafe fn finish(&mut self, k: &Kernels, plan: &Plan) {
         let (first, len) = (self.first, self.len);
-        let (octet, lanes) = self.parts();
+        let (group, lanes) = self.parts();
         for (i, Lane { sum, partial, .. }) in lanes.iter().enumerate() {
-            let Reference { far, near } = partial.level.reference;
-            (octet.far[i], octet.near[i]) = (far, near);
-            octet.sum[i] = partial.level.sum.value();
-            octet.spread[i] = partial.spread.sum.value();
-            octet.heat[i] = partial.spread.heat;
-            octet.dot[i] = partial.dot;
-            octet.mass[i] = partial.mass.value();
-            octet.center[i] = sum.and_then(|sum| sum.center).unwrap_or(0.0);
-            octet.argmax[i] = partial.top.class;
+            let Shift { logit: shift_logit, exponent: shift_exponent } = partial.level.shift;
+            (group.shift_logit[i], group.shift_exponent[i]) = (shift_logit, shift_exponent);
+            group.sum[i] = partial.level.sum.value();
+            group.spread[i] = partial.spread.sum.value();
+            group.first_moment[i] = partial.spread.first_moment;
+            group.dot[i] = partial.dot;
+            group.mass[i] = partial.mass.value();
+            group.center[i] = sum.and_then(|sum| sum.center).unwrap_or(0.0);
+            group.argmax[i] = partial.top.class;
         }
         // SAFETY: the caller's promise; that about the tables (`Kernels`).
         unsafe {
             if plan.is_from_lse() {
                 for (lane, run) in plan.runs(first, len) {
-                    octet.read_lse(plan, lane, &run);
+                    group.read_lse(plan, lane, &run);
                 }
             }
-            (k.lanes.finish)(std::slice::from_mut(octet), plan);
+            (k.lanes.finish)(std::slice::from_mut(group), plan);
             if plan.has_losses() {
                 for (lane, run) in plan.runs(first, len) {
-                    octet.write(plan, lane, &run);
+                    group.write(plan, lane, &run);
                 }
             }
         }
@@ -320,12 +321,12 @@ impl Batch {
             return;
         }
         for (i, lane) in lanes.iter_mut().enumerate() {
-            lane.entry = octet.entry[i];
-            lane.job = match octet.job[i] {
+            lane.entry = group.entry[i];
+            lane.job = match group.job[i] {
                 job::NOTHING => Job::Nothing,
                 job::TARGET => Job::Target,
-                job::FILL => Job::Fill(octet.fill[i]),
-                _ => Job::Sweep(lane.sweep(plan, octet, i)),
+                job::FILL => Job::Fill(group.fill[i]),
+                _ => Job::Sweep(lane.sweep(plan, group, i)),
             };
         }
     }
@@ -334,7 +335,7 @@ impl Batch {
     #[inline(always)]
     pub fn add_to(&self, plan: &Plan, totals: &mut Totals) {
         if plan.has_losses() {
-            self.octet.add_to(plan, totals);
+            self.group.add_to(plan, totals);
         }
     }
 
@@ -342,7 +343,7 @@ impl Batch {
     #[inline(always)]
     pub fn add_row(&self, plan: &Plan, i: usize, totals: &mut Totals) {
         if plan.has_losses() {
-            self.octet.add_row(plan, i, totals);
+            self.group.add_row(plan, i, totals);
         }
     }
 
@@ -354,7 +355,7 @@ impl Batch {
     #[inline(always)]
     pub unsafe fn place_target(&mut self, plan: &Plan, i: usize) {
         let lane = self.lanes()[i];
-        if let (Some(gradient), Some(class)) = (&plan.gradient, lane.hole) {
+        if let (Some(gradient), Some(class)) = (&plan.gradient, lane.excluded) {
             let round = |x: f64| {
                 if plan.logits.dtype.has_short_lanes() { f64::from(x as f32) } else { x }
             };
@@ -370,27 +371,27 @@ impl Batch {
 impl Lane {
     /// The second sweep.
     #[inline(always)]
-    fn sweep(&self, plan: &Plan, octet: &Octet, i: usize) -> RowGradient {
+    fn sweep(&self, plan: &Plan, group: &RowGroup, i: usize) -> RowGradient {
         let kind = Kind::of(plan);
-        let reference = Reference { far: octet.far[i], near: octet.near[i] };
-        let own = Curve { reference, factor: octet.factor[i] };
-        let mut anchored = own;
-        if let Some(RowSum { anchor, softmax: true, .. }) = self.sum
-            && matches!(kind, Kind::Exponentials | Kind::Natural)
-            && anchor.reference != reference
+        let shift = Shift { logit: group.shift_logit[i], exponent: group.shift_exponent[i] };
+        let own = ExpScale { shift, factor: group.factor[i] };
+        let mut from_initial = own;
+        if let Some(RowSum { initial_shift, softmax: true, .. }) = self.sum
+            && matches!(kind, Kind::Exponentials | Kind::BaseE)
+            && initial_shift.shift != shift
         {
-            let below = reference.above(anchor.reference, plan.l);
-            // Where nothing is left, nothing is, from whatever reference.
+            let below = shift.above(initial_shift.shift, plan.l);
+            // Where nothing is left, nothing is, from whatever shift.
             let factor = if own.factor == 0.0 { own.factor } else { own.factor * exp2(-below) };
-            anchored = Curve { reference: anchor.reference, factor };
+            from_initial = ExpScale { shift: initial_shift.shift, factor };
         }
         RowGradient {
             kind,
-            anchored,
+            from_initial,
             own,
-            bias: octet.bias[i],
-            scale: octet.scale[i],
-            target: self.hole,
+            bias: group.bias[i],
+            scale: group.scale[i],
+            target: self.excluded,
             next: None,
         }
     }
@@ -429,8 +430,8 @@ impl Lane {
 ///
 /// # Safety
 /// See [`Batch::start`].
-pub unsafe fn top(k: &Kernels, plan: &Plan, at: At) -> Top {
-    let mut top = Top::NONE;
+pub unsafe fn top(k: &Kernels, plan: &Plan, at: At) -> ArgMax {
+    let mut top = ArgMax::NONE;
     for class in (0..plan.classes).step_by(crate::plan::CHUNK) {
         let len = crate::plan::CHUNK.min(plan.classes - class);
         // SAFETY: within the row, whose classes are contiguous.

@@ -2,7 +2,7 @@
 //! their gradients.
 //!
 //! With `rest = Σ 2^t_c` over the classes other than the target y, kept apart by the kernels, and
-//! t_y the target's own exponent from the same reference, everything that a confident prediction
+//! t_y the target's own exponent from the same shift, everything that a confident prediction
 //! needs follows without cancellation:
 //!
 //! ```text
@@ -22,34 +22,34 @@
 //!
 //! Exponentials are in base `b = 2^L` (math/exp2.rs), and so are their sums' logarithms:
 //! `ln rest` is taken as `(c + log2 Σ 2^(L·x - c))/L`. That is the log-sum-exp at a temperature
-//! 1.3e-8 from 1 whatever the reference c was; to take `c/L + ln Σ 2^…` would be
-//! to mix bases and be off by 1.3e-8 times the distance between reference and result.
+//! 1.3e-8 from 1 whatever the shift c was; to take `c/L + ln Σ 2^…` would be
+//! to mix bases and be off by 1.3e-8 times the distance between shift and result.
 
 use super::Kernels;
-use super::online::Top;
-use super::row::Totals;
+use super::row_batch::Totals;
+use super::row_state::ArgMax;
 use crate::math::exp2::Base;
 use crate::math::real;
 use crate::plan::{Gradient, Pass, Plan, Run, Targets, View};
 use crate::simd::{Doubles, Real, Simd, WideVector};
 use std::ops::Range;
 
-/// Rows of an octet.
+/// Rows of an group.
 pub const ROWS: usize = 8;
 
 /// A number for each.
 pub type Column = [f64; ROWS];
 
-/// What is known of eight rows. [`read`](Octet::read) fills in what their operands say, the
+/// What is known of eight rows. [`read`](RowGroup::read) fills in what their operands say, the
 /// kernels what their sums are, and [`finish`] the rest; columns that a problem has no use for are
 /// left as they are.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-pub struct Octet {
+pub struct RowGroup {
     /// 1 for rows that count, else 0.
     pub kept: Column,
     /// The class that the sums leave out, the target or the largest; -1 for none.
-    pub hole: Column,
+    pub excluded: Column,
     /// Its logit, -inf for none; what its gradient is multiplied by under a cap, its weight or
     /// mass.
     pub x_y: Column,
@@ -62,19 +62,19 @@ pub struct Octet {
     /// grad_output of rows that have one each.
     pub output: Column,
 
-    /// Where exponents are counted from: the references of the sums, and then of the gradient.
-    pub far: Column,
-    /// See `far`.
-    pub near: Column,
+    /// Where exponents are counted from: the shifts of the sums, and then of the gradient.
+    pub shift_logit: Column,
+    /// See `shift_logit`.
+    pub shift_exponent: Column,
     /// Σ 2^t, what its roundings lost, and Σ t·2^t.
     pub sum: Column,
     /// See `sum`.
     pub lost: Column,
     /// See `sum`.
-    pub heat: Column,
-    /// The sum that the heat is of.
+    pub first_moment: Column,
+    /// The sum that the first_moment is of.
     pub spread: Column,
-    /// What logits are taken relative to in `dot`, `Σ m_c·(x_c - center)` without the hole, and what
+    /// What logits are taken relative to in `dot`, `Σ m_c·(x_c - center)` without the excluded, and what
     /// the roundings of that lost; and Σ m_c.
     pub center: Column,
     /// See `center`.
@@ -103,17 +103,17 @@ pub struct Octet {
     pub job: Column,
     /// The value to fill the row with.
     pub fill: Column,
-    /// What the gradient is at the hole.
+    /// What the gradient is at the excluded.
     pub entry: Column,
-    /// What 2^t is multiplied by: a power of 2 that is 1 but for extreme factors (`Curve::split`), and
-    /// the rest. Or what lse is above the reference, where the output is no gradient but a
+    /// What 2^t is multiplied by: a power of 2 that is 1 but for extreme factors (`ExpScale::split`), and
+    /// the rest. Or what lse is above the shift, where the output is no gradient but a
     /// log-softmax.
     pub before: Column,
     /// See `before`.
     pub factor: Column,
     /// What is subtracted from that, times the mass of the class if masses differ.
     pub bias: Column,
-    /// What the difference is multiplied by, a power of 2 that is 1 for all but monstrous scales.
+    /// What the difference is multiplied by, a power of 2 that is 1 for all but extreme scales.
     pub scale: Column,
     /// Some factor is extreme, and some scale is not 1.
     pub extreme: bool,
@@ -133,21 +133,21 @@ pub mod job {
     pub const SWEEP: f64 = 3.0;
 }
 
-impl Octet {
+impl RowGroup {
     /// Of no rows.
-    pub const EMPTY: Octet = Octet {
+    pub const EMPTY: RowGroup = RowGroup {
         kept: [0.0; ROWS],
-        hole: [-1.0; ROWS],
+        excluded: [-1.0; ROWS],
         x_y: [f64::NEG_INFINITY; ROWS],
         slope: [1.0; ROWS],
         w_y: [1.0; ROWS],
         r: [0.0; ROWS],
         output: [0.0; ROWS],
-        far: [0.0; ROWS],
-        near: [0.0; ROWS],
+        shift_logit: [0.0; ROWS],
+        shift_exponent: [0.0; ROWS],
         sum: [0.0; ROWS],
         lost: [0.0; ROWS],
-        heat: [0.0; ROWS],
+        first_moment: [0.0; ROWS],
         spread: [0.0; ROWS],
         center: [0.0; ROWS],
         dot: [0.0; ROWS],
@@ -175,7 +175,7 @@ impl Octet {
     #[inline(always)]
     pub fn clear(&mut self) {
         self.kept = [0.0; ROWS];
-        self.hole = [-1.0; ROWS];
+        self.excluded = [-1.0; ROWS];
         self.x_y = [f64::NEG_INFINITY; ROWS];
     }
 
@@ -187,12 +187,19 @@ impl Octet {
     /// # Safety
     /// The rows are the plan's, and no other thread is at them; `tops` are classes.
     #[inline(always)]
-    pub unsafe fn read(&mut self, k: &Kernels, plan: &Plan, lane: usize, run: &Run, tops: &[Top]) {
+    pub unsafe fn read(
+        &mut self,
+        k: &Kernels,
+        plan: &Plan,
+        lane: usize,
+        run: &Run,
+        tops: &[ArgMax],
+    ) {
         let lanes = lane..lane + run.len;
         match &plan.targets {
             // SAFETY: rows of the view; about the tables (`Kernels`).
             Targets::Indices(view) => unsafe {
-                (k.lanes.holes)(view, run, plan.ignore_index, self, lane);
+                (k.lanes.excluded_classes)(view, run, plan.ignore_index, self, lane);
             },
             targets => {
                 let leaves_top_out = plan.leaves_top_out();
@@ -200,8 +207,8 @@ impl Octet {
                 let counts = has_mass || leaves_top_out;
                 self.kept[lanes.clone()].fill(if counts { 1.0 } else { 0.0 });
                 if leaves_top_out {
-                    for (hole, top) in self.hole[lanes.clone()].iter_mut().zip(tops) {
-                        *hole = top.class as f64;
+                    for (excluded, top) in self.excluded[lanes.clone()].iter_mut().zip(tops) {
+                        *excluded = top.class as f64;
                     }
                 }
             }
@@ -210,7 +217,7 @@ impl Octet {
             for i in 0..run.len {
                 // SAFETY: a row of the mask.
                 if unsafe { mask.integer(run.at(i)) } == 0 {
-                    (self.kept[lane + i], self.hole[lane + i]) = (0.0, -1.0);
+                    (self.kept[lane + i], self.excluded[lane + i]) = (0.0, -1.0);
                 }
             }
         }
@@ -229,19 +236,19 @@ impl Octet {
         }
     }
 
-    /// Reads the logits of the holes as stored, which a call in place overwrites. The rows were
+    /// Reads the logits of the excluded_classes as stored, which a call in place overwrites. The rows were
     /// read.
     ///
     /// # Safety
     /// As [`read`](Self::read).
-    pub unsafe fn read_holes(&mut self, plan: &Plan, lane: usize, run: &Run) {
+    pub unsafe fn read_excluded(&mut self, plan: &Plan, lane: usize, run: &Run) {
         let lanes = lane..lane + run.len;
         // SAFETY: rows of the plan; a target's class is in range (problem.rs), and so is the
         // largest.
-        unsafe { plan.logits.pick(run, &self.hole[lanes.clone()], &mut self.x_y[lanes]) };
+        unsafe { plan.logits.pick(run, &self.excluded[lanes.clone()], &mut self.x_y[lanes]) };
     }
 
-    /// The weight or mass of each hole.
+    /// The weight or mass of each excluded.
     ///
     /// # Safety
     /// As [`read`](Self::read).
@@ -263,8 +270,8 @@ impl Octet {
         }
     }
 
-    /// Scales and caps the logits of the holes of some rows, once.
-    pub fn transform_holes(&mut self, k: &Kernels, plan: &Plan, rows: Range<usize>) {
+    /// Scales and caps the logits of the excluded_classes of some rows, once.
+    pub fn transform_excluded(&mut self, k: &Kernels, plan: &Plan, rows: Range<usize>) {
         let Some(with) = &plan.transform else { return };
         let (mut x, mut slope) = (self.x_y, [with.scale; ROWS]);
         if plan.logits.dtype.has_short_lanes() {
@@ -293,7 +300,7 @@ impl Octet {
     /// The class that a row's sums leave out.
     #[inline(always)]
     pub fn class(&self, row: usize) -> Option<usize> {
-        (self.hole[row] >= 0.0).then_some(self.hole[row] as usize)
+        (self.excluded[row] >= 0.0).then_some(self.excluded[row] as usize)
     }
 
     /// Whether a row's exponentials have to be summed up: it counts, or its lse is wanted all the
@@ -313,8 +320,8 @@ impl Octet {
             || (self.kept[row] != 0.0 && plan.spreads_mass() && plan.pass != Pass::Targets)
     }
 
-    /// What the logits of a row that counts are taken relative to in [`dot`](Octet::dot), for a
-    /// first reference that is at `start`; `far_from` is what the logit of the hole may be too far
+    /// What the logits of a row that counts are taken relative to in [`dot`](RowGroup::dot), for a
+    /// first shift that is at `start`; `far_from` is what the logit of the excluded may be too shift_logit
     /// below.
     #[inline(always)]
     pub fn center(&self, plan: &Plan, row: usize, start: f64, far_from: Option<f64>) -> f64 {
@@ -409,7 +416,7 @@ fn tree(x: &Column) -> f64 {
     ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))
 }
 
-/// A logit so far below others that their distances from it would lose digits.
+/// A logit so shift_logit below others that their distances from it would lose digits.
 #[inline(always)]
 pub fn is_far_below(x: f64, others: f64) -> bool {
     x < others - 64.0
@@ -420,7 +427,7 @@ pub fn is_far_below(x: f64, others: f64) -> bool {
 pub struct Softmax<V> {
     /// ln Σ exp x
     pub lse: V,
-    /// lse in two parts, for it is rounded: what it is above the reference, in units of log2, and
+    /// lse in two parts, for it is rounded: what it is above the shift, in units of log2, and
     /// what it is above that, in its own.
     pub height: V,
     /// See `height`.
@@ -431,19 +438,19 @@ pub struct Softmax<V> {
     pub hit: V,
     /// See `hit`.
     pub miss: V,
-    /// What to multiply 2^t by for probabilities, t being counted from `far` and `near`.
+    /// What to multiply 2^t by for probabilities, t being counted from `shift_logit` and `shift_exponent`.
     pub share: V,
     /// See `share`.
-    pub far: V,
+    pub shift_logit: V,
     /// See `share`.
-    pub near: V,
+    pub shift_exponent: V,
 }
 
-/// Columns of an octet, as far as one register goes.
+/// Columns of an group, as shift_logit as one register goes.
 #[derive(Clone, Copy)]
 struct Rows<'a, S: Simd> {
     s: S,
-    octet: &'a Octet,
+    group: &'a RowGroup,
     at: usize,
 }
 
@@ -454,33 +461,34 @@ impl<S: Simd<Real: Base>> Rows<'_, S> {
         unsafe { self.s.wide().load(column.as_ptr().add(self.at)) }
     }
 
-    /// See the head of this file. Sums are 0, or 1/2 and more, as references are chosen.
+    /// See the head of this file. Sums are 0, or 1/2 and more, as shifts are chosen.
     #[inline(always)]
     fn by_sums(&self) -> Softmax<WideVector<S>> {
-        let Rows { s, octet, .. } = *self;
+        let Rows { s, group, .. } = *self;
         let d = s.wide();
         let splat = |x: f64| d.splat(x);
         let (zero, one, infinity) = (splat(0.0), splat(1.0), splat(f64::INFINITY));
         let negative = |x| d.sub(zero, x);
-        let (far, near, x_y) = (self.get(&octet.far), self.get(&octet.near), self.get(&octet.x_y));
+        let (shift_logit, shift_exponent, x_y) =
+            (self.get(&group.shift_logit), self.get(&group.shift_exponent), self.get(&group.x_y));
         // Past an infinity what was lost is inf - inf.
-        let sum = self.get(&octet.sum);
+        let sum = self.get(&group.sum);
         let finite = d.less(sum, infinity);
-        let sum = d.select(finite, d.add(sum, self.get(&octet.lost)), sum);
+        let sum = d.select(finite, d.add(sum, self.get(&group.lost)), sum);
 
-        // Reference and logit are exact in units of log2, so their difference is taken there: at a
+        // Shift and logit are exact in units of log2, so their difference is taken there: at a
         // height of 1e30 nothing else tells two logits from one.
         let slope = splat(S::Real::L.to_f64());
-        let t = d.mul_sub_exact(d.sub(x_y, far), slope, near);
+        let t = d.mul_sub_exact(d.sub(x_y, shift_logit), slope, shift_exponent);
         // Beside nothing, anything leads.
         let (height, fraction) = d.split(sum);
         let nothing = d.equal(sum, zero);
         let leads = d.either(d.less(height, t), nothing);
         // The integer part is exact, and so is what is left but for one rounding.
         let whole = real::nearest(d, t);
-        let part = d.mul_sub_exact(d.sub(x_y, far), slope, d.add(near, whole));
+        let part = d.mul_sub_exact(d.sub(x_y, shift_logit), slope, d.add(shift_exponent, whole));
         let part = d.select(d.equal(whole, t), zero, part);
-        // What is small beside x_y is so by a power of e, not of b: a confident row's loss is far
+        // What is small beside x_y is so by a power of e, not of b: a confident row's loss is shift_logit
         // below 1. The exponent of rest is enough of its logarithm for that.
         // (Past 2^-2000 nothing is left.)
         let above = d.min(splat(2000.0), d.sub(t, height));
@@ -505,7 +513,11 @@ impl<S: Simd<Real: Base>> Rows<'_, S> {
         let nll = scaled(steps, beside);
         // Infinities have no second part.
         let nll = d.select(d.equal(steps, infinity), steps, nll);
-        let lse = d.select(leads, d.add(x_y, nll), d.add(far, scaled(d.add(near, k), y)));
+        let lse = d.select(
+            leads,
+            d.add(x_y, nll),
+            d.add(shift_logit, scaled(d.add(shift_exponent, k), y)),
+        );
         // A NaN is so for all, the same NaN on all sets; +inf unless there is one.
         let size = d.select(d.less(x_y, zero), negative(x_y), x_y);
         let infinite = d.either(d.equal(sum, infinity), d.equal(x_y, infinity));
@@ -525,49 +537,49 @@ impl<S: Simd<Real: Base>> Rows<'_, S> {
             // Beside a hit of 0 it is exactly 1.
             miss: d.select(leads, d.mul(b, inverse), d.sub(one, hit)),
             share: d.select(nothing, zero, share),
-            far,
-            near,
+            shift_logit,
+            shift_exponent,
         }
     }
 
     /// What the shares of [`by_sums`](Self::by_sums) are multiplied by where exponentials are powers of e
-    /// from their reference on: shares are from x_y on, or from the exponent of the sum where x_y
+    /// from their shift on: shares are from x_y on, or from the exponent of the sum where x_y
     /// leads.
     #[inline(always)]
-    fn naturally(&self) -> WideVector<S> {
-        let Rows { s, octet, .. } = *self;
+    fn base_e_factor(&self) -> WideVector<S> {
+        let Rows { s, group, .. } = *self;
         let d = s.wide();
         let splat = |x: f64| d.splat(x);
-        let (near, x_y) = (self.get(&octet.near), self.get(&octet.x_y));
-        let above = d.sub(x_y, self.get(&octet.far));
-        let t = d.mul_sub_exact(above, splat(S::Real::L.to_f64()), near);
-        let (height, _) = d.split(d.add(self.get(&octet.sum), self.get(&octet.lost)));
-        let level = d.mul(d.add(near, height), splat(S::Real::INVERSE.0));
+        let (shift_exponent, x_y) = (self.get(&group.shift_exponent), self.get(&group.x_y));
+        let above = d.sub(x_y, self.get(&group.shift_logit));
+        let t = d.mul_sub_exact(above, splat(S::Real::L.to_f64()), shift_exponent);
+        let (height, _) = d.split(d.add(self.get(&group.sum), self.get(&group.lost)));
+        let level = d.mul(d.add(shift_exponent, height), splat(S::Real::INVERSE.0));
         let level = d.select(d.less(height, t), level, above);
         real::exp(d, d.mul(level, splat(-S::Real::EXCESS)))
     }
 
-    /// The same from an lse that was computed elsewhere, with a reference close to it.
+    /// The same from an lse that was computed elsewhere, with a shift close to it.
     #[inline(always)]
     fn by_lse(&self) -> Softmax<WideVector<S>> {
-        let Rows { s, octet, .. } = *self;
+        let Rows { s, group, .. } = *self;
         let d = s.wide();
         let splat = |x: f64| d.splat(x);
         let (zero, slope) = (splat(0.0), splat(S::Real::L.to_f64()));
         let negative = |x| d.sub(zero, x);
-        let (lse, x_y) = (self.get(&octet.lse), self.get(&octet.x_y));
-        let near = real::nearest(d, d.mul(lse, slope));
-        let size = d.select(d.less(near, zero), negative(near), near);
-        let is_near = d.less(size, splat(S::Real::NEAR + 0.5));
-        // Of what is not finite nothing comes; it need not be far.
+        let (lse, x_y) = (self.get(&group.lse), self.get(&group.x_y));
+        let shift_exponent = real::nearest(d, d.mul(lse, slope));
+        let size = d.select(d.less(shift_exponent, zero), negative(shift_exponent), shift_exponent);
+        let is_near = d.less(size, splat(S::Real::MAX_SHIFT + 0.5));
+        // Of what is not finite nothing comes; it need not be shift_logit.
         let rounded = round(s, lse);
         let is_held = d.less(
             d.select(d.less(rounded, zero), negative(rounded), rounded),
             splat(f64::INFINITY),
         );
-        let far = d.select(is_near, zero, d.select(is_held, rounded, zero));
-        let near = d.select(is_near, near, zero);
-        let below = d.mul_sub_exact(d.sub(far, lse), slope, negative(near));
+        let shift_logit = d.select(is_near, zero, d.select(is_held, rounded, zero));
+        let shift_exponent = d.select(is_near, shift_exponent, zero);
+        let below = d.mul_sub_exact(d.sub(shift_logit, lse), slope, negative(shift_exponent));
         let log_p = d.sub(x_y, lse);
         Softmax {
             lse,
@@ -577,8 +589,8 @@ impl<S: Simd<Real: Base>> Rows<'_, S> {
             hit: real::exp(d, log_p),
             miss: negative(real::expm1(d, log_p)),
             share: real::exp2(d, below),
-            far,
-            near,
+            shift_logit,
+            shift_exponent,
         }
     }
 
@@ -586,7 +598,7 @@ impl<S: Simd<Real: Base>> Rows<'_, S> {
     #[inline(always)]
     fn of_logs(&self) -> Softmax<WideVector<S>> {
         let zero = self.s.wide().splat(0.0);
-        let nll = self.s.wide().sub(zero, self.get(&self.octet.x_y));
+        let nll = self.s.wide().sub(zero, self.get(&self.group.x_y));
         Softmax {
             lse: zero,
             height: zero,
@@ -595,8 +607,8 @@ impl<S: Simd<Real: Base>> Rows<'_, S> {
             hit: zero,
             miss: zero,
             share: zero,
-            far: zero,
-            near: zero,
+            shift_logit: zero,
+            shift_exponent: zero,
         }
     }
 
@@ -604,16 +616,18 @@ impl<S: Simd<Real: Base>> Rows<'_, S> {
     /// among themselves; no term is negative.
     #[inline(always)]
     fn entropy(&self, of: &Softmax<WideVector<S>>) -> WideVector<S> {
-        let Rows { s, octet, .. } = *self;
+        let Rows { s, group, .. } = *self;
         let d = s.wide();
         let splat = |x: f64| d.splat(x);
         let (zero, inverse) = (splat(0.0), splat(S::Real::INVERSE.0));
-        let (spread, heat) = (self.get(&octet.spread), self.get(&octet.heat));
-        let among = d.mul(d.sub(real::log2(d, spread), d.div(heat, spread)), inverse);
+        let (spread, first_moment) = (self.get(&group.spread), self.get(&group.first_moment));
+        let among = d.mul(d.sub(real::log2(d, spread), d.div(first_moment, spread)), inverse);
         // −ln(1 − p_y), from p_y where that is the less.
-        let (x_y, far, near) = (self.get(&octet.x_y), of.far, of.near);
-        let t = d.mul_sub_exact(d.sub(x_y, far), splat(S::Real::L.to_f64()), near);
-        let sum = d.add(self.get(&octet.sum), self.get(&octet.lost));
+        let (x_y, shift_logit, shift_exponent) =
+            (self.get(&group.x_y), of.shift_logit, of.shift_exponent);
+        let t =
+            d.mul_sub_exact(d.sub(x_y, shift_logit), splat(S::Real::L.to_f64()), shift_exponent);
+        let sum = d.add(self.get(&group.sum), self.get(&group.lost));
         let q = d.mul(d.sub(real::log2(d, sum), t), inverse);
         let (tail, _) = real::log1p(d, d.min(splat(1.0), d.div(of.hit, of.miss)));
         let away = d.select(d.less(of.hit, of.miss), tail, d.sub(of.nll, q));
@@ -637,18 +651,18 @@ fn round<S: Simd>(s: S, v: WideVector<S>) -> WideVector<S> {
 /// # Safety
 /// The processor has what `s` stands for.
 #[inline(always)]
-pub unsafe fn finish<S: Simd<Real: Base>>(s: S, octets: &mut [Octet], plan: &Plan) {
-    for octet in octets {
-        finish_one(s, octet, plan);
+pub unsafe fn finish<S: Simd<Real: Base>>(s: S, groups: &mut [RowGroup], plan: &Plan) {
+    for group in groups {
+        finish_one(s, group, plan);
     }
 }
 
 #[inline(always)]
-fn finish_one<S: Simd<Real: Base>>(s: S, octet: &mut Octet, plan: &Plan) {
+fn finish_one<S: Simd<Real: Base>>(s: S, group: &mut RowGroup, plan: &Plan) {
     let d = s.wide();
-    (octet.extreme, octet.scales) = (false, false);
+    (group.extreme, group.scales) = (false, false);
     for at in (0..ROWS).step_by(<S::Wide as Simd>::LANES) {
-        let rows = Rows { s, octet, at };
+        let rows = Rows { s, group, at };
         let softmax = if !plan.has_softmax() {
             rows.of_logs()
         } else if plan.is_from_lse() {
@@ -658,9 +672,9 @@ fn finish_one<S: Simd<Real: Base>>(s: S, octet: &mut Octet, plan: &Plan) {
         };
         let splat = |x: f64| d.splat(x);
         let (zero, one, nan) = (splat(0.0), splat(1.0), splat(f64::NAN));
-        let kept = rows.get(&octet.kept);
+        let kept = rows.get(&group.kept);
         let weighted = plan.row_weights.is_some();
-        let r = if weighted { rows.get(&octet.r) } else { one };
+        let r = if weighted { rows.get(&group.r) } else { one };
         let idle = d.either(d.equal(kept, zero), d.equal(r, zero));
         let finite = d.equal(d.mul(softmax.lse, zero), zero);
         let terms = Terms { rows, softmax, r, idle, finite };
@@ -672,25 +686,27 @@ fn finish_one<S: Simd<Real: Base>>(s: S, octet: &mut Octet, plan: &Plan) {
                 return terms.gradients(plan, gradient);
             }
             // A row of NaN has none, whatever it is asked for.
-            let (factor, near, entry) = match plan.pass {
-                Pass::Softmax if plan.is_natural() => {
-                    (d.mul(softmax.share, rows.naturally()), softmax.near, softmax.hit)
-                }
-                Pass::Softmax => (softmax.share, softmax.near, softmax.hit),
+            let (factor, shift_exponent, entry) = match plan.pass {
+                Pass::Softmax if plan.is_base_e() => (
+                    d.mul(softmax.share, rows.base_e_factor()),
+                    softmax.shift_exponent,
+                    softmax.hit,
+                ),
+                Pass::Softmax => (softmax.share, softmax.shift_exponent, softmax.hit),
                 // Counted from where logits have an exact distance to.
                 _ => {
                     let whole = real::nearest(d, softmax.height);
                     let rest = d.sub(softmax.height, whole);
                     let rise = d.mul_add(rest, splat(S::Real::INVERSE.0), softmax.rise);
-                    (rise, d.add(softmax.near, whole), d.sub(zero, softmax.nll))
+                    (rise, d.add(softmax.shift_exponent, whole), d.sub(zero, softmax.nll))
                 }
             };
             RowGradients {
                 job: d.select(finite, splat(job::SWEEP), splat(job::FILL)),
                 fill: nan,
                 entry: d.select(finite, entry, nan),
-                far: softmax.far,
-                near,
+                shift_logit: softmax.shift_logit,
+                shift_exponent,
                 factor,
                 bias: zero,
                 scale: one,
@@ -700,31 +716,31 @@ fn finish_one<S: Simd<Real: Base>>(s: S, octet: &mut Octet, plan: &Plan) {
             // SAFETY: `at` is the first of a register of the eight.
             unsafe { d.store(column.as_mut_ptr().add(at), v) }
         };
-        put(&mut octet.lse, softmax.lse);
+        put(&mut group.lse, softmax.lse);
         if let Some((loss, z_loss)) = losses {
-            put(&mut octet.loss, loss);
-            put(&mut octet.z_loss, z_loss);
+            put(&mut group.loss, loss);
+            put(&mut group.z_loss, z_loss);
         }
         if let Some(entropy) = entropy {
-            put(&mut octet.entropy, entropy);
+            put(&mut group.entropy, entropy);
         }
         let Some(gradient) = gradient else { continue };
-        put(&mut octet.job, gradient.job);
-        put(&mut octet.fill, gradient.fill);
-        put(&mut octet.entry, gradient.entry);
-        put(&mut octet.far, gradient.far);
-        put(&mut octet.near, gradient.near);
-        put(&mut octet.factor, gradient.factor);
-        put(&mut octet.bias, gradient.bias);
-        put(&mut octet.scale, gradient.scale);
-        put(&mut octet.before, one);
+        put(&mut group.job, gradient.job);
+        put(&mut group.fill, gradient.fill);
+        put(&mut group.entry, gradient.entry);
+        put(&mut group.shift_logit, gradient.shift_logit);
+        put(&mut group.shift_exponent, gradient.shift_exponent);
+        put(&mut group.factor, gradient.factor);
+        put(&mut group.bias, gradient.bias);
+        put(&mut group.scale, gradient.scale);
+        put(&mut group.before, one);
         // In the middle of f32's range, or nothing that a product could hurt.
         let factor = gradient.factor;
         let size = d.select(d.less(factor, zero), d.sub(zero, factor), factor);
         let low = d.both(d.less(zero, size), d.less(size, splat(power_of_2(-100))));
         let high = d.both(d.less(splat(power_of_2(100)), size), d.equal(d.mul(size, zero), zero));
-        octet.extreme |= d.bits(d.either(low, high)) != 0 && plan.pass != Pass::LogSoftmax;
-        octet.scales |= d.bits(d.equal(gradient.scale, one)) != lanes_of::<S>();
+        group.extreme |= d.bits(d.either(low, high)) != 0 && plan.pass != Pass::LogSoftmax;
+        group.scales |= d.bits(d.equal(gradient.scale, one)) != lanes_of::<S>();
     }
 }
 
@@ -750,13 +766,13 @@ struct Terms<'a, S: Simd> {
     finite: <S::Wide as Simd>::Mask,
 }
 
-/// See the columns of [`Octet`].
+/// See the columns of [`RowGroup`].
 struct RowGradients<V> {
     job: V,
     fill: V,
     entry: V,
-    far: V,
-    near: V,
+    shift_logit: V,
+    shift_exponent: V,
     factor: V,
     bias: V,
     scale: V,
@@ -770,35 +786,36 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
         d.select(d.equal(a, d.splat(0.0)), d.splat(0.0), d.mul(a, b))
     }
 
-    /// The weight or mass of the hole.
+    /// The weight or mass of the excluded.
     #[inline(always)]
     fn w_y(&self, plan: &Plan) -> WideVector<S> {
-        let Rows { s, octet, .. } = self.rows;
-        if plan.has_masses() { self.rows.get(&octet.w_y) } else { s.wide().splat(1.0) }
+        let Rows { s, group, .. } = self.rows;
+        if plan.has_masses() { self.rows.get(&group.w_y) } else { s.wide().splat(1.0) }
     }
 
     /// The cross-entropy and the z-loss part.
     #[inline(always)]
     fn losses(&self, plan: &Plan) -> (WideVector<S>, WideVector<S>) {
         let Terms { rows, softmax, r, idle, finite } = self;
-        let Rows { s, octet, .. } = *rows;
+        let Rows { s, group, .. } = *rows;
         let d = s.wide();
         let splat = |x: f64| d.splat(x);
         let zero = splat(0.0);
         let mut loss = zero;
         if plan.spreads_mass() {
             // Σ m_c·(lse − x_c), as M·(lse − center) − Σ m_c·(x_c − center); lse itself is rounded.
-            let (center, x_y) = (rows.get(&octet.center), rows.get(&octet.x_y));
+            let (center, x_y) = (rows.get(&group.center), rows.get(&group.x_y));
             let slope = splat(S::Real::L.to_f64());
-            let above = d.mul_sub_exact(d.sub(center, softmax.far), slope, softmax.near);
+            let above =
+                d.mul_sub_exact(d.sub(center, softmax.shift_logit), slope, softmax.shift_exponent);
             let above = d.sub(softmax.height, above);
             let height = d.mul_add(above, splat(S::Real::INVERSE.0), softmax.rise);
-            let has_hole = d.less(splat(-0.5), rows.get(&octet.hole));
-            let is_center = d.both(has_hole, d.equal(center, x_y));
+            let has_excluded = d.less(splat(-0.5), rows.get(&group.excluded));
+            let is_center = d.both(has_excluded, d.equal(center, x_y));
             let height = d.select(is_center, softmax.nll, height);
             let own = self.times(self.w_y(plan), d.sub(x_y, center));
-            let dot = d.add(rows.get(&octet.dot), d.select(has_hole, own, zero));
-            let lost = rows.get(&octet.dot_lost);
+            let dot = d.add(rows.get(&group.dot), d.select(has_excluded, own, zero));
+            let lost = rows.get(&group.dot_lost);
             // The product is rounded with the difference, unless it is 0·inf.
             let less = |mass, height| {
                 let nothing = d.equal(mass, zero);
@@ -809,7 +826,7 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
                 let spread = splat(plan.label_smoothing / plan.classes as f64);
                 d.mul(spread, less(splat(plan.weight_total), height))
             } else {
-                less(rows.get(&octet.mass), height)
+                less(rows.get(&group.mass), height)
             };
         }
         if plan.has_indices() {
@@ -830,13 +847,13 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
     #[inline(always)]
     fn gradients(&self, plan: &Plan, gradient: &Gradient) -> RowGradients<WideVector<S>> {
         let Terms { rows, softmax, r, idle, finite } = self;
-        let Rows { s, octet, .. } = *rows;
+        let Rows { s, group, .. } = *rows;
         let d = s.wide();
         let splat = |x: f64| d.splat(x);
         let (zero, one, nan) = (splat(0.0), splat(1.0), splat(f64::NAN));
         let (mut scale, mut z_scale) = (splat(gradient.scale), splat(gradient.z_scale));
         if gradient.output.is_some() {
-            let output = rows.get(&octet.output);
+            let output = rows.get(&group.output);
             (scale, z_scale) = (d.mul(scale, output), d.mul(z_scale, output));
         }
         let w_y = self.w_y(plan);
@@ -849,7 +866,7 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             let bias = self.times(splat(smoothing / plan.classes as f64), scaled);
             (hit, bias, d.mul(bias, splat(plan.weight_total)))
         } else {
-            (zero, scaled, self.times(scaled, rows.get(&octet.mass)))
+            (zero, scaled, self.times(scaled, rows.get(&group.mass)))
         };
         if plan.z_loss != 0.0 {
             let by = d.mul(d.mul(z_scale, *r), d.mul(splat(2.0 * plan.z_loss), softmax.lse));
@@ -884,7 +901,7 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
                 d.select(d.either(is_low, d.equal(size, splat(f64::INFINITY))), low, high)
             };
             let value = if plan.transform.is_some_and(|with| with.cap > 0.0) {
-                d.mul(rows.get(&octet.slope), value)
+                d.mul(rows.get(&group.slope), value)
             } else {
                 value
             };
@@ -914,8 +931,8 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             job: d.select(*idle, constant, work),
             fill: d.select(*idle, zero, fill),
             entry: d.select(*idle, zero, entry),
-            far: softmax.far,
-            near: softmax.near,
+            shift_logit: softmax.shift_logit,
+            shift_exponent: softmax.shift_exponent,
             factor: d.mul(softmax.share, d.mul(total, down)),
             bias: d.mul(bias, down),
             scale: d.select(fits, one, splat(power_of_2(limit))),
@@ -940,11 +957,11 @@ mod tests {
     /// The numbers of one row.
     #[derive(Clone, Copy, Debug)]
     struct One {
-        far: f64,
-        near: f64,
+        shift_logit: f64,
+        shift_exponent: f64,
         sum: f64,
         spread: f64,
-        heat: f64,
+        first_moment: f64,
         x_y: f64,
         lse: f64,
         height: f64,
@@ -958,11 +975,11 @@ mod tests {
 
     impl One {
         const EMPTY: One = One {
-            far: 0.0,
-            near: 0.0,
+            shift_logit: 0.0,
+            shift_exponent: 0.0,
             sum: 1.0,
             spread: 1.0,
-            heat: 0.0,
+            first_moment: 0.0,
             x_y: 0.0,
             lse: 0.0,
             height: 0.0,
@@ -975,23 +992,39 @@ mod tests {
         };
 
         fn fields(&self) -> [f64; 13] {
-            let One { far, near, sum, spread, heat, x_y, .. } = *self;
+            let One { shift_logit, shift_exponent, sum, spread, first_moment, x_y, .. } = *self;
             let One { lse, rise, nll, hit, miss, share, entropy, .. } = *self;
-            [far, near, sum, spread, heat, x_y, lse, rise, nll, hit, miss, share, entropy]
+            [
+                shift_logit,
+                shift_exponent,
+                sum,
+                spread,
+                first_moment,
+                x_y,
+                lse,
+                rise,
+                nll,
+                hit,
+                miss,
+                share,
+                entropy,
+            ]
         }
     }
 
-    /// What follows from the columns of an octet, by lane.
+    /// What follows from the columns of an group, by lane.
     #[inline(always)]
-    fn judge<S: Simd<Real: Base>>(s: S, octet: &Octet, from_lse: bool) -> [[f64; 10]; ROWS] {
+    fn judge<S: Simd<Real: Base>>(s: S, group: &RowGroup, from_lse: bool) -> [[f64; 10]; ROWS] {
         let mut results = [[0.0; 10]; ROWS];
         let wide = <S::Wide as Simd>::LANES;
         for at in (0..ROWS).step_by(wide) {
-            let rows = Rows { s, octet, at };
+            let rows = Rows { s, group, at };
             let got = if from_lse { rows.by_lse() } else { rows.by_sums() };
             let entropy = if from_lse { got.lse } else { rows.entropy(&got) };
-            let Softmax { lse, height, rise, nll, hit, miss, share, far, near } = got;
-            let all = [far, near, lse, height, rise, nll, hit, miss, share, entropy];
+            let Softmax { lse, height, rise, nll, hit, miss, share, shift_logit, shift_exponent } =
+                got;
+            let all =
+                [shift_logit, shift_exponent, lse, height, rise, nll, hit, miss, share, entropy];
             for (field, v) in all.into_iter().enumerate() {
                 let mut column = [0.0; ROWS];
                 // SAFETY: no register is longer.
@@ -1007,9 +1040,9 @@ mod tests {
     macro_rules! stamp {
         ($name:ident, $token:ty $(, $feature:tt)*) => {
             $(#[target_feature(enable = $feature)])*
-            unsafe fn $name(octet: &Octet, from_lse: bool) -> [[f64; 10]; ROWS] {
+            unsafe fn $name(group: &RowGroup, from_lse: bool) -> [[f64; 10]; ROWS] {
                 // SAFETY: this function's own features.
-                judge(unsafe { <$token>::assume() }, octet, from_lse)
+                judge(unsafe { <$token>::assume() }, group, from_lse)
             }
         };
     }
@@ -1032,7 +1065,7 @@ mod tests {
     mod x86 {
         pub const ALL: [(super::Isa, [super::Judge; 2]); 0] = [];
     }
-    type Judge = unsafe fn(&Octet, bool) -> [[f64; 10]; ROWS];
+    type Judge = unsafe fn(&RowGroup, bool) -> [[f64; 10]; ROWS];
 
     /// The rows on every set, in every lane, for one type of lanes; the sets that fuse have the
     /// same bits, and no lane looks at another.
@@ -1049,23 +1082,36 @@ mod tests {
             for turn in 0..ROWS {
                 for start in (0..rows.len()).step_by(ROWS) {
                     let at = |lane: usize| start + (lane + turn) % ROWS;
-                    let mut octet = Octet::EMPTY;
+                    let mut group = RowGroup::EMPTY;
                     for lane in 0..ROWS {
                         let row = rows.get(at(lane)).unwrap_or(&One::EMPTY);
-                        (octet.far[lane], octet.near[lane]) = (row.far, row.near);
-                        (octet.spread[lane], octet.heat[lane]) = (row.spread, row.heat);
-                        octet.sum[lane] = row.sum;
-                        (octet.x_y[lane], octet.lse[lane]) = (row.x_y, row.lse);
+                        (group.shift_logit[lane], group.shift_exponent[lane]) =
+                            (row.shift_logit, row.shift_exponent);
+                        (group.spread[lane], group.first_moment[lane]) =
+                            (row.spread, row.first_moment);
+                        group.sum[lane] = row.sum;
+                        (group.x_y[lane], group.lse[lane]) = (row.x_y, row.lse);
                     }
                     // SAFETY: available.
-                    let judged = unsafe { judge(&octet, from_lse) };
+                    let judged = unsafe { judge(&group, from_lse) };
                     for (lane, judged) in judged.into_iter().enumerate() {
                         let Some(result) = results.get_mut(at(lane)) else { continue };
-                        let [far, near, lse, height, rise, nll, hit, miss, share, entropy] = judged;
+                        let [
+                            shift_logit,
+                            shift_exponent,
+                            lse,
+                            height,
+                            rise,
+                            nll,
+                            hit,
+                            miss,
+                            share,
+                            entropy,
+                        ] = judged;
                         let row = rows[at(lane)];
                         let got = One {
-                            far,
-                            near,
+                            shift_logit,
+                            shift_exponent,
                             lse,
                             height,
                             rise,
@@ -1109,41 +1155,42 @@ mod tests {
     fn ends_by_the_formulas() {
         for (dtype, l) in LANES {
             let mut rows = Vec::new();
-            for near in [0.0, 3.0, -40.0, 1e3, -1e6] {
+            for shift_exponent in [0.0, 3.0, -40.0, 1e3, -1e6] {
                 for sum in [0.5, 0.7, 1.0, 1.5, 1e4, 1e18, 1e300] {
-                    let rest = (near + f64::log2(sum)) / l;
+                    let rest = (shift_exponent + f64::log2(sum)) / l;
                     for q in [-680.0, -75.0, -36.0, -1.0, -1e-3, 0.0, 1e-9, 0.7, 20.0, 80.0, 690.0]
                     {
-                        rows.push(One { near, sum, x_y: rest - q, ..One::EMPTY });
+                        rows.push(One { shift_exponent, sum, x_y: rest - q, ..One::EMPTY });
                     }
                 }
             }
-            for far in [1e30, -3e38, 5e17] {
+            for shift_logit in [1e30, -3e38, 5e17] {
                 for d in [0.0, 1.0, -1.0] {
-                    let x_y = far * (1.0 + d * f64::EPSILON);
-                    rows.push(One { far, sum: 2.5, x_y, ..One::EMPTY });
+                    let x_y = shift_logit * (1.0 + d * f64::EPSILON);
+                    rows.push(One { shift_logit, sum: 2.5, x_y, ..One::EMPTY });
                 }
             }
             for (isa, results) in run(dtype, &rows, false) {
                 for row in &results {
                     let height = row.sum.log2();
-                    let rest = row.far + (row.near + height) / l;
-                    let q = ((row.far - row.x_y).mul_add(l, row.near) + height) / l;
+                    let rest = row.shift_logit + (row.shift_exponent + height) / l;
+                    let q =
+                        ((row.shift_logit - row.x_y).mul_add(l, row.shift_exponent) + height) / l;
                     let (lse, nll) = if q > 0.0 {
                         (rest + (-q).exp().ln_1p(), q + (-q).exp().ln_1p())
                     } else {
                         (row.x_y + q.exp().ln_1p(), q.exp().ln_1p())
                     };
                     // Both terms of q are rounded, and so is what e^q makes of that.
-                    let slip = 3e-16 * (row.near.abs() + height.abs() + q.abs()) + 2e-15;
+                    let slip = 3e-16 * (row.shift_exponent.abs() + height.abs() + q.abs()) + 2e-15;
                     // Of powers of b that are taken for powers of e, and of rest by its exponent.
                     let base = if dtype == Dtype::F32 { 2e-8 } else { 0.0 };
                     let powers = slip + base * (1.0 + q.abs());
                     let what = isa.name();
                     close(row.lse, lse, slip + base + 1e-15 * lse.abs(), what, row);
-                    // To the last digits where lse itself is rounded far more: from a height that
+                    // To the last digits where lse itself is rounded shift_logit more: from a height that
                     // is close.
-                    let t = (row.x_y - row.far).mul_add(l, -row.near);
+                    let t = (row.x_y - row.shift_logit).mul_add(l, -row.shift_exponent);
                     let rise = if q > 0.0 {
                         (height - row.height) / l + (-q).exp().ln_1p()
                     } else {
@@ -1183,21 +1230,22 @@ mod tests {
                 let total: f64 = x.iter().map(|x| (x - max).exp()).sum();
                 let lse = max + total.ln();
                 let entropy: f64 = x.iter().map(|x| times((x - lse).exp(), lse - x)).sum();
-                for hole in [None, Some(0)] {
+                for excluded in [None, Some(0)] {
                     for shift in [0.0, 7.0, -11.0] {
-                        let near = nearest(max * l) + shift;
-                        let mut row = One { near, sum: 0.0, spread: 0.0, x_y: -INF, ..One::EMPTY };
+                        let shift_exponent = nearest(max * l) + shift;
+                        let mut row =
+                            One { shift_exponent, sum: 0.0, spread: 0.0, x_y: -INF, ..One::EMPTY };
                         for (c, x) in x.iter().enumerate() {
-                            if hole == Some(c) {
+                            if excluded == Some(c) {
                                 row.x_y = *x;
                                 continue;
                             }
-                            let t = x.mul_add(l, -near);
+                            let t = x.mul_add(l, -shift_exponent);
                             row.sum += t.exp2();
-                            // From another reference than the sum.
+                            // From another shift than the sum.
                             let t = x.mul_add(l, -nearest(max * l));
                             row.spread += t.exp2();
-                            row.heat += times(t.exp2(), t);
+                            row.first_moment += times(t.exp2(), t);
                         }
                         all.push(row);
                         want.push((lse, entropy));
@@ -1221,15 +1269,15 @@ mod tests {
             let mut rows = Vec::new();
             for sum in [0.0, 2.0, INF, NAN] {
                 for x_y in values {
-                    for near in [0.0, 5.0] {
-                        rows.push(One { sum, x_y, near, ..One::EMPTY });
+                    for shift_exponent in [0.0, 5.0] {
+                        rows.push(One { sum, x_y, shift_exponent, ..One::EMPTY });
                     }
                 }
             }
             for (isa, results) in run(dtype, &rows, false) {
                 for row in &results {
                     let what = isa.name();
-                    let rest = (row.near + row.sum.log2()) / l;
+                    let rest = (row.shift_exponent + row.sum.log2()) / l;
                     let lse = match (rest, row.x_y) {
                         (rest, x_y) if rest.is_nan() || x_y.is_nan() => NAN,
                         (rest, x_y) if rest == INF || x_y == INF => INF,
@@ -1273,22 +1321,28 @@ mod tests {
                     let hit = log_p.exp();
                     close(row.hit, hit, slip * hit, what, row);
                     close(row.miss, -log_p.exp_m1(), slip * log_p.exp_m1().abs(), what, row);
-                    // A reference that the lanes hold, an integer or far, near the lse.
-                    let is_held = dtype == Dtype::F64 || f64::from(row.far as f32) == row.far;
-                    assert!(is_held && (row.far == 0.0 || row.near == 0.0), "{row:?}");
-                    assert!(row.near == row.near.round(), "{row:?}");
-                    let t = (row.far - row.lse).mul_add(l, row.near);
+                    // A shift that the lanes hold, an integer or shift_logit, shift_exponent the lse.
+                    let is_held =
+                        dtype == Dtype::F64 || f64::from(row.shift_logit as f32) == row.shift_logit;
+                    assert!(
+                        is_held && (row.shift_logit == 0.0 || row.shift_exponent == 0.0),
+                        "{row:?}"
+                    );
+                    assert!(row.shift_exponent == row.shift_exponent.round(), "{row:?}");
+                    let t = (row.shift_logit - row.lse).mul_add(l, row.shift_exponent);
                     let step = if dtype == Dtype::F32 { 6e-8 * row.lse.abs() } else { 0.0 };
-                    assert!(t.abs() <= 0.5001 + if row.far == 0.0 { 0.0 } else { step * l });
+                    assert!(
+                        t.abs() <= 0.5001 + if row.shift_logit == 0.0 { 0.0 } else { step * l }
+                    );
                     let share = if t < -1022.5 { 0.0 } else { t.exp2() };
                     close(row.share, share, (2e-15 + 3e-16 * t.abs()) * share, what, row);
                 }
             }
-            // Nothing comes of an lse that is not finite, least of all a reference.
+            // Nothing comes of an lse that is not finite, least of all a shift.
             let rows = [INF, -INF, NAN].map(|lse| One { lse, ..One::EMPTY });
             for (_, results) in run(dtype, &rows, true) {
                 for row in results {
-                    assert_eq!((row.far, row.near), (0.0, 0.0));
+                    assert_eq!((row.shift_logit, row.shift_exponent), (0.0, 0.0));
                 }
             }
         }

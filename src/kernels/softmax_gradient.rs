@@ -11,7 +11,7 @@
 
 use super::Kernels;
 use super::tiles::{CLASSES, Numbers, Tile};
-use crate::math::exp2::{Base, Exp2, Reference};
+use crate::math::exp2::{Base, Exp2, Shift};
 use crate::math::real;
 use crate::plan::{At, CHUNK, Layout, TILE, View};
 use crate::simd::{Real, Simd, up_to};
@@ -89,7 +89,7 @@ pub unsafe fn products<S: Simd>(s: S, pair: &Pair) -> f64 {
 /// See [`products`]; `to` is writable, and apart from y and g or exactly one of them.
 #[inline(always)]
 pub unsafe fn combine<S: Simd<Real: Base>>(s: S, pair: &Pair, sum: f64) {
-    let exp = Exp2::<S, false>::new(s, Reference::ZERO);
+    let exp = Exp2::<S, false>::new(s, Shift::ZERO);
     let (y, g) = (pair.y.cast::<S::Real>(), pair.g.cast::<S::Real>());
     let mut sums = s.widen(s.splat(S::Real::ZERO));
     sums.as_mut().iter_mut().for_each(|v| *v = s.wide().splat(sum));
@@ -117,7 +117,7 @@ fn result<S: Simd<Real: Base>>(
     log: bool,
 ) -> S::Vector {
     let d = s.wide();
-    let p = if log { exp.natural(y) } else { y };
+    let p = if log { exp.base_e(y) } else { y };
     let mut v = s.widen(g);
     let sums = sum.as_ref().iter().zip(lost.as_ref());
     for ((v, &p), (&sum, &lost)) in v.as_mut().iter_mut().zip(s.widen(p).as_ref()).zip(sums) {
@@ -199,7 +199,7 @@ pub unsafe fn tile_products<S: Simd>(s: S, tiles: &Tiles, sums: &mut [Numbers; 2
 /// See [`combine`], of tiles.
 #[inline(always)]
 pub unsafe fn tile_combine<S: Simd<Real: Base>>(s: S, tiles: &Tiles, sums: &[Numbers; 2]) {
-    let exp = Exp2::<S, false>::new(s, Reference::ZERO);
+    let exp = Exp2::<S, false>::new(s, Shift::ZERO);
     for at in (0..tiles.y.lanes).step_by(S::LANES) {
         let lanes = up_to::<S>(tiles.y.lanes - at);
         let (mut sum, mut lost) =

@@ -1,36 +1,37 @@
-//! The running state of a row: what its classes so far add up to.
+//! The running state of a row: what its classes so shift_logit add up to.
 
-use crate::math::exp2::Reference;
+use crate::math::exp2::Shift;
 use crate::math::scalar::exp2;
 
-/// A sum of exponentials, relative to a reference.
+/// A sum of exponentials, relative to a shift.
 ///
-/// `sum` is `Σ 2^t` and `heat` is `Σ t·2^t`, with `t = L·(x - far) - near` for the far and near of
-/// the reference. A logit of +inf makes the sum infinite, a NaN makes it NaN.
+/// `sum` is `Σ 2^t` and `first_moment` is `Σ t·2^t`, with `t = L·(x - shift_logit) - shift_exponent` for the shift_logit and shift_exponent of
+/// the shift. A logit of +inf makes the sum infinite, a NaN makes it NaN.
 #[derive(Clone, Copy, Debug)]
-pub struct Level {
+pub struct ExpSum {
     /// Where exponents are counted from.
-    pub reference: Reference,
+    pub shift: Shift,
     /// Σ 2^t
-    pub sum: Exact,
+    pub sum: CompensatedSum,
     /// Σ t·2^t, where it is wanted.
-    pub heat: f64,
+    pub first_moment: f64,
 }
 
-impl Level {
+impl ExpSum {
     /// Of nothing.
-    pub const EMPTY: Level = Level { reference: Reference::ZERO, sum: Exact::NONE, heat: 0.0 };
+    pub const EMPTY: ExpSum =
+        ExpSum { shift: Shift::ZERO, sum: CompensatedSum::NONE, first_moment: 0.0 };
 
     /// Of some classes.
     #[inline(always)]
-    pub fn of(reference: Reference, sum: f64, heat: f64) -> Self {
-        Level { reference, sum: Exact { sum, lost: 0.0 }, heat }
+    pub fn of(shift: Shift, sum: f64, first_moment: f64) -> Self {
+        ExpSum { shift, sum: CompensatedSum { sum, lost: 0.0 }, first_moment }
     }
 
     /// Adds other exponentials. Not associative to the last bit: the order of pushes is part of the
     /// result, and everyone pushes in class order.
     #[inline(always)]
-    pub fn push(&mut self, next: &Level, l: f64) {
+    pub fn push(&mut self, next: &ExpSum, l: f64) {
         if next.sum.sum == 0.0 {
             return;
         }
@@ -38,27 +39,28 @@ impl Level {
             *self = *next;
             return;
         }
-        if self.reference != next.reference && self.sum.is_finite() && next.sum.is_finite() {
-            let above = next.reference.above(self.reference, l);
+        if self.shift != next.shift && self.sum.is_finite() && next.sum.is_finite() {
+            let above = next.shift.above(self.shift, l);
             let mut lower = *next;
             if above > 0.0 {
                 (*self, lower) = (*next, *self);
             }
             lower.lower(above.abs());
             self.sum.merge(lower.sum);
-            self.heat += lower.heat;
+            self.first_moment += lower.first_moment;
             return;
         }
-        // Infinite or NaN is so from any reference.
+        // Infinite or NaN is so from any shift.
         self.sum.merge(next.sum);
-        self.heat += next.heat;
+        self.first_moment += next.first_moment;
     }
 
-    /// What it is relative to a reference that is `by ≥ 0` higher.
+    /// What it is relative to a shift that is `by ≥ 0` higher.
     #[inline(always)]
     fn lower(&mut self, by: f64) {
         let scale = exp2(-by);
-        self.heat = if scale == 0.0 { 0.0 } else { (self.heat - by * self.sum.value()) * scale };
+        self.first_moment =
+            if scale == 0.0 { 0.0 } else { (self.first_moment - by * self.sum.value()) * scale };
         self.sum.sum *= scale;
         self.sum.lost *= scale;
     }
@@ -66,34 +68,34 @@ impl Level {
 
 /// What is known of a row whose classes were seen in part.
 #[derive(Clone, Copy, Debug)]
-pub struct Partial {
+pub struct RowState {
     /// The exponentials.
-    pub level: Level,
-    /// The same with their heat, if the entropy is wanted: each chunk relative to its largest
-    /// logit, for the heat's rounding grows with the distance from the reference. They are apart
+    pub level: ExpSum,
+    /// The same with their first_moment, if the entropy is wanted: each chunk relative to its largest
+    /// logit, for the first_moment's rounding grows with the distance from the shift. They are apart
     /// so that nothing else depends on whether it is wanted.
-    pub spread: Level,
+    pub spread: ExpSum,
     /// `Σ m_c·(x_c - center)` where a mass m is spread over the classes.
     pub dot: f64,
     /// `Σ m_c` of probability targets.
-    pub mass: Exact,
+    pub mass: CompensatedSum,
     /// The largest logit as stored and its class, if they are wanted.
-    pub top: Top,
+    pub top: ArgMax,
 }
 
-impl Partial {
+impl RowState {
     /// No classes seen.
-    pub const EMPTY: Partial = Partial {
-        level: Level::EMPTY,
-        spread: Level::EMPTY,
+    pub const EMPTY: RowState = RowState {
+        level: ExpSum::EMPTY,
+        spread: ExpSum::EMPTY,
         dot: 0.0,
-        mass: Exact::NONE,
-        top: Top::NONE,
+        mass: CompensatedSum::NONE,
+        top: ArgMax::NONE,
     };
 
     /// Adds the classes that `next` has seen, all of which come after.
     #[inline(always)]
-    pub fn push(&mut self, next: &Partial, l: f64) {
+    pub fn push(&mut self, next: &RowState, l: f64) {
         self.level.push(&next.level, l);
         self.spread.push(&next.spread, l);
         self.dot += next.dot;
@@ -104,20 +106,20 @@ impl Partial {
 
 /// The largest logit as stored, and the lowest class that has it. NaN is larger than all.
 #[derive(Clone, Copy, Debug)]
-pub struct Top {
+pub struct ArgMax {
     /// The logit.
     pub value: f64,
     /// The class, `usize::MAX` for none.
     pub class: usize,
 }
 
-impl Top {
+impl ArgMax {
     /// No classes seen.
-    pub const NONE: Top = Top { value: f64::NEG_INFINITY, class: usize::MAX };
+    pub const NONE: ArgMax = ArgMax { value: f64::NEG_INFINITY, class: usize::MAX };
 
     /// Adds classes that come after.
     #[inline(always)]
-    pub fn push(&mut self, next: Top) {
+    pub fn push(&mut self, next: ArgMax) {
         let first = self.class == usize::MAX;
         if first || (!self.value.is_nan() && (next.value > self.value || next.value.is_nan())) {
             *self = next;
@@ -128,19 +130,19 @@ impl Top {
 /// A sum that carries along what its roundings lost (Neumaier's): there may be a million of equal
 /// terms, whose errors add up.
 #[derive(Clone, Copy, Debug)]
-pub struct Exact {
+pub struct CompensatedSum {
     sum: f64,
     lost: f64,
 }
 
-impl Exact {
+impl CompensatedSum {
     /// Of nothing.
-    pub const NONE: Exact = Exact { sum: 0.0, lost: 0.0 };
+    pub const NONE: CompensatedSum = CompensatedSum { sum: 0.0, lost: 0.0 };
 
     /// Of sums that were formed side by side, and what each of them lost.
-    pub fn of(sums: &[f64], lost: &[f64]) -> Exact {
-        let mut all = Exact::NONE;
-        sums.iter().zip(lost).for_each(|(&sum, &lost)| all.merge(Exact { sum, lost }));
+    pub fn of(sums: &[f64], lost: &[f64]) -> CompensatedSum {
+        let mut all = CompensatedSum::NONE;
+        sums.iter().zip(lost).for_each(|(&sum, &lost)| all.merge(CompensatedSum { sum, lost }));
         all
     }
 
@@ -161,7 +163,7 @@ impl Exact {
 
     /// The terms of another sum.
     #[inline(always)]
-    pub fn merge(&mut self, other: Exact) {
+    pub fn merge(&mut self, other: CompensatedSum) {
         self.add(other.sum);
         self.lost += other.lost;
     }
@@ -182,34 +184,34 @@ mod tests {
     const INF: f64 = f64::INFINITY;
     const NAN: f64 = f64::NAN;
 
-    /// What a sweep over a part of a row finds: the classes from `first` on, the heat relative to
-    /// a reference of its own.
-    fn seen(x: &[f64], first: usize, reference: Reference, spread: Reference) -> Partial {
-        let mut part = Partial::EMPTY;
-        part.level.reference = reference;
-        part.spread.reference = spread;
+    /// What a sweep over a part of a row finds: the classes from `first` on, the first_moment relative to
+    /// a shift of its own.
+    fn seen(x: &[f64], first: usize, shift: Shift, spread: Shift) -> RowState {
+        let mut part = RowState::EMPTY;
+        part.level.shift = shift;
+        part.spread.shift = spread;
         for (i, &x) in x.iter().enumerate() {
             for level in [&mut part.level, &mut part.spread] {
-                let Reference { far, near } = level.reference;
-                let t = (x - far).mul_add(LOG2_E, -near);
+                let Shift { logit: shift_logit, exponent: shift_exponent } = level.shift;
+                let t = (x - shift_logit).mul_add(LOG2_E, -shift_exponent);
                 let e = t.exp2();
                 level.sum.add(e);
-                level.heat += if e == 0.0 { 0.0 } else { t * e };
+                level.first_moment += if e == 0.0 { 0.0 } else { t * e };
             }
             let mass = 0.25 + (first + i) as f64;
             part.mass.add(mass);
             part.dot += if x.is_finite() { mass * x } else { 0.0 };
-            part.top.push(Top { value: x, class: first + i });
+            part.top.push(ArgMax { value: x, class: first + i });
         }
         part
     }
 
     /// Log-sum-exp and entropy.
-    fn ends(level: &Level) -> [f64; 2] {
+    fn ends(level: &ExpSum) -> [f64; 2] {
         let sum = level.sum.value();
         let log = sum.log2();
-        let lse = level.reference.far + (level.reference.near + log) / LOG2_E;
-        [lse, (log - level.heat / sum) / LOG2_E]
+        let lse = level.shift.logit + (level.shift.exponent + log) / LOG2_E;
+        [lse, (log - level.first_moment / sum) / LOG2_E]
     }
 
     fn exact_ends(x: &[f64]) -> [f64; 2] {
@@ -262,23 +264,22 @@ mod tests {
         ];
         for x in rows {
             let [lse, entropy] = exact_ends(x);
-            let whole = seen(x, 0, Reference::ZERO, Reference::ZERO);
+            let whole = seen(x, 0, Shift::ZERO, Shift::ZERO);
             let finite = x.iter().filter(|x| x.is_finite());
             let size: f64 = finite.map(|x| whole.mass.value() * x.abs()).sum();
             every_split(x.len(), |parts| {
                 for turn in 0..6 {
-                    let mut row = Partial::EMPTY;
+                    let mut row = RowState::EMPTY;
                     for (i, range) in parts.iter().enumerate() {
                         let part = &x[range.clone()];
                         let max = part.iter().copied().fold(-INF, f64::max);
-                        let top =
-                            if max == -INF { Reference::ZERO } else { Reference::at::<f64>(max) };
-                        let mut reference = top;
+                        let top = if max == -INF { Shift::ZERO } else { Shift::at::<f64>(max) };
+                        let mut shift = top;
                         // A part may be counted from beside its largest logit as well.
-                        if !reference.is_far() && (turn + i) % 3 > 0 {
-                            reference.near += [9.0, -40.0][(turn + i) % 3 - 1];
+                        if !shift.is_by_logit() && (turn + i) % 3 > 0 {
+                            shift.exponent += [9.0, -40.0][(turn + i) % 3 - 1];
                         }
-                        row.push(&seen(part, range.start, reference, top), LOG2_E);
+                        row.push(&seen(part, range.start, shift, top), LOG2_E);
                     }
                     let what = || format!("{x:?} as {parts:?}: {row:?}, not {lse}, {entropy}");
                     for level in [&row.level, &row.spread] {
@@ -294,41 +295,41 @@ mod tests {
         }
     }
 
-    /// Parts that add up to nothing leave no trace, their reference included.
+    /// Parts that add up to nothing leave no trace, their shift included.
     #[test]
     fn nothing_is_nothing() {
         let x = [1.0, 2.0];
-        let near = Reference { far: 0.0, near: 3.0 };
-        let part = seen(&x, 1, near, near);
-        for reference in [Reference::ZERO, Reference { far: 1e17, near: 0.0 }] {
-            let nothing = seen(&[-INF], 0, reference, reference);
+        let shift_exponent = Shift { logit: 0.0, exponent: 3.0 };
+        let part = seen(&x, 1, shift_exponent, shift_exponent);
+        for shift in [Shift::ZERO, Shift { logit: 1e17, exponent: 0.0 }] {
+            let nothing = seen(&[-INF], 0, shift, shift);
             for order in [[&nothing, &part], [&part, &nothing]] {
-                let mut row = Partial::EMPTY;
+                let mut row = RowState::EMPTY;
                 order.into_iter().for_each(|next| row.push(next, LOG2_E));
                 for level in [row.level, row.spread] {
-                    assert_eq!(level.reference, near);
+                    assert_eq!(level.shift, shift_exponent);
                     assert_eq!(level.sum.value(), part.level.sum.value());
-                    assert_eq!(level.heat, part.level.heat);
+                    assert_eq!(level.first_moment, part.level.first_moment);
                 }
                 assert_eq!(row.top.class, 2);
             }
         }
     }
 
-    /// NaN over +inf over all that is finite, in any order and from any reference.
+    /// NaN over +inf over all that is finite, in any order and from any shift.
     #[test]
     fn infinities_and_nan() {
         let sums = [0.0, 1.5, 1e-300, INF, NAN];
-        let references = [
-            Reference::ZERO,
-            Reference { far: 0.0, near: 900.0 },
-            Reference { far: -1e200, near: 0.0 },
+        let shifts = [
+            Shift::ZERO,
+            Shift { logit: 0.0, exponent: 900.0 },
+            Shift { logit: -1e200, exponent: 0.0 },
         ];
-        let part = |i: usize| Level::of(references[i / 5], sums[i % 5], sums[i % 5]);
+        let part = |i: usize| ExpSum::of(shifts[i / 5], sums[i % 5], sums[i % 5]);
         for i in 0..15 {
             for j in 0..15 {
                 for k in 0..15 {
-                    let mut row = Level::EMPTY;
+                    let mut row = ExpSum::EMPTY;
                     [i, j, k].into_iter().for_each(|i| row.push(&part(i), LOG2_E));
                     let all = [i, j, k].map(|i| sums[i % 5]);
                     let good = if all.iter().any(|s| s.is_nan()) {
@@ -353,11 +354,11 @@ mod tests {
         for pick in 0..n.pow(4) {
             let x: [f64; 4] = std::array::from_fn(|i| values[pick / n.pow(i as u32) % n]);
             every_split(4, |parts| {
-                let mut row = Top::NONE;
+                let mut row = ArgMax::NONE;
                 for range in parts {
-                    let mut part = Top::NONE;
+                    let mut part = ArgMax::NONE;
                     for class in range.clone() {
-                        part.push(Top { value: x[class], class });
+                        part.push(ArgMax { value: x[class], class });
                     }
                     row.push(part);
                 }
@@ -367,12 +368,12 @@ mod tests {
             });
         }
         // Nothing is no class, not even before one of -inf.
-        let mut row = Top::NONE;
-        row.push(Top::NONE);
+        let mut row = ArgMax::NONE;
+        row.push(ArgMax::NONE);
         assert_eq!(row.class, usize::MAX);
-        row.push(Top { value: -INF, class: 4 });
-        row.push(Top::NONE);
-        row.push(Top { value: -INF, class: 5 });
+        row.push(ArgMax { value: -INF, class: 4 });
+        row.push(ArgMax::NONE);
+        row.push(ArgMax { value: -INF, class: 5 });
         assert_eq!(row.class, 4);
     }
 
@@ -380,15 +381,15 @@ mod tests {
     #[test]
     fn exact_sums() {
         for n in [1usize, 10, 1000, 1_000_000] {
-            let mut parts = [Exact::NONE; 7];
+            let mut parts = [CompensatedSum::NONE; 7];
             (0..n).for_each(|i| parts[i * 7 / n].add(0.1));
-            let mut sum = Exact::NONE;
+            let mut sum = CompensatedSum::NONE;
             parts.into_iter().for_each(|part| sum.merge(part));
             let want = 0.1 * n as f64;
             assert!((sum.value() - want).abs() <= f64::EPSILON * want, "{n}: {}", sum.value());
         }
         let sum = |terms: &[f64]| {
-            let mut sum = Exact::NONE;
+            let mut sum = CompensatedSum::NONE;
             terms.iter().for_each(|&x| sum.add(x));
             sum.value()
         };
@@ -398,9 +399,9 @@ mod tests {
         assert_eq!(sum(&[1.0, INF, 2.0]), INF);
         assert_eq!(sum(&[-INF, 5.0]), -INF);
         assert!(sum(&[INF, -INF]).is_nan() && sum(&[1.0, NAN, 2.0]).is_nan());
-        let mut infinite = Exact::NONE;
+        let mut infinite = CompensatedSum::NONE;
         infinite.add(INF);
-        let mut total = Exact::NONE;
+        let mut total = CompensatedSum::NONE;
         total.add(1.0);
         total.merge(infinite);
         assert_eq!(total.value(), INF);
