@@ -6,7 +6,9 @@ use crate::error::Error;
 use crate::parallel::Team;
 use crate::plan::Pass;
 use crate::pool::Pool;
-use crate::problem::{self, GradientRequest, Operand, Problem, Results as RawResults};
+use crate::run;
+use crate::validate::cross_entropy::{GradientRequest, Problem, Results as RawResults};
+use crate::validate::operand::Operand;
 use std::marker::PhantomData;
 
 mod sealed {
@@ -627,6 +629,6 @@ impl<'a> CrossEntropy<'a> {
         // SAFETY: every operand is a slice borrowed for this call, for writing if it is an
         // output, and `available` is its length, which `run` checks shapes and strides against;
         // `argmax`, which has none, was compared with rows·inner.
-        unsafe { problem::run(&problem, pass, results, request.as_ref(), &team, self.isa) }
+        unsafe { run::cross_entropy(&problem, pass, results, request.as_ref(), &team, self.isa) }
     }
 }

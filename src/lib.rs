@@ -51,7 +51,6 @@ mod cross_entropy;
 mod dispatch;
 mod element;
 mod error;
-mod family;
 // Its functions are compiled whether or not one is called, and with them all kernels, which no unit test calls.
 #[cfg(not(test))]
 mod ffi;
@@ -60,13 +59,14 @@ mod math;
 mod parallel;
 mod plan;
 mod pool;
-mod problem;
 #[doc(hidden)]
 pub mod reference;
+mod run;
 #[cfg(test)]
 mod sample;
 mod simd;
 mod softmax;
+mod validate;
 
 pub use cross_entropy::{CrossEntropy, Input, Number, Output, Reduction, Results};
 #[doc(hidden)]

@@ -3,10 +3,11 @@
 use crate::cross_entropy::{Input, Output};
 use crate::dispatch::Isa;
 use crate::error::Error;
-use crate::family::{self, Function};
 use crate::parallel::Team;
 use crate::pool::Pool;
-use crate::problem::{Operand, Sizes};
+use crate::run;
+use crate::validate::operand::{Operand, Sizes};
+use crate::validate::softmax::{Function, Problem};
 
 /// Softmax and log-softmax: the sizes. The calls take the data.
 ///
@@ -210,9 +211,10 @@ impl<'a> Softmax<'a> {
         grad: Operand,
         output: Operand,
     ) -> Result<(), Error> {
+        let problem = Problem { function, sizes: self.sizes, input, grad, output };
         let team = Team { pool: self.pool.map(Pool::rayon), threads: self.threads as usize };
         // SAFETY: every operand is a slice borrowed for this call, for writing if it is the
         // output, and `available` is its length, which `run` checks shapes and strides against.
-        unsafe { family::run(function, &self.sizes, input, grad, output, &team, self.isa) }
+        unsafe { run::softmax(&problem, &team, self.isa) }
     }
 }

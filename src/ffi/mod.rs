@@ -8,11 +8,13 @@ mod guard;
 use crate::codes::*;
 use crate::dispatch;
 use crate::error::Error;
-use crate::family::{self, Function};
 use crate::parallel::Team;
 use crate::plan::Pass;
 use crate::pool::Pool;
-use crate::problem::{self, GradientRequest, Operand, Problem, Results, Sizes};
+use crate::run;
+use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
+use crate::validate::operand::{Operand, Sizes};
+use crate::validate::softmax::{self, Function};
 use guard::{Failure, fail, guarded, last_error};
 use std::ffi::{c_char, c_void};
 
@@ -464,7 +466,7 @@ pub unsafe extern "C" fn xent_forward(
         let (problem, checked, results) = structs(problem, results)?;
         let results = results.ok_or_else(|| null("results"))?;
         let team = team(problem.pool, problem.threads);
-        problem::run(&checked, Pass::Forward, &results, None, &team, None)?;
+        run::cross_entropy(&checked, Pass::Forward, &results, None, &team, None)?;
         Ok(())
     })
 }
@@ -535,7 +537,7 @@ unsafe fn from_lse(
         let (problem, checked, _) = structs(problem, std::ptr::null())?;
         let results = Results { lse: Operand::packed(lse.cast_mut(), XENT_F64), ..Results::NONE };
         let team = team(problem.pool, problem.threads);
-        problem::run(&checked, pass, &results, Some(&request?), &team, None)?;
+        run::cross_entropy(&checked, pass, &results, Some(&request?), &team, None)?;
     }
     Ok(())
 }
@@ -559,7 +561,7 @@ pub unsafe extern "C" fn xent_forward_backward(
         let request = request(grad_output, grad_scale, grad_logits, "grad_logits")?;
         let team = team(problem.pool, problem.threads);
         let pass = Pass::ForwardBackward;
-        problem::run(&checked, pass, &results, Some(&request), &team, None)?;
+        run::cross_entropy(&checked, pass, &results, Some(&request), &team, None)?;
         Ok(())
     })
 }
@@ -630,7 +632,7 @@ pub unsafe extern "C" fn xent_softmax_backward(
 ///
 /// # Safety
 /// As [`Sized32::read`] for the shape; the operands' pointers are NULL or valid for reads, and
-/// the operands as `family::run` asks.
+/// the operands as `run::softmax` asks.
 unsafe fn softmax_family(
     function: Function,
     shape: *const xent_shape,
@@ -650,7 +652,7 @@ unsafe fn softmax_family(
         };
         let output = required(output, output_name)?.operand();
         let team = team(caller.pool, caller.threads);
-        family::run(function, &sizes, input, grad, output, &team, None)?;
+        run::softmax(&softmax::Problem { function, sizes, input, grad, output }, &team, None)?;
     }
     Ok(())
 }

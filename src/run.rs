@@ -1,0 +1,98 @@
+//! Calls from start to end: validate, compute, reduce, write the scalar results.
+//!
+//! Both surfaces, C and Rust, call these functions.
+
+use crate::codes::*;
+use crate::dispatch::Isa;
+use crate::error::Error;
+use crate::kernels::softmax_gradient;
+use crate::parallel::{self, Team, for_blocks};
+use crate::plan::{Layout, Pass, TILE};
+use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
+use crate::validate::softmax::Work;
+use crate::validate::{self, softmax};
+
+/// Checks and computes a cross-entropy problem. A forward has `results` alone, a backward reads
+/// `results.lse` and has a `request`, a fused call has both.
+///
+/// # Safety
+/// Every operand that is not absent covers, with its strides, the shape that the problem gives it.
+/// Its memory stays valid for the call. During the call nobody else writes an input or touches an
+/// output.
+pub(crate) unsafe fn cross_entropy(
+    problem: &Problem,
+    pass: Pass,
+    results: &Results,
+    request: Option<&GradientRequest>,
+    team: &Team,
+    isa: Option<Isa>,
+) -> Result<(), Error> {
+    parallel::fork::watch();
+    // SAFETY: the operands cover their shapes in valid memory (# Safety).
+    let valid =
+        unsafe { validate::cross_entropy::validate(problem, pass, results, request, team, isa)? };
+    let sums = parallel::run(&valid.plan, &valid.kernels, team);
+    let empty = valid.kept == 0 && problem.flags & XENT_FLAG_EMPTY_IS_ZERO != 0;
+    let reduced = |sum: f64, normalizer: f64| match problem.reduction {
+        XENT_MEAN if empty => 0.0,
+        XENT_MEAN => sum / normalizer,
+        _ => sum,
+    };
+    // A z-loss that is off is 0, not the 0/0 of a mean over no rows.
+    let z_loss =
+        if problem.z_loss == 0.0 { 0.0 } else { reduced(sums.z_loss.value(), valid.z_normalizer) };
+    // SAFETY: the pointers are null or writable for one element (# Safety); `validate` checked
+    // that they are aligned and that no two of them overlap.
+    unsafe {
+        write(results.loss, reduced(sums.loss.value(), valid.normalizer) + z_loss);
+        write(results.z_loss, z_loss);
+        write(results.normalizer, valid.normalizer);
+        write(results.z_normalizer, valid.z_normalizer);
+        write(results.kept_rows, valid.kept);
+        write(results.correct, sums.correct);
+    }
+    Ok(())
+}
+
+/// Checks and computes softmax, log-softmax, or the gradient through one of them.
+///
+/// # Safety
+/// The operands are as [`cross_entropy`] asks.
+pub(crate) unsafe fn softmax(
+    problem: &softmax::Problem,
+    team: &Team,
+    isa: Option<Isa>,
+) -> Result<(), Error> {
+    parallel::fork::watch();
+    let Some(valid) = softmax::validate(problem, isa)? else {
+        return Ok(());
+    };
+    match valid.work {
+        Work::Forward(plan) => {
+            parallel::run(&plan, &valid.kernels, team);
+        }
+        Work::Backward(backward) => {
+            let [_, classes, _] = backward.sizes;
+            let positions = if backward.layout == Layout::Classes { 1 } else { TILE };
+            for_blocks(
+                team,
+                softmax_gradient::count(&backward),
+                [positions.saturating_mul(classes), backward.sizes.iter().product()],
+                // SAFETY: `validate` checked the views, `for_blocks` gives each block to one
+                // thread, and `Isa::kernels` returns kernels only for a set that the processor has.
+                |range| unsafe { softmax_gradient::run(&valid.kernels, &backward, range) },
+                |()| (),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// # Safety
+/// `to` is null, or aligned and valid for a write.
+unsafe fn write<T>(to: *mut T, value: T) {
+    if !to.is_null() {
+        // SAFETY: `to` is not null, so it is aligned and valid for a write (# Safety).
+        unsafe { *to = value }
+    }
+}

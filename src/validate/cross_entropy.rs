@@ -1,0 +1,422 @@
+//! Cross-entropy problems as they are handed in, their checks, and the plans made of them.
+
+use super::operand::{
+    Axes, BYTES, F64_ONLY, FLOATS, LOSSES, Operand, Sizes, Slots, TARGETS, WORDS, dtype_name,
+    dtype_of,
+};
+use super::{kernels, layout};
+use crate::codes::*;
+use crate::dispatch::Isa;
+use crate::error::Error;
+use crate::kernels::Kernels;
+use crate::kernels::row_state::CompensatedSum;
+use crate::math::exp2::Base;
+use crate::parallel::{Team, for_blocks};
+use crate::plan::{self, At, Dtype, Pass, Plan, Target, Targets, Transform, View};
+use std::ops::Range;
+
+/// An unvalidated problem; the fields are those of `xent_problem`.
+#[derive(Clone, Copy)]
+pub(crate) struct Problem {
+    pub flags: u32,
+    pub rows: usize,
+    pub classes: usize,
+    pub inner: usize,
+    pub logits: Operand,
+    pub targets: Operand,
+    pub class_weights: Operand,
+    pub row_weights: Operand,
+    pub row_mask: Operand,
+    pub ignore_index: i64,
+    pub label_smoothing: f64,
+    pub z_loss: f64,
+    pub softcap: f64,
+    pub logit_scale: f64,
+    pub normalizer: f64,
+    pub z_normalizer: f64,
+    pub reduction: u32,
+    pub threads: u32,
+}
+
+impl Problem {
+    /// The defaults of `XENT_PROBLEM_INIT`.
+    pub const INIT: Problem = Problem {
+        flags: 0,
+        rows: 0,
+        classes: 0,
+        inner: 1,
+        logits: Operand::ABSENT,
+        targets: Operand::ABSENT,
+        class_weights: Operand::ABSENT,
+        row_weights: Operand::ABSENT,
+        row_mask: Operand::ABSENT,
+        ignore_index: -100,
+        label_smoothing: 0.0,
+        z_loss: 0.0,
+        softcap: 0.0,
+        logit_scale: 1.0,
+        normalizer: 0.0,
+        z_normalizer: 0.0,
+        reduction: XENT_MEAN,
+        threads: 0,
+    };
+}
+
+/// Where results go; the fields are those of `xent_results`. Scalars have one element.
+#[derive(Clone, Copy)]
+pub(crate) struct Results {
+    pub loss: *mut f64,
+    pub row_losses: Operand,
+    pub lse: Operand,
+    pub z_loss: *mut f64,
+    pub normalizer: *mut f64,
+    pub z_normalizer: *mut f64,
+    pub kept_rows: *mut u64,
+    pub argmax: Operand,
+    pub correct: *mut u64,
+    pub entropy: Operand,
+}
+
+impl Results {
+    pub const NONE: Results = Results {
+        loss: std::ptr::null_mut(),
+        row_losses: Operand::ABSENT,
+        lse: Operand::ABSENT,
+        z_loss: std::ptr::null_mut(),
+        normalizer: std::ptr::null_mut(),
+        z_normalizer: std::ptr::null_mut(),
+        kept_rows: std::ptr::null_mut(),
+        argmax: Operand::ABSENT,
+        correct: std::ptr::null_mut(),
+        entropy: Operand::ABSENT,
+    };
+
+    /// Something is asked for that does not exist without targets.
+    fn needs_targets(&self) -> bool {
+        !(self.loss.is_null()
+            && self.row_losses.data.is_null()
+            && self.z_loss.is_null()
+            && self.normalizer.is_null()
+            && self.z_normalizer.is_null()
+            && self.kept_rows.is_null()
+            && self.correct.is_null())
+    }
+}
+
+/// The gradient that is asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct GradientRequest {
+    /// Absent = 1.
+    pub output: Operand,
+    pub scale: f64,
+    pub logits: Operand,
+}
+
+/// What the checks established.
+pub(crate) struct Valid {
+    pub plan: Plan,
+    pub kernels: Kernels,
+    /// The denominator of a mean's cross-entropy part.
+    pub normalizer: f64,
+    /// The denominator of a mean's z-loss part.
+    pub z_normalizer: f64,
+    /// Rows that are not ignored.
+    pub kept: u64,
+}
+
+/// Checks a problem, scans its targets, and makes the plan.
+///
+/// # Safety
+/// The operands are as [`run::cross_entropy`](crate::run::cross_entropy) asks.
+pub(crate) unsafe fn validate(
+    problem: &Problem,
+    pass: Pass,
+    results: &Results,
+    request: Option<&GradientRequest>,
+    team: &Team,
+    isa: Option<Isa>,
+) -> Result<Valid, Error> {
+    let accumulate = problem.flags & XENT_FLAG_ACCUMULATE != 0;
+    let by_row = problem.reduction == XENT_NONE;
+    let log_probs = problem.flags & XENT_FLAG_LOG_PROBS != 0;
+    let has_indices = !FLOATS.contains(&problem.targets.dtype);
+    let sizes = Sizes { rows: problem.rows, classes: problem.classes, inner: problem.inner };
+
+    // The operands, inputs first.
+    let mut slots = Slots::new();
+    let all = &mut slots;
+    let needs_targets = request.is_some() || results.needs_targets();
+    let logits = all.input("logits", problem.logits, Axes::Full, FLOATS, true);
+    let axes = if has_indices { Axes::Rows } else { Axes::Full };
+    let targets = all.input("targets", problem.targets, axes, TARGETS, needs_targets);
+    let class_weights =
+        all.input("class_weights", problem.class_weights, Axes::Classes, FLOATS, false);
+    let row_weights = all.input("row_weights", problem.row_weights, Axes::Rows, FLOATS, false);
+    let row_mask = all.input("row_mask", problem.row_mask, Axes::Rows, BYTES, false);
+    let (mut grad_output, mut gradient) = (None, None);
+    if let Some(request) = request {
+        let axes = if by_row { Axes::Rows } else { Axes::One };
+        grad_output = all.input("grad_output", request.output, axes, FLOATS, false);
+        let name = if pass == Pass::Targets { "grad_targets" } else { "grad_logits" };
+        gradient = all.output(name, request.logits, Axes::Full, FLOATS, true);
+    }
+    let lse = match pass {
+        Pass::Backward | Pass::Targets if log_probs => None,
+        Pass::Backward | Pass::Targets => all.input("lse", results.lse, Axes::Rows, F64_ONLY, true),
+        _ => all.output("lse", results.lse, Axes::Rows, F64_ONLY, false),
+    };
+    all.scalar("loss", results.loss, F64_ONLY);
+    let row_losses = all.output("row_losses", results.row_losses, Axes::Rows, LOSSES, false);
+    all.scalar("z_loss", results.z_loss, F64_ONLY);
+    all.scalar("normalizer", results.normalizer, F64_ONLY);
+    all.scalar("z_normalizer", results.z_normalizer, F64_ONLY);
+    all.scalar("kept_rows", results.kept_rows, WORDS);
+    let argmax = all.output("argmax", results.argmax, Axes::Rows, WORDS, false);
+    all.scalar("correct", results.correct, WORDS);
+    let entropy = all.output("entropy", results.entropy, Axes::Rows, LOSSES, false);
+
+    all.check_types(&sizes)?;
+    // A half's gradient may be kept in f32; that of the targets is in any float.
+    let logits_dtype = problem.logits.dtype;
+    let grad_dtype = match request {
+        Some(request) if pass != Pass::Targets => request.logits.dtype,
+        _ => logits_dtype,
+    };
+    let is_half = matches!(logits_dtype, XENT_BF16 | XENT_F16);
+    if grad_dtype != logits_dtype && !(is_half && grad_dtype == XENT_F32) {
+        let or = if is_half { ", or F32" } else { "" };
+        return Err(Error::Dtype(format!(
+            "grad_logits.dtype is {}; for logits of {} it can be that{or}",
+            dtype_name(grad_dtype),
+            dtype_name(logits_dtype)
+        )));
+    }
+    let in_place =
+        all.check_memory(&sizes, |output, other| match (output.name, other.name, accumulate) {
+            ("grad_logits", "logits", false) => Ok(()),
+            ("grad_logits", "logits", true) => Err("cannot be accumulated in place of"),
+            _ => Err("overlaps"),
+        })?;
+
+    check_options(problem, pass, results, request, has_indices && targets.is_some())?;
+    let kernels = kernels(isa, dtype_of(logits_dtype), dtype_of(grad_dtype))?;
+
+    // Without rows no view is looked at; but `logits` must be something.
+    let nothing = View { data: std::ptr::null_mut(), dtype: Dtype::F32, strides: [0; 3] };
+    let logits = all.view(logits).unwrap_or(nothing);
+    let gradient = all.view(gradient);
+    let targets = match all.view(targets) {
+        None => Targets::Absent,
+        Some(view) if has_indices => Targets::Indices(view),
+        Some(view) => Targets::Probabilities(view),
+    };
+    let short = logits.dtype.has_short_lanes();
+    let transforms = problem.logit_scale != 1.0 || problem.softcap > 0.0;
+    let mut plan = Plan {
+        pass,
+        rows: sizes.rows,
+        classes: sizes.classes,
+        inner: sizes.inner,
+        layout: layout(&sizes, &logits, &[]),
+        logits,
+        targets,
+        class_weights: all.view(class_weights),
+        weight_total: sizes.classes as f64,
+        row_weights: all.view(row_weights),
+        row_mask: all.view(row_mask),
+        ignore_index: problem.ignore_index,
+        label_smoothing: problem.label_smoothing,
+        z_loss: problem.z_loss,
+        transform: transforms
+            .then_some(Transform { scale: problem.logit_scale, cap: problem.softcap }),
+        log_probs,
+        l: if short { f64::from(f32::L) } else { f64::L },
+        row_losses: all.view(row_losses),
+        lse: all.view(lse),
+        argmax: all.view(argmax),
+        correct: !results.correct.is_null(),
+        entropy: all.view(entropy),
+        gradient: None,
+    };
+
+    let mut scan = Scan::default();
+    let mut bad = None;
+    if !matches!(plan.targets, Targets::Absent) {
+        for_blocks(
+            team,
+            plan.distributions(),
+            [SCAN_WORK, plan.distributions().saturating_mul(SCAN_WORK)],
+            // SAFETY: rows of the plan.
+            |range| unsafe { scan_targets(&kernels, &plan, range) },
+            |block| match block {
+                Ok(block) => scan.add(&block),
+                Err(error) => bad = bad.take().or(Some(error)),
+            },
+        );
+    }
+    if let Some(error) = bad {
+        return Err(error);
+    }
+
+    let spreads = plan.label_smoothing > 0.0 && matches!(plan.targets, Targets::Indices(_));
+    if let Some(weights) = plan.class_weights.filter(|_| spreads) {
+        let first = At { row: 0, inner: 0 };
+        let mut total = CompensatedSum::NONE;
+        // SAFETY: the classes of the plan.
+        (0..sizes.classes).for_each(|class| total.add(unsafe { weights.real(first, class) }));
+        plan.weight_total = total.value();
+    }
+    let given = |x: f64, usual: f64| if x > 0.0 { x } else { usual };
+    let normalizer = given(problem.normalizer, scan.weight);
+    let z_normalizer = given(problem.z_normalizer, scan.row_weight);
+    if let Some((request, view)) = request.zip(gradient) {
+        let output = all.view(grad_output);
+        let mut scale = request.scale;
+        if let (Some(view), false) = (&output, by_row) {
+            // SAFETY: its one element.
+            scale *= unsafe { view.real(At { row: 0, inner: 0 }, 0) };
+        }
+        let is_mean = problem.reduction == XENT_MEAN;
+        let bytes = plan.distributions() * plan.classes * view.size();
+        plan.gradient = Some(plan::Gradient {
+            view,
+            in_place,
+            accumulate,
+            stream: !in_place && !accumulate && view.strides[1] == 1 && bytes >= STREAM_BYTES,
+            output: output.filter(|_| by_row),
+            scale: if is_mean { scale / normalizer } else { scale },
+            z_scale: if is_mean { scale / z_normalizer } else { scale },
+        });
+    }
+    Ok(Valid { plan, kernels, normalizer, z_normalizer, kept: scan.kept })
+}
+
+/// Gradients of at least this many bytes are written around the caches; measured in
+/// docs/performance.md.
+const STREAM_BYTES: usize = 16 << 20;
+
+/// What scanning a row's target costs, in elements of the logits.
+const SCAN_WORK: usize = 4;
+
+fn check_options(
+    problem: &Problem,
+    pass: Pass,
+    results: &Results,
+    request: Option<&GradientRequest>,
+    has_indices: bool,
+) -> Result<(), Error> {
+    let param = |what: String| Err(Error::Param(what));
+    if !(0.0..=1.0).contains(&problem.label_smoothing) {
+        return param(format!("label_smoothing = {} is outside [0, 1]", problem.label_smoothing));
+    }
+    for (name, value) in [
+        ("z_loss", problem.z_loss),
+        ("softcap", problem.softcap),
+        ("normalizer", problem.normalizer),
+        ("z_normalizer", problem.z_normalizer),
+    ] {
+        if !(value >= 0.0 && value.is_finite()) {
+            return param(format!("{name} = {value} is not a finite number >= 0"));
+        }
+    }
+    if !(problem.logit_scale > 0.0 && problem.logit_scale.is_finite()) {
+        return param(format!("logit_scale = {} is not a finite number > 0", problem.logit_scale));
+    }
+    if let Some(request) = request
+        && !request.scale.is_finite()
+    {
+        return param(format!("grad_scale = {} is not finite", request.scale));
+    }
+    match problem.reduction {
+        XENT_MEAN | XENT_SUM => {}
+        XENT_NONE if results.loss.is_null() && results.z_loss.is_null() => {}
+        XENT_NONE => {
+            return param("reduction none has no reduced loss; ask for row_losses".to_string());
+        }
+        other => return param(format!("reduction = {other} is none of mean, sum, none")),
+    }
+    if problem.flags & XENT_FLAG_LOG_PROBS != 0 {
+        let is_forward = !matches!(pass, Pass::Backward | Pass::Targets);
+        for (name, asked) in [
+            ("z_loss", problem.z_loss != 0.0 || !results.z_loss.is_null()),
+            ("softcap", problem.softcap != 0.0),
+            ("logit_scale", problem.logit_scale != 1.0),
+            ("lse", is_forward && !results.lse.data.is_null()),
+            ("entropy", !results.entropy.data.is_null()),
+        ] {
+            if asked {
+                return param(format!("{name} does not go with log-probabilities (LOG_PROBS)"));
+            }
+        }
+    }
+    if !results.correct.is_null() && !has_indices && problem.rows * problem.inner > 0 {
+        return param("correct needs targets that are class indices".to_string());
+    }
+    if pass == Pass::Targets && has_indices {
+        return param("grad_targets needs targets that are probabilities".to_string());
+    }
+    Ok(())
+}
+
+/// What the targets say about the reduction.
+#[derive(Clone, Copy, Default)]
+struct Scan {
+    kept: u64,
+    /// What a mean divides by: Σ r·w_y over kept rows, or Σ r.
+    weight: f64,
+    /// Σ r over kept rows.
+    row_weight: f64,
+}
+
+impl Scan {
+    fn add(&mut self, other: &Scan) {
+        self.kept += other.kept;
+        self.weight += other.weight;
+        self.row_weight += other.row_weight;
+    }
+}
+
+/// Checks the targets of a range of rows and adds up their weights.
+///
+/// # Safety
+/// The rows are the plan's; its views were checked, all but the targets' values.
+unsafe fn scan_targets(k: &Kernels, plan: &Plan, rows: Range<usize>) -> Result<Scan, Error> {
+    let plain =
+        plan.row_mask.is_none() && plan.row_weights.is_none() && plan.class_weights.is_none();
+    if let Targets::Indices(targets) = &plan.targets
+        && plain
+        && (if plan.inner == 1 {
+            targets.strides[0] == 1
+        } else {
+            targets.strides[2] == 1 && (plan.rows == 1 || targets.strides[0] == plan.inner as isize)
+        })
+    {
+        // SAFETY: contiguous rows of the view; about the tables (`Kernels`).
+        let fast = unsafe {
+            (k.lanes.count)(targets, rows.start, rows.len(), plan.ignore_index, plan.classes)
+        };
+        if let Some(kept) = fast {
+            return Ok(Scan { kept, weight: kept as f64, row_weight: kept as f64 });
+        }
+    }
+    let mut scan = Scan::default();
+    for row in rows {
+        let at = plan.nth(row);
+        // SAFETY: a row of the plan; the class is checked before it is used.
+        unsafe {
+            let weight = match plan.target(at) {
+                Target::Class(y) if y >= plan.classes => {
+                    return Err(Error::Target { row, value: y as i64, classes: plan.classes });
+                }
+                Target::Class(y) => plan.class_weight(y),
+                Target::Mass => 1.0,
+                Target::Absent | Target::Ignored => continue,
+            };
+            let r = plan.row_weight(at);
+            scan.kept += 1;
+            scan.row_weight += r;
+            scan.weight += if r == 0.0 { 0.0 } else { r * weight };
+        }
+    }
+    Ok(scan)
+}

@@ -1,0 +1,405 @@
+//! One operand after another: dtype, shape, strides, alignment, and which operands overlap.
+
+use crate::codes::*;
+use crate::error::Error;
+use crate::plan::{Dtype, View};
+use std::mem::MaybeUninit;
+
+/// An unvalidated operand; absent if `data` is null.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand {
+    pub data: *mut u8,
+    pub dtype: u32,
+    pub strides: [i64; 3],
+    /// How many elements there are behind `data`, where that is known.
+    pub available: usize,
+}
+
+impl Operand {
+    pub const ABSENT: Operand = Operand {
+        data: std::ptr::null_mut(),
+        dtype: XENT_F32,
+        strides: [0; 3],
+        available: usize::MAX,
+    };
+
+    /// A packed operand of a known dtype.
+    pub fn packed<T>(data: *mut T, dtype: u32) -> Self {
+        Operand { data: data.cast(), dtype, ..Operand::ABSENT }
+    }
+}
+
+/// Which axes an operand has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Axes {
+    /// `[rows, classes, inner]`
+    Full,
+    /// `[rows, inner]`
+    Rows,
+    /// `[classes]`
+    Classes,
+    /// One element.
+    One,
+}
+
+/// One operand on its way through validation.
+#[derive(Clone, Copy)]
+pub(crate) struct Slot {
+    pub name: &'static str,
+    operand: Operand,
+    axes: Axes,
+    allowed: &'static [u32],
+    required: bool,
+    output: bool,
+    /// The strides, packed ones filled in and those of axes of size 1 set to 0.
+    strides: [i64; 3],
+    /// The element farthest from the first.
+    last: usize,
+    /// Addresses of the first byte and of the one after the last.
+    bytes: (usize, usize),
+}
+
+/// The most operands that a call can have.
+const SLOTS: usize = 18;
+
+/// The operands of a call, in the order in which they are checked.
+pub(crate) struct Slots {
+    slots: [MaybeUninit<Slot>; SLOTS],
+    len: usize,
+}
+
+/// An operand that was pushed, if it is present.
+pub(crate) type Index = Option<usize>;
+
+pub(crate) const FLOATS: &[u32] = &[XENT_F32, XENT_F64, XENT_BF16, XENT_F16];
+pub(crate) const LOSSES: &[u32] = &[XENT_F32, XENT_F64];
+pub(crate) const F64_ONLY: &[u32] = &[XENT_F64];
+pub(crate) const BYTES: &[u32] = &[XENT_U8];
+pub(crate) const TARGETS: &[u32] =
+    &[XENT_I64, XENT_I32, XENT_U32, XENT_U16, XENT_U8, XENT_F32, XENT_F64, XENT_BF16, XENT_F16];
+/// Results of C's `uint64_t` and `int64_t`; their type is known.
+pub(crate) const WORDS: &[u32] = &[XENT_I64];
+
+impl Slots {
+    #[inline(always)]
+    pub fn new() -> Self {
+        Slots { slots: [const { MaybeUninit::uninit() }; SLOTS], len: 0 }
+    }
+
+    // What is absent costs next to nothing: a call has two dozen operands, and few are there.
+    #[inline(always)]
+    fn add(
+        &mut self,
+        name: &'static str,
+        operand: Operand,
+        axes: Axes,
+        allowed: &'static [u32],
+        [required, output]: [bool; 2],
+    ) -> Index {
+        let present = !operand.data.is_null();
+        if !present && !required {
+            return None;
+        }
+        self.slots[self.len].write(Slot {
+            name,
+            operand,
+            axes,
+            allowed,
+            required,
+            output,
+            strides: [0; 3],
+            last: 0,
+            bytes: (0, 0),
+        });
+        self.len += 1;
+        present.then_some(self.len - 1)
+    }
+
+    #[inline(always)]
+    pub fn input(
+        &mut self,
+        name: &'static str,
+        operand: Operand,
+        axes: Axes,
+        allowed: &'static [u32],
+        required: bool,
+    ) -> Index {
+        self.add(name, operand, axes, allowed, [required, false])
+    }
+
+    #[inline(always)]
+    pub fn output(
+        &mut self,
+        name: &'static str,
+        operand: Operand,
+        axes: Axes,
+        allowed: &'static [u32],
+        required: bool,
+    ) -> Index {
+        self.add(name, operand, axes, allowed, [required, true])
+    }
+
+    /// A result of one number.
+    pub fn scalar<T>(&mut self, name: &'static str, to: *mut T, allowed: &'static [u32]) {
+        self.output(name, Operand::packed(to, allowed[0]), Axes::One, allowed, false);
+    }
+
+    fn all(&self) -> &[Slot] {
+        // SAFETY: `add` wrote as many.
+        unsafe { std::slice::from_raw_parts(self.slots.as_ptr().cast(), self.len) }
+    }
+
+    fn iter(&self) -> std::slice::Iter<'_, Slot> {
+        self.all().iter()
+    }
+
+    fn iter_mut(&mut self) -> std::slice::IterMut<'_, Slot> {
+        // SAFETY: `add` wrote as many.
+        unsafe { std::slice::from_raw_parts_mut(self.slots.as_mut_ptr().cast(), self.len) }
+            .iter_mut()
+    }
+
+    /// The view of an operand that was pushed, if it is present.
+    pub fn view(&self, index: Index) -> Option<View> {
+        let slot = &self.all()[index?];
+        Some(View {
+            data: slot.operand.data,
+            dtype: dtype_of(slot.operand.dtype)?,
+            strides: slot.strides.map(|stride| stride as isize),
+        })
+    }
+
+    /// Nothing that is required is missing, and everything has a dtype that it can have.
+    pub fn check_types(&self, sizes: &Sizes) -> Result<(), Error> {
+        for slot in self.iter() {
+            if slot.required && slot.operand.data.is_null() && sizes.rows > 0 && sizes.inner > 0 {
+                return Err(Error::Null(format!("{} is NULL", slot.name)));
+            }
+        }
+        for slot in self.iter() {
+            if !slot.allowed.contains(&slot.operand.dtype) {
+                let names: Vec<String> =
+                    slot.allowed.iter().map(|&code| dtype_name(code)).collect();
+                return Err(Error::Dtype(format!(
+                    "{}.dtype is {}; it can be {}",
+                    slot.name,
+                    dtype_name(slot.operand.dtype),
+                    names.join(", ")
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sizes, strides, alignment, and what overlaps; `in_place` says whether an output may be
+    /// exactly that input. Returns whether one is.
+    pub fn check_memory(
+        &mut self,
+        sizes: &Sizes,
+        in_place: impl Fn(&Slot, &Slot) -> Result<(), &'static str>,
+    ) -> Result<bool, Error> {
+        let Sizes { rows, classes, inner } = *sizes;
+        let elements = rows.checked_mul(classes).and_then(|n| n.checked_mul(inner));
+        // 16 bytes an element leaves room for every sum of offsets below.
+        if elements.is_none_or(|n| n > isize::MAX as usize / 16)
+            || [rows, classes, inner].iter().any(|&n| n > isize::MAX as usize / 16)
+            || rows.checked_mul(inner).is_none_or(|n| n > isize::MAX as usize / 16)
+        {
+            return Err(Error::Shape(format!(
+                "rows*classes*inner = {rows}*{classes}*{inner} overflows"
+            )));
+        }
+        if classes == 0 && rows * inner > 0 {
+            return Err(Error::Shape(format!("classes = 0, but there are {} rows", rows * inner)));
+        }
+        for slot in self.iter_mut() {
+            // What has no elements is never looked at, wherever it points.
+            if !slot.is_empty(sizes) {
+                slot.resolve(sizes)?;
+            }
+        }
+        for slot in self.iter().filter(|slot| !slot.is_empty(sizes)) {
+            if slot.last >= slot.operand.available {
+                return Err(Error::Shape(format!(
+                    "{} has {} elements, but its shape and strides reach element {}",
+                    slot.name, slot.operand.available, slot.last
+                )));
+            }
+        }
+        for slot in self.iter().filter(|slot| !slot.is_empty(sizes)) {
+            let size = dtype_of(slot.operand.dtype).map_or(1, Dtype::size);
+            if slot.bytes.0 % size != 0 {
+                return Err(Error::Align(format!(
+                    "{}.data is not aligned to its elements of {size} bytes",
+                    slot.name
+                )));
+            }
+        }
+        let mut replaces = false;
+        for (i, output) in self.iter().enumerate().filter(|(_, slot)| slot.output) {
+            for (j, other) in self.iter().enumerate() {
+                // Two outputs are compared once.
+                if i == j
+                    || (other.output && j < i)
+                    || output.is_empty(sizes)
+                    || other.is_empty(sizes)
+                    || !output.overlaps(other, sizes)
+                {
+                    continue;
+                }
+                let how =
+                    if same(output, other) { in_place(output, other) } else { Err("overlaps") };
+                match how {
+                    Ok(()) => replaces = true,
+                    Err(how) => {
+                        return Err(Error::Overlap(format!(
+                            "{} {how} {}",
+                            output.name, other.name
+                        )));
+                    }
+                }
+            }
+        }
+        Ok(replaces)
+    }
+}
+
+/// The sizes of a problem, or of the operands of the softmax family.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub rows: usize,
+    pub classes: usize,
+    pub inner: usize,
+}
+
+pub(crate) fn dtype_of(code: u32) -> Option<Dtype> {
+    Some(match code {
+        XENT_F32 => Dtype::F32,
+        XENT_F64 => Dtype::F64,
+        XENT_BF16 => Dtype::Bf16,
+        XENT_F16 => Dtype::F16,
+        XENT_I64 => Dtype::I64,
+        XENT_I32 => Dtype::I32,
+        XENT_U8 => Dtype::U8,
+        XENT_U16 => Dtype::U16,
+        XENT_U32 => Dtype::U32,
+        _ => return None,
+    })
+}
+
+/// Its name in C, without the prefix.
+pub(crate) fn dtype_name(code: u32) -> String {
+    match dtype_of(code) {
+        Some(dtype) => format!("{dtype:?}").to_uppercase(),
+        None => format!("dtype {code}"),
+    }
+}
+
+impl Slot {
+    /// Sizes along rows, classes and inner positions; 1 for an axis it does not have.
+    fn sizes(&self, sizes: &Sizes) -> [usize; 3] {
+        match self.axes {
+            Axes::Full => [sizes.rows, sizes.classes, sizes.inner],
+            Axes::Rows => [sizes.rows, 1, sizes.inner],
+            Axes::Classes => [1, sizes.classes, 1],
+            Axes::One => [1, 1, 1],
+        }
+    }
+
+    /// Nothing of it is ever looked at.
+    fn is_empty(&self, sizes: &Sizes) -> bool {
+        self.sizes(sizes).contains(&0)
+    }
+
+    /// Fills in strides and the byte span.
+    fn resolve(&mut self, sizes: &Sizes) -> Result<(), Error> {
+        let sizes = self.sizes(sizes);
+        let given =
+            std::array::from_fn(
+                |axis| {
+                    if sizes[axis] > 1 { self.operand.strides[axis] } else { 0 }
+                },
+            );
+        self.strides = if given == [0; 3] {
+            // The product of all sizes fits an i64 (validate).
+            let packed = [(sizes[1] * sizes[2]) as i64, sizes[2] as i64, 1];
+            std::array::from_fn(|axis| if sizes[axis] > 1 { packed[axis] } else { 0 })
+        } else {
+            given
+        };
+        let stride_error = |axis: usize, why: &str| {
+            Error::Stride(format!("{}.strides[{axis}] = {} {why}", self.name, self.strides[axis]))
+        };
+        let size = dtype_of(self.operand.dtype).map_or(1, Dtype::size) as i64;
+        let mut last = 0i64;
+        for (axis, &axis_size) in sizes.iter().enumerate() {
+            if self.strides[axis] < 0 {
+                return Err(stride_error(axis, "is negative"));
+            }
+            let span = self.strides[axis].checked_mul(axis_size as i64 - 1);
+            last = span
+                .and_then(|span| last.checked_add(span))
+                .filter(|last| *last < i64::MAX / size)
+                .ok_or_else(|| stride_error(axis, "reaches past the address space"))?;
+        }
+        let start = self.operand.data as usize;
+        let bytes = (last + 1) as usize * size as usize;
+        let end = start
+            .checked_add(bytes)
+            .ok_or_else(|| stride_error(0, "reaches past the address space"))?;
+        self.bytes = (start, end);
+        if self.output {
+            self.check_disjoint(&sizes)?;
+        }
+        self.last = last as usize;
+        Ok(())
+    }
+
+    /// No two elements of an output share an address: from the inside out, every axis steps over
+    /// all of the axes inside it.
+    fn check_disjoint(&self, sizes: &[usize; 3]) -> Result<(), Error> {
+        let mut axes = [0usize, 1, 2];
+        axes.sort_unstable_by_key(|&axis| self.strides[axis]);
+        let mut covered = 1i64;
+        for axis in axes {
+            if sizes[axis] == 1 {
+                continue;
+            }
+            if self.strides[axis] < covered {
+                return Err(Error::Stride(format!(
+                    "{}.strides[{axis}] = {} makes elements of an output share an address: it must be at least {covered}",
+                    self.name, self.strides[axis]
+                )));
+            }
+            covered += self.strides[axis] * (sizes[axis] as i64 - 1);
+        }
+        Ok(())
+    }
+
+    /// Whether the two may touch the same byte.
+    fn overlaps(&self, other: &Slot, sizes: &Sizes) -> bool {
+        let ((a, a_end), (b, b_end)) = (self.bytes, other.bytes);
+        if a >= b_end || b >= a_end {
+            return false;
+        }
+        // Column blocks of one matrix: the same distance between rows, apart within a row.
+        let pitch = |slot: &Slot| {
+            let size = dtype_of(slot.operand.dtype).map_or(1, Dtype::size) as i64;
+            let rows = slot.sizes(sizes)[0];
+            (slot.strides[0] * size, (slot.strides[0] * (rows as i64 - 1) * size) as usize, rows)
+        };
+        let ((pitch_a, rows_a, n), (pitch_b, rows_b, m)) = (pitch(self), pitch(other));
+        if pitch_a != pitch_b || pitch_a <= 0 || n < 2 || m < 2 {
+            return true;
+        }
+        let pitch = pitch_a as usize;
+        let (width_a, width_b) = (a_end - a - rows_a, b_end - b - rows_b);
+        let offset = if b >= a { (b - a) % pitch } else { (pitch - (a - b) % pitch) % pitch };
+        !(width_a <= offset && offset + width_b <= pitch)
+    }
+}
+
+/// Whether a slot's view is exactly another's.
+fn same(a: &Slot, b: &Slot) -> bool {
+    a.operand.data == b.operand.data && a.operand.dtype == b.operand.dtype && a.strides == b.strides
+}
