@@ -533,7 +533,7 @@ impl<'a> CrossEntropy<'a> {
         grad_targets: impl Into<Output<'c>>,
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
-        self.gradient(Pass::Targets, logits, targets, lse, grad_targets.into().operand)
+        self.gradient(Pass::TargetGradient, logits, targets, lse, grad_targets.into().operand)
     }
 
     /// The loss and its gradient, reading the logits from memory once.

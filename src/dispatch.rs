@@ -4,22 +4,31 @@
 //! inlined into it; no vector crosses it; rayon stays outside.
 
 use crate::element::Element;
-use crate::kernels::class_index;
-use crate::kernels::contiguous::{self, Chunk, GradientChunk, Sums};
-use crate::kernels::row_math::{self, RowGroup};
-use crate::kernels::row_state::{ArgMax, CompensatedSum};
+use crate::kernels::contiguous::block::Chunk;
+use crate::kernels::contiguous::gradient::GradientChunk;
+use crate::kernels::contiguous::reduce::Sums;
+use crate::kernels::contiguous::{convert, gradient, interleaved, reduce};
+use crate::kernels::logit_transform::{self, Transform};
+use crate::kernels::row_math::{
+    self, RowGroup, RowInputs, RowMoments, RowOptions, RowSums, WeightedSums,
+};
+use crate::kernels::row_state::ArgMax;
 use crate::kernels::softmax_gradient::{self, Pair, Tiles};
-use crate::kernels::tiles::{self, Masses, Numbers, Tile, TileGradient};
-use crate::kernels::{Kernels, Lanes, Outputs, Sweeps};
+use crate::kernels::strided::gradient::TileGradient;
+use crate::kernels::strided::reduce::{Masses, TileMaxima};
+use crate::kernels::strided::tile::{Tile, TileNumbers};
+use crate::kernels::{
+    Kernels, LaneKernels, LogitKernels, OutputKernels, OutputTerm, class_index, strided,
+};
+use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::{Base, Shift};
-use crate::plan::{Dtype, Plan, Run, Transform, View};
 use crate::simd::{Simd, portable};
 #[cfg(x86_sets)]
 use crate::simd::{avx2, avx512};
+use crate::view::{FloatType, IntegerType, Span, View};
 use half::{bf16, f16};
 use std::ops::Range;
 use std::sync::OnceLock;
-
 /// An instruction set that kernels exist for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
@@ -66,7 +75,7 @@ impl Isa {
     /// The entry points that see nothing of a type but its lanes. Unit tests that take them from
     /// `kernels` have all the others compiled as well, which is three quarters of the library.
     #[cfg(test)]
-    pub(crate) fn lanes(self, dtype: Dtype) -> Option<&'static Lanes> {
+    pub(crate) fn lanes(self, dtype: FloatType) -> Option<&'static LaneKernels> {
         if !self.is_available() {
             return None;
         }
@@ -83,188 +92,144 @@ impl Isa {
 
     /// Its entry points for logits and gradients of these types, if the processor has it: having
     /// them is the proof that they may run. None for types that do not go together, too.
-    pub(crate) fn kernels(self, logits: Dtype, gradient: Dtype) -> Option<Kernels> {
+    pub(crate) fn kernels(self, logits: FloatType, output: FloatType) -> Option<Kernels> {
         if !self.is_available() {
             return None;
         }
         match self {
-            Isa::Portable => portable_entries::kernels(logits, gradient),
+            Isa::Portable => portable_entries::kernels(logits, output),
             #[cfg(x86_sets)]
-            Isa::Avx2 => avx2_entries::kernels(logits, gradient),
+            Isa::Avx2 => avx2_entries::kernels(logits, output),
             #[cfg(x86_sets)]
-            Isa::Avx512 => avx512_entries::kernels(logits, gradient),
+            Isa::Avx512 => avx512_entries::kernels(logits, output),
             #[cfg(not(x86_sets))]
             Isa::Avx2 | Isa::Avx512 => None,
         }
     }
 }
 
-/// Stamps the entry points for one instruction set. Each makes its token itself, from the features
-/// that it is compiled for.
+/// Defines functions that are compiled for the features in brackets. Each calls a kernel, all of which is
+/// inlined into it.
+macro_rules! entry_points {
+    ([$($feature:tt),*] ) => {};
+    ([$($feature:tt),*] fn $name:ident[$($generics:tt)*]($($arg:ident: $type:ty),*) -> $result:ty
+        { $call:expr } $($rest:tt)*) => {
+        $(#[target_feature(enable = $feature)])*
+        unsafe fn $name<$($generics)*>($($arg: $type),*) -> $result {
+            // SAFETY: the processor has the set (`LogitKernels`), whose features this function is compiled
+            // for, so it may make the token; the tables ask the caller for what the kernel asks for.
+            unsafe { $call }
+        }
+        entry_points! { [$($feature),*] $($rest)* }
+    };
+}
+
+/// Defines a module with the entry points of one instruction set, and the tables of them.
 macro_rules! entries {
     ($module:ident, [$($feature:tt),*], $short:ty, $long:ty) => {
         mod $module {
             use super::*;
 
-            /// The processor has all the features that the entry points are compiled for.
+            /// Whether the processor has all the features that the entry points are compiled for.
             pub fn detected() -> bool {
                 true $(&& std::arch::is_x86_feature_detected!($feature))*
             }
 
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn max<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk) -> f64 {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::max::<S, E>(S::assume(), chunk) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn sum<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, c: Shift) -> Sums {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::sum::<S, E, false, false, false, false>(S::assume(), chunk, c) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
-                run: &Chunk,
-                c: Shift,
-                safe: &Range<f64>,
-                sums: &mut [f64],
-            ) -> usize {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::sums::<S, E>(S::assume(), run, c, safe, sums) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn sum_kept<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, c: Shift) -> Sums {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::sum_kept::<S, E>(S::assume(), chunk, c) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn clamped<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, c: Shift, first_moment: bool) -> Sums {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::clamped::<S, E>(S::assume(), chunk, c, first_moment) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn restore<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::restore::<S, E>(S::assume(), chunk) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn argmax<S: Simd<Real: Base>, E: Element<S>>(x: *const u8, len: usize) -> ArgMax {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::argmax::<S, E>(S::assume(), x, len) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn dot<S: Simd<Real: Base>, E: Element<S>>(chunk: &Chunk, center: f64, mass: *const f64) -> f64 {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::dot::<S, E>(S::assume(), chunk, center, mass) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn widen<S: Simd<Real: Base>, E: Element<S>>(x: *const u8, len: usize, to: *mut u8) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::widen::<S, E>(S::assume(), x, len, to) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn gather<S: Simd<Real: Base>, E: Element<S>>(tile: &Tile, from: *const u8, strides: [isize; 2]) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { tiles::gather::<S, E>(S::assume(), tile, from, strides) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(chunk: &GradientChunk) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::gradient::<S, E, G>(S::assume(), chunk) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn sums_beside<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
-                run: &Chunk,
-                c: Shift,
-                safe: &Range<f64>,
-                other: &GradientChunk,
-                sums: &mut [f64],
-            ) -> (usize, Sums) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::sums_beside::<S, E, G>(S::assume(), run, c, safe, other, sums) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn narrow<S: Simd<Real: Base>, G: Element<S>>(x: *const u8, len: usize, to: *mut u8) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::narrow::<S, G>(S::assume(), x, len, to) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn scatter<S: Simd<Real: Base>, G: Element<S>>(tile: &Tile, to: *mut u8, strides: [isize; 2], accumulate: bool, writes: u64) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { tiles::scatter::<S, G>(S::assume(), tile, to, strides, accumulate, writes) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn finish<S: Simd<Real: Base>>(groups: &mut [RowGroup], plan: &Plan) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { row_math::finish::<S>(S::assume(), groups, plan) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn count(view: &View, first: usize, len: usize, ignore: i64, classes: usize) -> Option<u64> {
-                // SAFETY: the caller's promise (`Kernels`).
-                unsafe { class_index::count(view, first, len, ignore, classes) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn excluded_classes(view: &View, run: &Run, ignore: i64, group: &mut RowGroup, lane: usize) {
-                // SAFETY: the caller's promise (`Kernels`).
-                unsafe { class_index::excluded_classes(view, run, ignore, group, lane) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn transform<S: Simd<Real: Base>>(x: *mut u8, len: usize, with: &Transform, slope: *mut u8) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::transform::<S>(S::assume(), x, len, with, slope) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn total<S: Simd<Real: Base>>(x: *const f64, len: usize) -> CompensatedSum {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { contiguous::total::<S>(S::assume(), x, len) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_sums<S: Simd<Real: Base>>(tile: &Tile, groups: &mut [RowGroup], first_moments: bool) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { tiles::sums::<S>(S::assume(), tile, groups, first_moments) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_argmax<S: Simd<Real: Base>>(tile: &Tile, groups: &mut [RowGroup]) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { tiles::argmax::<S>(S::assume(), tile, groups) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_dots<S: Simd<Real: Base>>(tile: &Tile, groups: &mut [RowGroup], masses: &Masses) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { tiles::dots::<S>(S::assume(), tile, groups, masses) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_gradient<S: Simd<Real: Base>>(tile: &Tile, groups: &[RowGroup], gradient: &TileGradient) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { tiles::gradient::<S>(S::assume(), tile, groups, gradient) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn products<S: Simd<Real: Base>>(pair: &Pair) -> f64 {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { softmax_gradient::products::<S>(S::assume(), pair) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn combine<S: Simd<Real: Base>>(pair: &Pair, sum: f64) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { softmax_gradient::combine::<S>(S::assume(), pair, sum) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_products<S: Simd<Real: Base>>(tiles: &Tiles, sums: &mut [Numbers; 2]) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { softmax_gradient::tile_products::<S>(S::assume(), tiles, sums) }
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn tile_combine<S: Simd<Real: Base>>(tiles: &Tiles, sums: &[Numbers; 2]) {
-                // SAFETY: this function's own features; the caller's promise (`Kernels`).
-                unsafe { softmax_gradient::tile_combine::<S>(S::assume(), tiles, sums) }
+            entry_points! {
+                [$($feature),*]
+                fn max[S: Simd<Real: Base>, E: Element<S>](chunk: &Chunk) -> f64 {
+                    reduce::max::<S, E>(S::assume(), chunk)
+                }
+                fn sum[S: Simd<Real: Base>, E: Element<S>](chunk: &Chunk, shift: Shift) -> Sums {
+                    reduce::sum::<S, E>(S::assume(), chunk, shift)
+                }
+                fn sums[S: Simd<Real: Base>, E: Element<S>](chunks: &Chunk, shift: Shift, safe: &Range<f64>, sums: &mut [f64]) -> usize {
+                    reduce::sums::<S, E>(S::assume(), chunks, shift, safe, sums)
+                }
+                fn sum_stored[S: Simd<Real: Base>, E: Element<S>](chunk: &Chunk, shift: Shift) -> Sums {
+                    reduce::sum_stored::<S, E>(S::assume(), chunk, shift)
+                }
+                fn sum_clamped[S: Simd<Real: Base>, E: Element<S>](chunk: &Chunk, shift: Shift, moment: bool) -> Sums {
+                    reduce::sum_clamped::<S, E>(S::assume(), chunk, shift, moment)
+                }
+                fn restore[S: Simd<Real: Base>, E: Element<S>](chunk: &Chunk) -> () {
+                    reduce::restore::<S, E>(S::assume(), chunk)
+                }
+                fn argmax[S: Simd<Real: Base>, E: Element<S>](x: *const u8, len: usize) -> ArgMax {
+                    reduce::argmax::<S, E>(S::assume(), x, len)
+                }
+                fn dot[S: Simd<Real: Base>, E: Element<S>](chunk: &Chunk, center: f64, mass: *const f64) -> f64 {
+                    reduce::dot::<S, E>(S::assume(), chunk, center, mass)
+                }
+                fn widen[S: Simd<Real: Base>, E: Element<S>](x: *const u8, len: usize, to: *mut u8) -> () {
+                    convert::widen::<S, E>(S::assume(), x, len, to)
+                }
+                fn gather[S: Simd<Real: Base>, E: Element<S>](tile: &Tile, from: *const u8, strides: [isize; 2]) -> () {
+                    strided::transpose::gather::<S, E>(S::assume(), tile, from, strides)
+                }
+                fn write_gradient[S: Simd<Real: Base>, E: Element<S>, G: Element<S>](chunk: &GradientChunk) -> () {
+                    gradient::gradient::<S, E, G>(S::assume(), chunk)
+                }
+                fn sums_and_gradient[S: Simd<Real: Base>, E: Element<S>, G: Element<S>](chunks: &Chunk, shift: Shift, safe: &Range<f64>, pending: &GradientChunk, sums: &mut [f64]) -> (usize, Sums) {
+                    interleaved::sums_and_gradient::<S, E, G>(S::assume(), chunks, shift, safe, pending, sums)
+                }
+                fn narrow[S: Simd<Real: Base>, G: Element<S>](x: *const u8, len: usize, to: *mut u8) -> () {
+                    convert::narrow::<S, G>(S::assume(), x, len, to)
+                }
+                fn scatter[S: Simd<Real: Base>, G: Element<S>](tile: &Tile, to: *mut u8, strides: [isize; 2], accumulate: bool, writes: u64) -> () {
+                    strided::transpose::scatter::<S, G>(S::assume(), tile, to, strides, accumulate, writes)
+                }
+                fn finish_loss[S: Simd<Real: Base>](group: &mut RowGroup, options: &RowOptions) -> () {
+                    row_math::finish_loss::<S>(S::assume(), group, options)
+                }
+                fn finish_softmax[S: Simd<Real: Base>](group: &mut RowGroup, term: OutputTerm) -> () {
+                    row_math::finish_softmax::<S>(S::assume(), group, term)
+                }
+                fn count_kept[](view: &View<IntegerType>, first: usize, len: usize, ignore: i64, classes: usize) -> Option<u64> {
+                    class_index::count_kept(view, first, len, ignore, classes)
+                }
+                fn read_classes[](view: &View<IntegerType>, span: &Span, ignore: i64, inputs: &mut RowInputs, row: usize) -> () {
+                    class_index::read_classes(view, span, ignore, inputs, row)
+                }
+                fn transform[S: Simd<Real: Base>](x: *mut u8, len: usize, with: &Transform, slope: *mut u8) -> () {
+                    logit_transform::transform::<S>(S::assume(), x, len, with, slope)
+                }
+                fn compensated_total[S: Simd<Real: Base>](x: *const f64, len: usize) -> CompensatedSum {
+                    reduce::compensated_total::<S>(S::assume(), x, len)
+                }
+                fn tile_sums[S: Simd<Real: Base>](tile: &Tile, inputs: &mut [RowInputs], sums: &mut [RowSums], moments: Option<&mut [RowMoments]>) -> () {
+                    strided::reduce::sums::<S>(S::assume(), tile, inputs, sums, moments)
+                }
+                fn tile_argmax[S: Simd<Real: Base>](tile: &Tile, maxima: &mut TileMaxima) -> () {
+                    strided::reduce::argmax::<S>(S::assume(), tile, maxima)
+                }
+                fn tile_dots[S: Simd<Real: Base>](tile: &Tile, inputs: &[RowInputs], weighted: &mut [WeightedSums], masses: &Masses) -> () {
+                    strided::reduce::dots::<S>(S::assume(), tile, inputs, weighted, masses)
+                }
+                fn tile_gradient[S: Simd<Real: Base>](tile: &Tile, gradient: &TileGradient) -> () {
+                    strided::gradient::gradient::<S>(S::assume(), tile, gradient)
+                }
+                fn products[S: Simd<Real: Base>](pair: &Pair) -> f64 {
+                    softmax_gradient::products::<S>(S::assume(), pair)
+                }
+                fn combine[S: Simd<Real: Base>](pair: &Pair, sum: f64) -> () {
+                    softmax_gradient::combine::<S>(S::assume(), pair, sum)
+                }
+                fn tile_products[S: Simd<Real: Base>](tiles: &Tiles, sums: &mut [TileNumbers; 2]) -> () {
+                    softmax_gradient::tile_products::<S>(S::assume(), tiles, sums)
+                }
+                fn tile_combine[S: Simd<Real: Base>](tiles: &Tiles, sums: &[TileNumbers; 2]) -> () {
+                    softmax_gradient::tile_combine::<S>(S::assume(), tiles, sums)
+                }
             }
 
-            const fn sweeps<S: Simd<Real: Base>, E: Element<S>>() -> Sweeps {
-                Sweeps {
+            const fn logit_kernels<S: Simd<Real: Base>, E: Element<S>>() -> LogitKernels {
+                LogitKernels {
                     max: max::<S, E>,
                     sum: sum::<S, E>,
                     sums: sums::<S, E>,
-                    sum_kept: sum_kept::<S, E>,
-                    clamped: clamped::<S, E>,
+                    sum_stored: sum_stored::<S, E>,
+                    sum_clamped: sum_clamped::<S, E>,
                     restore: restore::<S, E>,
                     argmax: argmax::<S, E>,
                     dot: dot::<S, E>,
@@ -273,26 +238,28 @@ macro_rules! entries {
                 }
             }
 
-            const fn outputs<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>() -> Outputs {
-                Outputs {
-                    gradient: gradient::<S, E, G>,
-                    sums_beside: sums_beside::<S, E, G>,
+            const fn output_kernels<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>()
+            -> OutputKernels {
+                OutputKernels {
+                    gradient: write_gradient::<S, E, G>,
+                    sums_and_gradient: sums_and_gradient::<S, E, G>,
                     narrow: narrow::<S, G>,
                     scatter: scatter::<S, G>,
                 }
             }
 
-            const fn lanes<S: Simd<Real: Base>>() -> Lanes {
-                Lanes {
-                    finish: finish::<S>,
-                    count,
-                    excluded_classes,
+            const fn lane_kernels<S: Simd<Real: Base>>() -> LaneKernels {
+                LaneKernels {
+                    finish_loss: finish_loss::<S>,
+                    finish_softmax: finish_softmax::<S>,
+                    count_kept,
+                    read_classes,
                     transform: transform::<S>,
-                    total: total::<S>,
-                    sums: tile_sums::<S>,
-                    argmax: tile_argmax::<S>,
-                    dots: tile_dots::<S>,
-                    gradient: tile_gradient::<S>,
+                    compensated_total: compensated_total::<S>,
+                    tile_sums: tile_sums::<S>,
+                    tile_argmax: tile_argmax::<S>,
+                    tile_dots: tile_dots::<S>,
+                    tile_gradient: tile_gradient::<S>,
                     products: products::<S>,
                     combine: combine::<S>,
                     tile_products: tile_products::<S>,
@@ -302,11 +269,11 @@ macro_rules! entries {
             }
 
             fn fence() {
-                // SAFETY: a fence needs none of the features.
+                // SAFETY: a fence needs none of the set's features.
                 unsafe { <$short>::assume() }.fence();
             }
 
-            /// The tables for logits `E` and gradients `G`, and lanes `S` for both.
+            /// The tables for logits of `E` and outputs of `G`, with lanes of `R`.
             const fn table<
                 S: Simd<Real: Base> + 'static,
                 E: Element<S>,
@@ -314,35 +281,40 @@ macro_rules! entries {
                 R: Element<S>,
             >() -> Kernels {
                 Kernels {
-                    stored: const { &sweeps::<S, E>() },
-                    staged: const { &sweeps::<S, R>() },
-                    direct: const { &outputs::<S, E, G>() },
-                    converted: const { &outputs::<S, R, G>() },
-                    gathered: const { &outputs::<S, E, R>() },
-                    widened: const { &outputs::<S, R, R>() },
-                    lanes: const { &lanes::<S>() },
+                    native: const { &logit_kernels::<S, E>() },
+                    lane: const { &logit_kernels::<S, R>() },
+                    native_to_output: const { &output_kernels::<S, E, G>() },
+                    lane_to_output: const { &output_kernels::<S, R, G>() },
+                    native_to_lane: const { &output_kernels::<S, E, R>() },
+                    lane_to_lane: const { &output_kernels::<S, R, R>() },
+                    lanes: const { &lane_kernels::<S>() },
                 }
             }
 
             /// See [`Isa::lanes`].
             #[cfg(test)]
-            pub fn lanes_for(dtype: Dtype) -> &'static Lanes {
-                match dtype {
-                    Dtype::F64 => const { &lanes::<$long>() },
-                    _ => const { &lanes::<$short>() },
+            pub fn lanes_for(dtype: FloatType) -> &'static LaneKernels {
+                if dtype.has_f32_lanes() {
+                    const { &lane_kernels::<$short>() }
+                } else {
+                    const { &lane_kernels::<$long>() }
                 }
             }
 
-            /// The entry points for logits and gradients of these types, if they go together.
-            pub fn kernels(logits: Dtype, gradient: Dtype) -> Option<Kernels> {
-                Some(match (logits, gradient) {
-                    (Dtype::F32, Dtype::F32) => const { table::<$short, f32, f32, f32>() },
-                    (Dtype::F64, Dtype::F64) => const { table::<$long, f64, f64, f64>() },
-                    (Dtype::Bf16, Dtype::Bf16) => const { table::<$short, bf16, bf16, f32>() },
-                    (Dtype::Bf16, Dtype::F32) => const { table::<$short, bf16, f32, f32>() },
-                    (Dtype::F16, Dtype::F16) => const { table::<$short, f16, f16, f32>() },
-                    (Dtype::F16, Dtype::F32) => const { table::<$short, f16, f32, f32>() },
-                    _ => return None,
+            /// The entry points for logits and outputs of these types, if they go together.
+            pub fn kernels(logits: FloatType, output: FloatType) -> Option<Kernels> {
+                use FloatType::{Bf16, F16, F32, F64};
+                Some(match (logits, output) {
+                    (F32, F32) => const { table::<$short, f32, f32, f32>() },
+                    (F64, F64) => const { table::<$long, f64, f64, f64>() },
+                    (Bf16, Bf16) => const { table::<$short, bf16, bf16, f32>() },
+                    (Bf16, F32) => const { table::<$short, bf16, f32, f32>() },
+                    (F16, F16) => const { table::<$short, f16, f16, f32>() },
+                    (F16, F32) => const { table::<$short, f16, f32, f32>() },
+                    (F32, F64 | Bf16 | F16)
+                    | (F64, F32 | Bf16 | F16)
+                    | (Bf16, F64 | F16)
+                    | (F16, F64 | Bf16) => return None,
                 })
             }
         }
@@ -407,12 +379,12 @@ mod tests {
     fn totals() {
         let terms: Vec<f64> = (0..1000).map(|i| 1e16 * f64::from(i / 16 % 3 - 1) + 0.25).collect();
         for isa in Isa::ALL {
-            for dtype in [Dtype::F32, Dtype::F64] {
+            for dtype in [FloatType::F32, FloatType::F64] {
                 let Some(k) = isa.lanes(dtype) else { continue };
                 for len in [0, 1, 2, 7, 15, 16, 17, 31, 48, 100, 1000] {
                     // SAFETY: within the terms; the processor has the set, since it has kernels.
-                    let total = unsafe { (k.total)(terms.as_ptr(), len) }.value();
-                    let mut want = CompensatedSum::NONE;
+                    let total = unsafe { (k.compensated_total)(terms.as_ptr(), len) }.value();
+                    let mut want = CompensatedSum::ZERO;
                     terms[..len].iter().for_each(|&x| want.add(x));
                     assert_eq!(total, want.value(), "{len} on {}", isa.name());
                 }

@@ -49,6 +49,7 @@ compile_error!("xent addresses operands of more than 2^32 bytes and needs a 64-b
 mod codes;
 mod cross_entropy;
 mod dispatch;
+mod drivers;
 mod element;
 mod error;
 // Its functions are compiled whether or not one is called, and with them all kernels, which no unit test calls.
@@ -66,7 +67,9 @@ mod run;
 mod sample;
 mod simd;
 mod softmax;
+mod strategy;
 mod validate;
+mod view;
 
 pub use cross_entropy::{CrossEntropy, Input, Number, Output, Reduction, Results};
 #[doc(hidden)]

@@ -1,35 +1,32 @@
-//! Blocks of rows, or segments of one long row, over rayon.
+//! Tasks over rayon.
 //!
-//! What is cut where depends on the problem alone, and results are put together in the order of
-//! the rows or classes, in f64. So the bits do not depend on how many threads there are or on
-//! which of them was faster; only who computes a block does.
+//! What a task is depends on the problem alone, and results are put together in the order of the tasks. So
+//! the bits do not depend on how many threads there are, or on which of them was faster: only who
+//! computes a task does.
 
-use crate::kernels::Kernels;
-use crate::kernels::contiguous::{self, Marks};
-use crate::kernels::row_batch::{Batch, Job, Totals};
-use crate::kernels::row_math::ROWS;
-use crate::kernels::row_state::RowState;
-use crate::kernels::{target_gradient, tiles};
-use crate::plan::{Layout, Pass, Plan, SEGMENTS, TILE};
+use crate::strategy::{PORTIONS, TASKS, THREAD_ELEMENTS, task_len};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Blocks that a range of rows is cut into at most: enough that 64 threads are evenly loaded.
-const BLOCKS: usize = 256;
+/// Rows, or tiles, to be cut into tasks.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// How many.
+    pub len: usize,
+    /// The elements of one.
+    pub elements_each: usize,
+    /// The elements of all.
+    pub elements: usize,
+}
 
-/// Elements below which a block is not worth its while: short rows go through their stages in
-/// batches.
-const BLOCK_WORK: usize = 8 * 1024;
-
-/// Portions of the blocks that each thread takes, about.
-const PORTIONS: usize = 16;
-
-/// Elements that are worth a thread: below twice this, everything stays on the calling thread.
-/// Waking a worker costs 2 µs at best and near 20 on average, so that two threads break even
-/// with one at 128,000 elements (docs/performance.md).
-const WORTH_A_THREAD: usize = 64 * 1024;
+impl Work {
+    /// Rows of so many elements.
+    pub fn rows(len: usize, elements_each: usize) -> Work {
+        Work { len, elements_each, elements: len.saturating_mul(elements_each) }
+    }
+}
 
 /// The threads that a call may use.
 #[derive(Clone, Copy)]
@@ -41,10 +38,9 @@ pub struct Team<'a> {
 }
 
 impl Team<'_> {
-    /// How many threads `elements` of work are worth; does not wake, or even start, a pool that
-    /// is not needed.
-    fn size(&self, elements: usize) -> usize {
-        let worth = elements / WORTH_A_THREAD;
+    /// How many threads so many elements are worth. Wakes no pool, and starts none that is not needed.
+    pub fn size(&self, elements: usize) -> usize {
+        let worth = elements / THREAD_ELEMENTS;
         if worth < 2 || self.threads == 1 || fork::is_child() {
             return 1;
         }
@@ -77,27 +73,27 @@ impl Team<'_> {
         }
     }
 
-    /// `f` of all indices below `count ≤ BLOCKS`, each once, on `size` threads: of some that follow
-    /// one another at a time, for each of which it gives a result away, in order. `each` gets all
-    /// of them on the calling thread, in order.
-    fn map<T: Send>(
+    /// Calls `f` with all indices below `count`, at most TASKS, on `size` threads: with ranges that follow
+    /// one another, each index in one of them. `f` gives away a result for each index, in order; `each`
+    /// gets all results on the calling thread, in order.
+    pub fn map<T: Send>(
         &self,
         size: usize,
         count: usize,
         f: impl Fn(Range<usize>, &mut dyn FnMut(T)) + Sync,
         mut each: impl FnMut(T),
     ) {
-        assert!(count <= BLOCKS);
+        assert!(count <= TASKS);
         let size = size.min(count);
         if size <= 1 {
             f(0..count, &mut each);
             return;
         }
-        let mut slots = [const { MaybeUninit::<T>::uninit() }; BLOCKS];
+        let mut slots = [const { MaybeUninit::<T>::uninit() }; TASKS];
         let shared = Slots(slots.as_mut_ptr());
         let next = AtomicUsize::new(0);
-        // Neighbours go to one thread, which fetches the one while it works on the other; but in
-        // portions small enough that threads end together.
+        // One thread takes neighbours, since it prefetches one while it works on the other; but in
+        // portions so small that threads end together.
         let portion = (count / (size * PORTIONS)).max(1);
         self.run(size, &|| {
             let shared = &shared;
@@ -110,7 +106,7 @@ impl Team<'_> {
                 let mut i = start;
                 f(start..end, &mut |result| {
                     assert!(i < end, "a result too many");
-                    // SAFETY: `i < count ≤ BLOCKS`, and the counter gives every index out once.
+                    // SAFETY: `i < end <= count <= TASKS`, and the counter hands out every index once.
                     unsafe { (*shared.0.add(i)).write(result) };
                     i += 1;
                 });
@@ -118,192 +114,63 @@ impl Team<'_> {
             }
         });
         for slot in &slots[..count] {
-            // SAFETY: `run` returned, so every index below `count` was given out and written
-            // (a panic in `f`, or for want of a result, would have been passed on by `run`).
+            // SAFETY: `run` returned, so every index below `count` was handed out, and its slot written:
+            // `run` would have passed on a panic in `f`, or for want of a result.
             each(unsafe { slot.assume_init_read() });
         }
     }
+
+    /// Calls `f` with ranges of tasks that follow one another, and the length of a task; `f` gives away a
+    /// result for each task, and `each` gets all results in order.
+    pub fn for_portions<T: Send>(
+        &self,
+        work: &Work,
+        f: impl Fn(Range<usize>, usize, &mut dyn FnMut(T)) + Sync,
+        each: impl FnMut(T),
+    ) {
+        let len = task_len(work.len, work.elements_each);
+        let count = work.len.div_ceil(len);
+        // One task needs no other thread, and no pool started for it.
+        let size = if count > 1 { self.size(work.elements) } else { 1 };
+        let range = |tasks: Range<usize>| tasks.start * len..work.len.min(tasks.end * len);
+        self.map(size, count, |tasks, give| f(range(tasks), len, give), each);
+    }
+
+    /// Calls `f` with every task; `each` gets the results in order.
+    pub fn for_tasks<T: Send>(
+        &self,
+        work: &Work,
+        f: impl Fn(Range<usize>) -> T + Sync,
+        each: impl FnMut(T),
+    ) {
+        let portion = |range: Range<usize>, len: usize, give: &mut dyn FnMut(T)| {
+            for start in range.clone().step_by(len) {
+                give(f(start..range.end.min(start + len)));
+            }
+        };
+        self.for_portions(work, portion, each);
+    }
 }
 
-/// Whether there is a pool to fall into: the one that the caller runs in, or rayon's global one,
-/// which is started here, lest rayon panic where the system refuses its threads.
+/// Whether there is a pool to fall into: the one that the caller runs in, or rayon's global one. That is
+/// started here, since rayon would panic where the system refuses its threads.
 fn has_global_pool() -> bool {
     static STARTED: OnceLock<bool> = OnceLock::new();
     rayon::current_thread_index().is_some()
         || *STARTED.get_or_init(|| match rayon::ThreadPoolBuilder::new().build_global() {
             Ok(()) => true,
-            // Somebody else started it; only a failure to start threads has a source.
+            // Somebody else has started it; only a failure to start threads has a source.
             Err(error) => std::error::Error::source(&error).is_none(),
         })
 }
 
-/// Slots that several threads write, each to its own.
+/// Slots that several threads write, each its own.
 struct Slots<T>(*mut MaybeUninit<T>);
 
-// SAFETY: `Team::map` writes no slot twice and reads none before all threads are done.
+// SAFETY: `Team::map` writes no slot twice, and reads none before all threads are done.
 unsafe impl<T: Send> Sync for Slots<T> {}
 
-/// Rows, or tiles, of a block: of the problem alone, as the order of all sums is. Whole groups of rows
-/// where there are enough.
-fn block_len(rows: usize, work: usize) -> usize {
-    let len = rows.div_ceil(BLOCKS).max(BLOCK_WORK / work.max(1)).max(1);
-    if len < ROWS { len } else { len.next_multiple_of(ROWS) }
-}
-
-/// `f` of blocks of rows, or tiles, that follow one another, the first `len` of them and so on, over
-/// the team; it gives a result away for each block, and `each` gets them all in their order. `work`
-/// is the number of elements that a row stands for, `elements` that of all.
-fn for_portions<T: Send>(
-    team: &Team,
-    rows: usize,
-    [work, elements]: [usize; 2],
-    f: impl Fn(Range<usize>, usize, &mut dyn FnMut(T)) + Sync,
-    each: impl FnMut(T),
-) {
-    let len = block_len(rows, work);
-    let count = rows.div_ceil(len);
-    // One block needs no team, and no pool started for it.
-    let size = if count > 1 { team.size(elements) } else { 1 };
-    let rows = |blocks: Range<usize>| blocks.start * len..rows.min(blocks.end * len);
-    team.map(size, count, |blocks, give| f(rows(blocks), len, give), each);
-}
-
-/// `f` of every block of rows, or tiles, over the team, and the results in their order to `each`.
-/// `work` and `elements` as above.
-pub fn for_blocks<T: Send>(
-    team: &Team,
-    rows: usize,
-    work: [usize; 2],
-    f: impl Fn(Range<usize>) -> T + Sync,
-    each: impl FnMut(T),
-) {
-    let portion = |rows: Range<usize>, len: usize, give: &mut dyn FnMut(T)| {
-        for start in rows.clone().step_by(len) {
-            give(f(start..rows.end.min(start + len)));
-        }
-    };
-    for_portions(team, rows, work, portion, each);
-}
-
-/// Runs the plan; returns the sums over its rows.
-pub fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
-    let mut totals = Totals::NONE;
-    let rows = plan.distributions();
-    let elements = rows.saturating_mul(plan.classes);
-    if plan.pass == Pass::Targets {
-        // SAFETY: rows of the plan, each in one block; here and below the kernels were handed out
-        // by `Isa::kernels`, so the processor has their instruction set.
-        let block = |rows| unsafe { target_gradient::rows(k, plan, rows) };
-        for_blocks(team, rows, [plan.classes, elements], block, |()| ());
-        return totals;
-    }
-    if let Layout::Positions { .. } = plan.layout {
-        // SAFETY: tiles of the plan, each in one block.
-        let block = |range| unsafe { tiles::tiles(k, plan, range) };
-        let work = TILE.saturating_mul(plan.classes);
-        for_blocks(team, tiles::count(plan), [work, elements], block, |block| totals.add(&block));
-        return totals;
-    }
-    let size = team.size(elements);
-    if size > 1 && plan.segments() > 1 && rows < 4 * size && rows <= BLOCKS {
-        // Too few rows to keep the team busy: it takes each together. The sums are the same.
-        // The blocks are, too: so few rows of so many classes are blocks of one.
-        for index in 0..rows {
-            let mut row = Totals::NONE;
-            // SAFETY: a row of the plan, and only this call is at it.
-            unsafe { split_row(plan, k, team, size, index, &mut row) };
-            totals.add(&row);
-        }
-        return totals;
-    }
-    let portion = |rows: Range<usize>, len: usize, give: &mut dyn FnMut(Totals)| {
-        // SAFETY: rows of the plan, each in one portion.
-        unsafe { contiguous::rows(k, plan, rows, len, give) };
-    };
-    for_portions(team, rows, [plan.classes, elements], portion, |block| totals.add(&block));
-    totals
-}
-
-/// One row, its segments spread over `size` threads; adds it to the totals.
-///
-/// # Safety
-/// `index < plan.distributions()`, and no other thread is at that row.
-unsafe fn split_row(
-    plan: &Plan,
-    k: &Kernels,
-    team: &Team,
-    size: usize,
-    index: usize,
-    totals: &mut Totals,
-) {
-    let marks = [const { [AtomicU64::new(0), AtomicU64::new(0)] }; SEGMENTS];
-    let segments = plan.segments();
-    let at = plan.nth(index);
-    let mut batch = Batch::EMPTY;
-    // SAFETY: the caller's promise, here and below; a segment is in one thread's hands.
-    unsafe {
-        batch.start(k, plan, index, 1);
-        contiguous::aim(k, plan, &mut batch, 0..1);
-    }
-    if let Some(sum) = batch.lanes()[0].sum {
-        let mut total = RowState::EMPTY;
-        team.map(
-            size,
-            segments,
-            |segments, give| {
-                for segment in segments {
-                    let mut partial = RowState::EMPTY;
-                    // SAFETY: as above.
-                    let again = unsafe {
-                        contiguous::sum_segment(k, plan, at, segment, &sum, &mut partial)
-                    };
-                    let [out_of_range, redone] = &marks[segment];
-                    out_of_range.store(again.out_of_range, Ordering::Relaxed);
-                    redone.store(again.redone, Ordering::Relaxed);
-                    give(partial);
-                }
-            },
-            |partial| total.push(&partial, plan.l),
-        );
-        batch.lanes()[0].partial = total;
-    }
-    // SAFETY: as above.
-    unsafe { batch.finish(k, plan) };
-    batch.add_row(plan, 0, totals);
-    let lane = &batch.lanes()[0];
-    match &lane.job {
-        Job::Nothing => return,
-        Job::Target => {}
-        // SAFETY: as above.
-        Job::Fill(value) => unsafe { lane.fill(plan, *value) },
-        Job::Sweep(gradient) => {
-            team.map(
-                size,
-                segments,
-                |segments, give| {
-                    for segment in segments {
-                        let [out_of_range, redone] =
-                            marks[segment].each_ref().map(|bits| bits.load(Ordering::Relaxed));
-                        let again = Marks { out_of_range, redone };
-                        // SAFETY: as above.
-                        unsafe {
-                            contiguous::gradient_segment(k, plan, at, segment, again, gradient);
-                        }
-                        give(());
-                    }
-                    if plan.streams() {
-                        (k.lanes.fence)();
-                    }
-                },
-                |()| (),
-            );
-        }
-    }
-    // SAFETY: as above.
-    unsafe { batch.place_target(plan, 0) };
-}
-
-/// Rayon's workers do not survive a fork; waiting for them would never end.
+/// Rayon's workers do not survive a fork; a child that waited for them would wait forever.
 pub mod fork {
     use std::sync::Once;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -315,21 +182,21 @@ pub mod fork {
         CHILD.store(true, Ordering::Relaxed);
     }
 
-    /// Has a later fork noticed. Called before anything that could start a pool.
+    /// Makes later forks noticed. Called before anything that could start a pool.
     pub fn watch() {
         static WATCH: Once = Once::new();
         WATCH.call_once(|| {
             #[cfg(unix)]
-            // SAFETY: `mark_child` does nothing but store to an atomic, which is allowed in the
-            // child of a process with threads.
+            // SAFETY: `mark_child` does nothing but store to an atomic, which the child of a process with
+            // threads may do.
             unsafe {
                 libc::pthread_atfork(None, None, Some(mark_child));
             }
         });
     }
 
-    /// This process was forked off one that used xent: there are no workers, and a call does
-    /// its work on the calling thread.
+    /// Whether this process was forked off one that used xent: it has no workers, and a call does its work
+    /// on the calling thread.
     pub fn is_child() -> bool {
         CHILD.load(Ordering::Relaxed)
     }
@@ -344,10 +211,10 @@ mod tests {
     use std::thread::{self, ThreadId};
     use std::time::Duration;
 
-    /// Elements of a row: enough that each is a block.
-    const WORK: usize = BLOCK_WORK;
+    /// Elements of a row: enough that each row is a task.
+    const WORK: usize = 8 * 1024;
     /// Rows that are worth a thread.
-    const ROWS_WORTH: usize = WORTH_A_THREAD / WORK;
+    const ROWS_WORTH: usize = THREAD_ELEMENTS / WORK;
     /// Threads of the pools.
     const SIZE: usize = 4;
 
@@ -413,7 +280,7 @@ mod tests {
             assert!(all, "the caller does no work, or a thread does nothing");
         };
         let team = Team { pool: by_name.then_some(pool), threads };
-        for_blocks(&team, rows, [WORK, rows * WORK], f, |()| ());
+        team.for_tasks(&Work::rows(rows, WORK), f, |()| ());
         held.at.lock().unwrap().in_call.len()
     }
 
@@ -450,33 +317,5 @@ mod tests {
             assert_uses(3, threads, 3 * ROWS_WORTH);
         }
         assert_uses(2, 2, 3 * ROWS_WORTH);
-    }
-
-    /// Sums over rows are added up by these, so that the bits are too.
-    #[test]
-    fn blocks_depend_on_rows_and_their_work() {
-        for (rows, work, expected) in [
-            (1, 1 << 40, 1),
-            (BLOCKS, BLOCK_WORK, 1),
-            // One a row would be too many.
-            (BLOCKS + 1, BLOCK_WORK, 2),
-            (2 * BLOCKS, 100_000, 2),
-            (2 * BLOCKS + 1, 100_000, 3),
-            (7 * BLOCKS, 100_000, 7),
-            // Enough work, in whole groups where there are enough rows.
-            (10, 1171, 6),
-            (10, 1170, 7),
-            (10, 1024, 8),
-            (10, 900, 16),
-            (100_000, 10, 824),
-            (7 * BLOCKS + 1, 100_000, 8),
-            (8 * BLOCKS + 1, 100_000, 16),
-            (1_000_000, 10, 3912),
-            (3, 0, BLOCK_WORK),
-        ] {
-            let len = block_len(rows, work);
-            assert_eq!(len, expected, "{rows} rows of {work}");
-            assert!(rows <= BLOCKS * len, "{rows} rows of {work}");
-        }
     }
 }

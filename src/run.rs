@@ -4,10 +4,10 @@
 
 use crate::codes::*;
 use crate::dispatch::Isa;
+use crate::drivers::{self, softmax_gradient};
 use crate::error::Error;
-use crate::kernels::softmax_gradient;
-use crate::parallel::{self, Team, for_blocks};
-use crate::plan::{Layout, Pass, TILE};
+use crate::parallel::{self, Team};
+use crate::plan::Pass;
 use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
 use crate::validate::softmax::Work;
 use crate::validate::{self, softmax};
@@ -31,7 +31,7 @@ pub(crate) unsafe fn cross_entropy(
     // SAFETY: the operands cover their shapes in valid memory (# Safety).
     let valid =
         unsafe { validate::cross_entropy::validate(problem, pass, results, request, team, isa)? };
-    let sums = parallel::run(&valid.plan, &valid.kernels, team);
+    let sums = drivers::run(&valid.plan, &valid.kernels, team);
     let empty = valid.kept == 0 && problem.flags & XENT_FLAG_EMPTY_IS_ZERO != 0;
     let reduced = |sum: f64, normalizer: f64| match problem.reduction {
         XENT_MEAN if empty => 0.0,
@@ -69,21 +69,9 @@ pub(crate) unsafe fn softmax(
     };
     match valid.work {
         Work::Forward(plan) => {
-            parallel::run(&plan, &valid.kernels, team);
+            drivers::run(&plan, &valid.kernels, team);
         }
-        Work::Backward(backward) => {
-            let [_, classes, _] = backward.sizes;
-            let positions = if backward.layout == Layout::Classes { 1 } else { TILE };
-            for_blocks(
-                team,
-                softmax_gradient::count(&backward),
-                [positions.saturating_mul(classes), backward.sizes.iter().product()],
-                // SAFETY: `validate` checked the views, `for_blocks` gives each block to one
-                // thread, and `Isa::kernels` returns kernels only for a set that the processor has.
-                |range| unsafe { softmax_gradient::run(&valid.kernels, &backward, range) },
-                |()| (),
-            );
-        }
+        Work::Backward(problem) => softmax_gradient::run(&problem, &valid.kernels, team),
     }
     Ok(())
 }

@@ -4,9 +4,10 @@ use crate::cross_entropy::{Input, Output};
 use crate::dispatch::Isa;
 use crate::error::Error;
 use crate::parallel::Team;
+use crate::plan::Shape;
 use crate::pool::Pool;
 use crate::run;
-use crate::validate::operand::{Operand, Sizes};
+use crate::validate::operand::Operand;
 use crate::validate::softmax::{Function, Problem};
 
 /// Softmax and log-softmax: the sizes. The calls take the data.
@@ -41,7 +42,7 @@ use crate::validate::softmax::{Function, Problem};
 #[derive(Clone, Copy)]
 #[must_use]
 pub struct Softmax<'a> {
-    sizes: Sizes,
+    shape: Shape,
     threads: u32,
     pool: Option<&'a Pool>,
     isa: Option<Isa>,
@@ -50,8 +51,8 @@ pub struct Softmax<'a> {
 impl<'a> Softmax<'a> {
     /// `rows` rows of `classes` classes.
     pub fn new(rows: usize, classes: usize) -> Self {
-        let sizes = Sizes { rows, classes, inner: 1 };
-        Softmax { sizes, threads: 0, pool: None, isa: None }
+        let shape = Shape { rows, classes, inner: 1 };
+        Softmax { shape, threads: 0, pool: None, isa: None }
     }
 
     /// K inner positions: operands are `[rows, classes, inner]`, of rows·inner distributions.
@@ -65,7 +66,7 @@ impl<'a> Softmax<'a> {
     /// # Ok::<(), xent::Error>(())
     /// ```
     pub fn inner(mut self, positions: usize) -> Self {
-        self.sizes.inner = positions;
+        self.shape.inner = positions;
         self
     }
 
@@ -211,7 +212,7 @@ impl<'a> Softmax<'a> {
         grad: Operand,
         output: Operand,
     ) -> Result<(), Error> {
-        let problem = Problem { function, sizes: self.sizes, input, grad, output };
+        let problem = Problem { function, shape: self.shape, input, grad, output };
         let team = Team { pool: self.pool.map(Pool::rayon), threads: self.threads as usize };
         // SAFETY: every operand is a slice borrowed for this call, for writing if it is the
         // output, and `available` is its length, which `run` checks shapes and strides against.

@@ -10,10 +10,11 @@ use crate::dispatch;
 use crate::error::Error;
 use crate::parallel::Team;
 use crate::plan::Pass;
+use crate::plan::Shape;
 use crate::pool::Pool;
 use crate::run;
 use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
-use crate::validate::operand::{Operand, Sizes};
+use crate::validate::operand::Operand;
 use crate::validate::softmax::{self, Function};
 use guard::{Failure, fail, guarded, last_error};
 use std::ffi::{c_char, c_void};
@@ -286,10 +287,10 @@ impl xent_problem {
 }
 
 impl xent_shape {
-    fn sizes(&self) -> Result<Sizes, Failure> {
+    fn shape(&self) -> Result<Shape, Failure> {
         check_flags("shape", self.flags, 0)?;
         let xent_shape { rows, classes, inner, .. } = *self;
-        Ok(Sizes { rows, classes, inner })
+        Ok(Shape { rows, classes, inner })
     }
 }
 
@@ -518,7 +519,7 @@ pub unsafe extern "C" fn xent_backward_targets(
     // SAFETY: the caller's promise.
     guarded(|| unsafe {
         let grad = request(grad_output, grad_scale, grad_targets, "grad_targets");
-        from_lse(Pass::Targets, problem, lse, grad)
+        from_lse(Pass::TargetGradient, problem, lse, grad)
     })
 }
 
@@ -644,7 +645,7 @@ unsafe fn softmax_family(
     // SAFETY: the caller's promise.
     unsafe {
         let caller = xent_shape::read(shape)?.ok_or_else(|| null("shape"))?;
-        let sizes = caller.sizes()?;
+        let shape = caller.shape()?;
         let input = required(input, input_name)?.operand();
         let grad = match grad {
             Some(grad) => required(grad, "grad_y")?.operand(),
@@ -652,7 +653,7 @@ unsafe fn softmax_family(
         };
         let output = required(output, output_name)?.operand();
         let team = team(caller.pool, caller.threads);
-        run::softmax(&softmax::Problem { function, sizes, input, grad, output }, &team, None)?;
+        run::softmax(&softmax::Problem { function, shape, input, grad, output }, &team, None)?;
     }
     Ok(())
 }

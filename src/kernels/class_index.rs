@@ -1,14 +1,15 @@
-//! Class indices, of any integer type: counted where they are checked, and laid out for an group.
+//! Class indices of any integer type: counted where validation checks them, and read into a group of
+//! rows.
 //!
-//! Plain loops that the compiler vectorises, which is why they are entry points too: on 65536 rows
-//! of 10 classes, a target costs as much as a logit.
+//! The loops are plain Rust that the compiler vectorises for the entry point's instruction set: on 65536
+//! rows of 10 classes, a target costs as much as a logit.
 
-use super::row_math::{ROWS, RowGroup};
-use crate::plan::{Dtype, Run, View};
+use super::row_math::{ROWS, RowInputs};
+use crate::view::{IntegerType, Span, View, with_integer};
 
-/// An integer type that targets have.
+/// An integer type of class indices.
 trait Index: Copy {
-    /// Its value.
+    /// The index.
     fn value(self) -> i64;
 }
 
@@ -24,49 +25,36 @@ macro_rules! index {
 }
 index!(i64, i32, u32, u16, u8);
 
-/// Calls a function for the type of a view's integers.
-macro_rules! of_type {
-    ($dtype:expr, $function:ident($($argument:expr),*)) => {
-        match $dtype {
-            Dtype::I64 => $function::<i64>($($argument),*),
-            Dtype::I32 => $function::<i32>($($argument),*),
-            Dtype::U32 => $function::<u32>($($argument),*),
-            Dtype::U16 => $function::<u16>($($argument),*),
-            _ => $function::<u8>($($argument),*),
-        }
-    };
-}
-
-/// The number of targets from the `first` on that are not `ignore`; None if one is outside
+/// The number of targets from the `first` on that are not `ignore`; None if one of those is outside
 /// `0..classes`.
 ///
 /// # Safety
-/// The view's integers `first..first + len` are one after the other.
+/// The view's integers `first..first + len` lie side by side.
 #[inline(always)]
-pub unsafe fn count(
-    view: &View,
+pub unsafe fn count_kept(
+    view: &View<IntegerType>,
     first: usize,
     len: usize,
     ignore: i64,
     classes: usize,
 ) -> Option<u64> {
-    // SAFETY: the caller's promise; the dtype says what is there.
-    unsafe { of_type!(view.dtype, count_of(view, first, len, ignore, classes)) }
+    // SAFETY: the integers are of `T`, by the dtype, and side by side (# Safety).
+    with_integer!(view.dtype, T => unsafe { count_of::<T>(view, first, len, ignore, classes) })
 }
 
 /// # Safety
-/// As [`count`], of integers of `T`.
+/// As [`count_kept`], of integers of `T`.
 #[inline(always)]
 unsafe fn count_of<T: Index>(
-    view: &View,
+    view: &View<IntegerType>,
     first: usize,
     len: usize,
     ignore: i64,
     classes: usize,
 ) -> Option<u64> {
-    // SAFETY: the caller's promise; aligned (problem.rs).
+    // SAFETY: the integers lie side by side (# Safety), in the view's memory and aligned (validation).
     let targets = unsafe { std::slice::from_raw_parts(view.data.cast::<T>().add(first), len) };
-    // Branchless. No count of classes is beyond i64.
+    // Branchless. No number of classes exceeds i64.
     let (mut kept, mut bad, limit) = (0, false, classes as i64);
     for target in targets {
         let y = target.value();
@@ -77,52 +65,48 @@ unsafe fn count_of<T: Index>(
     (!bad).then_some(kept)
 }
 
-/// Which rows of a run count, and their classes: see [`RowGroup::kept`] and [`RowGroup::excluded`].
+/// Reads the targets of a span into rows of a group from `row` on: see [`RowInputs::excluded`].
 ///
 /// # Safety
-/// The view covers the rows, which go from lane `lane` on and end with the eighth.
+/// The view covers the span, and `row + span.len` is at most [`ROWS`].
 #[inline(always)]
-pub unsafe fn excluded_classes(
-    view: &View,
-    run: &Run,
+pub unsafe fn read_classes(
+    view: &View<IntegerType>,
+    span: &Span,
     ignore: i64,
-    group: &mut RowGroup,
-    lane: usize,
+    inputs: &mut RowInputs,
+    row: usize,
 ) {
-    // SAFETY: the caller's promise; the dtype says what is there.
-    unsafe { of_type!(view.dtype, excluded_of(view, run, ignore, group, lane)) }
+    // SAFETY: the integers are of `T`, by the dtype; the view covers the span, which fits the group
+    // (# Safety).
+    with_integer!(view.dtype, T => unsafe { read_of::<T>(view, span, ignore, inputs, row) })
 }
 
 /// # Safety
-/// As [`excluded_classes`], of integers of `T`.
+/// As [`read_classes`], of integers of `T`.
 #[inline(always)]
-unsafe fn excluded_of<T: Index>(
-    view: &View,
-    run: &Run,
+unsafe fn read_of<T: Index>(
+    view: &View<IntegerType>,
+    span: &Span,
     ignore: i64,
-    group: &mut RowGroup,
-    lane: usize,
+    inputs: &mut RowInputs,
+    row: usize,
 ) {
-    // SAFETY: the caller's promise.
-    let (p, step) = unsafe { view.run::<T>(run) };
-    let mut row = |i: usize, step: isize| {
-        // SAFETY: a row of the view, aligned (problem.rs), in one of the group's lanes.
+    // SAFETY: the view covers the span (# Safety of `read_classes`).
+    let (p, step) = unsafe { view.span::<T>(span) };
+    let mut read = |i: usize, step: isize| {
+        // SAFETY: target `i` of the span is in the view's memory and aligned (validation), and row
+        // `row + i` is in the group (# Safety of `read_classes`).
         unsafe {
-            let target = *p.wrapping_offset(i as isize * step);
-            let (kept, excluded) = excluded(target.value(), ignore);
-            *group.kept.as_mut_ptr().add(lane + i) = kept;
-            *group.excluded.as_mut_ptr().add(lane + i) = excluded;
+            let target = (*p.wrapping_offset(i as isize * step)).value();
+            let class = if target == ignore { RowInputs::IGNORED } else { target as f64 };
+            *inputs.excluded.as_mut_ptr().add(row + i) = class;
         }
     };
-    // Of constants, so that it becomes vectors.
-    if step == 1 && run.len == ROWS {
-        (0..ROWS).for_each(|i| row(i, 1));
+    // Constant bounds, so that the compiler vectorises the loop.
+    if step == 1 && span.len == ROWS {
+        (0..ROWS).for_each(|i| read(i, 1));
     } else {
-        (0..run.len).for_each(|i| row(i, step));
+        (0..span.len).for_each(|i| read(i, step));
     }
-}
-
-#[inline(always)]
-fn excluded(target: i64, ignore: i64) -> (f64, f64) {
-    if target == ignore { (0.0, -1.0) } else { (1.0, target as f64) }
 }

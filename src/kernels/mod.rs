@@ -1,118 +1,152 @@
 //! The algorithms, each written once, generic over the instruction set.
 //!
-//! What touches elements is `#[inline(always)]` and ends up in an entry point that dispatch.rs
-//! stamps for each set: a chunk of a row, a tile of rows, what follows from the sums of eight. What drives them
-//! (`rows`, `tiles`) is plain code that calls them through tables.
+//! A kernel sees a block of logits, and plain numbers: a [`Chunk`] of a row whose classes are
+//! contiguous, or a [`Tile`] of some classes of distributions that lie side by side. The logits may lie
+//! in the caller's memory or in scratch. Which problem they belong to, a kernel does not know: the
+//! drivers (src/drivers/) bring blocks to kernels.
+//!
+//! Every function that touches elements is `#[inline(always)]` and ends up in an entry point, which
+//! dispatch.rs compiles for each instruction set.
 
 pub mod class_index;
 pub mod contiguous;
-pub mod row_batch;
+pub mod logit_transform;
 pub mod row_math;
 pub mod row_state;
 pub mod softmax_gradient;
-pub mod target_gradient;
-pub mod tiles;
+pub mod strided;
 
+use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::Shift;
-use crate::plan::{Plan, Run, View};
-use contiguous::{Chunk, GradientChunk, Sums};
-use row_math::RowGroup;
-use row_state::{ArgMax, CompensatedSum};
+use crate::view::{IntegerType, Span, View};
+use contiguous::block::Chunk;
+use contiguous::gradient::GradientChunk;
+use contiguous::reduce::Sums;
+use logit_transform::Transform;
+use row_math::{RowGroup, RowInputs, RowMoments, RowOptions, RowSums, WeightedSums};
+use row_state::ArgMax;
 use std::ops::Range;
-use tiles::{Masses, Numbers, Tile, TileGradient};
+use strided::gradient::TileGradient;
+use strided::reduce::{Masses, TileMaxima};
+use strided::tile::{Tile, TileNumbers};
 
-/// Entry points for one element type on one instruction set. Each does what the function of the
-/// same name in contiguous.rs or tiles.rs does, asks for what that asks for, and for a processor
-/// that has the set, which whoever hands out the table has made sure of.
+/// What the second sweep over a row computes from its logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputTerm {
+    /// Nothing: the output is what is subtracted.
+    None,
+    /// Exponentials in the base of the sums.
+    Exponentials,
+    /// Exponentials of base e: the output is a softmax, not a gradient.
+    BaseE,
+    /// The logits less the lse: the output is a log-softmax.
+    LogSoftmax,
+}
+
+/// `P·p_c = 2^t·factor`, with the exponents t counted from the shift.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpScale {
+    /// The shift of the exponentials.
+    pub shift: Shift,
+    /// What they are multiplied by.
+    pub factor: f64,
+}
+
+/// Entry points for one type of logits on one instruction set. Each does what the function of the same
+/// name in contiguous/ or strided/ does, and asks for what that function's `# Safety` asks for. The
+/// processor has the set: whoever hands out the table has checked it (`Isa::kernels`).
 #[derive(Debug)]
-pub struct Sweeps {
-    /// See [`contiguous::max`].
+pub struct LogitKernels {
+    /// See [`contiguous::reduce::max`].
     pub max: unsafe fn(&Chunk) -> f64,
-    /// See [`contiguous::sum`]: unclamped.
+    /// See [`contiguous::reduce::sum`]: right only for exponents in range.
     pub sum: unsafe fn(&Chunk, Shift) -> Sums,
-    /// See [`contiguous::sums`].
+    /// See [`contiguous::reduce::sums`].
     pub sums: unsafe fn(&Chunk, Shift, &Range<f64>, &mut [f64]) -> usize,
-    /// As `sum`, keeping the exponentials.
-    pub sum_kept: unsafe fn(&Chunk, Shift) -> Sums,
-    /// See [`contiguous::clamped`].
-    pub clamped: unsafe fn(&Chunk, Shift, bool) -> Sums,
-    /// See [`contiguous::restore`].
+    /// See [`contiguous::reduce::sum_stored`].
+    pub sum_stored: unsafe fn(&Chunk, Shift) -> Sums,
+    /// See [`contiguous::reduce::sum_clamped`].
+    pub sum_clamped: unsafe fn(&Chunk, Shift, bool) -> Sums,
+    /// See [`contiguous::reduce::restore`].
     pub restore: unsafe fn(&Chunk),
-    /// See [`contiguous::argmax`].
+    /// See [`contiguous::reduce::argmax`].
     pub argmax: unsafe fn(*const u8, usize) -> ArgMax,
-    /// See [`contiguous::dot`].
+    /// See [`contiguous::reduce::dot`].
     pub dot: unsafe fn(&Chunk, f64, *const f64) -> f64,
-    /// See [`contiguous::widen`].
+    /// See [`contiguous::convert::widen`].
     pub widen: unsafe fn(*const u8, usize, *mut u8),
-    /// See [`tiles::gather`].
+    /// See [`strided::transpose::gather`].
     pub gather: unsafe fn(&Tile, *const u8, [isize; 2]),
 }
 
-/// Entry points for one type of lanes on one instruction set, of functions that see nothing else.
+/// Entry points for one type of lanes on one instruction set, of functions that see no element type.
 #[derive(Debug)]
-pub struct Lanes {
-    /// See [`group::finish`].
-    pub finish: unsafe fn(&mut [RowGroup], &Plan),
-    /// See [`class_index::count`].
-    pub count: unsafe fn(&View, usize, usize, i64, usize) -> Option<u64>,
-    /// See [`class_index::excluded_classes`].
-    pub excluded_classes: unsafe fn(&View, &Run, i64, &mut RowGroup, usize),
-    /// See [`contiguous::transform`].
-    pub transform: unsafe fn(*mut u8, usize, &crate::plan::Transform, *mut u8),
-    /// See [`contiguous::total`].
-    pub total: unsafe fn(*const f64, usize) -> CompensatedSum,
-    /// See [`tiles::sums`].
-    pub sums: unsafe fn(&Tile, &mut [RowGroup], bool),
-    /// See [`tiles::argmax`].
-    pub argmax: unsafe fn(&Tile, &mut [RowGroup]),
-    /// See [`tiles::dots`].
-    pub dots: unsafe fn(&Tile, &mut [RowGroup], &Masses),
-    /// See [`tiles::gradient`].
-    pub gradient: unsafe fn(&Tile, &[RowGroup], &TileGradient),
+pub struct LaneKernels {
+    /// See [`row_math::finish_loss`].
+    pub finish_loss: unsafe fn(&mut RowGroup, &RowOptions),
+    /// See [`row_math::finish_softmax`].
+    pub finish_softmax: unsafe fn(&mut RowGroup, OutputTerm),
+    /// See [`class_index::count_kept`].
+    pub count_kept: unsafe fn(&View<IntegerType>, usize, usize, i64, usize) -> Option<u64>,
+    /// See [`class_index::read_classes`].
+    pub read_classes: unsafe fn(&View<IntegerType>, &Span, i64, &mut RowInputs, usize),
+    /// See [`logit_transform::transform`].
+    pub transform: unsafe fn(*mut u8, usize, &Transform, *mut u8),
+    /// See [`contiguous::reduce::compensated_total`].
+    pub compensated_total: unsafe fn(*const f64, usize) -> CompensatedSum,
+    /// See [`strided::reduce::sums`].
+    pub tile_sums: unsafe fn(&Tile, &mut [RowInputs], &mut [RowSums], Option<&mut [RowMoments]>),
+    /// See [`strided::reduce::argmax`].
+    pub tile_argmax: unsafe fn(&Tile, &mut TileMaxima),
+    /// See [`strided::reduce::dots`].
+    pub tile_dots: unsafe fn(&Tile, &[RowInputs], &mut [WeightedSums], &Masses),
+    /// See [`strided::gradient::gradient`].
+    pub tile_gradient: unsafe fn(&Tile, &TileGradient),
     /// See [`softmax_gradient::products`].
     pub products: unsafe fn(&softmax_gradient::Pair) -> f64,
     /// See [`softmax_gradient::combine`].
     pub combine: unsafe fn(&softmax_gradient::Pair, f64),
     /// See [`softmax_gradient::tile_products`].
-    pub tile_products: unsafe fn(&softmax_gradient::Tiles, &mut [Numbers; 2]),
+    pub tile_products: unsafe fn(&softmax_gradient::Tiles, &mut [TileNumbers; 2]),
     /// See [`softmax_gradient::tile_combine`].
-    pub tile_combine: unsafe fn(&softmax_gradient::Tiles, &[Numbers; 2]),
+    pub tile_combine: unsafe fn(&softmax_gradient::Tiles, &[TileNumbers; 2]),
     /// See [`Simd::fence`](crate::simd::Simd::fence).
     pub fence: fn(),
 }
 
-/// [`contiguous::sums_beside`]
-pub type SumsBeside =
+/// See [`contiguous::interleaved::sums_and_gradient`].
+pub type SumsAndGradient =
     unsafe fn(&Chunk, Shift, &Range<f64>, &GradientChunk, &mut [f64]) -> (usize, Sums);
 
-/// Entry points for one type of gradients and one type of what it is computed from.
+/// Entry points for one type of logits and one type of outputs.
 #[derive(Debug)]
-pub struct Outputs {
-    /// See [`contiguous::gradient`].
+pub struct OutputKernels {
+    /// See [`contiguous::gradient::gradient`].
     pub gradient: unsafe fn(&GradientChunk),
-    /// See [`contiguous::sums_beside`].
-    pub sums_beside: SumsBeside,
-    /// See [`contiguous::narrow`].
+    /// See [`contiguous::interleaved::sums_and_gradient`].
+    pub sums_and_gradient: SumsAndGradient,
+    /// See [`contiguous::convert::narrow`].
     pub narrow: unsafe fn(*const u8, usize, *mut u8),
-    /// See [`tiles::scatter`].
+    /// See [`strided::transpose::scatter`].
     pub scatter: unsafe fn(&Tile, *mut u8, [isize; 2], bool, u64),
 }
 
-/// Everything that a call needs of one instruction set.
+/// Everything that a call needs of one instruction set. *Native* logits are of the caller's type,
+/// *lane* logits of the lanes' own.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernels {
-    /// Over the logits as stored.
-    pub stored: &'static Sweeps,
-    /// Over logits in the lanes' own type.
-    pub staged: &'static Sweeps,
-    /// Gradients from logits as stored.
-    pub direct: &'static Outputs,
-    /// Gradients from logits in the lanes' own type.
-    pub converted: &'static Outputs,
-    /// Gradients in the lanes' own type, from logits as stored.
-    pub gathered: &'static Outputs,
-    /// Both in the lanes' own type.
-    pub widened: &'static Outputs,
-    /// The rest.
-    pub lanes: &'static Lanes,
+    /// Over native logits.
+    pub native: &'static LogitKernels,
+    /// Over lane logits.
+    pub lane: &'static LogitKernels,
+    /// From native logits to outputs of the caller's type.
+    pub native_to_output: &'static OutputKernels,
+    /// From lane logits to outputs of the caller's type.
+    pub lane_to_output: &'static OutputKernels,
+    /// From native logits to outputs of the lanes' type.
+    pub native_to_lane: &'static OutputKernels,
+    /// From lane logits to outputs of the lanes' type.
+    pub lane_to_lane: &'static OutputKernels,
+    /// Everything that sees no element type.
+    pub lanes: &'static LaneKernels,
 }

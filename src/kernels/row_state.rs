@@ -1,41 +1,45 @@
-//! The running state of a row: what its classes so shift_logit add up to.
+//! The state of a row: what the classes seen so far add up to.
+//!
+//! A state is a monoid. [`RowState::EMPTY`] is its identity and [`RowState::push`] its operation, so that
+//! chunks of a row, segments on several threads and blocks of a vocabulary merge in the same way. The
+//! operation is associative up to rounding; to fix the bits, everyone pushes in class order.
 
+use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::Shift;
 use crate::math::scalar::exp2;
 
 /// A sum of exponentials, relative to a shift.
 ///
-/// `sum` is `Σ 2^t` and `first_moment` is `Σ t·2^t`, with `t = L·(x - shift_logit) - shift_exponent` for the shift_logit and shift_exponent of
-/// the shift. A logit of +inf makes the sum infinite, a NaN makes it NaN.
+/// With the exponents `t = L·(x - shift.logit) - shift.exponent`, `sum` is `Σ 2^t` and `first_moment` is
+/// `Σ t·2^t`. A logit of +inf makes the sum infinite; a NaN makes it NaN.
 #[derive(Clone, Copy, Debug)]
 pub struct ExpSum {
     /// Where exponents are counted from.
     pub shift: Shift,
     /// Σ 2^t
     pub sum: CompensatedSum,
-    /// Σ t·2^t, where it is wanted.
+    /// Σ t·2^t, if it is wanted; else 0.
     pub first_moment: f64,
 }
 
 impl ExpSum {
-    /// Of nothing.
+    /// The sum over no classes.
     pub const EMPTY: ExpSum =
-        ExpSum { shift: Shift::ZERO, sum: CompensatedSum::NONE, first_moment: 0.0 };
+        ExpSum { shift: Shift::ZERO, sum: CompensatedSum::ZERO, first_moment: 0.0 };
 
-    /// Of some classes.
+    /// The sum over some classes.
     #[inline(always)]
-    pub fn of(shift: Shift, sum: f64, first_moment: f64) -> Self {
-        ExpSum { shift, sum: CompensatedSum { sum, lost: 0.0 }, first_moment }
+    pub fn new(shift: Shift, sum: f64, first_moment: f64) -> Self {
+        ExpSum { shift, sum: CompensatedSum::from(sum), first_moment }
     }
 
-    /// Adds other exponentials. Not associative to the last bit: the order of pushes is part of the
-    /// result, and everyone pushes in class order.
+    /// Adds the exponentials of other classes; `l` is L. The sum takes the higher of the two shifts.
     #[inline(always)]
     pub fn push(&mut self, next: &ExpSum, l: f64) {
-        if next.sum.sum == 0.0 {
+        if next.sum.is_zero() {
             return;
         }
-        if self.sum.sum == 0.0 {
+        if self.sum.is_zero() {
             *self = *next;
             return;
         }
@@ -45,66 +49,65 @@ impl ExpSum {
             if above > 0.0 {
                 (*self, lower) = (*next, *self);
             }
-            lower.lower(above.abs());
+            lower.raise_shift(above.abs());
             self.sum.merge(lower.sum);
             self.first_moment += lower.first_moment;
             return;
         }
-        // Infinite or NaN is so from any shift.
+        // An infinity or a NaN is the same from any shift.
         self.sum.merge(next.sum);
         self.first_moment += next.first_moment;
     }
 
-    /// What it is relative to a shift that is `by ≥ 0` higher.
+    /// Counts exponents from a shift that is `by ≥ 0` higher.
     #[inline(always)]
-    fn lower(&mut self, by: f64) {
+    fn raise_shift(&mut self, by: f64) {
         let scale = exp2(-by);
         self.first_moment =
             if scale == 0.0 { 0.0 } else { (self.first_moment - by * self.sum.value()) * scale };
-        self.sum.sum *= scale;
-        self.sum.lost *= scale;
+        self.sum.scale(scale);
     }
 }
 
-/// What is known of a row whose classes were seen in part.
+/// What is known of a row after some of its classes.
 #[derive(Clone, Copy, Debug)]
 pub struct RowState {
-    /// The exponentials.
-    pub level: ExpSum,
-    /// The same with their first_moment, if the entropy is wanted: each chunk relative to its largest
-    /// logit, for the first_moment's rounding grows with the distance from the shift. They are apart
-    /// so that nothing else depends on whether it is wanted.
-    pub spread: ExpSum,
-    /// `Σ m_c·(x_c - center)` where a mass m is spread over the classes.
-    pub dot: f64,
+    /// The exponentials of all classes but the excluded one.
+    pub exps: ExpSum,
+    /// The same exponentials with their first moment, if the entropy is wanted. The rounding of a first
+    /// moment grows with the distance from the shift, so each chunk counts from its largest logit here;
+    /// `exps` stays apart so that its bits do not depend on whether the entropy is wanted.
+    pub moments: ExpSum,
+    /// `Σ m_c·(x_c - center)`, if a mass m is spread over the classes.
+    pub weighted_logits: f64,
     /// `Σ m_c` of probability targets.
     pub mass: CompensatedSum,
-    /// The largest logit as stored and its class, if they are wanted.
-    pub top: ArgMax,
+    /// The largest logit as stored, if it is wanted.
+    pub argmax: ArgMax,
 }
 
 impl RowState {
     /// No classes seen.
     pub const EMPTY: RowState = RowState {
-        level: ExpSum::EMPTY,
-        spread: ExpSum::EMPTY,
-        dot: 0.0,
-        mass: CompensatedSum::NONE,
-        top: ArgMax::NONE,
+        exps: ExpSum::EMPTY,
+        moments: ExpSum::EMPTY,
+        weighted_logits: 0.0,
+        mass: CompensatedSum::ZERO,
+        argmax: ArgMax::NONE,
     };
 
-    /// Adds the classes that `next` has seen, all of which come after.
+    /// Adds the classes that `next` has seen, all of which come later; `l` is L.
     #[inline(always)]
     pub fn push(&mut self, next: &RowState, l: f64) {
-        self.level.push(&next.level, l);
-        self.spread.push(&next.spread, l);
-        self.dot += next.dot;
+        self.exps.push(&next.exps, l);
+        self.moments.push(&next.moments, l);
+        self.weighted_logits += next.weighted_logits;
         self.mass.merge(next.mass);
-        self.top.push(next.top);
+        self.argmax.push(next.argmax);
     }
 }
 
-/// The largest logit as stored, and the lowest class that has it. NaN is larger than all.
+/// The largest logit as stored, and the lowest class that has it. NaN is larger than every number.
 #[derive(Clone, Copy, Debug)]
 pub struct ArgMax {
     /// The logit.
@@ -117,62 +120,13 @@ impl ArgMax {
     /// No classes seen.
     pub const NONE: ArgMax = ArgMax { value: f64::NEG_INFINITY, class: usize::MAX };
 
-    /// Adds classes that come after.
+    /// Adds classes that come later.
     #[inline(always)]
     pub fn push(&mut self, next: ArgMax) {
         let first = self.class == usize::MAX;
         if first || (!self.value.is_nan() && (next.value > self.value || next.value.is_nan())) {
             *self = next;
         }
-    }
-}
-
-/// A sum that carries along what its roundings lost (Neumaier's): there may be a million of equal
-/// terms, whose errors add up.
-#[derive(Clone, Copy, Debug)]
-pub struct CompensatedSum {
-    sum: f64,
-    lost: f64,
-}
-
-impl CompensatedSum {
-    /// Of nothing.
-    pub const NONE: CompensatedSum = CompensatedSum { sum: 0.0, lost: 0.0 };
-
-    /// Of sums that were formed side by side, and what each of them lost.
-    pub fn of(sums: &[f64], lost: &[f64]) -> CompensatedSum {
-        let mut all = CompensatedSum::NONE;
-        sums.iter().zip(lost).for_each(|(&sum, &lost)| all.merge(CompensatedSum { sum, lost }));
-        all
-    }
-
-    /// One more term.
-    #[inline(always)]
-    pub fn add(&mut self, x: f64) {
-        let sum = self.sum + x;
-        let (large, small) = if self.sum.abs() >= x.abs() { (self.sum, x) } else { (x, self.sum) };
-        self.lost += (large - sum) + small;
-        self.sum = sum;
-    }
-
-    /// Neither infinite nor NaN.
-    #[inline(always)]
-    pub fn is_finite(self) -> bool {
-        self.sum.is_finite()
-    }
-
-    /// The terms of another sum.
-    #[inline(always)]
-    pub fn merge(&mut self, other: CompensatedSum) {
-        self.add(other.sum);
-        self.lost += other.lost;
-    }
-
-    /// The sum.
-    #[inline(always)]
-    pub fn value(self) -> f64 {
-        // Past an infinity the loss is inf - inf.
-        if self.sum.is_finite() { self.sum + self.lost } else { self.sum }
     }
 }
 
@@ -186,32 +140,32 @@ mod tests {
 
     /// What a sweep over a part of a row finds: the classes from `first` on, the first_moment relative to
     /// a shift of its own.
-    fn seen(x: &[f64], first: usize, shift: Shift, spread: Shift) -> RowState {
+    fn seen(x: &[f64], first: usize, shift: Shift, moments: Shift) -> RowState {
         let mut part = RowState::EMPTY;
-        part.level.shift = shift;
-        part.spread.shift = spread;
+        part.exps.shift = shift;
+        part.moments.shift = moments;
         for (i, &x) in x.iter().enumerate() {
-            for level in [&mut part.level, &mut part.spread] {
-                let Shift { logit: shift_logit, exponent: shift_exponent } = level.shift;
+            for exps in [&mut part.exps, &mut part.moments] {
+                let Shift { logit: shift_logit, exponent: shift_exponent } = exps.shift;
                 let t = (x - shift_logit).mul_add(LOG2_E, -shift_exponent);
                 let e = t.exp2();
-                level.sum.add(e);
-                level.first_moment += if e == 0.0 { 0.0 } else { t * e };
+                exps.sum.add(e);
+                exps.first_moment += if e == 0.0 { 0.0 } else { t * e };
             }
             let mass = 0.25 + (first + i) as f64;
             part.mass.add(mass);
-            part.dot += if x.is_finite() { mass * x } else { 0.0 };
-            part.top.push(ArgMax { value: x, class: first + i });
+            part.weighted_logits += if x.is_finite() { mass * x } else { 0.0 };
+            part.argmax.push(ArgMax { value: x, class: first + i });
         }
         part
     }
 
     /// Log-sum-exp and entropy.
-    fn ends(level: &ExpSum) -> [f64; 2] {
-        let sum = level.sum.value();
+    fn ends(exps: &ExpSum) -> [f64; 2] {
+        let sum = exps.sum.value();
         let log = sum.log2();
-        let lse = level.shift.logit + (level.shift.exponent + log) / LOG2_E;
-        [lse, (log - level.first_moment / sum) / LOG2_E]
+        let lse = exps.shift.logit + (exps.shift.exponent + log) / LOG2_E;
+        [lse, (log - exps.first_moment / sum) / LOG2_E]
     }
 
     fn exact_ends(x: &[f64]) -> [f64; 2] {
@@ -282,14 +236,18 @@ mod tests {
                         row.push(&seen(part, range.start, shift, top), LOG2_E);
                     }
                     let what = || format!("{x:?} as {parts:?}: {row:?}, not {lse}, {entropy}");
-                    for level in [&row.level, &row.spread] {
-                        let got = ends(level);
+                    for exps in [&row.exps, &row.moments] {
+                        let got = ends(exps);
                         assert!((got[0] - lse).abs() <= 4e-16 * lse.abs() + 1e-14, "{}", what());
                         assert!((got[1] - entropy).abs() <= 2e-13, "{}", what());
                     }
                     assert_eq!(row.mass.value(), whole.mass.value());
-                    assert!((row.dot - whole.dot).abs() <= 1e-15 * size, "{}", what());
-                    assert_eq!(row.top.class, argmax(x), "{}", what());
+                    assert!(
+                        (row.weighted_logits - whole.weighted_logits).abs() <= 1e-15 * size,
+                        "{}",
+                        what()
+                    );
+                    assert_eq!(row.argmax.class, argmax(x), "{}", what());
                 }
             });
         }
@@ -306,12 +264,12 @@ mod tests {
             for order in [[&nothing, &part], [&part, &nothing]] {
                 let mut row = RowState::EMPTY;
                 order.into_iter().for_each(|next| row.push(next, LOG2_E));
-                for level in [row.level, row.spread] {
-                    assert_eq!(level.shift, shift_exponent);
-                    assert_eq!(level.sum.value(), part.level.sum.value());
-                    assert_eq!(level.first_moment, part.level.first_moment);
+                for exps in [row.exps, row.moments] {
+                    assert_eq!(exps.shift, shift_exponent);
+                    assert_eq!(exps.sum.value(), part.exps.sum.value());
+                    assert_eq!(exps.first_moment, part.exps.first_moment);
                 }
-                assert_eq!(row.top.class, 2);
+                assert_eq!(row.argmax.class, 2);
             }
         }
     }
@@ -325,7 +283,7 @@ mod tests {
             Shift { logit: 0.0, exponent: 900.0 },
             Shift { logit: -1e200, exponent: 0.0 },
         ];
-        let part = |i: usize| ExpSum::of(shifts[i / 5], sums[i % 5], sums[i % 5]);
+        let part = |i: usize| ExpSum::new(shifts[i / 5], sums[i % 5], sums[i % 5]);
         for i in 0..15 {
             for j in 0..15 {
                 for k in 0..15 {
@@ -375,35 +333,5 @@ mod tests {
         row.push(ArgMax::NONE);
         row.push(ArgMax { value: -INF, class: 5 });
         assert_eq!(row.class, 4);
-    }
-
-    /// Sums of masses lose nothing to their number, nor to what cancels; infinities stay.
-    #[test]
-    fn exact_sums() {
-        for n in [1usize, 10, 1000, 1_000_000] {
-            let mut parts = [CompensatedSum::NONE; 7];
-            (0..n).for_each(|i| parts[i * 7 / n].add(0.1));
-            let mut sum = CompensatedSum::NONE;
-            parts.into_iter().for_each(|part| sum.merge(part));
-            let want = 0.1 * n as f64;
-            assert!((sum.value() - want).abs() <= f64::EPSILON * want, "{n}: {}", sum.value());
-        }
-        let sum = |terms: &[f64]| {
-            let mut sum = CompensatedSum::NONE;
-            terms.iter().for_each(|&x| sum.add(x));
-            sum.value()
-        };
-        assert_eq!(sum(&[1.0, 1e100, 1.0, -1e100]), 2.0);
-        assert_eq!(sum(&[1e100, 1.0, -1e100, 0.25, -1.0]), 0.25);
-        assert_eq!(sum(&[]), 0.0);
-        assert_eq!(sum(&[1.0, INF, 2.0]), INF);
-        assert_eq!(sum(&[-INF, 5.0]), -INF);
-        assert!(sum(&[INF, -INF]).is_nan() && sum(&[1.0, NAN, 2.0]).is_nan());
-        let mut infinite = CompensatedSum::NONE;
-        infinite.add(INF);
-        let mut total = CompensatedSum::NONE;
-        total.add(1.0);
-        total.merge(infinite);
-        assert_eq!(total.value(), INF);
     }
 }

@@ -1,44 +1,20 @@
-//! The gradients of softmax and log-softmax with respect to their input, from their output y and
-//! the gradient g of what follows.
+//! The gradients of softmax and log-softmax with respect to their input, from their output y and the
+//! gradient g with respect to it.
 //!
 //! ```text
 //! softmax        y·(g - Σ g·y)
 //! log-softmax    g - e^y·Σ g
 //! ```
 //!
-//! Sums and differences are taken in f64 and rounded once. Both sums run over the classes of a row
-//! in order, 16 lanes at a time where classes are contiguous, else one after the other.
+//! Sums and differences are taken in f64 and rounded once. Both sums run over the classes of a row in
+//! order: 16 lanes at a time where classes are contiguous, else one after the other.
 
-use super::Kernels;
-use super::tiles::{CLASSES, Numbers, Tile};
-use crate::math::exp2::{Base, Exp2, Shift};
+use super::strided::tile::{Tile, TileNumbers};
+use crate::math::exp2::{Base, ByExponent, Exp2, Shift};
 use crate::math::real;
-use crate::plan::{At, CHUNK, Layout, TILE, View};
 use crate::simd::{Real, Simd, up_to};
-use std::mem::MaybeUninit;
-use std::ops::Range;
 
-/// A validated problem of this kind.
-#[derive(Clone, Copy, Debug)]
-pub struct Backward {
-    /// N, C, K
-    pub sizes: [usize; 3],
-    /// How the operands lie.
-    pub layout: Layout,
-    /// y is the logarithm of a softmax.
-    pub log: bool,
-    /// The output of the forward.
-    pub y: View,
-    /// The gradient with respect to it.
-    pub g: View,
-    /// Where the gradient goes: apart from both, or exactly one of them.
-    pub to: View,
-}
-
-// SAFETY: addresses and numbers; threads write disjoint rows (parallel.rs).
-unsafe impl Sync for Backward {}
-
-/// Numbers of y, g and their result, all in the lanes' own type.
+/// Some classes of a row of y and g, and where the result goes, all in the lanes' own type.
 #[derive(Clone, Copy, Debug)]
 pub struct Pair {
     /// y
@@ -47,7 +23,7 @@ pub struct Pair {
     pub g: *const u8,
     /// Where the result goes.
     pub to: *mut u8,
-    /// How many.
+    /// How many classes.
     pub len: usize,
     /// y is the logarithm of a softmax.
     pub log: bool,
@@ -56,7 +32,7 @@ pub struct Pair {
 /// `Σ g` or `Σ g·y` over some classes of a row.
 ///
 /// # Safety
-/// y and g are readable; the processor has what `s` stands for. The same for all below.
+/// y and g are readable for `len` lanes; the processor has the set of `s`.
 #[inline(always)]
 pub unsafe fn products<S: Simd>(s: S, pair: &Pair) -> f64 {
     let d = s.wide();
@@ -64,9 +40,10 @@ pub unsafe fn products<S: Simd>(s: S, pair: &Pair) -> f64 {
     let mut totals = s.totals();
     for (i, at) in (0..pair.len).step_by(S::LANES).enumerate() {
         let lanes = up_to::<S>(pair.len - at);
-        // SAFETY: the mask keeps to the operands.
+        let zero = S::Real::ZERO;
+        // SAFETY: `lanes` has a bit for each class from `at` on below `len`, for which both are readable
+        // (# Safety).
         let (y, g) = unsafe {
-            let zero = S::Real::ZERO;
             (
                 s.load_lanes(y.wrapping_add(at), lanes, zero),
                 s.load_lanes(g.wrapping_add(at), lanes, zero),
@@ -83,50 +60,52 @@ pub unsafe fn products<S: Simd>(s: S, pair: &Pair) -> f64 {
     s.sum(totals)
 }
 
-/// Writes the result of the classes of a row, given the row's sum.
+/// Writes the result of some classes of a row, given the sum over the whole row.
 ///
 /// # Safety
-/// See [`products`]; `to` is writable, and apart from y and g or exactly one of them.
+/// As [`products`]; `to` is writable for `len` lanes, and apart from y and g or exactly one of them.
 #[inline(always)]
 pub unsafe fn combine<S: Simd<Real: Base>>(s: S, pair: &Pair, sum: f64) {
-    let exp = Exp2::<S, false>::new(s, Shift::ZERO);
+    let exp = Exp2::<S, ByExponent>::new(s, Shift::ZERO);
     let (y, g) = (pair.y.cast::<S::Real>(), pair.g.cast::<S::Real>());
     let mut sums = s.widen(s.splat(S::Real::ZERO));
     sums.as_mut().iter_mut().for_each(|v| *v = s.wide().splat(sum));
-    let lost = s.widen(s.splat(S::Real::ZERO));
+    let errors = s.widen(s.splat(S::Real::ZERO));
     for at in (0..pair.len).step_by(S::LANES) {
         let lanes = up_to::<S>(pair.len - at);
         let zero = S::Real::ZERO;
-        // SAFETY: the mask keeps to the operands.
+        // SAFETY: `lanes` has a bit for each class from `at` on below `len`, for which y and g are
+        // readable and `to` is writable (# Safety).
         unsafe {
             let y = s.load_lanes(y.wrapping_add(at), lanes, zero);
             let g = s.load_lanes(g.wrapping_add(at), lanes, zero);
-            let v = result::<S>(s, &exp, y, g, [sums, lost], pair.log);
+            let v = result::<S>(s, &exp, y, g, [sums, errors], pair.log);
             s.store_lanes(pair.to.cast::<S::Real>().wrapping_add(at), lanes, v);
         }
     }
 }
 
+/// The formula at the head of this file, for a register of y and g.
 #[inline(always)]
 fn result<S: Simd<Real: Base>>(
     s: S,
-    exp: &Exp2<S, false>,
+    exp: &Exp2<S, ByExponent>,
     y: S::Vector,
     g: S::Vector,
-    [sum, lost]: [S::Widened; 2],
+    [sum, error]: [S::Widened; 2],
     log: bool,
 ) -> S::Vector {
     let d = s.wide();
     let p = if log { exp.base_e(y) } else { y };
     let mut v = s.widen(g);
-    let sums = sum.as_ref().iter().zip(lost.as_ref());
-    for ((v, &p), (&sum, &lost)) in v.as_mut().iter_mut().zip(s.widen(p).as_ref()).zip(sums) {
-        // What is infinite loses nothing.
-        let lost = d.select(d.equal(lost, lost), lost, d.splat(0.0));
+    let sums = sum.as_ref().iter().zip(error.as_ref());
+    for ((v, &p), (&sum, &error)) in v.as_mut().iter_mut().zip(s.widen(p).as_ref()).zip(sums) {
+        // The error of an infinite sum is NaN.
+        let error = d.select(d.equal(error, error), error, d.splat(0.0));
         *v = if log {
-            d.sub(d.sub(*v, d.mul(p, sum)), d.mul(p, lost))
+            d.sub(d.sub(*v, d.mul(p, sum)), d.mul(p, error))
         } else {
-            d.mul(p, d.sub(d.sub(*v, sum), lost))
+            d.mul(p, d.sub(d.sub(*v, sum), error))
         };
     }
     s.narrow(v)
@@ -135,7 +114,7 @@ fn result<S: Simd<Real: Base>>(
 /// A tile of each operand.
 #[derive(Clone, Copy, Debug)]
 pub struct Tiles {
-    /// y; its positions and classes are those of all three.
+    /// y; its distributions and classes are those of all three.
     pub y: Tile,
     /// g
     pub g: Tile,
@@ -145,34 +124,45 @@ pub struct Tiles {
     pub log: bool,
 }
 
-/// Adds `Σ g` or `Σ g·y` over some classes to the sums of each position.
+/// A register of f64 sums from distribution `at` on, with their errors.
 ///
 /// # Safety
-/// See [`products`], of tiles.
+/// `at` is a multiple of the register's lanes below TILE; the processor has the set of `s`.
 #[inline(always)]
-pub unsafe fn tile_products<S: Simd>(s: S, tiles: &Tiles, sums: &mut [Numbers; 2]) {
+unsafe fn sums_at<S: Simd>(s: S, sums: &[TileNumbers; 2], at: usize) -> [S::Widened; 2] {
+    let mut both = [s.widen(s.splat(S::Real::ZERO)); 2];
+    for (both, sums) in both.iter_mut().zip(sums) {
+        for (i, v) in both.as_mut().iter_mut().enumerate() {
+            let at = at + i * <S::Wide as Simd>::LANES;
+            // SAFETY: a register at `at` lies within the TILE numbers (# Safety).
+            *v = unsafe { s.wide().load(sums.as_ptr().add(at)) };
+        }
+    }
+    both
+}
+
+/// Adds `Σ g` or `Σ g·y` over some classes to the compensated sum of each distribution.
+///
+/// # Safety
+/// The tiles of y and g are readable; the processor has the set of `s`.
+#[inline(always)]
+pub unsafe fn tile_products<S: Simd>(s: S, tiles: &Tiles, sums: &mut [TileNumbers; 2]) {
     let d = s.wide();
+    let wide = <S::Wide as Simd>::LANES;
     let Tiles { y, g, .. } = tiles;
     for at in (0..y.lanes).step_by(S::LANES) {
         let lanes = up_to::<S>(y.lanes - at);
-        let (mut sum, mut lost) =
-            (s.widen(s.splat(S::Real::ZERO)), s.widen(s.splat(S::Real::ZERO)));
-        let wide = <S::Wide as Simd>::LANES;
-        for (i, (v, lost)) in sum.as_mut().iter_mut().zip(lost.as_mut()).enumerate() {
-            // SAFETY: there are sums for whole registers.
-            unsafe {
-                *v = d.load(sums[0].as_ptr().add(at + i * wide));
-                *lost = d.load(sums[1].as_ptr().add(at + i * wide));
-            }
-        }
+        // SAFETY: `at` is a multiple of S::LANES below the tile's distributions, at most TILE.
+        let [mut sum, mut errors] = unsafe { sums_at(s, sums, at) };
         for c in 0..y.classes {
             let load = |tile: &Tile| {
                 let p = tile.x.cast::<S::Real>().wrapping_add(c * tile.pitch + at);
-                // SAFETY: positions of the tile.
+                // SAFETY: `lanes` has bits for distributions of the tile alone, which is readable
+                // (# Safety).
                 s.widen(unsafe { s.load_lanes(p, lanes, S::Real::ZERO) })
             };
             let (y, g) = (load(y), load(g));
-            for (i, (v, lost)) in sum.as_mut().iter_mut().zip(lost.as_mut()).enumerate() {
+            for (i, (v, lost)) in sum.as_mut().iter_mut().zip(errors.as_mut()).enumerate() {
                 let (g, y) = (g.as_ref()[i], y.as_ref()[i]);
                 let term = if tiles.log { g } else { d.mul(g, y) };
                 let (next, mut error) = real::sum(d, *v, term);
@@ -183,189 +173,37 @@ pub unsafe fn tile_products<S: Simd>(s: S, tiles: &Tiles, sums: &mut [Numbers; 2
                 *lost = d.add(*lost, error);
             }
         }
-        for (i, (&v, &lost)) in sum.as_ref().iter().zip(lost.as_ref()).enumerate() {
-            // SAFETY: as above.
+        for (i, (&v, &error)) in sum.as_ref().iter().zip(errors.as_ref()).enumerate() {
+            // SAFETY: a register at `at` lies within the TILE numbers, as for `sums_at`.
             unsafe {
                 d.store(sums[0].as_mut_ptr().add(at + i * wide), v);
-                d.store(sums[1].as_mut_ptr().add(at + i * wide), lost);
+                d.store(sums[1].as_mut_ptr().add(at + i * wide), error);
             }
         }
     }
 }
 
-/// Writes the result of a tile, given the sums of its positions.
+/// Writes the result of a tile, given the sums of its distributions.
 ///
 /// # Safety
-/// See [`combine`], of tiles.
+/// The tiles of y and g are readable, that of the result is writable, and apart from them or exactly one
+/// of them; the processor has the set of `s`.
 #[inline(always)]
-pub unsafe fn tile_combine<S: Simd<Real: Base>>(s: S, tiles: &Tiles, sums: &[Numbers; 2]) {
-    let exp = Exp2::<S, false>::new(s, Shift::ZERO);
+pub unsafe fn tile_combine<S: Simd<Real: Base>>(s: S, tiles: &Tiles, sums: &[TileNumbers; 2]) {
+    let exp = Exp2::<S, ByExponent>::new(s, Shift::ZERO);
     for at in (0..tiles.y.lanes).step_by(S::LANES) {
         let lanes = up_to::<S>(tiles.y.lanes - at);
-        let (mut sum, mut lost) =
-            (s.widen(s.splat(S::Real::ZERO)), s.widen(s.splat(S::Real::ZERO)));
-        for (i, (v, lost)) in sum.as_mut().iter_mut().zip(lost.as_mut()).enumerate() {
-            let wide = <S::Wide as Simd>::LANES;
-            // SAFETY: there are sums for whole registers.
-            unsafe {
-                *v = s.wide().load(sums[0].as_ptr().add(at + i * wide));
-                *lost = s.wide().load(sums[1].as_ptr().add(at + i * wide));
-            }
-        }
+        // SAFETY: `at` is a multiple of S::LANES below the tile's distributions, at most TILE.
+        let both = unsafe { sums_at(s, sums, at) };
         for c in 0..tiles.y.classes {
             let place = |tile: &Tile| tile.x.cast::<S::Real>().wrapping_add(c * tile.pitch + at);
-            // SAFETY: positions of the tiles.
+            // SAFETY: `lanes` has bits for distributions of the tiles alone, which are readable and
+            // writable (# Safety).
             unsafe {
                 let y = s.load_lanes(place(&tiles.y), lanes, S::Real::ZERO);
                 let g = s.load_lanes(place(&tiles.g), lanes, S::Real::ZERO);
-                let v = result::<S>(s, &exp, y, g, [sum, lost], tiles.log);
+                let v = result::<S>(s, &exp, y, g, both, tiles.log);
                 s.store_lanes(place(&tiles.to), lanes, v);
-            }
-        }
-    }
-}
-
-/// Room for a chunk of numbers of the lanes' type.
-#[repr(align(64))]
-struct Buffer(MaybeUninit<[f64; CHUNK]>);
-
-impl Buffer {
-    #[inline(always)]
-    fn new() -> Self {
-        Buffer(MaybeUninit::uninit())
-    }
-
-    fn start(&mut self) -> *mut u8 {
-        self.0.as_mut_ptr().cast()
-    }
-}
-
-/// Blocks of work: rows, or tiles of them.
-pub fn count(backward: &Backward) -> usize {
-    let [rows, _, inner] = backward.sizes;
-    match backward.layout {
-        Layout::Classes => rows * inner,
-        Layout::Positions { axis: 0 } => inner * rows.div_ceil(TILE),
-        Layout::Positions { .. } => rows * inner.div_ceil(TILE),
-    }
-}
-
-/// Does a range of the blocks of [`count`].
-///
-/// # Safety
-/// The range is one of them; no other thread is in these rows.
-pub unsafe fn run(k: &Kernels, backward: &Backward, range: Range<usize>) {
-    let [rows, _, inner] = backward.sizes;
-    for index in range {
-        match backward.layout {
-            Layout::Classes => {
-                let at = At { row: index / inner, inner: index % inner };
-                // SAFETY: the caller's promise.
-                unsafe { row(k, backward, at) };
-            }
-            Layout::Positions { axis } => {
-                let long = if axis == 0 { rows } else { inner };
-                let (outer, start) =
-                    (index / long.div_ceil(TILE), index % long.div_ceil(TILE) * TILE);
-                let first = match axis {
-                    0 => At { row: start, inner: outer },
-                    _ => At { row: outer, inner: start },
-                };
-                // SAFETY: the caller's promise.
-                unsafe { tile(k, backward, axis, first, TILE.min(long - start)) };
-            }
-        }
-    }
-}
-
-/// # Safety
-/// As [`run`]; classes are contiguous.
-unsafe fn row(k: &Kernels, backward: &Backward, at: At) {
-    let Backward { y, g, to, log, .. } = backward;
-    let classes = backward.sizes[1];
-    let (mut y_buffer, mut g_buffer) = (Buffer::new(), Buffer::new());
-    let exact = y.dtype.is_exact();
-    let mut pair = |class: usize| {
-        let len = CHUNK.min(classes - class);
-        // SAFETY: classes of a row of the operands; buffers hold a chunk.
-        unsafe {
-            let mut pair = Pair {
-                y: y.at(at, class),
-                g: g.at(at, class),
-                to: to.at(at, class),
-                len,
-                log: *log,
-            };
-            if !exact {
-                (k.stored.widen)(pair.y, len, y_buffer.start());
-                (k.stored.widen)(pair.g, len, g_buffer.start());
-                (pair.y, pair.g) = (y_buffer.start(), g_buffer.start());
-                pair.to = g_buffer.start();
-            }
-            pair
-        }
-    };
-    let mut sum = 0.0;
-    for class in (0..classes).step_by(CHUNK) {
-        // SAFETY: the pair is readable.
-        sum += unsafe { (k.lanes.products)(&pair(class)) };
-    }
-    for class in (0..classes).step_by(CHUNK) {
-        let pair = pair(class);
-        // SAFETY: the pair is readable, and what it is written to is the row, or a buffer.
-        unsafe {
-            (k.lanes.combine)(&pair, sum);
-            if !exact {
-                (k.converted.narrow)(pair.to, pair.len, to.at(at, class));
-            }
-        }
-    }
-}
-
-/// # Safety
-/// As [`run`], for `lanes` positions along `axis` from `first` on.
-unsafe fn tile(k: &Kernels, backward: &Backward, axis: usize, first: At, lanes: usize) {
-    let Backward { y, g, to, log, .. } = backward;
-    let classes = backward.sizes[1];
-    let (mut y_buffer, mut g_buffer, mut to_buffer) = (Buffer::new(), Buffer::new(), Buffer::new());
-    let direct = |view: &View| view.dtype.is_exact() && (view.strides[axis] == 1 || lanes == 1);
-    let bring = |view: &View, class: usize, buffer: *mut u8| {
-        let classes = CLASSES.min(classes - class);
-        // SAFETY: positions of the operand.
-        let from = unsafe { view.at(first, class) };
-        let tile = Tile { x: buffer, pitch: TILE, lanes, first: class, classes };
-        if direct(view) {
-            return Tile { x: from, pitch: view.strides[1] as usize, ..tile };
-        }
-        let strides = [view.strides[axis], view.strides[1]];
-        // SAFETY: as above; a buffer has room for a tile.
-        unsafe { (k.stored.gather)(&tile, from, strides) };
-        tile
-    };
-    let mut tiles = |class: usize| {
-        let y = bring(y, class, y_buffer.start());
-        let g = bring(g, class, g_buffer.start());
-        let to = if direct(to) {
-            // SAFETY: positions of the output.
-            Tile { x: unsafe { to.at(first, class) }, pitch: to.strides[1] as usize, ..y }
-        } else {
-            Tile { x: to_buffer.start(), pitch: TILE, ..y }
-        };
-        Tiles { y, g, to, log: *log }
-    };
-    let mut sums = [[0.0; TILE]; 2];
-    for class in (0..classes).step_by(CLASSES) {
-        // SAFETY: the tiles are readable.
-        unsafe { (k.lanes.tile_products)(&tiles(class), &mut sums) };
-    }
-    for class in (0..classes).step_by(CLASSES) {
-        let tiles = tiles(class);
-        // SAFETY: the tiles are readable, and what they are written to is the output, or a buffer.
-        unsafe {
-            (k.lanes.tile_combine)(&tiles, &sums);
-            if !direct(to) {
-                let strides = [to.strides[axis], to.strides[1]];
-                (k.converted.scatter)(&tiles.to, to.at(first, class), strides, false, !0);
             }
         }
     }

@@ -44,6 +44,7 @@
 //! rounds it further, [`Exp2::base_e`] takes what `L` lacks into `f`.
 
 use crate::simd::{Real, STEP_SHIFT, Simd};
+use std::marker::PhantomData;
 
 /// A type of lanes, with what `2^(L·x - c)` needs to know about it.
 pub trait Base: Real {
@@ -196,10 +197,53 @@ pub fn nearest(x: f64) -> f64 {
     if x.abs() < 2_251_799_813_685_248.0 { (x + SHIFT) - SHIFT } else { x }
 }
 
+/// Which shifts an [`Exp2`] is compiled for.
+pub trait ShiftKind: Copy {
+    /// `shift.logit` is subtracted from each logit first.
+    const BY_LOGIT: bool;
+}
+
+/// `shift.logit` is 0: the shift is an integer exponent.
+#[derive(Clone, Copy)]
+pub struct ByExponent;
+
+/// `shift.logit` may be any number.
+#[derive(Clone, Copy)]
+pub struct ByLogit;
+
+impl ShiftKind for ByExponent {
+    const BY_LOGIT: bool = false;
+}
+
+impl ShiftKind for ByLogit {
+    const BY_LOGIT: bool = true;
+}
+
+/// Whether an exponential is right for exponents out of range.
+pub trait Clamping {
+    /// Three more instructions make it right for every x.
+    const CLAMPS: bool;
+}
+
+/// Right for every x.
+pub struct Clamped;
+
+/// Right for exponents in range; the caller checks the bits of [`Power::m`].
+pub struct Unclamped;
+
+impl Clamping for Clamped {
+    const CLAMPS: bool = true;
+}
+
+impl Clamping for Unclamped {
+    const CLAMPS: bool = false;
+}
+
 /// The constants of `x -> 2^(L·(x - logit) - exponent)`, in registers.
 #[derive(Clone, Copy)]
-pub struct Exp2<S: Simd, const BY_LOGIT: bool> {
+pub struct Exp2<S: Simd, K: ShiftKind> {
     s: S,
+    kind: PhantomData<K>,
     origin: S::Real,
     logit: S::Vector,
     slope: S::Vector,
@@ -218,15 +262,16 @@ pub struct Power<S: Simd> {
     pub m: S::Vector,
 }
 
-impl<S: Simd<Real: Base>, const BY_LOGIT: bool> Exp2<S, BY_LOGIT> {
-    /// For one shift. Unless `BY_LOGIT`, one that is not.
+impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
+    /// For one shift of the kind `K`.
     #[inline(always)]
     pub fn new(s: S, shift: Shift) -> Self {
         let exponent = shift.exponent;
         let splat = |x: f64| s.splat(S::Real::from_f64(x));
-        let origin = if BY_LOGIT { shift.logit } else { exponent / S::Real::L.to_f64() };
+        let origin = if K::BY_LOGIT { shift.logit } else { exponent / S::Real::L.to_f64() };
         Exp2 {
             s,
+            kind: PhantomData,
             origin: S::Real::from_f64(origin),
             logit: splat(shift.logit),
             slope: s.splat(S::Real::L),
@@ -240,6 +285,7 @@ impl<S: Simd<Real: Base>, const BY_LOGIT: bool> Exp2<S, BY_LOGIT> {
     pub fn lanes(s: S, logit: S::Vector, exponent: S::Vector) -> Self {
         Exp2 {
             s,
+            kind: PhantomData,
             origin: S::Real::ZERO,
             logit,
             slope: s.splat(S::Real::L),
@@ -248,12 +294,12 @@ impl<S: Simd<Real: Base>, const BY_LOGIT: bool> Exp2<S, BY_LOGIT> {
         }
     }
 
-    /// `(f, m)`; with `CLAMP` no m is above the range, and f takes what is.
+    /// `(f, m)`; where `C` clamps no m is above the range, and f takes what is.
     #[inline(always)]
-    fn reduce<const CLAMP: bool>(&self, x: S::Vector) -> (S::Vector, S::Vector) {
+    fn reduce<C: Clamping>(&self, x: S::Vector) -> (S::Vector, S::Vector) {
         let s = self.s;
         let mut m = s.mul_sub_exact(x, self.slope, self.minus_magic);
-        if CLAMP {
+        if C::CLAMPS {
             m = s.min(s.splat(S::Real::LAST), m);
         }
         let n = s.add(m, self.minus_magic);
@@ -285,16 +331,16 @@ impl<S: Simd<Real: Base>, const BY_LOGIT: bool> Exp2<S, BY_LOGIT> {
         Power { p, scale: s.scale(self.steps, m), m }
     }
 
-    /// `2^(L·(x - logit) - exponent)`. Unless `CLAMP`, no more than its m counts where that is out of range.
+    /// `2^(L·(x - logit) - exponent)`. Unless `C` clamps, no more than its m counts where that is out of range.
     #[inline(always)]
-    pub fn power<const CLAMP: bool>(&self, x: S::Vector) -> Power<S> {
-        let (f, m) = self.reduce::<CLAMP>(self.shifted(x));
+    pub fn power<C: Clamping>(&self, x: S::Vector) -> Power<S> {
+        let (f, m) = self.reduce::<C>(self.shifted(x));
         self.assemble(f, m)
     }
 
     #[inline(always)]
     fn shifted(&self, x: S::Vector) -> S::Vector {
-        if BY_LOGIT { self.s.sub(x, self.logit) } else { x }
+        if K::BY_LOGIT { self.s.sub(x, self.logit) } else { x }
     }
 
     #[inline(always)]
@@ -303,11 +349,11 @@ impl<S: Simd<Real: Base>, const BY_LOGIT: bool> Exp2<S, BY_LOGIT> {
         if S::Real::STEPS { s.mul_sub_exact(scale, p, scale) } else { s.mul(p, scale) }
     }
 
-    /// The value of a power; unless `CLAMP`, of one that is in range.
+    /// The value of a power; unless `C` clamps, of one that is in range.
     #[inline(always)]
-    pub fn value_of<const CLAMP: bool>(&self, power: Power<S>) -> S::Vector {
+    pub fn value_of<C: Clamping>(&self, power: Power<S>) -> S::Vector {
         let (s, e) = (self.s, self.assembled(power));
-        if CLAMP { s.select(self.is_zero(power.m), s.splat(S::Real::ZERO), e) } else { e }
+        if C::CLAMPS { s.select(self.is_zero(power.m), s.splat(S::Real::ZERO), e) } else { e }
     }
 
     #[inline(always)]
@@ -315,28 +361,28 @@ impl<S: Simd<Real: Base>, const BY_LOGIT: bool> Exp2<S, BY_LOGIT> {
         self.s.less(m, self.s.splat(S::Real::FIRST))
     }
 
-    /// Adds the value of a power; unless `CLAMP`, of one that is in range.
+    /// Adds the value of a power; unless `C` clamps, of one that is in range.
     #[inline(always)]
-    pub fn add<const CLAMP: bool>(&self, power: Power<S>, to: S::Vector) -> S::Vector {
+    pub fn add<C: Clamping>(&self, power: Power<S>, to: S::Vector) -> S::Vector {
         let s = self.s;
-        if CLAMP || S::Real::STEPS {
-            s.add(self.value_of::<CLAMP>(power), to)
+        if C::CLAMPS || S::Real::STEPS {
+            s.add(self.value_of::<C>(power), to)
         } else {
             s.mul_add(power.p, power.scale, to)
         }
     }
 
     /// `2^(L·x - c)`: relative error at most 1 ulp against `b^x·2^-c`, in the range given above. Unless
-    /// `CLAMP`, for x whose m is in range.
+    /// `C` clamps, for x whose m is in range.
     #[inline(always)]
-    pub fn value<const CLAMP: bool>(&self, x: S::Vector) -> S::Vector {
-        self.value_of::<CLAMP>(self.power::<CLAMP>(x))
+    pub fn value<C: Clamping>(&self, x: S::Vector) -> S::Vector {
+        self.value_of::<C>(self.power::<C>(x))
     }
 
     /// The same of an x that is in range or below it, or NaN; 0 where `not`, whatever x is.
     #[inline(always)]
     pub fn value_below(&self, x: S::Vector, not: S::Mask) -> S::Vector {
-        let (s, power) = (self.s, self.power::<false>(x));
+        let (s, power) = (self.s, self.power::<Unclamped>(x));
         let zero = s.either(not, self.is_zero(power.m));
         s.select(zero, s.splat(S::Real::ZERO), self.assembled(power))
     }
@@ -365,19 +411,19 @@ impl<S: Simd<Real: Base>, const BY_LOGIT: bool> Exp2<S, BY_LOGIT> {
     pub fn base_e(&self, x: S::Vector) -> S::Vector {
         let s = self.s;
         let x = self.shifted(x);
-        let (f, m) = self.reduce::<true>(x);
+        let (f, m) = self.reduce::<Clamped>(x);
         let lacking = S::Real::L.to_f64() * S::Real::EXCESS;
         let f = s.mul_add(x, s.splat(S::Real::from_f64(lacking)), f);
-        self.value_of::<true>(self.assemble(f, m))
+        self.value_of::<Clamped>(self.assemble(f, m))
     }
 }
 
-impl<S: Simd<Real = f64>> Exp2<S, false> {
+impl<S: Simd<Real = f64>> Exp2<S, ByExponent> {
     /// `2^(L·x) - 1`, to a few ulp near 0 as well; for a shift of 0 and x up to 709.
     #[inline(always)]
     pub fn minus_one(&self, x: S::Vector) -> S::Vector {
         let s = self.s;
-        let (f, m) = self.reduce::<false>(s.max(s.splat(-f64::BIAS / f64::L), x));
+        let (f, m) = self.reduce::<Unclamped>(s.max(s.splat(-f64::BIAS / f64::L), x));
         let scale = s.scale(self.steps, m);
         // `2^k - 1` is exact, or far larger than what it loses.
         s.mul_add(s.mul(self.quotient(f), f), scale, s.sub(scale, s.splat(1.0)))
@@ -450,7 +496,7 @@ mod tests {
         x: &[S::Real; 64],
     ) -> [S::Real; 64] {
         #[inline(always)]
-        fn some<S: Simd<Real: Base>, const BY_LOGIT: bool>(
+        fn some<S: Simd<Real: Base>, K: ShiftKind>(
             s: S,
             what: What,
             shift: Shift,
@@ -459,17 +505,15 @@ mod tests {
             let mut out = [S::Real::ZERO; 64];
             let splat = |x: f64| s.splat(S::Real::from_f64(x));
             let exp2 = match what {
-                What::Lanes => {
-                    Exp2::<S, BY_LOGIT>::lanes(s, splat(shift.logit), splat(shift.exponent))
-                }
-                _ => Exp2::<S, BY_LOGIT>::new(s, shift),
+                What::Lanes => Exp2::<S, K>::lanes(s, splat(shift.logit), splat(shift.exponent)),
+                _ => Exp2::<S, K>::new(s, shift),
             };
             for at in (0..64).step_by(S::LANES) {
                 // SAFETY: within the arrays.
                 unsafe {
                     let x = s.load(x.as_ptr().add(at));
                     let e = match what {
-                        What::Value | What::Lanes => exp2.value::<true>(x),
+                        What::Value | What::Lanes => exp2.value::<Clamped>(x),
                         What::BaseE => exp2.base_e(x),
                         What::MinusOne => unreachable!("of lanes of f64 alone"),
                         What::Exponent => exp2.exponent(x),
@@ -480,9 +524,9 @@ mod tests {
             out
         }
         if shift.is_by_logit() {
-            some::<S, true>(s, what, shift, x)
+            some::<S, ByLogit>(s, what, shift, x)
         } else {
-            some::<S, false>(s, what, shift, x)
+            some::<S, ByExponent>(s, what, shift, x)
         }
     }
 
@@ -491,7 +535,7 @@ mod tests {
         if what != What::MinusOne {
             return all(s, what, shift, x);
         }
-        let (exp2, mut out) = (Exp2::<S, false>::new(s, shift), [0.0; 64]);
+        let (exp2, mut out) = (Exp2::<S, ByExponent>::new(s, shift), [0.0; 64]);
         for at in (0..64).step_by(S::LANES) {
             // SAFETY: within the arrays.
             unsafe {

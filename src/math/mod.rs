@@ -4,6 +4,7 @@
 //! Everything is built from additions, multiplications and fused multiply-adds, never from the
 //! platform's libm, so that the bits do not depend on where it runs.
 
+pub mod compensated;
 #[cfg(test)]
 mod double_double;
 pub mod exp2;

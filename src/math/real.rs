@@ -5,7 +5,7 @@
 //! bits are the same on every set that fuses; the platform's libm promises no such thing. Relative
 //! error below 1e-15 throughout, for the exponential functions 1.4e-17·|x| more.
 
-use super::exp2::{Base, Exp2, Shift};
+use super::exp2::{Base, ByExponent, Clamped, Exp2, Shift};
 use crate::simd::Doubles;
 use std::f64::consts::LOG2_E;
 
@@ -31,7 +31,7 @@ const ATANH: [f64; 11] = [
 /// `e^x`; 0 below -708.7, inf above 709.8, NaN for NaN.
 #[inline(always)]
 pub fn exp<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
-    Exp2::<D, false>::new(d, Shift::ZERO).value::<true>(x)
+    Exp2::<D, ByExponent>::new(d, Shift::ZERO).value::<Clamped>(x)
 }
 
 /// `2^x`; 0 below -1022.5, inf above 1023.5, NaN for NaN.
@@ -84,7 +84,7 @@ pub fn nearest<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
 /// `e^x - 1`, for x above 709 that of 709.
 #[inline(always)]
 pub fn expm1<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
-    Exp2::<D, false>::new(d, Shift::ZERO).minus_one(d.min(d.splat(709.0), x))
+    Exp2::<D, ByExponent>::new(d, Shift::ZERO).minus_one(d.min(d.splat(709.0), x))
 }
 
 /// `x = 2^k·(1 + t)` with `1 + t` in [√½, √2); returns `(k, ln(1 + t))`. `x` is positive, finite
@@ -162,11 +162,12 @@ pub fn tanh<D: Doubles>(d: D, u: D::Vector) -> (D::Vector, D::Vector) {
 mod tests {
     use super::*;
     use crate::dispatch::Isa;
+    use crate::kernels::logit_transform::Transform;
     use crate::math::double_double::Dd;
-    use crate::plan::{Dtype, Transform};
     use crate::sample::blocks;
     use crate::simd::Simd;
     use crate::simd::portable::PortableWide;
+    use crate::view::FloatType;
     use rayon::prelude::*;
 
     #[derive(Clone, Copy, Debug, PartialEq)]
@@ -506,8 +507,10 @@ mod tests {
         const NAN: u32 = 0x7f80_0001;
         let (small, large) = (2f32.powi(-13).to_bits(), 53f32.to_bits());
         assert!([small, large].iter().all(|bits| bits.is_multiple_of(N as u32)));
-        let sets: Vec<(Isa, &crate::kernels::Lanes)> =
-            available().into_iter().map(|(isa, _)| (isa, isa.lanes(Dtype::F32).unwrap())).collect();
+        let sets: Vec<(Isa, &crate::kernels::LaneKernels)> = available()
+            .into_iter()
+            .map(|(isa, _)| (isa, isa.lanes(FloatType::F32).unwrap()))
+            .collect();
         let capped = |set: usize, first: u32, [x, slope]: &mut Results| {
             for (i, x) in x.iter_mut().enumerate() {
                 *x = f32::from_bits(first + i as u32);

@@ -1,18 +1,19 @@
 //! Cross-entropy problems as they are handed in, their checks, and the plans made of them.
 
 use super::operand::{
-    Axes, BYTES, F64_ONLY, FLOATS, LOSSES, Operand, Sizes, Slots, TARGETS, WORDS, dtype_name,
-    dtype_of,
+    Axes, BYTES, F64_ONLY, FLOATS, LOSSES, Operand, Slots, TARGETS, WORDS, dtype_name, float_of,
 };
 use super::{kernels, layout};
 use crate::codes::*;
 use crate::dispatch::Isa;
 use crate::error::Error;
 use crate::kernels::Kernels;
-use crate::kernels::row_state::CompensatedSum;
-use crate::math::exp2::Base;
-use crate::parallel::{Team, for_blocks};
-use crate::plan::{self, At, Dtype, Pass, Plan, Target, Targets, Transform, View};
+use crate::kernels::logit_transform::Transform;
+use crate::math::compensated::CompensatedSum;
+use crate::parallel::{Team, Work};
+use crate::plan::{GradientFactors, Loss, Operation, Output, Pass, Plan, Shape, Target, Targets};
+use crate::strategy::{self, TARGET_SCAN_ELEMENTS};
+use crate::view::{Axis, ElementType, FloatType, Position, View};
 use std::ops::Range;
 
 /// An unvalidated problem; the fields are those of `xent_problem`.
@@ -140,7 +141,7 @@ pub(crate) unsafe fn validate(
     let by_row = problem.reduction == XENT_NONE;
     let log_probs = problem.flags & XENT_FLAG_LOG_PROBS != 0;
     let has_indices = !FLOATS.contains(&problem.targets.dtype);
-    let sizes = Sizes { rows: problem.rows, classes: problem.classes, inner: problem.inner };
+    let shape = Shape { rows: problem.rows, classes: problem.classes, inner: problem.inner };
 
     // The operands, inputs first.
     let mut slots = Slots::new();
@@ -157,12 +158,14 @@ pub(crate) unsafe fn validate(
     if let Some(request) = request {
         let axes = if by_row { Axes::Rows } else { Axes::One };
         grad_output = all.input("grad_output", request.output, axes, FLOATS, false);
-        let name = if pass == Pass::Targets { "grad_targets" } else { "grad_logits" };
+        let name = if pass == Pass::TargetGradient { "grad_targets" } else { "grad_logits" };
         gradient = all.output(name, request.logits, Axes::Full, FLOATS, true);
     }
     let lse = match pass {
-        Pass::Backward | Pass::Targets if log_probs => None,
-        Pass::Backward | Pass::Targets => all.input("lse", results.lse, Axes::Rows, F64_ONLY, true),
+        Pass::Backward | Pass::TargetGradient if log_probs => None,
+        Pass::Backward | Pass::TargetGradient => {
+            all.input("lse", results.lse, Axes::Rows, F64_ONLY, true)
+        }
         _ => all.output("lse", results.lse, Axes::Rows, F64_ONLY, false),
     };
     all.scalar("loss", results.loss, F64_ONLY);
@@ -175,11 +178,11 @@ pub(crate) unsafe fn validate(
     all.scalar("correct", results.correct, WORDS);
     let entropy = all.output("entropy", results.entropy, Axes::Rows, LOSSES, false);
 
-    all.check_types(&sizes)?;
+    all.check_types(&shape)?;
     // A half's gradient may be kept in f32; that of the targets is in any float.
     let logits_dtype = problem.logits.dtype;
     let grad_dtype = match request {
-        Some(request) if pass != Pass::Targets => request.logits.dtype,
+        Some(request) if pass != Pass::TargetGradient => request.logits.dtype,
         _ => logits_dtype,
     };
     let is_half = matches!(logits_dtype, XENT_BF16 | XENT_F16);
@@ -192,64 +195,51 @@ pub(crate) unsafe fn validate(
         )));
     }
     let in_place =
-        all.check_memory(&sizes, |output, other| match (output.name, other.name, accumulate) {
+        all.check_memory(&shape, |output, other| match (output.name, other.name, accumulate) {
             ("grad_logits", "logits", false) => Ok(()),
             ("grad_logits", "logits", true) => Err("cannot be accumulated in place of"),
             _ => Err("overlaps"),
         })?;
 
     check_options(problem, pass, results, request, has_indices && targets.is_some())?;
-    let kernels = kernels(isa, dtype_of(logits_dtype), dtype_of(grad_dtype))?;
+    let kernels = kernels(isa, float_of(logits_dtype), float_of(grad_dtype))?;
 
     // Without rows no view is looked at; but `logits` must be something.
-    let nothing = View { data: std::ptr::null_mut(), dtype: Dtype::F32, strides: [0; 3] };
-    let logits = all.view(logits).unwrap_or(nothing);
-    let gradient = all.view(gradient);
-    let targets = match all.view(targets) {
-        None => Targets::Absent,
-        Some(view) if has_indices => Targets::Indices(view),
-        Some(view) => Targets::Probabilities(view),
-    };
-    let short = logits.dtype.has_short_lanes();
+    let nothing = View { data: std::ptr::null_mut(), dtype: FloatType::F32, strides: [0; 3] };
+    let logits = all.floats(logits).unwrap_or(nothing);
+    let indices = all.integers(targets).map(Targets::Indices);
+    let probabilities = || all.floats(targets).map(Targets::Probabilities);
     let transforms = problem.logit_scale != 1.0 || problem.softcap > 0.0;
-    let mut plan = Plan {
+    let mut loss = Loss {
         pass,
-        rows: sizes.rows,
-        classes: sizes.classes,
-        inner: sizes.inner,
-        layout: layout(&sizes, &logits, &[]),
-        logits,
-        targets,
-        class_weights: all.view(class_weights),
-        weight_total: sizes.classes as f64,
-        row_weights: all.view(row_weights),
-        row_mask: all.view(row_mask),
+        targets: indices.or_else(probabilities).unwrap_or(Targets::Absent),
+        class_weights: all.floats(class_weights),
+        weight_total: shape.classes as f64,
+        row_weights: all.floats(row_weights),
+        row_mask: all.integers(row_mask),
         ignore_index: problem.ignore_index,
         label_smoothing: problem.label_smoothing,
         z_loss: problem.z_loss,
         transform: transforms
             .then_some(Transform { scale: problem.logit_scale, cap: problem.softcap }),
         log_probs,
-        l: if short { f64::from(f32::L) } else { f64::L },
-        row_losses: all.view(row_losses),
-        lse: all.view(lse),
-        argmax: all.view(argmax),
-        correct: !results.correct.is_null(),
-        entropy: all.view(entropy),
+        lse: all.floats(lse),
+        row_losses: all.floats(row_losses),
+        argmax: all.integers(argmax),
+        entropy: all.floats(entropy),
+        counts_correct: !results.correct.is_null(),
         gradient: None,
     };
 
     let mut scan = Scan::default();
     let mut bad = None;
-    if !matches!(plan.targets, Targets::Absent) {
-        for_blocks(
-            team,
-            plan.distributions(),
-            [SCAN_WORK, plan.distributions().saturating_mul(SCAN_WORK)],
-            // SAFETY: rows of the plan.
-            |range| unsafe { scan_targets(&kernels, &plan, range) },
-            |block| match block {
-                Ok(block) => scan.add(&block),
+    if !matches!(loss.targets, Targets::Absent) {
+        team.for_tasks(
+            &Work::rows(shape.distributions(), TARGET_SCAN_ELEMENTS),
+            // SAFETY: the rows are the problem's, whose views `check_memory` has checked.
+            |rows| unsafe { scan_targets(&kernels, &shape, &loss, rows) },
+            |task| match task {
+                Ok(task) => scan.add(&task),
                 Err(error) => bad = bad.take().or(Some(error)),
             },
         );
@@ -258,45 +248,40 @@ pub(crate) unsafe fn validate(
         return Err(error);
     }
 
-    let spreads = plan.label_smoothing > 0.0 && matches!(plan.targets, Targets::Indices(_));
-    if let Some(weights) = plan.class_weights.filter(|_| spreads) {
-        let first = At { row: 0, inner: 0 };
-        let mut total = CompensatedSum::NONE;
-        // SAFETY: the classes of the plan.
-        (0..sizes.classes).for_each(|class| total.add(unsafe { weights.real(first, class) }));
-        plan.weight_total = total.value();
+    let spreads = loss.label_smoothing > 0.0 && loss.has_indices();
+    if let Some(weights) = loss.class_weights.filter(|_| spreads) {
+        let mut total = CompensatedSum::ZERO;
+        for class in 0..shape.classes {
+            // SAFETY: `check_memory` has checked that class weights cover all classes.
+            total.add(unsafe { weights.real(Position::FIRST, class) });
+        }
+        loss.weight_total = total.value();
     }
     let given = |x: f64, usual: f64| if x > 0.0 { x } else { usual };
     let normalizer = given(problem.normalizer, scan.weight);
     let z_normalizer = given(problem.z_normalizer, scan.row_weight);
-    if let Some((request, view)) = request.zip(gradient) {
-        let output = all.view(grad_output);
+    let mut output = None;
+    if let Some((request, view)) = request.zip(all.floats(gradient)) {
+        let grad_output = all.floats(grad_output);
         let mut scale = request.scale;
-        if let (Some(view), false) = (&output, by_row) {
-            // SAFETY: its one element.
-            scale *= unsafe { view.real(At { row: 0, inner: 0 }, 0) };
+        if let (Some(view), false) = (&grad_output, by_row) {
+            // SAFETY: without reduction none, `check_memory` has checked that grad_output has one element.
+            scale *= unsafe { view.real(Position::FIRST, 0) };
         }
         let is_mean = problem.reduction == XENT_MEAN;
-        let bytes = plan.distributions() * plan.classes * view.size();
-        plan.gradient = Some(plan::Gradient {
-            view,
-            in_place,
-            accumulate,
-            stream: !in_place && !accumulate && view.strides[1] == 1 && bytes >= STREAM_BYTES,
-            output: output.filter(|_| by_row),
+        let bytes = shape.distributions() * shape.classes * view.dtype.size();
+        let stream = strategy::streams(in_place, accumulate, view.strides[1], bytes);
+        output = Some(Output { view, in_place, accumulate, stream });
+        loss.gradient = Some(GradientFactors {
+            grad_output: grad_output.filter(|_| by_row),
             scale: if is_mean { scale / normalizer } else { scale },
             z_scale: if is_mean { scale / z_normalizer } else { scale },
         });
     }
+    let layout = layout(&shape, &logits, &[]);
+    let plan = Plan { shape, layout, logits, output, operation: Operation::Loss(loss) };
     Ok(Valid { plan, kernels, normalizer, z_normalizer, kept: scan.kept })
 }
-
-/// Gradients of at least this many bytes are written around the caches; measured in
-/// docs/performance.md.
-const STREAM_BYTES: usize = 16 << 20;
-
-/// What scanning a row's target costs, in elements of the logits.
-const SCAN_WORK: usize = 4;
 
 fn check_options(
     problem: &Problem,
@@ -336,7 +321,7 @@ fn check_options(
         other => return param(format!("reduction = {other} is none of mean, sum, none")),
     }
     if problem.flags & XENT_FLAG_LOG_PROBS != 0 {
-        let is_forward = !matches!(pass, Pass::Backward | Pass::Targets);
+        let is_forward = !matches!(pass, Pass::Backward | Pass::TargetGradient);
         for (name, asked) in [
             ("z_loss", problem.z_loss != 0.0 || !results.z_loss.is_null()),
             ("softcap", problem.softcap != 0.0),
@@ -352,7 +337,7 @@ fn check_options(
     if !results.correct.is_null() && !has_indices && problem.rows * problem.inner > 0 {
         return param("correct needs targets that are class indices".to_string());
     }
-    if pass == Pass::Targets && has_indices {
+    if pass == Pass::TargetGradient && has_indices {
         return param("grad_targets needs targets that are probabilities".to_string());
     }
     Ok(())
@@ -379,21 +364,28 @@ impl Scan {
 /// Checks the targets of a range of rows and adds up their weights.
 ///
 /// # Safety
-/// The rows are the plan's; its views were checked, all but the targets' values.
-unsafe fn scan_targets(k: &Kernels, plan: &Plan, rows: Range<usize>) -> Result<Scan, Error> {
-    let plain =
-        plan.row_mask.is_none() && plan.row_weights.is_none() && plan.class_weights.is_none();
-    if let Targets::Indices(targets) = &plan.targets
-        && plain
-        && (if plan.inner == 1 {
+/// The rows are the problem's; `check_memory` has checked its views.
+unsafe fn scan_targets(
+    k: &Kernels,
+    shape: &Shape,
+    loss: &Loss,
+    rows: Range<usize>,
+) -> Result<Scan, Error> {
+    let unweighted =
+        loss.row_mask.is_none() && loss.row_weights.is_none() && loss.class_weights.is_none();
+    if let Targets::Indices(targets) = &loss.targets
+        && unweighted
+        && (if shape.inner == 1 {
             targets.strides[0] == 1
         } else {
-            targets.strides[2] == 1 && (plan.rows == 1 || targets.strides[0] == plan.inner as isize)
+            targets.stride_along(Axis::Inner) == 1
+                && (shape.rows == 1 || targets.strides[0] == shape.inner as isize)
         })
     {
-        // SAFETY: contiguous rows of the view; about the tables (`Kernels`).
+        // SAFETY: the targets of the rows lie side by side, by the strides just looked at; the processor has
+        // the set of the kernels.
         let fast = unsafe {
-            (k.lanes.count)(targets, rows.start, rows.len(), plan.ignore_index, plan.classes)
+            (k.lanes.count_kept)(targets, rows.start, rows.len(), loss.ignore_index, shape.classes)
         };
         if let Some(kept) = fast {
             return Ok(Scan { kept, weight: kept as f64, row_weight: kept as f64 });
@@ -401,18 +393,18 @@ unsafe fn scan_targets(k: &Kernels, plan: &Plan, rows: Range<usize>) -> Result<S
     }
     let mut scan = Scan::default();
     for row in rows {
-        let at = plan.nth(row);
-        // SAFETY: a row of the plan; the class is checked before it is used.
+        let at = shape.position(row);
+        // SAFETY: the row is the problem's (# Safety), and the class is checked before its weight is read.
         unsafe {
-            let weight = match plan.target(at) {
-                Target::Class(y) if y >= plan.classes => {
-                    return Err(Error::Target { row, value: y as i64, classes: plan.classes });
+            let weight = match loss.target(at) {
+                Target::Class(y) if y >= shape.classes => {
+                    return Err(Error::Target { row, value: y as i64, classes: shape.classes });
                 }
-                Target::Class(y) => plan.class_weight(y),
-                Target::Mass => 1.0,
+                Target::Class(y) => loss.class_weight(y),
+                Target::Distribution => 1.0,
                 Target::Absent | Target::Ignored => continue,
             };
-            let r = plan.row_weight(at);
+            let r = loss.row_weight(at);
             scan.kept += 1;
             scan.row_weight += r;
             scan.weight += if r == 0.0 { 0.0 } else { r * weight };

@@ -22,37 +22,32 @@ pub(crate) mod softmax;
 use crate::dispatch::{self, Isa};
 use crate::error::Error;
 use crate::kernels::Kernels;
-use crate::plan::{Dtype, Layout, View};
-use operand::Sizes;
+use crate::plan::{Layout, Shape};
+use crate::strategy;
+use crate::view::{Axis, FloatType, View};
 
-/// The kernels for logits and gradients of these dtypes on `isa`, or on the selected instruction
+/// The kernels for logits and outputs of these dtypes on `isa`, or on the selected instruction
 /// set if it is `None`.
 fn kernels(
     isa: Option<Isa>,
-    logits: Option<Dtype>,
-    gradient: Option<Dtype>,
+    logits: Option<FloatType>,
+    output: Option<FloatType>,
 ) -> Result<Kernels, Error> {
     let isa = match isa {
         Some(isa) => isa,
         None => dispatch::selected().map_err(|why| Error::Param(why.to_string()))?,
     };
-    let kernels = logits.zip(gradient).and_then(|(logits, gradient)| isa.kernels(logits, gradient));
+    let kernels = logits.zip(output).and_then(|(logits, output)| isa.kernels(logits, output));
     kernels.ok_or_else(|| Error::Param(format!("this processor does not have {}", isa.name())))
 }
 
-/// Up to this many bytes of classes, in the lanes' type, lanes run along rows even where classes
-/// are contiguous: the work that a row needs once is then done for many rows at once. The limit is
-/// 128 classes, or 64 of f64. Near it both ways cost the same (docs/performance.md).
-const NARROW: usize = 512;
-
-/// How the kernels go over operands `[rows, classes, inner]` of those strides.
-fn layout(sizes: &Sizes, logits: &View, others: &[Option<View>]) -> Layout {
-    let contiguous = |view: &View| sizes.classes <= 1 || view.strides[1] == 1;
+/// Which way the lanes run over operands of this shape; all of them share it.
+fn layout(shape: &Shape, logits: &View<FloatType>, others: &[Option<View<FloatType>>]) -> Layout {
+    let contiguous = |view: &View<FloatType>| shape.classes <= 1 || view.strides[1] == 1;
     let all = contiguous(logits) && others.iter().flatten().all(contiguous);
-    let lane = if logits.dtype.has_short_lanes() { 4 } else { 8 };
-    if all && sizes.classes > NARROW / lane {
-        return Layout::Classes;
+    if all && !strategy::is_narrow(shape.classes, logits.dtype.lane_size()) {
+        return Layout::Contiguous;
     }
-    let inner = sizes.inner > 1 && (sizes.rows == 1 || logits.strides[2] <= logits.strides[0]);
-    Layout::Positions { axis: if inner { 2 } else { 0 } }
+    let inner = shape.inner > 1 && (shape.rows == 1 || logits.strides[2] <= logits.strides[0]);
+    Layout::Strided(if inner { Axis::Inner } else { Axis::Rows })
 }

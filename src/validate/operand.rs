@@ -2,7 +2,8 @@
 
 use crate::codes::*;
 use crate::error::Error;
-use crate::plan::{Dtype, View};
+use crate::plan::Shape;
+use crate::view::{ElementType, FloatType, IntegerType, View};
 use std::mem::MaybeUninit;
 
 /// An unvalidated operand; absent if `data` is null.
@@ -159,20 +160,28 @@ impl Slots {
             .iter_mut()
     }
 
-    /// The view of an operand that was pushed, if it is present.
-    pub fn view(&self, index: Index) -> Option<View> {
+    /// The view of an operand that was pushed, if it is present and its elements are floats.
+    pub fn floats(&self, index: Index) -> Option<View<FloatType>> {
         let slot = &self.all()[index?];
-        Some(View {
-            data: slot.operand.data,
-            dtype: dtype_of(slot.operand.dtype)?,
-            strides: slot.strides.map(|stride| stride as isize),
-        })
+        match dtype_of(slot.operand.dtype)? {
+            Dtype::Float(dtype) => Some(slot.view(dtype)),
+            Dtype::Integer(_) => None,
+        }
+    }
+
+    /// The view of an operand that was pushed, if it is present and its elements are integers.
+    pub fn integers(&self, index: Index) -> Option<View<IntegerType>> {
+        let slot = &self.all()[index?];
+        match dtype_of(slot.operand.dtype)? {
+            Dtype::Integer(dtype) => Some(slot.view(dtype)),
+            Dtype::Float(_) => None,
+        }
     }
 
     /// Nothing that is required is missing, and everything has a dtype that it can have.
-    pub fn check_types(&self, sizes: &Sizes) -> Result<(), Error> {
+    pub fn check_types(&self, shape: &Shape) -> Result<(), Error> {
         for slot in self.iter() {
-            if slot.required && slot.operand.data.is_null() && sizes.rows > 0 && sizes.inner > 0 {
+            if slot.required && slot.operand.data.is_null() && shape.rows > 0 && shape.inner > 0 {
                 return Err(Error::Null(format!("{} is NULL", slot.name)));
             }
         }
@@ -195,10 +204,10 @@ impl Slots {
     /// exactly that input. Returns whether one is.
     pub fn check_memory(
         &mut self,
-        sizes: &Sizes,
+        shape: &Shape,
         in_place: impl Fn(&Slot, &Slot) -> Result<(), &'static str>,
     ) -> Result<bool, Error> {
-        let Sizes { rows, classes, inner } = *sizes;
+        let Shape { rows, classes, inner } = *shape;
         let elements = rows.checked_mul(classes).and_then(|n| n.checked_mul(inner));
         // 16 bytes an element leaves room for every sum of offsets below.
         if elements.is_none_or(|n| n > isize::MAX as usize / 16)
@@ -214,11 +223,11 @@ impl Slots {
         }
         for slot in self.iter_mut() {
             // What has no elements is never looked at, wherever it points.
-            if !slot.is_empty(sizes) {
-                slot.resolve(sizes)?;
+            if !slot.is_empty(shape) {
+                slot.resolve(shape)?;
             }
         }
-        for slot in self.iter().filter(|slot| !slot.is_empty(sizes)) {
+        for slot in self.iter().filter(|slot| !slot.is_empty(shape)) {
             if slot.last >= slot.operand.available {
                 return Err(Error::Shape(format!(
                     "{} has {} elements, but its shape and strides reach element {}",
@@ -226,7 +235,7 @@ impl Slots {
                 )));
             }
         }
-        for slot in self.iter().filter(|slot| !slot.is_empty(sizes)) {
+        for slot in self.iter().filter(|slot| !slot.is_empty(shape)) {
             let size = dtype_of(slot.operand.dtype).map_or(1, Dtype::size);
             if slot.bytes.0 % size != 0 {
                 return Err(Error::Align(format!(
@@ -241,9 +250,9 @@ impl Slots {
                 // Two outputs are compared once.
                 if i == j
                     || (other.output && j < i)
-                    || output.is_empty(sizes)
-                    || other.is_empty(sizes)
-                    || !output.overlaps(other, sizes)
+                    || output.is_empty(shape)
+                    || other.is_empty(shape)
+                    || !output.overlaps(other, shape)
                 {
                     continue;
                 }
@@ -264,56 +273,79 @@ impl Slots {
     }
 }
 
-/// The sizes of a problem, or of the operands of the softmax family.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sizes {
-    pub rows: usize,
-    pub classes: usize,
-    pub inner: usize,
+/// The type of the elements of an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dtype {
+    Float(FloatType),
+    Integer(IntegerType),
 }
 
+impl Dtype {
+    /// Bytes of one element, which is also its alignment.
+    fn size(self) -> usize {
+        match self {
+            Dtype::Float(dtype) => dtype.size(),
+            Dtype::Integer(dtype) => dtype.size(),
+        }
+    }
+}
+
+/// The type that a code of the C surface names, if it names one.
 pub(crate) fn dtype_of(code: u32) -> Option<Dtype> {
     Some(match code {
-        XENT_F32 => Dtype::F32,
-        XENT_F64 => Dtype::F64,
-        XENT_BF16 => Dtype::Bf16,
-        XENT_F16 => Dtype::F16,
-        XENT_I64 => Dtype::I64,
-        XENT_I32 => Dtype::I32,
-        XENT_U8 => Dtype::U8,
-        XENT_U16 => Dtype::U16,
-        XENT_U32 => Dtype::U32,
+        XENT_F32 => Dtype::Float(FloatType::F32),
+        XENT_F64 => Dtype::Float(FloatType::F64),
+        XENT_BF16 => Dtype::Float(FloatType::Bf16),
+        XENT_F16 => Dtype::Float(FloatType::F16),
+        XENT_I64 => Dtype::Integer(IntegerType::I64),
+        XENT_I32 => Dtype::Integer(IntegerType::I32),
+        XENT_U8 => Dtype::Integer(IntegerType::U8),
+        XENT_U16 => Dtype::Integer(IntegerType::U16),
+        XENT_U32 => Dtype::Integer(IntegerType::U32),
         _ => return None,
     })
 }
 
-/// Its name in C, without the prefix.
+/// The float type that a code names, if it names one.
+pub(crate) fn float_of(code: u32) -> Option<FloatType> {
+    match dtype_of(code)? {
+        Dtype::Float(dtype) => Some(dtype),
+        Dtype::Integer(_) => None,
+    }
+}
+
+/// The name of a code in C, without the prefix.
 pub(crate) fn dtype_name(code: u32) -> String {
     match dtype_of(code) {
-        Some(dtype) => format!("{dtype:?}").to_uppercase(),
+        Some(Dtype::Float(dtype)) => format!("{dtype:?}").to_uppercase(),
+        Some(Dtype::Integer(dtype)) => format!("{dtype:?}").to_uppercase(),
         None => format!("dtype {code}"),
     }
 }
 
 impl Slot {
+    fn view<T>(&self, dtype: T) -> View<T> {
+        View { data: self.operand.data, dtype, strides: self.strides.map(|stride| stride as isize) }
+    }
+
     /// Sizes along rows, classes and inner positions; 1 for an axis it does not have.
-    fn sizes(&self, sizes: &Sizes) -> [usize; 3] {
+    fn sizes(&self, shape: &Shape) -> [usize; 3] {
         match self.axes {
-            Axes::Full => [sizes.rows, sizes.classes, sizes.inner],
-            Axes::Rows => [sizes.rows, 1, sizes.inner],
-            Axes::Classes => [1, sizes.classes, 1],
+            Axes::Full => [shape.rows, shape.classes, shape.inner],
+            Axes::Rows => [shape.rows, 1, shape.inner],
+            Axes::Classes => [1, shape.classes, 1],
             Axes::One => [1, 1, 1],
         }
     }
 
     /// Nothing of it is ever looked at.
-    fn is_empty(&self, sizes: &Sizes) -> bool {
-        self.sizes(sizes).contains(&0)
+    fn is_empty(&self, shape: &Shape) -> bool {
+        self.sizes(shape).contains(&0)
     }
 
     /// Fills in strides and the byte span.
-    fn resolve(&mut self, sizes: &Sizes) -> Result<(), Error> {
-        let sizes = self.sizes(sizes);
+    fn resolve(&mut self, shape: &Shape) -> Result<(), Error> {
+        let sizes = self.sizes(shape);
         let given =
             std::array::from_fn(
                 |axis| {
@@ -377,7 +409,7 @@ impl Slot {
     }
 
     /// Whether the two may touch the same byte.
-    fn overlaps(&self, other: &Slot, sizes: &Sizes) -> bool {
+    fn overlaps(&self, other: &Slot, shape: &Shape) -> bool {
         let ((a, a_end), (b, b_end)) = (self.bytes, other.bytes);
         if a >= b_end || b >= a_end {
             return false;
@@ -385,7 +417,7 @@ impl Slot {
         // Column blocks of one matrix: the same distance between rows, apart within a row.
         let pitch = |slot: &Slot| {
             let size = dtype_of(slot.operand.dtype).map_or(1, Dtype::size) as i64;
-            let rows = slot.sizes(sizes)[0];
+            let rows = slot.sizes(shape)[0];
             (slot.strides[0] * size, (slot.strides[0] * (rows as i64 - 1) * size) as usize, rows)
         };
         let ((pitch_a, rows_a, n), (pitch_b, rows_b, m)) = (pitch(self), pitch(other));

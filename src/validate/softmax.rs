@@ -1,13 +1,12 @@
 //! Calls of softmax and log-softmax, forward and backward, as they are handed in, and their checks.
 
-use super::operand::{Axes, FLOATS, Operand, Sizes, Slots, dtype_name, dtype_of};
+use super::operand::{Axes, FLOATS, Operand, Slots, dtype_name, float_of};
 use super::{kernels, layout};
 use crate::dispatch::Isa;
+use crate::drivers::softmax_gradient::SoftmaxGradient;
 use crate::error::Error;
 use crate::kernels::Kernels;
-use crate::kernels::softmax_gradient::Backward;
-use crate::math::exp2::Base;
-use crate::plan::{Gradient, Pass, Plan, Targets};
+use crate::plan::{Operation, Output, Plan, Shape, Softmax};
 
 /// Which of the four functions a call computes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,7 +30,7 @@ impl Function {
 #[derive(Clone, Copy)]
 pub(crate) struct Problem {
     pub function: Function,
-    pub sizes: Sizes,
+    pub shape: Shape,
     /// x, or y in a backward.
     pub input: Operand,
     /// grad_y; absent in a forward.
@@ -49,19 +48,19 @@ pub(crate) struct Valid {
 /// The validated call.
 pub(crate) enum Work {
     Forward(Plan),
-    Backward(Backward),
+    Backward(SoftmaxGradient),
 }
 
 /// Checks a call; `None` if it has no rows.
 pub(crate) fn validate(problem: &Problem, isa: Option<Isa>) -> Result<Option<Valid>, Error> {
-    let Problem { function, ref sizes, input, grad, output } = *problem;
+    let Problem { function, shape, input, grad, output } = *problem;
     let is_backward = function.is_backward();
     let mut slots = Slots::new();
     let names = if is_backward { ["y", "grad_x"] } else { ["x", "y"] };
     let x = slots.input(names[0], input, Axes::Full, FLOATS, true);
     let g = is_backward.then(|| slots.input("grad_y", grad, Axes::Full, FLOATS, true)).flatten();
     let y = slots.output(names[1], output, Axes::Full, FLOATS, true);
-    slots.check_types(sizes)?;
+    slots.check_types(&shape)?;
     for (name, operand) in [("grad_y", &grad), (names[1], &output)] {
         let used = name != "grad_y" || is_backward;
         if used && operand.dtype != input.dtype {
@@ -73,60 +72,30 @@ pub(crate) fn validate(problem: &Problem, isa: Option<Isa>) -> Result<Option<Val
             )));
         }
     }
-    let in_place = slots.check_memory(sizes, |_, _| Ok(()))?;
-    let dtype = dtype_of(input.dtype);
+    let in_place = slots.check_memory(&shape, |_, _| Ok(()))?;
+    let dtype = float_of(input.dtype);
     let kernels = kernels(isa, dtype, dtype)?;
-    let (Some(x), Some(y)) = (slots.view(x), slots.view(y)) else {
+    let (Some(x), Some(y)) = (slots.floats(x), slots.floats(y)) else {
         // Only without rows may a required operand be absent.
         return Ok(None);
     };
-    if sizes.rows * sizes.inner == 0 {
+    if shape.distributions() == 0 {
         return Ok(None);
     }
-    let g = slots.view(g);
-    let layout = layout(sizes, &x, &[Some(y), g]);
-    let work = match g {
-        Some(g) => Work::Backward(Backward {
-            sizes: [sizes.rows, sizes.classes, sizes.inner],
-            layout,
-            log: function == Function::LogSoftmaxBackward,
-            y: x,
-            g,
-            to: y,
-        }),
-        None => Work::Forward(Plan {
-            pass: if function == Function::Softmax { Pass::Softmax } else { Pass::LogSoftmax },
-            rows: sizes.rows,
-            classes: sizes.classes,
-            inner: sizes.inner,
-            layout,
-            logits: x,
-            targets: Targets::Absent,
-            class_weights: None,
-            weight_total: 0.0,
-            row_weights: None,
-            row_mask: None,
-            ignore_index: 0,
-            label_smoothing: 0.0,
-            z_loss: 0.0,
-            transform: None,
-            log_probs: false,
-            l: if x.dtype.has_short_lanes() { f64::from(f32::L) } else { f64::L },
-            row_losses: None,
-            lse: None,
-            argmax: None,
-            correct: false,
-            entropy: None,
-            gradient: Some(Gradient {
-                view: y,
-                in_place,
-                accumulate: false,
-                stream: false,
-                output: None,
-                scale: 1.0,
-                z_scale: 0.0,
-            }),
-        }),
+    let g = slots.floats(g);
+    let layout = layout(&shape, &x, &[Some(y), g]);
+    let forward = |softmax| {
+        let output = Output { view: y, in_place, accumulate: false, stream: false };
+        let operation = Operation::Softmax(softmax);
+        Work::Forward(Plan { shape, layout, logits: x, output: Some(output), operation })
     };
-    Ok(Some(Valid { work, kernels }))
+    let backward =
+        |log| g.map(|g| Work::Backward(SoftmaxGradient { shape, layout, log, y: x, g, to: y }));
+    let work = match function {
+        Function::Softmax => Some(forward(Softmax::Probabilities)),
+        Function::LogSoftmax => Some(forward(Softmax::LogProbabilities)),
+        Function::SoftmaxBackward => backward(false),
+        Function::LogSoftmaxBackward => backward(true),
+    };
+    Ok(work.map(|work| Valid { work, kernels }))
 }

@@ -1,0 +1,376 @@
+//! Up to eight contiguous rows that go through their stages together: what their sweeps are to do, and
+//! what follows from the sums. The arithmetic is row_math.rs's.
+
+use super::Totals;
+use super::call::{Call, Excluded};
+use super::operands;
+use crate::kernels::row_math::{
+    Coefficients, GradientAction, ROWS, RowFactors, RowGroup, RowInputs, RowMoments, RowResults,
+    RowSums, WeightedSums,
+};
+use crate::kernels::row_state::{ArgMax, RowState};
+use crate::kernels::{ExpScale, OutputTerm};
+use crate::math::exp2::Shift;
+use crate::math::scalar::exp2;
+use crate::strategy::CHUNK;
+use crate::view::Position;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+/// The shift that a row's chunks start from.
+#[derive(Clone, Copy, Debug)]
+pub struct InitialShift {
+    /// The shift, without a logit.
+    pub shift: Shift,
+    /// The shift is near a logit of the row; else it is 0.
+    pub is_of_row: bool,
+}
+
+impl InitialShift {
+    /// The initial shift of a row that has none of its own.
+    pub const NONE: InitialShift = InitialShift { shift: Shift::ZERO, is_of_row: false };
+}
+
+/// What the first sweep over a row is to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Reduction {
+    /// Exponentials are summed.
+    pub sums_exps: bool,
+    /// The class to exclude.
+    pub excluded: Option<usize>,
+    /// Where exponents are counted from.
+    pub initial: InitialShift,
+    /// Where the weighted sum of the logits is wanted too: what they are taken relative to.
+    pub center: Option<f64>,
+}
+
+/// What the second sweep over a row needs.
+#[derive(Clone, Copy, Debug)]
+pub struct RowGradient {
+    /// What is computed from the logits.
+    pub term: OutputTerm,
+    /// For chunks whose sums were relative to the initial shift.
+    pub from_initial: ExpScale,
+    /// For the others: relative to the row's final shift.
+    pub from_final: ExpScale,
+    /// What is subtracted, times the mass of the class if masses differ.
+    pub bias: f64,
+    /// What the difference is multiplied by: a power of 2, 1 unless lanes could not hold the terms.
+    pub scale: f64,
+    /// The excluded class, whose entry is written later.
+    pub excluded: Option<usize>,
+    /// A row to come on this thread, prefetched during the sweep.
+    pub next: Option<Position>,
+}
+
+/// What remains to be done for the gradient of a row.
+#[derive(Clone, Copy, Debug)]
+pub enum RowAction {
+    /// Nothing.
+    Nothing,
+    /// The entry of the excluded class alone.
+    Entry,
+    /// The same value everywhere, and then the entry.
+    Fill(f64),
+    /// A sweep, and then the entry.
+    Sweep(RowGradient),
+}
+
+/// A row with all that it gathers on its way.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Which.
+    pub at: Position,
+    /// The class that its sums exclude.
+    pub excluded: Option<usize>,
+    /// What its first sweep is to do, if it has one.
+    pub reduction: Option<Reduction>,
+    /// What that adds up.
+    pub state: RowState,
+    /// What remains to be done then.
+    pub action: RowAction,
+    /// What the gradient held at the excluded class, if it is accumulated.
+    old_entry: f64,
+    /// What the gradient is to hold there, or to add.
+    entry: f64,
+}
+
+/// Up to eight rows that go through their stages together: from their operands ([`start`](Self::start))
+/// and what their sweeps are to do ([`prepare`](Self::prepare)) over the sums to results
+/// ([`finish`](Self::finish)) and to their gradients ([`write_entry`](Self::write_entry)).
+///
+/// Every unsafe method asks for the same: the rows `first..first + len` of the last `start` are the call's,
+/// have contiguous classes, and no other thread accesses them.
+pub struct Batch {
+    inputs: RowInputs,
+    factors: RowFactors,
+    results: RowResults,
+    argmax: [usize; ROWS],
+    first: usize,
+    len: usize,
+    rows: [MaybeUninit<Row>; ROWS],
+}
+
+impl Batch {
+    /// A batch of no rows. It is large: it should stay where it is, and serve one batch after the other.
+    pub const EMPTY: Batch = Batch {
+        inputs: RowInputs::EMPTY,
+        factors: RowFactors::ONE,
+        results: RowResults::EMPTY,
+        argmax: [0; ROWS],
+        first: 0,
+        len: 0,
+        rows: [const { MaybeUninit::uninit() }; ROWS],
+    };
+
+    /// Forgets the rows before, and reads the operands of rows `first..first + len` except for the logits;
+    /// of these it looks for the largest, if that is excluded.
+    ///
+    /// # Safety
+    /// See [`Batch`]; `len` is at most [`ROWS`].
+    pub unsafe fn start(&mut self, call: &Call, first: usize, len: usize) {
+        let mut largest = [ArgMax::NONE; ROWS];
+        if call.excluded == Excluded::Largest {
+            for (i, found) in largest[..len].iter_mut().enumerate() {
+                // SAFETY: the row is the call's, with contiguous classes (# Safety).
+                *found = unsafe { largest_logit(call, call.plan.shape.position(first + i)) };
+            }
+        }
+        (self.first, self.len) = (first, len);
+        self.inputs.x_y = [f64::NEG_INFINITY; ROWS];
+        if len < ROWS {
+            self.inputs.excluded = [RowInputs::IGNORED; ROWS];
+        }
+        for (row, span) in call.plan.shape.spans(first, len) {
+            // SAFETY: the rows are the call's and this thread's (# Safety); spans end with row `len`.
+            unsafe {
+                let (inputs, factors) = (&mut self.inputs, &mut self.factors);
+                operands::read(call, &span, row, inputs, Some(factors), &largest[row..]);
+            }
+        }
+        for (i, row) in self.rows[..len].iter_mut().enumerate() {
+            row.write(Row {
+                at: call.plan.shape.position(first + i),
+                excluded: self.inputs.class(i),
+                reduction: None,
+                state: RowState::EMPTY,
+                action: RowAction::Nothing,
+                old_entry: 0.0,
+                entry: 0.0,
+            });
+        }
+    }
+
+    /// Whether the exponentials of row `i` are to be summed.
+    #[inline(always)]
+    pub fn needs_exps(&self, call: &Call, i: usize) -> bool {
+        operands::needs_exps(call, &self.inputs, i)
+    }
+
+    /// Reads the logits of the excluded classes of some rows, and what the gradient holds there; once for
+    /// each row. Then decides what the first sweeps over these rows are to do, with the initial shifts
+    /// that were found for them.
+    ///
+    /// # Safety
+    /// See [`Batch`]; the rows are of the batch.
+    pub unsafe fn prepare(
+        &mut self,
+        call: &Call,
+        rows: Range<usize>,
+        initial: &[InitialShift; ROWS],
+    ) {
+        for (row, span) in call.plan.shape.spans(self.first + rows.start, rows.len()) {
+            // SAFETY: the rows are the call's and this thread's (# Safety).
+            unsafe {
+                operands::read_excluded_logits(call, &span, rows.start + row, &mut self.inputs);
+            }
+        }
+        operands::transform_excluded(call, &mut self.inputs, &mut self.factors, rows.clone());
+        if let Some(output) = call.plan.output.as_ref().filter(|output| output.accumulate) {
+            for Row { at, excluded, old_entry, .. } in &mut self.rows()[rows.clone()] {
+                if let Some(class) = *excluded {
+                    // SAFETY: the class of a row of the call, which the output covers (validation).
+                    *old_entry = unsafe { output.view.real(*at, class) };
+                }
+            }
+        }
+        for i in rows {
+            self.decide(call, i, initial[i]);
+        }
+    }
+
+    #[inline(always)]
+    fn decide(&mut self, call: &Call, i: usize, initial: InitialShift) {
+        if !operands::needs_reduction(call, &self.inputs, i) {
+            return;
+        }
+        let start = initial.shift.exponent / call.l;
+        let spreads = call.spreads_mass && self.inputs.is_kept(i);
+        let center = spreads.then(|| {
+            let others = initial.is_of_row.then_some(start);
+            operands::center(call, &self.inputs, &self.factors, i, start, others)
+        });
+        let sums_exps = self.needs_exps(call, i);
+        let row = &mut self.rows()[i];
+        row.reduction = Some(Reduction { sums_exps, excluded: row.excluded, initial, center });
+    }
+
+    /// The rows.
+    #[inline(always)]
+    pub fn rows(&mut self) -> &mut [Row] {
+        // SAFETY: `start` wrote the first `len` rows.
+        unsafe { std::slice::from_raw_parts_mut(self.rows.as_mut_ptr().cast(), self.len) }
+    }
+
+    /// Writes the results of all rows, and finds out what remains to be done.
+    ///
+    /// # Safety
+    /// See [`Batch`].
+    pub unsafe fn finish(&mut self, call: &Call) {
+        let (first, len) = (self.first, self.len);
+        let mut sums = RowSums::EMPTY;
+        let mut moments = RowMoments::EMPTY;
+        let mut weighted = WeightedSums::EMPTY;
+        let mut coefficients = Coefficients::EMPTY;
+        // SAFETY: `start` wrote the first `len` rows.
+        let rows: &mut [Row] =
+            unsafe { std::slice::from_raw_parts_mut(self.rows.as_mut_ptr().cast(), len) };
+        for (i, Row { reduction, state, .. }) in rows.iter().enumerate() {
+            let Shift { logit, exponent } = state.exps.shift;
+            (sums.shift_logit[i], sums.shift_exponent[i]) = (logit, exponent);
+            sums.by_logit |= logit != 0.0;
+            sums.sum[i] = state.exps.sum.value();
+            if call.wants_entropy {
+                moments.sum[i] = state.moments.sum.value();
+                moments.first_moment[i] = state.moments.first_moment;
+            }
+            if call.spreads_mass {
+                weighted.dot[i] = state.weighted_logits;
+                weighted.mass[i] = state.mass.value();
+                weighted.center[i] =
+                    reduction.and_then(|reduction| reduction.center).unwrap_or(0.0);
+            }
+            self.argmax[i] = state.argmax.class;
+        }
+        if call.from_lse {
+            for (row, span) in call.plan.shape.spans(first, len) {
+                // SAFETY: the rows are the call's and this thread's (# Safety).
+                unsafe { operands::read_lse(call, &span, row, &self.inputs, &mut self.results) };
+            }
+        }
+        call.finish(&mut RowGroup {
+            inputs: &self.inputs,
+            factors: &self.factors,
+            sums: &mut sums,
+            moments: &moments,
+            weighted: &weighted,
+            results: &mut self.results,
+            coefficients: &mut coefficients,
+        });
+        if let Some(loss) = call.loss.filter(|_| call.computes_losses) {
+            for (row, span) in call.plan.shape.spans(first, len) {
+                // SAFETY: the rows are the call's and this thread's (# Safety).
+                unsafe { operands::write(loss, &span, row, &self.results, &self.argmax) };
+            }
+        }
+        if call.plan.output.is_none() {
+            return;
+        }
+        let has_bias = call.has_bias();
+        for (i, row) in rows.iter_mut().enumerate() {
+            row.entry = coefficients.entry[i];
+            row.action = match coefficients.action(i) {
+                GradientAction::Nothing => RowAction::Nothing,
+                GradientAction::Entry => RowAction::Entry,
+                GradientAction::Fill(value) => RowAction::Fill(value),
+                GradientAction::Sweep => {
+                    let shift =
+                        Shift { logit: sums.shift_logit[i], exponent: sums.shift_exponent[i] };
+                    let exps = ExpScale { shift, factor: coefficients.factor[i] };
+                    let bias = if has_bias { coefficients.bias[i] } else { 0.0 };
+                    RowAction::Sweep(row.gradient(call, exps, bias, coefficients.scale[i]))
+                }
+            };
+        }
+    }
+
+    /// Adds the losses of all rows to the totals.
+    #[inline(always)]
+    pub fn add_to(&self, call: &Call, totals: &mut Totals) {
+        if call.computes_losses {
+            operands::add_group(call, &self.inputs, &self.results, &self.argmax, totals);
+        }
+    }
+
+    /// Adds the losses of row `i` alone.
+    #[inline(always)]
+    pub fn add_row(&self, call: &Call, i: usize, totals: &mut Totals) {
+        if call.computes_losses {
+            operands::add_row(call, &self.inputs, &self.results, &self.argmax, i, totals);
+        }
+    }
+
+    /// Writes the gradient of row `i`'s excluded class, where the sweep left a value without meaning.
+    ///
+    /// # Safety
+    /// See [`Batch`].
+    #[inline(always)]
+    pub unsafe fn write_entry(&mut self, call: &Call, i: usize) {
+        let row = self.rows()[i];
+        if let (Some(output), Some(class)) = (&call.plan.output, row.excluded) {
+            let short = call.plan.logits.dtype.has_f32_lanes();
+            let round = |x: f64| if short { f64::from(x as f32) } else { x };
+            // As for all other classes, the entry is rounded to the lanes' type before it is added.
+            let entry = round(row.entry);
+            let entry = if output.accumulate { round(row.old_entry + entry) } else { entry };
+            // SAFETY: the class of a row of the call, which the output covers (validation) and this thread
+            // alone accesses (# Safety).
+            unsafe { output.view.set_real(row.at, class, entry) };
+        }
+    }
+}
+
+impl Row {
+    /// The second sweep, if `exps` is relative to the row's final shift.
+    #[inline(always)]
+    fn gradient(&self, call: &Call, exps: ExpScale, bias: f64, scale: f64) -> RowGradient {
+        let ExpScale { shift, factor } = exps;
+        let mut from_initial = exps;
+        if let Some(Reduction { initial, sums_exps: true, .. }) = self.reduction
+            && matches!(call.term, OutputTerm::Exponentials | OutputTerm::BaseE)
+            && initial.shift != shift
+        {
+            let below = shift.above(initial.shift, call.l);
+            // A factor of 0 stays 0 from whatever shift.
+            let factor = if factor == 0.0 { factor } else { factor * exp2(-below) };
+            from_initial = ExpScale { shift: initial.shift, factor };
+        }
+        RowGradient {
+            term: call.term,
+            from_initial,
+            from_final: exps,
+            bias,
+            scale,
+            excluded: self.excluded,
+            next: None,
+        }
+    }
+}
+
+/// The largest logit of a row.
+///
+/// # Safety
+/// The row is the call's, and its classes are contiguous.
+unsafe fn largest_logit(call: &Call, at: Position) -> ArgMax {
+    let mut largest = ArgMax::NONE;
+    let classes = call.plan.shape.classes;
+    for class in (0..classes).step_by(CHUNK) {
+        let len = CHUNK.min(classes - class);
+        // SAFETY: the logits cover the classes of the row (validation), which are contiguous (# Safety); the
+        // processor has the set of the kernels.
+        let mut next = unsafe { (call.k.native.argmax)(call.plan.logits.at(at, class), len) };
+        next.class += class;
+        largest.push(next);
+    }
+    largest
+}

@@ -1,0 +1,310 @@
+//! How a call goes over rows, decided once from its plan.
+
+use crate::kernels::row_math::{GradientOptions, LseSource, RowGroup, RowOptions};
+use crate::kernels::{Kernels, OutputTerm};
+use crate::math::exp2::{Base, Shift};
+use crate::plan::{Loss, Operation, Pass, Plan, Softmax};
+use crate::strategy::{self, STORED_EXPS_CLASSES, Sweeps};
+use crate::view::{ElementType, FloatType};
+
+/// The class that the first sweep over a row excludes from its sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Excluded {
+    /// None.
+    None,
+    /// The target.
+    Target,
+    /// The class of the largest logit: the others, small beside it, then keep their accuracy.
+    Largest,
+}
+
+/// The arithmetic of a call's rows.
+#[derive(Clone, Copy, Debug)]
+enum Finish {
+    /// That of a loss.
+    Loss(RowOptions),
+    /// That of a softmax.
+    Softmax(OutputTerm),
+}
+
+/// A plan on its way through the drivers, with everything about it that does not differ by row.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// The loss that it computes, if it is one.
+    pub loss: Option<&'a Loss>,
+    /// The entry points.
+    pub k: &'a Kernels,
+    finish: Finish,
+    /// L: exponentials are powers of 2^L (math/exp2.rs).
+    pub l: f64,
+    /// Classes of a segment, and segments of a row.
+    pub segment_len: usize,
+    /// See `segment_len`.
+    pub segments: usize,
+    /// The class that the sums exclude.
+    pub excluded: Excluded,
+    /// The rows start from an lse operand: there is no first sweep over exponentials.
+    pub from_lse: bool,
+    /// Exponentials are taken: the logits are no log-probabilities.
+    pub takes_exps: bool,
+    /// An ignored row's exponentials are summed too: its lse or entropy is a result.
+    pub sums_ignored: bool,
+    /// The call computes losses, and the results that go with them.
+    pub computes_losses: bool,
+    /// The first sweep adds up logits weighted by the masses of their classes.
+    pub spreads_mass: bool,
+    /// Classes have masses of their own.
+    pub has_masses: bool,
+    /// The largest logit of each row is looked for.
+    pub wants_argmax: bool,
+    /// The entropy of each row is wanted.
+    pub wants_entropy: bool,
+    /// The first sweep needs nothing of the logits but exponentials of them as they are.
+    pub sums_exps_alone: bool,
+    /// The first sweep stores exponentials over the logits.
+    pub stores_exps: bool,
+    /// The second sweep counts every exponential from the row's final shift; else from the initial one,
+    /// where the first sweep did.
+    pub final_shift: bool,
+    /// How many sweeps a row has, and whether they are interleaved.
+    pub sweeps: Sweeps,
+    /// The second sweep prefetches a row to come.
+    pub fetches_ahead: bool,
+    /// What the second sweep computes.
+    pub term: OutputTerm,
+    /// The classes of the logits are contiguous, those of the output are not.
+    pub scatters: bool,
+    /// Stores of the output bypass the caches.
+    pub streams: bool,
+}
+
+impl<'a> Call<'a> {
+    /// The call for a plan.
+    #[inline(always)]
+    pub fn new(plan: &'a Plan, k: &'a Kernels) -> Self {
+        match &plan.operation {
+            Operation::Loss(loss) => Call::of_loss(plan, k, loss),
+            Operation::Softmax(softmax) => Call::of_softmax(plan, k, *softmax),
+        }
+    }
+
+    #[inline(always)]
+    fn of_softmax(plan: &'a Plan, k: &'a Kernels, softmax: Softmax) -> Self {
+        let term = match softmax {
+            Softmax::LogProbabilities => OutputTerm::LogSoftmax,
+            // In f32, 88 below the largest logit, the two bases differ by 10 ulp; in f64 by a few. Halves
+            // are those of f32, rounded.
+            Softmax::Probabilities if plan.logits.dtype.has_f32_lanes() => OutputTerm::BaseE,
+            Softmax::Probabilities => OutputTerm::Exponentials,
+        };
+        let shape = Common::new(plan);
+        Call {
+            plan,
+            loss: None,
+            k,
+            finish: Finish::Softmax(term),
+            l: shape.l,
+            segment_len: shape.segment_len,
+            segments: shape.segments,
+            excluded: Excluded::Largest,
+            from_lse: false,
+            takes_exps: true,
+            sums_ignored: false,
+            computes_losses: false,
+            spreads_mass: false,
+            has_masses: false,
+            wants_argmax: false,
+            wants_entropy: false,
+            sums_exps_alone: true,
+            stores_exps: shape.may_store_exps && term == OutputTerm::Exponentials,
+            final_shift: shape.is_huge,
+            sweeps: Sweeps::Two,
+            fetches_ahead: shape.fetches_ahead,
+            term,
+            scatters: shape.scatters,
+            streams: shape.streams,
+        }
+    }
+
+    #[inline(always)]
+    fn of_loss(plan: &'a Plan, k: &'a Kernels, loss: &'a Loss) -> Self {
+        let wants_argmax = loss.wants_argmax();
+        let sums_exps_alone =
+            loss.transform.is_none() && loss.entropy.is_none() && !loss.log_probs && !wants_argmax;
+        let fused = loss.pass == Pass::ForwardBackward;
+        let shape = Common::new(plan);
+        let interleaves = fused
+            && loss.has_indices()
+            && sums_exps_alone
+            && loss.label_smoothing == 0.0
+            && !shape.scatters
+            && strategy::interleaves(shape.row_bytes);
+        let excludes_largest =
+            loss.has_probabilities() && loss.pass != Pass::TargetGradient && !loss.log_probs;
+        Call {
+            plan,
+            loss: Some(loss),
+            k,
+            finish: Finish::Loss(row_options(plan, loss)),
+            l: shape.l,
+            segment_len: shape.segment_len,
+            segments: shape.segments,
+            excluded: if loss.has_indices() {
+                Excluded::Target
+            } else if excludes_largest {
+                Excluded::Largest
+            } else {
+                Excluded::None
+            },
+            from_lse: loss.is_from_lse(),
+            takes_exps: !loss.log_probs,
+            sums_ignored: loss.lse.is_some() || loss.entropy.is_some(),
+            computes_losses: loss.computes_losses(),
+            spreads_mass: loss.spreads_mass(),
+            has_masses: loss.has_masses(),
+            wants_argmax,
+            wants_entropy: loss.entropy.is_some(),
+            sums_exps_alone,
+            // Nothing else may need the logits again.
+            stores_exps: shape.may_store_exps
+                && fused
+                && loss.transform.is_none()
+                && !loss.has_probabilities(),
+            final_shift: shape.is_huge || loss.pass == Pass::Backward,
+            sweeps: match (plan.output.is_some(), interleaves) {
+                (false, _) => Sweeps::One,
+                (true, false) => Sweeps::Two,
+                (true, true) => Sweeps::Interleaved,
+            },
+            fetches_ahead: shape.fetches_ahead,
+            term: if loss.log_probs { OutputTerm::None } else { OutputTerm::Exponentials },
+            scatters: shape.scatters,
+            streams: shape.streams,
+        }
+    }
+
+    /// Runs the row arithmetic over a group of rows.
+    #[inline(always)]
+    pub fn finish(&self, group: &mut RowGroup) {
+        // SAFETY: the processor has the set of the kernels, which `Isa::kernels` handed out (`run`).
+        unsafe {
+            match &self.finish {
+                Finish::Loss(options) => (self.k.lanes.finish_loss)(group, options),
+                Finish::Softmax(term) => (self.k.lanes.finish_softmax)(group, *term),
+            }
+        }
+    }
+
+    /// Whether something is subtracted from the gradient's exponentials.
+    #[inline(always)]
+    pub fn has_bias(&self) -> bool {
+        match &self.finish {
+            Finish::Loss(options) => options.gradient.is_some_and(|gradient| gradient.has_bias),
+            Finish::Softmax(_) => false,
+        }
+    }
+
+    /// Whether the first sweep over a row may be interleaved with the second over the one before.
+    #[inline(always)]
+    pub fn interleaves(&self) -> bool {
+        self.sweeps == Sweeps::Interleaved
+    }
+
+    /// The shift whose exponential of `x` is nearest to 1; `x` is finite, or the shift has no meaning.
+    #[inline(always)]
+    pub fn shift_at(&self, x: f64) -> Shift {
+        if self.plan.logits.dtype.has_f32_lanes() { Shift::at(x as f32) } else { Shift::at(x) }
+    }
+
+    /// Writes the masses of the classes from `class` on, of a loss: see [`Loss::masses`].
+    ///
+    /// # Safety
+    /// The row and the classes are the plan's.
+    pub unsafe fn masses(&self, at: crate::view::Position, class: usize, to: &mut [f64]) {
+        match self.loss {
+            // SAFETY: the row and the classes are the plan's (# Safety).
+            Some(loss) => unsafe { loss.masses(self.plan.shape.classes, at, class, to) },
+            None => to.fill(1.0),
+        }
+    }
+}
+
+/// What a loss and a softmax derive in the same way.
+struct Common {
+    l: f64,
+    segment_len: usize,
+    segments: usize,
+    row_bytes: usize,
+    may_store_exps: bool,
+    is_huge: bool,
+    fetches_ahead: bool,
+    scatters: bool,
+    streams: bool,
+}
+
+impl Common {
+    #[inline(always)]
+    fn new(plan: &Plan) -> Self {
+        let (classes, dtype) = (plan.shape.classes, plan.logits.dtype);
+        let row_bytes = classes * dtype.size();
+        // Past this many classes a segment has more chunks than flags.
+        let is_huge = classes > STORED_EXPS_CLASSES;
+        let segment_len = strategy::segment_len(classes);
+        Common {
+            l: log2_e(dtype),
+            segment_len,
+            segments: classes.div_ceil(segment_len),
+            row_bytes,
+            // A narrower type could not hold the exponentials.
+            may_store_exps: plan.output.is_some_and(|output| output.in_place)
+                && dtype.is_lane_type()
+                && !is_huge,
+            is_huge,
+            fetches_ahead: strategy::fetches_ahead(row_bytes),
+            scatters: plan.output.is_some_and(|output| output.view.strides[1] != 1),
+            streams: plan.output.is_some_and(|output| output.stream),
+        }
+    }
+}
+
+/// log2 e as the lanes of a dtype have it.
+#[inline(always)]
+fn log2_e(dtype: FloatType) -> f64 {
+    if dtype.has_f32_lanes() { f64::from(f32::L) } else { f64::L }
+}
+
+/// The scalars of a loss that the row arithmetic depends on.
+#[inline(always)]
+fn row_options(plan: &Plan, loss: &Loss) -> RowOptions {
+    let accumulates = plan.output.is_some_and(|output| output.accumulate);
+    RowOptions {
+        lse: if loss.log_probs {
+            LseSource::LogProbs
+        } else if loss.is_from_lse() {
+            LseSource::Operand
+        } else {
+            LseSource::Sums
+        },
+        has_indices: loss.has_indices(),
+        spreads_mass: loss.spreads_mass(),
+        has_class_masses: loss.has_masses(),
+        has_row_weights: loss.row_weights.is_some(),
+        label_smoothing: loss.label_smoothing,
+        smoothing_share: loss.label_smoothing / plan.shape.classes as f64,
+        weight_total: loss.weight_total,
+        z_loss: loss.z_loss,
+        transform: loss.transform,
+        wants_losses: loss.computes_losses(),
+        wants_lse: loss.computes_losses() && loss.lse.is_some(),
+        wants_entropy: loss.entropy.is_some(),
+        gradient: loss.gradient.as_ref().map(|gradient| GradientOptions {
+            scale: gradient.scale,
+            z_scale: gradient.z_scale,
+            has_grad_output: gradient.grad_output.is_some(),
+            has_bias: !loss.has_indices() || loss.label_smoothing > 0.0,
+            overwritten: if accumulates { 0 } else { !0 },
+        }),
+    }
+}

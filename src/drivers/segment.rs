@@ -1,0 +1,594 @@
+//! One segment of a contiguous row, chunk by chunk: the unit that threads share one row in.
+
+use super::Scratch;
+use super::batch::{InitialShift, Reduction, RowGradient};
+use super::call::Call;
+use crate::kernels::contiguous::block::{Chunk, excluded_in};
+use crate::kernels::contiguous::gradient::{Bias, GradientChunk, Source};
+use crate::kernels::contiguous::reduce::Sums;
+use crate::kernels::logit_transform::Transform;
+use crate::kernels::row_state::{ExpSum, RowState};
+use crate::kernels::strided::tile::Tile;
+use crate::kernels::{LogitKernels, OutputTerm};
+use crate::math::compensated::CompensatedSum;
+use crate::math::exp2::Shift;
+use crate::plan::Targets;
+use crate::strategy::{CHUNK, CHUNKS_A_CALL, HEAD, LARGEST_SUM, SMALLEST_SUM};
+use crate::view::Position;
+use std::ops::Range;
+
+/// What the first sweep learned about the chunks of a segment, for the second.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ChunkFlags {
+    /// Bit i: chunk i has, or may have, exponents out of range: its exponentials are clamped.
+    pub out_of_range: u64,
+    /// Bit i: chunk i was redone with a shift of its own.
+    pub redone: u64,
+}
+
+impl ChunkFlags {
+    #[inline(always)]
+    fn is_out_of_range(self, chunk: usize) -> bool {
+        self.out_of_range >> (chunk % 64) & 1 == 1
+    }
+
+    #[inline(always)]
+    fn is_redone(self, chunk: usize) -> bool {
+        self.redone >> (chunk % 64) & 1 == 1
+    }
+}
+
+/// A row whose gradient is yet to be written, and the flags of its chunks in the segment at hand.
+#[derive(Clone, Copy)]
+pub struct PendingRow<'a> {
+    /// Which.
+    pub at: Position,
+    /// The flags of its chunks.
+    pub flags: ChunkFlags,
+    /// What its second sweep needs.
+    pub gradient: &'a RowGradient,
+}
+
+/// The `len` classes from `class` on of the row at `at`; exponentials are not stored.
+///
+/// # Safety
+/// The row and the classes are the call's, and contiguous.
+#[inline(always)]
+unsafe fn chunk_at(
+    call: &Call,
+    at: Position,
+    class: usize,
+    len: usize,
+    excluded: Option<usize>,
+) -> Chunk {
+    // SAFETY: the logits cover the row and the class (validation; # Safety).
+    Chunk::new(unsafe { call.plan.logits.at(at, class) }, len, excluded_in(excluded, class, len))
+}
+
+/// A chunk of logits in the lanes' type, scaled and capped.
+struct TransformedChunk {
+    x: Scratch<CHUNK>,
+    slope: Scratch<CHUNK>,
+}
+
+impl TransformedChunk {
+    fn new() -> Self {
+        TransformedChunk { x: Scratch::new(), slope: Scratch::new() }
+    }
+
+    /// Transforms a chunk: it then refers to this copy, in the lanes' type.
+    ///
+    /// # Safety
+    /// The chunk has at most CHUNK logits, which are the call's.
+    unsafe fn fill(&mut self, call: &Call, with: &Transform, chunk: &mut Chunk, slope: bool) {
+        let slope = if slope { self.slope.start() } else { std::ptr::null_mut() };
+        // SAFETY: the chunk is readable (# Safety), both buffers have room for CHUNK lanes, and the
+        // processor has the set of the kernels.
+        unsafe {
+            (call.k.native.widen)(chunk.x, chunk.len, self.x.start());
+            (call.k.lanes.transform)(self.x.start(), chunk.len, with, slope);
+        }
+        chunk.x = self.x.start();
+    }
+}
+
+/// Chooses the shift that a row's chunks start from: near the largest of its first logits.
+///
+/// # Safety
+/// The row is the call's, and its classes are contiguous.
+pub unsafe fn choose_initial_shift(
+    call: &Call,
+    at: Position,
+    excluded: Option<usize>,
+) -> InitialShift {
+    // SAFETY: the first classes of the row are the call's (# Safety).
+    let mut head = unsafe { chunk_at(call, at, 0, call.plan.shape.classes.min(HEAD), excluded) };
+    // SAFETY: the chunk is readable (validation), the buffer has room for HEAD lanes, and the processor has
+    // the set of the kernels.
+    let max = unsafe {
+        if let Some(with) = call.plan.transform() {
+            let mut x = Scratch::<HEAD>::new();
+            (call.k.native.widen)(head.x, head.len, x.start());
+            (call.k.lanes.transform)(x.start(), head.len, with, std::ptr::null_mut());
+            head.x = x.start();
+            (call.k.lane.max)(&head)
+        } else {
+            (call.k.native.max)(&head)
+        }
+    };
+    let shift = call.shift_at(max);
+    if max.is_finite() && !shift.is_by_logit() {
+        InitialShift { shift, is_of_row: true }
+    } else {
+        InitialShift::NONE
+    }
+}
+
+/// Adds one segment of a row to its state; returns the flags of the segment's chunks. The same segment of
+/// a pending row's gradient is written on the way, if there is one.
+///
+/// # Safety
+/// The segment is one of the call's, whose classes are contiguous; no other thread accesses this segment
+/// of this row, nor of the pending row.
+#[inline(always)]
+pub unsafe fn reduce(
+    call: &Call,
+    at: Position,
+    segment: usize,
+    reduction: &Reduction,
+    pending: Option<PendingRow>,
+    state: &mut RowState,
+) -> ChunkFlags {
+    let start = segment * call.segment_len;
+    let end = (start + call.segment_len).min(call.plan.shape.classes);
+    if !(call.sums_exps_alone && reduction.sums_exps && reduction.center.is_none()) {
+        if let Some(PendingRow { at, flags, gradient: of }) = pending {
+            // SAFETY: the segment of the pending row is the call's and this thread's (# Safety).
+            unsafe { gradient(call, at, segment, flags, of) };
+        }
+        // SAFETY: the classes are those of the segment (# Safety).
+        return unsafe { reduce_general(call, at, start..end, reduction, state) };
+    }
+    if end - start <= CHUNK && pending.is_none() && !call.stores_exps {
+        // An ordinary short row. If it is not ordinary, it is done again below.
+        let shift = reduction.initial.shift;
+        // SAFETY: the classes are those of the segment (# Safety); the shift has no logit
+        // (`InitialShift`), and the processor has the set of the kernels.
+        let sums = unsafe {
+            (call.k.native.sum)(&chunk_at(call, at, start, end - start, reduction.excluded), shift)
+        };
+        if sums.in_range && safe_sums(&reduction.initial).contains(&sums.sum) {
+            state.exps.push(&ExpSum::new(shift, sums.sum, 0.0), call.l);
+            return ChunkFlags::default();
+        }
+    }
+    // SAFETY: the classes are those of the segment, of both rows (# Safety).
+    unsafe { reduce_exps(call, at, start..end, reduction, pending, state) }
+}
+
+/// The sums of a chunk that can be relied on. If the initial shift is not of the row, a sum of 0 does not
+/// tell how small the exponentials are.
+#[inline(always)]
+fn safe_sums(initial: &InitialShift) -> Range<f64> {
+    if initial.is_of_row { 0.0..LARGEST_SUM } else { SMALLEST_SUM..LARGEST_SUM }
+}
+
+/// [`reduce`] where nothing is wanted but exponential sums of logits as they are.
+///
+/// # Safety
+/// As [`reduce`], for the classes of one segment.
+unsafe fn reduce_exps(
+    call: &Call,
+    at: Position,
+    classes: Range<usize>,
+    reduction: &Reduction,
+    pending: Option<PendingRow>,
+    state: &mut RowState,
+) -> ChunkFlags {
+    let shift = reduction.initial.shift;
+    let stores = call.stores_exps && reduction.excluded.is_some();
+    let mut backup = Scratch::<CHUNK>::new();
+    let (mut flags, safe) = (ChunkFlags::default(), safe_sums(&reduction.initial));
+    // Many chunks go to one call of a kernel, up to one that is not ordinary.
+    let many_at_once = !stores && pending.is_none();
+    let (mut done, mut stopped) = (0, usize::MAX);
+    // Chunks of the pending row that are written, and the sums of a chunk beside them that is not done.
+    let (mut written, mut tried) = (0, None);
+    for (i, class) in classes.clone().step_by(CHUNK).enumerate() {
+        if i < done {
+            continue;
+        }
+        let chunks_left = (classes.end - class).div_ceil(CHUNK).min(CHUNKS_A_CALL);
+        if many_at_once && i != stopped && !flags.is_out_of_range(i) {
+            let mut sums = [0.0; CHUNKS_A_CALL];
+            // SAFETY: the classes are those of the segment (# Safety).
+            let chunks =
+                unsafe { chunk_at(call, at, class, classes.end - class, reduction.excluded) };
+            let sums = &mut sums[..chunks_left];
+            // SAFETY: the chunks are readable (validation), the shift has no logit (`InitialShift`), and the
+            // processor has the set of the kernels.
+            let count = unsafe { (call.k.native.sums)(&chunks, shift, &safe, sums) };
+            for &sum in &sums[..count] {
+                state.exps.push(&ExpSum::new(shift, sum, 0.0), call.l);
+            }
+            done = i + count;
+            stopped = done;
+            if count > 0 {
+                continue;
+            }
+        }
+        if let Some(PendingRow { at: theirs, flags: seen, gradient }) = pending
+            && i >= written
+        {
+            // As many chunks as are ordinary in both rows, or a single one.
+            let ordinary =
+                |chunk: &usize| !(seen.is_out_of_range(*chunk) || seen.is_redone(*chunk));
+            let count = if flags.is_out_of_range(i) {
+                0
+            } else {
+                (i..i + chunks_left).take_while(ordinary).count()
+            };
+            let len = (count.max(1) * CHUNK).min(classes.end - class);
+            written = i + count.max(1);
+            // SAFETY: the classes are those of the segment, of the pending row too (# Safety).
+            let chunk = unsafe { gradient_chunk(call, theirs, i, class, len, seen, gradient) };
+            match chunk {
+                Some(chunk) if count > 0 && chunk.can_interleave(stores) => {
+                    // SAFETY: the classes are those of the segment (# Safety).
+                    let mut chunks = unsafe { chunk_at(call, at, class, len, reduction.excluded) };
+                    if stores {
+                        (chunks.stored, chunks.backup) = (chunks.x.cast_mut(), backup.start());
+                    }
+                    let mut sums = [0.0; CHUNKS_A_CALL];
+                    let sums = &mut sums[..count];
+                    // SAFETY: the chunks are readable, and writable where exponentials are stored, since the
+                    // output is the logits (`Call::stores_exps`); the backup has room for a chunk. The
+                    // gradient's chunk can be interleaved, and is the pending row's, this thread's alone
+                    // (# Safety). The processor has the set of the kernels.
+                    let (good, last) = unsafe {
+                        (call.k.native_to_output.sums_and_gradient)(
+                            &chunks, shift, &safe, &chunk, sums,
+                        )
+                    };
+                    for &sum in &sums[..good] {
+                        state.exps.push(&ExpSum::new(shift, sum, 0.0), call.l);
+                    }
+                    done = i + good;
+                    tried = (good < count).then_some(last);
+                    if good > 0 {
+                        continue;
+                    }
+                }
+                // SAFETY: the chunk is the pending row's, this thread's alone (# Safety), and neither biases
+                // nor slopes differ by class where rows are interleaved (`Call`).
+                Some(chunk) => unsafe { (call.k.native_to_output.gradient)(&chunk) },
+                None => {}
+            }
+        }
+        let len = CHUNK.min(classes.end - class);
+        // SAFETY: the classes are those of the segment (# Safety).
+        let mut chunk = unsafe { chunk_at(call, at, class, len, reduction.excluded) };
+        if stores {
+            (chunk.stored, chunk.backup) = (chunk.x.cast_mut(), backup.start());
+        }
+        // SAFETY: the chunk is readable, and writable where exponentials are stored, since the output is the
+        // logits (`Call::stores_exps`); the backup has room for a chunk.
+        let exps = unsafe {
+            sum_chunk(call, call.k.native, chunk, i, &reduction.initial, tried.take(), &mut flags)
+        };
+        state.exps.push(&exps, call.l);
+    }
+    flags
+}
+
+/// [`reduce`] where more is wanted than exponential sums, or the logits are not taken as they are.
+///
+/// # Safety
+/// As [`reduce`], for the classes of one segment.
+unsafe fn reduce_general(
+    call: &Call,
+    at: Position,
+    classes: Range<usize>,
+    reduction: &Reduction,
+    state: &mut RowState,
+) -> ChunkFlags {
+    let stores = call.stores_exps && reduction.excluded.is_some();
+    let mut backup = Scratch::<CHUNK>::new();
+    let mut transformed = TransformedChunk::new();
+    let mut flags = ChunkFlags::default();
+    for (i, class) in classes.clone().step_by(CHUNK).enumerate() {
+        let len = CHUNK.min(classes.end - class);
+        // SAFETY: the classes are those of the segment (# Safety).
+        let mut chunk = unsafe { chunk_at(call, at, class, len, reduction.excluded) };
+        let mut kernels = call.k.native;
+        let mut seen = RowState::EMPTY;
+        if call.wants_argmax {
+            // SAFETY: the chunk is readable (validation); the processor has the set of the kernels.
+            seen.argmax = unsafe { (kernels.argmax)(chunk.x, len) };
+            seen.argmax.class += class;
+        }
+        if let Some(with) = call.plan.transform() {
+            // SAFETY: the chunk is the call's, and at most CHUNK long.
+            unsafe { transformed.fill(call, with, &mut chunk, false) };
+            kernels = call.k.lane;
+        }
+        if let Some(center) = reduction.center {
+            // SAFETY: the chunk is readable by these kernels, and has the classes of the row from `class` on.
+            (seen.weighted_logits, seen.mass) =
+                unsafe { weighted_sum(call, kernels, at, class, &chunk, center) };
+        }
+        if reduction.sums_exps {
+            if call.wants_entropy {
+                // SAFETY: the chunk is readable by these kernels.
+                seen.moments = unsafe { sum_from_max(call, kernels, &chunk) };
+            }
+            if stores {
+                (chunk.stored, chunk.backup) = (chunk.x.cast_mut(), backup.start());
+            }
+            // SAFETY: the chunk is readable by these kernels, and writable where exponentials are stored,
+            // since the output is the logits (`Call::stores_exps`); the backup has room for a chunk.
+            seen.exps =
+                unsafe { sum_chunk(call, kernels, chunk, i, &reduction.initial, None, &mut flags) };
+        }
+        state.push(&seen, call.l);
+    }
+    flags
+}
+
+/// The exponential sum of chunk `i` of a segment, relative to the initial shift, or to a shift of its own
+/// if that is out of reach; sets the chunk's flags. `tried`: a sum relative to the initial shift that was
+/// found already.
+///
+/// # Safety
+/// The chunk is readable by the kernels, whose set the processor has; where exponentials are stored, it is
+/// writable, and its backup holds a chunk.
+#[inline(always)]
+unsafe fn sum_chunk(
+    call: &Call,
+    kernels: &LogitKernels,
+    mut chunk: Chunk,
+    i: usize,
+    initial: &InitialShift,
+    tried: Option<Sums>,
+    flags: &mut ChunkFlags,
+) -> ExpSum {
+    let shift = initial.shift;
+    let mut sums = None;
+    if !flags.is_out_of_range(i) {
+        // SAFETY: this function's own # Safety; the shift has no logit (`InitialShift`).
+        let tried = tried.unwrap_or_else(|| unsafe {
+            if chunk.stored.is_null() {
+                (kernels.sum)(&chunk, shift)
+            } else {
+                (kernels.sum_stored)(&chunk, shift)
+            }
+        });
+        if tried.in_range {
+            sums = Some(tried);
+        } else {
+            // Where one class is masked, others are: the rest of the segment is not tried.
+            flags.out_of_range |= !0 << (i % 64);
+            // SAFETY: the sum that was tried has stored into this chunk, if it stores.
+            unsafe { (kernels.restore)(&chunk) };
+        }
+    }
+    let sums = match sums {
+        Some(sums) => sums,
+        // SAFETY: this function's own # Safety.
+        None => unsafe { (kernels.sum_clamped)(&chunk, shift, false) },
+    };
+    if safe_sums(initial).contains(&sums.sum) {
+        return ExpSum::new(shift, sums.sum, 0.0);
+    }
+    flags.redone |= 1 << (i % 64);
+    // SAFETY: the last sum has stored into this chunk, if it stores.
+    unsafe { (kernels.restore)(&chunk) };
+    chunk.stored = std::ptr::null_mut();
+    if sums.sum.is_nan() {
+        // There is a NaN, which a maximum does not see.
+        return ExpSum::new(Shift::ZERO, sums.sum, 0.0);
+    }
+    // SAFETY: the chunk is readable by the kernels (# Safety), and stores nothing now.
+    unsafe { sum_from_max(call, kernels, &chunk) }
+}
+
+/// The exponential sum of a chunk with its first moment, relative to the chunk's largest logit.
+///
+/// # Safety
+/// The chunk is readable by the kernels, whose set the processor has; nothing is stored.
+#[cold]
+unsafe fn sum_from_max(call: &Call, kernels: &LogitKernels, chunk: &Chunk) -> ExpSum {
+    // SAFETY: the chunk is readable (# Safety).
+    let max = unsafe { (kernels.max)(chunk) };
+    if max == f64::INFINITY {
+        return ExpSum::new(Shift::ZERO, max, 0.0);
+    }
+    // A NaN counts for nothing in a maximum, but not in the sum.
+    let shift = if max.is_finite() { call.shift_at(max) } else { Shift::ZERO };
+    // SAFETY: the chunk is readable (# Safety).
+    let sums = unsafe { (kernels.sum_clamped)(chunk, shift, true) };
+    ExpSum::new(shift, sums.sum, sums.first_moment)
+}
+
+/// `Σ m·(x - center)` over a chunk, and `Σ m` of probability targets.
+///
+/// # Safety
+/// The chunk has the classes of the row from `class` on, at most CHUNK, and is readable by the kernels,
+/// whose set the processor has.
+unsafe fn weighted_sum(
+    call: &Call,
+    kernels: &LogitKernels,
+    at: Position,
+    class: usize,
+    chunk: &Chunk,
+    center: f64,
+) -> (f64, CompensatedSum) {
+    let has_indices = call.loss.is_some_and(|loss| matches!(loss.targets, Targets::Indices(_)));
+    if has_indices && !call.has_masses {
+        // SAFETY: the chunk is readable (# Safety); without masses, none are read.
+        let dot = unsafe { (kernels.dot)(chunk, center, std::ptr::null()) };
+        return (dot, CompensatedSum::ZERO);
+    }
+    let mut masses = [0.0; CHUNK];
+    let masses = &mut masses[..chunk.len];
+    // SAFETY: the row and the classes are the call's (# Safety).
+    unsafe { call.masses(at, class, masses) };
+    // SAFETY: the chunk is readable (# Safety), and has a mass for each logit.
+    let dot = unsafe { (kernels.dot)(chunk, center, masses.as_ptr()) };
+    if has_indices {
+        // The plan has the sum of the class weights.
+        return (dot, CompensatedSum::ZERO);
+    }
+    // SAFETY: `masses` has as many numbers as the kernel is told; the processor has its set.
+    (dot, unsafe { (call.k.lanes.compensated_total)(masses.as_ptr(), masses.len()) })
+}
+
+/// Writes the gradient of one segment of a row, but for the entry of the excluded class; `flags` as
+/// [`reduce`] returned them. The caller fences streamed stores: a fence here, for every row, would wait
+/// for memory every time.
+///
+/// # Safety
+/// As [`reduce`]; the call has an output.
+pub unsafe fn gradient(
+    call: &Call,
+    at: Position,
+    segment: usize,
+    flags: ChunkFlags,
+    row: &RowGradient,
+) {
+    let start = segment * call.segment_len;
+    let end = (start + call.segment_len).min(call.plan.shape.classes);
+    let per_class = call.plan.transform().is_some() || (row.bias != 0.0 && call.has_masses);
+    for (i, class) in (start..end).step_by(CHUNK).enumerate() {
+        let len = CHUNK.min(end - class);
+        // SAFETY: the classes are those of the segment (# Safety).
+        let chunk = unsafe { gradient_chunk(call, at, i, class, len, flags, row) };
+        let Some(chunk) = chunk else { return };
+        if per_class || call.scatters {
+            // SAFETY: the chunk has the classes of the row from `class` on, this thread's alone (# Safety).
+            unsafe { gradient_general(call, at, class, chunk, row.bias) };
+        } else {
+            // SAFETY: the chunk is readable and writable (validation), and this thread's alone (# Safety);
+            // the processor has the set of the kernels.
+            unsafe { (call.k.native_to_output.gradient)(&chunk) };
+        }
+    }
+}
+
+/// The gradient's chunk of `len` classes from `class` on, the `i`-th of its segment; None if the call has
+/// no output.
+///
+/// # Safety
+/// As [`gradient`].
+#[inline(always)]
+unsafe fn gradient_chunk(
+    call: &Call,
+    at: Position,
+    i: usize,
+    class: usize,
+    len: usize,
+    flags: ChunkFlags,
+    row: &RowGradient,
+) -> Option<GradientChunk> {
+    let output = call.plan.output.as_ref()?;
+    let from_final = call.final_shift || flags.is_redone(i);
+    // SAFETY: the logits and the output cover the row and the class (validation; # Safety).
+    let (x, g) = unsafe { (call.plan.logits.at(at, class), output.view.at(at, class)) };
+    Some(GradientChunk {
+        x,
+        len,
+        g,
+        excluded: excluded_in(row.excluded, class, len),
+        next: row.next.map_or(std::ptr::null(), |next| {
+            // SAFETY: the logits cover class `class` of every row of the call. The address is prefetched,
+            // never read.
+            unsafe { call.plan.logits.at(next, class) }
+        }),
+        source: match row.term {
+            OutputTerm::None => Source::None,
+            OutputTerm::LogSoftmax => Source::LogSoftmax,
+            OutputTerm::BaseE => Source::BaseE,
+            OutputTerm::Exponentials if from_final => Source::Logits,
+            OutputTerm::Exponentials if call.stores_exps => Source::Stored,
+            OutputTerm::Exponentials if !flags.is_out_of_range(i) => Source::InRange,
+            OutputTerm::Exponentials => Source::Logits,
+        },
+        exps: if from_final { row.from_final } else { row.from_initial },
+        bias: Bias::Uniform(row.bias),
+        scale: row.scale,
+        slope: std::ptr::null(),
+        accumulate: output.accumulate,
+        stream: output.stream,
+    })
+}
+
+/// Writes a chunk of the gradient whose logits are scaled and capped first, whose biases differ by class,
+/// or whose classes are not contiguous in the output.
+///
+/// A function of its own, for its buffers: a frame of 80 KiB is probed page by page wherever it is set up.
+///
+/// # Safety
+/// The chunk has the classes of the row at `at` from `class` on, at most CHUNK, and no other thread
+/// accesses them.
+#[inline(never)]
+unsafe fn gradient_general(
+    call: &Call,
+    at: Position,
+    class: usize,
+    mut chunk: GradientChunk,
+    bias: f64,
+) {
+    let mut biases = Scratch::<CHUNK>::new();
+    if bias != 0.0 && call.has_masses {
+        let mut masses = [0.0; CHUNK];
+        let masses = &mut masses[..chunk.len];
+        // SAFETY: the row and the classes are the call's (# Safety).
+        unsafe { call.masses(at, class, masses) };
+        let short = call.plan.logits.dtype.has_f32_lanes();
+        let to = biases.start();
+        for (i, &m) in masses.iter().enumerate() {
+            let bias = if m == 0.0 { 0.0 } else { bias * m };
+            // SAFETY: the buffer has room for CHUNK lanes of either type, and `i` is below the chunk's length.
+            unsafe {
+                if short {
+                    to.cast::<f32>().add(i).write(bias as f32);
+                } else {
+                    to.cast::<f64>().add(i).write(bias);
+                }
+            }
+        }
+        chunk.bias = Bias::PerClass(to);
+    }
+    let mut transformed = TransformedChunk::new();
+    let transform = call.plan.transform();
+    if let Some(with) = transform {
+        let mut logits = Chunk::new(chunk.x, chunk.len, None);
+        // SAFETY: the chunk is the call's, and at most CHUNK long (# Safety).
+        unsafe { transformed.fill(call, with, &mut logits, true) };
+        chunk.x = logits.x;
+        chunk.next = std::ptr::null();
+        if with.is_capped() {
+            chunk.slope = transformed.slope.start();
+        }
+    }
+    let from_lanes = transform.is_some();
+    if !call.scatters {
+        let kernels = if from_lanes { call.k.lane_to_output } else { call.k.native_to_output };
+        // SAFETY: the chunk is readable and writable (validation), this thread's alone (# Safety), and in the
+        // lanes' type if it was transformed; the processor has the set of the kernels.
+        return unsafe { (kernels.gradient)(&chunk) };
+    }
+    let mut lanes = Scratch::<CHUNK>::new();
+    let (g, accumulate) = (chunk.g, chunk.accumulate);
+    (chunk.g, chunk.accumulate) = (lanes.start(), false);
+    let kernels = if from_lanes { call.k.lane_to_lane } else { call.k.native_to_lane };
+    let stride = call.plan.output.as_ref().map_or(1, |output| output.view.strides[1]);
+    let tile = Tile { x: chunk.g, pitch: 1, lanes: 1, first: 0, classes: chunk.len };
+    // SAFETY: the buffer has room for CHUNK lanes, and is then one distribution of a tile; the output covers
+    // the classes by its stride (validation), this thread's alone (# Safety). The processor has the set of
+    // the kernels.
+    unsafe {
+        (kernels.gradient)(&chunk);
+        (call.k.lane_to_output.scatter)(&tile, g, [0, stride], accumulate, 1);
+    }
+}

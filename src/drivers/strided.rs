@@ -1,0 +1,622 @@
+//! Tiles of distributions: logits whose classes are few, or not contiguous.
+
+use super::call::{Call, Excluded};
+use super::{Scratch, Totals, operands};
+use crate::kernels::contiguous::gradient::split_factor;
+use crate::kernels::row_math::{
+    Coefficients, ROWS, RowFactors, RowGroup, RowInputs, RowLanes, RowMoments, RowResults, RowSums,
+    WeightedSums, is_far_below,
+};
+use crate::kernels::row_state::ArgMax;
+use crate::kernels::strided::gradient::TileGradient;
+use crate::kernels::strided::reduce::{Masses, TileMaxima};
+use crate::kernels::strided::tile::{GROUPS, Tile};
+use crate::math::compensated::CompensatedSum;
+use crate::plan::{Plan, Targets};
+use crate::strategy::{HELD_BYTES, TILE, TILE_CLASSES};
+use crate::view::{Axis, FloatType, Position, Span, View};
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+/// Lanes of a chunk of a tile.
+const CHUNK_LANES: usize = TILE_CLASSES * TILE;
+
+/// Copies of what cannot stay where it is.
+struct Buffers {
+    x: MaybeUninit<[Scratch<CHUNK_LANES>; HELD_BYTES / size_of::<Scratch<CHUNK_LANES>>()]>,
+    slope: Scratch<CHUNK_LANES>,
+    g: Scratch<CHUNK_LANES>,
+    mass: MaybeUninit<[f64; CHUNK_LANES]>,
+}
+
+/// Whether the call's tiles are read and written in place, with nothing beside them.
+fn needs_no_buffers(call: &Call, axis: Axis) -> bool {
+    let one = call.plan.shape.along(axis) == 1;
+    let stays =
+        |view: &View<FloatType>| (view.stride_along(axis) == 1 || one) && view.dtype.is_lane_type();
+    let output = call.plan.output.as_ref().is_none_or(|output| stays(&output.view));
+    stays(&call.plan.logits) && output && call.plan.transform().is_none() && !call.has_masses
+}
+
+/// A tile's place in the problem.
+#[derive(Clone, Copy)]
+struct Place {
+    axis: Axis,
+    first: Position,
+    lanes: usize,
+}
+
+impl Place {
+    fn new(plan: &Plan, axis: Axis, index: usize) -> Self {
+        let (long, tiles) = extent(plan, axis);
+        let (outer, start) = (index / tiles, index % tiles * TILE);
+        let first = match axis {
+            Axis::Rows => Position { row: start, inner: outer },
+            Axis::Inner => Position { row: outer, inner: start },
+        };
+        Place { axis, first, lanes: TILE.min(long - start) }
+    }
+
+    fn at(&self, lane: usize) -> Position {
+        Span { first: self.first, axis: self.axis, len: TILE }.at(lane)
+    }
+
+    /// The distributions of group `i`.
+    fn group(&self, i: usize) -> Span {
+        let len = ROWS.min(self.lanes - i * ROWS);
+        Span { first: self.at(i * ROWS), axis: self.axis, len }
+    }
+}
+
+/// Distributions along the axis, and the tiles that they make.
+fn extent(plan: &Plan, axis: Axis) -> (usize, usize) {
+    let long = plan.shape.along(axis);
+    (long, long.div_ceil(TILE).max(1))
+}
+
+/// Tiles of a plan.
+pub fn count(plan: &Plan, axis: Axis) -> usize {
+    let (long, tiles) = extent(plan, axis);
+    plan.shape.distributions().checked_div(long).unwrap_or(0) * tiles
+}
+
+/// What options need of the rows of a tile.
+struct OptionRows {
+    factors: [RowFactors; GROUPS],
+    moments: [RowMoments; GROUPS],
+    weighted: [WeightedSums; GROUPS],
+    argmax: [[usize; ROWS]; GROUPS],
+    largest: [ArgMax; TILE],
+}
+
+impl OptionRows {
+    const EMPTY: OptionRows = OptionRows {
+        factors: [RowFactors::ONE; GROUPS],
+        moments: [RowMoments::EMPTY; GROUPS],
+        weighted: [WeightedSums::EMPTY; GROUPS],
+        argmax: [[0; ROWS]; GROUPS],
+        largest: [ArgMax::NONE; TILE],
+    };
+
+    /// Whether a call needs them.
+    fn are_needed(call: &Call) -> bool {
+        call.excluded == Excluded::Largest
+            || call.wants_argmax
+            || call.wants_entropy
+            || call.spreads_mass
+            || call.has_masses
+            || call.loss.is_some_and(|loss| {
+                let grad_output = loss.gradient.as_ref().and_then(|of| of.grad_output.as_ref());
+                loss.transform.is_some() || loss.row_weights.is_some() || grad_output.is_some()
+            })
+    }
+}
+
+/// What the sweeps over tiles work with. The plain path touches the inputs, sums, results and coefficients
+/// of a row, which are eight numbers of eight bytes and some bits.
+struct Sweeper<'a> {
+    call: &'a Call<'a>,
+    place: Place,
+    /// None where tiles [need none](needs_no_buffers).
+    buffers: Option<&'a mut Buffers>,
+    inputs: &'a mut [RowInputs],
+    sums: &'a mut [RowSums],
+    coefficients: &'a mut [Coefficients],
+    /// None where [no option needs them](OptionRows::are_needed).
+    options: Option<&'a mut OptionRows>,
+    results: RowResults,
+}
+
+/// Runs a range of a plan's tiles; returns the sums over their rows.
+///
+/// # Safety
+/// `range` is below [`count`]; no other thread accesses the distributions of these tiles.
+pub unsafe fn tiles(call: &Call, axis: Axis, range: Range<usize>) -> Totals {
+    // SAFETY: this function's own # Safety.
+    unsafe {
+        if needs_no_buffers(call, axis) && !OptionRows::are_needed(call) {
+            tiles_with(call, axis, range, None, None)
+        } else {
+            tiles_with_options(call, axis, range)
+        }
+    }
+}
+
+/// A function of its own, for its buffers: a frame of 64 KiB is probed page by page wherever it is set up.
+///
+/// # Safety
+/// As [`tiles`].
+#[inline(never)]
+unsafe fn tiles_with_options(call: &Call, axis: Axis, range: Range<usize>) -> Totals {
+    let mut buffers = Buffers {
+        x: MaybeUninit::uninit(),
+        slope: Scratch::new(),
+        g: Scratch::new(),
+        mass: MaybeUninit::uninit(),
+    };
+    let mut options = MaybeUninit::uninit();
+    let options = OptionRows::are_needed(call).then(|| &mut *options.write(OptionRows::EMPTY));
+    // SAFETY: this function's own # Safety.
+    unsafe { tiles_with(call, axis, range, Some(&mut buffers), options) }
+}
+
+/// # Safety
+/// As [`tiles`]; there are buffers and options where the call needs them.
+unsafe fn tiles_with(
+    call: &Call,
+    axis: Axis,
+    range: Range<usize>,
+    buffers: Option<&mut Buffers>,
+    options: Option<&mut OptionRows>,
+) -> Totals {
+    let mut totals = Totals::ZERO;
+    let count = register_groups(TILE.min(extent(call.plan, axis).0));
+    let mut inputs = [const { MaybeUninit::<RowInputs>::uninit() }; GROUPS];
+    let mut sums = [const { MaybeUninit::<RowSums>::uninit() }; GROUPS];
+    let mut coefficients = [const { MaybeUninit::<Coefficients>::uninit() }; GROUPS];
+    let mut sweeper = Sweeper {
+        call,
+        place: Place::new(call.plan, axis, range.start),
+        buffers,
+        inputs: fill(&mut inputs, count, RowInputs::EMPTY),
+        sums: fill(&mut sums, count, RowSums::EMPTY),
+        coefficients: fill(&mut coefficients, count, Coefficients::EMPTY),
+        options,
+        results: RowResults::EMPTY,
+    };
+    for index in range {
+        sweeper.place = Place::new(call.plan, axis, index);
+        // SAFETY: the tile is the call's, and no other thread accesses it (# Safety).
+        unsafe { sweeper.run(&mut totals) };
+    }
+    totals
+}
+
+/// Groups that hold `lanes` distributions in whole registers, of at most 16 lanes.
+fn register_groups(lanes: usize) -> usize {
+    lanes.next_multiple_of(16) / ROWS
+}
+
+/// The first `count` of some places, filled with a value.
+fn fill<T: Copy>(places: &mut [MaybeUninit<T>; GROUPS], count: usize, value: T) -> &mut [T] {
+    places[..count].iter_mut().for_each(|place| {
+        place.write(value);
+    });
+    // SAFETY: the first `count` places were written just now.
+    unsafe { std::slice::from_raw_parts_mut(places.as_mut_ptr().cast(), count) }
+}
+
+/// Every unsafe method asks that the place is a tile of the call, whose distributions no other thread
+/// accesses, with buffers and options where the call needs them.
+impl Sweeper<'_> {
+    /// Runs the tile; adds its losses to the totals.
+    ///
+    /// # Safety
+    /// See above.
+    unsafe fn run(&mut self, totals: &mut Totals) {
+        let call = self.call;
+        let used = self.place.lanes.div_ceil(ROWS);
+        if call.excluded == Excluded::Largest || call.wants_argmax {
+            // SAFETY: this function's own # Safety.
+            unsafe { self.find_largest() };
+        }
+        // SAFETY: this function's own # Safety.
+        let (exps, reduces) = unsafe { self.read_operands(used) };
+        if reduces {
+            // SAFETY: this function's own # Safety.
+            unsafe { self.reduce(exps) };
+        }
+        for i in 0..used {
+            // SAFETY: this function's own # Safety; group `i` has distributions of the tile.
+            unsafe { self.finish(i, totals) };
+        }
+        // SAFETY: this function's own # Safety; the rows are finished.
+        unsafe { self.write(reduces) };
+    }
+
+    /// Reads the operands of the first `used` groups; returns whether exponentials are to be summed, and
+    /// whether there is a first sweep at all.
+    ///
+    /// # Safety
+    /// See above.
+    unsafe fn read_operands(&mut self, used: usize) -> (bool, bool) {
+        let (call, place) = (self.call, self.place);
+        // The first sweep finds the excluded logits by the way, unless they are needed before.
+        let reads_excluded = call.spreads_mass
+            || call.plan.transform().is_some()
+            || call.from_lse
+            || !call.takes_exps;
+        let (mut exps, mut reduces) = (false, false);
+        for i in 0..used {
+            let span = place.group(i);
+            let inputs = &mut self.inputs[i];
+            if span.len < ROWS {
+                *inputs = RowInputs::EMPTY;
+            }
+            self.sums[i].clear_shift_logits();
+            let (mut factors, mut largest) = (None, &[][..]);
+            if let Some(options) = &mut self.options {
+                factors = Some(&mut options.factors[i]);
+                largest = &options.largest[i * ROWS..];
+                options.weighted[i].dot = [0.0; ROWS];
+                options.weighted[i].error = [0.0; ROWS];
+                options.moments[i] = RowMoments::EMPTY;
+            }
+            // SAFETY: the distributions are the call's and this thread's (# Safety).
+            unsafe {
+                operands::read(call, &span, 0, inputs, factors.as_deref_mut(), largest);
+                if reads_excluded {
+                    inputs.x_y = [f64::NEG_INFINITY; ROWS];
+                    operands::read_excluded_logits(call, &span, 0, inputs);
+                }
+            }
+            if let Some(factors) = factors {
+                operands::transform_excluded(call, inputs, factors, 0..ROWS);
+            }
+            if !exps || !reduces {
+                exps |= (0..span.len).any(|row| operands::needs_exps(call, inputs, row));
+                reduces |= (0..span.len).any(|row| operands::needs_reduction(call, inputs, row));
+            }
+        }
+        (exps, reduces)
+    }
+
+    fn buffers(&mut self) -> &mut Buffers {
+        self.buffers.as_mut().expect("buffers where tiles do not stay where they are")
+    }
+
+    /// Bytes of a class in the buffers.
+    fn pitch(&self) -> usize {
+        TILE * self.call.plan.logits.dtype.lane_size()
+    }
+
+    /// Whether the buffer holds all classes side by side from the first sweep to the second.
+    fn holds(&self) -> bool {
+        let alone = self.call.plan.transform().is_some() || self.call.plan.output.is_none();
+        let most = if alone { TILE_CLASSES } else { HELD_BYTES / self.pitch() };
+        self.call.plan.shape.classes <= most
+    }
+
+    /// The tile's classes from `first` on, as stored but in the lanes' own type. `seen`: the first sweep
+    /// has brought them into the buffer, if they go there.
+    ///
+    /// # Safety
+    /// See above; `first` is a class of the call.
+    unsafe fn tile(&mut self, first: usize, seen: bool) -> Tile {
+        let (call, place) = (self.call, self.place);
+        let (view, lanes) = (&call.plan.logits, place.lanes);
+        let classes = TILE_CLASSES.min(call.plan.shape.classes - first);
+        let strides = [view.stride_along(place.axis), view.strides[1]];
+        // SAFETY: the logits cover the class of the tile's first distribution (validation).
+        let from = unsafe { view.at(place.first, first) };
+        let in_place = (strides[0] == 1 || lanes == 1) && view.dtype.is_lane_type();
+        if in_place && call.plan.transform().is_none() {
+            return Tile { x: from, pitch: strides[1] as usize, lanes, first, classes };
+        }
+        let at = if self.holds() { first * self.pitch() } else { 0 };
+        let x = self.buffers().x.as_mut_ptr().cast::<u8>().wrapping_add(at);
+        let tile = Tile { x, pitch: TILE, lanes, first, classes };
+        if !seen {
+            // SAFETY: the logits cover the tile (validation); the buffer has room for a chunk, or for all
+            // classes if it holds them. The processor has the set of the kernels.
+            unsafe { (call.k.native.gather)(&tile, from, strides) };
+        }
+        tile
+    }
+
+    /// Scales and caps a tile, with the slopes beside it.
+    ///
+    /// # Safety
+    /// See above; the tile is in the buffer.
+    unsafe fn transform(&mut self, tile: &Tile) {
+        let Some(with) = self.call.plan.transform() else { return };
+        for c in 0..tile.classes {
+            let at = c * self.pitch();
+            // SAFETY: the tile is in the buffer (# Safety), and both buffers have room for a chunk of a tile.
+            unsafe {
+                let (x, slope) = (tile.x.add(at), self.buffers().slope.start().add(at));
+                (self.call.k.lanes.transform)(x, tile.lanes, with, slope);
+            }
+        }
+    }
+
+    /// The masses of a tile; adds up those of probability targets.
+    ///
+    /// # Safety
+    /// See above; the tile has classes of the call.
+    unsafe fn masses(&mut self, tile: &Tile, total: Option<&mut [CompensatedSum; TILE]>) -> Masses {
+        let (call, place) = (self.call, self.place);
+        if !call.has_masses {
+            return Masses::ONE;
+        }
+        let to = self.buffers().mass.as_mut_ptr().cast::<f64>();
+        let mut row = [0.0; TILE_CLASSES];
+        let row = &mut row[..tile.classes];
+        match call.loss.map(|loss| &loss.targets) {
+            Some(Targets::Probabilities(_)) => {
+                let mut none = [CompensatedSum::ZERO; TILE];
+                let total = total.unwrap_or(&mut none);
+                // Lanes without a distribution are read with the others.
+                // SAFETY: the buffer has room for TILE masses of each class of a chunk.
+                unsafe { to.write_bytes(0, tile.classes * TILE) };
+                for (lane, total) in total[..tile.lanes].iter_mut().enumerate() {
+                    // SAFETY: the distribution and the classes are the call's (# Safety).
+                    unsafe { call.masses(place.at(lane), tile.first, row) };
+                    for (c, &m) in row.iter().enumerate() {
+                        // SAFETY: `c` is below the tile's classes, `lane` below TILE.
+                        unsafe { to.add(c * TILE + lane).write(m) };
+                        total.add(m);
+                    }
+                }
+                Masses { data: to, pitch: TILE }
+            }
+            Some(Targets::Indices(_) | Targets::Absent) | None => {
+                // SAFETY: the distribution and the classes are the call's (# Safety); the buffer has room for
+                // a mass of each class of a chunk.
+                unsafe {
+                    call.masses(place.first, tile.first, row);
+                    to.copy_from_nonoverlapping(row.as_ptr(), row.len());
+                }
+                Masses { data: to, pitch: 0 }
+            }
+        }
+    }
+
+    /// Finds the largest logits of the rows.
+    ///
+    /// # Safety
+    /// See above.
+    unsafe fn find_largest(&mut self) {
+        let call = self.call;
+        let mut maxima = TileMaxima::EMPTY;
+        let mut largest = [ArgMax::NONE; TILE];
+        for first in (0..call.plan.shape.classes).step_by(TILE_CLASSES) {
+            // SAFETY: the classes are the call's; the processor has the set of the kernels.
+            unsafe {
+                let tile = self.tile(first, false);
+                (call.k.lanes.tile_argmax)(&tile, &mut maxima);
+            }
+            for (lane, largest) in largest[..self.place.lanes].iter_mut().enumerate() {
+                let class = first + maxima.class[lane] as usize;
+                largest.push(ArgMax { value: maxima.value[lane], class });
+            }
+        }
+        if let Some(options) = &mut self.options {
+            for (lane, largest) in largest[..self.place.lanes].iter().enumerate() {
+                options.argmax[lane / ROWS][lane % ROWS] = largest.class;
+            }
+            options.largest = largest;
+        }
+    }
+
+    /// The first sweep: adds up what the rows need.
+    ///
+    /// # Safety
+    /// See above; the operands were read.
+    unsafe fn reduce(&mut self, exps: bool) {
+        let call = self.call;
+        let groups = register_groups(self.place.lanes);
+        let mut centers = None;
+        if call.spreads_mass {
+            centers = self.start_centers();
+        }
+        for first in (0..call.plan.shape.classes).step_by(TILE_CLASSES) {
+            // SAFETY: the classes are the call's. There are groups for whole registers of the tile, and the
+            // processor has the set of the kernels.
+            unsafe {
+                let tile = self.tile(first, false);
+                self.transform(&tile);
+                if exps {
+                    let moments = self
+                        .options
+                        .as_mut()
+                        .filter(|_| call.wants_entropy)
+                        .map(|options| &mut options.moments[..groups]);
+                    let (inputs, sums) = (&mut self.inputs[..groups], &mut self.sums[..groups]);
+                    (call.k.lanes.tile_sums)(&tile, inputs, sums, moments);
+                }
+                if let Some(centers) = &mut centers {
+                    if first == 0 && call.takes_exps {
+                        self.move_centers(centers);
+                    }
+                    let masses = self.masses(&tile, Some(&mut centers.mass));
+                    if let Some(options) = &mut self.options {
+                        let weighted = &mut options.weighted[..groups];
+                        (call.k.lanes.tile_dots)(&tile, &self.inputs[..groups], weighted, &masses);
+                    }
+                }
+            }
+        }
+        if let (Some(centers), Some(options)) = (centers, &mut self.options) {
+            for (lane, mass) in centers.mass[..self.place.lanes].iter().enumerate() {
+                options.weighted[lane / ROWS].mass[lane % ROWS] = mass.value();
+            }
+        }
+    }
+
+    /// Chooses what the logits of each row are taken relative to, as far as the operands tell.
+    #[cold]
+    fn start_centers(&mut self) -> Option<Centers> {
+        let options = self.options.as_mut()?;
+        let mut pending = [false; TILE];
+        for (lane, pending) in pending[..self.place.lanes].iter_mut().enumerate() {
+            let (group, i) = (lane / ROWS, lane % ROWS);
+            let (inputs, factors) = (&self.inputs[group], &options.factors[group]);
+            let center = operands::center(self.call, inputs, factors, i, 0.0, None);
+            options.weighted[group].center[i] = center;
+            *pending = inputs.class(i).is_none() || center != inputs.x_y[i];
+        }
+        Some(Centers { mass: [CompensatedSum::ZERO; TILE], pending })
+    }
+
+    /// Moves centers to where the first classes are.
+    #[cold]
+    fn move_centers(&mut self, centers: &Centers) {
+        let Some(options) = &mut self.options else { return };
+        for (lane, pending) in centers.pending[..self.place.lanes].iter().enumerate() {
+            let (group, i) = (lane / ROWS, lane % ROWS);
+            let sums = &self.sums[group];
+            let start = sums.shift_logit[i] + sums.shift_exponent[i] / self.call.l;
+            let others = sums.sum[i] != 0.0;
+            let center = &mut options.weighted[group].center[i];
+            if *pending || others && is_far_below(*center, start) {
+                *center = start;
+            }
+        }
+    }
+
+    /// Runs the row arithmetic over group `i`, and writes its results; adds its losses to the totals.
+    ///
+    /// # Safety
+    /// See above; the sums are complete.
+    #[inline(always)]
+    unsafe fn finish(&mut self, i: usize, totals: &mut Totals) {
+        let call = self.call;
+        let span = self.place.group(i);
+        let Sweeper { inputs, sums, coefficients, options, results, .. } = self;
+        if call.from_lse {
+            // SAFETY: the distributions are the call's and this thread's (# Safety).
+            unsafe { operands::read_lse(call, &span, 0, &inputs[i], results) };
+        }
+        let (mut factors, mut moments, mut weighted, mut argmax) =
+            (&RowFactors::ONE, &RowMoments::EMPTY, &WeightedSums::EMPTY, &[0; ROWS]);
+        if let Some(options) = options {
+            if call.wants_entropy {
+                for row in 0..ROWS {
+                    options.moments[i].sum[row] = sums[i].sum[row] + sums[i].error[row];
+                }
+            }
+            (factors, moments) = (&options.factors[i], &options.moments[i]);
+            (weighted, argmax) = (&options.weighted[i], &options.argmax[i]);
+        }
+        call.finish(&mut RowGroup {
+            inputs: &inputs[i],
+            factors,
+            sums: &mut sums[i],
+            moments,
+            weighted,
+            results,
+            coefficients: &mut coefficients[i],
+        });
+        if let Some(loss) = call.loss.filter(|_| call.computes_losses) {
+            operands::add_group(call, &inputs[i], results, argmax, totals);
+            // SAFETY: the distributions are the call's and this thread's (# Safety).
+            unsafe { operands::write(loss, &span, 0, results, argmax) };
+        }
+    }
+
+    /// The second sweep: writes the gradients. `reduced`: the first sweep went before, and its copies are
+    /// still in the buffer, if that holds all classes.
+    ///
+    /// # Safety
+    /// See above; the rows are finished.
+    unsafe fn write(&mut self, reduced: bool) {
+        let call = self.call;
+        let Some(output) = &call.plan.output else { return };
+        let lanes = self.place.lanes;
+        let used = lanes.div_ceil(ROWS);
+        let (mut writes, mut has_scale, mut fills, mut extreme) = (0, false, false, false);
+        for (i, group) in self.coefficients[..used].iter().enumerate() {
+            writes |= u64::from(group.writes) << (i * ROWS);
+            has_scale |= group.has_scale;
+            fills |= group.sweeps != !0;
+            extreme |= group.has_extreme_factor;
+        }
+        writes &= !0 >> (TILE - lanes);
+        if writes == 0 {
+            return;
+        }
+        let first_factors = extreme.then(|| self.split_factors());
+        let seen = reduced && self.holds();
+        let view = &output.view;
+        let strides = [view.stride_along(self.place.axis), view.strides[1]];
+        let in_place = (strides[0] == 1 || lanes == 1) && view.dtype.is_lane_type();
+        let slope = match call.plan.transform() {
+            Some(with) if with.is_capped() => self.buffers().slope.start().cast_const(),
+            _ => std::ptr::null(),
+        };
+        for first in (0..call.plan.shape.classes).step_by(TILE_CLASSES) {
+            // SAFETY: the classes are the call's, and the output covers them (validation), this thread's
+            // alone (# Safety). There are groups for whole registers, and masses and slopes for all classes.
+            // The buffer has room for a chunk. The processor has the set of the kernels.
+            unsafe {
+                let tile = self.tile(first, seen);
+                if !seen {
+                    self.transform(&tile);
+                }
+                let masses = self.masses(&tile, None);
+                let to = view.at(self.place.first, first);
+                let (g, pitch) = if in_place {
+                    (to, strides[1] as usize)
+                } else {
+                    (self.buffers().g.start(), TILE)
+                };
+                (call.k.lanes.tile_gradient)(
+                    &tile,
+                    &TileGradient {
+                        g,
+                        pitch,
+                        accumulate: output.accumulate && in_place,
+                        term: call.term,
+                        inputs: self.inputs,
+                        sums: self.sums,
+                        coefficients: self.coefficients,
+                        has_bias: call.has_bias(),
+                        masses,
+                        first_factors: first_factors.as_ref().map(|first| &first[..]),
+                        has_scale,
+                        fills,
+                        slope,
+                        bounded: !call.from_lse,
+                        writes,
+                    },
+                );
+                if !in_place {
+                    let from = Tile { x: g, pitch: TILE, ..tile };
+                    (call.k.lane_to_output.scatter)(&from, to, strides, output.accumulate, writes);
+                }
+            }
+        }
+    }
+
+    /// Splits extreme factors in two; returns the first ones.
+    #[cold]
+    fn split_factors(&mut self) -> [RowLanes; GROUPS] {
+        let mut first = [[1.0; ROWS]; GROUPS];
+        for (first, group) in first.iter_mut().zip(&mut *self.coefficients) {
+            if group.has_extreme_factor {
+                for (first, factor) in first.iter_mut().zip(&mut group.factor) {
+                    (*first, *factor) = split_factor(*factor);
+                }
+            }
+        }
+        first
+    }
+}
+
+/// What the rows of a tile need to sum up products with masses.
+struct Centers {
+    mass: [CompensatedSum; TILE],
+    /// Rows whose center is not the logit of their excluded class, and is yet to be found.
+    pending: [bool; TILE],
+}

@@ -1,0 +1,204 @@
+//! Every tuned number and every choice of algorithm, each with the measurement behind it.
+//!
+//! The functions take plain numbers, so that every layer may ask. Choices that decide in which order sums are added depend on the problem alone, so that the bits of a
+//! result do not depend on the number of threads, the instruction set or other rows.
+
+/// Rows of a group: the row arithmetic runs over a group at a time. A register of AVX-512 has as many f64
+/// lanes, and narrower sets take two or four.
+pub const ROWS: usize = 8;
+
+/// Classes of a chunk: their exponentials are summed in one go and share a shift. 2048 f32 logits, the
+/// 8 KiB that fit half of a first-level cache of 32 KiB with what is written beside them.
+pub const CHUNK: usize = 2048;
+
+/// The most segments that a row is cut into, and the most chunks of a segment that are told apart.
+pub const SEGMENTS: usize = 64;
+
+/// Classes up to which a fused call in place stores the exponentials of its first sweep for the second.
+/// Beyond it a segment has more chunks than [`SEGMENTS`] flags.
+pub const STORED_EXPS_CLASSES: usize = SEGMENTS * SEGMENTS * CHUNK;
+
+/// Classes from which a row's initial shift is taken.
+pub const HEAD: usize = 256;
+
+/// Chunks that one call of a kernel sums up at most: a call costs as much as some dozens of classes.
+pub const CHUNKS_A_CALL: usize = 32;
+
+/// Blocks that are summed in f32 lanes before the lanes are widened to f64: no more than four additions
+/// a lane. Equal terms round alike, and with eight blocks their error showed
+/// (`fuzzed::equal_terms_beside_one`).
+pub const BLOCKS_A_FLUSH: usize = 4;
+
+/// A chunk's sum from here on is redone with a shift of the chunk's own: stored exponentials stay far
+/// from overflow.
+pub const LARGEST_SUM: f64 = (1u64 << 60) as f64;
+
+/// If the initial shift is not a logit of the row, a sum below this is redone too: the exponentials that
+/// were flushed to 0 are then less than 2^-125 of the row.
+pub const SMALLEST_SUM: f64 = 0.5;
+
+/// Bytes of a memory page, and the pages that a sweep prefetches together: a block from each in turn,
+/// since memory delivers several pages at once faster than one after the other (docs/performance.md).
+pub const PAGE: usize = 4096;
+/// See [`PAGE`].
+pub const PREFETCH_SPAN: usize = 4 * PAGE;
+
+/// Classes up to which a batch of rows stays in the first level of cache between its sweeps.
+pub const BATCHED_CLASSES: usize = 1280;
+
+/// Bytes of logits of a batch that stays in the second level beside another: 0.92 of the time of single
+/// rows at 8192 classes, 0.96 at 16000, no difference from 32000 on.
+const INTERLEAVED_BYTES: usize = 512 * 1024;
+
+/// Bytes of a row from which its gradient is interleaved with the next row's reduction: the row leaves
+/// the first level of cache between the two sweeps (docs/performance.md).
+const INTERLEAVED_ROW_BYTES: usize = 32 * 1024;
+
+/// Bytes of a row up to which the gradient's sweep prefetches the row after the next: it fits the second
+/// level of cache beside the gradient.
+const FETCHED_ROW_BYTES: usize = 512 * 1024;
+
+/// Distributions of a tile: one cache line of f32 per class and register of AVX-512, four registers
+/// abreast.
+pub const TILE: usize = 64;
+
+/// Classes of a tile's chunk: 64 distributions of them are 8 KiB of f32.
+pub const TILE_CLASSES: usize = 32;
+
+/// Bytes of logits that a tile keeps from the first sweep to the second: 128 classes of f32.
+pub const HELD_BYTES: usize = 32 * 1024;
+
+/// Bytes of a row, in the lanes' type, up to which lanes run along rows though classes are contiguous:
+/// the work that a row needs once is then done for many rows at once. 128 classes, or 64 of f64; about
+/// there both ways cost the same (docs/performance.md).
+const NARROW_BYTES: usize = 512;
+
+/// Gradients of at least this many bytes are written around the caches (docs/performance.md).
+const STREAMED_BYTES: usize = 16 << 20;
+
+/// Tasks that a range of rows is cut into at most: enough that 64 threads are evenly loaded.
+pub const TASKS: usize = 256;
+
+/// Elements below which a task is not worth its while: short rows go through their stages in batches.
+const TASK_ELEMENTS: usize = 8 * 1024;
+
+/// Portions of the tasks that each thread takes, about.
+pub const PORTIONS: usize = 16;
+
+/// Elements that are worth a thread: below twice this, everything stays on the calling thread. Waking a
+/// worker costs 2 µs at best and near 20 on average, so that two threads break even with one at 128,000
+/// elements (docs/performance.md).
+pub const THREAD_ELEMENTS: usize = 64 * 1024;
+
+/// What a scan of one target costs, in elements of logits.
+pub const TARGET_SCAN_ELEMENTS: usize = 4;
+
+/// Whether lanes run along rows although classes are contiguous.
+#[inline(always)]
+pub fn is_narrow(classes: usize, lane_size: usize) -> bool {
+    classes <= NARROW_BYTES / lane_size
+}
+
+/// Whether the second sweep over a row goes along with the first over the next, if the call allows it.
+#[inline(always)]
+pub fn interleaves(row_bytes: usize) -> bool {
+    row_bytes >= INTERLEAVED_ROW_BYTES
+}
+
+/// Whether the second sweep over a row prefetches the row after the next.
+#[inline(always)]
+pub fn fetches_ahead(row_bytes: usize) -> bool {
+    row_bytes <= FETCHED_ROW_BYTES
+}
+
+/// Rows of a batch, of `most` at the most, which go through each stage together. What one row waits for
+/// (reductions, logarithms) is hidden behind the work of the others, as long as all stay in the cache
+/// between their two sweeps. With a single sweep, no cache is asked for.
+#[inline(always)]
+pub fn batch_len(classes: usize, row_bytes: usize, sweeps: Sweeps, most: usize) -> usize {
+    match sweeps {
+        Sweeps::One => most,
+        _ if classes <= BATCHED_CLASSES => most,
+        Sweeps::Interleaved if segments(classes) == 1 => {
+            (INTERLEAVED_BYTES / row_bytes).clamp(1, most)
+        }
+        Sweeps::Interleaved | Sweeps::Two => 1,
+    }
+}
+
+/// The sweeps over the logits of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sweeps {
+    /// There is no gradient.
+    One,
+    /// A row's gradient follows its reduction.
+    Two,
+    /// A row's gradient goes along with the next row's reduction.
+    Interleaved,
+}
+
+/// Rows of a batch whose initial shifts are chosen together: those that the sums before have prefetched.
+#[inline(always)]
+pub fn prefetched_rows(row_bytes: usize, most: usize) -> usize {
+    (PREFETCH_SPAN / row_bytes.max(1)).clamp(1, most)
+}
+
+/// Whether the stores of a gradient of `bytes` bypass the caches. They do only where nothing is read from
+/// the same memory and a row's classes are contiguous.
+pub fn streams(in_place: bool, accumulate: bool, class_stride: isize, bytes: usize) -> bool {
+    !in_place && !accumulate && class_stride == 1 && bytes >= STREAMED_BYTES
+}
+
+/// Rows, or tiles, of a task: a function of the problem alone, as the order of all sums is. `elements` is
+/// how many a row, or a tile, has; rows come in whole groups where there are enough.
+pub fn task_len(rows: usize, elements: usize) -> usize {
+    let len = rows.div_ceil(TASKS).max(TASK_ELEMENTS / elements.max(1)).max(1);
+    if len < ROWS { len } else { len.next_multiple_of(ROWS) }
+}
+
+/// Classes of a segment, the unit in which threads share one row: a function of C alone, so that the
+/// order of all sums is one too. 64k classes, more past 4M of them.
+#[inline(always)]
+pub fn segment_len(classes: usize) -> usize {
+    const LEN: usize = 32 * CHUNK;
+    if classes <= SEGMENTS * LEN { LEN } else { classes.div_ceil(SEGMENTS).next_multiple_of(CHUNK) }
+}
+
+/// Segments of a row, at most [`SEGMENTS`].
+#[inline(always)]
+pub fn segments(classes: usize) -> usize {
+    classes.div_ceil(segment_len(classes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The order of sums over rows, and so their bits, follows from these lengths.
+    #[test]
+    fn tasks_depend_on_rows_and_their_elements() {
+        for (rows, elements, expected) in [
+            (1, 1 << 40, 1),
+            (TASKS, TASK_ELEMENTS, 1),
+            // One task a row would be too many.
+            (TASKS + 1, TASK_ELEMENTS, 2),
+            (2 * TASKS, 100_000, 2),
+            (2 * TASKS + 1, 100_000, 3),
+            (7 * TASKS, 100_000, 7),
+            // Enough elements, in whole groups where there are enough rows.
+            (10, 1171, 6),
+            (10, 1170, 7),
+            (10, 1024, 8),
+            (10, 900, 16),
+            (100_000, 10, 824),
+            (7 * TASKS + 1, 100_000, 8),
+            (8 * TASKS + 1, 100_000, 16),
+            (1_000_000, 10, 3912),
+            (3, 0, TASK_ELEMENTS),
+        ] {
+            let len = task_len(rows, elements);
+            assert_eq!(len, expected, "{rows} rows of {elements}");
+            assert!(rows <= TASKS * len, "{rows} rows of {elements}");
+        }
+    }
+}
