@@ -9,9 +9,7 @@ use crate::kernels::contiguous::gradient::GradientChunk;
 use crate::kernels::contiguous::reduce::Sums;
 use crate::kernels::contiguous::{convert, gradient, interleaved, reduce};
 use crate::kernels::logit_transform::{self, Transform};
-use crate::kernels::row_math::{
-    self, RowGroup, RowInputs, RowMoments, RowOptions, RowSums, WeightedSums,
-};
+use crate::kernels::row_math::{self, RowGroup, RowGroupExtras, RowInputs, RowOptions};
 use crate::kernels::row_state::ArgMax;
 use crate::kernels::softmax_gradient::{self, Pair, Tiles};
 use crate::kernels::strided::gradient::TileGradient;
@@ -179,11 +177,11 @@ macro_rules! entries {
                 fn scatter[S: Simd<Real: Base>, G: Element<S>](tile: &Tile, to: *mut u8, strides: [isize; 2], accumulate: bool, writes: u64) -> () {
                     strided::transpose::scatter::<S, G>(S::assume(), tile, to, strides, accumulate, writes)
                 }
-                fn finish_loss[S: Simd<Real: Base>](group: &mut RowGroup, options: &RowOptions) -> () {
-                    row_math::finish_loss::<S>(S::assume(), group, options)
+                fn finish_loss[S: Simd<Real: Base>](groups: &mut [RowGroup], extras: Option<&[RowGroupExtras]>, options: &RowOptions) -> () {
+                    row_math::finish_loss::<S>(S::assume(), groups, extras, options)
                 }
-                fn finish_softmax[S: Simd<Real: Base>](group: &mut RowGroup, term: OutputTerm) -> () {
-                    row_math::finish_softmax::<S>(S::assume(), group, term)
+                fn finish_softmax[S: Simd<Real: Base>](groups: &mut [RowGroup], term: OutputTerm) -> () {
+                    row_math::finish_softmax::<S>(S::assume(), groups, term)
                 }
                 fn count_kept[](view: &View<IntegerType>, first: usize, len: usize, ignore: i64, classes: usize) -> Option<u64> {
                     class_index::count_kept(view, first, len, ignore, classes)
@@ -197,14 +195,14 @@ macro_rules! entries {
                 fn compensated_total[S: Simd<Real: Base>](x: *const f64, len: usize) -> CompensatedSum {
                     reduce::compensated_total::<S>(S::assume(), x, len)
                 }
-                fn tile_sums[S: Simd<Real: Base>](tile: &Tile, inputs: &mut [RowInputs], sums: &mut [RowSums], moments: Option<&mut [RowMoments]>) -> () {
-                    strided::reduce::sums::<S>(S::assume(), tile, inputs, sums, moments)
+                fn tile_sums[S: Simd<Real: Base>](tile: &Tile, groups: &mut [RowGroup], moments: Option<&mut [RowGroupExtras]>) -> () {
+                    strided::reduce::sums::<S>(S::assume(), tile, groups, moments)
                 }
                 fn tile_argmax[S: Simd<Real: Base>](tile: &Tile, maxima: &mut TileMaxima) -> () {
                     strided::reduce::argmax::<S>(S::assume(), tile, maxima)
                 }
-                fn tile_dots[S: Simd<Real: Base>](tile: &Tile, inputs: &[RowInputs], weighted: &mut [WeightedSums], masses: &Masses) -> () {
-                    strided::reduce::dots::<S>(S::assume(), tile, inputs, weighted, masses)
+                fn tile_dots[S: Simd<Real: Base>](tile: &Tile, groups: &[RowGroup], extras: &mut [RowGroupExtras], masses: &Masses) -> () {
+                    strided::reduce::dots::<S>(S::assume(), tile, groups, extras, masses)
                 }
                 fn tile_gradient[S: Simd<Real: Base>](tile: &Tile, gradient: &TileGradient) -> () {
                     strided::gradient::gradient::<S>(S::assume(), tile, gradient)

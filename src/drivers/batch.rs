@@ -4,10 +4,7 @@
 use super::Totals;
 use super::call::{Call, Excluded};
 use super::operands;
-use crate::kernels::row_math::{
-    Coefficients, GradientAction, ROWS, RowFactors, RowGroup, RowInputs, RowMoments, RowResults,
-    RowSums, WeightedSums,
-};
+use crate::kernels::row_math::{GradientAction, ROWS, RowGroup, RowGroupExtras, RowInputs};
 use crate::kernels::row_state::{ArgMax, RowState};
 use crate::kernels::{ExpScale, OutputTerm};
 use crate::math::exp2::Shift;
@@ -102,9 +99,8 @@ pub struct Row {
 /// Every unsafe method asks for the same: the rows `first..first + len` of the last `start` are the call's,
 /// have contiguous classes, and no other thread accesses them.
 pub struct Batch {
-    inputs: RowInputs,
-    factors: RowFactors,
-    results: RowResults,
+    group: RowGroup,
+    extras: RowGroupExtras,
     argmax: [usize; ROWS],
     first: usize,
     len: usize,
@@ -114,9 +110,8 @@ pub struct Batch {
 impl Batch {
     /// A batch of no rows. It is large: it should stay where it is, and serve one batch after the other.
     pub const EMPTY: Batch = Batch {
-        inputs: RowInputs::EMPTY,
-        factors: RowFactors::ONE,
-        results: RowResults::EMPTY,
+        group: RowGroup::EMPTY,
+        extras: RowGroupExtras::NONE,
         argmax: [0; ROWS],
         first: 0,
         len: 0,
@@ -137,21 +132,21 @@ impl Batch {
             }
         }
         (self.first, self.len) = (first, len);
-        self.inputs.x_y = [f64::NEG_INFINITY; ROWS];
+        self.group.inputs.x_y = [f64::NEG_INFINITY; ROWS];
         if len < ROWS {
-            self.inputs.excluded = [RowInputs::IGNORED; ROWS];
+            self.group.inputs.excluded = [RowInputs::IGNORED; ROWS];
         }
         for (row, span) in call.plan.shape.spans(first, len) {
             // SAFETY: the rows are the call's and this thread's (# Safety); spans end with row `len`.
             unsafe {
-                let (inputs, factors) = (&mut self.inputs, &mut self.factors);
+                let (inputs, factors) = (&mut self.group.inputs, &mut self.extras.factors);
                 operands::read(call, &span, row, inputs, Some(factors), &largest[row..]);
             }
         }
         for (i, row) in self.rows[..len].iter_mut().enumerate() {
             row.write(Row {
                 at: call.plan.shape.position(first + i),
-                excluded: self.inputs.class(i),
+                excluded: self.group.inputs.class(i),
                 reduction: None,
                 state: RowState::EMPTY,
                 action: RowAction::Nothing,
@@ -164,7 +159,7 @@ impl Batch {
     /// Whether the exponentials of row `i` are to be summed.
     #[inline(always)]
     pub fn needs_exps(&self, call: &Call, i: usize) -> bool {
-        operands::needs_exps(call, &self.inputs, i)
+        operands::needs_exps(call, &self.group.inputs, i)
     }
 
     /// Reads the logits of the excluded classes of some rows, and what the gradient holds there; once for
@@ -182,10 +177,20 @@ impl Batch {
         for (row, span) in call.plan.shape.spans(self.first + rows.start, rows.len()) {
             // SAFETY: the rows are the call's and this thread's (# Safety).
             unsafe {
-                operands::read_excluded_logits(call, &span, rows.start + row, &mut self.inputs);
+                operands::read_excluded_logits(
+                    call,
+                    &span,
+                    rows.start + row,
+                    &mut self.group.inputs,
+                );
             }
         }
-        operands::transform_excluded(call, &mut self.inputs, &mut self.factors, rows.clone());
+        operands::transform_excluded(
+            call,
+            &mut self.group.inputs,
+            &mut self.extras.factors,
+            rows.clone(),
+        );
         if let Some(output) = call.plan.output.as_ref().filter(|output| output.accumulate) {
             for Row { at, excluded, old_entry, .. } in &mut self.rows()[rows.clone()] {
                 if let Some(class) = *excluded {
@@ -201,14 +206,14 @@ impl Batch {
 
     #[inline(always)]
     fn decide(&mut self, call: &Call, i: usize, initial: InitialShift) {
-        if !operands::needs_reduction(call, &self.inputs, i) {
+        if !operands::needs_reduction(call, &self.group.inputs, i) {
             return;
         }
         let start = initial.shift.exponent / call.l;
-        let spreads = call.spreads_mass && self.inputs.is_kept(i);
+        let spreads = call.spreads_mass && self.group.inputs.is_kept(i);
         let center = spreads.then(|| {
             let others = initial.is_of_row.then_some(start);
-            operands::center(call, &self.inputs, &self.factors, i, start, others)
+            operands::center(call, &self.group.inputs, &self.extras.factors, i, start, others)
         });
         let sums_exps = self.needs_exps(call, i);
         let row = &mut self.rows()[i];
@@ -219,7 +224,7 @@ impl Batch {
     #[inline(always)]
     pub fn rows(&mut self) -> &mut [Row] {
         // SAFETY: `start` wrote the first `len` rows.
-        unsafe { std::slice::from_raw_parts_mut(self.rows.as_mut_ptr().cast(), self.len) }
+        unsafe { assume_rows(&mut self.rows, self.len) }
     }
 
     /// Writes the results of all rows, and finds out what remains to be done.
@@ -228,18 +233,18 @@ impl Batch {
     /// See [`Batch`].
     pub unsafe fn finish(&mut self, call: &Call) {
         let (first, len) = (self.first, self.len);
-        let mut sums = RowSums::EMPTY;
-        let mut moments = RowMoments::EMPTY;
-        let mut weighted = WeightedSums::EMPTY;
-        let mut coefficients = Coefficients::EMPTY;
+        let Batch { group, extras, argmax, rows, .. } = self;
         // SAFETY: `start` wrote the first `len` rows.
-        let rows: &mut [Row] =
-            unsafe { std::slice::from_raw_parts_mut(self.rows.as_mut_ptr().cast(), len) };
+        let rows = unsafe { assume_rows(rows, len) };
+        let RowGroupExtras { moments, weighted, .. } = extras;
+        group.sums.clear_shift_logits();
         for (i, Row { reduction, state, .. }) in rows.iter().enumerate() {
             let Shift { logit, exponent } = state.exps.shift;
-            (sums.shift_logit[i], sums.shift_exponent[i]) = (logit, exponent);
-            sums.by_logit |= logit != 0.0;
-            sums.sum[i] = state.exps.sum.value();
+            if logit != 0.0 {
+                (group.sums.shift_logit[i], group.sums.by_logit) = (logit, true);
+            }
+            group.sums.shift_exponent[i] = exponent;
+            group.sums.sum[i] = state.exps.sum.value();
             if call.wants_entropy {
                 moments.sum[i] = state.moments.sum.value();
                 moments.first_moment[i] = state.moments.first_moment;
@@ -250,32 +255,25 @@ impl Batch {
                 weighted.center[i] =
                     reduction.and_then(|reduction| reduction.center).unwrap_or(0.0);
             }
-            self.argmax[i] = state.argmax.class;
+            argmax[i] = state.argmax.class;
         }
         if call.from_lse {
             for (row, span) in call.plan.shape.spans(first, len) {
                 // SAFETY: the rows are the call's and this thread's (# Safety).
-                unsafe { operands::read_lse(call, &span, row, &self.inputs, &mut self.results) };
+                unsafe { operands::read_lse(call, &span, row, group) };
             }
         }
-        call.finish(&mut RowGroup {
-            inputs: &self.inputs,
-            factors: &self.factors,
-            sums: &mut sums,
-            moments: &moments,
-            weighted: &weighted,
-            results: &mut self.results,
-            coefficients: &mut coefficients,
-        });
+        call.finish(std::slice::from_mut(group), Some(std::slice::from_ref(extras)));
         if let Some(loss) = call.loss.filter(|_| call.computes_losses) {
             for (row, span) in call.plan.shape.spans(first, len) {
                 // SAFETY: the rows are the call's and this thread's (# Safety).
-                unsafe { operands::write(loss, &span, row, &self.results, &self.argmax) };
+                unsafe { operands::write(loss, &span, row, &group.results, argmax) };
             }
         }
         if call.plan.output.is_none() {
             return;
         }
+        let RowGroup { sums, coefficients, .. } = group;
         let has_bias = call.has_bias();
         for (i, row) in rows.iter_mut().enumerate() {
             row.entry = coefficients.entry[i];
@@ -297,16 +295,16 @@ impl Batch {
     /// Adds the losses of all rows to the totals.
     #[inline(always)]
     pub fn add_to(&self, call: &Call, totals: &mut Totals) {
-        if call.computes_losses {
-            operands::add_group(call, &self.inputs, &self.results, &self.argmax, totals);
+        if let Some(loss) = call.loss.filter(|_| call.computes_losses) {
+            operands::add_group(call, loss, &self.group, &self.argmax, totals);
         }
     }
 
     /// Adds the losses of row `i` alone.
     #[inline(always)]
     pub fn add_row(&self, call: &Call, i: usize, totals: &mut Totals) {
-        if call.computes_losses {
-            operands::add_row(call, &self.inputs, &self.results, &self.argmax, i, totals);
+        if let Some(loss) = call.loss.filter(|_| call.computes_losses) {
+            operands::add_row(loss, &self.group, &self.argmax, i, totals);
         }
     }
 
@@ -328,6 +326,16 @@ impl Batch {
             unsafe { output.view.set_real(row.at, class, entry) };
         }
     }
+}
+
+/// The first `len` rows.
+///
+/// # Safety
+/// They were written.
+#[inline(always)]
+unsafe fn assume_rows(rows: &mut [MaybeUninit<Row>; ROWS], len: usize) -> &mut [Row] {
+    // SAFETY: the first `len` places hold rows (# Safety).
+    unsafe { std::slice::from_raw_parts_mut(rows[..len].as_mut_ptr().cast(), len) }
 }
 
 impl Row {

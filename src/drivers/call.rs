@@ -1,6 +1,6 @@
 //! How a call goes over rows, decided once from its plan.
 
-use crate::kernels::row_math::{GradientOptions, LseSource, RowGroup, RowOptions};
+use crate::kernels::row_math::{GradientOptions, LseSource, RowGroup, RowGroupExtras, RowOptions};
 use crate::kernels::{Kernels, OutputTerm};
 use crate::math::exp2::{Base, Shift};
 use crate::plan::{Loss, Operation, Pass, Plan, Softmax};
@@ -185,14 +185,17 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Runs the row arithmetic over a group of rows.
+    /// Runs the row arithmetic over groups of rows; `extras` are there, one for each group, if an option
+    /// needs them.
     #[inline(always)]
-    pub fn finish(&self, group: &mut RowGroup) {
-        // SAFETY: the processor has the set of the kernels, which `Isa::kernels` handed out (`run`).
+    pub fn finish(&self, groups: &mut [RowGroup], extras: Option<&[RowGroupExtras]>) {
+        let extras = extras.map(|extras| &extras[..groups.len()]);
+        // SAFETY: there are as many extras as groups, or none; the processor has the set of the kernels, which
+        // `Isa::kernels` handed out (`run`).
         unsafe {
             match &self.finish {
-                Finish::Loss(options) => (self.k.lanes.finish_loss)(group, options),
-                Finish::Softmax(term) => (self.k.lanes.finish_softmax)(group, *term),
+                Finish::Loss(options) => (self.k.lanes.finish_loss)(groups, extras, options),
+                Finish::Softmax(term) => (self.k.lanes.finish_softmax)(groups, *term),
             }
         }
     }

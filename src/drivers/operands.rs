@@ -3,7 +3,9 @@
 use super::Totals;
 use super::call::{Call, Excluded};
 use crate::kernels::logit_transform::Transform;
-use crate::kernels::row_math::{ROWS, RowFactors, RowInputs, RowLanes, RowResults, is_far_below};
+use crate::kernels::row_math::{
+    ROWS, RowFactors, RowGroup, RowInputs, RowLanes, RowResults, is_far_below,
+};
 use crate::kernels::row_state::ArgMax;
 use crate::plan::{Loss, Targets};
 use crate::view::{FloatType, Span, View};
@@ -215,13 +217,8 @@ pub fn center(
 ///
 /// # Safety
 /// As [`read`], which has read the excluded classes.
-pub unsafe fn read_lse(
-    call: &Call,
-    span: &Span,
-    row: usize,
-    inputs: &RowInputs,
-    results: &mut RowResults,
-) {
+pub unsafe fn read_lse(call: &Call, span: &Span, row: usize, group: &mut RowGroup) {
+    let RowGroup { inputs, results, .. } = group;
     let Some(view) = call.loss.and_then(|loss| loss.lse.as_ref()) else { return };
     let rows = row..row + span.len;
     // SAFETY: the lse covers all rows of the plan (validation), the span's among them (# Safety).
@@ -237,50 +234,47 @@ pub unsafe fn read_lse(
 #[inline(always)]
 pub fn add_group(
     call: &Call,
-    inputs: &RowInputs,
-    results: &RowResults,
+    loss: &Loss,
+    group: &RowGroup,
     argmax: &[usize; ROWS],
     totals: &mut Totals,
 ) {
     // Losses of f32 have too few digits for the roundings of a sum to show.
     if call.plan.logits.dtype.has_f32_lanes() {
-        totals.loss.add(tree(&results.loss));
+        totals.loss.add(tree(&group.results.loss));
     } else {
-        results.loss.iter().for_each(|&loss| totals.loss.add(loss));
+        group.results.loss.iter().for_each(|&loss| totals.loss.add(loss));
     }
-    for row in 0..ROWS {
-        add_rest(call, inputs, results, argmax, row, totals);
+    if loss.z_loss != 0.0 {
+        group.results.z_loss.iter().for_each(|&z_loss| totals.z_loss.add(z_loss));
+    }
+    if loss.counts_correct {
+        (0..ROWS).for_each(|row| count_correct(group, argmax, row, totals));
     }
 }
 
 /// Adds the losses of one row.
 #[inline(always)]
 pub fn add_row(
-    call: &Call,
-    inputs: &RowInputs,
-    results: &RowResults,
+    loss: &Loss,
+    group: &RowGroup,
     argmax: &[usize; ROWS],
     row: usize,
     totals: &mut Totals,
 ) {
-    totals.loss.add(results.loss[row]);
-    add_rest(call, inputs, results, argmax, row, totals);
+    totals.loss.add(group.results.loss[row]);
+    if loss.z_loss != 0.0 {
+        totals.z_loss.add(group.results.z_loss[row]);
+    }
+    if loss.counts_correct {
+        count_correct(group, argmax, row, totals);
+    }
 }
 
+/// Counts a row whose largest logit is the target's.
 #[inline(always)]
-fn add_rest(
-    call: &Call,
-    inputs: &RowInputs,
-    results: &RowResults,
-    argmax: &[usize; ROWS],
-    row: usize,
-    totals: &mut Totals,
-) {
-    let Some(loss) = call.loss else { return };
-    if loss.z_loss != 0.0 {
-        totals.z_loss.add(results.z_loss[row]);
-    }
-    if loss.counts_correct && inputs.class(row) == Some(argmax[row]) {
+fn count_correct(group: &RowGroup, argmax: &[usize; ROWS], row: usize, totals: &mut Totals) {
+    if group.inputs.class(row) == Some(argmax[row]) {
         totals.correct += 1;
     }
 }

@@ -3,10 +3,7 @@
 use super::call::{Call, Excluded};
 use super::{Scratch, Totals, operands};
 use crate::kernels::contiguous::gradient::split_factor;
-use crate::kernels::row_math::{
-    Coefficients, ROWS, RowFactors, RowGroup, RowInputs, RowLanes, RowMoments, RowResults, RowSums,
-    WeightedSums, is_far_below,
-};
+use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras, RowInputs, RowLanes, is_far_below};
 use crate::kernels::row_state::ArgMax;
 use crate::kernels::strided::gradient::TileGradient;
 use crate::kernels::strided::reduce::{Masses, TileMaxima};
@@ -81,19 +78,15 @@ pub fn count(plan: &Plan, axis: Axis) -> usize {
 }
 
 /// What options need of the rows of a tile.
-struct OptionRows {
-    factors: [RowFactors; GROUPS],
-    moments: [RowMoments; GROUPS],
-    weighted: [WeightedSums; GROUPS],
+struct TileExtras {
+    groups: [RowGroupExtras; GROUPS],
     argmax: [[usize; ROWS]; GROUPS],
     largest: [ArgMax; TILE],
 }
 
-impl OptionRows {
-    const EMPTY: OptionRows = OptionRows {
-        factors: [RowFactors::ONE; GROUPS],
-        moments: [RowMoments::EMPTY; GROUPS],
-        weighted: [WeightedSums::EMPTY; GROUPS],
+impl TileExtras {
+    const NONE: TileExtras = TileExtras {
+        groups: [RowGroupExtras::NONE; GROUPS],
         argmax: [[0; ROWS]; GROUPS],
         largest: [ArgMax::NONE; TILE],
     };
@@ -112,19 +105,16 @@ impl OptionRows {
     }
 }
 
-/// What the sweeps over tiles work with. The plain path touches the inputs, sums, results and coefficients
-/// of a row, which are eight numbers of eight bytes and some bits.
+/// What the sweeps over tiles work with. On the plain path they touch eight numbers of a row's group, and
+/// some bits.
 struct Sweeper<'a> {
     call: &'a Call<'a>,
     place: Place,
     /// None where tiles [need none](needs_no_buffers).
     buffers: Option<&'a mut Buffers>,
-    inputs: &'a mut [RowInputs],
-    sums: &'a mut [RowSums],
-    coefficients: &'a mut [Coefficients],
-    /// None where [no option needs them](OptionRows::are_needed).
-    options: Option<&'a mut OptionRows>,
-    results: RowResults,
+    groups: &'a mut [RowGroup],
+    /// None where [no option needs them](TileExtras::are_needed).
+    extras: Option<&'a mut TileExtras>,
 }
 
 /// Runs a range of a plan's tiles; returns the sums over their rows.
@@ -134,7 +124,7 @@ struct Sweeper<'a> {
 pub unsafe fn tiles(call: &Call, axis: Axis, range: Range<usize>) -> Totals {
     // SAFETY: this function's own # Safety.
     unsafe {
-        if needs_no_buffers(call, axis) && !OptionRows::are_needed(call) {
+        if needs_no_buffers(call, axis) && !TileExtras::are_needed(call) {
             tiles_with(call, axis, range, None, None)
         } else {
             tiles_with_options(call, axis, range)
@@ -154,10 +144,10 @@ unsafe fn tiles_with_options(call: &Call, axis: Axis, range: Range<usize>) -> To
         g: Scratch::new(),
         mass: MaybeUninit::uninit(),
     };
-    let mut options = MaybeUninit::uninit();
-    let options = OptionRows::are_needed(call).then(|| &mut *options.write(OptionRows::EMPTY));
+    let mut extras = MaybeUninit::uninit();
+    let extras = TileExtras::are_needed(call).then(|| &mut *extras.write(TileExtras::NONE));
     // SAFETY: this function's own # Safety.
-    unsafe { tiles_with(call, axis, range, Some(&mut buffers), options) }
+    unsafe { tiles_with(call, axis, range, Some(&mut buffers), extras) }
 }
 
 /// # Safety
@@ -167,23 +157,14 @@ unsafe fn tiles_with(
     axis: Axis,
     range: Range<usize>,
     buffers: Option<&mut Buffers>,
-    options: Option<&mut OptionRows>,
+    extras: Option<&mut TileExtras>,
 ) -> Totals {
     let mut totals = Totals::ZERO;
     let count = register_groups(TILE.min(extent(call.plan, axis).0));
-    let mut inputs = [const { MaybeUninit::<RowInputs>::uninit() }; GROUPS];
-    let mut sums = [const { MaybeUninit::<RowSums>::uninit() }; GROUPS];
-    let mut coefficients = [const { MaybeUninit::<Coefficients>::uninit() }; GROUPS];
-    let mut sweeper = Sweeper {
-        call,
-        place: Place::new(call.plan, axis, range.start),
-        buffers,
-        inputs: fill(&mut inputs, count, RowInputs::EMPTY),
-        sums: fill(&mut sums, count, RowSums::EMPTY),
-        coefficients: fill(&mut coefficients, count, Coefficients::EMPTY),
-        options,
-        results: RowResults::EMPTY,
-    };
+    let mut groups = [const { MaybeUninit::<RowGroup>::uninit() }; GROUPS];
+    let groups = fill(&mut groups, count, RowGroup::EMPTY);
+    let place = Place::new(call.plan, axis, range.start);
+    let mut sweeper = Sweeper { call, place, buffers, groups, extras };
     for index in range {
         sweeper.place = Place::new(call.plan, axis, index);
         // SAFETY: the tile is the call's, and no other thread accesses it (# Safety).
@@ -226,10 +207,8 @@ impl Sweeper<'_> {
             // SAFETY: this function's own # Safety.
             unsafe { self.reduce(exps) };
         }
-        for i in 0..used {
-            // SAFETY: this function's own # Safety; group `i` has distributions of the tile.
-            unsafe { self.finish(i, totals) };
-        }
+        // SAFETY: this function's own # Safety; the sums are complete.
+        unsafe { self.finish(used, totals) };
         // SAFETY: this function's own # Safety; the rows are finished.
         unsafe { self.write(reduces) };
     }
@@ -249,18 +228,17 @@ impl Sweeper<'_> {
         let (mut exps, mut reduces) = (false, false);
         for i in 0..used {
             let span = place.group(i);
-            let inputs = &mut self.inputs[i];
+            let RowGroup { inputs, sums, .. } = &mut self.groups[i];
             if span.len < ROWS {
                 *inputs = RowInputs::EMPTY;
             }
-            self.sums[i].clear_shift_logits();
+            sums.clear_shift_logits();
             let (mut factors, mut largest) = (None, &[][..]);
-            if let Some(options) = &mut self.options {
-                factors = Some(&mut options.factors[i]);
-                largest = &options.largest[i * ROWS..];
-                options.weighted[i].dot = [0.0; ROWS];
-                options.weighted[i].error = [0.0; ROWS];
-                options.moments[i] = RowMoments::EMPTY;
+            if let Some(extras) = &mut self.extras {
+                let group = &mut extras.groups[i];
+                (group.weighted.dot, group.weighted.error) = ([0.0; ROWS], [0.0; ROWS]);
+                factors = Some(&mut group.factors);
+                largest = &extras.largest[i * ROWS..];
             }
             // SAFETY: the distributions are the call's and this thread's (# Safety).
             unsafe {
@@ -401,11 +379,11 @@ impl Sweeper<'_> {
                 largest.push(ArgMax { value: maxima.value[lane], class });
             }
         }
-        if let Some(options) = &mut self.options {
+        if let Some(extras) = &mut self.extras {
             for (lane, largest) in largest[..self.place.lanes].iter().enumerate() {
-                options.argmax[lane / ROWS][lane % ROWS] = largest.class;
+                extras.argmax[lane / ROWS][lane % ROWS] = largest.class;
             }
-            options.largest = largest;
+            extras.largest = largest;
         }
     }
 
@@ -428,28 +406,27 @@ impl Sweeper<'_> {
                 self.transform(&tile);
                 if exps {
                     let moments = self
-                        .options
+                        .extras
                         .as_mut()
                         .filter(|_| call.wants_entropy)
-                        .map(|options| &mut options.moments[..groups]);
-                    let (inputs, sums) = (&mut self.inputs[..groups], &mut self.sums[..groups]);
-                    (call.k.lanes.tile_sums)(&tile, inputs, sums, moments);
+                        .map(|extras| &mut extras.groups[..groups]);
+                    (call.k.lanes.tile_sums)(&tile, &mut self.groups[..groups], moments);
                 }
                 if let Some(centers) = &mut centers {
                     if first == 0 && call.takes_exps {
                         self.move_centers(centers);
                     }
                     let masses = self.masses(&tile, Some(&mut centers.mass));
-                    if let Some(options) = &mut self.options {
-                        let weighted = &mut options.weighted[..groups];
-                        (call.k.lanes.tile_dots)(&tile, &self.inputs[..groups], weighted, &masses);
+                    if let Some(extras) = &mut self.extras {
+                        let extras = &mut extras.groups[..groups];
+                        (call.k.lanes.tile_dots)(&tile, &self.groups[..groups], extras, &masses);
                     }
                 }
             }
         }
-        if let (Some(centers), Some(options)) = (centers, &mut self.options) {
+        if let (Some(centers), Some(extras)) = (centers, &mut self.extras) {
             for (lane, mass) in centers.mass[..self.place.lanes].iter().enumerate() {
-                options.weighted[lane / ROWS].mass[lane % ROWS] = mass.value();
+                extras.groups[lane / ROWS].weighted.mass[lane % ROWS] = mass.value();
             }
         }
     }
@@ -457,13 +434,13 @@ impl Sweeper<'_> {
     /// Chooses what the logits of each row are taken relative to, as far as the operands tell.
     #[cold]
     fn start_centers(&mut self) -> Option<Centers> {
-        let options = self.options.as_mut()?;
+        let extras = self.extras.as_mut()?;
         let mut pending = [false; TILE];
         for (lane, pending) in pending[..self.place.lanes].iter_mut().enumerate() {
             let (group, i) = (lane / ROWS, lane % ROWS);
-            let (inputs, factors) = (&self.inputs[group], &options.factors[group]);
-            let center = operands::center(self.call, inputs, factors, i, 0.0, None);
-            options.weighted[group].center[i] = center;
+            let (inputs, extras) = (&self.groups[group].inputs, &mut extras.groups[group]);
+            let center = operands::center(self.call, inputs, &extras.factors, i, 0.0, None);
+            extras.weighted.center[i] = center;
             *pending = inputs.class(i).is_none() || center != inputs.x_y[i];
         }
         Some(Centers { mass: [CompensatedSum::ZERO; TILE], pending })
@@ -472,56 +449,47 @@ impl Sweeper<'_> {
     /// Moves centers to where the first classes are.
     #[cold]
     fn move_centers(&mut self, centers: &Centers) {
-        let Some(options) = &mut self.options else { return };
+        let Some(extras) = &mut self.extras else { return };
         for (lane, pending) in centers.pending[..self.place.lanes].iter().enumerate() {
             let (group, i) = (lane / ROWS, lane % ROWS);
-            let sums = &self.sums[group];
+            let sums = &self.groups[group].sums;
             let start = sums.shift_logit[i] + sums.shift_exponent[i] / self.call.l;
             let others = sums.sum[i] != 0.0;
-            let center = &mut options.weighted[group].center[i];
+            let center = &mut extras.groups[group].weighted.center[i];
             if *pending || others && is_far_below(*center, start) {
                 *center = start;
             }
         }
     }
 
-    /// Runs the row arithmetic over group `i`, and writes its results; adds its losses to the totals.
+    /// Runs the row arithmetic over the first `used` groups, and writes their results; adds their losses to
+    /// the totals.
     ///
     /// # Safety
     /// See above; the sums are complete.
-    #[inline(always)]
-    unsafe fn finish(&mut self, i: usize, totals: &mut Totals) {
-        let call = self.call;
-        let span = self.place.group(i);
-        let Sweeper { inputs, sums, coefficients, options, results, .. } = self;
+    unsafe fn finish(&mut self, used: usize, totals: &mut Totals) {
+        let (call, place) = (self.call, self.place);
+        let groups = &mut self.groups[..used];
         if call.from_lse {
-            // SAFETY: the distributions are the call's and this thread's (# Safety).
-            unsafe { operands::read_lse(call, &span, 0, &inputs[i], results) };
+            for (i, group) in groups.iter_mut().enumerate() {
+                // SAFETY: the distributions are the call's and this thread's (# Safety).
+                unsafe { operands::read_lse(call, &place.group(i), 0, group) };
+            }
         }
-        let (mut factors, mut moments, mut weighted, mut argmax) =
-            (&RowFactors::ONE, &RowMoments::EMPTY, &WeightedSums::EMPTY, &[0; ROWS]);
-        if let Some(options) = options {
-            if call.wants_entropy {
+        if let Some(extras) = self.extras.as_mut().filter(|_| call.wants_entropy) {
+            for (group, extras) in groups.iter().zip(&mut extras.groups) {
                 for row in 0..ROWS {
-                    options.moments[i].sum[row] = sums[i].sum[row] + sums[i].error[row];
+                    extras.moments.sum[row] = group.sums.sum[row] + group.sums.error[row];
                 }
             }
-            (factors, moments) = (&options.factors[i], &options.moments[i]);
-            (weighted, argmax) = (&options.weighted[i], &options.argmax[i]);
         }
-        call.finish(&mut RowGroup {
-            inputs: &inputs[i],
-            factors,
-            sums: &mut sums[i],
-            moments,
-            weighted,
-            results,
-            coefficients: &mut coefficients[i],
-        });
-        if let Some(loss) = call.loss.filter(|_| call.computes_losses) {
-            operands::add_group(call, &inputs[i], results, argmax, totals);
+        call.finish(groups, self.extras.as_ref().map(|extras| &extras.groups[..]));
+        let Some(loss) = call.loss.filter(|_| call.computes_losses) else { return };
+        for (i, group) in groups.iter().enumerate() {
+            let argmax = self.extras.as_ref().map_or(&[0; ROWS], |extras| &extras.argmax[i]);
+            operands::add_group(call, loss, group, argmax, totals);
             // SAFETY: the distributions are the call's and this thread's (# Safety).
-            unsafe { operands::write(loss, &span, 0, results, argmax) };
+            unsafe { operands::write(loss, &place.group(i), 0, &group.results, argmax) };
         }
     }
 
@@ -536,7 +504,8 @@ impl Sweeper<'_> {
         let lanes = self.place.lanes;
         let used = lanes.div_ceil(ROWS);
         let (mut writes, mut has_scale, mut fills, mut extreme) = (0, false, false, false);
-        for (i, group) in self.coefficients[..used].iter().enumerate() {
+        for (i, group) in self.groups[..used].iter().enumerate() {
+            let group = &group.coefficients;
             writes |= u64::from(group.writes) << (i * ROWS);
             has_scale |= group.has_scale;
             fills |= group.sweeps != !0;
@@ -578,9 +547,7 @@ impl Sweeper<'_> {
                         pitch,
                         accumulate: output.accumulate && in_place,
                         term: call.term,
-                        inputs: self.inputs,
-                        sums: self.sums,
-                        coefficients: self.coefficients,
+                        groups: self.groups,
                         has_bias: call.has_bias(),
                         masses,
                         first_factors: first_factors.as_ref().map(|first| &first[..]),
@@ -603,7 +570,8 @@ impl Sweeper<'_> {
     #[cold]
     fn split_factors(&mut self) -> [RowLanes; GROUPS] {
         let mut first = [[1.0; ROWS]; GROUPS];
-        for (first, group) in first.iter_mut().zip(&mut *self.coefficients) {
+        for (first, group) in first.iter_mut().zip(&mut *self.groups) {
+            let group = &mut group.coefficients;
             if group.has_extreme_factor {
                 for (first, factor) in first.iter_mut().zip(&mut group.factor) {
                     (*first, *factor) = split_factor(*factor);

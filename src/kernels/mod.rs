@@ -23,7 +23,7 @@ use contiguous::block::Chunk;
 use contiguous::gradient::GradientChunk;
 use contiguous::reduce::Sums;
 use logit_transform::Transform;
-use row_math::{RowGroup, RowInputs, RowMoments, RowOptions, RowSums, WeightedSums};
+use row_math::{RowGroup, RowGroupExtras, RowInputs, RowOptions};
 use row_state::ArgMax;
 use std::ops::Range;
 use strided::gradient::TileGradient;
@@ -83,9 +83,9 @@ pub struct LogitKernels {
 #[derive(Debug)]
 pub struct LaneKernels {
     /// See [`row_math::finish_loss`].
-    pub finish_loss: unsafe fn(&mut RowGroup, &RowOptions),
+    pub finish_loss: unsafe fn(&mut [RowGroup], Option<&[RowGroupExtras]>, &RowOptions),
     /// See [`row_math::finish_softmax`].
-    pub finish_softmax: unsafe fn(&mut RowGroup, OutputTerm),
+    pub finish_softmax: unsafe fn(&mut [RowGroup], OutputTerm),
     /// See [`class_index::count_kept`].
     pub count_kept: unsafe fn(&View<IntegerType>, usize, usize, i64, usize) -> Option<u64>,
     /// See [`class_index::read_classes`].
@@ -95,11 +95,11 @@ pub struct LaneKernels {
     /// See [`contiguous::reduce::compensated_total`].
     pub compensated_total: unsafe fn(*const f64, usize) -> CompensatedSum,
     /// See [`strided::reduce::sums`].
-    pub tile_sums: unsafe fn(&Tile, &mut [RowInputs], &mut [RowSums], Option<&mut [RowMoments]>),
+    pub tile_sums: unsafe fn(&Tile, &mut [RowGroup], Option<&mut [RowGroupExtras]>),
     /// See [`strided::reduce::argmax`].
     pub tile_argmax: unsafe fn(&Tile, &mut TileMaxima),
     /// See [`strided::reduce::dots`].
-    pub tile_dots: unsafe fn(&Tile, &[RowInputs], &mut [WeightedSums], &Masses),
+    pub tile_dots: unsafe fn(&Tile, &[RowGroup], &mut [RowGroupExtras], &Masses),
     /// See [`strided::gradient::gradient`].
     pub tile_gradient: unsafe fn(&Tile, &TileGradient),
     /// See [`softmax_gradient::products`].

@@ -332,24 +332,48 @@ pub struct GradientOptions {
     pub overwritten: u8,
 }
 
-/// A group of rows: what the arithmetic reads, and where it writes.
-#[derive(Debug)]
-pub struct RowGroup<'a> {
+/// A group of rows on its way through the row arithmetic.
+#[derive(Clone, Copy, Debug)]
+pub struct RowGroup {
     /// What the operands say.
-    pub inputs: &'a RowInputs,
-    /// What options say.
-    pub factors: &'a RowFactors,
+    pub inputs: RowInputs,
     /// The exponential sums. From an lse operand, the shift of the gradient is written here; for a
     /// log-softmax, the shift is moved.
-    pub sums: &'a mut RowSums,
-    /// What the entropy needs.
-    pub moments: &'a RowMoments,
-    /// What spread masses need.
-    pub weighted: &'a WeightedSums,
+    pub sums: RowSums,
     /// The results; the lse is read where it is an operand.
-    pub results: &'a mut RowResults,
+    pub results: RowResults,
     /// The coefficients of the gradient.
-    pub coefficients: &'a mut Coefficients,
+    pub coefficients: Coefficients,
+}
+
+impl RowGroup {
+    /// A group of rows that do not count.
+    pub const EMPTY: RowGroup = RowGroup {
+        inputs: RowInputs::EMPTY,
+        sums: RowSums::EMPTY,
+        results: RowResults::EMPTY,
+        coefficients: Coefficients::EMPTY,
+    };
+}
+
+/// What options need of a group of rows. A call without these options has none.
+#[derive(Clone, Copy, Debug)]
+pub struct RowGroupExtras {
+    /// What options say.
+    pub factors: RowFactors,
+    /// What the entropy needs.
+    pub moments: RowMoments,
+    /// What spread masses need.
+    pub weighted: WeightedSums,
+}
+
+impl RowGroupExtras {
+    /// What rows without options have.
+    pub const NONE: RowGroupExtras = RowGroupExtras {
+        factors: RowFactors::ONE,
+        moments: RowMoments::EMPTY,
+        weighted: WeightedSums::EMPTY,
+    };
 }
 
 /// Whether a logit is so far below others that their distances from it would lose digits.
@@ -383,14 +407,15 @@ struct Softmax<V> {
 }
 
 /// The lanes of a group that one register holds.
-struct Lanes<'a, 'b, S: Simd> {
+struct Lanes<'a, S: Simd> {
     s: S,
-    group: &'a RowGroup<'b>,
+    group: &'a RowGroup,
+    extras: &'a RowGroupExtras,
     /// The first row of the register.
     at: usize,
 }
 
-impl<S: Simd<Real: Base>> Lanes<'_, '_, S> {
+impl<S: Simd<Real: Base>> Lanes<'_, S> {
     #[inline(always)]
     fn get(&self, lanes: &RowLanes) -> WideVector<S> {
         // SAFETY: `at` is a multiple of the register's lanes below ROWS (`finish_loss`,
@@ -414,7 +439,7 @@ impl<S: Simd<Real: Base>> Lanes<'_, '_, S> {
     /// From exponential sums: see the head of this file. Sums are 0, or at least 1/2, as shifts are
     /// chosen.
     #[inline(always)]
-    fn from_sums(&self) -> Softmax<WideVector<S>> {
+    fn by_sums(&self) -> Softmax<WideVector<S>> {
         let (s, group) = (self.s, self.group);
         let d = s.wide();
         let splat = |x: f64| d.splat(x);
@@ -511,7 +536,7 @@ impl<S: Simd<Real: Base>> Lanes<'_, '_, S> {
 
     /// From an lse operand, with a shift close to it.
     #[inline(always)]
-    fn from_lse(&self) -> Softmax<WideVector<S>> {
+    fn by_lse(&self) -> Softmax<WideVector<S>> {
         let (s, group) = (self.s, self.group);
         let d = s.wide();
         let splat = |x: f64| d.splat(x);
@@ -546,7 +571,7 @@ impl<S: Simd<Real: Base>> Lanes<'_, '_, S> {
 
     /// From log-probabilities, whose lse is 0.
     #[inline(always)]
-    fn from_log_probs(&self) -> Softmax<WideVector<S>> {
+    fn by_log_probs(&self) -> Softmax<WideVector<S>> {
         let zero = self.s.wide().splat(0.0);
         let nll = self.s.wide().sub(zero, self.get(&self.group.inputs.x_y));
         Softmax {
@@ -566,11 +591,11 @@ impl<S: Simd<Real: Base>> Lanes<'_, '_, S> {
     /// others among themselves. No term is negative.
     #[inline(always)]
     fn entropy(&self, of: &Softmax<WideVector<S>>) -> WideVector<S> {
-        let (s, group) = (self.s, self.group);
+        let Lanes { s, group, extras, .. } = *self;
         let d = s.wide();
         let splat = |x: f64| d.splat(x);
         let (zero, inverse) = (splat(0.0), splat(S::Real::INVERSE.0));
-        let (sum, moment) = (self.get(&group.moments.sum), self.get(&group.moments.first_moment));
+        let (sum, moment) = (self.get(&extras.moments.sum), self.get(&extras.moments.first_moment));
         let among = d.mul(d.sub(real::log2(d, sum), d.div(moment, sum)), inverse);
         // −ln(1 − p_y), from p_y if that is the smaller.
         let x_y = self.get(&group.inputs.x_y);
@@ -596,25 +621,49 @@ fn round<S: Simd>(s: S, v: WideVector<S>) -> WideVector<S> {
     s.widen(s.narrow(wide)).as_ref()[0]
 }
 
-/// Computes the results of a group of rows of a loss, and the coefficients of their gradients.
+/// Computes the results of groups of rows of a loss, and the coefficients of their gradients. `extras` are
+/// there, one for each group, if an option needs them.
 ///
 /// # Safety
-/// The processor has the set of `s`.
+/// There are as many extras as groups, or none. The processor has the set of `s`.
 #[inline(always)]
-pub unsafe fn finish_loss<S: Simd<Real: Base>>(s: S, group: &mut RowGroup, options: &RowOptions) {
+pub unsafe fn finish_loss<S: Simd<Real: Base>>(
+    s: S,
+    groups: &mut [RowGroup],
+    extras: Option<&[RowGroupExtras]>,
+    options: &RowOptions,
+) {
+    for (i, group) in groups.iter_mut().enumerate() {
+        // SAFETY: there is one for each group (# Safety).
+        let extras = extras.map_or(&NO_EXTRAS, |extras| unsafe { extras.get_unchecked(i) });
+        finish_loss_of(s, group, extras, options);
+    }
+}
+
+static NO_EXTRAS: RowGroupExtras = RowGroupExtras::NONE;
+
+#[inline(always)]
+fn finish_loss_of<S: Simd<Real: Base>>(
+    s: S,
+    group: &mut RowGroup,
+    extras: &RowGroupExtras,
+    options: &RowOptions,
+) {
     let d = s.wide();
     let splat = |x: f64| d.splat(x);
-    group.coefficients.clear();
+    if options.gradient.is_some() {
+        group.coefficients.clear();
+    }
     let mut by_logit = false;
     for at in (0..ROWS).step_by(<S::Wide as Simd>::LANES) {
-        let lanes = Lanes { s, group: &*group, at };
+        let lanes = Lanes { s, group: &*group, extras, at };
         let softmax = match options.lse {
-            LseSource::Sums => lanes.from_sums(),
-            LseSource::Operand => lanes.from_lse(),
-            LseSource::LogProbs => lanes.from_log_probs(),
+            LseSource::Sums => lanes.by_sums(),
+            LseSource::Operand => lanes.by_lse(),
+            LseSource::LogProbs => lanes.by_log_probs(),
         };
         let (zero, one) = (splat(0.0), splat(1.0));
-        let r = if options.has_row_weights { lanes.get(&group.factors.row_weight) } else { one };
+        let r = if options.has_row_weights { lanes.get(&extras.factors.row_weight) } else { one };
         let ignored = d.equal(lanes.get(&group.inputs.excluded), splat(RowInputs::IGNORED));
         let idle = d.either(ignored, d.equal(r, zero));
         let finite = d.equal(d.mul(softmax.lse, zero), zero);
@@ -648,19 +697,24 @@ pub unsafe fn finish_loss<S: Simd<Real: Base>>(s: S, group: &mut RowGroup, optio
     }
 }
 
-/// Computes the coefficients of a group of rows of a softmax, or of a log-softmax: its output is formed
-/// as a gradient is.
+/// Computes the coefficients of groups of rows of a softmax, or of a log-softmax: its output is formed as a
+/// gradient is.
 ///
 /// # Safety
 /// The processor has the set of `s`.
 #[inline(always)]
-pub unsafe fn finish_softmax<S: Simd<Real: Base>>(s: S, group: &mut RowGroup, term: OutputTerm) {
+pub unsafe fn finish_softmax<S: Simd<Real: Base>>(s: S, groups: &mut [RowGroup], term: OutputTerm) {
+    groups.iter_mut().for_each(|group| finish_softmax_of(s, group, term));
+}
+
+#[inline(always)]
+fn finish_softmax_of<S: Simd<Real: Base>>(s: S, group: &mut RowGroup, term: OutputTerm) {
     let d = s.wide();
     let splat = |x: f64| d.splat(x);
     group.coefficients.clear();
     for at in (0..ROWS).step_by(<S::Wide as Simd>::LANES) {
-        let lanes = Lanes { s, group: &*group, at };
-        let softmax = lanes.from_sums();
+        let lanes = Lanes { s, group: &*group, extras: &NO_EXTRAS, at };
+        let softmax = lanes.by_sums();
         let (zero, one, nan) = (splat(0.0), splat(1.0), splat(f64::NAN));
         let (factor, shift_exponent, entry) = match term {
             OutputTerm::BaseE => (
@@ -756,8 +810,8 @@ impl Coefficients {
 }
 
 /// What the losses and gradients of a register of rows are made of.
-struct Terms<'a, 'b, S: Simd> {
-    lanes: Lanes<'a, 'b, S>,
+struct Terms<'a, S: Simd> {
+    lanes: Lanes<'a, S>,
     softmax: Softmax<WideVector<S>>,
     r: WideVector<S>,
     /// Rows that do not count, or whose weight is 0.
@@ -779,7 +833,7 @@ struct RowGradient<V> {
     fills_nan: u32,
 }
 
-impl<S: Simd<Real: Base>> Terms<'_, '_, S> {
+impl<S: Simd<Real: Base>> Terms<'_, S> {
     /// `a·b`, but 0 if `a` is 0.
     #[inline(always)]
     fn times(&self, a: WideVector<S>, b: WideVector<S>) -> WideVector<S> {
@@ -791,7 +845,7 @@ impl<S: Simd<Real: Base>> Terms<'_, '_, S> {
     #[inline(always)]
     fn class_mass(&self, options: &RowOptions) -> WideVector<S> {
         if options.has_class_masses {
-            self.lanes.get(&self.lanes.group.factors.class_mass)
+            self.lanes.get(&self.lanes.extras.factors.class_mass)
         } else {
             self.lanes.s.wide().splat(1.0)
         }
@@ -801,14 +855,14 @@ impl<S: Simd<Real: Base>> Terms<'_, '_, S> {
     #[inline(always)]
     fn losses(&self, options: &RowOptions) -> (WideVector<S>, WideVector<S>) {
         let Terms { lanes, softmax, r, idle, finite } = self;
-        let Lanes { s, group, .. } = *lanes;
+        let Lanes { s, group, extras, .. } = *lanes;
         let d = s.wide();
         let splat = |x: f64| d.splat(x);
         let zero = splat(0.0);
         let mut loss = zero;
         if options.spreads_mass {
             // Σ m_c·(lse − x_c), as M·(lse − center) − Σ m_c·(x_c − center), since lse itself is rounded.
-            let weighted = group.weighted;
+            let weighted = &extras.weighted;
             let (center, x_y) = (lanes.get(&weighted.center), lanes.get(&group.inputs.x_y));
             let l = splat(S::Real::L.to_f64());
             let below =
@@ -856,13 +910,13 @@ impl<S: Simd<Real: Base>> Terms<'_, '_, S> {
         gradient: &GradientOptions,
     ) -> RowGradient<WideVector<S>> {
         let Terms { lanes, softmax, r, idle, finite } = self;
-        let Lanes { s, group, .. } = *lanes;
+        let Lanes { s, extras, .. } = *lanes;
         let d = s.wide();
         let splat = |x: f64| d.splat(x);
         let (zero, one, nan) = (splat(0.0), splat(1.0), splat(f64::NAN));
         let (mut scale, mut z_scale) = (splat(gradient.scale), splat(gradient.z_scale));
         if gradient.has_grad_output {
-            let grad_output = lanes.get(&group.factors.grad_output);
+            let grad_output = lanes.get(&extras.factors.grad_output);
             (scale, z_scale) = (d.mul(scale, grad_output), d.mul(z_scale, grad_output));
         }
         let class_mass = self.class_mass(options);
@@ -875,7 +929,7 @@ impl<S: Simd<Real: Base>> Terms<'_, '_, S> {
             let bias = self.times(splat(options.smoothing_share), scaled);
             (target, bias, d.mul(bias, splat(options.weight_total)))
         } else {
-            (zero, scaled, self.times(scaled, lanes.get(&group.weighted.mass)))
+            (zero, scaled, self.times(scaled, lanes.get(&extras.weighted.mass)))
         };
         if options.z_loss != 0.0 {
             let by = d.mul(d.mul(z_scale, *r), d.mul(splat(2.0 * options.z_loss), softmax.lse));
@@ -912,7 +966,7 @@ impl<S: Simd<Real: Base>> Terms<'_, '_, S> {
                 d.select(d.either(is_low, d.equal(size, splat(f64::INFINITY))), low, high)
             };
             let value = if options.transform.is_some_and(|with| with.is_capped()) {
-                d.mul(lanes.get(&group.factors.slope), value)
+                d.mul(lanes.get(&extras.factors.slope), value)
             } else {
                 value
             };
@@ -1022,52 +1076,31 @@ mod tests {
         }
     }
 
-    /// Eight rows, as the row arithmetic takes them.
-    struct Case {
-        inputs: RowInputs,
-        sums: RowSums,
-        moments: RowMoments,
-        results: RowResults,
-    }
-
-    impl Case {
-        const EMPTY: Case = Case {
-            inputs: RowInputs::EMPTY,
-            sums: RowSums::EMPTY,
-            moments: RowMoments::EMPTY,
-            results: RowResults::EMPTY,
-        };
-
-        fn set(&mut self, lane: usize, row: &One) {
-            self.sums.by_logit |= row.shift_logit != 0.0;
-            self.sums.shift_logit[lane] = row.shift_logit;
-            self.sums.shift_exponent[lane] = row.shift_exponent;
-            self.sums.sum[lane] = row.sum;
-            self.moments.sum[lane] = row.moment_sum;
-            self.moments.first_moment[lane] = row.first_moment;
-            self.inputs.x_y[lane] = row.x_y;
-            self.results.lse[lane] = row.lse;
-        }
+    /// Puts a row into a lane of a group.
+    fn set(group: &mut RowGroup, moments: &mut RowMoments, lane: usize, row: &One) {
+        group.sums.by_logit |= row.shift_logit != 0.0;
+        group.sums.shift_logit[lane] = row.shift_logit;
+        group.sums.shift_exponent[lane] = row.shift_exponent;
+        group.sums.sum[lane] = row.sum;
+        group.inputs.x_y[lane] = row.x_y;
+        group.results.lse[lane] = row.lse;
+        (moments.sum[lane], moments.first_moment[lane]) = (row.moment_sum, row.first_moment);
     }
 
     /// What follows from the numbers of eight rows, by lane.
     #[inline(always)]
-    fn judge<S: Simd<Real: Base>>(s: S, case: &mut Case, from_lse: bool) -> [[f64; 10]; ROWS] {
+    fn judge<S: Simd<Real: Base>>(
+        s: S,
+        group: &RowGroup,
+        moments: &RowMoments,
+        from_lse: bool,
+    ) -> [[f64; 10]; ROWS] {
         let mut results = [[0.0; 10]; ROWS];
         let wide = <S::Wide as Simd>::LANES;
-        let mut coefficients = Coefficients::EMPTY;
-        let group = RowGroup {
-            inputs: &case.inputs,
-            factors: &RowFactors::ONE,
-            sums: &mut case.sums,
-            moments: &case.moments,
-            weighted: &WeightedSums::EMPTY,
-            results: &mut case.results,
-            coefficients: &mut coefficients,
-        };
+        let extras = &RowGroupExtras { moments: *moments, ..RowGroupExtras::NONE };
         for at in (0..ROWS).step_by(wide) {
-            let lanes = Lanes { s, group: &group, at };
-            let got = if from_lse { lanes.from_lse() } else { lanes.from_sums() };
+            let lanes = Lanes { s, group, extras, at };
+            let got = if from_lse { lanes.by_lse() } else { lanes.by_sums() };
             let entropy = if from_lse { got.lse } else { lanes.entropy(&got) };
             let all = [
                 got.shift_logit,
@@ -1096,9 +1129,13 @@ mod tests {
     macro_rules! stamp {
         ($name:ident, $token:ty $(, $feature:tt)*) => {
             $(#[target_feature(enable = $feature)])*
-            unsafe fn $name(case: &mut Case, from_lse: bool) -> [[f64; 10]; ROWS] {
+            unsafe fn $name(
+                group: &RowGroup,
+                moments: &RowMoments,
+                from_lse: bool,
+            ) -> [[f64; 10]; ROWS] {
                 // SAFETY: the test calls this function if the processor has the set, for which it is compiled.
-                judge(unsafe { <$token>::assume() }, case, from_lse)
+                judge(unsafe { <$token>::assume() }, group, moments, from_lse)
             }
         };
     }
@@ -1121,7 +1158,7 @@ mod tests {
     mod x86 {
         pub const ALL: [(super::Isa, [super::Judge; 2]); 0] = [];
     }
-    type Judge = unsafe fn(&mut Case, bool) -> [[f64; 10]; ROWS];
+    type Judge = unsafe fn(&RowGroup, &RowMoments, bool) -> [[f64; 10]; ROWS];
 
     /// The rows on every set, in every lane, for one type of lanes; the sets that fuse have the
     /// same bits, and no lane looks at another.
@@ -1138,12 +1175,13 @@ mod tests {
             for turn in 0..ROWS {
                 for start in (0..rows.len()).step_by(ROWS) {
                     let at = |lane: usize| start + (lane + turn) % ROWS;
-                    let mut case = Case::EMPTY;
+                    let (mut group, mut moments) = (RowGroup::EMPTY, RowMoments::EMPTY);
                     for lane in 0..ROWS {
-                        case.set(lane, rows.get(at(lane)).unwrap_or(&One::EMPTY));
+                        let row = rows.get(at(lane)).unwrap_or(&One::EMPTY);
+                        set(&mut group, &mut moments, lane, row);
                     }
                     // SAFETY: the processor has the set.
-                    let judged = unsafe { judge(&mut case, from_lse) };
+                    let judged = unsafe { judge(&group, &moments, from_lse) };
                     for (lane, judged) in judged.into_iter().enumerate() {
                         let Some(result) = results.get_mut(at(lane)) else { continue };
                         let [

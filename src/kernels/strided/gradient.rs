@@ -3,7 +3,7 @@
 use super::reduce::{Masses, excluded};
 use super::tile::{Tile, both, number, shift_logits, take, take_wide};
 use crate::kernels::OutputTerm;
-use crate::kernels::row_math::{Coefficients, ROWS, RowInputs, RowLanes, RowSums};
+use crate::kernels::row_math::{Coefficients, ROWS, RowGroup, RowLanes};
 use crate::math::exp2::{Base, ByLogit, Clamped, Exp2};
 use crate::simd::{Real, Simd, up_to};
 
@@ -18,12 +18,8 @@ pub struct TileGradient<'a> {
     pub accumulate: bool,
     /// What is computed from the logits.
     pub term: OutputTerm,
-    /// The excluded classes of the rows.
-    pub inputs: &'a [RowInputs],
-    /// The shifts of the rows.
-    pub sums: &'a [RowSums],
-    /// The coefficients of the rows.
-    pub coefficients: &'a [Coefficients],
+    /// The rows: their excluded classes, shifts and coefficients.
+    pub groups: &'a [RowGroup],
     /// The coefficients' biases are there, and subtracted once multiplied by the masses.
     pub has_bias: bool,
     /// See `has_bias`.
@@ -53,8 +49,8 @@ impl TileGradient<'_> {
         let (mut bits, mut row) = (0, at / ROWS * ROWS);
         while row < at + S::LANES {
             // SAFETY: there is a group for row `row` (# Safety).
-            let group = unsafe { self.coefficients.get_unchecked(row / ROWS) };
-            bits |= u32::from(mask(group)) << (row - at / ROWS * ROWS);
+            let group = unsafe { self.groups.get_unchecked(row / ROWS) };
+            bits |= u32::from(mask(&group.coefficients)) << (row - at / ROWS * ROWS);
             row += ROWS;
         }
         bits >> (at % ROWS) & up_to::<S>(S::LANES)
@@ -91,7 +87,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
     let zero = s.splat(S::Real::ZERO);
     let d = s.wide();
     let (l, inverse) = (d.splat(S::Real::L.to_f64()), d.splat(S::Real::INVERSE.0));
-    let TileGradient { sums, coefficients, .. } = gradient;
+    let groups = gradient.groups;
     for at in (0..tile.lanes).step_by(S::LANES) {
         let lanes = up_to::<S>(tile.lanes - at);
         let writes = (gradient.writes >> at) as u32 & lanes;
@@ -102,16 +98,16 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
         // SAFETY: there are groups for whole registers (# Safety).
         let (shift_logit, shift_exponent, factor, wide_bias, entry, class) = unsafe {
             (
-                shift_logits(s, sums, at),
-                take_wide(s, sums, |sums| &sums.shift_exponent, at),
-                take_wide(s, coefficients, |of| &of.factor, at),
+                shift_logits(s, groups, at),
+                take_wide(s, groups, |group| &group.sums.shift_exponent, at),
+                take_wide(s, groups, |group| &group.coefficients.factor, at),
                 if gradient.has_bias {
-                    take_wide(s, coefficients, |of| &of.bias, at)
+                    take_wide(s, groups, |group| &group.coefficients.bias, at)
                 } else {
                     s.widen(zero)
                 },
-                take(s, coefficients, |of| &of.entry, at),
-                excluded(s, gradient.inputs, at, tile),
+                take(s, groups, |group| &group.coefficients.entry, at),
+                excluded(s, groups, at, tile),
             )
         };
         let logits = s.narrow(shift_logit);
@@ -172,7 +168,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
             };
             if gradient.has_scale {
                 // SAFETY: there are groups for whole registers (# Safety).
-                v = s.mul(v, unsafe { take(s, coefficients, |of| &of.scale, at) });
+                v = s.mul(v, unsafe { take(s, groups, |group| &group.coefficients.scale, at) });
             }
             if !gradient.slope.is_null() {
                 let slope = gradient.slope.cast::<S::Real>().wrapping_add(c * tile.pitch + at);

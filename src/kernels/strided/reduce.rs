@@ -4,7 +4,7 @@ use super::tile::{
     Partial, Registers, Tile, TileNumbers, Whole, both, number, put, put_shift_logits,
     shift_logits, take, take_wide,
 };
-use crate::kernels::row_math::{RowInputs, RowMoments, RowSums, WeightedSums};
+use crate::kernels::row_math::{RowGroup, RowGroupExtras};
 use crate::math::exp2::{Base, ByLogit, Clamped, Exp2};
 use crate::math::real;
 use crate::simd::{Real, Simd, WideVector, up_to};
@@ -65,11 +65,11 @@ impl<S: Simd> PartialSum<S> {
 /// # Safety
 /// There are groups for the whole register; the processor has the set of `s`.
 #[inline(always)]
-pub unsafe fn excluded<S: Simd>(s: S, inputs: &[RowInputs], at: usize, tile: &Tile) -> S::Vector {
+pub unsafe fn excluded<S: Simd>(s: S, groups: &[RowGroup], at: usize, tile: &Tile) -> S::Vector {
     let d = s.wide();
     let first = d.splat(tile.first as f64);
     // SAFETY: there are groups for the register (# Safety).
-    let mut classes = unsafe { take_wide(s, inputs, |inputs| &inputs.excluded, at) };
+    let mut classes = unsafe { take_wide(s, groups, |group| &group.inputs.excluded, at) };
     classes.as_mut().iter_mut().for_each(|v| *v = d.sub(*v, first));
     s.narrow(classes)
 }
@@ -104,9 +104,8 @@ const ABREAST: usize = 4;
 pub unsafe fn sums<S: Simd<Real: Base>>(
     s: S,
     tile: &Tile,
-    inputs: &mut [RowInputs],
-    sums: &mut [RowSums],
-    moments: Option<&mut [RowMoments]>,
+    groups: &mut [RowGroup],
+    moments: Option<&mut [RowGroupExtras]>,
 ) {
     let wants_moments = moments.is_some();
     let moments = moments.unwrap_or_default();
@@ -117,19 +116,19 @@ pub unsafe fn sums<S: Simd<Real: Base>>(
         // `Whole` says so; the rest is this function's # Safety.
         unsafe {
             if !wants_moments && left >= ABREAST * S::LANES {
-                register_sums::<S, Sum, Whole, ABREAST>(s, tile, inputs, sums, moments, at);
+                register_sums::<S, Sum, Whole, ABREAST>(s, tile, groups, moments, at);
                 at += ABREAST * S::LANES;
                 continue;
             }
             match (wants_moments, left >= S::LANES) {
                 (false, true) => {
-                    register_sums::<S, Sum, Whole, 1>(s, tile, inputs, sums, moments, at);
+                    register_sums::<S, Sum, Whole, 1>(s, tile, groups, moments, at);
                 }
                 (false, false) => {
-                    register_sums::<S, Sum, Partial, 1>(s, tile, inputs, sums, moments, at);
+                    register_sums::<S, Sum, Partial, 1>(s, tile, groups, moments, at);
                 }
                 (true, _) => {
-                    register_sums::<S, Moment, Partial, 1>(s, tile, inputs, sums, moments, at);
+                    register_sums::<S, Moment, Partial, 1>(s, tile, groups, moments, at);
                 }
             }
         }
@@ -144,9 +143,8 @@ pub unsafe fn sums<S: Simd<Real: Base>>(
 unsafe fn register_sums<S: Simd<Real: Base>, K: SumKind, W: Registers, const N: usize>(
     s: S,
     tile: &Tile,
-    inputs: &mut [RowInputs],
-    sums: &mut [RowSums],
-    moments: &mut [RowMoments],
+    groups: &mut [RowGroup],
+    moments: &mut [RowGroupExtras],
     at: usize,
 ) {
     let lowest = s.splat(S::Real::NEG_INFINITY);
@@ -154,9 +152,9 @@ unsafe fn register_sums<S: Simd<Real: Base>, K: SumKind, W: Registers, const N: 
     for i in 0..N {
         // SAFETY: there are groups for whole registers (# Safety of `sums`).
         unsafe {
-            class[i] = excluded(s, inputs, at + i * S::LANES, tile);
+            class[i] = excluded(s, groups, at + i * S::LANES, tile);
             if tile.first > 0 {
-                x_y[i] = take(s, inputs, |inputs| &inputs.x_y, at + i * S::LANES);
+                x_y[i] = take(s, groups, |group| &group.inputs.x_y, at + i * S::LANES);
             }
         }
     }
@@ -173,7 +171,7 @@ unsafe fn register_sums<S: Simd<Real: Base>, K: SumKind, W: Registers, const N: 
     for i in 0..N {
         let scan = MaxScan { at: at + i * S::LANES, excluded: class[i], x_y: x_y[i], max: max[i] };
         // SAFETY: this function's own # Safety, for register `i`.
-        unsafe { sums_after::<S, K, W>(s, tile, inputs, sums, moments, scan) };
+        unsafe { sums_after::<S, K, W>(s, tile, groups, moments, scan) };
     }
 }
 
@@ -197,9 +195,8 @@ struct MaxScan<S: Simd> {
 unsafe fn sums_after<S: Simd<Real: Base>, K: SumKind, W: Registers>(
     s: S,
     tile: &Tile,
-    inputs: &mut [RowInputs],
-    sums: &mut [RowSums],
-    moments: &mut [RowMoments],
+    groups: &mut [RowGroup],
+    moments: &mut [RowGroupExtras],
     MaxScan { at, excluded, x_y, max }: MaxScan<S>,
 ) {
     let d = s.wide();
@@ -226,9 +223,9 @@ unsafe fn sums_after<S: Simd<Real: Base>, K: SumKind, W: Registers>(
         // SAFETY: there are groups for whole registers (# Safety of `sums`).
         let (old_logit, old_exponent, old_sum) = unsafe {
             (
-                s.narrow(shift_logits(s, sums, at)),
-                take(s, sums, |sums| &sums.shift_exponent, at),
-                take_wide(s, sums, |sums| &sums.sum, at),
+                s.narrow(shift_logits(s, groups, at)),
+                take(s, groups, |group| &group.sums.shift_exponent, at),
+                take_wide(s, groups, |group| &group.sums.sum, at),
             )
         };
         let l = d.splat(S::Real::L.to_f64());
@@ -250,9 +247,9 @@ unsafe fn sums_after<S: Simd<Real: Base>, K: SumKind, W: Registers>(
         sum = old_sum;
         // SAFETY: there are groups for whole registers, and moments if `K::MOMENT` (# Safety).
         unsafe {
-            error = take_wide(s, sums, |sums| &sums.error, at);
+            error = take_wide(s, groups, |group| &group.sums.error, at);
             if K::MOMENT {
-                moment = take_wide(s, moments, |moments| &moments.first_moment, at);
+                moment = take_wide(s, moments, |extras| &extras.moments.first_moment, at);
             }
         }
         if s.bits(moved) != 0 {
@@ -294,13 +291,13 @@ unsafe fn sums_after<S: Simd<Real: Base>, K: SumKind, W: Registers>(
     }
     // SAFETY: there are groups for whole registers, and moments if `K::MOMENT` (# Safety).
     unsafe {
-        put(s, inputs, |inputs| &mut inputs.x_y, at, s.widen(x_y));
-        put(s, sums, |sums| &mut sums.error, at, error);
-        put(s, sums, |sums| &mut sums.shift_exponent, at, s.widen(exponent));
-        put_shift_logits(s, sums, at, logit);
-        put(s, sums, |sums| &mut sums.sum, at, sum);
+        put(s, groups, |group| &mut group.inputs.x_y, at, s.widen(x_y));
+        put(s, groups, |group| &mut group.sums.error, at, error);
+        put(s, groups, |group| &mut group.sums.shift_exponent, at, s.widen(exponent));
+        put_shift_logits(s, groups, at, logit);
+        put(s, groups, |group| &mut group.sums.sum, at, sum);
         if K::MOMENT {
-            put(s, moments, |moments| &mut moments.first_moment, at, moment);
+            put(s, moments, |extras| &mut extras.moments.first_moment, at, moment);
         }
     }
 }
@@ -397,8 +394,8 @@ impl Masses {
 pub unsafe fn dots<S: Simd>(
     s: S,
     tile: &Tile,
-    inputs: &[RowInputs],
-    weighted: &mut [WeightedSums],
+    groups: &[RowGroup],
+    extras: &mut [RowGroupExtras],
     masses: &Masses,
 ) {
     let d = s.wide();
@@ -408,10 +405,10 @@ pub unsafe fn dots<S: Simd>(
         // SAFETY: there are groups for whole registers (# Safety).
         let (center, excluded, mut dot, mut errors) = unsafe {
             (
-                take_wide(s, weighted, |weighted| &weighted.center, at),
-                take_wide(s, inputs, |inputs| &inputs.excluded, at),
-                take_wide(s, weighted, |weighted| &weighted.dot, at),
-                take_wide(s, weighted, |weighted| &weighted.error, at),
+                take_wide(s, extras, |extras| &extras.weighted.center, at),
+                take_wide(s, groups, |group| &group.inputs.excluded, at),
+                take_wide(s, extras, |extras| &extras.weighted.dot, at),
+                take_wide(s, extras, |extras| &extras.weighted.error, at),
             )
         };
         for c in 0..tile.classes {
@@ -439,8 +436,8 @@ pub unsafe fn dots<S: Simd>(
         }
         // SAFETY: there are groups for whole registers (# Safety).
         unsafe {
-            put(s, weighted, |weighted| &mut weighted.dot, at, dot);
-            put(s, weighted, |weighted| &mut weighted.error, at, errors);
+            put(s, extras, |extras| &mut extras.weighted.dot, at, dot);
+            put(s, extras, |extras| &mut extras.weighted.error, at, errors);
         }
     }
 }

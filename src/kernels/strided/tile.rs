@@ -1,6 +1,6 @@
 //! A tile as the kernels see it, and the registers of its rows.
 
-use crate::kernels::row_math::{ROWS, RowLanes, RowSums};
+use crate::kernels::row_math::{ROWS, RowGroup, RowLanes};
 use crate::simd::{Real, Simd, WideVector, up_to};
 use crate::strategy::{TILE, TILE_CLASSES};
 
@@ -130,11 +130,11 @@ pub unsafe fn put<S: Simd, T>(
 /// # Safety
 /// As [`take`].
 #[inline(always)]
-pub unsafe fn shift_logits<S: Simd>(s: S, sums: &[RowSums], at: usize) -> S::Widened {
+pub unsafe fn shift_logits<S: Simd>(s: S, groups: &[RowGroup], at: usize) -> S::Widened {
     // SAFETY: there are groups for the register (# Safety).
     unsafe {
-        if by_logit::<S>(sums, at) {
-            take_wide(s, sums, |sums| &sums.shift_logit, at)
+        if by_logit::<S>(groups, at) {
+            take_wide(s, groups, |group| &group.sums.shift_logit, at)
         } else {
             s.widen(s.splat(S::Real::ZERO))
         }
@@ -146,14 +146,19 @@ pub unsafe fn shift_logits<S: Simd>(s: S, sums: &[RowSums], at: usize) -> S::Wid
 /// # Safety
 /// As [`take`].
 #[inline(always)]
-pub unsafe fn put_shift_logits<S: Simd>(s: S, sums: &mut [RowSums], at: usize, logits: S::Vector) {
+pub unsafe fn put_shift_logits<S: Simd>(
+    s: S,
+    groups: &mut [RowGroup],
+    at: usize,
+    logits: S::Vector,
+) {
     let is_zero = s.bits(s.equal(logits, s.splat(S::Real::ZERO)));
     // SAFETY: there are groups for the register (# Safety).
     unsafe {
-        if is_zero != up_to::<S>(S::LANES) || by_logit::<S>(sums, at) {
-            put(s, sums, |sums| &mut sums.shift_logit, at, s.widen(logits));
+        if is_zero != up_to::<S>(S::LANES) || by_logit::<S>(groups, at) {
+            put(s, groups, |group| &mut group.sums.shift_logit, at, s.widen(logits));
             for group in groups_of::<S>(at) {
-                sums.get_unchecked_mut(group).by_logit = true;
+                groups.get_unchecked_mut(group).sums.by_logit = true;
             }
         }
     }
@@ -164,9 +169,9 @@ pub unsafe fn put_shift_logits<S: Simd>(s: S, sums: &mut [RowSums], at: usize, l
 /// # Safety
 /// As [`take`].
 #[inline(always)]
-unsafe fn by_logit<S: Simd>(sums: &[RowSums], at: usize) -> bool {
+unsafe fn by_logit<S: Simd>(groups: &[RowGroup], at: usize) -> bool {
     // SAFETY: there are groups for the register (# Safety).
-    groups_of::<S>(at).any(|group| unsafe { sums.get_unchecked(group) }.by_logit)
+    groups_of::<S>(at).any(|group| unsafe { groups.get_unchecked(group) }.sums.by_logit)
 }
 
 /// The groups of a register's rows.
