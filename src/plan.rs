@@ -90,6 +90,7 @@ pub struct Plan {
 
 /// What a plan computes.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a plan stays on the stack: calls allocate nothing")]
 pub enum Operation {
     /// Cross-entropy or its gradient.
     Loss(Loss),

@@ -80,6 +80,24 @@ macro_rules! with_integer {
 }
 pub(crate) use with_integer;
 
+/// An integer that is an element of an operand.
+pub trait Integer: Copy {
+    /// The value.
+    fn value(self) -> i64;
+}
+
+macro_rules! integer {
+    ($($type:ty),*) => {
+        $(impl Integer for $type {
+            #[inline(always)]
+            fn value(self) -> i64 {
+                self as i64
+            }
+        })*
+    };
+}
+integer!(i64, i32, u32, u16, u8);
+
 /// An element type: floats and integers have one each.
 pub trait ElementType: Copy {
     /// Bytes of one element, which is also its alignment.
@@ -232,7 +250,7 @@ impl View<IntegerType> {
         // SAFETY: the view covers the row (# Safety).
         let p = unsafe { self.at(at, 0) };
         // SAFETY: validation checked that the element is an aligned `T`.
-        with_integer!(self.dtype, T => unsafe { *p.cast::<T>() } as i64)
+        with_integer!(self.dtype, T => unsafe { *p.cast::<T>() }.value())
     }
 
     /// Writes an integer for each distribution of a span, of an i64 operand without a class axis.

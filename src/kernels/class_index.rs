@@ -5,25 +5,7 @@
 //! rows of 10 classes, a target costs as much as a logit.
 
 use super::row_math::{ROWS, RowInputs};
-use crate::view::{IntegerType, Span, View, with_integer};
-
-/// An integer type of class indices.
-trait Index: Copy {
-    /// The index.
-    fn value(self) -> i64;
-}
-
-macro_rules! index {
-    ($($type:ty),*) => {
-        $(impl Index for $type {
-            #[inline(always)]
-            fn value(self) -> i64 {
-                self as i64
-            }
-        })*
-    };
-}
-index!(i64, i32, u32, u16, u8);
+use crate::view::{Integer, IntegerType, Span, View, with_integer};
 
 /// The number of targets from the `first` on that are not `ignore`; None if one of those is outside
 /// `0..classes`.
@@ -45,7 +27,7 @@ pub unsafe fn count_kept(
 /// # Safety
 /// As [`count_kept`], of integers of `T`.
 #[inline(always)]
-unsafe fn count_of<T: Index>(
+unsafe fn count_of<T: Integer>(
     view: &View<IntegerType>,
     first: usize,
     len: usize,
@@ -85,7 +67,7 @@ pub unsafe fn read_classes(
 /// # Safety
 /// As [`read_classes`], of integers of `T`.
 #[inline(always)]
-unsafe fn read_of<T: Index>(
+unsafe fn read_of<T: Integer>(
     view: &View<IntegerType>,
     span: &Span,
     ignore: i64,

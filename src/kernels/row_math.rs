@@ -704,7 +704,9 @@ fn finish_loss_of<S: Simd<Real: Base>>(
 /// The processor has the set of `s`.
 #[inline(always)]
 pub unsafe fn finish_softmax<S: Simd<Real: Base>>(s: S, groups: &mut [RowGroup], term: OutputTerm) {
-    groups.iter_mut().for_each(|group| finish_softmax_of(s, group, term));
+    for group in groups {
+        finish_softmax_of(s, group, term);
+    }
 }
 
 #[inline(always)]

@@ -46,6 +46,7 @@ pub(crate) struct Valid {
 }
 
 /// The validated call.
+#[allow(clippy::large_enum_variant, reason = "it stays on the stack: calls allocate nothing")]
 pub(crate) enum Work {
     Forward(Plan),
     Backward(SoftmaxGradient),

@@ -4,7 +4,7 @@ use super::reduce::{Masses, excluded};
 use super::tile::{Tile, both, number, shift_logits, take, take_wide};
 use crate::kernels::OutputTerm;
 use crate::kernels::row_math::{Coefficients, ROWS, RowGroup, RowLanes};
-use crate::math::exp2::{Base, ByLogit, Clamped, Exp2};
+use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2};
 use crate::simd::{Real, Simd, up_to};
 
 /// What the gradient of a tile is made of.
@@ -40,6 +40,14 @@ pub struct TileGradient<'a> {
 }
 
 impl TileGradient<'_> {
+    /// Whether exponentials, one factor a row and the entries will do.
+    #[inline(always)]
+    fn is_fast(&self) -> bool {
+        let plain = !(self.has_bias || self.has_scale || self.fills || self.accumulate);
+        let none = self.first_factors.is_none() && self.slope.is_null();
+        plain && none && self.term == OutputTerm::Exponentials
+    }
+
     /// One bit a row, out of the masks of the groups that a register's rows are in.
     ///
     /// # Safety
@@ -76,6 +84,22 @@ fn where_set<S: Simd>(s: S, of: &'static [f64; 16], bits: u32) -> S::Vector {
     s.narrow(v)
 }
 
+/// Whether a sweep can do everything that a tile may ask for.
+trait TileMode {
+    /// It can.
+    const GENERAL: bool;
+}
+
+struct Fast;
+struct General;
+
+impl TileMode for Fast {
+    const GENERAL: bool = false;
+}
+impl TileMode for General {
+    const GENERAL: bool = true;
+}
+
 /// Writes the gradient of a tile, or adds it to what the memory holds.
 ///
 /// # Safety
@@ -84,6 +108,20 @@ fn where_set<S: Simd>(s: S, of: &'static [f64; 16], bits: u32) -> S::Vector {
 /// is exactly the tile or apart from it; the processor has the set of `s`.
 #[inline(always)]
 pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGradient) {
+    // SAFETY: this function's own # Safety.
+    unsafe {
+        if gradient.is_fast() {
+            sweep::<S, Fast>(s, tile, gradient);
+        } else {
+            sweep::<S, General>(s, tile, gradient);
+        }
+    }
+}
+
+/// # Safety
+/// As [`gradient`]; the tile asks for no more than `M` can do.
+#[inline(always)]
+unsafe fn sweep<S: Simd<Real: Base>, M: TileMode>(s: S, tile: &Tile, gradient: &TileGradient) {
     let zero = s.splat(S::Real::ZERO);
     let d = s.wide();
     let (l, inverse) = (d.splat(S::Real::L.to_f64()), d.splat(S::Real::INVERSE.0));
@@ -101,7 +139,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
                 shift_logits(s, groups, at),
                 take_wide(s, groups, |group| &group.sums.shift_exponent, at),
                 take_wide(s, groups, |group| &group.coefficients.factor, at),
-                if gradient.has_bias {
+                if M::GENERAL && gradient.has_bias {
                     take_wide(s, groups, |group| &group.coefficients.bias, at)
                 } else {
                     s.widen(zero)
@@ -112,11 +150,12 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
         };
         let logits = s.narrow(shift_logit);
         let exp = Exp2::<S, ByLogit>::lanes(s, logits, s.narrow(shift_exponent));
+        let by_exponent = Exp2::<S, ByExponent>::lanes(s, zero, s.narrow(shift_exponent));
         let (narrow_factor, bias) = (s.narrow(factor), s.narrow(wide_bias));
         let uniform_bias = s.sub(zero, bias);
         let bounded = gradient.bounded && s.bits(s.equal(logits, zero)) == up_to::<S>(S::LANES);
         let (mut sweeps, mut fill) = (s.equal(zero, zero), zero);
-        if gradient.fills {
+        if M::GENERAL && gradient.fills {
             // SAFETY: there are groups for whole registers (# Safety).
             let (swept, nan) = unsafe {
                 (gradient.bits::<S>(|of| of.sweeps, at), gradient.bits::<S>(|of| of.fills_nan, at))
@@ -133,7 +172,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
             let x =
                 unsafe { if whole { s.load(p) } else { s.load_lanes(p, lanes, S::Real::ZERO) } };
             let mut minus_bias = uniform_bias;
-            if gradient.has_bias && !gradient.masses.data.is_null() {
+            if M::GENERAL && gradient.has_bias && !gradient.masses.data.is_null() {
                 let mut v = wide_bias;
                 for (i, v) in v.as_mut().iter_mut().enumerate() {
                     // SAFETY: there are masses for all classes and whole registers (# Safety).
@@ -145,15 +184,18 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
                 }
                 minus_bias = s.sub(zero, s.narrow(v));
             }
-            // SAFETY: for both calls, there are first factors for whole registers (# Safety).
             let scaled = |e: S::Vector| match gradient.first_factors {
-                Some(first) => s.mul(e, unsafe { take(s, first, |lanes| lanes, at) }),
-                None => e,
+                Some(first) if M::GENERAL => {
+                    // SAFETY: there are first factors for whole registers (# Safety).
+                    s.mul(e, unsafe { take(s, first, |lanes| lanes, at) })
+                }
+                _ => e,
             };
-            let mut v = match gradient.term {
+            let term = if M::GENERAL { gradient.term } else { OutputTerm::Exponentials };
+            let mut v = match term {
                 OutputTerm::Exponentials => {
                     let e = match bounded {
-                        true => exp.value_below(x, is_excluded),
+                        true => by_exponent.value_below(x, is_excluded),
                         false => exp.value::<Clamped>(x),
                     };
                     s.mul_add(scaled(e), narrow_factor, minus_bias)
@@ -166,23 +208,23 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
                     s.narrow(both::<S>(above, factor, |x, lse| d.sub(d.mul(x, inverse), lse)))
                 }
             };
-            if gradient.has_scale {
+            if M::GENERAL && gradient.has_scale {
                 // SAFETY: there are groups for whole registers (# Safety).
                 v = s.mul(v, unsafe { take(s, groups, |group| &group.coefficients.scale, at) });
             }
-            if !gradient.slope.is_null() {
+            if M::GENERAL && !gradient.slope.is_null() {
                 let slope = gradient.slope.cast::<S::Real>().wrapping_add(c * tile.pitch + at);
                 // SAFETY: slopes are laid out as the tile (# Safety).
                 v = s.mul(v, unsafe { s.load_lanes(slope, lanes, S::Real::ZERO) });
             }
-            if gradient.fills {
+            if M::GENERAL && gradient.fills {
                 v = s.select(sweeps, v, fill);
             }
             v = s.select(is_excluded, entry, v);
             // SAFETY: the gradient is there for all classes and distributions of the tile (# Safety), and
             // `writes` has bits for distributions alone.
             unsafe {
-                if gradient.accumulate {
+                if M::GENERAL && gradient.accumulate {
                     v = s.add(s.load_lanes(g, writes, S::Real::ZERO), v);
                 }
                 if whole {

@@ -1,11 +1,11 @@
 //! Reductions over a tile: exponential sums, argmax, and sums weighted by masses.
 
 use super::tile::{
-    Partial, Registers, Tile, TileNumbers, Whole, both, number, put, put_shift_logits,
+    Partial, Registers, Tile, TileNumbers, Whole, both, by_logit, number, put, put_shift_logits,
     shift_logits, take, take_wide,
 };
 use crate::kernels::row_math::{RowGroup, RowGroupExtras};
-use crate::math::exp2::{Base, ByLogit, Clamped, Exp2};
+use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2};
 use crate::math::real;
 use crate::simd::{Real, Simd, WideVector, up_to};
 use crate::strategy::{TILE, TILE_CLASSES};
@@ -210,18 +210,20 @@ unsafe fn sums_after<S: Simd<Real: Base>, K: SumKind, W: Registers>(
     let position = s.mul(max, s.splat(S::Real::L));
     let size = s.max(position, s.sub(zero, position));
     let exponent = s.sub(s.add(position, round), round);
-    let by_exponent = s.less(size, splat(S::Real::MAX_SHIFT));
+    let is_near = s.less(size, splat(S::Real::MAX_SHIFT));
     let finite = s.less(s.max(max, s.sub(zero, max)), splat(f64::INFINITY));
-    let exponent = s.select(by_exponent, exponent, zero);
-    let logit = s.select(by_exponent, zero, s.select(finite, max, zero));
+    let exponent = s.select(is_near, exponent, zero);
+    let logit = s.select(is_near, zero, s.select(finite, max, zero));
 
     let (mut logit, mut exponent) = (logit, exponent);
     let nothing = s.widen(zero);
     let (mut sum, mut error, mut moment) = (nothing, nothing, nothing);
+    let mut had_logits = false;
     if tile.first > 0 {
         // The new shift replaces the old one if that is lower, or has no sum yet.
         // SAFETY: there are groups for whole registers (# Safety of `sums`).
         let (old_logit, old_exponent, old_sum) = unsafe {
+            had_logits = by_logit::<S>(groups, at);
             (
                 s.narrow(shift_logits(s, groups, at)),
                 take(s, groups, |group| &group.sums.shift_exponent, at),
@@ -266,21 +268,26 @@ unsafe fn sums_after<S: Simd<Real: Base>, K: SumKind, W: Registers>(
         }
     }
 
-    // No lane needs more than a clamp from below.
-    let ordinary = W::WHOLE && s.bits(finite) == up_to::<S>(S::LANES);
-    let exp = Exp2::<S, ByLogit>::lanes(s, logit, exponent);
+    let all = up_to::<S>(S::LANES);
+    let by_exponent = s.bits(s.equal(logit, zero)) == all;
     let mut part = PartialSum::new(s);
-    for c in 0..tile.classes {
-        let (is_excluded, x) = (s.equal(number(s, c), excluded), load(c));
-        if ordinary && !K::MOMENT {
-            part.add(exp.value_below(x, is_excluded));
-            continue;
+    if W::WHOLE && !K::MOMENT && by_exponent && s.bits(finite) == all {
+        // No lane needs more than a clamp from below.
+        let exp = Exp2::<S, ByExponent>::lanes(s, logit, exponent);
+        for c in 0..tile.classes {
+            let is_excluded = s.equal(number(s, c), excluded);
+            part.add(exp.value_below(load(c), is_excluded));
         }
-        let e = s.select(is_excluded, zero, exp.value::<Clamped>(x));
-        part.add(e);
-        if K::MOMENT {
-            let term = s.mul(e, exp.exponent(x));
-            moment = both::<S>(moment, s.widen(term), |a, b| d.add(a, b));
+    } else {
+        let exp = Exp2::<S, ByLogit>::lanes(s, logit, exponent);
+        for c in 0..tile.classes {
+            let (is_excluded, x) = (s.equal(number(s, c), excluded), load(c));
+            let e = s.select(is_excluded, zero, exp.value::<Clamped>(x));
+            part.add(e);
+            if K::MOMENT {
+                let term = s.mul(e, exp.exponent(x));
+                moment = both::<S>(moment, s.widen(term), |a, b| d.add(a, b));
+            }
         }
     }
     let part = part.value();
@@ -294,7 +301,9 @@ unsafe fn sums_after<S: Simd<Real: Base>, K: SumKind, W: Registers>(
         put(s, groups, |group| &mut group.inputs.x_y, at, s.widen(x_y));
         put(s, groups, |group| &mut group.sums.error, at, error);
         put(s, groups, |group| &mut group.sums.shift_exponent, at, s.widen(exponent));
-        put_shift_logits(s, groups, at, logit);
+        if had_logits || !by_exponent {
+            put_shift_logits(s, groups, at, logit);
+        }
         put(s, groups, |group| &mut group.sums.sum, at, sum);
         if K::MOMENT {
             put(s, moments, |extras| &mut extras.moments.first_moment, at, moment);

@@ -125,7 +125,17 @@ pub unsafe fn put<S: Simd, T>(
     }
 }
 
-/// The logits of the shifts of a register's rows, 0 unless a group has one.
+/// Whether a group of a register's rows has a shift with a logit.
+///
+/// # Safety
+/// As [`take`].
+#[inline(always)]
+pub unsafe fn by_logit<S: Simd>(groups: &[RowGroup], at: usize) -> bool {
+    // SAFETY: there are groups for the register (# Safety).
+    groups_of::<S>(at).any(|group| unsafe { groups.get_unchecked(group) }.sums.by_logit)
+}
+
+/// The logits of the shifts of a register's rows, 0 unless a group [has one](by_logit).
 ///
 /// # Safety
 /// As [`take`].
@@ -141,37 +151,19 @@ pub unsafe fn shift_logits<S: Simd>(s: S, groups: &[RowGroup], at: usize) -> S::
     }
 }
 
-/// Puts back what [`shift_logits`] takes; stores nothing where all are and were 0.
+/// Puts back what [`shift_logits`] takes.
 ///
 /// # Safety
 /// As [`take`].
 #[inline(always)]
-pub unsafe fn put_shift_logits<S: Simd>(
-    s: S,
-    groups: &mut [RowGroup],
-    at: usize,
-    logits: S::Vector,
-) {
-    let is_zero = s.bits(s.equal(logits, s.splat(S::Real::ZERO)));
+pub unsafe fn put_shift_logits<S: Simd>(s: S, groups: &mut [RowGroup], at: usize, v: S::Vector) {
     // SAFETY: there are groups for the register (# Safety).
     unsafe {
-        if is_zero != up_to::<S>(S::LANES) || by_logit::<S>(groups, at) {
-            put(s, groups, |group| &mut group.sums.shift_logit, at, s.widen(logits));
-            for group in groups_of::<S>(at) {
-                groups.get_unchecked_mut(group).sums.by_logit = true;
-            }
+        put(s, groups, |group| &mut group.sums.shift_logit, at, s.widen(v));
+        for group in groups_of::<S>(at) {
+            groups.get_unchecked_mut(group).sums.by_logit = true;
         }
     }
-}
-
-/// Whether a group of a register's rows has a shift with a logit.
-///
-/// # Safety
-/// As [`take`].
-#[inline(always)]
-unsafe fn by_logit<S: Simd>(groups: &[RowGroup], at: usize) -> bool {
-    // SAFETY: there are groups for the register (# Safety).
-    groups_of::<S>(at).any(|group| unsafe { groups.get_unchecked(group) }.sums.by_logit)
 }
 
 /// The groups of a register's rows.
