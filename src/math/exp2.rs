@@ -34,7 +34,7 @@
 //! Results hold from `2^-125.9375` to `2^127.9375` (in f64 from `2^-1022.5` to `2^1023.5`). Below they are 0,
 //! or in f32 down to `2^-126.9375` something in between; above they become infinite, at an exponent of 128
 //! (1024) at the latest; on every instruction set alike. NaN goes through. To see to that takes three
-//! instructions, so the kernels first try without and only watch the bits of `m`, which is cheaper
+//! instructions, so the kernels first try without and only check the bits of `m`, which is cheaper
 //! (kernels/contiguous.rs).
 //!
 //! In f32, `L` is not `log2 e`: what is computed is `b^x` with `b = 2^L = e^(1 - 1.335e-8)`. The kernels
@@ -56,7 +56,7 @@ pub trait Base: Real {
     const MAGIC: Self;
     /// An m for an exponent in range ([`Power::m`]) has these bits, but for the lowest 11; any other m,
     /// NaN among them, has not.
-    const WATCHED: Self;
+    const IN_RANGE: Self;
     /// The least m for an exponent whose power is not 0.
     const FIRST: Self;
     /// The largest m for an exponent whose power is finite.
@@ -84,7 +84,7 @@ impl Base for f32 {
     const L: f32 = std::f32::consts::LOG2_E;
     const STEPS: bool = true;
     const MAGIC: f32 = 1_572_864.0 + 127.0; // 1.5·2^20
-    const WATCHED: f32 = 1_572_864.0;
+    const IN_RANGE: f32 = 1_572_864.0;
     const FIRST: f32 = 1_572_864.0 + 0.125;
     const LAST: f32 = 1_572_864.0 + 254.875;
     const ROUND: f32 = 12_582_912.0; // 1.5·2^23
@@ -125,7 +125,7 @@ impl Base for f64 {
     const L: f64 = std::f64::consts::LOG2_E;
     const STEPS: bool = false;
     const MAGIC: f64 = 6_755_399_441_055_744.0 + 1023.0; // 1.5·2^52
-    const WATCHED: f64 = 6_755_399_441_055_744.0;
+    const IN_RANGE: f64 = 6_755_399_441_055_744.0;
     const FIRST: f64 = 6_755_399_441_055_744.0 + 1.0;
     const LAST: f64 = 6_755_399_441_055_744.0 + 2046.0;
     const ROUND: f64 = 6_755_399_441_055_744.0;
@@ -258,7 +258,7 @@ pub struct Power<S: Simd> {
     p: S::Vector,
     /// 2^k, or with steps `-2^(k + j/8)/C`: the difference of a product and it is exact on every set
     scale: S::Vector,
-    /// Its low bits are k, with the bias, and j: [`Base::WATCHED`].
+    /// Its low bits are k, with the bias, and j: [`Base::IN_RANGE`].
     pub m: S::Vector,
 }
 

@@ -1,8 +1,8 @@
 //! AVX2 with FMA and F16C: 32 bytes a register.
 
 use super::{
-    Doubles, EXPONENT, Halves, ONE, SQRT_HALF, STEP_SHIFT, Simd, TWO_52, TWO_52_AND_BIAS,
-    UNWATCHED, write_lanes,
+    Doubles, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, STEP_SHIFT, Simd, TWO_52,
+    TWO_52_AND_BIAS, write_lanes,
 };
 use std::arch::x86_64::*;
 
@@ -117,7 +117,7 @@ macro_rules! simd {
             type Vector = $vector;
             type Block = [$vector; 8];
             type Mask = $vector;
-            type Watch = __m256i;
+            type RangeCheck = __m256i;
             type Rows = [$vector; 16 / size_of::<$real>()];
             type Wide = Avx2Wide;
             type Widened = [__m256d; $parts];
@@ -252,11 +252,11 @@ macro_rules! simd {
             }
 
             #[inline(always)]
-            fn watch_start(self) -> __m256i {
+            fn range_check_start(self) -> __m256i {
                 avx2!(_mm256_setzero_si256())
             }
             #[inline(always)]
-            fn watch(self, mut seen: __m256i, block: &[$vector; 8], expected: $vector) -> __m256i {
+            fn range_check(self, mut seen: __m256i, block: &[$vector; 8], expected: $vector) -> __m256i {
                 avx2!({
                     for v in block {
                         let differs = $cast_si256($xor(*v, expected));
@@ -266,8 +266,8 @@ macro_rules! simd {
                 })
             }
             #[inline(always)]
-            fn watch_end(self, seen: __m256i) -> bool {
-                avx2!(_mm256_testz_si256(seen, $set1_bits(!0 << UNWATCHED)) == 1)
+            fn range_check_passed(self, seen: __m256i) -> bool {
+                avx2!(_mm256_testz_si256(seen, $set1_bits(!0 << IGNORED_BITS)) == 1)
             }
 
             #[inline(always)]

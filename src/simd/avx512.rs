@@ -1,7 +1,8 @@
 //! AVX-512 (F, BW, DQ, VL): 64 bytes a register, masks in registers of their own.
 
 use super::{
-    Doubles, EXPONENT, Halves, ONE, SQRT_HALF, STEP_SHIFT, Simd, TWO_52, TWO_52_AND_BIAS, UNWATCHED,
+    Doubles, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, STEP_SHIFT, Simd, TWO_52,
+    TWO_52_AND_BIAS,
 };
 use std::arch::x86_64::*;
 
@@ -58,7 +59,7 @@ macro_rules! simd {
             type Vector = $vector;
             type Block = [$vector; 4];
             type Mask = $mask;
-            type Watch = __m512i;
+            type RangeCheck = __m512i;
             type Rows = [$vector; 16 / size_of::<$real>()];
             type Wide = Avx512Wide;
             type Widened = [__m512d; $parts];
@@ -188,11 +189,11 @@ macro_rules! simd {
             }
 
             #[inline(always)]
-            fn watch_start(self) -> __m512i {
+            fn range_check_start(self) -> __m512i {
                 avx512!(_mm512_setzero_si512())
             }
             #[inline(always)]
-            fn watch(self, seen: __m512i, block: &[$vector; 4], expected: $vector) -> __m512i {
+            fn range_check(self, seen: __m512i, block: &[$vector; 4], expected: $vector) -> __m512i {
                 avx512!({
                     let [a, b, c, d] = block.map(|v| $cast_si512(v));
                     // 0x7E: bits that are not the same in all three; a chain from `a` to `expected`.
@@ -203,8 +204,8 @@ macro_rules! simd {
                 })
             }
             #[inline(always)]
-            fn watch_end(self, seen: __m512i) -> bool {
-                avx512!($test_mask(seen, $set1_bits(!0 << UNWATCHED)) == 0)
+            fn range_check_passed(self, seen: __m512i) -> bool {
+                avx512!($test_mask(seen, $set1_bits(!0 << IGNORED_BITS)) == 0)
             }
 
             #[inline(always)]

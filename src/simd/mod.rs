@@ -12,8 +12,8 @@ pub mod avx2;
 #[cfg(x86_sets)]
 pub mod avx512;
 
-/// Low bits that a [watch](Simd::watch) leaves out: an exponent of f64, or one of f32 in eighths.
-pub const UNWATCHED: u32 = 11;
+/// Low bits that a [range check](Simd::range_check) leaves out: an exponent of f64, or one of f32 in eighths.
+pub const IGNORED_BITS: u32 = 11;
 
 /// Where the lowest of an f32's eighths is shifted to: three bits below its exponent.
 pub const STEP_SHIFT: u32 = 20;
@@ -83,8 +83,8 @@ pub trait Simd: Copy {
     type Block: Copy + AsRef<[Self::Vector]> + AsMut<[Self::Vector]>;
     /// One flag a lane.
     type Mask: Copy;
-    /// What [`watch`](Self::watch) has seen.
-    type Watch: Copy;
+    /// What [`range_check`](Self::range_check) has seen.
+    type RangeCheck: Copy;
     /// What [`scale`](Self::scale) looks eighths up in.
     type Steps: Copy;
     /// The same set with lanes of f64.
@@ -201,11 +201,16 @@ pub trait Simd: Copy {
     fn bits(self, mask: Self::Mask) -> u32;
 
     /// Nothing seen.
-    fn watch_start(self) -> Self::Watch;
+    fn range_check_start(self) -> Self::RangeCheck;
     /// Notes where the bits of a lane differ from those of `expected`.
-    fn watch(self, seen: Self::Watch, block: &Self::Block, expected: Self::Vector) -> Self::Watch;
-    /// Whether nowhere any but the lowest [`UNWATCHED`] bits differed.
-    fn watch_end(self, seen: Self::Watch) -> bool;
+    fn range_check(
+        self,
+        seen: Self::RangeCheck,
+        block: &Self::Block,
+        expected: Self::Vector,
+    ) -> Self::RangeCheck;
+    /// Whether nowhere any but the lowest [`IGNORED_BITS`] bits differed.
+    fn range_check_passed(self, seen: Self::RangeCheck) -> bool;
 
     /// The largest lane; no lane is NaN.
     fn max_lane(self, v: Self::Vector) -> Self::Real;

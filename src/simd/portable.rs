@@ -2,8 +2,8 @@
 //! on a plain x86-64, scalars elsewhere.
 
 use super::{
-    Doubles, EXPONENT, Halves, ONE, SQRT_HALF, STEP_SHIFT, Simd, TOTALS, TWO_52, TWO_52_AND_BIAS,
-    UNWATCHED, read_lanes, write_lanes,
+    Doubles, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, STEP_SHIFT, Simd, TOTALS, TWO_52,
+    TWO_52_AND_BIAS, read_lanes, write_lanes,
 };
 use wide::{f32x8, f64x4, u32x8, u64x4};
 
@@ -52,7 +52,7 @@ macro_rules! simd {
         type Vector = $vector;
         type Block = [$vector; 8];
         type Mask = $vector;
-        type Watch = $bits;
+        type RangeCheck = $bits;
         type Rows = [$vector; 16 / size_of::<$real>()];
         type Wide = PortableWide;
         type Totals = [f64x4; TOTALS / 4];
@@ -186,11 +186,11 @@ macro_rules! simd {
         }
 
         #[inline(always)]
-        fn watch_start(self) -> $bits {
+        fn range_check_start(self) -> $bits {
             $bits::ZERO
         }
         #[inline(always)]
-        fn watch(self, mut seen: $bits, block: &[$vector; 8], expected: $vector) -> $bits {
+        fn range_check(self, mut seen: $bits, block: &[$vector; 8], expected: $vector) -> $bits {
             let bits = |v: $vector| $bits::from(v.to_array().map(<$real>::to_bits));
             for v in block {
                 seen |= bits(*v) ^ bits(expected);
@@ -198,8 +198,8 @@ macro_rules! simd {
             seen
         }
         #[inline(always)]
-        fn watch_end(self, seen: $bits) -> bool {
-            seen.to_array().into_iter().all(|bits| bits >> UNWATCHED == 0)
+        fn range_check_passed(self, seen: $bits) -> bool {
+            seen.to_array().into_iter().all(|bits| bits >> IGNORED_BITS == 0)
         }
 
         #[inline(always)]
