@@ -9,7 +9,7 @@ pub trait Float: Copy + 'static {
     /// What the lanes hold.
     type Real: Real;
     /// It is the lanes' own type: loads and stores convert nothing.
-    const EXACT: bool = false;
+    const NATIVE: bool = false;
 
     /// The value, exactly.
     fn to_f64(self) -> f64;
@@ -51,7 +51,7 @@ macro_rules! exact {
     ($type:ident) => {
         impl Float for $type {
             type Real = $type;
-            const EXACT: bool = true;
+            const NATIVE: bool = true;
 
             #[inline(always)]
             fn to_f64(self) -> f64 {

@@ -185,7 +185,7 @@ pub unsafe fn sum_stored<S: Simd<Real: Base>, E: Element<S>>(
 ) -> Sums {
     // SAFETY: the logits are readable, and what `Storing` writes is writable (# Safety).
     unsafe {
-        if E::EXACT {
+        if E::NATIVE {
             sum_as::<S, E, Storing, _>(s, chunk, shift, &mut NoInterleaved)
         } else {
             sum_as::<S, E, Single, _>(s, chunk, shift, &mut NoInterleaved)
@@ -209,7 +209,7 @@ pub unsafe fn sum_clamped<S: Simd<Real: Base>, E: Element<S>>(
     // SAFETY: the logits are readable, and where exponentials are stored both places are writable
     // (# Safety).
     unsafe {
-        match (shift.is_by_logit(), moment, E::EXACT && !chunk.stored.is_null()) {
+        match (shift.is_by_logit(), moment, E::NATIVE && !chunk.stored.is_null()) {
             (false, _, true) => {
                 sum_as::<S, E, OutOfRangeStoring, _>(s, chunk, shift, &mut NoInterleaved)
             }
@@ -334,7 +334,7 @@ pub unsafe fn sum_as<S: Simd<Real: Base>, E: Element<S>, M: SumMode, I: Interlea
     Sums {
         sum,
         first_moment: if M::MOMENT { s.sum(moments) } else { 0.0 },
-        // At the ends of the watched range, the sum is NaN although no logit is (math/exp2.rs).
+        // At the ends of the checked range, the sum is NaN although no logit is (math/exp2.rs).
         in_range: M::Clamping::CLAMPS || s.range_check_passed(seen) && !sum.is_nan(),
     }
 }
