@@ -25,7 +25,7 @@
 //! out exact. With C above 1 the T of an x of -inf, whose bits are `step_0`, is NaN; below 1 it would be a subnormal
 //! number, for which some processors stop.
 //!
-//! In lanes of f64 there are no steps: `M = 1.5·2^52 + 1023`, |f| ≤ 1/2, `p ≈ 2^f` is a polynomial of
+//! In lanes of f64 there is no table: `M = 1.5·2^52 + 1023`, |f| ≤ 1/2, `p ≈ 2^f` is a polynomial of
 //! degree 11, and `e = p·2^k`, where multiplying by 2^k is exact and can be fused into a sum.
 //!
 //! Rows so far from 0 that an integer `c` does not fit beside their exponents are counted from one
@@ -43,7 +43,7 @@
 //! `1.335e-8·|ln p|`, well within the bounds promised. Where the result is a softmax, and nothing
 //! rounds it further, [`Exp2::base_e`] takes what `L` lacks into `f`.
 
-use crate::simd::{Real, STEP_SHIFT, Simd};
+use crate::simd::{EIGHTH_SHIFT, Real, Simd};
 use std::marker::PhantomData;
 
 /// A type of lanes, with what `2^(L·x - c)` needs to know about it.
@@ -51,7 +51,7 @@ pub trait Base: Real {
     /// log2(e): the factor between a logit and its exponent of 2.
     const L: Self;
     /// Whether exponents are rounded to eighths, and what is between them comes from a table.
-    const STEPS: bool;
+    const HAS_TABLE: bool;
     /// Its ulp is 1, or 1/8 with steps, and its low bits are the exponent's bias.
     const MAGIC: Self;
     /// An m for an exponent in range ([`Power::m`]) has these bits, but for the lowest 11; any other m,
@@ -82,7 +82,7 @@ pub trait Base: Real {
 
 impl Base for f32 {
     const L: f32 = std::f32::consts::LOG2_E;
-    const STEPS: bool = true;
+    const HAS_TABLE: bool = true;
     const MAGIC: f32 = 1_572_864.0 + 127.0; // 1.5·2^20
     const IN_RANGE: f32 = 1_572_864.0;
     const FIRST: f32 = 1_572_864.0 + 0.125;
@@ -111,10 +111,10 @@ const EIGHTHS: [f32; 8] = [
 ];
 
 /// What takes an eighth that has been shifted to below an exponent ([`Simd::scale`]) to minus that step.
-const STEP_BITS: [u32; 8] = {
+const TABLE_BITS: [u32; 8] = {
     let (mut bits, mut j) = ([0; 8], 0);
     while j < 8 {
-        let eighth = 1f32.to_bits() + ((j as u32) << STEP_SHIFT);
+        let eighth = 1f32.to_bits() + ((j as u32) << EIGHTH_SHIFT);
         bits[j] = (-EIGHTHS[j]).to_bits().wrapping_sub(eighth);
         j += 1;
     }
@@ -123,7 +123,7 @@ const STEP_BITS: [u32; 8] = {
 
 impl Base for f64 {
     const L: f64 = std::f64::consts::LOG2_E;
-    const STEPS: bool = false;
+    const HAS_TABLE: bool = false;
     const MAGIC: f64 = 6_755_399_441_055_744.0 + 1023.0; // 1.5·2^52
     const IN_RANGE: f64 = 6_755_399_441_055_744.0;
     const FIRST: f64 = 6_755_399_441_055_744.0 + 1.0;
@@ -248,7 +248,7 @@ pub struct Exp2<S: Simd, K: ShiftKind> {
     logit: S::Vector,
     slope: S::Vector,
     minus_magic: S::Vector,
-    steps: S::Steps,
+    table: S::Exp2Table,
 }
 
 /// `2^(L·x - c)`, before it is put together.
@@ -276,7 +276,7 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
             logit: splat(shift.logit),
             slope: s.splat(S::Real::L),
             minus_magic: splat(exponent - S::Real::MAGIC.to_f64()),
-            steps: s.steps(&STEP_BITS),
+            table: s.exp2_table(&TABLE_BITS),
         }
     }
 
@@ -290,7 +290,7 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
             logit,
             slope: s.splat(S::Real::L),
             minus_magic: s.sub(exponent, s.splat(S::Real::MAGIC)),
-            steps: s.steps(&STEP_BITS),
+            table: s.exp2_table(&TABLE_BITS),
         }
     }
 
@@ -322,13 +322,13 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
     fn assemble(&self, f: S::Vector, m: S::Vector) -> Power<S> {
         let s = self.s;
         let (q, constant) = (self.quotient(f), S::Real::POLY[0]);
-        let p = if S::Real::STEPS {
+        let p = if S::Real::HAS_TABLE {
             s.mul_add(q, f, s.splat(constant))
         } else {
             // A second rounding here would cost the portable set its 1 ulp.
             s.mul_sub_exact(q, f, s.splat(S::Real::from_f64(-constant.to_f64())))
         };
-        Power { p, scale: s.scale(self.steps, m), m }
+        Power { p, scale: s.scale(self.table, m), m }
     }
 
     /// `2^(L·(x - logit) - exponent)`. Unless `C` clamps, no more than its m counts where that is out of range.
@@ -346,7 +346,7 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
     #[inline(always)]
     fn assembled(&self, Power { p, scale, .. }: Power<S>) -> S::Vector {
         let s = self.s;
-        if S::Real::STEPS { s.mul_sub_exact(scale, p, scale) } else { s.mul(p, scale) }
+        if S::Real::HAS_TABLE { s.mul_sub_exact(scale, p, scale) } else { s.mul(p, scale) }
     }
 
     /// The value of a power; unless `C` clamps, of one that is in range.
@@ -365,7 +365,7 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
     #[inline(always)]
     pub fn add<C: Clamping>(&self, power: Power<S>, to: S::Vector) -> S::Vector {
         let s = self.s;
-        if C::CLAMPS || S::Real::STEPS {
+        if C::CLAMPS || S::Real::HAS_TABLE {
             s.add(self.value_of::<C>(power), to)
         } else {
             s.mul_add(power.p, power.scale, to)
@@ -424,7 +424,7 @@ impl<S: Simd<Real = f64>> Exp2<S, ByExponent> {
     pub fn minus_one(&self, x: S::Vector) -> S::Vector {
         let s = self.s;
         let (f, m) = self.reduce::<Unclamped>(s.max(s.splat(-f64::BIAS / f64::L), x));
-        let scale = s.scale(self.steps, m);
+        let scale = s.scale(self.table, m);
         // `2^k - 1` is exact, or far larger than what it loses.
         s.mul_add(s.mul(self.quotient(f), f), scale, s.sub(scale, s.splat(1.0)))
     }

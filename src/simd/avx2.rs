@@ -1,7 +1,7 @@
 //! AVX2 with FMA and F16C: 32 bytes a register.
 
 use super::{
-    Doubles, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, STEP_SHIFT, Simd, TWO_52,
+    Doubles, EIGHTH_SHIFT, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, Simd, TWO_52,
     TWO_52_AND_BIAS, write_lanes,
 };
 use std::arch::x86_64::*;
@@ -313,19 +313,19 @@ simd! {
     or: _mm256_or_ps,
     set1_bits: _mm256_set1_epi32,
 
-    type Steps = __m256i;
+    type Exp2Table = __m256i;
     #[inline(always)]
-    fn steps(self, bits: &[u32; 8]) -> __m256i {
+    fn exp2_table(self, bits: &[u32; 8]) -> __m256i {
         // SAFETY: token; `bits` has as many bytes.
         unsafe { _mm256_loadu_si256(bits.as_ptr().cast()) }
     }
     #[inline(always)]
-    fn scale(self, steps: __m256i, m: __m256) -> __m256 {
+    fn scale(self, table: __m256i, m: __m256) -> __m256 {
         avx2!({
             let m = _mm256_castps_si256(m);
-            let step = _mm256_permutevar8x32_epi32(steps, m);
-            const SHIFT: i32 = STEP_SHIFT as i32;
-            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32::<SHIFT>(m), step))
+            let entry = _mm256_permutevar8x32_epi32(table, m);
+            const SHIFT: i32 = EIGHTH_SHIFT as i32;
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32::<SHIFT>(m), entry))
         })
     }
 
@@ -514,9 +514,9 @@ simd! {
     or: _mm256_or_pd,
     set1_bits: _mm256_set1_epi64x,
 
-    type Steps = ();
+    type Exp2Table = ();
     #[inline(always)]
-    fn steps(self, _: &[u32; 8]) {}
+    fn exp2_table(self, _: &[u32; 8]) {}
     #[inline(always)]
     fn scale(self, (): (), m: __m256d) -> __m256d {
         avx2!(_mm256_castsi256_pd(_mm256_slli_epi64::<52>(_mm256_castpd_si256(m))))

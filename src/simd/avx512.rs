@@ -1,7 +1,7 @@
 //! AVX-512 (F, BW, DQ, VL): 64 bytes a register, masks in registers of their own.
 
 use super::{
-    Doubles, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, STEP_SHIFT, Simd, TWO_52,
+    Doubles, EIGHTH_SHIFT, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, Simd, TWO_52,
     TWO_52_AND_BIAS,
 };
 use std::arch::x86_64::*;
@@ -253,19 +253,19 @@ simd! {
     set1_bits: _mm512_set1_epi32,
     reduce_max: _mm512_reduce_max_ps,
 
-    type Steps = __m512i;
+    type Exp2Table = __m512i;
     #[inline(always)]
-    fn steps(self, bits: &[u32; 8]) -> __m512i {
+    fn exp2_table(self, bits: &[u32; 8]) -> __m512i {
         // Twice, since the permutation counts to 16.
         // SAFETY: token; `bits` has as many bytes.
         unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(bits.as_ptr().cast())) }
     }
     #[inline(always)]
-    fn scale(self, steps: __m512i, m: __m512) -> __m512 {
+    fn scale(self, table: __m512i, m: __m512) -> __m512 {
         avx512!({
             let m = _mm512_castps_si512(m);
-            let step = _mm512_permutexvar_epi32(m, steps);
-            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32::<STEP_SHIFT>(m), step))
+            let entry = _mm512_permutexvar_epi32(m, table);
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32::<EIGHTH_SHIFT>(m), entry))
         })
     }
 
@@ -419,9 +419,9 @@ simd! {
     set1_bits: _mm512_set1_epi64,
     reduce_max: _mm512_reduce_max_pd,
 
-    type Steps = ();
+    type Exp2Table = ();
     #[inline(always)]
-    fn steps(self, _: &[u32; 8]) {}
+    fn exp2_table(self, _: &[u32; 8]) {}
     #[inline(always)]
     fn scale(self, (): (), m: __m512d) -> __m512d {
         avx512!(_mm512_castsi512_pd(_mm512_slli_epi64::<52>(_mm512_castpd_si512(m))))

@@ -16,7 +16,7 @@ pub mod avx512;
 pub const IGNORED_BITS: u32 = 11;
 
 /// Where the lowest of an f32's eighths is shifted to: three bits below its exponent.
-pub const STEP_SHIFT: u32 = 20;
+pub const EIGHTH_SHIFT: u32 = 20;
 
 /// f64 lanes that a block is summed into.
 pub const TOTALS: usize = 16;
@@ -86,7 +86,7 @@ pub trait Simd: Copy {
     /// What [`range_check`](Self::range_check) has seen.
     type RangeCheck: Copy;
     /// What [`scale`](Self::scale) looks eighths up in.
-    type Steps: Copy;
+    type Exp2Table: Copy;
     /// The same set with lanes of f64.
     type Wide: Doubles<Wide = Self::Wide>;
     /// As many registers as there are lanes in 16 bytes.
@@ -181,11 +181,11 @@ pub trait Simd: Copy {
     /// The smaller of the two, and `x` if either is NaN.
     fn min(self, bound: Self::Vector, x: Self::Vector) -> Self::Vector;
     /// A table for [`scale`](Self::scale), in registers; f64 has none.
-    fn steps(self, bits: &[u32; 8]) -> Self::Steps;
+    fn exp2_table(self, bits: &[u32; 8]) -> Self::Exp2Table;
     /// Turns an integer that sits in the low bits into a power of 2, by shifting it to where the biased
-    /// exponent is. In lanes of f32 it counts eighths: the lowest of them goes to bit [`STEP_SHIFT`],
+    /// exponent is. In lanes of f32 it counts eighths: the lowest of them goes to bit [`EIGHTH_SHIFT`],
     /// and to the integer of all bits that which the lowest three point to in the table is added.
-    fn scale(self, steps: Self::Steps, m: Self::Vector) -> Self::Vector;
+    fn scale(self, table: Self::Exp2Table, m: Self::Vector) -> Self::Vector;
 
     /// `a < b`; false with NaN.
     fn less(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
@@ -310,7 +310,7 @@ pub trait Halves: Simd<Real = f32> {
 }
 
 /// What lanes of f64 can do besides: the logarithm takes numbers apart.
-pub trait Doubles: Simd<Real = f64, Steps = ()> {
+pub trait Doubles: Simd<Real = f64, Exp2Table = ()> {
     /// `(k, m)` with `x = m·2^k` and m in [√½, √2), for x positive, finite and normal; anything
     /// for others.
     fn split(self, x: Self::Vector) -> (Self::Vector, Self::Vector);

@@ -2,7 +2,7 @@
 //! on a plain x86-64, scalars elsewhere.
 
 use super::{
-    Doubles, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, STEP_SHIFT, Simd, TOTALS, TWO_52,
+    Doubles, EIGHTH_SHIFT, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, Simd, TOTALS, TWO_52,
     TWO_52_AND_BIAS, read_lanes, write_lanes,
 };
 use wide::{f32x8, f64x4, u32x8, u64x4};
@@ -217,17 +217,17 @@ macro_rules! simd {
 impl Simd for Portable {
     simd!(Portable, f32, f32x8, u32x8, 8);
     type Widened = [f64x4; 2];
-    type Steps = [u32; 8];
+    type Exp2Table = [u32; 8];
 
     #[inline(always)]
-    fn steps(self, bits: &[u32; 8]) -> [u32; 8] {
+    fn exp2_table(self, bits: &[u32; 8]) -> [u32; 8] {
         *bits
     }
     #[inline(always)]
-    fn scale(self, steps: [u32; 8], m: f32x8) -> f32x8 {
+    fn scale(self, table: [u32; 8], m: f32x8) -> f32x8 {
         let m = m.to_array().map(f32::to_bits);
-        let steps = look_up(steps, m);
-        let bits = |i: usize| (m[i] << STEP_SHIFT).wrapping_add(steps[i]);
+        let entries = look_up(table, m);
+        let bits = |i: usize| (m[i] << EIGHTH_SHIFT).wrapping_add(entries[i]);
         f32x8::from(std::array::from_fn(|i| f32::from_bits(bits(i))))
     }
 
@@ -305,10 +305,10 @@ impl Halves for Portable {
 impl Simd for PortableWide {
     simd!(PortableWide, f64, f64x4, u64x4, 4);
     type Widened = [f64x4; 1];
-    type Steps = ();
+    type Exp2Table = ();
 
     #[inline(always)]
-    fn steps(self, _: &[u32; 8]) {}
+    fn exp2_table(self, _: &[u32; 8]) {}
     #[inline(always)]
     fn scale(self, (): (), m: f64x4) -> f64x4 {
         f64x4::from(m.to_array().map(|m| f64::from_bits(m.to_bits() << 52)))
