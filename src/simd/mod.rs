@@ -5,6 +5,8 @@
 //! in this file fix the order in which lanes are summed, so the register that a lane sits in never
 //! changes a result: every set with fused multiply-add gives the same bits.
 
+#[cfg(test)]
+pub mod on_isa;
 pub mod portable;
 
 #[cfg(x86_sets)]
