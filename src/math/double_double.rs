@@ -1,8 +1,8 @@
-//! Double-double arithmetic: some 30 digits, for tests to judge f64 by.
+//! Double-double arithmetic with some 30 digits, by which tests judge f64.
 //!
 //! A number is the unevaluated sum of two f64. Sums and products carry their rounding errors along
-//! (Knuth, Dekker); functions are Taylor series. It shares no formula with what it judges but the
-//! splitting off of a power of 2.
+//! (Knuth, Dekker). Functions are Taylor series. The formulas are not those of the functions under test,
+//! except that both split off a power of 2.
 
 use std::f64::consts;
 use std::ops::{Add, Div, Mul, Sub};
@@ -21,62 +21,62 @@ impl Dd {
         Dd { hi: x, lo: 0.0 }
     }
 
-    /// `a + b`, exactly.
+    /// Returns `a + b`, exactly.
     pub fn sum(a: f64, b: f64) -> Dd {
         let hi = a + b;
         let t = hi - a;
         Dd { hi, lo: (a - (hi - t)) + (b - t) }
     }
 
-    /// `a·b`, exactly.
+    /// Returns `a·b`, exactly.
     pub fn product(a: f64, b: f64) -> Dd {
         let hi = a * b;
         Dd { hi, lo: a.mul_add(b, -hi) }
     }
 
-    /// `self·2^k` where that is far from the ends of f64.
+    /// Returns `self·2^k`, which has to be far from overflow and underflow.
     pub fn scaled(self, k: i32) -> Dd {
         let scale = 2f64.powi(k);
         Dd { hi: self.hi * scale, lo: self.lo * scale }
     }
 
-    /// `(k, r)` with `self = k·unit + r`, k an integer and r small.
+    /// Returns `(k, r)` with `self = k·unit + r`, k an integer and r small.
     fn reduced(self, unit: Dd) -> (i32, Dd) {
         let k = (self.hi / unit.hi).round();
         (k as i32, self - unit * Dd::from(k))
     }
 
-    /// `e^self - 1` of a small number.
+    /// Returns `e^self - 1` of a small number.
     fn expm1_small(self) -> Dd {
         let one = Dd::from(1.0);
         let series = |s, n| one + self * s / Dd::from(f64::from(n));
         self * (2..=30).rev().fold(one, series)
     }
 
-    /// `(m, k)` with `e^self = m·2^k` and m in [0.7, 1.42].
+    /// Returns `(m, k)` with `e^self = m·2^k` and m in [0.7, 1.42].
     pub fn exp(self) -> (Dd, i32) {
         let (k, r) = self.reduced(Dd::LN_2);
         (Dd::from(1.0) + r.expm1_small(), k)
     }
 
-    /// The same of `2^self`.
+    /// Returns `(m, k)` with `2^self = m·2^k` and m in [0.7, 1.42].
     pub fn exp2(self) -> (Dd, i32) {
         let (k, r) = self.reduced(Dd::from(1.0));
         (Dd::from(1.0) + (r * Dd::LN_2).expm1_small(), k)
     }
 
-    /// `e^self - 1` up to 709.
+    /// Returns `e^self - 1` of a number up to 709.
     pub fn expm1(self) -> Dd {
         let (k, r) = self.reduced(Dd::LN_2);
         if k == 0 {
             return r.expm1_small();
         }
-        // Far below, 2^k would be no f64.
+        // Far below 0, 2^k would underflow.
         let k = k.max(-200);
         (Dd::from(1.0) + r.expm1_small()).scaled(k) - Dd::from(1.0)
     }
 
-    /// `2·atanh(self)` of a number up to 1/3.
+    /// Returns `2·atanh(self)` of a number up to 1/3.
     fn twice_atanh(self) -> Dd {
         let z = self * self;
         let series = |s, n: i32| z * s + Dd::from(1.0) / Dd::from(f64::from(2 * n + 1));
@@ -84,12 +84,12 @@ impl Dd {
         (self + self) * one
     }
 
-    /// `ln(1 + x)` for x in [0, 1].
+    /// Returns `ln(1 + x)` for x in [0, 1].
     pub fn ln_1p(x: f64) -> Dd {
         (Dd::from(x) / Dd::sum(2.0, x)).twice_atanh()
     }
 
-    /// log2 of a positive normal number.
+    /// Returns log2 of a positive normal number.
     pub fn log2(x: f64) -> Dd {
         let mut k = ((x.to_bits() >> 52) as i32) - 1023;
         let mut m = f64::from_bits(x.to_bits() & (u64::MAX >> 12) | 1023 << 52);
@@ -100,7 +100,7 @@ impl Dd {
         ln / Dd::LN_2 + Dd::from(k.into())
     }
 
-    /// `(tanh u, 1 - tanh² u)` for u in [0, 350].
+    /// Returns `(tanh u, 1 - tanh² u)` for u in [0, 350].
     pub fn tanh(u: f64) -> (Dd, Dd) {
         let one = Dd::from(1.0);
         let e = Dd::from(2.0 * u).expm1();
@@ -108,7 +108,7 @@ impl Dd {
         (e / above, Dd::from(4.0) / above * (exp / above))
     }
 
-    /// How far `x` is off, relative to this.
+    /// Returns the relative error of `x` as an approximation of `self`.
     pub fn error(self, x: f64) -> f64 {
         let off = ((x - self.hi) - self.lo).abs();
         if off == 0.0 { 0.0 } else { off / self.hi.abs() }
@@ -150,10 +150,10 @@ impl Div for Dd {
     }
 }
 
-/// Against constants, identities that the series know nothing of, and the standard library: who
-/// judges has to be judged.
+/// Compares double-double with constants, with identities that the series do not use, and with the
+/// standard library.
 #[test]
-fn the_judge() {
+fn double_double() {
     let near = |a: Dd, b: Dd, what: &str| {
         let off = (a - b).hi.abs() / b.hi.abs();
         assert!(off < 1e-30, "{what}: {a:?} {b:?}");

@@ -1,90 +1,92 @@
-//! `2^(L·x - c)`, vectorised, within 1 ulp.
+//! `2^(L·x - c)` in vectors, within 1 ulp.
 //!
-//! The kernels work in base 2. With `L = log2 e`, rounded to the type of the lanes, and an integer
-//! shift `c`, in lanes of f32:
+//! The kernels work in base 2. `L` is `log2 e`, rounded to the type of the lanes, and the shift `c`
+//! is an integer. Lanes of f32 compute:
 //!
 //! ```text
-//! m = fma(x, L, M - c)         M = 1.5·2^20 + 127: m is rounded to a multiple of 1/8, and its low
+//! m = fma(x, L, M - c)         M = 1.5·2^20 + 127, so m is rounded to a multiple of 1/8. Its low
 //!                              bits are 8·(k + 127) + j, with k + j/8 the eighth nearest to L·x - c
 //! n = m - (M - c)              = k + j/8 + c, exact
 //! f = fma(x, L, -n)            in [-1/16, 1/16]; one rounding, of a small number
-//! T = bits(m) << 20 + step_j   = -2^(k + j/8)/C, by a sum of integers
+//! T = bits(m) << 20 + entry_j  = -2^(k + j/8)/C, by an addition of integers
 //! h ≈ 1 - C·2^f                polynomial of degree 3
 //! e = fma(T, h, -T)
 //! ```
 //!
-//! Because the fused product is exact and `n` is a multiple of 1/8, a common offset of the logits,
-//! however large, costs no accuracy: `f` carries the only error of the argument, half an ulp of
-//! a number below 1/16. (Subtracting a shift that is not would round the whole exponent instead,
-//! and cost `|log2 e^x|·2^-24`.)
+//! The fused product is exact and `n` is a multiple of 1/8, so an offset that all logits share costs
+//! no accuracy, however large it is. `f` carries the only error of the argument, half an ulp of a
+//! number below 1/16. (Subtracting a shift that is no multiple of 1/8 would round the whole exponent
+//! instead, and cost `|log2 e^x|·2^-24`.)
 //!
-//! Eighths come from a register, by one permutation, and save three of the six steps of a polynomial for
-//! |f| ≤ 1/2. But T is rounded, and so is e: were T off by up to half an ulp, e could be off by more than
-//! a whole one. Hence `C = 1.00257`, a number for which all eight of `2^(j/8)/C` happen to lie within 0.024
-//! ulp of an f32 (found by trying every f32 up to 1.09). What C does to T, h takes back, and powers of 2 come
-//! out exact. With C above 1 the T of an x of -inf, whose bits are `step_0`, is NaN; below 1 it would be a subnormal
-//! number, for which some processors stop.
+//! One permutation of a register looks up `2^(j/8)/C`. It saves three of the six steps of a polynomial
+//! for |f| ≤ 1/2. Both T and e are rounded: if T were off by half an ulp, e could be off by more than a
+//! whole one. With `C = 1.00257`, all eight of `2^(j/8)/C` lie within 0.024 ulp of an f32. A search over
+//! every f32 up to 1.09 found this number. T is divided by C and `1 - h` multiplied by it, so powers of 2
+//! come out exact. For x = -inf, T has the bits `entry_0`. They are a NaN because C is above 1; with C
+//! below 1 they would be a subnormal number, which stalls some processors.
 //!
-//! In lanes of f64 there are no steps: `M = 1.5·2^52 + 1023`, |f| ≤ 1/2, `p ≈ 2^f` is a polynomial of
-//! degree 11, and `e = p·2^k`, where multiplying by 2^k is exact and can be fused into a sum.
+//! Lanes of f64 use no table: `M = 1.5·2^52 + 1023`, |f| ≤ 1/2, and `p ≈ 2^f` is a polynomial of degree
+//! 11. The last step is `e = p·2^k`. It is exact, so it can be fused into a sum.
 //!
-//! Rows so far from 0 that an integer `c` does not fit beside their exponents are counted from one
-//! of their logits instead, which is subtracted first: exactly, wherever the result is not 0.
+//! If the logits of a row are so far from 0 that an integer `c` does not fit beside their exponents, the
+//! shift is one of these logits. It is subtracted first, which is exact wherever the result is not 0.
 //!
-//! Results hold from `2^-125.9375` to `2^127.9375` (in f64 from `2^-1022.5` to `2^1023.5`). Below they are 0,
-//! or in f32 down to `2^-126.9375` something in between; above they become infinite, at an exponent of 128
-//! (1024) at the latest; on every instruction set alike. NaN goes through. To see to that takes three
-//! instructions, so the kernels first try without and only watch the bits of `m`, which is cheaper
-//! (kernels/contiguous.rs).
+//! The bound of 1 ulp holds for results from `2^-125.9375` to `2^127.9375` (f64: from `2^-1022.5` to
+//! `2^1023.5`). Below that range results are 0; those of f32 down to `2^-126.9375` are 0 or close to the
+//! smallest normal number. Above it they become infinite, at an exponent of 128 (f64: 1024) at the latest.
+//! All sets have the same range. NaN stays NaN. Clamping to the range takes three instructions, so the
+//! kernels first run without it and check the bits of `m`, which is cheaper
+//! ([`Simd::range_check`], [`Base::IN_RANGE`]).
 //!
-//! In f32, `L` is not `log2 e`: what is computed is `b^x` with `b = 2^L = e^(1 - 1.335e-8)`. The kernels
-//! stay consistent in that base (`log_b Σ b^x`, see octet.rs), which moves a log-sum-exp by
-//! at most 1.335e-8 times the entropy of the row, and a probability by at most
-//! `1.335e-8·|ln p|`, well within the bounds promised. Where the result is a softmax, and nothing
-//! rounds it further, [`Exp2::base_e`] takes what `L` lacks into `f`.
+//! In f32, `L` is not `log2 e` itself, so the functions compute `b^x` with `b = 2^L = e^(1 - 1.335e-8)`.
+//! The kernels use that base throughout (`log_b Σ b^x`, see kernels/row_math.rs). This moves a log-sum-exp
+//! by at most 1.335e-8·H, where H is the entropy of the row, and the logarithm of a probability p by at most
+//! `1.335e-8·|ln p + H|`, well within the promised bounds. [`Exp2::base_e`] adds to `f` the part that `L`
+//! lacks. It serves softmax outputs, which no later step rounds.
 
-use crate::simd::{Real, STEP_SHIFT, Simd};
+use crate::simd::{EIGHTH_SHIFT, Real, Simd};
 use std::marker::PhantomData;
 
-/// A type of lanes, with what `2^(L·x - c)` needs to know about it.
+/// The constants of `2^(L·x - c)` for a type of lanes.
 pub trait Base: Real {
-    /// log2(e): the factor between a logit and its exponent of 2.
+    /// log2(e), rounded: the factor between a logit and its exponent of 2.
     const L: Self;
-    /// Whether exponents are rounded to eighths, and what is between them comes from a table.
-    const STEPS: bool;
-    /// Its ulp is 1, or 1/8 with steps, and its low bits are the exponent's bias.
+    /// Whether exponents are rounded to eighths, whose powers come from a table.
+    const HAS_TABLE: bool;
+    /// A number whose ulp is 1 (1/8 with a table) and whose low bits are the bias of the exponent.
     const MAGIC: Self;
-    /// An m for an exponent in range ([`Power::m`]) has these bits, but for the lowest 11; any other m,
-    /// NaN among them, has not.
-    const WATCHED: Self;
-    /// The least m for an exponent whose power is not 0.
+    /// The bits that every [`Power::m`] of an exponent in range has, except for the lowest
+    /// [`IGNORED_BITS`](crate::simd::IGNORED_BITS). Any other m, NaN included, has other bits.
+    const IN_RANGE: Self;
+    /// The smallest m of an exponent whose power is not 0.
     const FIRST: Self;
-    /// The largest m for an exponent whose power is finite.
+    /// The largest m of an exponent whose power is finite.
     const LAST: Self;
-    /// Adding and subtracting it rounds a number up to [`MAX_SHIFT`](Self::MAX_SHIFT) to an integer.
+    /// Adding and then subtracting this number rounds a number of magnitude up to
+    /// [`MAX_SHIFT`](Self::MAX_SHIFT) to an integer.
     const ROUND: Self;
-    /// `1/L`, in two parts.
+    /// `1/L` as the sum of two numbers.
     const INVERSE: (f64, f64);
-    /// `log2 e / L`: what natural logarithms are multiplied by to be in the base of the sums.
+    /// `log2 e / L`: the factor from a natural logarithm to one in the base of the sums.
     const RATIO: f64;
     /// `RATIO - 1`
     const EXCESS: f64;
-    /// Exponents from `-BIAS` on.
+    /// The bias of the exponent.
     const BIAS: Self;
-    /// The largest magnitude of an integer shift for which `MAGIC - c` is exact and the sum
-    /// `x·L + MAGIC - c` keeps the ulp of `MAGIC`, with room to spare: what [`Exp2::base_e`] adds to f,
-    /// in proportion to x, must not take it out of the polynomial's range.
+    /// The largest magnitude of an integer shift. Up to it, `MAGIC - c` is exact and `x·L + MAGIC - c`
+    /// keeps the ulp of `MAGIC`. It leaves room for the term that [`Exp2::base_e`] adds to f,
+    /// which is proportional to x, so that f stays in the range of the polynomial.
     const MAX_SHIFT: f64;
-    /// Coefficients of `f^0, f^1, f^2, …` in `2^f` on [-1/2, 1/2], or with steps in `1 - C·2^f` on
-    /// [-1/16, 1/16].
+    /// The coefficients of `f^0, f^1, f^2, …` in `2^f` on [-1/2, 1/2], or with a table in `1 - C·2^f`
+    /// on [-1/16, 1/16].
     const POLY: &'static [Self];
 }
 
 impl Base for f32 {
     const L: f32 = std::f32::consts::LOG2_E;
-    const STEPS: bool = true;
+    const HAS_TABLE: bool = true;
     const MAGIC: f32 = 1_572_864.0 + 127.0; // 1.5·2^20
-    const WATCHED: f32 = 1_572_864.0;
+    const IN_RANGE: f32 = 1_572_864.0;
     const FIRST: f32 = 1_572_864.0 + 0.125;
     const LAST: f32 = 1_572_864.0 + 254.875;
     const ROUND: f32 = 12_582_912.0; // 1.5·2^23
@@ -93,12 +95,12 @@ impl Base for f32 {
     const EXCESS: f64 = 1.334_975_834_983_818_4e-8;
     const BIAS: f32 = 127.0;
     const MAX_SHIFT: f64 = 65_536.0;
-    // Minimax in relative error (Lawson's iteration), then varied by a few ulps each for the least
-    // error of the whole over all arguments. Relative error of the polynomial 1.9e-8.
+    // Minimax in relative error (Lawson's iteration). Each coefficient was then varied by a few ulps
+    // for the least error of `e` over all arguments. The relative error of the polynomial is 1.9e-8.
     const POLY: &'static [f32] = &[-0.002_567_589_3, -0.694_926_9, -0.240_881_01, -0.055_642_266];
 }
 
-/// `2^(j/8)/C`, `C = 1.002_567_606_75`: each off by 0.024 ulp at most.
+/// `2^(j/8)/C` with `C = 1.002_567_606_75`. Each is off by 0.024 ulp at most.
 const EIGHTHS: [f32; 8] = [
     0.997_438_97,
     1.087_714_9,
@@ -110,11 +112,12 @@ const EIGHTHS: [f32; 8] = [
     1.829_311_1,
 ];
 
-/// What takes an eighth that has been shifted to below an exponent ([`Simd::scale`]) to minus that step.
-const STEP_BITS: [u32; 8] = {
+/// The table for [`Simd::scale`]. Entry j is the difference, as integers, between the bits of
+/// `-2^(j/8)/C` and those of the shifted m, whose eighths lie below its exponent.
+const TABLE_BITS: [u32; 8] = {
     let (mut bits, mut j) = ([0; 8], 0);
     while j < 8 {
-        let eighth = 1f32.to_bits() + ((j as u32) << STEP_SHIFT);
+        let eighth = 1f32.to_bits() + ((j as u32) << EIGHTH_SHIFT);
         bits[j] = (-EIGHTHS[j]).to_bits().wrapping_sub(eighth);
         j += 1;
     }
@@ -123,9 +126,9 @@ const STEP_BITS: [u32; 8] = {
 
 impl Base for f64 {
     const L: f64 = std::f64::consts::LOG2_E;
-    const STEPS: bool = false;
+    const HAS_TABLE: bool = false;
     const MAGIC: f64 = 6_755_399_441_055_744.0 + 1023.0; // 1.5·2^52
-    const WATCHED: f64 = 6_755_399_441_055_744.0;
+    const IN_RANGE: f64 = 6_755_399_441_055_744.0;
     const FIRST: f64 = 6_755_399_441_055_744.0 + 1.0;
     const LAST: f64 = 6_755_399_441_055_744.0 + 2046.0;
     const ROUND: f64 = 6_755_399_441_055_744.0;
@@ -134,8 +137,8 @@ impl Base for f64 {
     const EXCESS: f64 = 1.410_920_060_305_223_7e-17;
     const BIAS: f64 = 1023.0;
     const MAX_SHIFT: f64 = 562_949_953_421_312.0;
-    // `(2^f - 1)/f` interpolated at 11 Chebyshev nodes, in 60 digits. Relative error of the
-    // polynomial, with its coefficients rounded, 2.0e-17.
+    // `(2^f - 1)/f` interpolated at 11 Chebyshev nodes, in 60 digits. With rounded coefficients, the
+    // relative error of the polynomial is 2.0e-17.
     const POLY: &'static [f64] = &[
         1.0,
         std::f64::consts::LN_2,
@@ -152,20 +155,20 @@ impl Base for f64 {
     ];
 }
 
-/// Where exponents are counted from: `2^(L·(x - logit) - exponent)`.
+/// The shift of a row's exponents: `2^(L·(x - logit) - exponent)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shift {
-    /// A logit, for rows whose exponents are out of reach of an integer; else 0.
+    /// A logit of the row if [`Base::MAX_SHIFT`] does not reach its exponent, else 0.
     pub logit: f64,
-    /// An integer, 0 if `logit` is not.
+    /// An integer; 0 if `logit` is not 0.
     pub exponent: f64,
 }
 
 impl Shift {
-    /// Exponents are counted from 0.
+    /// No shift.
     pub const ZERO: Shift = Shift { logit: 0.0, exponent: 0.0 };
 
-    /// The shift nearest to the logit `x`, which is finite.
+    /// Returns the shift nearest to the finite logit `x`.
     #[inline(always)]
     pub fn at<R: Base>(x: R) -> Self {
         let x = x.to_f64();
@@ -177,20 +180,20 @@ impl Shift {
         }
     }
 
-    /// Whether a logit has to be subtracted.
+    /// Returns whether the shift subtracts a logit.
     #[inline(always)]
     pub fn is_by_logit(self) -> bool {
         self.logit != 0.0
     }
 
-    /// How far it is above another, in units of log2.
+    /// Returns how far this shift is above another, as an exponent of 2.
     #[inline(always)]
     pub fn above(self, other: Shift, l: f64) -> f64 {
         (self.exponent - other.exponent) + (self.logit - other.logit) * l
     }
 }
 
-/// `x` rounded to the nearest integer, if |x| < 2^51.
+/// Rounds `x` to the nearest integer if |x| < 2^51, and returns it unchanged if not.
 #[inline(always)]
 pub fn nearest(x: f64) -> f64 {
     const SHIFT: f64 = 6_755_399_441_055_744.0; // 1.5·2^52
@@ -248,22 +251,23 @@ pub struct Exp2<S: Simd, K: ShiftKind> {
     logit: S::Vector,
     slope: S::Vector,
     minus_magic: S::Vector,
-    steps: S::Steps,
+    table: S::Exp2Table,
 }
 
-/// `2^(L·x - c)`, before it is put together.
+/// `2^(L·x - c)` as factors.
 #[derive(Clone, Copy)]
 pub struct Power<S: Simd> {
-    /// 2^f, or with steps what `C·2^f` is below 1
+    /// `2^f`, or with a table `1 - C·2^f`.
     p: S::Vector,
-    /// 2^k, or with steps `-2^(k + j/8)/C`: the difference of a product and it is exact on every set
+    /// `2^k`, or with a table `-2^(k + j/8)/C`. The sign lets [`Simd::mul_sub_exact`] compute the power.
     scale: S::Vector,
-    /// Its low bits are k, with the bias, and j: [`Base::WATCHED`].
+    /// `L·x - c + MAGIC`, rounded. Its low bits are k plus the bias, and j; the others show whether the
+    /// exponent is in range ([`Base::IN_RANGE`]).
     pub m: S::Vector,
 }
 
 impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
-    /// For one shift of the kind `K`.
+    /// Takes one shift of the kind `K` for all lanes.
     #[inline(always)]
     pub fn new(s: S, shift: Shift) -> Self {
         let exponent = shift.exponent;
@@ -276,11 +280,11 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
             logit: splat(shift.logit),
             slope: s.splat(S::Real::L),
             minus_magic: splat(exponent - S::Real::MAGIC.to_f64()),
-            steps: s.steps(&STEP_BITS),
+            table: s.exp2_table(&TABLE_BITS),
         }
     }
 
-    /// For a shift a lane.
+    /// Takes a shift for each lane.
     #[inline(always)]
     pub fn lanes(s: S, logit: S::Vector, exponent: S::Vector) -> Self {
         Exp2 {
@@ -290,11 +294,11 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
             logit,
             slope: s.splat(S::Real::L),
             minus_magic: s.sub(exponent, s.splat(S::Real::MAGIC)),
-            steps: s.steps(&STEP_BITS),
+            table: s.exp2_table(&TABLE_BITS),
         }
     }
 
-    /// `(f, m)`; where `C` clamps no m is above the range, and f takes what is.
+    /// Returns `(f, m)`. If `C` clamps, m does not exceed [`Base::LAST`], and f holds the excess.
     #[inline(always)]
     fn reduce<C: Clamping>(&self, x: S::Vector) -> (S::Vector, S::Vector) {
         let s = self.s;
@@ -306,7 +310,7 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
         (s.mul_sub_exact(x, self.slope, n), m)
     }
 
-    /// The polynomial without its constant, divided by f.
+    /// Returns the polynomial without its constant term, divided by f.
     #[inline(always)]
     fn quotient(&self, f: S::Vector) -> S::Vector {
         let s = self.s;
@@ -318,83 +322,89 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
         q
     }
 
+    /// Returns the factors for a reduced argument.
     #[inline(always)]
-    fn assemble(&self, f: S::Vector, m: S::Vector) -> Power<S> {
+    fn factors(&self, f: S::Vector, m: S::Vector) -> Power<S> {
         let s = self.s;
         let (q, constant) = (self.quotient(f), S::Real::POLY[0]);
-        let p = if S::Real::STEPS {
+        let p = if S::Real::HAS_TABLE {
             s.mul_add(q, f, s.splat(constant))
         } else {
-            // A second rounding here would cost the portable set its 1 ulp.
+            // A second rounding of this product would break the bound of 1 ulp on the portable set.
             s.mul_sub_exact(q, f, s.splat(S::Real::from_f64(-constant.to_f64())))
         };
-        Power { p, scale: s.scale(self.steps, m), m }
+        Power { p, scale: s.scale(self.table, m), m }
     }
 
-    /// `2^(L·(x - logit) - exponent)`. Unless `C` clamps, no more than its m counts where that is out of range.
+    /// Returns `2^(L·(x - logit) - exponent)` as factors. Unless `C` clamps, only m is meaningful in lanes
+    /// where it is out of range.
     #[inline(always)]
     pub fn power<C: Clamping>(&self, x: S::Vector) -> Power<S> {
         let (f, m) = self.reduce::<C>(self.shifted(x));
-        self.assemble(f, m)
+        self.factors(f, m)
     }
 
+    /// Returns `x - logit`.
     #[inline(always)]
     fn shifted(&self, x: S::Vector) -> S::Vector {
         if K::BY_LOGIT { self.s.sub(x, self.logit) } else { x }
     }
 
+    /// Returns the product of the factors, for an m in range.
     #[inline(always)]
-    fn assembled(&self, Power { p, scale, .. }: Power<S>) -> S::Vector {
+    fn product(&self, Power { p, scale, .. }: Power<S>) -> S::Vector {
         let s = self.s;
-        if S::Real::STEPS { s.mul_sub_exact(scale, p, scale) } else { s.mul(p, scale) }
+        if S::Real::HAS_TABLE { s.mul_sub_exact(scale, p, scale) } else { s.mul(p, scale) }
     }
 
-    /// The value of a power; unless `C` clamps, of one that is in range.
+    /// Returns the value of a power. Unless `C` clamps, its m has to be in range.
     #[inline(always)]
     pub fn value_of<C: Clamping>(&self, power: Power<S>) -> S::Vector {
-        let (s, e) = (self.s, self.assembled(power));
+        let (s, e) = (self.s, self.product(power));
         if C::CLAMPS { s.select(self.is_zero(power.m), s.splat(S::Real::ZERO), e) } else { e }
     }
 
+    /// Returns whether m is below the range, where powers are 0.
     #[inline(always)]
     fn is_zero(&self, m: S::Vector) -> S::Mask {
         self.s.less(m, self.s.splat(S::Real::FIRST))
     }
 
-    /// Adds the value of a power; unless `C` clamps, of one that is in range.
+    /// Adds the value of a power to `to`. Unless `C` clamps, its m has to be in range.
     #[inline(always)]
     pub fn add<C: Clamping>(&self, power: Power<S>, to: S::Vector) -> S::Vector {
         let s = self.s;
-        if C::CLAMPS || S::Real::STEPS {
+        if C::CLAMPS || S::Real::HAS_TABLE {
             s.add(self.value_of::<C>(power), to)
         } else {
             s.mul_add(power.p, power.scale, to)
         }
     }
 
-    /// `2^(L·x - c)`: relative error at most 1 ulp against `b^x·2^-c`, in the range given above. Unless
-    /// `C` clamps, for x whose m is in range.
+    /// Returns `2^(L·x - c)`, within 1 ulp of `b^x·2^-c` in the range that the documentation of this module
+    /// states. Unless `C` clamps, m has to be in range.
     #[inline(always)]
     pub fn value<C: Clamping>(&self, x: S::Vector) -> S::Vector {
         self.value_of::<C>(self.power::<C>(x))
     }
 
-    /// The same of an x that is in range or below it, or NaN; 0 where `not`, whatever x is.
+    /// Returns [`value`](Self::value) for an x that is NaN or not above the range, and 0 in lanes where
+    /// `not` is set, whatever x is.
     #[inline(always)]
     pub fn value_below(&self, x: S::Vector, not: S::Mask) -> S::Vector {
         let (s, power) = (self.s, self.power::<Unclamped>(x));
         let zero = s.either(not, self.is_zero(power.m));
-        s.select(zero, s.splat(S::Real::ZERO), self.assembled(power))
+        s.select(zero, s.splat(S::Real::ZERO), self.product(power))
     }
 
-    /// A logit whose exponent is close to 0. Not for a shift a lane.
+    /// Returns a logit whose exponent is close to 0. It has no meaning after [`lanes`](Self::lanes).
     #[inline(always)]
     pub fn origin(&self) -> S::Real {
         self.origin
     }
 
-    /// `L·(x - logit) - exponent`, the exponent of [`value`](Self::value): finite, though beyond the range where x
-    /// is, unless x is NaN.
+    /// Returns `L·(x - logit) - exponent`, the exponent of [`value`](Self::value). It is finite unless x is
+    /// NaN, and out of range where x is.
     #[inline(always)]
     pub fn exponent(&self, x: S::Vector) -> S::Vector {
         let s = self.s;
@@ -405,8 +415,8 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
         s.min(high, s.max(low, t))
     }
 
-    /// `2^(log2 e·(x - logit) - exponent)`, clamped, within 1 ulp as [`value`](Self::value) is: of e where
-    /// that is of b, for one fused product more.
+    /// Returns `2^(log2 e·(x - logit) - exponent)`, clamped. It is within 1 ulp of a power of e, as
+    /// [`value`](Self::value) is of a power of b, and takes one more fused product.
     #[inline(always)]
     pub fn base_e(&self, x: S::Vector) -> S::Vector {
         let s = self.s;
@@ -414,18 +424,18 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
         let (f, m) = self.reduce::<Clamped>(x);
         let lacking = S::Real::L.to_f64() * S::Real::EXCESS;
         let f = s.mul_add(x, s.splat(S::Real::from_f64(lacking)), f);
-        self.value_of::<Clamped>(self.assemble(f, m))
+        self.value_of::<Clamped>(self.factors(f, m))
     }
 }
 
 impl<S: Simd<Real = f64>> Exp2<S, ByExponent> {
-    /// `2^(L·x) - 1`, to a few ulp near 0 as well; for a shift of 0 and x up to 709.
+    /// Returns `2^(L·x) - 1` for a shift of 0 and x up to 709, within a few ulp near 0 as well.
     #[inline(always)]
     pub fn minus_one(&self, x: S::Vector) -> S::Vector {
         let s = self.s;
         let (f, m) = self.reduce::<Unclamped>(s.max(s.splat(-f64::BIAS / f64::L), x));
-        let scale = s.scale(self.steps, m);
-        // `2^k - 1` is exact, or far larger than what it loses.
+        let scale = s.scale(self.table, m);
+        // `2^k - 1` is exact, or far larger than its rounding error.
         s.mul_add(s.mul(self.quotient(f), f), scale, s.sub(scale, s.splat(1.0)))
     }
 }
@@ -437,149 +447,90 @@ mod tests {
     use crate::math::double_double::Dd;
     use crate::math::scalar;
     use crate::sample::{blocks, some_of};
-    use crate::simd::portable::{Portable, PortableWide};
+    use crate::simd::on_isa::{available, on_isa};
     use rayon::prelude::*;
 
-    /// What is computed.
+    /// A function of [`Exp2`].
     #[derive(Clone, Copy, Debug, PartialEq)]
-    pub enum What {
-        /// [`Exp2::value`] for one shift.
+    enum Function {
+        /// [`Exp2::value`] with one shift.
         Value,
-        /// The same for a shift a lane, all of them this.
+        /// [`Exp2::value`] with a shift for each lane, all of them the same.
         Lanes,
         /// [`Exp2::base_e`]
         BaseE,
-        /// [`Exp2::minus_one`]
-        MinusOne,
         /// [`Exp2::exponent`]
         Exponent,
     }
 
-    /// Results of 64 values at once, per instruction set.
-    macro_rules! stamp {
-        ($name:ident, $real:ty, $token:ty, $all:ident $(, $feature:tt)*) => {
-            $(#[target_feature(enable = $feature)])*
-            pub unsafe fn $name(what: What, shift: Shift, x: &[$real; 64]) -> [$real; 64] {
-                // SAFETY: this function's own features.
-                $all(unsafe { <$token>::assume() }, what, shift, x)
-            }
-        };
-    }
-    stamp!(portable, f32, Portable, all);
-    stamp!(portable_wide, f64, PortableWide, doubles);
-    #[cfg(x86_sets)]
-    mod x86 {
-        use super::*;
-        use crate::simd::avx2::{Avx2, Avx2Wide};
-        use crate::simd::avx512::{Avx512, Avx512Wide};
-
-        stamp!(avx2, f32, Avx2, all, "avx2", "fma");
-        stamp!(avx2_wide, f64, Avx2Wide, doubles, "avx2", "fma");
-        stamp!(avx512, f32, Avx512, all, "avx512f", "avx512bw", "avx512dq", "avx512vl");
-        stamp!(
-            avx512_wide,
-            f64,
-            Avx512Wide,
-            doubles,
-            "avx512f",
-            "avx512bw",
-            "avx512dq",
-            "avx512vl"
-        );
+    on_isa! {
+        /// 64 results in lanes of f32.
+        fn values(function: Function, shift: Shift, x: &[f32; 64]) -> [f32; 64] =
+            |s| all(s, function, shift, x);
+        /// 64 results in lanes of f64.
+        fn wide_values(function: Function, shift: Shift, x: &[f64; 64]) -> [f64; 64] =
+            |s| all(s.wide(), function, shift, x);
+        /// 64 results of [`Exp2::minus_one`].
+        fn values_minus_one(x: &[f64; 64]) -> [f64; 64] = |s| all_minus_one(s.wide(), x);
     }
 
     #[inline(always)]
     fn all<S: Simd<Real: Base>>(
         s: S,
-        what: What,
+        function: Function,
         shift: Shift,
         x: &[S::Real; 64],
     ) -> [S::Real; 64] {
         #[inline(always)]
-        fn some<S: Simd<Real: Base>, K: ShiftKind>(
+        fn shifted<S: Simd<Real: Base>, K: ShiftKind>(
             s: S,
-            what: What,
+            function: Function,
             shift: Shift,
             x: &[S::Real; 64],
         ) -> [S::Real; 64] {
-            let mut out = [S::Real::ZERO; 64];
             let splat = |x: f64| s.splat(S::Real::from_f64(x));
-            let exp2 = match what {
-                What::Lanes => Exp2::<S, K>::lanes(s, splat(shift.logit), splat(shift.exponent)),
-                _ => Exp2::<S, K>::new(s, shift),
-            };
-            for at in (0..64).step_by(S::LANES) {
-                // SAFETY: within the arrays.
-                unsafe {
-                    let x = s.load(x.as_ptr().add(at));
-                    let e = match what {
-                        What::Value | What::Lanes => exp2.value::<Clamped>(x),
-                        What::BaseE => exp2.base_e(x),
-                        What::MinusOne => unreachable!("of lanes of f64 alone"),
-                        What::Exponent => exp2.exponent(x),
-                    };
-                    s.store(out.as_mut_ptr().add(at), e);
+            let exp2 = match function {
+                Function::Lanes => {
+                    Exp2::<S, K>::lanes(s, splat(shift.logit), splat(shift.exponent))
                 }
-            }
-            out
+                Function::Value | Function::BaseE | Function::Exponent => {
+                    Exp2::<S, K>::new(s, shift)
+                }
+            };
+            each_register(s, x, |x| match function {
+                Function::Value | Function::Lanes => exp2.value::<Clamped>(x),
+                Function::BaseE => exp2.base_e(x),
+                Function::Exponent => exp2.exponent(x),
+            })
         }
         if shift.is_by_logit() {
-            some::<S, ByLogit>(s, what, shift, x)
+            shifted::<S, ByLogit>(s, function, shift, x)
         } else {
-            some::<S, ByExponent>(s, what, shift, x)
+            shifted::<S, ByExponent>(s, function, shift, x)
         }
     }
 
     #[inline(always)]
-    fn doubles<S: Simd<Real = f64>>(s: S, what: What, shift: Shift, x: &[f64; 64]) -> [f64; 64] {
-        if what != What::MinusOne {
-            return all(s, what, shift, x);
-        }
-        let (exp2, mut out) = (Exp2::<S, ByExponent>::new(s, shift), [0.0; 64]);
+    fn all_minus_one<S: Simd<Real = f64>>(s: S, x: &[f64; 64]) -> [f64; 64] {
+        let exp2 = Exp2::<S, ByExponent>::new(s, Shift::ZERO);
+        each_register(s, x, |x| exp2.minus_one(x))
+    }
+
+    #[inline(always)]
+    fn each_register<S: Simd>(
+        s: S,
+        x: &[S::Real; 64],
+        f: impl Fn(S::Vector) -> S::Vector,
+    ) -> [S::Real; 64] {
+        let mut out = [S::Real::ZERO; 64];
         for at in (0..64).step_by(S::LANES) {
-            // SAFETY: within the arrays.
-            unsafe {
-                let e = exp2.minus_one(s.load(x.as_ptr().add(at)));
-                s.store(out.as_mut_ptr().add(at), e);
-            }
+            // SAFETY: `LANES` divides 64, so a register from `at` on lies within both arrays.
+            unsafe { s.store(out.as_mut_ptr().add(at), f(s.load(x.as_ptr().add(at)))) };
         }
         out
     }
 
-    type Values<R> = unsafe fn(What, Shift, &[R; 64]) -> [R; 64];
-
-    fn only_available<R, const N: usize>(all: [(Isa, Values<R>); N]) -> Vec<(Isa, Values<R>)> {
-        all.into_iter()
-            .filter(|(isa, _)| {
-                if !isa.is_available() {
-                    println!("SKIPPED: this processor does not have {}", isa.name());
-                }
-                isa.is_available()
-            })
-            .collect()
-    }
-
-    fn available() -> Vec<(Isa, Values<f32>)> {
-        only_available([
-            (Isa::Portable, portable as Values<f32>),
-            #[cfg(x86_sets)]
-            (Isa::Avx2, x86::avx2),
-            #[cfg(x86_sets)]
-            (Isa::Avx512, x86::avx512),
-        ])
-    }
-
-    fn available_wide() -> Vec<(Isa, Values<f64>)> {
-        only_available([
-            (Isa::Portable, portable_wide as Values<f64>),
-            #[cfg(x86_sets)]
-            (Isa::Avx2, x86::avx2_wide),
-            #[cfg(x86_sets)]
-            (Isa::Avx512, x86::avx512_wide),
-        ])
-    }
-
-    /// What a result has to be.
+    /// The kind of result that an exponent has to give.
     #[derive(Clone, Copy, PartialEq)]
     enum Class {
         Nan,
@@ -606,7 +557,7 @@ mod tests {
         }
     }
 
-    /// Checks 64 results of ascending or descending arguments on each set; raises `worst` to the
+    /// Checks the 64 results of ascending or descending arguments on each set, and raises `worst` to the
     /// largest error in ulps.
     fn check(shift: Shift, x: &[f32; 64], sets: &[[f32; 64]], worst: &mut [f64]) {
         let l = f64::from(f32::L);
@@ -631,7 +582,7 @@ mod tests {
         for (lane, &x) in x.iter().enumerate() {
             let t = exponent(x);
             if class(t) != Class::Close {
-                // A block that straddles a border: the neighbours show that the border is right.
+                // The block straddles a border. Its neighbours show that the border is right.
                 assert!(sets.iter().all(|e| e[lane] >= 0.0 || e[lane].is_nan()), "2^{t}");
                 continue;
             }
@@ -643,12 +594,12 @@ mod tests {
         }
     }
 
-    /// All 2^32 arguments, on every instruction set, and the same bits on those with FMA.
+    /// All 2^32 arguments on every instruction set. Those with FMA give the same bits.
     #[test]
     fn exhaustive() {
         let sets = available();
-        let fused = sets.iter().position(|(isa, _)| *isa != Isa::Portable);
-        // The bits of further sets that fuse are those of the first.
+        let fused = sets.iter().position(|isa| *isa != Isa::Portable);
+        // Only the first set that fuses is judged: the others have its bits.
         let judged = fused.map_or(sets.len(), |first| first + 1);
         let shift = Shift::ZERO;
         let worst = (0..1u32 << 16)
@@ -659,9 +610,8 @@ mod tests {
                     let x: [f32; 64] =
                         std::array::from_fn(|i| f32::from_bits(high << 16 | low | i as u32));
                     let mut results = [[0.0; 64]; 3];
-                    for ((_, values), e) in sets.iter().zip(&mut results) {
-                        // SAFETY: available.
-                        *e = unsafe { values(What::Value, shift, &x) };
+                    for (&isa, e) in sets.iter().zip(&mut results) {
+                        *e = values(isa, Function::Value, shift, &x);
                     }
                     let results = &results[..sets.len()];
                     if let Some(fused) = fused {
@@ -677,24 +627,23 @@ mod tests {
                 || vec![0.0; judged],
                 |a, b| a.iter().zip(&b).map(|(a, b)| a.max(*b)).collect(),
             );
-        for ((isa, _), worst) in sets.iter().zip(&worst) {
+        for (isa, worst) in sets.iter().zip(&worst) {
             println!("{isa:?}: at most {worst:.4} ulp");
             assert!(*worst <= 1.0);
         }
     }
 
-    /// Shifts far from 0 keep the accuracy.
+    /// A shift far from 0 keeps the accuracy.
     #[test]
     fn shifts() {
         for at in [-4.5e4f32, -1e4, -0.3, 7.0, 1e4, 4.5e4, 4.55e4, 1e7, -3e30, 3e38] {
             let shift = Shift::at::<f32>(at);
             let step = (at.abs() * f32::EPSILON).max(0.01);
-            for (isa, values) in available() {
+            for isa in available() {
                 let mut worst = [0.0];
                 for k in 0..200 {
                     let x = std::array::from_fn(|i| at - step * (k * 64 + i) as f32);
-                    // SAFETY: available.
-                    let e = unsafe { values(What::Value, shift, &x) };
+                    let e = values(isa, Function::Value, shift, &x);
                     check(shift, &x, &[e], &mut worst);
                 }
                 assert!(worst[0] <= 1.0, "{isa:?} at {at}: {} ulp", worst[0]);
@@ -702,20 +651,19 @@ mod tests {
         }
     }
 
-    /// 1 ulp of powers of e itself, as far down as they are normal numbers, and the same bits on the
-    /// sets that fuse.
+    /// Results are within 1 ulp of powers of e wherever these are normal numbers. The sets that fuse give
+    /// the same bits.
     #[test]
     fn base_e() {
         for at in [-4.5e4f32, -1e4, -0.3, 0.0, 7.0, 1e4, 4.5e4, 4.55e4, 1e7, -3e30] {
             let shift = Shift::at::<f32>(at);
             let step = (at.abs() * f32::EPSILON).max(1e-3);
             let (mut worst, mut fused) = (0f64, None);
-            for (isa, values) in available() {
+            for isa in available() {
                 let mut all = Vec::new();
                 for k in 0..2000 {
                     let x: [f32; 64] = std::array::from_fn(|i| at - step * (k * 64 + i) as f32);
-                    // SAFETY: available.
-                    let e = unsafe { values(What::BaseE, shift, &x) };
+                    let e = values(isa, Function::BaseE, shift, &x);
                     for (x, e) in x.into_iter().zip(e) {
                         let log2_e = Dd { hi: f64::L, lo: f64::L * f64::EXCESS };
                         let t = log2_e * Dd::from(f64::from(x) - shift.logit)
@@ -739,18 +687,18 @@ mod tests {
         }
     }
 
-    /// Shifts of f64, near and far, up to the ends of each; each with a distance between two
-    /// logits beside it that f64 can tell apart.
-    fn references_of_doubles() -> Vec<(f64, Shift)> {
-        let near = f64::MAX_SHIFT / f64::L;
-        [0.0, 0.3, -1e3, 7e5, -1e10, near, -near, near * 1.01, -4e15, 1e16, -3e200, 1e308]
+    /// Shifts of f64 by an integer and by a logit, up to the limits of each, with the logits that they
+    /// are for.
+    fn shifts_of_doubles() -> Vec<(f64, Shift)> {
+        let last = f64::MAX_SHIFT / f64::L;
+        [0.0, 0.3, -1e3, 7e5, -1e10, last, -last, last * 1.01, -4e15, 1e16, -3e200, 1e308]
             .into_iter()
             .map(|at: f64| (at, Shift::at::<f64>(at)))
             .collect()
     }
 
-    /// Logits with exponents from below the least to above the largest, densely and evenly, at
-    /// the borders, and a few far away.
+    /// Logits with exponents from below the least to above the largest: evenly spaced, dense at the
+    /// borders, and a few far away.
     fn logits_around(at: f64, shift: Shift) -> Vec<[f64; 64]> {
         let ulp = f64::from_bits(at.abs().to_bits() + 1) - at.abs();
         let mut x = Vec::new();
@@ -773,7 +721,7 @@ mod tests {
         x.chunks(64).map(|x| x.try_into().unwrap()).collect()
     }
 
-    /// `L·(x - logit) - exponent` with the digits of double-double, None if it overflows or is NaN.
+    /// `L·(x - logit) - exponent` in double-double; None if it overflows or is NaN.
     fn exact_exponent(x: f64, shift: Shift) -> Option<Dd> {
         let d = Dd::sum(x, -shift.logit);
         if !d.hi.is_finite() || d.hi.abs() > 1e290 {
@@ -783,17 +731,17 @@ mod tests {
         Some(t + Dd::product(d.lo, f64::L))
     }
 
-    /// 1 ulp against double-double, and the ends; the same bits on the sets that fuse.
+    /// Results are within 1 ulp of double-double, and right at the ends of the range. The sets that fuse
+    /// give the same bits.
     #[test]
     fn exact_doubles() {
-        let sets = available_wide();
+        let sets = available();
         let mut worst = vec![0f64; sets.len()];
-        for (at, shift) in references_of_doubles() {
+        for (at, shift) in shifts_of_doubles() {
             for x in some_of(logits_around(at, shift)) {
                 let mut fused = None;
-                for ((isa, values), worst) in sets.iter().zip(&mut worst) {
-                    // SAFETY: available.
-                    let got = unsafe { values(What::Value, shift, &x) };
+                for (&isa, worst) in sets.iter().zip(&mut worst) {
+                    let got = wide_values(isa, Function::Value, shift, &x);
                     for (&x, e) in x.iter().zip(got) {
                         let what = || format!("{x:e} from {shift:?} on {}: {e:e}", isa.name());
                         let Some(t) = exact_exponent(x, shift) else {
@@ -806,7 +754,7 @@ mod tests {
                             assert!(good, "{}", what());
                             continue;
                         };
-                        // On the border itself either side is right.
+                        // On a border, the results of both sides are right.
                         let border = |at: f64| (t.hi - at).abs() < 1e-9;
                         match t.hi {
                             t if t > 1023.5 && t < 1024.0 || border(1023.5) || border(1024.0) => {
@@ -821,7 +769,7 @@ mod tests {
                             }
                             _ => {
                                 let (m, k) = t.exp2();
-                                // Where 2^k would be subnormal, both sides get a few more.
+                                // Scaling in two steps keeps both factors normal numbers.
                                 let (up, ulp) = ((-k).min(1000), f64::EPSILON);
                                 let e = e * 2f64.powi(up) * 2f64.powi(-k - up);
                                 let ulp = if m.hi < 1.0 { ulp / 2.0 } else { ulp };
@@ -831,26 +779,25 @@ mod tests {
                             }
                         }
                     }
-                    if *isa != Isa::Portable {
+                    if isa != Isa::Portable {
                         let bits = got.map(f64::to_bits);
                         assert!(*fused.get_or_insert(bits) == bits, "{x:?} on {}", isa.name());
                     }
                 }
             }
         }
-        for ((isa, _), worst) in sets.iter().zip(worst) {
+        for (isa, worst) in sets.iter().zip(worst) {
             println!("{isa:?}: at most {worst:.4} ulp");
         }
     }
 
-    /// The exponent is rounded once, or where there is no fused step of f64 twice.
+    /// The exponent is rounded once, or twice on a set without fused multiply-add of f64.
     #[test]
     fn exponents_of_doubles() {
-        for (at, shift) in references_of_doubles() {
+        for (at, shift) in shifts_of_doubles() {
             for x in logits_around(at, shift) {
-                for (isa, values) in available_wide() {
-                    // SAFETY: available.
-                    let got = unsafe { values(What::Exponent, shift, &x) };
+                for isa in available() {
+                    let got = wide_values(isa, Function::Exponent, shift, &x);
                     for (&x, got) in x.iter().zip(got) {
                         match exact_exponent(x, shift) {
                             Some(t) if t.hi.abs() < 1000.0 => {
@@ -858,7 +805,7 @@ mod tests {
                                 let what = isa.name();
                                 assert!(off <= t.hi.abs() * 1.2e-16, "{x:e}, {shift:?}: {what}");
                             }
-                            // Clamped, but still out of range.
+                            // The exponent is clamped, but still out of range.
                             Some(t) if t.hi.abs() > 1025.0 => {
                                 assert!(got.abs() > 1022.4 && got.signum() == t.hi.signum());
                             }
@@ -870,23 +817,22 @@ mod tests {
         }
     }
 
-    /// A shift a lane: within 1 ulp of one for all, and the same at the ends.
+    /// A shift for each lane gives results within 1 ulp of one shift for all, and the same at the ends.
     fn lanes_agree<R: Base>(
-        sets: Vec<(Isa, Values<R>)>,
+        values: fn(Isa, Function, Shift, &[R; 64]) -> [R; 64],
         shift: Shift,
         x: &[R; 64],
         [epsilon, least]: [f64; 2],
     ) {
-        for (isa, values) in sets {
-            // SAFETY: available.
+        for isa in available() {
             let [one, each] =
-                [What::Value, What::Lanes].map(|what| unsafe { values(what, shift, x) });
+                [Function::Value, Function::Lanes].map(|function| values(isa, function, shift, x));
             for ((x, one), each) in x.iter().zip(one).zip(each) {
                 let (a, b) = (one.to_f64(), each.to_f64());
                 let both_nan = a.is_nan() && b.is_nan();
-                // Half an ulp of the larger is no more than 1 of either.
+                // Half an ulp of the larger is at most 1 ulp of either.
                 let close = (a - b).abs() <= epsilon * a.min(b) && a.is_finite();
-                // Below the smallest normal number it is 0 or close to that.
+                // Below the smallest normal number, a result is 0 or close to that number.
                 let edge = a.max(b) <= 2.0 * least && a >= 0.0 && b >= 0.0;
                 let good = both_nan || a == b || close || edge;
                 assert!(good, "{x:?} from {shift:?} on {}: {a:e} and {b:e}", isa.name());
@@ -895,10 +841,10 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_a_lane() {
-        for (at, shift) in references_of_doubles() {
+    fn a_shift_for_each_lane() {
+        for (at, shift) in shifts_of_doubles() {
             for x in logits_around(at, shift) {
-                lanes_agree(available_wide(), shift, &x, [f64::EPSILON, f64::MIN_POSITIVE]);
+                lanes_agree(wide_values, shift, &x, [f64::EPSILON, f64::MIN_POSITIVE]);
             }
         }
         let ends = [f64::from(f32::EPSILON), f64::from(f32::MIN_POSITIVE)];
@@ -913,12 +859,13 @@ mod tests {
                     x[..6].copy_from_slice(&[f32::MAX, f32::MIN, 0.0, -0.0, 1e-40, f32::NAN]);
                     x[6..8].copy_from_slice(&[f32::INFINITY, f32::NEG_INFINITY]);
                 }
-                lanes_agree(available(), shift, &x, ends);
+                lanes_agree(values, shift, &x, ends);
             }
         }
     }
 
-    /// `2^(L·x) - 1`: a relative error of 3·2^-53 down to the smallest x, and -1 far below.
+    /// The relative error of `2^(L·x) - 1` is at most 3·2^-53 down to the smallest x. Far below 0 the
+    /// result is -1.
     #[test]
     fn minus_one() {
         let mut x: Vec<f64> = (1..3000).map(|i| f64::from(i) * (709.0 / 3000.0)).collect();
@@ -926,15 +873,14 @@ mod tests {
         x.extend((1..3000).map(|i| f64::from(i) / 3000.0));
         let mut x: Vec<f64> = x.into_iter().flat_map(|x| [x, -x]).collect();
         x.resize(x.len().next_multiple_of(64), 0.0);
-        let sets = available_wide();
+        let sets = available();
         let mut worst = vec![0f64; sets.len()];
         for x in x.chunks(64) {
             let x: &[f64; 64] = x.try_into().unwrap();
             let want: [Dd; 64] = x.map(|x| (Dd::product(x, f64::L) * Dd::LN_2).expm1());
             let mut fused = None;
-            for ((isa, values), worst) in sets.iter().zip(&mut worst) {
-                // SAFETY: available.
-                let got = unsafe { values(What::MinusOne, Shift::ZERO, x) };
+            for (&isa, worst) in sets.iter().zip(&mut worst) {
+                let got = values_minus_one(isa, x);
                 for ((x, got), want) in x.iter().zip(got).zip(want) {
                     if (got - want.hi).abs() <= 1e-323 {
                         continue;
@@ -943,18 +889,17 @@ mod tests {
                     *worst = worst.max(units);
                     assert!(units <= 3.0, "{x:e} on {}: {got:e}, {want:?}", isa.name());
                 }
-                if *isa != Isa::Portable {
+                if isa != Isa::Portable {
                     let bits = got.map(f64::to_bits);
                     assert!(*fused.get_or_insert(bits) == bits, "{x:?} on {}", isa.name());
                 }
             }
         }
-        for ((isa, values), worst) in sets.iter().zip(worst) {
+        for (isa, worst) in sets.into_iter().zip(worst) {
             println!("{isa:?}: at most {worst:.4} times 2^-53");
             let mut x = [0.0; 64];
             x[..4].copy_from_slice(&[f64::NEG_INFINITY, f64::MIN, -800.0, f64::NAN]);
-            // SAFETY: available.
-            let got = unsafe { values(What::MinusOne, Shift::ZERO, &x) };
+            let got = values_minus_one(isa, &x);
             assert!(got[..3] == [-1.0; 3] && got[3].is_nan() && got[4..] == [0.0; 60], "{got:?}");
         }
     }

@@ -1,8 +1,8 @@
-//! Exponentials and logarithms: one generic body each, in terms of [`Simd`](crate::simd::Simd)
-//! for the elements, in plain f64 for the few values a row needs.
+//! Exponentials and logarithms: generic functions over [`Simd`](crate::simd::Simd) for elements and
+//! rows, and plain f64 for what is rare.
 //!
-//! Everything is built from additions, multiplications and fused multiply-adds, never from the
-//! platform's libm, so that the bits do not depend on where it runs.
+//! They consist of additions, multiplications, divisions and fused multiply-adds and never call the
+//! platform's libm, so the bits do not depend on the platform.
 
 pub mod compensated;
 #[cfg(test)]

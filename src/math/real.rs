@@ -1,19 +1,20 @@
-//! exp, exp2, expm1, log2, log1p and tanh in lanes of f64, for what a row needs once and for capped
+//! exp, exp2, expm1, log2, log1p and tanh in lanes of f64, for the few values of a row and for capped
 //! logits.
 //!
-//! Built from IEEE additions, multiplications, divisions and fused multiply-adds alone, so the
-//! bits are the same on every set that fuses; the platform's libm promises no such thing. Relative
-//! error below 1e-15 throughout, for the exponential functions 1.4e-17·|x| more.
+//! They consist of IEEE additions, multiplications, divisions and fused multiply-adds, so every set that
+//! fuses gives the same bits. The platform's libm promises no such thing. The relative error is below
+//! 1e-15, for the exponential functions below 1e-15 + 1.4e-17·|x|.
 
 use super::exp2::{Base, ByExponent, Clamped, Exp2, Shift};
 use crate::simd::Doubles;
 use std::f64::consts::LOG2_E;
 
-/// ln 2 in two parts: the first has 32 significant bits, so `k·LN_2_HI` is exact for |k| < 2^20.
+/// ln 2 in two parts. The first has 32 significant bits, so `k·LN_2_HI` is exact for |k| < 2^20.
 const LN_2_HI: f64 = f64::from_bits(0x3FE6_2E42_FEE0_0000);
 const LN_2_LO: f64 = f64::from_bits(0x3DEA_39EF_3579_3C76);
 
-/// `2/3, 2/5, …, 2/23`: atanh's series, which 11 terms end below 1e-18 for |u| < 0.1716.
+/// `2/3, 2/5, …, 2/23`: the series of `2·atanh`. After these 11 terms the remainder is below 1e-18 for
+/// |u| < 0.1716.
 const ATANH: [f64; 11] = [
     2.0 / 3.0,
     2.0 / 5.0,
@@ -28,25 +29,25 @@ const ATANH: [f64; 11] = [
     2.0 / 23.0,
 ];
 
-/// `e^x`; 0 below -708.7, inf above 709.8, NaN for NaN.
+/// Returns `e^x`: 0 below -708.7, inf above 709.8, NaN for NaN.
 #[inline(always)]
 pub fn exp<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
     Exp2::<D, ByExponent>::new(d, Shift::ZERO).value::<Clamped>(x)
 }
 
-/// `2^x`; 0 below -1022.5, inf above 1023.5, NaN for NaN.
+/// Returns `2^x`: 0 below -1022.5, inf above 1023.5, NaN for NaN.
 #[inline(always)]
 pub fn exp2<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
     let whole = nearest(d, x);
     exp2_of(d, whole, d.select(d.equal(whole, x), d.splat(0.0), d.sub(x, whole)))
 }
 
-/// `2^(k + f)` of an integer k, or an infinity, and |f| ≤ 1/2; as [`exp2`].
+/// Returns `2^(k + f)` as [`exp2`] does, for |f| ≤ 1/2 and a k that is an integer or infinite.
 #[inline(always)]
 pub fn exp2_of<D: Doubles>(d: D, k: D::Vector, f: D::Vector) -> D::Vector {
     let (magic, bias) = (d.splat(f64::MAGIC), f64::BIAS);
     let m = d.add(d.min(d.splat(bias + 1.0), d.max(d.splat(-bias), k)), magic);
-    // In pairs: latency is what a row waits for.
+    // The terms are summed in pairs, since a row waits for the latency.
     let f2 = d.mul(f, f);
     let f4 = d.mul(f2, f2);
     let pair = |i: usize| d.mul_add(f, d.splat(f64::POLY[i + 1]), d.splat(f64::POLY[i]));
@@ -57,7 +58,7 @@ pub fn exp2_of<D: Doubles>(d: D, k: D::Vector, f: D::Vector) -> D::Vector {
     d.mul(d.mul_add(q, f, d.splat(1.0)), d.scale((), m))
 }
 
-/// `a + b`, and what rounding it lost (Knuth's): exact, whichever is the larger.
+/// Returns `a + b` rounded, and its rounding error, which is exact whichever is larger (Knuth).
 #[inline(always)]
 pub fn sum<D: Doubles>(d: D, a: D::Vector, b: D::Vector) -> (D::Vector, D::Vector) {
     let sum = d.add(a, b);
@@ -65,13 +66,13 @@ pub fn sum<D: Doubles>(d: D, a: D::Vector, b: D::Vector) -> (D::Vector, D::Vecto
     (sum, d.add(d.sub(a, d.sub(sum, rest)), d.sub(b, rest)))
 }
 
-/// `a - b`, likewise.
+/// Returns `a - b` rounded, and its rounding error, which is exact whichever is larger.
 #[inline(always)]
 pub fn difference<D: Doubles>(d: D, a: D::Vector, b: D::Vector) -> (D::Vector, D::Vector) {
     sum(d, a, d.sub(d.splat(0.0), b))
 }
 
-/// `x` rounded to the nearest integer, if |x| < 2^51.
+/// Rounds `x` to the nearest integer if |x| < 2^51, and returns it unchanged if not.
 #[inline(always)]
 pub fn nearest<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
     const BOUND: f64 = 2_251_799_813_685_248.0;
@@ -81,20 +82,20 @@ pub fn nearest<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
     d.select(d.less(size, d.splat(BOUND)), d.sub(d.add(x, shift), shift), x)
 }
 
-/// `e^x - 1`, for x above 709 that of 709.
+/// Returns `e^x - 1`; for x above 709, `e^709 - 1`.
 #[inline(always)]
 pub fn expm1<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
     Exp2::<D, ByExponent>::new(d, Shift::ZERO).minus_one(d.min(d.splat(709.0), x))
 }
 
-/// `x = 2^k·(1 + t)` with `1 + t` in [√½, √2); returns `(k, ln(1 + t))`. `x` is positive, finite
-/// and normal.
+/// Returns `(k, ln(1 + t))` with `x = 2^k·(1 + t)` and `1 + t` in [√½, √2). `x` has to be positive,
+/// finite and normal.
 #[inline(always)]
 pub fn ln_parts<D: Doubles>(d: D, x: D::Vector) -> (D::Vector, D::Vector) {
     let (k, m) = d.split(x);
     let t = d.sub(m, d.splat(1.0));
-    // ln(1 + t) = 2·atanh(u) with u = t/(2 + t), |u| < 0.1716; 2u = t - u·t keeps the leading
-    // term exact, so that the result is good to an ulp near 1 as well.
+    // ln(1 + t) = 2·atanh(u) with u = t/(2 + t), |u| < 0.1716. The form 2u = t - u·t keeps the leading
+    // term exact, so the result is good to an ulp near 1 as well.
     let u = d.div(t, d.add(d.splat(1.0), m));
     let z = d.mul(u, u);
     let z2 = d.mul(z, z);
@@ -107,26 +108,26 @@ pub fn ln_parts<D: Doubles>(d: D, x: D::Vector) -> (D::Vector, D::Vector) {
     (k, d.sub(t, d.mul(u, d.sub(t, d.mul(z, q)))))
 }
 
-/// `(k, y)` with log2 x = k + y, k an integer and |y| ≤ 1/2, for x ≥ 0; and `(0, -inf)` at 0 and
-/// below the smallest normal, `(0, inf)` at inf, `(0, NaN)` for NaN.
+/// Returns `(k, y)` with log2 x = k + y, k an integer and |y| ≤ 1/2, for x ≥ 0. The result is `(0, -inf)`
+/// at 0 and below the smallest normal number, `(0, inf)` at inf, and `(0, NaN)` for NaN.
 #[inline(always)]
 pub fn log2_parts<D: Doubles>(d: D, x: D::Vector) -> (D::Vector, D::Vector) {
     let (k, y) = ln_parts(d, x);
     let (zero, y) = (d.splat(0.0), d.mul(y, d.splat(LOG2_E)));
     let finite = d.less(x, d.splat(f64::INFINITY));
     let (k, y) = (d.select(finite, k, zero), d.select(finite, y, x));
-    let nothing = d.less(x, d.splat(f64::MIN_POSITIVE));
-    (d.select(nothing, zero, k), d.select(nothing, d.splat(f64::NEG_INFINITY), y))
+    let is_zero = d.less(x, d.splat(f64::MIN_POSITIVE));
+    (d.select(is_zero, zero, k), d.select(is_zero, d.splat(f64::NEG_INFINITY), y))
 }
 
-/// log2 x for x ≥ 0: -inf at 0 and below the smallest normal, inf at inf, NaN for NaN.
+/// Returns log2 x for x ≥ 0: -inf at 0 and below the smallest normal number, inf at inf, NaN for NaN.
 #[inline(always)]
 pub fn log2<D: Doubles>(d: D, x: D::Vector) -> D::Vector {
     let (k, y) = log2_parts(d, x);
     d.add(k, y)
 }
 
-/// `(ln(1 + x), 1/(1 + x))` for x in [0, 1], accurate down to the smallest x.
+/// Returns `(ln(1 + x), 1/(1 + x))` for x in [0, 1], accurate down to the smallest x.
 #[inline(always)]
 pub fn log1p<D: Doubles>(d: D, x: D::Vector) -> (D::Vector, D::Vector) {
     let one = d.splat(1.0);
@@ -134,13 +135,13 @@ pub fn log1p<D: Doubles>(d: D, x: D::Vector) -> (D::Vector, D::Vector) {
     let inverse = d.div(one, w);
     let (k, y) = ln_parts(d, w);
     let ln = d.mul_add(k, d.splat(LN_2_HI), d.mul_add(k, d.splat(LN_2_LO), y));
-    // w rounds; the part of x that it lost, relative to w, is the derivative's correction.
+    // w is rounded. ln w is corrected by the lost part of x times the derivative 1/w.
     let lost = d.sub(x, d.sub(w, one));
     (d.mul_add(lost, inverse, ln), inverse)
 }
 
-/// `(tanh u, 1 - tanh² u)`, the second without cancellation: with `s = 1 - tanh |u|` it is
-/// `s·(2 - s)`, and s has a formula of its own. 0 for it from |u| = 350 on.
+/// Returns `(tanh u, 1 - tanh² u)`. The second is computed as `s·(2 - s)` with `s = 1 - tanh |u|` from a
+/// formula of its own, so nothing cancels. It is 0 from |u| = 350 on.
 #[inline(always)]
 pub fn tanh<D: Doubles>(d: D, u: D::Vector) -> (D::Vector, D::Vector) {
     let zero = d.splat(0.0);
@@ -165,8 +166,7 @@ mod tests {
     use crate::kernels::logit_transform::Transform;
     use crate::math::double_double::Dd;
     use crate::sample::blocks;
-    use crate::simd::Simd;
-    use crate::simd::portable::PortableWide;
+    use crate::simd::on_isa::{available, on_isa};
     use crate::view::FloatType;
     use rayon::prelude::*;
 
@@ -183,28 +183,16 @@ mod tests {
 
     type Block = [f64; 32];
 
-    /// The results of 32 values at once, per instruction set; the second of functions that have
-    /// but one is 0.
-    macro_rules! stamp {
-        ($name:ident, $token:ty $(, $feature:tt)*) => {
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn $name(function: Function, x: &Block) -> [Block; 2] {
-                // SAFETY: this function's own features.
-                all(unsafe { <$token>::assume() }, function, x)
-            }
-        };
+    on_isa! {
+        /// The results of 32 values. Functions with one result return 0 as the second.
+        fn values(function: Function, x: &Block) -> [Block; 2] = |s| all(s.wide(), function, x);
     }
-    stamp!(portable, PortableWide);
-    #[cfg(x86_sets)]
-    stamp!(avx2, crate::simd::avx2::Avx2Wide, "avx2", "fma");
-    #[cfg(x86_sets)]
-    stamp!(avx512, crate::simd::avx512::Avx512Wide, "avx512f", "avx512bw", "avx512dq", "avx512vl");
 
     #[inline(always)]
     fn all<D: Doubles>(d: D, function: Function, x: &Block) -> [Block; 2] {
         let mut out = [[0.0; 32]; 2];
         for at in (0..x.len()).step_by(D::LANES) {
-            // SAFETY: within the array.
+            // SAFETY: `LANES` divides 32, so a register from `at` on lies within the array.
             let x = unsafe { d.load(x.as_ptr().add(at)) };
             let none = d.splat(0.0);
             let (first, second) = match function {
@@ -215,7 +203,7 @@ mod tests {
                 Log1p => log1p(d, x),
                 Tanh => tanh(d, x),
             };
-            // SAFETY: as above.
+            // SAFETY: `LANES` divides 32, so a register from `at` on lies within each array.
             unsafe {
                 d.store(out[0].as_mut_ptr().add(at), first);
                 d.store(out[1].as_mut_ptr().add(at), second);
@@ -224,34 +212,15 @@ mod tests {
         out
     }
 
-    type Values = unsafe fn(Function, &Block) -> [Block; 2];
-
-    fn available() -> Vec<(Isa, Values)> {
-        let all: [(Isa, Values); _] = [
-            (Isa::Portable, portable),
-            #[cfg(x86_sets)]
-            (Isa::Avx2, avx2),
-            #[cfg(x86_sets)]
-            (Isa::Avx512, avx512),
-        ];
-        let (run, skipped): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|(isa, _)| isa.is_available());
-        for (isa, _) in skipped {
-            println!("SKIPPED: this processor does not have {}", isa.name());
-        }
-        run
-    }
-
-    /// The results of a function on every set; those of the sets that fuse have the same bits.
+    /// The results of a function on every set. The sets that fuse give the same bits.
     fn run(function: Function, x: &[f64]) -> Vec<(Isa, Vec<[f64; 2]>)> {
         let mut all: Vec<(Isa, Vec<[f64; 2]>)> = Vec::new();
-        for (isa, values) in available() {
+        for isa in available() {
             let mut results = Vec::new();
             for x in x.chunks(32) {
                 let mut block = [0.5; 32];
                 block[..x.len()].copy_from_slice(x);
-                // SAFETY: available.
-                let [first, second] = unsafe { values(function, &block) };
+                let [first, second] = values(isa, function, &block);
                 results.extend((0..x.len()).map(|i| [first[i], second[i]]));
             }
             if let Some((fused, good)) = all.iter().find(|(isa, _)| *isa != Isa::Portable) {
@@ -265,7 +234,7 @@ mod tests {
         all
     }
 
-    /// Numbers from `low` to `high`, evenly spread over each and over all of the binades.
+    /// Numbers from `low` to `high`: half of them evenly spread, half of them evenly over the binades.
     fn spread(low: f64, high: f64) -> Vec<f64> {
         const N: u32 = 6000;
         let even = (0..=N).map(|i| low + (high - low) * f64::from(i) / f64::from(N));
@@ -278,7 +247,8 @@ mod tests {
         x.iter().flat_map(|&x| [x, -x]).collect()
     }
 
-    /// Every result is within `bound` of `want`, relatively, or within the least of numbers.
+    /// Every result is within the relative error `bound` of `want`, or within two of the smallest
+    /// subnormal numbers.
     fn judge(
         function: Function,
         x: &[f64],
@@ -319,7 +289,8 @@ mod tests {
         let mut x = both_signs(spread(0.0, 700.0));
         x.extend(spread(700.0, 709.4));
         judge(Exp, &x, exp, bound);
-        // To the smallest normal number, where the judge's second half is less than any number.
+        // Down to the smallest normal number, where an f64 cannot hold the low half of the expected
+        // value.
         let low: Vec<f64> = spread(700.0, 708.39).into_iter().map(|x| -x).collect();
         judge(Exp, &low, exp, |x| bound(x) + 2f64.powi(-52));
         // The second result is the nearest integer.
@@ -341,7 +312,7 @@ mod tests {
         let log2 = |x| [Dd::log2(x), NONE];
         judge(Log2, &spread(f64::MIN_POSITIVE, f64::MAX / 4.0), log2, bound);
         judge(Log2, &spread(0.4, 2.5), log2, bound);
-        // Where it is small, to its own accuracy.
+        // Near 1 the logarithm is small, and accurate relative to itself.
         let close: Vec<f64> = both_signs(spread(0.0, 1e-3)).into_iter().map(|x| 1.0 + x).collect();
         judge(Log2, &close, log2, bound);
         let powers: Vec<f64> = (-1022..=1023).map(|k| 2f64.powi(k)).collect();
@@ -489,17 +460,18 @@ mod tests {
             assert!(off(2, LEAST) && off(3, -LEAST) && off(4, HIGHEST), "{isa:?}: {results:?}");
         }
     }
-    /// Logits of f32 under a cap of 1, all 2^32 of them, through the kernel that caps: the value
-    /// is within 0.501 ulp, the slope too where it is a normal number, and the sets that fuse have
-    /// the same bits.
+
+    /// Caps all 2^32 logits of f32 at 1 through the kernel. The value is within 0.501 ulp, and so is the
+    /// slope where it is a normal number. The sets that fuse give the same bits.
     ///
-    /// Between 2^-13 and 53 the shift is the standard library's tanh and cosh, whose own errors
-    /// (a few ulp of f64, or 2^-27 of one of f32; held against double-double here and there) do not
-    /// show. Elsewhere results are known: below, `x - x³/3` rounds to x and `1 - x²` to 1; above,
-    /// `1 - 2e^-106` rounds to 1 and `4e^-106` to 0. The results of -x are held against those of x.
-    /// The portable set, whose fused steps are calls of the platform's function, does one block in 16
-    /// of what is known so: of -x, since nothing after |x| sees the sign but a selection, and of x
-    /// outside of that range.
+    /// From 2^-13 to 53 the expected values come from the standard library's tanh and cosh. Their own
+    /// errors are a few ulp of f64, or 2^-27 of an ulp of f32; some are checked against double-double.
+    /// Elsewhere the results are known: below, `x - x³/3` rounds to x and `1 - x²` to 1; above,
+    /// `1 - 2e^-106` rounds to 1 and `4e^-106` to 0. The results of -x are compared with those of x.
+    ///
+    /// The portable set calls the platform's function for each fused step. It runs one block in 16 of
+    /// the arguments whose results follow from others: those of -x, since after |x| only a selection sees
+    /// the sign, and those outside of that range.
     #[test]
     fn softcap_exhaustive() {
         const N: usize = 1 << 10;
@@ -507,23 +479,22 @@ mod tests {
         const NAN: u32 = 0x7f80_0001;
         let (small, large) = (2f32.powi(-13).to_bits(), 53f32.to_bits());
         assert!([small, large].iter().all(|bits| bits.is_multiple_of(N as u32)));
-        let sets: Vec<(Isa, &crate::kernels::LaneKernels)> = available()
-            .into_iter()
-            .map(|(isa, _)| (isa, isa.lanes(FloatType::F32).unwrap()))
-            .collect();
+        let sets: Vec<(Isa, &crate::kernels::LaneKernels)> =
+            available().into_iter().map(|isa| (isa, isa.lanes(FloatType::F32).unwrap())).collect();
         let capped = |set: usize, first: u32, [x, slope]: &mut Results| {
             for (i, x) in x.iter_mut().enumerate() {
                 *x = f32::from_bits(first + i as u32);
             }
             slope.fill(7.0);
             let with = Transform { scale: 1.0, cap: 1.0 };
-            // SAFETY: available; as many as there are.
+            // SAFETY: `Isa::lanes` returns only tables of sets that the processor has, and both arrays have
+            // N elements.
             unsafe {
                 let (x, slope) = (x.as_mut_ptr().cast(), slope.as_mut_ptr().cast());
                 (sets[set].1.transform)(x, N, &with, slope);
             }
         };
-        // The bits in which two differ, but for the sign of the values.
+        // The bits in which two results differ; `sign` is the expected difference of the values.
         let differ = |a: &Results, b: &Results, sign: u32| {
             let bits = |a: &[f32; N], b: &[f32; N], sign| {
                 let pairs = a.iter().zip(b);
@@ -569,7 +540,7 @@ mod tests {
                         continue;
                     }
                     let place = || format!("from {first:#x} on {:?}", sets[set].0);
-                    // NaN, but for the infinity before the first of them.
+                    // Whether all results are NaN, except that of the infinity before the first NaN.
                     let is_nan = |y: &Results, infinity: f32| {
                         (0..N).all(|i| {
                             if first + i as u32 >= NAN {
@@ -604,7 +575,7 @@ mod tests {
                 if is_known {
                     return vec![[0.0; 2]; sets.len()];
                 }
-                // The bits of further sets that fuse are those of the first.
+                // The sets that fuse give the same bits.
                 for other in all.iter().skip(2) {
                     assert_eq!(differ(other, &all[1], 0), 0, "from {first:#x}");
                 }

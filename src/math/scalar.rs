@@ -1,8 +1,8 @@
-//! exp2 and log2 of one f64, for what is rare or outside of any kernel.
+//! exp2 and log2 of one f64, for code that is rare or outside of any kernel.
 //!
-//! Built from IEEE additions, multiplications and divisions alone, none of them contracted, so
-//! the bits are the same on every machine; the platform's libm promises no such thing. Relative
-//! error of exp2 below 4.5e-16, of log2 below 6e-16.
+//! They consist of IEEE additions, multiplications and divisions that are not contracted, so the bits
+//! are the same on every machine. The platform's libm promises no such thing. The relative error of exp2
+//! is below 4.5e-16, that of log2 below 6e-16.
 
 use std::f64::consts::{LN_2, LOG2_E};
 
@@ -23,13 +23,13 @@ const INVERSE_FACTORIALS: [f64; 13] = [
     1.0 / 87_178_291_200.0,
 ];
 
-/// `c[0] + c[1]·x + c[2]·x² + c[3]·x³`, in pairs: latency is what a row waits for.
+/// Returns `c[0] + c[1]·x + c[2]·x² + c[3]·x³`, summed in pairs, since a row waits for the latency.
 #[inline(always)]
 fn cubic(c: [f64; 4], x: f64, x2: f64) -> f64 {
     (c[0] + c[1] * x) + (c[2] + c[3] * x) * x2
 }
 
-/// `e^r - 1` for |r| ≤ 0.35: 14 terms leave a remainder below 4e-18·|r|.
+/// Returns `e^r - 1` for |r| ≤ 0.35. The remainder after 14 terms is below 4e-18·|r|.
 #[inline(always)]
 fn expm1_small(r: f64) -> f64 {
     const C: [f64; 13] = INVERSE_FACTORIALS;
@@ -41,14 +41,14 @@ fn expm1_small(r: f64) -> f64 {
     r + r2 * ((low + middle * r4) + high * (r4 * r4))
 }
 
-/// `2^k` for integral `k` in -1022..=1023.
+/// Returns `2^k` for an integer `k` in -1022..=1023.
 #[inline(always)]
 fn pow2(k: f64) -> f64 {
-    // 1.5·2^52 plus the bias: the low bits are the exponent, and the shift drops the others.
+    // The low bits of k + 1.5·2^52 + 1023 are the biased exponent. The shift drops the others.
     f64::from_bits((k + (6_755_399_441_055_744.0 + 1023.0)).to_bits() << 52)
 }
 
-/// `2^x`; 0 below -1021 (no subnormal results), inf above 1023, NaN for NaN.
+/// Returns `2^x`: 0 below -1021 (no subnormal results), inf above 1023, NaN for NaN.
 #[inline(always)]
 pub fn exp2(x: f64) -> f64 {
     if x < -1021.0 {
@@ -62,8 +62,8 @@ pub fn exp2(x: f64) -> f64 {
     (1.0 + expm1_small((x - k) * LN_2)) * pow2(half) * pow2(k - half)
 }
 
-/// `x = 2^k·(1 + t)` with `1 + t` in [√½, √2); returns `(k, ln(1 + t))`. `x` is positive, finite
-/// and normal.
+/// Returns `(k, ln(1 + t))` with `x = 2^k·(1 + t)` and `1 + t` in [√½, √2). `x` has to be positive,
+/// finite and normal.
 #[inline(always)]
 fn ln_parts(x: f64) -> (f64, f64) {
     const SQRT_HALF: u64 = std::f64::consts::FRAC_1_SQRT_2.to_bits();
@@ -71,8 +71,8 @@ fn ln_parts(x: f64) -> (f64, f64) {
     let shifted = x.to_bits().wrapping_sub(SQRT_HALF);
     let k = (shifted as i64) >> 52;
     let t = f64::from_bits(x.to_bits().wrapping_sub((k as u64) << 52)) - 1.0;
-    // ln(1 + t) = 2·atanh(u) with u = t/(2 + t), |u| < 0.1716; 2u = t - u·t keeps the leading
-    // term exact, so that the result is good to an ulp near 1 as well.
+    // ln(1 + t) = 2·atanh(u) with u = t/(2 + t), |u| < 0.1716. The form 2u = t - u·t keeps the leading
+    // term exact, so the result is good to an ulp near 1 as well.
     let u = t / (2.0 + t);
     let z = u * u;
     let z2 = z * z;
@@ -84,7 +84,7 @@ fn ln_parts(x: f64) -> (f64, f64) {
     (k as f64, t - u * (t - z * q))
 }
 
-/// log2 x for x ≥ 0: -inf at 0, inf at inf, NaN for NaN and below 0.
+/// Returns log2 x: -inf at 0 and for subnormal numbers, inf at inf, NaN for NaN and below 0.
 #[inline(always)]
 pub fn log2(x: f64) -> f64 {
     match edge(x) {
@@ -96,7 +96,7 @@ pub fn log2(x: f64) -> f64 {
     }
 }
 
-/// The logarithm where [`ln_parts`] does not apply; subnormals count as 0.
+/// Returns the logarithm if [`ln_parts`] does not apply to x. Subnormal numbers count as 0.
 #[inline(always)]
 fn edge(x: f64) -> Option<f64> {
     if (f64::MIN_POSITIVE..f64::INFINITY).contains(&x) {
@@ -116,8 +116,8 @@ mod tests {
     use crate::math::double_double::Dd;
     use std::f64::consts::{FRAC_1_SQRT_2, SQRT_2};
 
-    /// Largest relative distance from the standard library over a range that is walked
-    /// geometrically in both signs.
+    /// The largest relative distance from the standard library over a geometric sequence of arguments, with
+    /// both signs if `signed`.
     fn worst(f: fn(f64) -> f64, g: fn(f64) -> f64, lo: f64, hi: f64, signed: bool) -> f64 {
         let mut worst = 0.0f64;
         let mut x = lo;
@@ -137,9 +137,9 @@ mod tests {
         assert!(worst(log2, f64::log2, 1e-300, 1e300, false) < 6.0e-16);
     }
 
-    /// At both ends of its range, where the last terms of the series are largest. Roundings, some
-    /// 1e-16 each, go both ways and cancel in the mean of many: what is left, 4e-19, is for the most part
-    /// the coefficients' own. The last term is 5e-19 there.
+    /// Checks the logarithm at both ends of its range, where the last terms of the series are largest.
+    /// Roundings of some 1e-16 go both ways and cancel in the mean of many. The remaining mean error, 4e-19,
+    /// is mostly that of the coefficients. The last term is 5e-19 there.
     #[test]
     fn every_term_of_the_logarithm_counts() {
         const SAMPLES: u32 = 1 << 14;
@@ -156,7 +156,7 @@ mod tests {
             }
         }
         let mean = sum / f64::from(2 * SAMPLES);
-        assert!(worst < 1.6e-16 && mean.abs() < 8e-19, "at worst {worst:e}, {mean:e} in the mean");
+        assert!(worst < 1.6e-16 && mean.abs() < 8e-19, "at worst {worst:e}, {mean:e} on average");
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! AVX-512 (F, BW, DQ, VL): 64 bytes a register, masks in registers of their own.
 
+use super::avx2::sum4;
+use super::x86::{transpose, x86_methods};
 use super::{
-    Doubles, EXPONENT, Halves, ONE, SQRT_HALF, STEP_SHIFT, Simd, TWO_52, TWO_52_AND_BIAS, UNWATCHED,
+    Doubles, EIGHTH_SHIFT, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, Simd, TWO_52,
+    TWO_52_AND_BIAS, f64_lanes,
 };
 use std::arch::x86_64::*;
 
@@ -9,271 +12,168 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub struct Avx512(());
 
-/// 8 lanes of f64.
+/// 8 lanes of f64, and proof that the processor has AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy)]
 pub struct Avx512Wide(());
 
-/// A call of intrinsics, with the one reason why they may be called.
+/// Calls intrinsics that access no memory.
 macro_rules! avx512 {
     ($e:expr) => {
-        // SAFETY: the token exists, so the processor has the features (`Avx512::assume`).
+        // SAFETY: the token proves that the processor has AVX-512 F, BW, DQ and VL (`Simd::assume`).
         unsafe { $e }
     };
 }
 
-/// What differs between the two types of lanes in nothing but the names of the intrinsics; what
-/// differs in more is each one's own.
-macro_rules! simd {
+/// The part of an `impl Simd` that f32 and f64 share, but for names, and AVX2 does not: masks, and
+/// what uses them.
+macro_rules! mask_methods {
     (
-        token: $token:ident,
         real: $real:ident,
         vector: $vector:ident,
         mask: $mask:ident,
-        parts: $parts:literal,
-        lanes: $lanes:literal,
-        set1: $set1:ident,
-        loadu: $loadu:ident,
         mask_loadu: $mask_loadu:ident,
-        storeu: $storeu:ident,
         mask_storeu: $mask_storeu:ident,
-        stream: $stream:ident,
-        add: $add:ident,
-        sub: $sub:ident,
-        mul: $mul:ident,
-        div: $div:ident,
-        fmadd: $fmadd:ident,
-        fmsub: $fmsub:ident,
-        max: $max:ident,
-        min: $min:ident,
-        cast_si512: $cast_si512:ident,
+        to_integers: $to_integers:ident,
         cmp_mask: $cmp_mask:ident,
         mask_blend: $mask_blend:ident,
         test_mask: $test_mask:ident,
-        set1_bits: $set1_bits:ident,
+        splat_bits: $splat_bits:ident,
         reduce_max: $reduce_max:ident,
-        $($own:tt)*
     ) => {
-        impl Simd for $token {
-            type Real = $real;
-            type Vector = $vector;
-            type Block = [$vector; 4];
-            type Mask = $mask;
-            type Watch = __m512i;
-            type Rows = [$vector; 16 / size_of::<$real>()];
-            type Wide = Avx512Wide;
-            type Widened = [__m512d; $parts];
-            type Totals = [__m512d; 2];
+        type Mask = $mask;
+        type RangeCheck = __m512i;
 
-            const LANES: usize = $lanes;
+        #[inline(always)]
+        unsafe fn load_lanes(self, p: *const $real, lanes: u32, fill: $real) -> $vector {
+            // SAFETY: the load touches only lanes whose bit is set in `lanes`, which are valid for
+            // reads (`Simd::load_lanes`). The token proves the features.
+            unsafe { $mask_loadu(self.splat(fill), lanes as $mask, p) }
+        }
+        #[inline(always)]
+        unsafe fn store_lanes(self, p: *mut $real, lanes: u32, v: $vector) {
+            // SAFETY: the store touches only lanes whose bit is set in `lanes`, which are valid for
+            // writes (`Simd::store_lanes`). The token proves the features.
+            unsafe { $mask_storeu(p, lanes as $mask, v) }
+        }
 
-            #[inline(always)]
-            unsafe fn assume() -> Self {
-                $token(())
-            }
-            #[inline(always)]
-            fn wide(self) -> Avx512Wide {
-                Avx512Wide(())
-            }
-            #[inline(always)]
-            fn splat(self, x: $real) -> $vector {
-                avx512!($set1(x))
-            }
-            #[inline(always)]
-            fn splat_block(self, x: $real) -> [$vector; 4] {
-                [self.splat(x); 4]
-            }
-            #[inline(always)]
-            fn totals(self) -> [__m512d; 2] {
-                avx512!([_mm512_setzero_pd(); 2])
-            }
+        #[inline(always)]
+        fn less(self, a: $vector, b: $vector) -> $mask {
+            avx512!($cmp_mask::<_CMP_LT_OQ>(a, b))
+        }
+        #[inline(always)]
+        fn equal(self, a: $vector, b: $vector) -> $mask {
+            avx512!($cmp_mask::<_CMP_EQ_OQ>(a, b))
+        }
+        #[inline(always)]
+        fn select(self, mask: $mask, a: $vector, b: $vector) -> $vector {
+            avx512!($mask_blend(mask, b, a))
+        }
+        #[inline(always)]
+        fn both(self, a: $mask, b: $mask) -> $mask {
+            a & b
+        }
+        #[inline(always)]
+        fn either(self, a: $mask, b: $mask) -> $mask {
+            a | b
+        }
+        #[inline(always)]
+        fn bits(self, mask: $mask) -> u32 {
+            u32::from(mask)
+        }
 
-            #[inline(always)]
-            unsafe fn load(self, p: *const $real) -> $vector {
-                // SAFETY: token; the caller's promise about `p`.
-                unsafe { $loadu(p) }
-            }
-            #[inline(always)]
-            unsafe fn load_lanes(self, p: *const $real, lanes: u32, fill: $real) -> $vector {
-                // SAFETY: token; a masked load touches only the lanes the caller vouches for.
-                unsafe { $mask_loadu($set1(fill), lanes as $mask, p) }
-            }
-            #[inline(always)]
-            unsafe fn store(self, p: *mut $real, v: $vector) {
-                // SAFETY: token; the caller's promise about `p`.
-                unsafe { $storeu(p, v) }
-            }
-            #[inline(always)]
-            unsafe fn store_lanes(self, p: *mut $real, lanes: u32, v: $vector) {
-                // SAFETY: token; a masked store touches only the lanes the caller vouches for.
-                unsafe { $mask_storeu(p, lanes as $mask, v) }
-            }
-            #[inline(always)]
-            unsafe fn stream(self, p: *mut $real, v: $vector) {
-                // SAFETY: token; the caller's promise about `p` and its alignment.
-                unsafe { $stream(p, v) }
-            }
-            #[inline(always)]
-            fn fence(self) {
-                avx512!(_mm_sfence())
-            }
-            #[inline(always)]
-            fn prefetch(self, p: *const u8) {
-                avx512!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
-            }
-            #[inline(always)]
-            fn prefetch_l2(self, p: *const u8) {
-                avx512!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
-            }
-            #[inline(always)]
-            fn prefetch_write(self, p: *const u8) {
-                avx512!(_mm_prefetch::<_MM_HINT_ET0>(p.cast()))
-            }
+        #[inline(always)]
+        fn range_check_start(self) -> __m512i {
+            avx512!(_mm512_setzero_si512())
+        }
+        #[inline(always)]
+        fn range_check(self, seen: __m512i, block: &Self::Block, expected: $vector) -> __m512i {
+            avx512!({
+                let [a, b, c, d] = block.map(|v| $to_integers(v));
+                // 0x7E sets the bits that are not the same in all three operands. `c` is in both
+                // groups, so a bit that differs anywhere between `a` and `expected` is in one.
+                let abc = _mm512_ternarylogic_epi32::<0x7E>(a, b, c);
+                let cde = _mm512_ternarylogic_epi32::<0x7E>(c, d, $to_integers(expected));
+                // 0xFE is the or of all three operands.
+                _mm512_ternarylogic_epi32::<0xFE>(seen, abc, cde)
+            })
+        }
+        #[inline(always)]
+        fn range_check_passed(self, seen: __m512i) -> bool {
+            avx512!($test_mask(seen, $splat_bits(!0 << IGNORED_BITS)) == 0)
+        }
 
-            #[inline(always)]
-            fn add(self, a: $vector, b: $vector) -> $vector {
-                avx512!($add(a, b))
-            }
-            #[inline(always)]
-            fn sub(self, a: $vector, b: $vector) -> $vector {
-                avx512!($sub(a, b))
-            }
-            #[inline(always)]
-            fn mul(self, a: $vector, b: $vector) -> $vector {
-                avx512!($mul(a, b))
-            }
-            #[inline(always)]
-            fn div(self, a: $vector, b: $vector) -> $vector {
-                avx512!($div(a, b))
-            }
-            #[inline(always)]
-            fn mul_add(self, a: $vector, b: $vector, c: $vector) -> $vector {
-                avx512!($fmadd(a, b, c))
-            }
-            #[inline(always)]
-            fn mul_sub_exact(self, a: $vector, b: $vector, c: $vector) -> $vector {
-                avx512!($fmsub(a, b, c))
-            }
-            #[inline(always)]
-            fn max(self, bound: $vector, x: $vector) -> $vector {
-                avx512!($max(bound, x))
-            }
-            #[inline(always)]
-            fn min(self, bound: $vector, x: $vector) -> $vector {
-                avx512!($min(bound, x))
-            }
-
-            #[inline(always)]
-            fn less(self, a: $vector, b: $vector) -> $mask {
-                avx512!($cmp_mask::<_CMP_LT_OQ>(a, b))
-            }
-            #[inline(always)]
-            fn equal(self, a: $vector, b: $vector) -> $mask {
-                avx512!($cmp_mask::<_CMP_EQ_OQ>(a, b))
-            }
-            #[inline(always)]
-            fn select(self, mask: $mask, a: $vector, b: $vector) -> $vector {
-                avx512!($mask_blend(mask, b, a))
-            }
-            #[inline(always)]
-            fn both(self, a: $mask, b: $mask) -> $mask {
-                a & b
-            }
-            #[inline(always)]
-            fn either(self, a: $mask, b: $mask) -> $mask {
-                a | b
-            }
-            #[inline(always)]
-            fn bits(self, mask: $mask) -> u32 {
-                u32::from(mask)
-            }
-
-            #[inline(always)]
-            fn watch_start(self) -> __m512i {
-                avx512!(_mm512_setzero_si512())
-            }
-            #[inline(always)]
-            fn watch(self, seen: __m512i, block: &[$vector; 4], expected: $vector) -> __m512i {
-                avx512!({
-                    let [a, b, c, d] = block.map(|v| $cast_si512(v));
-                    // 0x7E: bits that are not the same in all three; a chain from `a` to `expected`.
-                    let abc = _mm512_ternarylogic_epi32::<0x7E>(a, b, c);
-                    let cde = _mm512_ternarylogic_epi32::<0x7E>(c, d, $cast_si512(expected));
-                    // 0xFE: or of all three.
-                    _mm512_ternarylogic_epi32::<0xFE>(seen, abc, cde)
-                })
-            }
-            #[inline(always)]
-            fn watch_end(self, seen: __m512i) -> bool {
-                avx512!($test_mask(seen, $set1_bits(!0 << UNWATCHED)) == 0)
-            }
-
-            #[inline(always)]
-            fn max_lane(self, v: $vector) -> $real {
-                avx512!($reduce_max(v))
-            }
-            #[inline(always)]
-            fn sum(self, [lo, hi]: [__m512d; 2]) -> f64 {
-                avx512!({
-                    let v8 = _mm512_add_pd(lo, hi);
-                    let v4 = _mm256_add_pd(_mm512_castpd512_pd256(v8), _mm512_extractf64x4_pd::<1>(v8));
-                    super::avx2::sum4(v4)
-                })
-            }
-            $($own)*
+        #[inline(always)]
+        fn max_lane(self, v: $vector) -> $real {
+            avx512!($reduce_max(v))
+        }
+        #[inline(always)]
+        fn sum(self, [lo, hi]: [__m512d; 2]) -> f64 {
+            avx512!({
+                let v8 = _mm512_add_pd(lo, hi);
+                let v4 = _mm256_add_pd(_mm512_castpd512_pd256(v8), _mm512_extractf64x4_pd::<1>(v8));
+                sum4(v4)
+            })
         }
     };
 }
 
-simd! {
-    token: Avx512,
-    real: f32,
-    vector: __m512,
-    mask: __mmask16,
-    parts: 2,
-    lanes: 16,
-    set1: _mm512_set1_ps,
-    loadu: _mm512_loadu_ps,
-    mask_loadu: _mm512_mask_loadu_ps,
-    storeu: _mm512_storeu_ps,
-    mask_storeu: _mm512_mask_storeu_ps,
-    stream: _mm512_stream_ps,
-    add: _mm512_add_ps,
-    sub: _mm512_sub_ps,
-    mul: _mm512_mul_ps,
-    div: _mm512_div_ps,
-    fmadd: _mm512_fmadd_ps,
-    fmsub: _mm512_fmsub_ps,
-    max: _mm512_max_ps,
-    min: _mm512_min_ps,
-    cast_si512: _mm512_castps_si512,
-    cmp_mask: _mm512_cmp_ps_mask,
-    mask_blend: _mm512_mask_blend_ps,
-    test_mask: _mm512_test_epi32_mask,
-    set1_bits: _mm512_set1_epi32,
-    reduce_max: _mm512_reduce_max_ps,
+impl Simd for Avx512 {
+    x86_methods! {
+        real: f32,
+        vector: __m512,
+        wide: Avx512Wide,
+        wide_vector: __m512d,
+        zero_wide: _mm512_setzero_pd,
+        splat: _mm512_set1_ps,
+        load: _mm512_loadu_ps,
+        store: _mm512_storeu_ps,
+        stream: _mm512_stream_ps,
+        add(a, b): _mm512_add_ps,
+        sub(a, b): _mm512_sub_ps,
+        mul(a, b): _mm512_mul_ps,
+        div(a, b): _mm512_div_ps,
+        mul_add(a, b, c): _mm512_fmadd_ps,
+        mul_sub_exact(a, b, c): _mm512_fmsub_ps,
+        max(bound, x): _mm512_max_ps,
+        min(bound, x): _mm512_min_ps,
+    }
+    mask_methods! {
+        real: f32,
+        vector: __m512,
+        mask: __mmask16,
+        mask_loadu: _mm512_mask_loadu_ps,
+        mask_storeu: _mm512_mask_storeu_ps,
+        to_integers: _mm512_castps_si512,
+        cmp_mask: _mm512_cmp_ps_mask,
+        mask_blend: _mm512_mask_blend_ps,
+        test_mask: _mm512_test_epi32_mask,
+        splat_bits: _mm512_set1_epi32,
+        reduce_max: _mm512_reduce_max_ps,
+    }
 
-    type Steps = __m512i;
+    type Exp2Table = __m512i;
     #[inline(always)]
-    fn steps(self, bits: &[u32; 8]) -> __m512i {
-        // Twice, since the permutation counts to 16.
-        // SAFETY: token; `bits` has as many bytes.
+    fn exp2_table(self, bits: &[u32; 8]) -> __m512i {
+        // The register holds the table twice: the permutation uses four bits of the index.
+        // SAFETY: `bits` has the 32 bytes that are loaded, and the token proves the features.
         unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(bits.as_ptr().cast())) }
     }
     #[inline(always)]
-    fn scale(self, steps: __m512i, m: __m512) -> __m512 {
+    fn scale(self, table: __m512i, m: __m512) -> __m512 {
         avx512!({
             let m = _mm512_castps_si512(m);
-            let step = _mm512_permutexvar_epi32(m, steps);
-            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32::<STEP_SHIFT>(m), step))
+            let entry = _mm512_permutexvar_epi32(m, table);
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32::<EIGHTH_SHIFT>(m), entry))
         })
     }
 
     #[inline(always)]
     unsafe fn load_rows(self, p: *const f32, step: isize) -> [__m512; 4] {
-        // SAFETY: token; the caller's promise about `p`.
+        // SAFETY: the first 16 bytes of each of `LANES` rows are valid for reads
+        // (`Simd::load_rows`), and the token proves the features.
         unsafe {
             let row = |i: isize| _mm_loadu_ps(p.wrapping_offset(i * step));
-            // Four rows a register, each in a quarter of its own.
+            // Register i holds the rows i, i + 4, i + 8 and i + 12, one in each quarter.
             let mut v = [_mm512_setzero_ps(); 4];
             for (i, v) in (0..).zip(&mut v) {
                 *v = _mm512_castps128_ps512(row(i));
@@ -286,7 +186,8 @@ simd! {
     }
     #[inline(always)]
     unsafe fn store_rows(self, p: *mut f32, step: isize, v: [__m512; 4]) {
-        // SAFETY: token; the caller's promise about `p`.
+        // SAFETY: the first 16 bytes of each of `LANES` rows are valid for writes
+        // (`Simd::store_rows`), and the token proves the features.
         unsafe {
             for (i, v) in (0..).zip(transpose(v)) {
                 let row = |i: isize| p.wrapping_offset(i * step);
@@ -313,52 +214,40 @@ simd! {
     }
 }
 
-/// Transposes each quarter of four registers, 4 by 4.
-///
-/// # Safety
-/// The processor has AVX-512 F.
-#[inline(always)]
-unsafe fn transpose([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
-    // SAFETY: AVX-512 F, as the caller promises.
-    unsafe {
-        let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
-        let (ef, gh) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
-        [
-            _mm512_shuffle_ps::<0x44>(ab, cd),
-            _mm512_shuffle_ps::<0xEE>(ab, cd),
-            _mm512_shuffle_ps::<0x44>(ef, gh),
-            _mm512_shuffle_ps::<0xEE>(ef, gh),
-        ]
-    }
-}
+transpose!(__m512, _mm512_unpacklo_ps, _mm512_unpackhi_ps, _mm512_shuffle_ps);
 
 impl Halves for Avx512 {
     type Halves = __m256i;
 
     #[inline(always)]
     unsafe fn load_halves(self, p: *const u16) -> __m256i {
-        // SAFETY: token; the caller's promise about `p`, here and below.
+        // SAFETY: `p` is valid for reads of 16 halves (`Halves::load_halves`), and the token proves
+        // the features.
         unsafe { _mm256_loadu_si256(p.cast()) }
     }
     #[inline(always)]
     unsafe fn load_half_lanes(self, p: *const u16, lanes: u32, fill: u16) -> __m256i {
         let fill = avx512!(_mm256_set1_epi16(fill as i16));
-        // SAFETY: as above; a masked load touches only the lanes the caller vouches for.
+        // SAFETY: the load touches only lanes whose bit is set in `lanes`, which are valid for reads
+        // (`Halves::load_half_lanes`). The token proves the features.
         unsafe { _mm256_mask_loadu_epi16(fill, lanes as __mmask16, p.cast()) }
     }
     #[inline(always)]
     unsafe fn store_halves(self, p: *mut u16, v: __m256i) {
-        // SAFETY: as above.
+        // SAFETY: `p` is valid for writes of 16 halves (`Halves::store_halves`), and the token proves
+        // the features.
         unsafe { _mm256_storeu_si256(p.cast(), v) }
     }
     #[inline(always)]
     unsafe fn store_half_lanes(self, p: *mut u16, lanes: u32, v: __m256i) {
-        // SAFETY: as above; a masked store touches only the lanes the caller vouches for.
+        // SAFETY: the store touches only lanes whose bit is set in `lanes`, which are valid for writes
+        // (`Halves::store_half_lanes`). The token proves the features.
         unsafe { _mm256_mask_storeu_epi16(p.cast(), lanes as __mmask16, v) }
     }
     #[inline(always)]
     unsafe fn stream_halves(self, p: *mut u16, v: __m256i) {
-        // SAFETY: as above; aligned, as the caller promises.
+        // SAFETY: `p` is valid for writes of 16 halves and aligned to 32 bytes
+        // (`Halves::stream_halves`). The token proves the features.
         unsafe { _mm256_stream_si256(p.cast(), v) }
     }
     #[inline(always)]
@@ -369,11 +258,11 @@ impl Halves for Avx512 {
     fn narrow_bf16(self, v: __m512) -> __m256i {
         avx512!({
             let bits = _mm512_castps_si512(v);
-            // Half an ulp, less one bit if the result's last bit is 0: ties go to even.
+            // Adds half an ulp, less one bit if the last bit of the result is 0: ties go to even.
             let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
             let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
             let rounded = _mm512_add_epi32(bits, half);
-            // The carry would turn some NaN into 0; they are made quiet instead.
+            // The carry would turn some NaN into 0, so a NaN is made quiet instead.
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
             let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
             let bits = _mm512_mask_mov_epi32(rounded, nan, quiet);
@@ -390,37 +279,41 @@ impl Halves for Avx512 {
     }
 }
 
-simd! {
-    token: Avx512Wide,
-    real: f64,
-    vector: __m512d,
-    mask: __mmask8,
-    parts: 1,
-    lanes: 8,
-    set1: _mm512_set1_pd,
-    loadu: _mm512_loadu_pd,
-    mask_loadu: _mm512_mask_loadu_pd,
-    storeu: _mm512_storeu_pd,
-    mask_storeu: _mm512_mask_storeu_pd,
-    stream: _mm512_stream_pd,
-    add: _mm512_add_pd,
-    sub: _mm512_sub_pd,
-    mul: _mm512_mul_pd,
-    div: _mm512_div_pd,
-    fmadd: _mm512_fmadd_pd,
-    fmsub: _mm512_fmsub_pd,
-    max: _mm512_max_pd,
-    min: _mm512_min_pd,
-    cast_si512: _mm512_castpd_si512,
-    cmp_mask: _mm512_cmp_pd_mask,
-    mask_blend: _mm512_mask_blend_pd,
-    test_mask: _mm512_test_epi64_mask,
-    set1_bits: _mm512_set1_epi64,
-    reduce_max: _mm512_reduce_max_pd,
+impl Simd for Avx512Wide {
+    x86_methods! {
+        real: f64,
+        vector: __m512d,
+        wide: Avx512Wide,
+        wide_vector: __m512d,
+        zero_wide: _mm512_setzero_pd,
+        splat: _mm512_set1_pd,
+        load: _mm512_loadu_pd,
+        store: _mm512_storeu_pd,
+        stream: _mm512_stream_pd,
+        add(a, b): _mm512_add_pd,
+        sub(a, b): _mm512_sub_pd,
+        mul(a, b): _mm512_mul_pd,
+        div(a, b): _mm512_div_pd,
+        mul_add(a, b, c): _mm512_fmadd_pd,
+        mul_sub_exact(a, b, c): _mm512_fmsub_pd,
+        max(bound, x): _mm512_max_pd,
+        min(bound, x): _mm512_min_pd,
+    }
+    mask_methods! {
+        real: f64,
+        vector: __m512d,
+        mask: __mmask8,
+        mask_loadu: _mm512_mask_loadu_pd,
+        mask_storeu: _mm512_mask_storeu_pd,
+        to_integers: _mm512_castpd_si512,
+        cmp_mask: _mm512_cmp_pd_mask,
+        mask_blend: _mm512_mask_blend_pd,
+        test_mask: _mm512_test_epi64_mask,
+        splat_bits: _mm512_set1_epi64,
+        reduce_max: _mm512_reduce_max_pd,
+    }
+    f64_lanes!(__m512d);
 
-    type Steps = ();
-    #[inline(always)]
-    fn steps(self, _: &[u32; 8]) {}
     #[inline(always)]
     fn scale(self, (): (), m: __m512d) -> __m512d {
         avx512!(_mm512_castsi512_pd(_mm512_slli_epi64::<52>(_mm512_castpd_si512(m))))
@@ -428,10 +321,11 @@ simd! {
 
     #[inline(always)]
     unsafe fn load_rows(self, p: *const f64, step: isize) -> [__m512d; 2] {
-        // SAFETY: token; the caller's promise about `p`.
+        // SAFETY: the first 16 bytes of each of `LANES` rows are valid for reads
+        // (`Simd::load_rows`), and the token proves the features.
         unsafe {
             let row = |i: isize| _mm_loadu_pd(p.wrapping_offset(i * step));
-            // Every other row, in quarters.
+            // Register i holds the rows i, i + 2, i + 4 and i + 6, one in each quarter.
             let mut v = [_mm512_setzero_pd(); 2];
             for (i, v) in (0..).zip(&mut v) {
                 *v = _mm512_castpd128_pd512(row(i));
@@ -444,7 +338,8 @@ simd! {
     }
     #[inline(always)]
     unsafe fn store_rows(self, p: *mut f64, step: isize, [a, b]: [__m512d; 2]) {
-        // SAFETY: token; the caller's promise about `p`.
+        // SAFETY: the first 16 bytes of each of `LANES` rows are valid for writes
+        // (`Simd::store_rows`), and the token proves the features.
         unsafe {
             let rows = [_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b)];
             for (i, v) in (0..).zip(rows) {
@@ -456,14 +351,6 @@ simd! {
             }
         }
     }
-    #[inline(always)]
-    fn widen(self, v: __m512d) -> [__m512d; 1] {
-        [v]
-    }
-    #[inline(always)]
-    fn narrow(self, [v]: [__m512d; 1]) -> __m512d {
-        v
-    }
 }
 
 impl Doubles for Avx512Wide {
@@ -472,7 +359,7 @@ impl Doubles for Avx512Wide {
         avx512!({
             let one = _mm512_set1_epi64(ONE as i64);
             let bits = _mm512_castpd_si512(x);
-            // The bias keeps it positive; k is then in the exponent's place.
+            // The bias keeps `above` positive; its exponent field is k plus the bias.
             let above =
                 _mm512_sub_epi64(bits, _mm512_set1_epi64(SQRT_HALF.wrapping_sub(ONE) as i64));
             let whole = _mm512_and_si512(above, _mm512_set1_epi64(EXPONENT as i64));

@@ -1,40 +1,45 @@
-//! Vectors of real numbers, one small file of intrinsics for each instruction set.
+//! Vectors of floats: one trait, and one file of intrinsics for each instruction set.
 //!
-//! A kernel never sees a register width. It works on a *block* of virtual lanes, 64 of f32 or 32
-//! of f64, which every instruction set covers with as many registers as it needs, and sums lanes
-//! by the trees written down here. Which register a lane sits in therefore never shows in a
-//! result: every set with fused multiply-add gives the same bits.
+//! A kernel never sees the width of a register. It works on a *block* of virtual lanes: 64 of f32
+//! or 32 of f64. Each instruction set covers a block with as many registers as it needs. The trees
+//! in this file fix the order in which lanes are summed, so the register that a lane sits in never
+//! changes a result: every set with fused multiply-add gives the same bits.
 
+#[cfg(test)]
+pub mod on_isa;
 pub mod portable;
 
 #[cfg(x86_sets)]
 pub mod avx2;
 #[cfg(x86_sets)]
 pub mod avx512;
+#[cfg(x86_sets)]
+mod x86;
 
-/// Low bits that a [watch](Simd::watch) leaves out: an exponent of f64, or one of f32 in eighths.
-pub const UNWATCHED: u32 = 11;
+/// The low bits that a [range check](Simd::range_check) ignores. They hold the biased exponent of an
+/// f64 (11 bits), or that of an f32 and the eighth below it (8 + 3 bits).
+pub const IGNORED_BITS: u32 = 11;
 
-/// Where the lowest of an f32's eighths is shifted to: three bits below its exponent.
-pub const STEP_SHIFT: u32 = 20;
+/// [`Simd::scale`] shifts the lowest bit of an f32's eighths to this bit, three below the exponent.
+pub const EIGHTH_SHIFT: u32 = 20;
 
-/// f64 lanes that a block is summed into.
+/// The number of f64 lanes that a block is summed into.
 pub const TOTALS: usize = 16;
 
-/// What lanes hold: f32 or f64.
+/// The type of a lane: f32 or f64.
 pub trait Real: Copy + PartialEq + PartialOrd + std::fmt::Debug + Send + Sync + 'static {
     /// Negative infinity.
     const NEG_INFINITY: Self;
-    /// The largest number.
+    /// The largest finite number.
     const MAX: Self;
     /// 0
     const ZERO: Self;
-    /// 0, 1, 2, …
+    /// The numbers 0 to 31.
     const NUMBERS: [Self; 32];
 
-    /// Rounded to nearest.
+    /// Rounds to nearest.
     fn from_f64(x: f64) -> Self;
-    /// Exactly.
+    /// Converts exactly.
     fn to_f64(self) -> f64;
 }
 
@@ -67,100 +72,103 @@ macro_rules! real {
 real!(f32);
 real!(f64);
 
-/// The vector instructions of one instruction set for one type of lanes, as a token: holding one
-/// proves that the processor has the set, so its methods are safe to call.
+/// The vector instructions of one instruction set for one type of lanes.
 ///
-/// Every method is `#[inline(always)]`. They carry no `#[target_feature]` of their own and take
-/// on the features of the entry point (dispatch.rs) they end up in.
+/// The implementing type is a token. A value of it proves that the processor has the set, so most
+/// methods are safe to call.
+///
+/// Every method is `#[inline(always)]` and has no `#[target_feature]`: the compiler inlines it into
+/// an entry point (dispatch.rs) and compiles it with the features of that entry point.
 pub trait Simd: Copy {
-    /// What a lane holds.
+    /// The type of a lane.
     type Real: Real;
     /// One register.
     type Vector: Copy;
     /// A block: an array of `BLOCK / LANES` registers, lane 0 first. Four or more independent
-    /// chains hide the latency of an addition at two instructions a cycle; more than 8 registers
+    /// chains of additions hide their latency at two instructions a cycle. More than 8 registers
     /// would only lengthen the tails.
     type Block: Copy + AsRef<[Self::Vector]> + AsMut<[Self::Vector]>;
-    /// One flag a lane.
+    /// One flag for each lane.
     type Mask: Copy;
-    /// What [`watch`](Self::watch) has seen.
-    type Watch: Copy;
-    /// What [`scale`](Self::scale) looks eighths up in.
-    type Steps: Copy;
-    /// The same set with lanes of f64.
+    /// The state of a [`range_check`](Self::range_check).
+    type RangeCheck: Copy;
+    /// The table of eighths for [`scale`](Self::scale); `()` for f64, which has none.
+    type Exp2Table: Copy;
+    /// The token of the same set for lanes of f64.
     type Wide: Doubles<Wide = Self::Wide>;
-    /// As many registers as there are lanes in 16 bytes.
+    /// As many registers as 16 bytes hold lanes.
     type Rows: Copy + AsRef<[Self::Vector]> + AsMut<[Self::Vector]>;
-    /// A register of this type as registers of f64, lane 0 first.
+    /// The registers of f64 that one register widens to, lane 0 first.
     type Widened: Copy + AsRef<[WideVector<Self>]> + AsMut<[WideVector<Self>]>;
     /// [`TOTALS`] lanes of f64.
     type Totals: Copy + AsRef<[WideVector<Self>]> + AsMut<[WideVector<Self>]>;
 
-    /// Lanes of one register.
+    /// The lanes of a register.
     const LANES: usize;
-    /// Lanes of a block: 256 bytes of them.
+    /// The lanes of a block, which has 256 bytes.
     const BLOCK: usize = 256 / size_of::<Self::Real>();
 
-    /// The token.
+    /// Makes the token.
     ///
     /// # Safety
-    /// The processor has the set, and the calling entry point is compiled for it.
+    /// The processor has the set, and the caller is inlined into a function that is compiled for
+    /// the features of the set.
     unsafe fn assume() -> Self;
-    /// The token for lanes of f64.
+    /// Returns the token for lanes of f64.
     fn wide(self) -> Self::Wide;
 
-    /// `x` in every lane.
+    /// Sets every lane to `x`.
     fn splat(self, x: Self::Real) -> Self::Vector;
-    /// `x` in every lane of a block.
+    /// Sets every lane of a block to `x`.
     fn splat_block(self, x: Self::Real) -> Self::Block;
-    /// All lanes 0.
+    /// Sets all totals to 0.
     fn totals(self) -> Self::Totals;
 
-    /// The `LANES` values at `p`, which may have any alignment.
+    /// Loads `LANES` values from `p`, which may have any alignment.
     ///
     /// # Safety
     /// `p` is valid for reads of `LANES` values.
     unsafe fn load(self, p: *const Self::Real) -> Self::Vector;
-    /// The values at `p` whose bit is set in `lanes`, `fill` elsewhere. Memory behind a clear
-    /// bit is not touched.
+    /// Loads the lanes whose bit is set in `lanes` and sets the others to `fill`. It does not touch
+    /// the memory of a lane whose bit is clear.
     ///
     /// # Safety
-    /// For every set bit `i`, `p + i` is valid for reads.
+    /// `p` is aligned to its type. For every set bit `i` below `LANES`, `p + i` is valid for reads.
     unsafe fn load_lanes(self, p: *const Self::Real, lanes: u32, fill: Self::Real) -> Self::Vector;
-    /// Writes `LANES` values to `p`, which may have any alignment.
+    /// Stores `LANES` values to `p`, which may have any alignment.
     ///
     /// # Safety
     /// `p` is valid for writes of `LANES` values.
     unsafe fn store(self, p: *mut Self::Real, v: Self::Vector);
-    /// Writes the lanes whose bit is set in `lanes`; other memory is not touched.
+    /// Stores the lanes whose bit is set in `lanes`. It does not touch the memory of the others.
     ///
     /// # Safety
-    /// For every set bit `i`, `p + i` is valid for writes.
+    /// `p` is aligned to its type. For every set bit `i` below `LANES`, `p + i` is valid for writes.
     unsafe fn store_lanes(self, p: *mut Self::Real, lanes: u32, v: Self::Vector);
-    /// The 16 bytes of each of `LANES` rows that begin `step` elements apart, transposed: lane l of
-    /// register i is element i of row l.
+    /// Loads 16 bytes from each of `LANES` rows and transposes them: lane l of register i is
+    /// element i of row l. Row l begins at `p + l·step`.
     ///
     /// # Safety
-    /// All of it is valid for reads.
+    /// `p` is aligned to its type. The first 16 bytes of each row are valid for reads.
     unsafe fn load_rows(self, p: *const Self::Real, step: isize) -> Self::Rows;
-    /// Writes what [`load_rows`](Self::load_rows) would read.
+    /// Stores the 16 bytes of each row that [`load_rows`](Self::load_rows) loads.
     ///
     /// # Safety
-    /// All of it is valid for writes.
+    /// `p` is aligned to its type. The first 16 bytes of each row are valid for writes.
     unsafe fn store_rows(self, p: *mut Self::Real, step: isize, v: Self::Rows);
-    /// Writes `LANES` values around the caches where the set can, else as [`store`](Self::store).
-    /// [`fence`](Self::fence) orders such writes before later ones.
+    /// Stores `LANES` values past the caches if the set can, else as [`store`](Self::store) does.
+    /// [`fence`](Self::fence) orders such stores before later ones.
     ///
     /// # Safety
     /// `p` is valid for writes of `LANES` values and aligned to the size of a register.
     unsafe fn stream(self, p: *mut Self::Real, v: Self::Vector);
-    /// Makes streamed writes visible before any later write.
+    /// Makes streamed stores visible before any later store.
     fn fence(self);
-    /// Asks for the cache line at `p`; never faults, whatever `p` is.
+    /// Prefetches the cache line at `p`. It never faults, whatever `p` is.
     fn prefetch(self, p: *const u8);
-    /// As [`prefetch`](Self::prefetch), but into the second level of cache alone.
+    /// Prefetches the cache line at `p` into the second level of cache only.
     fn prefetch_l2(self, p: *const u8);
-    /// Asks for the cache line at `p`, to be written.
+    /// Prefetches the cache line at `p` for a write.
     fn prefetch_write(self, p: *const u8);
 
     /// `a + b`
@@ -171,49 +179,57 @@ pub trait Simd: Copy {
     fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// `a / b`
     fn div(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// `a * b + c`, with one rounding where the set has it, else with two.
+    /// `a * b + c`, with one rounding if the set has fused multiply-add, else with two.
     fn mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
-    /// `a * b - c` in which the product is not rounded, on every set: what argument reduction
-    /// relies on when product and subtrahend nearly cancel.
+    /// `a * b - c`. No set rounds the product: argument reduction relies on that where product and
+    /// subtrahend nearly cancel.
     fn mul_sub_exact(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
-    /// The larger of the two, and `x` if either is NaN.
+    /// The larger of the two; `x` if either is NaN.
     fn max(self, bound: Self::Vector, x: Self::Vector) -> Self::Vector;
-    /// The smaller of the two, and `x` if either is NaN.
+    /// The smaller of the two; `x` if either is NaN.
     fn min(self, bound: Self::Vector, x: Self::Vector) -> Self::Vector;
-    /// A table for [`scale`](Self::scale), in registers; f64 has none.
-    fn steps(self, bits: &[u32; 8]) -> Self::Steps;
-    /// Turns an integer that sits in the low bits into a power of 2, by shifting it to where the biased
-    /// exponent is. In lanes of f32 it counts eighths: the lowest of them goes to bit [`STEP_SHIFT`],
-    /// and to the integer of all bits that which the lowest three point to in the table is added.
-    fn scale(self, steps: Self::Steps, m: Self::Vector) -> Self::Vector;
+    /// Loads the table for [`scale`](Self::scale) into registers. Lanes of f64 ignore it.
+    fn exp2_table(self, bits: &[u32; 8]) -> Self::Exp2Table;
+    /// Turns the integer in the low bits of `m` into a power of 2, by shifting it to the place of
+    /// the biased exponent.
+    ///
+    /// In lanes of f32 the integer counts eighths. Its lowest bit goes to bit [`EIGHTH_SHIFT`], and
+    /// its lowest three bits select the entry of the table that is added to the bits of the result
+    /// as an integer.
+    fn scale(self, table: Self::Exp2Table, m: Self::Vector) -> Self::Vector;
 
-    /// `a < b`; false with NaN.
+    /// `a < b`; false if either is NaN.
     fn less(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
-    /// `a == b`; false with NaN.
+    /// `a == b`; false if either is NaN.
     fn equal(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
-    /// `a` where the mask is set, `b` elsewhere.
+    /// `a` in lanes whose flag is set, `b` in the others.
     fn select(self, mask: Self::Mask, a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// Set where both are.
+    /// The logical and of two masks.
     fn both(self, a: Self::Mask, b: Self::Mask) -> Self::Mask;
-    /// Set where one of them is.
+    /// The logical or of two masks.
     fn either(self, a: Self::Mask, b: Self::Mask) -> Self::Mask;
-    /// One bit a lane.
+    /// The flag of lane `i` as bit `i`.
     fn bits(self, mask: Self::Mask) -> u32;
 
-    /// Nothing seen.
-    fn watch_start(self) -> Self::Watch;
-    /// Notes where the bits of a lane differ from those of `expected`.
-    fn watch(self, seen: Self::Watch, block: &Self::Block, expected: Self::Vector) -> Self::Watch;
-    /// Whether nowhere any but the lowest [`UNWATCHED`] bits differed.
-    fn watch_end(self, seen: Self::Watch) -> bool;
+    /// Begins a range check.
+    fn range_check_start(self) -> Self::RangeCheck;
+    /// Records the bits in which a lane of the block differs from `expected`.
+    fn range_check(
+        self,
+        seen: Self::RangeCheck,
+        block: &Self::Block,
+        expected: Self::Vector,
+    ) -> Self::RangeCheck;
+    /// Returns whether every recorded difference is within the lowest [`IGNORED_BITS`] bits.
+    fn range_check_passed(self, seen: Self::RangeCheck) -> bool;
 
-    /// The largest lane; no lane is NaN.
+    /// The largest lane of a register without NaN.
     fn max_lane(self, v: Self::Vector) -> Self::Real;
-    /// The lanes in f64.
+    /// Converts the lanes to f64, exactly.
     fn widen(self, v: Self::Vector) -> Self::Widened;
-    /// The lanes rounded from f64.
+    /// Rounds lanes of f64 to nearest.
     fn narrow(self, v: Self::Widened) -> Self::Vector;
-    /// Sum of the totals: halves are added lane by lane, 16 → 8 → 4 → 2 → 1.
+    /// The sum of the totals: adds the upper half to the lower lane by lane, 16 → 8 → 4 → 2 → 1.
     fn sum(self, totals: Self::Totals) -> f64;
 
     /// The largest lane of a block without NaN.
@@ -223,8 +239,8 @@ pub trait Simd: Copy {
         self.max_lane(rest.iter().fold(*first, |max, &v| self.max(max, v)))
     }
 
-    /// Adds a block to the totals: 16 lanes at a time are added up in lanes of their own type, by
-    /// a tree, `(b[l] + b[l+16]) + (b[l+32] + b[l+48])`, and the sums to lane `l` in f64.
+    /// Adds a block to the totals. The lanes `l`, `l + 16`, … are summed in their own type, by the
+    /// tree `(b[l] + b[l+16]) + (b[l+32] + b[l+48])`, and the sum is added to total `l` in f64.
     #[inline(always)]
     fn add_block(self, totals: &mut Self::Totals, block: &Self::Block) {
         let block = block.as_ref();
@@ -239,7 +255,7 @@ pub trait Simd: Copy {
         }
     }
 
-    /// Adds the lanes of register `i` of a block to the totals: lane `l` of the block to lane
+    /// Adds the lanes of register `i` of a block to the totals: lane `l` of the block to total
     /// `l mod 16`.
     #[inline(always)]
     fn add_wide(self, totals: &mut Self::Totals, i: usize, v: Self::Widened) {
@@ -251,132 +267,154 @@ pub trait Simd: Copy {
     }
 }
 
-/// One register of f64 of the same set.
+/// A register of f64 of the same set.
 pub type WideVector<S> = <<S as Simd>::Wide as Simd>::Vector;
 
-/// Registers of f64 that one register widens to.
+/// The registers of f64 that one register widens to.
 const fn v_len<S: Simd>() -> usize {
     S::LANES / <S::Wide as Simd>::LANES
 }
 
-/// Registers of f64 that the totals take.
+/// The registers of f64 that hold the totals.
 const fn totals_len<S: Simd>() -> usize {
     TOTALS / <S::Wide as Simd>::LANES
 }
 
-/// What lanes of f32 can do with halves.
+/// Loads, stores and conversions of 16-bit floats, in lanes of f32.
 pub trait Halves: Simd<Real = f32> {
-    /// `LANES` halves, as bits.
+    /// `LANES` 16-bit floats, as bits.
     type Halves: Copy;
 
-    /// The `LANES` halves at `p`, aligned to 2 bytes.
+    /// Loads `LANES` halves from `p`.
     ///
     /// # Safety
-    /// As [`load`](Simd::load).
+    /// `p` is valid for reads of `LANES` halves and aligned to 2 bytes.
     unsafe fn load_halves(self, p: *const u16) -> Self::Halves;
-    /// The halves at `p` whose bit is set in `lanes`, `fill` elsewhere.
+    /// Loads the halves whose bit is set in `lanes` and sets the others to `fill`. It does not touch
+    /// the memory of a half whose bit is clear.
     ///
     /// # Safety
-    /// As [`load_lanes`](Simd::load_lanes).
+    /// `p` is aligned to 2 bytes. For every set bit `i` below `LANES`, `p + i` is valid for reads.
     unsafe fn load_half_lanes(self, p: *const u16, lanes: u32, fill: u16) -> Self::Halves;
-    /// Writes `LANES` halves.
+    /// Stores `LANES` halves to `p`.
     ///
     /// # Safety
-    /// As [`store`](Simd::store).
+    /// `p` is valid for writes of `LANES` halves and aligned to 2 bytes.
     unsafe fn store_halves(self, p: *mut u16, v: Self::Halves);
-    /// Writes the halves whose bit is set in `lanes`.
+    /// Stores the halves whose bit is set in `lanes`. It does not touch the memory of the others.
     ///
     /// # Safety
-    /// As [`store_lanes`](Simd::store_lanes).
+    /// `p` is aligned to 2 bytes. For every set bit `i` below `LANES`, `p + i` is valid for writes.
     unsafe fn store_half_lanes(self, p: *mut u16, lanes: u32, v: Self::Halves);
-    /// Writes `LANES` halves as [`stream`](Simd::stream) does.
+    /// Stores `LANES` halves as [`stream`](Simd::stream) does.
     ///
     /// # Safety
-    /// As there.
+    /// `p` is valid for writes of `LANES` halves and aligned to the size of all of them.
     unsafe fn stream_halves(self, p: *mut u16, v: Self::Halves);
-    /// bf16 to f32, exactly.
+    /// Converts bf16 to f32, exactly.
     fn widen_bf16(self, v: Self::Halves) -> Self::Vector;
-    /// f32 to bf16, to nearest even; NaN stays NaN.
+    /// Rounds f32 to bf16, to nearest even; NaN stays NaN.
     fn narrow_bf16(self, v: Self::Vector) -> Self::Halves;
-    /// f16 to f32, exactly.
+    /// Converts f16 to f32, exactly.
     fn widen_f16(self, v: Self::Halves) -> Self::Vector;
-    /// f32 to f16, to nearest even; NaN stays NaN.
+    /// Rounds f32 to f16, to nearest even; NaN stays NaN.
     fn narrow_f16(self, v: Self::Vector) -> Self::Halves;
 }
 
-/// What lanes of f64 can do besides: the logarithm takes numbers apart.
-pub trait Doubles: Simd<Real = f64, Steps = ()> {
-    /// `(k, m)` with `x = m·2^k` and m in [√½, √2), for x positive, finite and normal; anything
-    /// for others.
+/// What the logarithm needs of lanes of f64: splitting off the exponent.
+pub trait Doubles: Simd<Real = f64, Exp2Table = ()> {
+    /// Returns `(k, m)` with `x = m·2^k` and m in [√½, √2), for x positive, finite and normal. The
+    /// result of any other x is unspecified.
     fn split(self, x: Self::Vector) -> (Self::Vector, Self::Vector);
 }
 
-/// The bits of register `i` out of a mask of a block's lanes.
+/// The part of an `impl Simd` that is the same for lanes of f64 on every set: they have no table,
+/// and widening and narrowing return their argument.
+macro_rules! f64_lanes {
+    ($vector:ty) => {
+        type Exp2Table = ();
+        #[inline(always)]
+        fn exp2_table(self, _: &[u32; 8]) {}
+        #[inline(always)]
+        fn widen(self, v: $vector) -> [$vector; 1] {
+            [v]
+        }
+        #[inline(always)]
+        fn narrow(self, [v]: [$vector; 1]) -> $vector {
+            v
+        }
+    };
+}
+use f64_lanes;
+
+/// Returns the bits of register `i` from a mask of a block's lanes.
 #[inline(always)]
 pub fn lanes_of<S: Simd>(mask: u64, i: usize) -> u32 {
     (mask >> (i * S::LANES)) as u32 & ((1u64 << S::LANES) - 1) as u32
 }
 
-/// A mask of the first `n < 64` lanes.
+/// Returns a mask of the first `n` lanes of a block, `n < 64`.
 #[inline(always)]
 pub fn first_lanes(n: usize) -> u64 {
     (1u64 << n) - 1
 }
 
-/// A mask of the first `n` lanes of a register, or of all if there are no more than `n`.
+/// Returns a mask of the first `n` lanes of a register, or of all if it has no more than `n`.
 #[inline(always)]
 pub fn up_to<S: Simd>(n: usize) -> u32 {
     ((1u64 << n.min(S::LANES)) - 1) as u32
 }
 
-/// A mask of all lanes of a block.
+/// Returns a mask of all lanes of a block.
 #[inline(always)]
 pub fn all_lanes<S: Simd>() -> u64 {
     !0 >> (64 - S::BLOCK)
 }
 
-/// For [`Doubles::split`]: the bits of √½, and of 1, whose exponent is the bias.
+/// The bits of √½, for [`Doubles::split`].
 const SQRT_HALF: u64 = std::f64::consts::FRAC_1_SQRT_2.to_bits();
+/// The bits of 1, whose biased exponent is the bias.
 const ONE: u64 = 1.0f64.to_bits();
-/// Sign and exponent.
+/// The bits of sign and exponent.
 const EXPONENT: u64 = 0xFFF << 52;
-/// 2^52: or'ed into it, an integer below 2^52 is the fraction of a number.
+/// The bits of 2^52. Or'ed with an integer below 2^52, they are the bits of 2^52 plus that integer.
 const TWO_52: u64 = 4_503_599_627_370_496.0f64.to_bits();
 const TWO_52_AND_BIAS: f64 = 4_503_599_627_370_496.0 + 1023.0;
 
-/// The values at `p` whose bit is set among the lowest `N` of `lanes`, `fill` elsewhere: for sets
-/// without a masked load of that width. One by one, and not unrolled: tails are short.
+/// Loads the values whose bit is set among the lowest `N` of `lanes` and sets the others to `fill`,
+/// for sets without a masked load of that width. The loop over single values is not unrolled, since
+/// tails are short.
 ///
 /// # Safety
-/// As [`Simd::load_lanes`]; `p` is aligned.
+/// `p` is aligned to `T`. For every set bit `i` below `N`, `p + i` is valid for reads.
 #[inline(always)]
 unsafe fn read_lanes<T: Copy, const N: usize>(p: *const T, lanes: u32, fill: T) -> [T; N] {
     let all = (1 << N) - 1;
     if lanes & all == all {
-        // SAFETY: the caller's promise.
+        // SAFETY: all `N` bits are set, so `p` is aligned and valid for `N` reads (# Safety).
         return unsafe { *p.cast() };
     }
     let mut values = [fill; N];
     let mut rest = lanes & all;
     while rest != 0 {
         let i = rest.trailing_zeros() as usize;
-        // SAFETY: a lane that the caller vouches for.
+        // SAFETY: `i < N` is a set bit of `lanes`, so `p + i` is valid for a read (# Safety).
         values[i] = unsafe { *p.add(i) };
         rest &= rest - 1;
     }
     values
 }
 
-/// Writes the values whose bit is set among the lowest `N` of `lanes`, as [`read_lanes`] reads.
+/// Stores the values whose bit is set among the lowest `N` of `lanes`, one by one.
 ///
 /// # Safety
-/// As [`Simd::store_lanes`]; `p` is aligned.
+/// `p` is aligned to `T`. For every set bit `i` below `N`, `p + i` is valid for writes.
 #[inline(always)]
 unsafe fn write_lanes<T: Copy, const N: usize>(p: *mut T, lanes: u32, values: [T; N]) {
     let mut rest = lanes & ((1 << N) - 1);
     while rest != 0 {
         let i = rest.trailing_zeros() as usize;
-        // SAFETY: a lane that the caller vouches for.
+        // SAFETY: `i < N` is a set bit of `lanes`, so `p + i` is valid for a write (# Safety).
         unsafe { *p.add(i) = values[i] };
         rest &= rest - 1;
     }

@@ -1,13 +1,13 @@
-//! The vectors of the `wide` crate: whatever the build's own target has. NEON on AArch64, SSE2
-//! on a plain x86-64, scalars elsewhere.
+//! The vectors of the `wide` crate, which use what the target of the build has: NEON on AArch64,
+//! SSE2 on a plain x86-64, scalars elsewhere.
 
 use super::{
-    Doubles, EXPONENT, Halves, ONE, SQRT_HALF, STEP_SHIFT, Simd, TOTALS, TWO_52, TWO_52_AND_BIAS,
-    UNWATCHED, read_lanes, write_lanes,
+    Doubles, EIGHTH_SHIFT, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, Simd, TOTALS, TWO_52,
+    TWO_52_AND_BIAS, f64_lanes, read_lanes, write_lanes,
 };
 use wide::{f32x8, f64x4, u32x8, u64x4};
 
-/// The name of this set among the supported ones.
+/// The name of this set in `xent_isa` and `XENT_ISA`.
 pub const NAME: &str =
     if cfg!(all(target_arch = "aarch64", target_feature = "neon")) { "neon" } else { "portable" };
 
@@ -15,25 +15,26 @@ pub const NAME: &str =
 const FUSED: bool =
     cfg!(any(all(target_arch = "aarch64", target_feature = "neon"), target_feature = "fma"));
 
-/// 8 lanes of f32. Needs no proof: these vectors run everywhere.
+/// 8 lanes of f32. The token proves nothing, since these vectors run on every processor.
 #[derive(Clone, Copy)]
 pub struct Portable;
 
-/// 4 lanes of f64.
+/// 4 lanes of f64. The token proves nothing, since these vectors run on every processor.
 #[derive(Clone, Copy)]
 pub struct PortableWide;
 
-/// Of a table, those that the lowest three bits of each number point to.
+/// Looks up the entries of a table that the lowest three bits of each number select.
 #[inline(always)]
 fn look_up(table: [u32; 8], at: [u32; 8]) -> [u32; 8] {
     #[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
     {
         use std::arch::aarch64::*;
-        // SAFETY: the build has NEON; arrays of as many bytes, which are numbers whatever they are.
+        // SAFETY: the build has NEON (the `cfg` above). Each transmutation is between arrays of 32 bytes
+        // of integers, for which all bits are valid.
         unsafe {
             let table: uint8x16x2_t = std::mem::transmute(table);
             let at: [uint32x4_t; 2] = std::mem::transmute(at);
-            // The four bytes of number j begin at byte 4·j.
+            // The four bytes of entry j begin at byte 4·j.
             std::mem::transmute(at.map(|at| {
                 let first = vshlq_n_u32::<2>(vandq_u32(at, vdupq_n_u32(7)));
                 let bytes = vmlaq_n_u32(vdupq_n_u32(0x0302_0100), first, 0x0101_0101);
@@ -45,14 +46,14 @@ fn look_up(table: [u32; 8], at: [u32; 8]) -> [u32; 8] {
     at.map(|at| table[at as usize % 8])
 }
 
-/// What differs between the two in nothing but the names.
+/// The part of an `impl Simd` in which f32 and f64 differ only in names.
 macro_rules! simd {
     ($token:ident, $real:ty, $vector:ident, $bits:ident, $lanes:expr) => {
         type Real = $real;
         type Vector = $vector;
         type Block = [$vector; 8];
         type Mask = $vector;
-        type Watch = $bits;
+        type RangeCheck = $bits;
         type Rows = [$vector; 16 / size_of::<$real>()];
         type Wide = PortableWide;
         type Totals = [f64x4; TOTALS / 4];
@@ -82,29 +83,32 @@ macro_rules! simd {
 
         #[inline(always)]
         unsafe fn load(self, p: *const $real) -> $vector {
-            // SAFETY: the caller's promise about `p`; an array read unaligned.
+            // SAFETY: `p` is valid for reads of `LANES` values (`Simd::load`), and the read needs no
+            // alignment.
             $vector::from(unsafe { p.cast::<[$real; $lanes]>().read_unaligned() })
         }
         #[inline(always)]
         unsafe fn load_lanes(self, p: *const $real, lanes: u32, fill: $real) -> $vector {
-            // SAFETY: the caller's promise.
+            // SAFETY: `p` is aligned and valid for reads of the set lanes (`Simd::load_lanes`).
             $vector::from(unsafe { read_lanes::<_, $lanes>(p, lanes, fill) })
         }
         #[inline(always)]
         unsafe fn store(self, p: *mut $real, v: $vector) {
-            // SAFETY: the caller's promise about `p`; an array written unaligned.
+            // SAFETY: `p` is valid for writes of `LANES` values (`Simd::store`), and the write needs no
+            // alignment.
             unsafe { p.cast::<[$real; $lanes]>().write_unaligned(v.to_array()) }
         }
         #[inline(always)]
         unsafe fn store_lanes(self, p: *mut $real, lanes: u32, v: $vector) {
-            // SAFETY: the caller's promise.
+            // SAFETY: `p` is aligned and valid for writes of the set lanes (`Simd::store_lanes`).
             unsafe { write_lanes::<_, $lanes>(p, lanes, v.to_array()) }
         }
         #[inline(always)]
         unsafe fn load_rows(self, p: *const $real, step: isize) -> Self::Rows {
             std::array::from_fn(|i| {
                 $vector::from(std::array::from_fn(|lane| {
-                    // SAFETY: the caller's promise about `p`.
+                    // SAFETY: element `i` lies in the first 16 bytes of row `lane`, which are valid for
+                    // reads; `p` and with it every row is aligned (`Simd::load_rows`).
                     unsafe { *p.wrapping_offset(lane as isize * step).wrapping_add(i) }
                 }))
             })
@@ -113,14 +117,15 @@ macro_rules! simd {
         unsafe fn store_rows(self, p: *mut $real, step: isize, v: Self::Rows) {
             for (i, v) in v.into_iter().enumerate() {
                 for (lane, x) in v.to_array().into_iter().enumerate() {
-                    // SAFETY: the caller's promise about `p`.
+                    // SAFETY: element `i` lies in the first 16 bytes of row `lane`, which are valid for
+                    // writes; `p` and with it every row is aligned (`Simd::store_rows`).
                     unsafe { *p.wrapping_offset(lane as isize * step).wrapping_add(i) = x };
                 }
             }
         }
         #[inline(always)]
         unsafe fn stream(self, p: *mut $real, v: $vector) {
-            // SAFETY: the caller's promise about `p`.
+            // SAFETY: `p` is valid for writes of `LANES` values (`Simd::stream`).
             unsafe { self.store(p, v) }
         }
         #[inline(always)]
@@ -186,11 +191,11 @@ macro_rules! simd {
         }
 
         #[inline(always)]
-        fn watch_start(self) -> $bits {
+        fn range_check_start(self) -> $bits {
             $bits::ZERO
         }
         #[inline(always)]
-        fn watch(self, mut seen: $bits, block: &[$vector; 8], expected: $vector) -> $bits {
+        fn range_check(self, mut seen: $bits, block: &[$vector; 8], expected: $vector) -> $bits {
             let bits = |v: $vector| $bits::from(v.to_array().map(<$real>::to_bits));
             for v in block {
                 seen |= bits(*v) ^ bits(expected);
@@ -198,8 +203,8 @@ macro_rules! simd {
             seen
         }
         #[inline(always)]
-        fn watch_end(self, seen: $bits) -> bool {
-            seen.to_array().into_iter().all(|bits| bits >> UNWATCHED == 0)
+        fn range_check_passed(self, seen: $bits) -> bool {
+            seen.to_array().into_iter().all(|bits| bits >> IGNORED_BITS == 0)
         }
 
         #[inline(always)]
@@ -217,17 +222,17 @@ macro_rules! simd {
 impl Simd for Portable {
     simd!(Portable, f32, f32x8, u32x8, 8);
     type Widened = [f64x4; 2];
-    type Steps = [u32; 8];
+    type Exp2Table = [u32; 8];
 
     #[inline(always)]
-    fn steps(self, bits: &[u32; 8]) -> [u32; 8] {
+    fn exp2_table(self, bits: &[u32; 8]) -> [u32; 8] {
         *bits
     }
     #[inline(always)]
-    fn scale(self, steps: [u32; 8], m: f32x8) -> f32x8 {
+    fn scale(self, table: [u32; 8], m: f32x8) -> f32x8 {
         let m = m.to_array().map(f32::to_bits);
-        let steps = look_up(steps, m);
-        let bits = |i: usize| (m[i] << STEP_SHIFT).wrapping_add(steps[i]);
+        let entries = look_up(table, m);
+        let bits = |i: usize| (m[i] << EIGHTH_SHIFT).wrapping_add(entries[i]);
         f32x8::from(std::array::from_fn(|i| f32::from_bits(bits(i))))
     }
 
@@ -236,7 +241,7 @@ impl Simd for Portable {
         if FUSED {
             return a.mul_sub(b, c);
         }
-        // The product of two f32 fits an f64, so only the difference is rounded: first to f64,
+        // An f64 holds the product of two f32 exactly, so only the difference is rounded: first to f64,
         // then to f32.
         let (a, b, c) = (a.to_array(), b.to_array(), c.to_array());
         f32x8::from(std::array::from_fn(|i| {
@@ -261,27 +266,27 @@ impl Halves for Portable {
 
     #[inline(always)]
     unsafe fn load_halves(self, p: *const u16) -> [u16; 8] {
-        // SAFETY: the caller's promise about `p`.
+        // SAFETY: `p` is valid for reads of 8 halves (`Halves::load_halves`).
         unsafe { p.cast::<[u16; 8]>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn load_half_lanes(self, p: *const u16, lanes: u32, fill: u16) -> [u16; 8] {
-        // SAFETY: the caller's promise.
+        // SAFETY: `p` is aligned and valid for reads of the set lanes (`Halves::load_half_lanes`).
         unsafe { read_lanes(p, lanes, fill) }
     }
     #[inline(always)]
     unsafe fn store_halves(self, p: *mut u16, v: [u16; 8]) {
-        // SAFETY: the caller's promise about `p`.
+        // SAFETY: `p` is valid for writes of 8 halves (`Halves::store_halves`).
         unsafe { p.cast::<[u16; 8]>().write_unaligned(v) }
     }
     #[inline(always)]
     unsafe fn store_half_lanes(self, p: *mut u16, lanes: u32, values: [u16; 8]) {
-        // SAFETY: the caller's promise.
+        // SAFETY: `p` is aligned and valid for writes of the set lanes (`Halves::store_half_lanes`).
         unsafe { write_lanes(p, lanes, values) }
     }
     #[inline(always)]
     unsafe fn stream_halves(self, p: *mut u16, v: [u16; 8]) {
-        // SAFETY: the caller's promise about `p`.
+        // SAFETY: `p` is valid for writes of 8 halves (`Halves::stream_halves`).
         unsafe { self.store_halves(p, v) }
     }
     #[inline(always)]
@@ -305,10 +310,8 @@ impl Halves for Portable {
 impl Simd for PortableWide {
     simd!(PortableWide, f64, f64x4, u64x4, 4);
     type Widened = [f64x4; 1];
-    type Steps = ();
+    f64_lanes!(f64x4);
 
-    #[inline(always)]
-    fn steps(self, _: &[u32; 8]) {}
     #[inline(always)]
     fn scale(self, (): (), m: f64x4) -> f64x4 {
         f64x4::from(m.to_array().map(|m| f64::from_bits(m.to_bits() << 52)))
@@ -319,17 +322,9 @@ impl Simd for PortableWide {
         if FUSED {
             return a.mul_sub(b, c);
         }
-        // The platform's function, slow, and exact by definition.
+        // The platform's fma rounds once by definition. It is slow.
         let (a, b, c) = (a.to_array(), b.to_array(), c.to_array());
         f64x4::from(std::array::from_fn(|i| a[i].mul_add(b[i], -c[i])))
-    }
-    #[inline(always)]
-    fn widen(self, v: f64x4) -> [f64x4; 1] {
-        [v]
-    }
-    #[inline(always)]
-    fn narrow(self, [v]: [f64x4; 1]) -> f64x4 {
-        v
     }
 }
 
@@ -337,7 +332,7 @@ impl Doubles for PortableWide {
     #[inline(always)]
     fn split(self, x: f64x4) -> (f64x4, f64x4) {
         let bits = x.to_array().map(f64::to_bits);
-        // The bias keeps it positive; k is then in the exponent's place.
+        // The bias keeps `above` positive; its exponent field is k plus the bias.
         let above = bits.map(|bits| bits.wrapping_sub(SQRT_HALF.wrapping_sub(ONE)));
         let k = above.map(|a| f64::from_bits(a >> 52 | TWO_52) - TWO_52_AND_BIAS);
         let m = std::array::from_fn(|i| {

@@ -175,8 +175,8 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     // SAFETY: for every call, the chunk is readable and writable as `sweep` asks (# Safety).
     unsafe {
         match chunk.source {
-            Source::Stored if fast && E::EXACT => sweep::<S, E, G, Fast<Stored>>(s, chunk),
-            Source::Stored if E::EXACT => sweep::<S, E, G, General<Stored>>(s, chunk),
+            Source::Stored if fast && E::NATIVE => sweep::<S, E, G, Fast<Stored>>(s, chunk),
+            Source::Stored if E::NATIVE => sweep::<S, E, G, General<Stored>>(s, chunk),
             Source::InRange if fast => sweep::<S, E, G, Fast<InRange>>(s, chunk),
             Source::None => sweep::<S, E, G, General<NoExps>>(s, chunk),
             Source::LogSoftmax => sweep::<S, E, G, Fast<LogSoftmax>>(s, chunk),

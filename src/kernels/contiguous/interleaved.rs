@@ -48,7 +48,7 @@ pub unsafe fn sums_and_gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S
 ) -> (usize, Sums) {
     // SAFETY: this function's own # Safety, split by the source of the gradient.
     unsafe {
-        if E::EXACT && gradient.source == Source::Stored {
+        if E::NATIVE && gradient.source == Source::Stored {
             both::<S, E, G, LongStoring, Fast<Stored>>(s, chunks, shift, safe, gradient, sums)
         } else {
             both::<S, E, G, Long, Fast<InRange>>(s, chunks, shift, safe, gradient, sums)

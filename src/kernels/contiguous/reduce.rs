@@ -185,7 +185,7 @@ pub unsafe fn sum_stored<S: Simd<Real: Base>, E: Element<S>>(
 ) -> Sums {
     // SAFETY: the logits are readable, and what `Storing` writes is writable (# Safety).
     unsafe {
-        if E::EXACT {
+        if E::NATIVE {
             sum_as::<S, E, Storing, _>(s, chunk, shift, &mut NoInterleaved)
         } else {
             sum_as::<S, E, Single, _>(s, chunk, shift, &mut NoInterleaved)
@@ -209,7 +209,7 @@ pub unsafe fn sum_clamped<S: Simd<Real: Base>, E: Element<S>>(
     // SAFETY: the logits are readable, and where exponentials are stored both places are writable
     // (# Safety).
     unsafe {
-        match (shift.is_by_logit(), moment, E::EXACT && !chunk.stored.is_null()) {
+        match (shift.is_by_logit(), moment, E::NATIVE && !chunk.stored.is_null()) {
             (false, _, true) => {
                 sum_as::<S, E, OutOfRangeStoring, _>(s, chunk, shift, &mut NoInterleaved)
             }
@@ -241,7 +241,7 @@ pub unsafe fn sum_as<S: Simd<Real: Base>, E: Element<S>, M: SumMode, I: Interlea
     let x = chunk.x.cast::<E>();
     let (stored, backup) = (chunk.stored.cast::<E>(), chunk.backup.cast::<E>());
     let (mut totals, mut moments) = (s.totals(), s.totals());
-    let (mut seen, watched) = (s.watch_start(), s.splat(S::Real::WATCHED));
+    let (mut seen, in_range) = (s.range_check_start(), s.splat(S::Real::IN_RANGE));
     let zero = S::Real::ZERO;
 
     let mut i = 0;
@@ -275,7 +275,7 @@ pub unsafe fn sum_as<S: Simd<Real: Base>, E: Element<S>, M: SumMode, I: Interlea
                 }
             }
             if !M::Clamping::CLAMPS {
-                seen = s.watch(seen, &exponents, watched);
+                seen = s.range_check(seen, &exponents, in_range);
             }
             interleaved.step();
             i += 1;
@@ -291,7 +291,7 @@ pub unsafe fn sum_as<S: Simd<Real: Base>, E: Element<S>, M: SumMode, I: Interlea
             continue;
         }
         let p = x.wrapping_add(at);
-        let mut exponents = s.splat_block(S::Real::WATCHED);
+        let mut exponents = s.splat_block(S::Real::IN_RANGE);
         let (mut sum, mut moment) = (s.splat_block(zero), s.splat_block(zero));
         for (j, acc) in sum.as_mut().iter_mut().enumerate() {
             let lanes = lanes_of::<S>(mask, j);
@@ -323,7 +323,7 @@ pub unsafe fn sum_as<S: Simd<Real: Base>, E: Element<S>, M: SumMode, I: Interlea
             }
         }
         if !M::Clamping::CLAMPS {
-            seen = s.watch(seen, &exponents, watched);
+            seen = s.range_check(seen, &exponents, in_range);
         }
         s.add_block(&mut totals, &sum);
         if M::MOMENT {
@@ -334,8 +334,8 @@ pub unsafe fn sum_as<S: Simd<Real: Base>, E: Element<S>, M: SumMode, I: Interlea
     Sums {
         sum,
         first_moment: if M::MOMENT { s.sum(moments) } else { 0.0 },
-        // At the ends of the watched range, the sum is NaN although no logit is (math/exp2.rs).
-        in_range: M::Clamping::CLAMPS || s.watch_end(seen) && !sum.is_nan(),
+        // At the ends of the checked range, the sum is NaN although no logit is (math/exp2.rs).
+        in_range: M::Clamping::CLAMPS || s.range_check_passed(seen) && !sum.is_nan(),
     }
 }
 

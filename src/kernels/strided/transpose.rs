@@ -41,7 +41,7 @@ pub unsafe fn gather<S: Simd, E: Element<S>>(
         first = tile.lanes - tile.lanes % S::LANES;
         let mut buffer = MaybeUninit::<[S::Real; TILE_CLASSES * TILE]>::uninit();
         let (mut rows, mut apart) = (from.cast::<S::Real>(), step);
-        if !E::EXACT {
+        if !E::NATIVE {
             let to = buffer.as_mut_ptr().cast::<S::Real>();
             (rows, apart) = (to, tile.classes as isize);
             // Rows without gaps are converted in one go.
@@ -130,7 +130,7 @@ pub unsafe fn scatter<S: Simd, G: Element<S>>(
         first = tile.lanes - tile.lanes % S::LANES;
         let mut buffer = MaybeUninit::<[S::Real; TILE_CLASSES * TILE]>::uninit();
         let (mut rows, mut apart) = (to.cast::<S::Real>(), step);
-        if !G::EXACT {
+        if !G::NATIVE {
             (rows, apart) = (buffer.as_mut_ptr().cast::<S::Real>(), tile.classes as isize);
         }
         for at in (0..first).step_by(S::LANES) {
@@ -150,7 +150,7 @@ pub unsafe fn scatter<S: Simd, G: Element<S>>(
                 }
             }
         }
-        if !G::EXACT {
+        if !G::NATIVE {
             // Rows without gaps are converted in one go.
             let (count, len) =
                 if step == apart { (1, first * tile.classes) } else { (first, tile.classes) };
