@@ -10,10 +10,11 @@
 //! outside of the timed part.
 
 mod common;
+#[path = "common/oracle.rs"]
+mod oracle;
 
 use common::aligned::Aligned;
 use common::call::{Call, Layout, Operands, Shape};
-use common::oracle;
 use common::scalar::{self, Scalar};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::time::{Duration, Instant};

@@ -11,7 +11,6 @@ mod common;
 use common::aligned::Aligned;
 use common::call::{Call, Operands, Shape};
 use common::limits::{self, VARIANTS};
-use common::oracle;
 use common::record::{Record, Target};
 use common::scalar::Scalar;
 use common::timing::{fastest, median, seconds};
@@ -21,6 +20,8 @@ use xent::half::{bf16, f16};
 
 #[path = "common/heap.rs"]
 mod heap;
+#[path = "common/oracle.rs"]
+mod oracle;
 
 /// Calls of which the fastest counts for a turn: the others met a neighbour. So many for each
 /// variant of a limit.

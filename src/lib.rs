@@ -59,8 +59,6 @@ mod math;
 mod parallel;
 mod plan;
 mod pool;
-#[doc(hidden)]
-pub mod reference;
 mod run;
 #[cfg(test)]
 mod sample;

@@ -304,7 +304,7 @@ fn lse_alone() {
             let mut lse = vec![0.0; 13];
             let call = problem.builder().isa(isa);
             call.lse(&problem.logits, &mut lse).unwrap();
-            let oracle = xent::reference::evaluate(&problem.case());
+            let oracle = common::reference::evaluate(&problem.case());
             for (row, &got) in lse.iter().enumerate() {
                 let bound = 2e-7 * oracle.lse_scale[row] + 2f64.powi(-23);
                 common::bounds::close(got, oracle.lse[row], bound, || format!("lse[{row}]"));

@@ -4,11 +4,12 @@
 use common::family::{Call, Problem};
 use common::operand::{Dtype, FLOATS, Operand};
 use common::random::{KINDS, Kind, Rng, config, fill_wide};
+use common::reference;
 use common::task::same_bits;
 use common::{How, isas};
 use proptest::prelude::*;
 use std::sync::OnceLock;
-use xent::{Pool, Softmax, reference};
+use xent::{Pool, Softmax};
 
 fn eight() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();

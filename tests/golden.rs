@@ -32,9 +32,9 @@
 #[path = "golden/vectors.rs"]
 mod vectors;
 
+use common::reference::{self, Outcome};
 use std::collections::BTreeMap;
 use vectors::*;
-use xent::reference::{self, Outcome};
 use xent::{CrossEntropy, Error, Isa, Reduction, Results, Softmax};
 
 fn isas() -> Vec<Isa> {

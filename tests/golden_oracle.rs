@@ -1,11 +1,11 @@
-//! The oracle, `src/reference.rs`, against exact results that share no code with it: those of
+//! The oracle, `common::reference`, against exact results that share no code with it: those of
 //! tests/golden/generate.py.
 
 #[path = "golden/vectors.rs"]
 mod vectors;
 
+use common::reference::{self, Reduction};
 use vectors::*;
-use xent::reference::{self, Reduction};
 
 /// Of the largest term. The exact results are rounded to f64, the oracle's operations are f64.
 const BOUND: f64 = 2e-15;

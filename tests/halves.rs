@@ -4,12 +4,12 @@
 //! other tests hold against the oracle.
 
 use common::random::{KINDS, Kind, Rng, config, fill, specs};
+use common::reference::{self, Outcome};
 use common::{Element, Guarded, How, Indices, Pass, Problem, Reals, Reduction, Run};
 use common::{assert_same, is_sampled, isas, some};
 use proptest::prelude::*;
 use std::sync::OnceLock;
 use xent::half::{bf16, f16};
-use xent::reference::{self, Outcome};
 use xent::{CrossEntropy, Error, Input, Isa, Number, Output, Pool, Results};
 
 /// A half, with what the crate `half` says about it.

@@ -3,13 +3,14 @@
 
 use common::operand::{Dtype, FLOATS, Operand};
 use common::random::{Kind, Rng, config};
+use common::reference;
 use common::task::{Answer, Call, Task, Wants, assert_all_same, same_bits, same_numbers};
 use common::task_bounds::{Judge, check_on};
 use common::task_random::{Aim, Spec, tasks};
 use common::{How, Reduction, isas};
 use proptest::prelude::*;
 use std::sync::OnceLock;
-use xent::{Pool, Softmax, reference};
+use xent::{Pool, Softmax};
 
 fn eight() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();

@@ -1,10 +1,13 @@
-//! Calls held against `reference.rs` before they are timed.
+//! Checks calls against the oracle before they are timed.
+//!
+//! Only the benches that time calls include this file: the oracle is a crate of the tests, and
+//! `benches/counted` depends on xent alone.
 
-use super::aligned::Aligned;
-use super::call::{CAP, Call, Layout, Operands, SCALE, SMOOTHING, Shape, Z_LOSS};
-use super::scalar::Scalar;
-use xent::reference::{self, Case, Targets};
-use xent::{CrossEntropy, Isa};
+use crate::common::aligned::Aligned;
+use crate::common::call::{CAP, Call, Layout, Operands, SCALE, SMOOTHING, Shape, Z_LOSS};
+use crate::common::scalar::Scalar;
+use ::common::reference::{self, Case, Targets};
+use xent::Isa;
 
 /// Largest number of logits that is given to the oracle, whose plain loops take 50 ns each; of a
 /// larger problem, as many of its rows.
@@ -118,10 +121,4 @@ fn cross_entropy<T: Scalar>(
         }
         _ => (outcome.loss, outcome.grad_logits, outcome.grad_magnitude),
     }
-}
-
-/// The loss of a call of the Rust interface, for those who compute it otherwise (the C symbol).
-pub fn loss(shape: Shape, x: &[f32], targets: &[i32]) -> f64 {
-    let ce = CrossEntropy::new(shape.rows, shape.classes).inner(shape.inner);
-    ce.forward(x, targets).expect("a valid problem")
 }

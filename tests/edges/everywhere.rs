@@ -5,10 +5,10 @@
 //! right from wrong. Kinds (0, infinite, NaN) are exact: where the oracle has no term at all, a
 //! result must be 0.
 
+use common::reference::{self, Case, Outcome, Reduction, Targets};
 use common::{is_fused, is_sampled, isas};
 use std::fmt::Debug;
 use xent::half::{bf16, f16};
-use xent::reference::{self, Case, Outcome, Reduction, Targets};
 use xent::{CrossEntropy, Input, Isa, Number, Output, Results};
 
 /// A dtype of logits.

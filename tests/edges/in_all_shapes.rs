@@ -3,9 +3,9 @@
 
 use crate::everywhere::{Got, Layout, everywhere, in_dtype, same};
 use common::random::Rng;
+use common::reference::{Case, Reduction, Targets};
 use common::{INF, isas};
 use xent::half::{bf16, f16};
-use xent::reference::{Case, Reduction, Targets};
 use xent::{CrossEntropy, Input, Output, Results, Softmax};
 
 const NAN: f64 = f64::NAN;
@@ -677,7 +677,7 @@ fn lse_from_elsewhere() {
     for classes in WIDTHS {
         let case = Case { reduction: Reduction::Sum, ..indices(2, classes) };
         let Targets::Indices(y) = &case.targets else { unreachable!() };
-        let whole = xent::reference::evaluate(&case);
+        let whole = common::reference::evaluate(&case);
         for extra in [0.0, 0.5, 40.0, 600.0] {
             let lse: Vec<f64> = whole.lse.iter().map(|lse| lse + extra).collect();
             let log_p = |i: usize| case.logits[i] - lse[i / classes];
@@ -1010,7 +1010,7 @@ fn automodel_2428_targets_of_any_total() {
             let mut t = vec![0.0; classes];
             (t[0], t[1]) = (total * 0.75, total * 0.25);
             let case = Case { targets: Targets::Probabilities(t.clone()), ..soft(1, classes) };
-            let p = xent::reference::softmax(&case.logits, 1, classes, 1);
+            let p = common::reference::softmax(&case.logits, 1, classes, 1);
             everywhere(&case, |got| {
                 for grad in gradients(got) {
                     for c in 0..classes {
@@ -1343,8 +1343,8 @@ fn the_family() {
         }
         x[3 * classes..4 * classes].fill(LOW);
         let want = [
-            xent::reference::softmax(&x, 6, classes, 1),
-            xent::reference::log_softmax(&x, 6, classes, 1),
+            common::reference::softmax(&x, 6, classes, 1),
+            common::reference::log_softmax(&x, 6, classes, 1),
         ];
         for layout in Layout::ALL {
             let [rows, inner] = layout.shape(6);
@@ -1395,9 +1395,9 @@ fn the_family() {
                     let y = layout.packed(y, [6, classes], 5.0);
                     let ones = vec![1.0; 6 * classes];
                     let want = if is_log {
-                        xent::reference::log_softmax_backward(&y, &ones, 6, classes, 1)
+                        common::reference::log_softmax_backward(&y, &ones, 6, classes, 1)
                     } else {
-                        xent::reference::softmax_backward(&y, &ones, 6, classes, 1)
+                        common::reference::softmax_backward(&y, &ones, 6, classes, 1)
                     };
                     for (i, (got, want)) in to.iter().zip(&want).enumerate() {
                         let good = (got - want).abs() < 1e-12 * classes as f64;

@@ -2,10 +2,10 @@
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
+use common::reference::{self, Reduction, Targets};
 use std::collections::HashMap;
 use std::rc::Rc;
 use xent::half::{bf16, f16};
-use xent::reference::{self, Reduction, Targets};
 use xent::{Input, Output};
 
 /// A file's name and contents.

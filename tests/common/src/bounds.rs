@@ -15,9 +15,9 @@
 //! What is done with p afterwards costs f32 roundings: one for the factor or the product, and
 //! where smoothing subtracts, those of the subtrahend and of the difference.
 
+use crate::reference::{self, Outcome};
 use crate::{How, Pass, Problem, Reduction, Run, assert_same, isas};
 use xent::Isa;
-use xent::reference::{self, Outcome};
 
 const U23: f64 = 1.0 / (1u64 << 23) as f64;
 /// Half an ulp of f32.

@@ -5,7 +5,8 @@ use crate::How;
 use crate::bounds::close;
 use crate::operand::{Dtype, Operand};
 use crate::random::Rng;
-use xent::{Softmax, reference};
+use crate::reference;
+use xent::Softmax;
 
 /// Operands of a forward and a backward.
 pub struct Problem {

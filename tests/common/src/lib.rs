@@ -7,12 +7,13 @@ pub mod bounds;
 pub mod family;
 pub mod operand;
 pub mod random;
+pub mod reference;
 pub mod task;
 pub mod task_bounds;
 pub mod task_random;
 
+use reference::Case;
 use xent::half::{bf16, f16};
-use xent::reference::{self, Case};
 use xent::{CrossEntropy, Error, Input, Isa, Number, Output, Pool, Results};
 
 pub use xent::Reduction;

@@ -4,8 +4,8 @@
 
 use crate::operand::{Dtype, Operand};
 use crate::random::Rng;
+use crate::reference::{self, Case};
 use crate::{Element, How, Reduction};
-use xent::reference::{self, Case};
 use xent::{CrossEntropy, Error, Results};
 
 /// Operands and options of a call, and where its results go.

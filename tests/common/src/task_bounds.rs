@@ -19,10 +19,10 @@
 use crate::How;
 use crate::bounds::close;
 use crate::operand::Dtype;
+use crate::reference::{self, Case, Outcome};
 use crate::task::{Answer, Task};
 use std::collections::BTreeMap;
 use xent::Isa;
-use xent::reference::{self, Case, Outcome};
 
 /// The accuracy of a dtype's lanes.
 #[derive(Clone, Copy)]
