@@ -13,6 +13,7 @@ mod in_all_shapes;
 
 use common::bounds::{Judge, check};
 use common::random::{Kind, Rng, fill};
+use common::reference;
 use common::{How, INF, Indices, Pass, Problem, Reals, Reduction, assert_same, isas, some};
 use xent::half::{bf16, f16};
 use xent::{CrossEntropy, Error, Results};
@@ -631,6 +632,55 @@ fn te_2476_the_mean_is_over_kept_rows() {
     };
     agree(&weighted);
     every(&weighted, |run| assert_eq!(run.normalizer, 10.0));
+}
+
+/// The sums of weights that a mean divides by are compensated, over any number of rows and blocks
+/// of rows: plain sums are off by 10 ulp after 800 rows.
+#[test]
+fn the_mean_over_many_weighted_rows_is_within_an_ulp() {
+    for rows in [800, 20_000] {
+        let classes = 5;
+        let mut rng = Rng::new(rows as u64);
+        let mut reals = |len: usize, low: f64, high: f64| -> Vec<f64> {
+            (0..len).map(|_| rng.uniform(low, high)).collect()
+        };
+        let logits = reals(rows * classes, -4.0, 4.0);
+        let (class_weights, row_weights) = (reals(classes, 0.1, 2.0), reals(rows, 0.1, 2.0));
+        let targets: Vec<i64> = (0..rows as i64).map(|row| row * row % classes as i64).collect();
+        let want = reference::evaluate(&reference::Case {
+            targets: reference::Targets::Indices(targets.clone()),
+            class_weights: Some(class_weights.clone()),
+            row_weights: Some(row_weights.clone()),
+            z_loss: 0.5,
+            ..reference::Case::new(rows, classes, 1, logits.clone())
+        });
+        for isa in isas() {
+            let (mut loss, mut z_loss, mut normalizer, mut z_normalizer) = (0.0, 0.0, 0.0, 0.0);
+            let results = Results {
+                loss: Some(&mut loss),
+                z_loss: Some(&mut z_loss),
+                normalizer: Some(&mut normalizer),
+                z_normalizer: Some(&mut z_normalizer),
+                ..Results::default()
+            };
+            CrossEntropy::new(rows, classes)
+                .class_weights(&class_weights)
+                .row_weights(&row_weights)
+                .z_loss(0.5)
+                .isa(isa)
+                .forward_with(&logits, &targets, results)
+                .unwrap();
+            for (name, got, want) in [
+                ("normalizer", normalizer, want.normalizer),
+                ("z_normalizer", z_normalizer, want.z_normalizer),
+                ("loss", loss, want.loss),
+                ("z_loss", z_loss, want.z_loss),
+            ] {
+                let ulps = got.to_bits().abs_diff(want.to_bits());
+                assert!(ulps <= 1, "{name} of {rows} rows on {}: {ulps} ulp", isa.name());
+            }
+        }
+    }
 }
 
 /// pytorch#70348, aiter#5165, NeMo Automodel#3796: all rows ignored, NaN in the gradients.

@@ -239,7 +239,7 @@ pub(crate) unsafe fn validate(
         gradient: None,
     };
 
-    let mut scan = Scan::default();
+    let mut scan = Scan::NONE;
     let mut bad = None;
     if !matches!(plan.targets, Targets::Absent) {
         for_blocks(
@@ -249,7 +249,7 @@ pub(crate) unsafe fn validate(
             // SAFETY: rows of the plan.
             |range| unsafe { scan_targets(&kernels, &plan, range) },
             |block| match block {
-                Ok(block) => scan.add(&block),
+                Ok(block) => scan.merge(&block),
                 Err(error) => bad = bad.take().or(Some(error)),
             },
         );
@@ -267,8 +267,8 @@ pub(crate) unsafe fn validate(
         plan.weight_total = total.value();
     }
     let given = |x: f64, usual: f64| if x > 0.0 { x } else { usual };
-    let normalizer = given(problem.normalizer, scan.weight);
-    let z_normalizer = given(problem.z_normalizer, scan.row_weight);
+    let normalizer = given(problem.normalizer, scan.weight.value());
+    let z_normalizer = given(problem.z_normalizer, scan.row_weight.value());
     if let Some((request, view)) = request.zip(gradient) {
         let output = all.view(grad_output);
         let mut scale = request.scale;
@@ -358,21 +358,34 @@ fn check_options(
     Ok(())
 }
 
-/// What the targets say about the reduction.
-#[derive(Clone, Copy, Default)]
+/// What the targets and the weights of some rows contribute to the denominators of a mean.
+#[derive(Clone, Copy)]
 struct Scan {
+    /// Rows that are not ignored.
     kept: u64,
-    /// What a mean divides by: Σ r·w_y over kept rows, or Σ r.
-    weight: f64,
+    /// Σ r·w_y over kept rows for class indices, Σ r for probabilities.
+    weight: CompensatedSum,
     /// Σ r over kept rows.
-    row_weight: f64,
+    row_weight: CompensatedSum,
 }
 
 impl Scan {
-    fn add(&mut self, other: &Scan) {
+    const NONE: Scan =
+        Scan { kept: 0, weight: CompensatedSum::NONE, row_weight: CompensatedSum::NONE };
+
+    /// `kept` rows of weight 1.
+    fn unweighted(kept: u64) -> Scan {
+        let mut scan = Scan { kept, ..Scan::NONE };
+        scan.weight.add(kept as f64);
+        scan.row_weight.add(kept as f64);
+        scan
+    }
+
+    /// The rows of another block.
+    fn merge(&mut self, other: &Scan) {
         self.kept += other.kept;
-        self.weight += other.weight;
-        self.row_weight += other.row_weight;
+        self.weight.merge(other.weight);
+        self.row_weight.merge(other.row_weight);
     }
 }
 
@@ -396,10 +409,10 @@ unsafe fn scan_targets(k: &Kernels, plan: &Plan, rows: Range<usize>) -> Result<S
             (k.lanes.count)(targets, rows.start, rows.len(), plan.ignore_index, plan.classes)
         };
         if let Some(kept) = fast {
-            return Ok(Scan { kept, weight: kept as f64, row_weight: kept as f64 });
+            return Ok(Scan::unweighted(kept));
         }
     }
-    let mut scan = Scan::default();
+    let mut scan = Scan::NONE;
     for row in rows {
         let at = plan.nth(row);
         // SAFETY: a row of the plan; the class is checked before it is used.
@@ -414,8 +427,8 @@ unsafe fn scan_targets(k: &Kernels, plan: &Plan, rows: Range<usize>) -> Result<S
             };
             let r = plan.row_weight(at);
             scan.kept += 1;
-            scan.row_weight += r;
-            scan.weight += if r == 0.0 { 0.0 } else { r * weight };
+            scan.row_weight.add(r);
+            scan.weight.add(if r == 0.0 { 0.0 } else { r * weight });
         }
     }
     Ok(scan)
