@@ -619,10 +619,10 @@ impl<'a> CrossEntropy<'a> {
         grad: Option<Operand>,
     ) -> Result<(), Error> {
         let problem = Problem { logits, targets, ..self.problem };
-        let request = grad.map(|logits| GradientRequest {
+        let request = grad.map(|gradient| GradientRequest {
             output: self.grad_output,
             scale: self.grad_scale,
-            logits,
+            gradient,
         });
         let team =
             Team { pool: self.pool.map(Pool::rayon), threads: self.problem.threads as usize };

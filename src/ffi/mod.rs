@@ -445,7 +445,7 @@ unsafe fn request(
     Ok(GradientRequest {
         output: output.map_or(Operand::ABSENT, xent_input::operand),
         scale: grad_scale,
-        logits: grad.operand(),
+        gradient: grad.operand(),
     })
 }
 

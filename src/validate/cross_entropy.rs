@@ -1,8 +1,8 @@
 //! Cross-entropy problems as they are handed in, their checks, and the plans made of them.
 
 use super::operand::{
-    Axes, BYTES, F64_ONLY, FLOATS, LOSSES, Operand, Sizes, Slots, TARGETS, WORDS, dtype_name,
-    dtype_of,
+    Axes, BYTES, F64_ONLY, FLOATS, LOSSES, Operand, Presence, Sizes, Slots, TARGETS, WORDS,
+    dtype_name, dtype_of, is_class_index,
 };
 use super::{kernels, layout};
 use crate::codes::*;
@@ -62,7 +62,7 @@ impl Problem {
     };
 }
 
-/// Where results go; the fields are those of `xent_results`. Scalars have one element.
+/// Where a call writes its results; the fields are those of `xent_results`.
 #[derive(Clone, Copy)]
 pub(crate) struct Results {
     pub loss: *mut f64,
@@ -91,7 +91,7 @@ impl Results {
         entropy: Operand::ABSENT,
     };
 
-    /// Something is asked for that does not exist without targets.
+    /// The results include one that does not exist without targets.
     fn needs_targets(&self) -> bool {
         !(self.loss.is_null()
             && self.row_losses.data.is_null()
@@ -103,13 +103,15 @@ impl Results {
     }
 }
 
-/// The gradient that is asked for.
+/// The gradient that a call asks for.
 #[derive(Clone, Copy)]
 pub(crate) struct GradientRequest {
-    /// Absent = 1.
+    /// The gradient of what follows; absent = 1.
     pub output: Operand,
+    /// A further factor.
     pub scale: f64,
-    pub logits: Operand,
+    /// Where the gradient goes: grad_logits or grad_targets.
+    pub gradient: Operand,
 }
 
 /// What the checks established.
@@ -136,72 +138,67 @@ pub(crate) unsafe fn validate(
     team: &Team,
     isa: Option<Isa>,
 ) -> Result<Valid, Error> {
+    use Presence::{Optional, Required};
     let accumulate = problem.flags & XENT_FLAG_ACCUMULATE != 0;
     let by_row = problem.reduction == XENT_NONE;
     let log_probs = problem.flags & XENT_FLAG_LOG_PROBS != 0;
-    let has_indices = !FLOATS.contains(&problem.targets.dtype);
+    // `check_types` refuses an unknown dtype, whatever its axes.
+    let has_indices = dtype_of(problem.targets.dtype).is_none_or(is_class_index);
     let sizes = Sizes { rows: problem.rows, classes: problem.classes, inner: problem.inner };
 
-    // The operands, inputs first.
+    // The order of the operands is the order in which messages name them: inputs come first.
     let mut slots = Slots::new();
     let all = &mut slots;
-    let needs_targets = request.is_some() || results.needs_targets();
-    let logits = all.input("logits", problem.logits, Axes::Full, FLOATS, true);
+    let logits = all.input("logits", problem.logits, Axes::Full, FLOATS, Required);
     let axes = if has_indices { Axes::Rows } else { Axes::Full };
-    let targets = all.input("targets", problem.targets, axes, TARGETS, needs_targets);
+    let presence = Presence::required_if(request.is_some() || results.needs_targets());
+    let targets = all.input("targets", problem.targets, axes, TARGETS, presence);
     let class_weights =
-        all.input("class_weights", problem.class_weights, Axes::Classes, FLOATS, false);
-    let row_weights = all.input("row_weights", problem.row_weights, Axes::Rows, FLOATS, false);
-    let row_mask = all.input("row_mask", problem.row_mask, Axes::Rows, BYTES, false);
+        all.input("class_weights", problem.class_weights, Axes::Classes, FLOATS, Optional);
+    let row_weights = all.input("row_weights", problem.row_weights, Axes::Rows, FLOATS, Optional);
+    let row_mask = all.input("row_mask", problem.row_mask, Axes::Rows, BYTES, Optional);
     let (mut grad_output, mut gradient) = (None, None);
     if let Some(request) = request {
         let axes = if by_row { Axes::Rows } else { Axes::One };
-        grad_output = all.input("grad_output", request.output, axes, FLOATS, false);
+        grad_output = all.input("grad_output", request.output, axes, FLOATS, Optional);
         let name = if pass == Pass::Targets { "grad_targets" } else { "grad_logits" };
-        gradient = all.output(name, request.logits, Axes::Full, FLOATS, true);
+        gradient = all.output(name, request.gradient, Axes::Full, FLOATS, Required);
     }
     let lse = match pass {
         Pass::Backward | Pass::Targets if log_probs => None,
-        Pass::Backward | Pass::Targets => all.input("lse", results.lse, Axes::Rows, F64_ONLY, true),
-        _ => all.output("lse", results.lse, Axes::Rows, F64_ONLY, false),
+        Pass::Backward | Pass::Targets => {
+            all.input("lse", results.lse, Axes::Rows, F64_ONLY, Required)
+        }
+        _ => all.output("lse", results.lse, Axes::Rows, F64_ONLY, Optional),
     };
     all.scalar("loss", results.loss, F64_ONLY);
-    let row_losses = all.output("row_losses", results.row_losses, Axes::Rows, LOSSES, false);
+    let row_losses = all.output("row_losses", results.row_losses, Axes::Rows, LOSSES, Optional);
     all.scalar("z_loss", results.z_loss, F64_ONLY);
     all.scalar("normalizer", results.normalizer, F64_ONLY);
     all.scalar("z_normalizer", results.z_normalizer, F64_ONLY);
     all.scalar("kept_rows", results.kept_rows, WORDS);
-    let argmax = all.output("argmax", results.argmax, Axes::Rows, WORDS, false);
+    let argmax = all.output("argmax", results.argmax, Axes::Rows, WORDS, Optional);
     all.scalar("correct", results.correct, WORDS);
-    let entropy = all.output("entropy", results.entropy, Axes::Rows, LOSSES, false);
+    let entropy = all.output("entropy", results.entropy, Axes::Rows, LOSSES, Optional);
 
     all.check_types(&sizes)?;
-    // A half's gradient may be kept in f32; that of the targets is in any float.
     let logits_dtype = problem.logits.dtype;
     let grad_dtype = match request {
-        Some(request) if pass != Pass::Targets => request.logits.dtype,
+        Some(request) if pass != Pass::Targets => request.gradient.dtype,
+        // The gradient of the targets may have any float dtype.
         _ => logits_dtype,
     };
-    let is_half = matches!(logits_dtype, XENT_BF16 | XENT_F16);
-    if grad_dtype != logits_dtype && !(is_half && grad_dtype == XENT_F32) {
-        let or = if is_half { ", or F32" } else { "" };
-        return Err(Error::Dtype(format!(
-            "grad_logits.dtype is {}; for logits of {} it can be that{or}",
-            dtype_name(grad_dtype),
-            dtype_name(logits_dtype)
-        )));
-    }
+    check_gradient_dtype(grad_dtype, logits_dtype)?;
     let in_place =
         all.check_memory(&sizes, |output, other| match (output.name, other.name, accumulate) {
             ("grad_logits", "logits", false) => Ok(()),
             ("grad_logits", "logits", true) => Err("cannot be accumulated in place of"),
             _ => Err("overlaps"),
         })?;
-
     check_options(problem, pass, results, request, has_indices && targets.is_some())?;
     let kernels = kernels(isa, dtype_of(logits_dtype), dtype_of(grad_dtype))?;
 
-    // Without rows no view is looked at; but `logits` must be something.
+    // A call without rows may leave out the logits, and reads no view.
     let nothing = View { data: std::ptr::null_mut(), dtype: Dtype::F32, strides: [0; 3] };
     let logits = all.view(logits).unwrap_or(nothing);
     let gradient = all.view(gradient);
@@ -239,41 +236,30 @@ pub(crate) unsafe fn validate(
         gradient: None,
     };
 
-    let mut scan = Scan::NONE;
-    let mut bad = None;
-    if !matches!(plan.targets, Targets::Absent) {
-        for_blocks(
-            team,
-            plan.distributions(),
-            [SCAN_WORK, plan.distributions().saturating_mul(SCAN_WORK)],
-            // SAFETY: rows of the plan.
-            |range| unsafe { scan_targets(&kernels, &plan, range) },
-            |block| match block {
-                Ok(block) => scan.merge(&block),
-                Err(error) => bad = bad.take().or(Some(error)),
-            },
-        );
-    }
-    if let Some(error) = bad {
-        return Err(error);
-    }
+    // SAFETY: `check_memory` checked that the views cover the plan's shape in the caller's memory,
+    // which is valid for the call (# Safety).
+    let scan = unsafe { scan_targets(&kernels, &plan, team)? };
 
     let spreads = plan.label_smoothing > 0.0 && matches!(plan.targets, Targets::Indices(_));
     if let Some(weights) = plan.class_weights.filter(|_| spreads) {
         let first = At { row: 0, inner: 0 };
         let mut total = CompensatedSum::NONE;
-        // SAFETY: the classes of the plan.
-        (0..sizes.classes).for_each(|class| total.add(unsafe { weights.real(first, class) }));
+        for class in 0..sizes.classes {
+            // SAFETY: `check_memory` checked that the view covers all classes; FLOATS allows
+            // class_weights no dtype but a float.
+            total.add(unsafe { weights.real(first, class) });
+        }
         plan.weight_total = total.value();
     }
-    let given = |x: f64, usual: f64| if x > 0.0 { x } else { usual };
-    let normalizer = given(problem.normalizer, scan.weight.value());
-    let z_normalizer = given(problem.z_normalizer, scan.row_weight.value());
+    let given = |x: f64, usual: CompensatedSum| if x > 0.0 { x } else { usual.value() };
+    let normalizer = given(problem.normalizer, scan.weight);
+    let z_normalizer = given(problem.z_normalizer, scan.row_weight);
     if let Some((request, view)) = request.zip(gradient) {
         let output = all.view(grad_output);
         let mut scale = request.scale;
         if let (Some(view), false) = (&output, by_row) {
-            // SAFETY: its one element.
+            // SAFETY: `check_memory` checked that the view covers one element; FLOATS allows
+            // grad_output no dtype but a float.
             scale *= unsafe { view.real(At { row: 0, inner: 0 }, 0) };
         }
         let is_mean = problem.reduction == XENT_MEAN;
@@ -295,9 +281,24 @@ pub(crate) unsafe fn validate(
 /// docs/performance.md.
 const STREAM_BYTES: usize = 16 << 20;
 
-/// What scanning a row's target costs, in elements of the logits.
+/// The cost of scanning a row's target, in elements of the logits.
 const SCAN_WORK: usize = 4;
 
+/// The gradient of the logits has their dtype; that of halves may also be f32.
+fn check_gradient_dtype(gradient: u32, logits: u32) -> Result<(), Error> {
+    let is_half = matches!(logits, XENT_BF16 | XENT_F16);
+    if gradient == logits || (is_half && gradient == XENT_F32) {
+        return Ok(());
+    }
+    let or = if is_half { ", or F32" } else { "" };
+    Err(Error::Dtype(format!(
+        "grad_logits.dtype is {}; for logits of {} it can be that{or}",
+        dtype_name(gradient),
+        dtype_name(logits)
+    )))
+}
+
+/// Checks that the options are in range and that the problem has the results that are asked for.
 fn check_options(
     problem: &Problem,
     pass: Pass,
@@ -389,33 +390,64 @@ impl Scan {
     }
 }
 
-/// Checks the targets of a range of rows and adds up their weights.
+/// Checks all targets and adds up the weights of the rows, over the team. Of several targets that
+/// are out of range the error names the first.
 ///
 /// # Safety
-/// The rows are the plan's; its views were checked, all but the targets' values.
-unsafe fn scan_targets(k: &Kernels, plan: &Plan, rows: Range<usize>) -> Result<Scan, Error> {
-    let plain =
+/// The plan's views cover its shape in readable memory.
+unsafe fn scan_targets(k: &Kernels, plan: &Plan, team: &Team) -> Result<Scan, Error> {
+    let mut scan = Scan::NONE;
+    let mut bad = None;
+    if !matches!(plan.targets, Targets::Absent) {
+        for_blocks(
+            team,
+            plan.distributions(),
+            [SCAN_WORK, plan.distributions().saturating_mul(SCAN_WORK)],
+            // SAFETY: `for_blocks` cuts up the range of the plan's rows; its views cover them
+            // (# Safety).
+            |range| unsafe { scan_rows(k, plan, range) },
+            |block| match block {
+                Ok(block) => scan.merge(&block),
+                Err(error) => bad = bad.take().or(Some(error)),
+            },
+        );
+    }
+    match bad {
+        None => Ok(scan),
+        Some(error) => Err(error),
+    }
+}
+
+/// Checks the targets of a range of rows and adds up the weights of the rows.
+///
+/// # Safety
+/// As [`scan_targets`]; the plan has all of the rows.
+unsafe fn scan_rows(k: &Kernels, plan: &Plan, rows: Range<usize>) -> Result<Scan, Error> {
+    let unweighted =
         plan.row_mask.is_none() && plan.row_weights.is_none() && plan.class_weights.is_none();
     if let Targets::Indices(targets) = &plan.targets
-        && plain
+        && unweighted
         && (if plan.inner == 1 {
             targets.strides[0] == 1
         } else {
             targets.strides[2] == 1 && (plan.rows == 1 || targets.strides[0] == plan.inner as isize)
         })
     {
-        // SAFETY: contiguous rows of the view; about the tables (`Kernels`).
-        let fast = unsafe {
+        // SAFETY: the targets of the rows are contiguous (the condition above) and readable
+        // (# Safety). `Isa::kernels` returns tables only for a set that the processor has.
+        let kept = unsafe {
             (k.lanes.count)(targets, rows.start, rows.len(), plan.ignore_index, plan.classes)
         };
-        if let Some(kept) = fast {
+        // `None` if a target is out of range: the loop below finds it.
+        if let Some(kept) = kept {
             return Ok(Scan::unweighted(kept));
         }
     }
     let mut scan = Scan::NONE;
     for row in rows {
         let at = plan.nth(row);
-        // SAFETY: a row of the plan; the class is checked before it is used.
+        // SAFETY: the plan has the row, and the views cover it (# Safety); `y` is compared with
+        // the number of classes before its weight is read.
         unsafe {
             let weight = match plan.target(at) {
                 Target::Class(y) if y >= plan.classes => {

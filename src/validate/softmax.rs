@@ -1,6 +1,6 @@
 //! Calls of softmax and log-softmax, forward and backward, as they are handed in, and their checks.
 
-use super::operand::{Axes, FLOATS, Operand, Sizes, Slots, dtype_name, dtype_of};
+use super::operand::{Axes, FLOATS, Operand, Presence, Sizes, Slots, dtype_name, dtype_of};
 use super::{kernels, layout};
 use crate::dispatch::Isa;
 use crate::error::Error;
@@ -58,9 +58,11 @@ pub(crate) fn validate(problem: &Problem, isa: Option<Isa>) -> Result<Option<Val
     let is_backward = function.is_backward();
     let mut slots = Slots::new();
     let names = if is_backward { ["y", "grad_x"] } else { ["x", "y"] };
-    let x = slots.input(names[0], input, Axes::Full, FLOATS, true);
-    let g = is_backward.then(|| slots.input("grad_y", grad, Axes::Full, FLOATS, true)).flatten();
-    let y = slots.output(names[1], output, Axes::Full, FLOATS, true);
+    let x = slots.input(names[0], input, Axes::Full, FLOATS, Presence::Required);
+    let g = is_backward
+        .then(|| slots.input("grad_y", grad, Axes::Full, FLOATS, Presence::Required))
+        .flatten();
+    let y = slots.output(names[1], output, Axes::Full, FLOATS, Presence::Required);
     slots.check_types(sizes)?;
     for (name, operand) in [("grad_y", &grad), (names[1], &output)] {
         let used = name != "grad_y" || is_backward;
