@@ -47,6 +47,7 @@ pub(crate) struct Valid {
 }
 
 /// The validated call.
+#[allow(clippy::large_enum_variant, reason = "a call has one, on the stack; a box would allocate")]
 pub(crate) enum Work {
     Forward(Plan),
     Backward(Backward),
