@@ -594,7 +594,7 @@ fn scales_of_cancelling_terms() {
 }
 
 #[test]
-fn softmax_family() {
+fn softmax_and_log_softmax() {
     let mut rng = Rng(6);
     let dims @ [rows, classes, inner] = [2, 4, 3];
     let n: usize = dims.iter().product();

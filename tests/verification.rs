@@ -1,5 +1,5 @@
-//! The table of bugs in docs/verification.md: every test that it names exists, is a test, and
-//! says in its comment or its name which bugs it keeps out, all of the row's among them.
+//! The table of bugs in docs/verification.md: every test that a row names exists, is a test, and names all
+//! bugs of the row in its name or its comment.
 
 use std::path::Path;
 

@@ -171,7 +171,7 @@ impl Call {
     }
 
     /// It is one of the softmax family.
-    pub fn is_family(self) -> bool {
+    pub fn is_softmax(self) -> bool {
         use Call::{LogSoftmax, LogSoftmaxBackward, Softmax, SoftmaxBackward};
         matches!(self, LogSoftmax | LogSoftmaxBackward | Softmax | SoftmaxBackward)
     }
@@ -197,7 +197,7 @@ impl<T: Scalar> Operands<T> {
     /// Logits from the fixed seed, for this call.
     pub fn new(shape: Shape, call: Call) -> Self {
         let original = Aligned::new(&logits::<T>(shape.elements()));
-        let needs = call.is_soft() || call.is_family();
+        let needs = call.is_soft() || call.is_softmax();
         let probabilities = if needs {
             // Neither normalised nor alike; of a mass of about 1.
             let scale = 2.0 / shape.classes as f64;
@@ -236,7 +236,7 @@ impl<T: Scalar> Operands<T> {
             .inner(shape.inner)
             .threads(threads)
             .isa(isa);
-        let family =
+        let softmax =
             Softmax::new(shape.rows, shape.classes).inner(shape.inner).threads(threads).isa(isa);
         let probabilities = self.input(&self.probabilities);
         let targets = &self.targets;
@@ -275,13 +275,13 @@ impl<T: Scalar> Operands<T> {
                 ce.evaluate(self.input(x), results)
                     .map(|()| sum(&lse) + sum(&entropy) + argmax.iter().sum::<i64>() as f64)
             }
-            Call::Softmax => family.softmax(self.input(x), self.output(grad)).map(|()| 0.0),
-            Call::LogSoftmax => family.log_softmax(self.input(x), self.output(grad)).map(|()| 0.0),
+            Call::Softmax => softmax.softmax(self.input(x), self.output(grad)).map(|()| 0.0),
+            Call::LogSoftmax => softmax.log_softmax(self.input(x), self.output(grad)).map(|()| 0.0),
             // Any y will do; the logits are one.
-            Call::SoftmaxBackward => family
+            Call::SoftmaxBackward => softmax
                 .softmax_backward(self.input(x), probabilities, self.output(grad))
                 .map(|()| 0.0),
-            Call::LogSoftmaxBackward => family
+            Call::LogSoftmaxBackward => softmax
                 .log_softmax_backward(self.input(x), probabilities, self.output(grad))
                 .map(|()| 0.0),
         };

@@ -27,8 +27,8 @@ pub fn check<T: Scalar>(shape: Shape, call: Call, isa: Isa) {
         if shape.layout == Layout::ClassesFirst { transposed(&x, shape.rows) } else { x }
     };
     let (logits, probabilities) = (dense(&operands.original), dense(&operands.probabilities));
-    let (scalar, gradient, magnitude) = if call.is_family() {
-        let gradient = family(call, &logits, &probabilities, shape);
+    let (scalar, gradient, magnitude) = if call.is_softmax() {
+        let gradient = softmax(call, &logits, &probabilities, shape);
         let largest = gradient.iter().fold(0f64, |m, g| m.max(g.abs()));
         let magnitude = gradient.iter().map(|g| g.abs() + 0.01 * largest).collect();
         (0.0, gradient, magnitude)
@@ -68,7 +68,7 @@ fn transposed(x: &[f64], rows: usize) -> Vec<f64> {
     (0..x.len()).map(|i| x[i % classes * rows + i / classes]).collect()
 }
 
-fn family(call: Call, x: &[f64], grad_y: &[f64], shape: Shape) -> Vec<f64> {
+fn softmax(call: Call, x: &[f64], grad_y: &[f64], shape: Shape) -> Vec<f64> {
     let (rows, classes, inner) = (shape.rows, shape.classes, shape.inner);
     match call {
         Call::Softmax => reference::softmax(x, rows, classes, inner),

@@ -19,7 +19,7 @@ pub struct Limits {
 
 /// What the targets are.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Aim {
+enum TargetKind {
     Indices,
     Probabilities,
     Nothing,
@@ -33,13 +33,13 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
 
     let dtype = bytes.pick(&FLOATS);
     let long_grad = bytes.flag();
-    let aim = bytes.pick(&[
-        Aim::Indices,
-        Aim::Indices,
-        Aim::Indices,
-        Aim::Probabilities,
-        Aim::Probabilities,
-        Aim::Nothing,
+    let target_kind = bytes.pick(&[
+        TargetKind::Indices,
+        TargetKind::Indices,
+        TargetKind::Indices,
+        TargetKind::Probabilities,
+        TargetKind::Probabilities,
+        TargetKind::Nothing,
     ]);
     let target_dtype = bytes.below(5);
     let log_probs = bytes.one_in(6);
@@ -63,7 +63,7 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
         // A class like any other, if there is such a one.
         more => more as i64 - 5,
     };
-    let lie = bytes.byte();
+    let layout = bytes.byte();
     let has_mask = bytes.one_in(4);
     let present = bytes.byte();
 
@@ -72,15 +72,15 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
     let masked = |i: usize| mask.as_ref().is_some_and(|mask| mask[i] == 0.0);
 
     let mut values = by_rows(sizes, &mut rows_of(bytes, classes, values::logit, &DEVIATIONS));
-    let spreads = aim == Aim::Probabilities || label_smoothing > 0.0;
+    let spreads = target_kind == TargetKind::Probabilities || label_smoothing > 0.0;
     if spreads {
         values::keep_sums_finite(&mut values);
     }
-    let logits = lay(Operand::packed(dtype, sizes, &values), bytes, lie, true);
+    let logits = lay_out(Operand::packed(dtype, sizes, &values), bytes, layout, true);
 
-    let targets = match aim {
-        Aim::Nothing => None,
-        Aim::Indices => {
+    let targets = match target_kind {
+        TargetKind::Nothing => None,
+        TargetKind::Indices => {
             let mut values = repeated(positions, bytes, |bytes| match bytes.one_in(5) {
                 true => ignore_index as f64,
                 // There are rows, so there are classes.
@@ -94,9 +94,9 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
             }
             let fits = |dtype: &&Dtype| values.iter().all(|&y| holds(**dtype, y));
             let dtype = *INTEGERS[target_dtype..].iter().find(fits).unwrap_or(&Dtype::I64);
-            Some(lay(Operand::packed(dtype, by_row, &values), bytes, lie, mask.is_none()))
+            Some(lay_out(Operand::packed(dtype, by_row, &values), bytes, layout, mask.is_none()))
         }
-        Aim::Probabilities => {
+        TargetKind::Probabilities => {
             let mut rows = rows_of(bytes, classes, values::mass, &[0.25, 0.0, 1.0]);
             rows.normalise = bytes.flag();
             let mut values = by_rows(sizes, &mut rows);
@@ -104,7 +104,7 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
                 values[i / inner * classes * inner + i % inner] = f64::NAN;
             }
             let operand = Operand::packed(FLOATS[target_dtype % 4], sizes, &values);
-            Some(lay(operand, bytes, lie, mask.is_none()))
+            Some(lay_out(operand, bytes, layout, mask.is_none()))
         }
     };
 
@@ -117,18 +117,18 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
             Operand::packed(dtype, sizes, &values)
         })
     };
-    let class_weights = weights(1, [1, classes, 1], bytes).map(|w| lay(w, bytes, lie, false));
+    let class_weights = weights(1, [1, classes, 1], bytes).map(|w| lay_out(w, bytes, layout, false));
     let row_weights = weights(2, by_row, bytes).map(|mut weights| {
         for i in (0..positions).filter(|&i| masked(i)) {
             weights.values[i] = f64::NAN;
         }
-        lay(weights, bytes, lie, mask.is_none())
+        lay_out(weights, bytes, layout, mask.is_none())
     });
     let upstream = if reduction == Reduction::None { by_row } else { [1; 3] };
-    let grad_output = weights(4, upstream, bytes).map(|grad| lay(grad, bytes, lie, true));
+    let grad_output = weights(4, upstream, bytes).map(|grad| lay_out(grad, bytes, layout, true));
     let row_mask = mask.as_ref().map(|mask| {
         let mask = Operand::packed(Dtype::U8, by_row, mask);
-        lay(mask, bytes, lie, false)
+        lay_out(mask, bytes, layout, false)
     });
 
     // What a gradient is added to, if it is.
@@ -139,7 +139,7 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
         if holds && accumulate {
             operand.values.fill_with(|| dtype.round(cheap_normal(&mut old) * 0.1 * size));
         }
-        lay(operand, bytes, lie, false)
+        lay_out(operand, bytes, layout, false)
     };
     let short = if short_results { Dtype::F32 } else { Dtype::F64 };
     let grad = output(if dtype.is_half() && long_grad { Dtype::F32 } else { dtype }, sizes, true);
@@ -319,18 +319,18 @@ fn cheap_normal(rng: &mut Rng) -> f64 {
 }
 
 /// Where the elements lie: `lie` says how far operands are packed at all.
-fn lay(mut operand: Operand, bytes: &mut Bytes, lie: u8, may_repeat: bool) -> Operand {
+fn lay_out(mut operand: Operand, bytes: &mut Bytes, layout: u8, may_repeat: bool) -> Operand {
     const ORDERS: [[usize; 3]; 6] =
         [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
     const GAPS: [usize; 8] = [0, 0, 1, 2, 5, 31, 63, 64];
-    let order = match lie % 4 {
+    let order = match layout % 4 {
         0 => return operand,
         // Classes last, whatever else.
         1 => [0, 2, 1],
-        2 => ORDERS[usize::from(lie >> 2) % ORDERS.len()],
+        2 => ORDERS[usize::from(layout >> 2) % ORDERS.len()],
         _ => bytes.pick(&ORDERS),
     };
-    let close = lie % 4 == 1 || !bytes.one_in(5);
+    let close = layout % 4 == 1 || !bytes.one_in(5);
     let mut next = if close { 1 } else { 2 + bytes.below(2) };
     for axis in order.into_iter().rev() {
         if operand.sizes[axis] > 1 {

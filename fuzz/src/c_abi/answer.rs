@@ -9,7 +9,7 @@ use super::model::Operand;
 use common::operand::{self, Dtype};
 use common::task::{Answer, Call, Task, Wants, same_bits};
 use common::task_bounds::Judge;
-use common::{How, Reduction, family};
+use common::{How, Reduction, softmax};
 use xent::Isa;
 use xent::half::{bf16, f16};
 
@@ -79,13 +79,13 @@ impl Reader<'_> {
     }
 }
 
-pub fn check(arguments: &Arguments, is_tame: bool, before: &Snapshot, after: &Snapshot) {
+pub fn check(arguments: &Arguments, is_unaliased: bool, before: &Snapshot, after: &Snapshot) {
     let (operands, sizes) = (arguments.operands(), arguments.sizes());
     let reader = Reader { operands, sizes, before, after };
-    if arguments.is_family() {
-        check_family(arguments, &reader, is_tame);
+    if arguments.is_softmax() {
+        check_softmax(arguments, &reader, is_unaliased);
     } else {
-        check_loss(arguments, &reader, is_tame);
+        check_loss(arguments, &reader, is_unaliased);
     }
 }
 
@@ -102,7 +102,7 @@ fn is_same(a: &View, b: &View, reader: &Reader, name: &str) -> bool {
     a.data == b.data && a.dtype == b.dtype && steps(a) == steps(b)
 }
 
-fn check_family(arguments: &Arguments, reader: &Reader, is_tame: bool) {
+fn check_softmax(arguments: &Arguments, reader: &Reader, is_unaliased: bool) {
     let sizes = arguments.sizes();
     if sizes.contains(&0) {
         // Nothing was written, says the comparison of all memory.
@@ -110,19 +110,19 @@ fn check_family(arguments: &Arguments, reader: &Reader, is_tame: bool) {
     }
     let view = |view: Option<View>| view.unwrap_or(View::ABSENT);
     let (x, grad_y, y) = (view(arguments.x), view(arguments.grad_y), view(arguments.y));
-    let backward = arguments.is_family_backward();
+    let backward = arguments.is_softmax_backward();
     let input = reader.input("x").expect("required");
     let to = reader.find("y", true).expect("required");
     let over = is_same(&x, &y, reader, "x");
     let log = matches!(arguments.entry, Entry::LogSoftmax | Entry::LogSoftmaxBackward);
     let call = match (backward, over) {
-        (false, false) => family::Call::Forward,
-        (false, true) => family::Call::ForwardInPlace,
-        (true, true) => family::Call::BackwardOver,
-        (true, false) if is_same(&grad_y, &y, reader, "grad_y") => family::Call::BackwardInPlace,
-        (true, false) => family::Call::Backward,
+        (false, false) => softmax::Call::Forward,
+        (false, true) => softmax::Call::ForwardInPlace,
+        (true, true) => softmax::Call::BackwardOver,
+        (true, false) if is_same(&grad_y, &y, reader, "grad_y") => softmax::Call::BackwardInPlace,
+        (true, false) => softmax::Call::Backward,
     };
-    let problem = family::Problem {
+    let problem = softmax::Problem {
         sizes,
         log,
         grad_y: reader.input("grad_y").unwrap_or_else(|| input.clone()),
@@ -131,14 +131,14 @@ fn check_family(arguments: &Arguments, reader: &Reader, is_tame: bool) {
         to: reader.taken(to),
     };
     let got = reader.written("y").expect("required");
-    if is_tame && !backward {
+    if is_unaliased && !backward {
         problem.judge(call, &got);
     }
     // An operand that is both inputs is two in this call.
     same_bits(&got, &problem.run(call, &how(arguments)), "by way of the Rust interface");
 }
 
-fn check_loss(arguments: &Arguments, reader: &Reader, is_tame: bool) {
+fn check_loss(arguments: &Arguments, reader: &Reader, is_unaliased: bool) {
     let p = &arguments.problem;
     let sizes @ [rows, classes, inner] = arguments.sizes();
     let by_row = [rows, 1, inner];
@@ -212,7 +212,7 @@ fn check_loss(arguments: &Arguments, reader: &Reader, is_tame: bool) {
         return;
     }
     let want = task.run(call, &how(arguments));
-    if is_tame {
+    if is_unaliased {
         let judge = Judge::new(&task);
         let has_losses =
             !matches!(call, Call::Backward(_) | Call::BackwardInPlace(_) | Call::Targets(_));

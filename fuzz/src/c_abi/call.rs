@@ -83,12 +83,12 @@ fn packed(name: &'static str, data: *mut c_void, dtype: u32, axes: Axes) -> Oper
 }
 
 impl Arguments {
-    pub fn is_family(&self) -> bool {
+    pub fn is_softmax(&self) -> bool {
         use Entry::{LogSoftmax, LogSoftmaxBackward, Softmax, SoftmaxBackward};
         matches!(self.entry, LogSoftmax | LogSoftmaxBackward | Softmax | SoftmaxBackward)
     }
 
-    pub fn is_family_backward(&self) -> bool {
+    pub fn is_softmax_backward(&self) -> bool {
         matches!(self.entry, Entry::LogSoftmaxBackward | Entry::SoftmaxBackward)
     }
 
@@ -137,7 +137,7 @@ impl Arguments {
             output: true,
             ..input(name, view, axes, allowed, false)
         };
-        if self.is_family() {
+        if self.is_softmax() {
             let x = input("x", self.x.unwrap_or(View::ABSENT), Axes::Full, FLOATS, true);
             let grad_y = Operand { name: "grad_y", view: self.grad_y.unwrap_or(View::ABSENT), ..x };
             let y = Operand {
@@ -145,20 +145,20 @@ impl Arguments {
                 replaces: true,
                 ..output("y", self.y.unwrap_or(View::ABSENT), Axes::Full, FLOATS)
             };
-            let inputs = if self.is_family_backward() { vec![x, grad_y] } else { vec![x] };
+            let inputs = if self.is_softmax_backward() { vec![x, grad_y] } else { vec![x] };
             let inputs = inputs.into_iter().map(|x| Operand { replaceable: true, ..x });
             return inputs.chain([y]).collect();
         }
         let p = &self.problem;
         let by_row = p.reduction == 2;
-        let aims = if self.has_indices() { Axes::Rows } else { Axes::Full };
+        let target_axes = if self.has_indices() { Axes::Rows } else { Axes::Full };
         let replaceable = self.has_gradient()
             && self.entry != Entry::BackwardTargets
             && p.flags & abi::ACCUMULATE == 0;
         let logits = input("logits", p.logits, Axes::Full, FLOATS, true);
         let mut all = vec![
             Operand { replaceable, ..logits },
-            input("targets", p.targets, aims, model::INDICES_OR_FLOATS, self.needs_targets()),
+            input("targets", p.targets, target_axes, model::INDICES_OR_FLOATS, self.needs_targets()),
             input("class_weights", p.class_weights, Axes::Classes, FLOATS, false),
             input("row_weights", p.row_weights, Axes::Rows, FLOATS, false),
             input("row_mask", p.row_mask, Axes::Rows, &[abi::U8], false),
@@ -203,11 +203,11 @@ impl Arguments {
     pub fn verdict(&self) -> Verdict {
         let just = |code: i32| Verdict { codes: vec![code] };
         let problem_bytes =
-            if self.is_family() { size_of::<Shape>() } else { size_of::<Problem>() };
+            if self.is_softmax() { size_of::<Shape>() } else { size_of::<Problem>() };
         if let Some(fault) = self.first.fault(problem_bytes) {
             return just(fault);
         }
-        let known = if self.is_family() { 0 } else { 7 };
+        let known = if self.is_softmax() { 0 } else { 7 };
         if self.problem.flags & !known != 0 {
             return just(abi::STRUCT);
         }
@@ -218,10 +218,10 @@ impl Arguments {
                 None => {}
             }
         }
-        let missing = if self.is_family() {
+        let missing = if self.is_softmax() {
             self.x.is_none()
                 || self.y.is_none()
-                || self.is_family_backward() && self.grad_y.is_none()
+                || self.is_softmax_backward() && self.grad_y.is_none()
         } else {
             self.has_gradient() && self.grad.is_none()
         };
@@ -233,7 +233,7 @@ impl Arguments {
             Ok(also) => also,
             Err(verdict) => return verdict,
         };
-        let code = if !self.is_family() && self.has_bad_option() { abi::PARAM } else { abi::OK };
+        let code = if !self.is_softmax() && self.has_bad_option() { abi::PARAM } else { abi::OK };
         let mut codes = vec![code];
         codes.extend(also);
         Verdict { codes }
@@ -241,9 +241,9 @@ impl Arguments {
 
     fn dtypes_agree(&self) -> bool {
         let dtype = |view: Option<View>| view.unwrap_or(View::ABSENT).dtype;
-        if self.is_family() {
+        if self.is_softmax() {
             let x = dtype(self.x);
-            return dtype(self.y) == x && (!self.is_family_backward() || dtype(self.grad_y) == x);
+            return dtype(self.y) == x && (!self.is_softmax_backward() || dtype(self.grad_y) == x);
         }
         if !self.has_gradient() || self.entry == Entry::BackwardTargets {
             return true;

@@ -22,7 +22,7 @@ pub const STRUCTS: usize = 20;
 pub struct Drawn {
     pub arguments: Arguments,
     /// No operand was drawn to lie in another's memory: what they hold are numbers as meant.
-    pub is_tame: bool,
+    pub is_unaliased: bool,
 }
 
 /// How much is out of order.
@@ -144,8 +144,8 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
     if problem.flags & abi::LOG_PROBS != 0 && !h.strikes() {
         (problem.z_loss, problem.softcap, problem.logit_scale) = (0.0, 0.0, 1.0);
     }
-    let is_family = ENTRIES[4..].contains(&entry);
-    if is_family && !h.strikes() {
+    let is_softmax = ENTRIES[4..].contains(&entry);
+    if is_softmax && !h.strikes() {
         problem.flags = 0;
     }
     for real in [
@@ -187,7 +187,7 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
 
     // Which dtypes operands have, before anything goes wrong.
     let float = h.bytes.pick(&[0, 1, 2, 3]);
-    let aim = h.bytes.pick(&[16, 17, 18, 19, 20, 0, 1, 2, 3]);
+    let target_dtype = h.bytes.pick(&[16, 17, 18, 19, 20, 0, 1, 2, 3]);
     let long = matches!(float, 2 | 3) && h.bytes.flag();
     let by_row = problem.reduction == 2;
     let present = h.bytes.byte();
@@ -196,7 +196,7 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         region.fill(0x5a);
     }
     let mut place =
-        Placer { arena, rng: Rng::new(seed), sizes: [rows, classes, inner], next: 0, tame: true };
+        Placer { arena, rng: Rng::new(seed), sizes: [rows, classes, inner], next: 0, unaliased: true };
 
     let logits = place.draw(h, "logits", float, Axes::Full, false);
     problem.logits = logits;
@@ -214,26 +214,26 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         grad_y: None,
         y: None,
     };
-    if is_family {
+    if is_softmax {
         arguments.first = handed(h, size_of::<Shape>());
         let view = |h: &mut Hostile, view: View| (!h.strikes()).then_some(view);
         let grad_y = place.draw(h, "grad_y", float, Axes::Full, false);
         let y = match h.bytes.pick(&[0, 0, 1, 2]) {
             1 => logits,
-            2 if arguments.is_family_backward() => grad_y,
+            2 if arguments.is_softmax_backward() => grad_y,
             _ => place.draw(h, "y", float, Axes::Full, true),
         };
         arguments.x = view(h, logits);
         arguments.grad_y = view(h, grad_y);
         arguments.y = view(h, y);
-        let is_tame = place.tame;
-        return Drawn { arguments, is_tame };
+        let is_unaliased = place.unaliased;
+        return Drawn { arguments, is_unaliased };
     }
 
     let p = &mut problem;
-    let aims = if matches!(aim, 0..=3) { Axes::Full } else { Axes::Rows };
+    let target_axes = if matches!(target_dtype, 0..=3) { Axes::Full } else { Axes::Rows };
     if asked & 1 == 0 || arguments.has_gradient() {
-        p.targets = place.draw(h, "targets", aim, aims, false);
+        p.targets = place.draw(h, "targets", target_dtype, target_axes, false);
     }
     if present & 1 != 0 {
         let dtype = h.bytes.pick(&[0, 1, 2, 3]);
@@ -278,17 +278,17 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
     };
     let can_reduce = !by_row;
     let has_lse = p.flags & abi::LOG_PROBS == 0;
-    let aimed = !p.targets.data.is_null();
+    let has_targets = !p.targets.data.is_null();
     let when = |condition: bool, bit: usize| if condition { bit } else { 0 };
-    r.loss = to(when(can_reduce && aimed, 2), h, &mut place, abi::F64, Axes::One);
+    r.loss = to(when(can_reduce && has_targets, 2), h, &mut place, abi::F64, Axes::One);
     r.lse = to(when(has_lse, 4), h, &mut place, abi::F64, Axes::Rows);
-    r.z_loss = to(when(can_reduce && has_lse && aimed, 8), h, &mut place, abi::F64, Axes::One);
-    r.normalizer = to(when(aimed, 16), h, &mut place, abi::F64, Axes::One);
-    r.z_normalizer = to(when(aimed, 32), h, &mut place, abi::F64, Axes::One);
-    r.kept_rows = to(when(aimed, 64), h, &mut place, abi::I64, Axes::One);
+    r.z_loss = to(when(can_reduce && has_lse && has_targets, 8), h, &mut place, abi::F64, Axes::One);
+    r.normalizer = to(when(has_targets, 16), h, &mut place, abi::F64, Axes::One);
+    r.z_normalizer = to(when(has_targets, 32), h, &mut place, abi::F64, Axes::One);
+    r.kept_rows = to(when(has_targets, 64), h, &mut place, abi::I64, Axes::One);
     r.argmax = to(128, h, &mut place, abi::I64, Axes::Rows);
-    r.correct = to(when(aimed && aims == Axes::Rows, 256), h, &mut place, abi::I64, Axes::One);
-    if asked & when(aimed, 512) != 0 {
+    r.correct = to(when(has_targets && target_axes == Axes::Rows, 256), h, &mut place, abi::I64, Axes::One);
+    if asked & when(has_targets, 512) != 0 {
         let dtype = h.bytes.pick(&[0, 1]);
         r.row_losses = place.draw(h, "row_losses", dtype, Axes::Rows, true);
     }
@@ -296,10 +296,10 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         let dtype = h.bytes.pick(&[0, 1]);
         r.entropy = place.draw(h, "entropy", dtype, Axes::Rows, true);
     }
-    let is_tame = place.tame;
+    let is_unaliased = place.unaliased;
     arguments.problem = problem;
     arguments.results = results;
-    Drawn { arguments, is_tame }
+    Drawn { arguments, is_unaliased }
 }
 
 /// How a struct of `own` bytes gets there.
@@ -335,7 +335,7 @@ struct Placer<'a> {
     rng: Rng,
     sizes: model::Sizes,
     next: usize,
-    tame: bool,
+    unaliased: bool,
 }
 
 impl Placer<'_> {
@@ -404,7 +404,7 @@ impl Placer<'_> {
         self.next += 1;
         let alias = h.strikes();
         let index = if alias { h.bytes.below(self.next.min(STRUCTS)) } else { own };
-        self.tame &= !alias;
+        self.unaliased &= !alias;
         let region = &mut self.arena.regions[index];
         let (start, end) = (region.start(), region.end());
         let element = size_of_dtype(operand.view.dtype);

@@ -94,7 +94,7 @@ impl Input {
                 .collect();
             let changed = before.differs(&after, &outputs);
             assert!(changed.is_none(), "an address that is no output's was written: {changed:x?}");
-            answer::check(arguments, drawn.is_tame, &before, &after);
+            answer::check(arguments, drawn.is_unaliased, &before, &after);
         });
     }
 }
@@ -156,7 +156,7 @@ fn hand_over(arguments: &Arguments, arena: &mut Arena) -> Pointers {
     };
     let p = &arguments.problem;
     let struct_size = size_of_first(arguments.first);
-    let first = if arguments.is_family() {
+    let first = if arguments.is_softmax() {
         let shape = abi::Shape {
             struct_size,
             flags: p.flags,
@@ -173,7 +173,7 @@ fn hand_over(arguments: &Arguments, arena: &mut Arena) -> Pointers {
     let struct_size = size_of_first(arguments.results_handed);
     let results =
         put(arguments.results_handed, &bytes_of(abi::Results { struct_size, ..arguments.results }));
-    let views = if arguments.is_family() {
+    let views = if arguments.is_softmax() {
         [arguments.x, arguments.grad_y, arguments.y]
     } else {
         [arguments.grad_output, arguments.grad, None]

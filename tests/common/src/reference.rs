@@ -1,13 +1,13 @@
-//! The oracle: every formula of the crate once more, as plain `f64` loops over dense row-major
-//! data. It shares no code with the kernels, and the tests hold every kernel against it.
+//! The oracle: every formula of docs/semantics.md as plain `f64` loops over dense row-major data. It
+//! shares no code with the kernels, and the tests compare every kernel with it.
 //!
-//! Three devices keep it more accurate than what it judges. The largest logit of a row is summed
-//! apart, `lse = max + ln(1 + Σ others)`, so that a confident row keeps the relative accuracy of
-//! `−ln p` and of `1 − p`. Logits are subtracted with the rounding error carried along, so that a
-//! large common offset costs nothing. Long sums are compensated.
+//! Three devices make it more accurate than the kernels. It leaves the largest logit of a row out of
+//! the sum, `lse = max + ln(1 + Σ others)`, so that a confident row keeps the relative accuracy of
+//! `−ln p` and of `1 − p`. It carries the rounding error of each difference of logits, so that a
+//! large common offset costs nothing. It compensates long sums.
 //!
-//! Malformed problems (wrong lengths, a target out of range, parameters outside their domain)
-//! panic: what the library answers to them is not a matter of arithmetic.
+//! A malformed problem (wrong lengths, a target out of range, a parameter outside its domain)
+//! panics. Other tests check the library's errors.
 
 /// Target operand of a [`Case`].
 #[derive(Clone, Debug, PartialEq)]
@@ -110,8 +110,8 @@ impl Case {
 
 /// Everything a [`Case`] defines.
 ///
-/// The two `*_scale` fields and `grad_magnitude` say what an error should be relative to where
-/// terms cancel. They mean something only beside a finite value.
+/// Where terms cancel, errors are relative to the two `*_scale` fields and to `grad_magnitude`. These
+/// are meaningful only for finite values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// The reduced loss; NaN with [`Reduction::None`] and without targets.
@@ -212,7 +212,7 @@ struct Distribution {
     entropy: f64,
     p: Vec<f64>,
     /// `1 − p`, without cancellation.
-    rest: Vec<f64>,
+    one_minus_p: Vec<f64>,
     logp: Vec<f64>,
     /// There is no softmax: a NaN, a +inf, or nothing but −inf.
     undefined: bool,
@@ -225,7 +225,7 @@ impl Distribution {
             lse_scale: lse.abs(),
             entropy: f64::NAN,
             p: vec![f64::NAN; x.len()],
-            rest: vec![f64::NAN; x.len()],
+            one_minus_p: vec![f64::NAN; x.len()],
             logp: vec![f64::NAN; x.len()],
             undefined: true,
         };
@@ -242,8 +242,8 @@ impl Distribution {
         let total = 1.0 + others;
         let log_total = others.ln_1p();
         let p: Vec<f64> = e.iter().map(|e| e / total).collect();
-        // Beside the top class, e ≤ 1 ≤ total − e: nothing cancels.
-        let rest =
+        // For a class other than the largest, e ≤ 1 ≤ total − e: nothing cancels.
+        let one_minus_p =
             (0..x.len()).map(|c| if c == top { others } else { total - e[c] } / total).collect();
         // Both terms are ≤ 0.
         let logp: Vec<f64> = x.iter().map(|v| (v - max) - log_total).collect();
@@ -252,7 +252,7 @@ impl Distribution {
             lse_scale: max.abs().max(log_total),
             entropy: sum((0..x.len()).map(|c| times(p[c], -logp[c]))),
             p,
-            rest,
+            one_minus_p,
             logp,
             undefined: false,
         }
@@ -281,7 +281,7 @@ struct Mass {
     smoothing: Vec<f64>,
     /// `w_c·t'_c`.
     both: Vec<f64>,
-    /// Whether the class has a term at all, be its mass 0.
+    /// Whether the class has a term in the loss, even of mass 0.
     present: Vec<bool>,
     total: Sum,
 }
@@ -310,7 +310,7 @@ impl Mass {
             mass.smoothing[c] = times(w, smoothing);
             mass.both[c] = times(w, target + smoothing);
             mass.present[c] = match case.targets {
-                // A weight of 0 leaves nothing to smooth.
+                // A class of weight 0 has no smoothing term.
                 Targets::Indices(_) => t != 0.0 || (eps != 0.0 && w != 0.0),
                 _ => true,
             };
@@ -474,7 +474,7 @@ pub fn evaluate(case: &Case) -> Outcome {
     let (ce, z) = match case.reduction {
         Reduction::Mean => (
             mean(ce_total.value(), out.normalizer),
-            // Off, it is no 0/0 either.
+            // A z-loss that is off is 0, not 0/0.
             if case.z_loss == 0.0 { 0.0 } else { mean(z_total.value(), out.z_normalizer) },
         ),
         Reduction::Sum => (ce_total.value(), z_total.value()),
@@ -527,7 +527,7 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
     let z = times(r * case.z_loss, lse * lse);
     out.row_losses.push(ce + z);
     let z_scale = times(r * case.z_loss, lse * lse_scale);
-    // No sum of terms is known better than its result is rounded.
+    // The rounding of the result bounds the accuracy of any sum of terms.
     out.loss_scale.push(largest(&[r * largest(&terms), z_scale, ce + z]));
 
     // Gradients.
@@ -552,8 +552,8 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
         let at = case.at(row, c, k);
         let (m, target, smoothing) = (mass.both[c], mass.target[c], mass.smoothing[c]);
         if let Some(d) = &softmax {
-            // T·p − m with the share of m taken out of T, since p − 1 would cancel.
-            let ce = mass.total.minus(m) * d.p[c] - m * d.rest[c];
+            // T·p − m = (T − m)·p − m·(1 − p): the right side does not cancel where p is near 1.
+            let ce = mass.total.minus(m) * d.p[c] - m * d.one_minus_p[c];
             let z = 2.0 * case.z_loss * d.p[c];
             out.grad_logits[at] = (part(ce) + z_part(z * lse)) * slope[c];
             let ce_scale = if index && case.label_smoothing == 0.0 {
