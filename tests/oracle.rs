@@ -197,8 +197,8 @@ fn index_formulas_as_written() {
             }
             for (c, x) in x.iter().enumerate() {
                 let p = (x - lse).exp();
-                let hit = f64::from(c == y);
-                let mut g = (1.0 - eps) * w(y) * (p - hit)
+                let is_target = f64::from(c == y);
+                let mut g = (1.0 - eps) * w(y) * (p - is_target)
                     + eps / classes as f64 * (weight_sum * p - w(c))
                     + 2.0 * case.z_loss * lse * p;
                 if case.softcap > 0.0 {

@@ -9,11 +9,11 @@ use crate::common::scalar::Scalar;
 use ::common::reference::{self, Case, Targets};
 use xent::Isa;
 
-/// Largest number of logits that is given to the oracle, whose plain loops take 50 ns each; of a
-/// larger problem, as many of its rows.
+/// The largest number of logits that the oracle gets. Its loops take 50 ns for each. Of a larger problem
+/// it gets the first rows.
 const ELEMENTS: usize = 1 << 17;
 
-/// Ends the bench unless this call computes on `isa` what the oracle does.
+/// Ends the bench unless this call agrees with the oracle on `isa`.
 pub fn check<T: Scalar>(shape: Shape, call: Call, isa: Isa) {
     let operands = Operands::<T>::new(sample(shape), call);
     let shape = operands.shape;
@@ -37,7 +37,7 @@ pub fn check<T: Scalar>(shape: Shape, call: Call, isa: Isa) {
     };
 
     let name = format!("{} {} {shape} on {}", T::NAME, call.name(), isa.name());
-    // A loss is a double whatever the dtype of the logits.
+    // A loss is an f64 whatever the dtype of the logits.
     let exact = if size_of::<T>() == 8 { 1e-13 } else { 1e-6 };
     assert!(
         (got - scalar).abs() <= exact * scalar.abs().max(1.0),
@@ -46,8 +46,8 @@ pub fn check<T: Scalar>(shape: Shape, call: Call, isa: Isa) {
     if matches!(call, Call::Forward | Call::SoftForward | Call::Evaluate) {
         return;
     }
-    // A few roundings of the largest term of an entry, of its exponential and of the dtype: wrong
-    // kernels are wrong by far more. tests/ hold each entry to its own bound.
+    // A few roundings of the largest term of an entry, of its exponential and of the dtype. A wrong
+    // kernel is wrong by far more; the tests have tighter bounds.
     let array = dense(array);
     assert_eq!((array.len(), magnitude.len()), (gradient.len(), gradient.len()));
     for (i, (&got, &want)) in array.iter().zip(&gradient).enumerate() {
@@ -102,7 +102,7 @@ fn cross_entropy<T: Scalar>(
     let sum = |x: &[f64]| x.iter().sum::<f64>();
     match call {
         Call::Backward => {
-            // The lse is a forward's, whose own error the gradient of a confident target has whole.
+            // The lse comes from a forward. The gradient of a confident target has its whole error.
             let mut magnitude = outcome.grad_magnitude;
             for (position, &target) in operands.targets.iter().enumerate() {
                 let (row, at) = (position / shape.inner, position % shape.inner);

@@ -1,5 +1,5 @@
-//! A valid problem from the bytes of an input: shapes, layouts, dtypes, options and what rows
-//! hold, each a choice of its own, so that the fuzzer can change one and keep the others.
+//! A valid problem from the bytes of an input. Shapes, layouts, dtypes, options and the contents of rows
+//! are separate choices, so that the fuzzer can change one and keep the others.
 
 use crate::bytes::Bytes;
 use crate::values::{self, CLASSES, INNER, MANY_CLASSES, ROWS};
@@ -8,7 +8,7 @@ use common::operand::{Dtype, FLOATS, INTEGERS, Operand};
 use common::random::Rng;
 use common::task::{Task, Wants};
 
-/// How large problems get.
+/// The largest problems.
 #[derive(Clone, Copy)]
 pub struct Limits {
     /// Logits of most problems.
@@ -17,7 +17,7 @@ pub struct Limits {
     pub many: usize,
 }
 
-/// What the targets are.
+/// The kind of targets.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TargetKind {
     Indices,
@@ -60,7 +60,7 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
         0..3 => -100,
         3 => -1,
         4 => bytes.pick(&[1 << 40, i64::MIN, 255, 65_535]),
-        // A class like any other, if there is such a one.
+        // A class in range, if there is one.
         more => more as i64 - 5,
     };
     let layout = bytes.byte();
@@ -88,7 +88,7 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
             });
             for (i, y) in values.iter_mut().enumerate() {
                 if masked(i) {
-                    // Never looked at.
+                    // A masked row may have any target.
                     *y = 250.0;
                 }
             }
@@ -117,7 +117,8 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
             Operand::packed(dtype, sizes, &values)
         })
     };
-    let class_weights = weights(1, [1, classes, 1], bytes).map(|w| lay_out(w, bytes, layout, false));
+    let class_weights =
+        weights(1, [1, classes, 1], bytes).map(|w| lay_out(w, bytes, layout, false));
     let row_weights = weights(2, by_row, bytes).map(|mut weights| {
         for i in (0..positions).filter(|&i| masked(i)) {
             weights.values[i] = f64::NAN;
@@ -131,7 +132,7 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
         lay_out(mask, bytes, layout, false)
     });
 
-    // What a gradient is added to, if it is.
+    // The contents of the outputs that gradients are added to.
     let mut old = Rng::new(u64::from(bytes.byte()));
     let size = if grad_scale == 0.0 { 1.0 } else { grad_scale.abs().min(1e4) };
     let mut output = |dtype: Dtype, sizes: [usize; 3], holds: bool| {
@@ -201,14 +202,14 @@ fn holds(dtype: Dtype, y: f64) -> bool {
     }
 }
 
-/// `n` numbers of which the first few are drawn one by one, and then come again.
+/// `n` numbers: the first few are drawn one by one, and then repeat.
 fn repeated(n: usize, bytes: &mut Bytes, mut draw: impl FnMut(&mut Bytes) -> f64) -> Vec<f64> {
     let period = (1 + bytes.below(9)).min(n.max(1));
     let drawn: Vec<f64> = (0..period).map(|_| draw(bytes)).collect();
     (0..n).map(|i| drawn[i % period]).collect()
 }
 
-/// What all of a row holds, before some of it is replaced.
+/// The contents of a row, before some classes are replaced.
 #[derive(Clone, Copy)]
 enum Ground {
     Constant(f64),
@@ -218,7 +219,7 @@ enum Ground {
         center: f64,
         deviation: f64,
     },
-    /// Another level every so many classes.
+    /// The level changes every so many classes.
     Steps {
         from: f64,
         by: f64,
@@ -226,17 +227,17 @@ enum Ground {
     },
 }
 
-/// Of logits.
+/// The contents of rows of logits.
 const DEVIATIONS: [f64; 8] = [1.0, 0.0, 0.1, 5.0, 30.0, 1e3, 1e7, 1e20];
 
-/// A row in few bytes.
+/// The bytes from which a row is generated.
 struct Profile {
     ground: Ground,
-    /// Classes from, to, and what they hold.
+    /// A range of classes, and their contents.
     patches: Vec<(usize, usize, f64)>,
 }
 
-/// Rows of a few kinds that take turns.
+/// Rows of a few kinds in turn.
 struct Profiles {
     profiles: Vec<Profile>,
     normalise: bool,
@@ -311,7 +312,7 @@ fn by_rows([rows, classes, inner]: [usize; 3], kinds: &mut Profiles) -> Vec<f64>
     values
 }
 
-/// Near enough to a normal distribution.
+/// Approximately normally distributed.
 fn cheap_normal(rng: &mut Rng) -> f64 {
     let bits = rng.bits();
     let parts = (0..4).map(|i| (bits >> (16 * i) & 0xffff) as f64 / 65_536.0);
@@ -325,7 +326,7 @@ fn lay_out(mut operand: Operand, bytes: &mut Bytes, layout: u8, may_repeat: bool
     const GAPS: [usize; 8] = [0, 0, 1, 2, 5, 31, 63, 64];
     let order = match layout % 4 {
         0 => return operand,
-        // Classes last, whatever else.
+        // Classes last.
         1 => [0, 2, 1],
         2 => ORDERS[usize::from(layout >> 2) % ORDERS.len()],
         _ => bytes.pick(&ORDERS),
@@ -337,7 +338,7 @@ fn lay_out(mut operand: Operand, bytes: &mut Bytes, layout: u8, may_repeat: bool
             operand.strides[axis] = next as i64;
             next = next * operand.sizes[axis] + bytes.pick(&GAPS);
         } else {
-            // Of no account.
+            // The stride of an axis of size 1 is ignored.
             operand.strides[axis] = bytes.pick(&[0, 1, -5, i64::MAX]);
         }
     }

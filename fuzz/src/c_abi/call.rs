@@ -1,4 +1,4 @@
-//! A call of the C interface as it is made: descriptors at their addresses.
+//! A call of the C interface: descriptors at their addresses.
 
 use super::abi::{self, Problem, Results, Shape, View};
 use super::model::{self, Axes, FLOATS, INDICES, LOSSES, Operand, Verdict};
@@ -27,11 +27,11 @@ pub const ENTRIES: [Entry; 8] = [
     Entry::SoftmaxBackward,
 ];
 
-/// How a struct is handed over.
+/// The way in which a struct is passed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Handed {
     Null,
-    /// With a size of its own choice, and in the bytes past the struct's own zeros, or not.
+    /// With a given struct_size. The bytes past the library's struct are zero, or not.
     Sized {
         size: u32,
         clean: bool,
@@ -50,7 +50,7 @@ impl Handed {
     }
 }
 
-/// All arguments of an entry; those that it does not have are not looked at.
+/// The arguments of any entry point; those that it lacks are ignored.
 #[derive(Clone, Debug)]
 pub struct Arguments {
     pub entry: Entry,
@@ -59,12 +59,12 @@ pub struct Arguments {
     pub problem: Problem,
     pub results: Results,
     pub results_handed: Handed,
-    /// Results, or the operands' structs, are there at all.
+    /// The pointers to the results, or to the operands, are not NULL.
     pub grad_output: Option<View>,
     pub grad: Option<View>,
     pub lse: *mut c_void,
     pub grad_scale: f64,
-    /// Of the softmax family.
+    /// Operands of softmax and log-softmax.
     pub x: Option<View>,
     pub grad_y: Option<View>,
     pub y: Option<View>,
@@ -92,7 +92,7 @@ impl Arguments {
         matches!(self.entry, Entry::LogSoftmaxBackward | Entry::SoftmaxBackward)
     }
 
-    /// Whether the entry hands out results.
+    /// Whether the entry point has results.
     pub fn has_results(&self) -> bool {
         matches!(self.entry, Entry::Forward | Entry::ForwardBackward)
     }
@@ -115,7 +115,7 @@ impl Arguments {
         !FLOATS.contains(&self.problem.targets.dtype)
     }
 
-    /// The results that are asked for; `None` if the entry has none or they are NULL.
+    /// The results that the call asks for; `None` if the entry point has none or they are NULL.
     pub fn wanted(&self) -> Option<&Results> {
         let there = self.has_results() && self.results_handed != Handed::Null;
         there.then_some(&self.results)
@@ -158,7 +158,13 @@ impl Arguments {
         let logits = input("logits", p.logits, Axes::Full, FLOATS, true);
         let mut all = vec![
             Operand { replaceable, ..logits },
-            input("targets", p.targets, target_axes, model::INDICES_OR_FLOATS, self.needs_targets()),
+            input(
+                "targets",
+                p.targets,
+                target_axes,
+                model::INDICES_OR_FLOATS,
+                self.needs_targets(),
+            ),
             input("class_weights", p.class_weights, Axes::Classes, FLOATS, false),
             input("row_weights", p.row_weights, Axes::Rows, FLOATS, false),
             input("row_mask", p.row_mask, Axes::Rows, &[abi::U8], false),
@@ -199,7 +205,7 @@ impl Arguments {
         self.has_gradient() || self.wanted().is_some_and(asks)
     }
 
-    /// What the header promises of the call. Whether targets are in range is left open.
+    /// The outcomes that the header allows. They leave open whether targets are in range.
     pub fn verdict(&self) -> Verdict {
         let just = |code: i32| Verdict { codes: vec![code] };
         let problem_bytes =
@@ -281,7 +287,7 @@ impl Arguments {
         })
     }
 
-    /// A class index of a kept row, as it lies in memory, that is out of range.
+    /// A class index in memory, of a kept row, that is out of range.
     pub fn has_bad_target(&self, read: impl Fn(&Operand, usize) -> i64) -> bool {
         let operands = self.operands();
         let find = |name: &str| operands.iter().find(|o| o.name == name && o.is_present());

@@ -1,6 +1,7 @@
 //! The bounds of a [`Task`]'s results against the oracle: bounds.rs for every option and dtype.
 //!
-//! The bounds are those of the accuracy table in docs/semantics.md. For f64 logits 1e-14 replaces
+//! The bounds are those of the accuracy table in docs/semantics.md, but for p inside a gradient, where
+//! the table allows 2^-23·(2 + |ln p|) and the tests are stricter. For f64 logits 1e-14 replaces
 //! 2e-7, and 2⁻²³ shrinks in the same proportion.
 //!
 //! ```text
@@ -9,7 +10,7 @@
 //!                times the mass that multiplies lse
 //! z-loss         the error of lse, times 2λ·|lse|
 //! entropy        1e-6·(1 + |lse|)
-//! p inside       2^-23·(2 + |ln p|) relative, 1e-37 absolute; 2^-52·|lse| more from an lse; and a
+//! p inside       2^-23·(1 + |ln p|) relative, 1e-37 absolute; 2^-52·|lse| more from an lse; and a
 //! a gradient     rounding for each product and difference
 //! gradients of   2^-52·|lse| and the error of that lse, before the factor of lse − x
 //! targets
@@ -498,24 +499,24 @@ impl<'a> Judge<'a> {
                     continue;
                 }
                 let slope = self.slope(at);
-                let hits = target == Some(class as i64);
+                let is_target = target == Some(class as i64);
                 let m = (factor * m).abs();
                 let unsloped = if slope == 0.0 { 0.0 } else { want.abs() / slope };
                 let mut bound = if has_softmax {
                     let nll = self.nll[at];
                     let p = (-nll).exp();
                     let log = if p == 0.0 { 0.0 } else { nll };
-                    let miss = -(-nll).exp_m1();
-                    let q = p.min(miss);
+                    let one_minus_p = -(-nll).exp_m1();
+                    let q = p.min(one_minus_p);
                     let unit = |log: f64| exp * (1.0 + log) + 2.0 * moved;
                     let of_q = if q == 0.0 { 0.0 } else { q * unit(q.ln().abs()) };
                     let confident = of_q + p * from_lse + f64::EPSILON * q;
                     let usual = p * (unit(log) + from_lse) + self.units.p;
                     let scale = (factor * total_scale).abs() + z;
                     let lse_inside = z_error * p;
-                    if hits && case.label_smoothing == 0.0 {
+                    if is_target && case.label_smoothing == 0.0 {
                         m * confident + z * usual + lse_inside + 2.0 * half * unsloped
-                    } else if hits {
+                    } else if is_target {
                         scale * (confident + 4.0 * f64::EPSILON * p)
                             + lse_inside
                             + half * (2.0 * unsloped + m)
@@ -547,7 +548,7 @@ impl<'a> Judge<'a> {
                     continue;
                 }
                 worst.see(
-                    match (lse.is_some(), hits) {
+                    match (lse.is_some(), is_target) {
                         _ if old.is_some() || dtype.is_half() => "rounded gradient",
                         (false, false) => "gradient",
                         (false, true) => "target",
