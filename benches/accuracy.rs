@@ -1,6 +1,6 @@
-//! Inputs, and what xent computes of them on each instruction set, as raw files for
-//! `peers/python/accuracy.py` to judge beside PyTorch. Run by `cargo xtask accuracy`; by itself,
-//! `cargo bench --bench accuracy -- --directory DIR`.
+//! Writes inputs, and xent's results for them on each instruction set, as raw files.
+//! `peers/python/accuracy.py` compares them with PyTorch's. `cargo xtask accuracy` runs both; this bench
+//! alone is `cargo bench --bench accuracy -- --directory DIR`.
 
 mod common;
 
@@ -12,8 +12,8 @@ use xent::{CrossEntropy, Isa, Reduction, Results, Softmax};
 /// Rows and classes.
 const SHAPES: [(usize, usize); 4] = [(1000, 10), (100, 1000), (4, 32_000), (2, 128_256)];
 
-/// Factors on logits of standard deviation 2: as a trainer has them, and spread out, so that
-/// probabilities go down to what f32 can hold and many rows are confident.
+/// Factors on logits of standard deviation 2: the logits of a trainer, and wider ones, with
+/// probabilities down to the range of f32 and many confident rows.
 const SPREADS: [(&str, f64); 2] = [("normal", 1.0), ("spread", 6.0)];
 
 fn main() {
@@ -34,7 +34,7 @@ fn each<T: Scalar>(directory: &Path) {
         for (rows, classes) in SHAPES {
             let x: Vec<T> = logits::<f64>(rows * classes)
                 .iter()
-                // Digits for f64 to have.
+                // Further digits, which f64 holds.
                 .map(|&x| T::of(factor * x * (1.0 + 1e-9 * x)))
                 .collect();
             let name = format!("{}.{spread}.{rows}x{classes}", T::NAME);
@@ -62,8 +62,8 @@ fn each<T: Scalar>(directory: &Path) {
     exponentials::<T>(directory);
 }
 
-/// A row whose first logit is 0 and whose others are so low that their sum does not show beside 1:
-/// its softmax is the exponentials.
+/// A row whose first logit is 0 and whose other exponentials are too small to change a sum of 1: its
+/// softmax consists of the exponentials.
 fn exponentials<T: Scalar>(directory: &Path) {
     let (rows, classes) = (64, 2048);
     let lowest = if T::of(1e-30).exact() == 0.0 { -9.0 } else { -80.0 };
@@ -80,14 +80,14 @@ fn exponentials<T: Scalar>(directory: &Path) {
     }
 }
 
-/// In [0, 1), from the golden ratio's multiples: as even as can be.
+/// Evenly spread numbers in [0, 1): multiples of the golden ratio.
 fn fraction(i: usize) -> f64 {
     (i as f64 * 0.618_033_988_749_894_9).fract()
 }
 
-/// The elements' bytes, as this machine has them.
+/// The bytes of the elements, in the machine's order.
 fn write<T: Copy>(directory: &Path, name: &str, what: &str, elements: &[T]) {
-    // SAFETY: floats have no padding, and any alignment is enough for a byte.
+    // SAFETY: floats have no padding, so every byte of the slice is initialised; bytes need no alignment.
     let bytes = unsafe {
         std::slice::from_raw_parts(elements.as_ptr().cast::<u8>(), size_of_val(elements))
     };

@@ -6,14 +6,15 @@
 //! `rotating` is a round of problems, on all threads, larger together than twice the last cache (or
 //! 512 MiB, if that is less): no call finds its logits in a cache.
 //!
-//! Each call is held against the oracle before it is timed, and what it overwrites is restored
-//! outside of the timed part.
+//! The oracle checks each call before it is timed. Overwritten inputs are restored outside of the timed
+//! part.
 
 mod common;
+#[path = "common/oracle.rs"]
+mod oracle;
 
 use common::aligned::Aligned;
 use common::call::{Call, Layout, Operands, Shape};
-use common::oracle;
 use common::scalar::{self, Scalar};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::time::{Duration, Instant};
@@ -37,7 +38,7 @@ fn cross_entropy(criterion: &mut Criterion) {
 }
 
 fn each<T: Scalar>(criterion: &mut Criterion) {
-    // Made when the first that needs it has passed the filter; the others use it too.
+    // Allocated when the first benchmark that needs it passes the filter, and shared by the others.
     let mut arena: Option<Vec<[Aligned<T>; 2]>> = None;
     for layout in Layout::ALL {
         for call in Call::ALL {
@@ -105,7 +106,7 @@ fn time<T: Scalar>(
     for i in 0..calls as usize {
         let next = i % buffers.len();
         if call.overwrites() && next == 0 {
-            // All at once, or the one to be timed next would be in the caches.
+            // All at once: otherwise the buffer to be timed next would be in the caches.
             restore(operands, calls as usize - i, buffers);
         }
         let [x, grad] = &mut buffers[next];
@@ -114,7 +115,7 @@ fn time<T: Scalar>(
         total += start.elapsed();
     }
     if call.overwrites() {
-        // For the calls that find them so.
+        // Restores the logits for calls that read them.
         restore(operands, calls as usize, buffers);
     }
     total

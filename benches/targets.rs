@@ -1,17 +1,16 @@
-//! The targets of docs/performance.md: each kernel beside the limit of the machine that it is held
-//! against, in turns within one run, as medians of the ratios of a turn. Machines are noisy and
-//! differ; such a ratio is what can be trusted of a time.
+//! The targets of docs/performance.md: the time of each kernel relative to a limit of the machine. Kernel
+//! and limit take turns within one run, and the figure is the median of the ratios of all turns. Machines
+//! are noisy and differ, but such ratios repeat.
 //!
-//! `cargo xtask bench` runs this and records it; by itself, `cargo bench --bench targets -- [--turns
-//! N] [--mib N] [--large] [--record FILE]`. Nothing fails here: a target that is not reached is
-//! printed as such.
+//! `cargo xtask bench` runs this bench and records it; alone it is `cargo bench --bench targets --
+//! [--turns N] [--mib N] [--large] [--record FILE]`. A target that is missed is printed and fails
+//! nothing.
 
 mod common;
 
 use common::aligned::Aligned;
 use common::call::{Call, Operands, Shape};
 use common::limits::{self, VARIANTS};
-use common::oracle;
 use common::record::{Record, Target};
 use common::scalar::Scalar;
 use common::timing::{fastest, median, seconds};
@@ -21,12 +20,14 @@ use xent::half::{bf16, f16};
 
 #[path = "common/heap.rs"]
 mod heap;
+#[path = "common/oracle.rs"]
+mod oracle;
 
-/// Calls of which the fastest counts for a turn: the others met a neighbour. So many for each
-/// variant of a limit.
+/// The number of calls of a turn, of which the fastest counts: other processes disturb the rest. Each
+/// variant of a limit gets as many.
 const CALLS: usize = 3;
 
-/// As many for a kernel as for all variants of its limit.
+/// A kernel gets as many calls as all variants of its limit together.
 const TRIES: usize = CALLS * VARIANTS;
 
 /// Wide vocabularies: the classes that the targets speak of.
@@ -95,17 +96,17 @@ enum Job {
 /// A problem with the memory to time it in.
 struct Bench<T> {
     operands: Operands<T>,
-    /// Logits that nothing writes: what was written lately is slower to read, by half at times, and
-    /// a limit has to read as its kernels do.
+    /// Logits that nothing writes. Memory that was written lately is slower to read, by up to half, and a
+    /// limit has to read as its kernels do.
     read: Aligned<T>,
-    /// What calls in place write, and `scale`.
+    /// The memory that calls in place and `scale` write.
     written: Aligned<T>,
     grad: Aligned<T>,
     threads: u32,
 }
 
 impl<T: Scalar> Bench<T> {
-    /// For these calls, each of which is held against the oracle first.
+    /// A bench of these calls; the oracle checks each first.
     fn new(shape: Shape, threads: u32, calls: &[Call], isas: &[Isa]) -> Self {
         for &call in calls {
             isas.iter().for_each(|&isa| oracle::check::<T>(shape, call, isa));
@@ -179,7 +180,7 @@ const LIMITED: [(Call, Job, &str, f64); 4] = [
     (Call::Backward, Job::Copy, "copy", f64::NAN),
 ];
 
-/// Rows of so many classes beside the limits; the sets against each other; the dtypes too.
+/// Rows of so many classes relative to the limits; the sets and the dtypes relative to each other.
 fn against_limits(
     options: &Options,
     record: &mut Record,
@@ -197,7 +198,7 @@ fn against_limits(
     for &isa in &isas {
         jobs.extend(calls.map(|call| Job::Call(call, isa)));
     }
-    // A picture needs no median of many.
+    // A figure for the picture needs few turns.
     let number = if judged { options.turns } else { options.turns.div_ceil(3) };
     let turns: Vec<Vec<f64>> =
         (0..number).map(|_| jobs.iter().map(|&job| bench.job(job)).collect()).collect();
@@ -273,7 +274,7 @@ fn against_f32<T: Scalar>(
     }
 }
 
-/// What one thread can do with numbers that are in its L1.
+/// The rate of one thread over numbers in its L1 cache.
 fn arithmetic(record: &mut Record) {
     let x = Aligned::new(&common::scalar::logits::<f32>(4096));
     let time = fastest(
@@ -311,7 +312,7 @@ fn bench_rate(shape: Shape, seconds: f64) -> f64 {
     shape.elements() as f64 / seconds / 1e9
 }
 
-/// Images beside contiguous rows of as many elements.
+/// Images, relative to contiguous rows of as many elements.
 fn inner(options: &Options, record: &mut Record, all: u32) {
     let (image, rows) = (Shape::inner(8, 21, 512 * 512), Shape::rows(168, 512 * 512));
     let calls = [Call::Forward, Call::InPlace, Call::Both];

@@ -13,8 +13,9 @@
  *   if (xent_forward_backward(&problem, NULL, 1.0, &results, &grad) != XENT_OK)
  *     fprintf(stderr, "%s\n", xent_last_error());
  *
- * Besides: xent_forward and xent_backward one by one, xent_backward_targets for the gradient with
- * respect to probability targets, and the softmax family over any axis of a tensor:
+ * xent_forward and xent_backward compute loss and gradient separately, xent_backward_targets the
+ * gradient with respect to probability targets. Softmax and log-softmax run over any axis of a
+ * tensor:
  *
  *   xent_shape shape = XENT_SHAPE_INIT;
  *   xent_input x = {values, XENT_F32, {0}};
@@ -22,8 +23,8 @@
  *   shape.rows = rows; shape.classes = classes;
  *   xent_status status = xent_log_softmax(&shape, &x, &y);
  *
- * Memory is the caller's: xent reads and writes it during the call and keeps nothing. Every
- * function may be called from any number of threads at once. No call prints, exits or throws.
+ * Memory is the caller's: xent reads and writes it during the call and keeps nothing. Any number
+ * of threads may call any function at once. No call prints, exits or throws.
  */
 
 
@@ -38,8 +39,8 @@
 #define XENT_VERSION_PATCH 0
 
 /* Initialisers that carry the defaults, for C and C++: xent_problem problem = XENT_PROBLEM_INIT;
- * A struct_size smaller than the library's, down to the first release's, means that the later
- * members have their defaults; a larger one is accepted if the unknown tail is all zero. */
+ * The library accepts a struct_size smaller than its own, down to that of the first release, and
+ * takes the defaults for the missing members. It accepts a larger one if the unknown tail is zero. */
 #define XENT_PROBLEM_INIT                                                                          \
   { sizeof(xent_problem), 0, 0, 0, 1,                                                              \
     {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},         \
@@ -51,10 +52,10 @@
 #define XENT_SHAPE_INIT { sizeof(xent_shape), 0, 0, 0, 1, 0, NULL }
 
 /**
- * "logits" already are log-probabilities, logp_c in the formulas (NLLLoss): no lse is taken, and
- * gradients go to logp. Only classes with a target mass are read, and all if argmax is asked for.
- * logit_scale, softcap and z_loss, and the results lse, entropy and z_loss, do not exist then:
- * XENT_ERR_PARAM.
+ * The logits are log-probabilities, logp_c in the formulas (NLLLoss). xent takes no lse, and the
+ * gradient is with respect to logp. xent reads only classes with a target mass, or all classes if
+ * argmax is asked for. The options logit_scale, softcap and z_loss and the results lse, entropy and
+ * z_loss are XENT_ERR_PARAM.
  */
 #define XENT_FLAG_LOG_PROBS 1
 
@@ -64,35 +65,35 @@
 #define XENT_FLAG_EMPTY_IS_ZERO 2
 
 /**
- * A gradient is added to grad_logits or grad_targets instead of overwriting it. Not in place.
+ * xent adds the gradient to grad_logits or grad_targets instead of overwriting it. Not in place.
  */
 #define XENT_FLAG_ACCUMULATE 4
 
 /**
- * A thread pool of the caller's own.
+ * A thread pool that the caller owns.
  */
 typedef struct xent_pool xent_pool;
 
 /**
- * 0 = ok. Codes are append-only; a retired one stays listed. Where several apply to one call,
- * the first in the order STRUCT, NULL, DTYPE, SHAPE, STRIDE, ALIGN, OVERLAP, PARAM, TARGET is
- * reported. A call that returns anything but XENT_OK or XENT_ERR_PANIC has written nothing but
- * this thread's xent_last_error.
+ * 0 = ok. New versions add codes and remove none. If several apply to one call, it returns the
+ * first in the order STRUCT, NULL, DTYPE, SHAPE, STRIDE, ALIGN, OVERLAP, PARAM, TARGET. A call that
+ * returns anything but XENT_OK or XENT_ERR_PANIC has written nothing but this thread's
+ * xent_last_error.
  */
 typedef int32_t xent_status;
 
 /**
- * What the elements of an operand are.
+ * The type of the elements of an operand.
  */
 typedef uint32_t xent_dtype;
 
 /**
- * A strided operand that is read; memory of the caller's, which xent never keeps.
+ * A strided operand that xent reads during the call. The memory is the caller's.
  *
  * Strides count elements, in the order row, class, inner. All three zero = densely packed:
  * [rows, classes, inner] in C order, [rows, inner] for an operand without a class axis (indices,
- * row weights, row mask, row losses, entropy). The stride of an axis of size 1, and strides[1] of
- * an operand without a class axis, is not looked at, for "all zero" either. Elements may repeat
+ * row weights, row mask, row losses, entropy). xent ignores the stride of an axis of size 1, and
+ * strides[1] of an operand without a class axis; neither counts for "all zero". Elements may repeat
  * (stride 0 on some axis). data == NULL = absent; an operand without elements may have any data.
  *
  * So any axis of a tensor can be the class axis. Classes first, as in a transposed matrix
@@ -115,16 +116,16 @@ typedef struct xent_input {
 } xent_input;
 
 /**
- * How row losses become the loss.
+ * How the loss is formed from the row losses.
  */
 typedef uint32_t xent_reduction;
 
 /**
  * A cross-entropy problem. Start from XENT_PROBLEM_INIT, which carries the defaults; set rows,
- * classes, logits and targets, and what else is wanted. xent reads it and keeps nothing of it.
+ * classes, logits and targets, then any options. xent reads the struct and keeps nothing of it.
  *
  * N rows, C classes, K inner positions: N*K softmax distributions. Below, "row" means one of
- * them, and [rows, inner] is what has one element for each. z_c are the logits of a row as
+ * them; an operand [rows, inner] has one element for each. z_c are the logits of a row as
  * stored, w_c the class weights, W their sum, r the row weight, e = label_smoothing:
  *
  *   x_c = logit_scale * z_c, then x_c = softcap * tanh(x_c / softcap) if softcap > 0
@@ -145,10 +146,11 @@ typedef uint32_t xent_reduction;
  * The gradient with respect to z_c is d/dx_c times logit_scale, and times 1 - tanh^2 under a
  * softcap. With XENT_FLAG_LOG_PROBS, z_c = logp_c, and d/dlogp_c is minus the factor of -logp_c.
  *
- * A row is ignored if its target index is ignore_index or its mask byte is 0: its loss is 0, its
- * gradient exactly 0, and nothing that its logits hold reaches another row. A term whose
- * factor (w_c, t'_c, 1-e, r) is 0 is 0, whatever it multiplies. A kept row in which some x_c is
- * NaN or +inf, or every one is -inf, has NaN for loss and gradient, unless its weight r is 0.
+ * A row is ignored if its target index is ignore_index or its mask byte is 0. An ignored row has a
+ * loss of 0 and a gradient of exactly 0, and its logits affect no other row. A row that is not
+ * ignored is kept. A term whose factor (w_c, t'_c, 1-e, r) is 0 is 0, whatever it multiplies. A
+ * kept row in which some x_c is NaN or +inf, or every x_c is -inf, has a loss and gradient of NaN,
+ * unless its weight r is 0.
  */
 typedef struct xent_problem {
   /**
@@ -172,15 +174,15 @@ typedef struct xent_problem {
    */
   size_t inner;
   /**
-   * f32, f64, bf16 or f16, [rows, classes, inner]; any strides. Halves are computed with in f32:
-   * their loss is that of the widened logits, bit for bit.
+   * f32, f64, bf16 or f16, [rows, classes, inner]; any strides. xent widens halves to f32: their
+   * loss is that of the widened logits, bit for bit.
    */
   struct xent_input logits;
   /**
    * i64, i32, u32, u16 or u8: class indices [rows, inner]. f32, f64, bf16 or f16: probabilities
-   * [rows, classes, inner], in whatever float type the logits have; they are not checked, and
-   * need be neither normalised nor positive. Absent: only lse, argmax and entropy can be asked
-   * for, anything else is XENT_ERR_NULL.
+   * [rows, classes, inner], whatever float type the logits have. xent does not check
+   * probabilities; they need be neither normalised nor positive. Without targets a call can ask
+   * for lse, argmax and entropy; any other result is XENT_ERR_NULL.
    */
   struct xent_input targets;
   /**
@@ -196,7 +198,7 @@ typedef struct xent_problem {
    */
   struct xent_input row_mask;
   /**
-   * The target index of rows that do not count; any value. Not applied to probability targets.
+   * The target index of ignored rows; any value. It does not apply to probability targets.
    * Default -100.
    */
   int64_t ignore_index;
@@ -217,13 +219,13 @@ typedef struct xent_problem {
    */
   double logit_scale;
   /**
-   * If > 0, what a mean divides its cross-entropy part by, instead of the sum of r*w_y (index
-   * targets) or of r (probabilities) over kept rows: for gradient accumulation, data
+   * If > 0, the denominator of a mean's cross-entropy part, instead of the sum of r*w_y (index
+   * targets) or of r (probabilities) over kept rows: for gradient accumulation and data
    * parallelism. Default 0.
    */
   double normalizer;
   /**
-   * If > 0, what a mean divides its z-loss part by, instead of the sum of r over kept rows.
+   * If > 0, the denominator of a mean's z-loss part, instead of the sum of r over kept rows.
    * Default 0.
    */
   double z_normalizer;
@@ -232,8 +234,8 @@ typedef struct xent_problem {
    */
   xent_reduction reduction;
   /**
-   * 0 = the whole pool; 1 = the calling thread alone; n = at most n. The result has the same
-   * bits whatever it is. Default 0.
+   * 0 = the whole pool; 1 = the calling thread alone; n = at most n. The number changes no bit of
+   * the result. Default 0.
    */
   uint32_t threads;
   /**
@@ -243,7 +245,7 @@ typedef struct xent_problem {
 } xent_problem;
 
 /**
- * A strided operand that is written. As xent_input, but no two elements may share an address.
+ * A strided operand that xent writes. As xent_input, but no two elements may share an address.
  */
 typedef struct xent_output {
   /**
@@ -261,9 +263,9 @@ typedef struct xent_output {
 } xent_output;
 
 /**
- * Everything that a forward can hand back; NULL or absent, the default, for what is not wanted.
- * One pass over the logits produces all of it. The memory is the caller's. Without targets there
- * are lse, argmax and entropy.
+ * The results of a forward. A member that is NULL or absent, the default, is not computed. One pass
+ * over the logits computes all of them. The memory is the caller's. Without targets a call can ask
+ * for lse, argmax and entropy.
  */
 typedef struct xent_results {
   /**
@@ -284,28 +286,28 @@ typedef struct xent_results {
    */
   double *lse;
   /**
-   * The z-loss part of *loss, 0 if it is off. NULL with XENT_NONE and XENT_FLAG_LOG_PROBS.
+   * The z-loss part of *loss, 0 if z-loss is off. NULL with XENT_NONE and XENT_FLAG_LOG_PROBS.
    */
   double *z_loss;
   /**
-   * What XENT_MEAN divides the cross-entropy part by, whatever the reduction.
+   * The denominator of XENT_MEAN's cross-entropy part, whatever the reduction.
    */
   double *normalizer;
   /**
-   * What XENT_MEAN divides the z-loss part by, whatever the reduction, z-loss on or off.
+   * The denominator of XENT_MEAN's z-loss part, whatever the reduction, z-loss on or off.
    */
   double *z_normalizer;
   /**
-   * Rows that count.
+   * The number of rows that are not ignored.
    */
   uint64_t *kept_rows;
   /**
-   * [rows, inner], packed: the predicted class, of ignored rows too. Of the logits as stored:
-   * the lowest index of a NaN if there is one, else of the maximum (0 if all are -inf).
+   * [rows, inner], packed: the predicted class, of ignored rows too. It is the lowest index of a
+   * NaN among the logits as stored, else of their maximum (0 if all are -inf).
    */
   int64_t *argmax;
   /**
-   * Kept rows whose argmax is the target index. NULL with probability targets.
+   * The number of kept rows whose argmax is the target index. NULL with probability targets.
    */
   uint64_t *correct;
   /**
@@ -316,10 +318,10 @@ typedef struct xent_results {
 } xent_results;
 
 /**
- * The shape of a call of the softmax family. Start from XENT_SHAPE_INIT; set rows and classes.
+ * The shape of a call of softmax or log-softmax. Start from XENT_SHAPE_INIT; set rows and classes.
  *
- * Operands are [rows, classes, inner]; softmax runs over the classes, of which any strides make
- * any axis of any tensor.
+ * Operands are [rows, classes, inner]. Softmax runs over the classes; with strides, any axis of any
+ * tensor can be the class axis.
  */
 typedef struct xent_shape {
   /**
@@ -327,7 +329,7 @@ typedef struct xent_shape {
    */
   uint32_t struct_size;
   /**
-   * 0; anything else is XENT_ERR_STRUCT.
+   * 0; any other value is XENT_ERR_STRUCT.
    */
   uint32_t flags;
   /**
@@ -343,8 +345,8 @@ typedef struct xent_shape {
    */
   size_t inner;
   /**
-   * 0 = the whole pool; 1 = the calling thread alone; n = at most n. The result has the same
-   * bits whatever it is. Default 0.
+   * 0 = the whole pool; 1 = the calling thread alone; n = at most n. The number changes no bit of
+   * the result. Default 0.
    */
   uint32_t threads;
   /**
@@ -399,8 +401,8 @@ typedef struct xent_shape {
 #define XENT_U32 20
 
 /**
- * Each part of the loss over its denominator: cross-entropy over the sum of r*w_y of kept rows
- * (the sum of r with probability targets), z-loss over the sum of r.
+ * Each part of the loss divided by its denominator, a sum over kept rows: the cross-entropy part by
+ * the sum of r*w_y (of r with probability targets), the z-loss part by the sum of r.
  */
 #define XENT_MEAN 0
 
@@ -410,7 +412,7 @@ typedef struct xent_shape {
 #define XENT_SUM 1
 
 /**
- * Row losses alone; the gradient is that of each row's own loss.
+ * No reduced loss. The gradient is that of each row's own loss.
  */
 #define XENT_NONE 2
 
@@ -452,9 +454,8 @@ typedef struct xent_shape {
 #define XENT_ERR_ALIGN 6
 
 /**
- * An output may overlap another operand other than as exactly in place. Judged by byte span,
- * except that column blocks of one matrix (equal row strides, disjoint within a row) are seen
- * to be apart.
+ * An output may overlap another operand, and is not exactly in place. xent compares byte spans,
+ * but accepts column blocks of one matrix: equal row strides, disjoint within each row.
  */
 #define XENT_ERR_OVERLAP 7
 
@@ -465,8 +466,8 @@ typedef struct xent_shape {
 
 /**
  * label_smoothing outside [0, 1]; a negative or infinite normalizer, softcap or z_loss;
- * logit_scale not > 0; a NaN; a result that this problem cannot have; an XENT_ISA that does not
- * name an available instruction set.
+ * logit_scale not > 0; an option that is NaN; a result that this problem cannot have; an XENT_ISA
+ * that names no available instruction set.
  */
 #define XENT_ERR_PARAM 9
 
@@ -480,29 +481,30 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The loss and what else `results` asks for. Reads the logits from memory once.
+ * Computes the loss and the other results that `results` asks for. Reads the logits from memory
+ * once.
  *
- * problem, results: not NULL. Without targets it is an evaluation: lse, argmax, entropy.
- * Thread-safe. On failure nothing is written.
+ * problem, results: not NULL. Without targets the call can compute lse, argmax and entropy.
+ * Thread-safe. A call that fails writes nothing.
  *
- * Every operand that is present covers the problem's shape; no other thread writes the inputs
- * or touches the outputs during the call.
+ * Every operand that is present covers the problem's shape. During the call no other thread writes
+ * an input or touches an output.
  */
 xent_status xent_forward(const struct xent_problem *problem, const struct xent_results *results);
 
 /**
- * The gradient of the loss with respect to the logits, recomputed from lse.
+ * Computes the gradient of the loss with respect to the logits, from lse.
  *
- * problem, lse, grad_logits: not NULL. lse: double [rows, inner], packed, of a forward over the
- * same logits and options or of the caller's own making; with XENT_FLAG_LOG_PROBS it is not
- * looked at and may be NULL.
- * grad_output: the gradient of what follows, NULL = 1; any float, one element, or [rows, inner]
- * with XENT_NONE. grad_scale: finite, multiplies on top (loss scaling, 1/accumulation steps).
+ * problem, lse, grad_logits: not NULL. lse: double [rows, inner], packed, from a forward over the
+ * same logits and options or from elsewhere; with XENT_FLAG_LOG_PROBS xent ignores it, and it may be
+ * NULL.
+ * grad_output: the gradient of what follows the loss, NULL = 1; any float, one element, or [rows,
+ * inner] with XENT_NONE. grad_scale: a further factor, finite (loss scaling, 1/accumulation steps).
  * grad_logits: [rows, classes, inner], the dtype of the logits, or f32 for halves, rounded once,
  * to nearest even; any strides that keep its elements apart. It may be exactly the logits (same
- * data, dtype and strides), which are then overwritten (not with XENT_FLAG_ACCUMULATE:
+ * data, dtype and strides), which the gradient then overwrites (with XENT_FLAG_ACCUMULATE that is
  * XENT_ERR_OVERLAP). Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE.
- * Thread-safe. On failure nothing is written.
+ * Thread-safe. A call that fails writes nothing.
  */
 xent_status xent_backward(const struct xent_problem *problem,
                           const double *lse,
@@ -511,15 +513,15 @@ xent_status xent_backward(const struct xent_problem *problem,
                           const struct xent_output *grad_logits);
 
 /**
- * The gradient of the loss with respect to probability targets, recomputed from lse:
- * r * (1-e) * w_c * (lse - x_c), times what the reduction, grad_output and grad_scale multiply
- * with; for distillation, where targets are a model's as well. With XENT_FLAG_LOG_PROBS lse - x_c
- * is -logp_c.
+ * Computes the gradient of the loss with respect to probability targets, from lse: r * (1-e) * w_c *
+ * (lse - x_c), times the factors of the reduction, grad_output and grad_scale. For distillation,
+ * where a model computes the targets too. With XENT_FLAG_LOG_PROBS, -logp_c takes the place of
+ * lse - x_c.
  *
- * As xent_backward but for grad_targets: not NULL, [rows, classes, inner], any float dtype, any
+ * As xent_backward, except for grad_targets: not NULL, [rows, classes, inner], any float dtype, any
  * strides that keep its elements apart; it overlaps no other operand. A factor of 0 (r, 1-e, w_c)
- * makes 0, whatever it multiplies. The targets' values are not read. Targets that are class
- * indices have no gradient: XENT_ERR_PARAM. Thread-safe. On failure nothing is written.
+ * makes 0, whatever it multiplies. xent does not read the values of the targets. Class indices have
+ * no gradient: XENT_ERR_PARAM. Thread-safe. A call that fails writes nothing.
  */
 xent_status xent_backward_targets(const struct xent_problem *problem,
                                   const double *lse,
@@ -528,10 +530,10 @@ xent_status xent_backward_targets(const struct xent_problem *problem,
                                   const struct xent_output *grad_targets);
 
 /**
- * Both in one go, reading the logits from memory once.
+ * Computes the loss, the other results and the gradient together. Reads the logits from memory once.
  *
- * problem, grad_logits: not NULL; results may be. The rest as in xent_forward and xent_backward.
- * Thread-safe. On failure nothing is written.
+ * problem, grad_logits: not NULL; results may be NULL. Otherwise as xent_forward and xent_backward.
+ * Thread-safe. A call that fails writes nothing.
  */
 xent_status xent_forward_backward(const struct xent_problem *problem,
                                   const struct xent_input *grad_output,
@@ -544,9 +546,9 @@ xent_status xent_forward_backward(const struct xent_problem *problem,
  *
  * shape, x, y: not NULL. x, y: f32, f64, bf16 or f16, both of one dtype (XENT_ERR_DTYPE), [rows,
  * classes, inner], any strides. y may be exactly x (same data and strides), and overlaps it in no
- * other way. Halves are computed with in f32 and rounded once. A row that holds NaN or +inf, or
- * nothing but -inf, becomes NaN; another -inf stays one. Thread-safe. On failure nothing is
- * written.
+ * other way. xent widens halves to f32 and rounds the result once. A row that holds NaN or +inf, or
+ * nothing but -inf, becomes NaN; any other -inf stays -inf. Thread-safe. A call that fails writes
+ * nothing.
  */
 xent_status xent_log_softmax(const struct xent_shape *shape,
                              const struct xent_input *x,
@@ -555,9 +557,9 @@ xent_status xent_log_softmax(const struct xent_shape *shape,
 /**
  * The gradient through xent_log_softmax: grad_x_c = grad_y_c - exp(y_c) * sum_c grad_y_c.
  *
- * shape, y, grad_y, grad_x: not NULL. y: what xent_log_softmax wrote; grad_y: the gradient with
+ * shape, y, grad_y, grad_x: not NULL. y: the output of xent_log_softmax; grad_y: the gradient with
  * respect to it. All three of one dtype, as in xent_log_softmax. grad_x may be exactly y or
- * exactly grad_y, and overlaps them in no other way. Thread-safe. On failure nothing is written.
+ * exactly grad_y, and overlaps them in no other way. Thread-safe. A call that fails writes nothing.
  */
 xent_status xent_log_softmax_backward(const struct xent_shape *shape,
                                       const struct xent_input *y,
@@ -567,7 +569,7 @@ xent_status xent_log_softmax_backward(const struct xent_shape *shape,
 /**
  * Softmax over the classes: y_c = exp x_c / sum_c exp x_c.
  *
- * All else as xent_log_softmax, but that -inf becomes 0.
+ * Otherwise as xent_log_softmax, except that -inf becomes 0.
  */
 xent_status xent_softmax(const struct xent_shape *shape,
                          const struct xent_input *x,
@@ -576,7 +578,7 @@ xent_status xent_softmax(const struct xent_shape *shape,
 /**
  * The gradient through xent_softmax: grad_x_c = y_c * (grad_y_c - sum_c y_c * grad_y_c).
  *
- * All else as xent_log_softmax_backward; y: what xent_softmax wrote.
+ * Otherwise as xent_log_softmax_backward; y: the output of xent_softmax.
  */
 xent_status xent_softmax_backward(const struct xent_shape *shape,
                                   const struct xent_input *y,
@@ -584,34 +586,34 @@ xent_status xent_softmax_backward(const struct xent_shape *shape,
                                   const struct xent_output *grad_x);
 
 /**
- * "XENT_ERR_TARGET" for XENT_ERR_TARGET, and so on; "XENT_ERR_UNKNOWN" for a code of no
- * meaning. Static; never NULL.
+ * The name of a status: "XENT_ERR_TARGET" for XENT_ERR_TARGET; "XENT_ERR_UNKNOWN" for a number that
+ * is no status. Static; never NULL.
  */
 const char *xent_status_name(xent_status status);
 
 /**
- * This thread's last failure in words, e.g. "targets[17] = 50257 is outside [0, 50257)"; "" if
- * there was none. Like errno: a success leaves it as it was. Valid until this thread's next
+ * The message of this thread's last failure, e.g. "targets[17] = 50257 is outside [0, 50257)"; ""
+ * if there was none. As with errno, a success does not change it. Valid until this thread's next
  * failure; never NULL.
  */
 const char *xent_last_error(void);
 
 /**
- * Starts a pool of that many threads; 0 = one for each core. NULL on failure; see
- * xent_last_error. The caller owns it and gives it to xent_pool_free.
+ * Starts a pool of `threads` threads; 0 = one for each core. NULL on failure; see xent_last_error.
+ * The caller owns the pool and ends it with xent_pool_free.
  */
 struct xent_pool *xent_pool_new(uint32_t threads);
 
 /**
- * Ends a pool that xent_pool_new made, once; its threads end soon after. No call may be running
- * on it. NULL is a no-op.
+ * Ends a pool of xent_pool_new; its threads end soon after. No call may be running on it, and no
+ * pool may be freed twice. NULL is a no-op.
  */
 void xent_pool_free(struct xent_pool *pool);
 
 /**
- * The kernels in use: "avx512", "avx2", "neon" or "portable". The environment variable XENT_ISA
- * (if not empty) lowers the choice; if it names none that this processor has, every call fails with
- * XENT_ERR_PARAM, and this is "none". Static; never NULL.
+ * The instruction set in use: "avx512", "avx2", "neon" or "portable". A non-empty environment
+ * variable XENT_ISA lowers the choice. If it names no set that this processor has, every call fails
+ * with XENT_ERR_PARAM, and this function returns "none". Static; never NULL.
  */
 const char *xent_isa(void);
 

@@ -1,8 +1,8 @@
-//! The numbers that dtypes, reductions and flags have in C, and so everywhere.
+//! The codes of dtypes, reductions and flags. Both surfaces use the numbers of the C interface.
 //!
-//! build.rs puts them into include/xent.h; the comments are that header's.
+//! build.rs copies the codes and their comments into include/xent.h.
 
-/// What the elements of an operand are.
+/// The type of the elements of an operand.
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub type xent_dtype = u32;
 
@@ -25,24 +25,24 @@ pub const XENT_U16: xent_dtype = 19;
 /// uint32_t
 pub const XENT_U32: xent_dtype = 20;
 
-/// How row losses become the loss.
+/// How the loss is formed from the row losses.
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub type xent_reduction = u32;
 
-/// Each part of the loss over its denominator: cross-entropy over the sum of r*w_y of kept rows
-/// (the sum of r with probability targets), z-loss over the sum of r.
+/// Each part of the loss divided by its denominator, a sum over kept rows: the cross-entropy part by
+/// the sum of r*w_y (of r with probability targets), the z-loss part by the sum of r.
 pub const XENT_MEAN: xent_reduction = 0;
 /// The sum of the row losses.
 pub const XENT_SUM: xent_reduction = 1;
-/// Row losses alone; the gradient is that of each row's own loss.
+/// No reduced loss. The gradient is that of each row's own loss.
 pub const XENT_NONE: xent_reduction = 2;
 
-/// "logits" already are log-probabilities, logp_c in the formulas (NLLLoss): no lse is taken, and
-/// gradients go to logp. Only classes with a target mass are read, and all if argmax is asked for.
-/// logit_scale, softcap and z_loss, and the results lse, entropy and z_loss, do not exist then:
-/// XENT_ERR_PARAM.
+/// The logits are log-probabilities, logp_c in the formulas (NLLLoss). xent takes no lse, and the
+/// gradient is with respect to logp. xent reads only classes with a target mass, or all classes if
+/// argmax is asked for. The options logit_scale, softcap and z_loss and the results lse, entropy and
+/// z_loss are XENT_ERR_PARAM.
 pub const XENT_FLAG_LOG_PROBS: u32 = 0x1;
 /// A mean over no kept rows is 0 instead of NaN.
 pub const XENT_FLAG_EMPTY_IS_ZERO: u32 = 0x2;
-/// A gradient is added to grad_logits or grad_targets instead of overwriting it. Not in place.
+/// xent adds the gradient to grad_logits or grad_targets instead of overwriting it. Not in place.
 pub const XENT_FLAG_ACCUMULATE: u32 = 0x4;

@@ -1,4 +1,4 @@
-//! The safe Rust API: slices in, descriptors out.
+//! The Rust surface of cross-entropy: it turns slices into descriptors and calls [`run`].
 
 use crate::codes::*;
 use crate::dispatch::Isa;
@@ -17,8 +17,8 @@ mod sealed {
     }
 }
 
-/// A number that an operand can hold: f32, f64, bf16, f16, i64, i32, u32, u16, u8. Which of them
-/// an operand takes is checked by the call ([`Error::Dtype`]).
+/// An element of an operand: f32, f64, bf16, f16, i64, i32, u32, u16 or u8. The call checks that the
+/// operand can have this type ([`Error::Dtype`]).
 pub trait Number: sealed::Sealed + Copy {}
 
 macro_rules! numbers {
@@ -32,7 +32,7 @@ macro_rules! numbers {
 numbers!(half::bf16 => XENT_BF16, half::f16 => XENT_F16, f32 => XENT_F32, f64 => XENT_F64,
     i64 => XENT_I64, i32 => XENT_I32, u32 => XENT_U32, u16 => XENT_U16, u8 => XENT_U8);
 
-/// An operand that is read: a slice, packed unless strides are given.
+/// An operand that a call reads: a slice, packed unless [`strides`](Self::strides) are given.
 #[derive(Clone, Copy)]
 pub struct Input<'a> {
     pub(crate) operand: Operand,
@@ -40,10 +40,10 @@ pub struct Input<'a> {
 }
 
 impl Input<'_> {
-    /// Strides of rows, classes and inner positions, in elements. An operand without classes
+    /// Strides of rows, classes and inner positions, in elements. An operand without a class axis
     /// ignores the second. All zero = packed. Elements may repeat: a stride may be 0.
     ///
-    /// So any axis can be that of the classes; here they come first:
+    /// With strides any axis can be the class axis. Here the classes come first:
     ///
     /// ```
     /// use xent::{CrossEntropy, Input};
@@ -60,7 +60,7 @@ impl Input<'_> {
     }
 }
 
-/// An operand that is written: a slice, packed unless strides are given.
+/// An operand that a call writes: a slice, packed unless [`strides`](Self::strides) are given.
 pub struct Output<'a> {
     pub(crate) operand: Operand,
     slice: PhantomData<&'a mut [u8]>,
@@ -106,20 +106,21 @@ impl<'a, T: Number, const N: usize> From<&'a mut [T; N]> for Output<'a> {
     }
 }
 
-/// How row losses become the loss.
+/// How the loss is formed from the row losses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Reduction {
-    /// Each part over its denominator: cross-entropy over Σ of `r·w_y` (of `r` with probability
-    /// targets), z-loss over Σ of `r`; all over kept rows.
+    /// Each part of the loss divided by its denominator, a sum over kept rows: the cross-entropy
+    /// part by Σ `r·w_y` (Σ `r` with probability targets), the z-loss part by Σ `r`.
     #[default]
     Mean,
     /// Σ of the row losses.
     Sum,
-    /// None: row losses alone ([`Results::row_losses`]), and a gradient per row loss.
+    /// No reduced loss: [`Results::row_losses`] alone. The gradient is that of each row's own loss.
     None,
 }
 
-/// What a forward can hand back; `None` for what is not wanted. One pass produces all of it.
+/// The results of a forward. A call does not compute a result that is `None`. One pass over the
+/// logits computes all of them.
 ///
 /// ```
 /// use xent::{CrossEntropy, Results};
@@ -148,19 +149,19 @@ pub struct Results<'a> {
     /// `[rows, inner]`, packed: ln Σ exp of the scaled and capped logits, of ignored rows too. Not
     /// with [`log_probs`](CrossEntropy::log_probs).
     pub lse: Option<&'a mut [f64]>,
-    /// The z-loss part of `loss`, 0 if it is off. Not with [`Reduction::None`] and
+    /// The z-loss part of `loss`, 0 if z-loss is off. Not with [`Reduction::None`] and
     /// [`log_probs`](CrossEntropy::log_probs).
     pub z_loss: Option<&'a mut f64>,
-    /// What a mean divides the cross-entropy part by, whatever the reduction.
+    /// The denominator of a mean's cross-entropy part, whatever the reduction.
     pub normalizer: Option<&'a mut f64>,
-    /// What a mean divides the z-loss part by, whatever the reduction, z-loss on or off.
+    /// The denominator of a mean's z-loss part, whatever the reduction, z-loss on or off.
     pub z_normalizer: Option<&'a mut f64>,
-    /// Rows that count.
+    /// The number of rows that are not ignored.
     pub kept_rows: Option<&'a mut u64>,
-    /// `[rows, inner]`, packed: the predicted class, of ignored rows too. Of the logits as stored:
-    /// the lowest index of a NaN if there is one, else of the maximum (0 if all are −inf).
+    /// `[rows, inner]`, packed: the predicted class, of ignored rows too. It is the lowest index of a
+    /// NaN among the logits as stored, else of their maximum (0 if all are −inf).
     pub argmax: Option<&'a mut [i64]>,
-    /// Kept rows whose argmax is the target index; index targets only.
+    /// The number of kept rows whose argmax is the target index; index targets only.
     pub correct: Option<&'a mut u64>,
     /// f32 or f64 `[rows, inner]`: −Σ `p_c·logp_c`, of ignored rows too. Not with
     /// [`log_probs`](CrossEntropy::log_probs).
@@ -204,13 +205,12 @@ impl Results<'_> {
 /// # Ok::<(), xent::Error>(())
 /// ```
 ///
-/// Operands of every call, with N rows, C classes and K [`inner`](Self::inner) positions (1 unless
-/// given), any strides:
+/// The operands have N rows, C classes and K [`inner`](Self::inner) positions, and any strides:
 ///
-/// - `logits`: f32, f64, bf16 or f16, `[rows, classes, inner]`. Halves are computed with in f32.
+/// - `logits`: f32, f64, bf16 or f16, `[rows, classes, inner]`. xent widens halves to f32.
 /// - `targets`: class indices, i64, i32, u32, u16 or u8, `[rows, inner]`; or probabilities, f32,
-///   f64, bf16 or f16, `[rows, classes, inner]`, of whatever float type, neither checked nor
-///   assumed to add up to 1.
+///   f64, bf16 or f16, whatever the logits are, `[rows, classes, inner]`. xent does not check
+///   probabilities, nor assume that they add up to 1.
 /// - `grad`: the dtype of the logits, or f32 for halves, `[rows, classes, inner]`.
 ///
 /// ```
@@ -222,8 +222,12 @@ impl Results<'_> {
 /// # Ok::<(), xent::Error>(())
 /// ```
 ///
-/// Formulas and edges are those of the crate documentation. Everything is checked before a byte
-/// is written: a call that returns an [`Error`] has written nothing.
+/// The letters w, r, ε and λ below are those of the formulas in docs/semantics.md. Rows are *kept*
+/// unless their target index is [`ignore_index`](Self::ignore_index) or their byte of
+/// [`row_mask`](Self::row_mask) is 0.
+///
+/// A call checks everything before it writes a byte: a call that returns an [`Error`] has written
+/// nothing.
 #[derive(Clone, Copy)]
 #[must_use]
 pub struct CrossEntropy<'a> {
@@ -248,7 +252,7 @@ impl<'a> CrossEntropy<'a> {
         }
     }
 
-    /// K inner positions: logits are `[rows, classes, inner]`, what belongs to a row is
+    /// K inner positions: logits are `[rows, classes, inner]`, operands without a class axis are
     /// `[rows, inner]`, and there are rows·inner distributions. Default: 1.
     ///
     /// For logits `[N, C, d1, .., dk]`, as in segmentation, K = d1·..·dk.
@@ -283,7 +287,7 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
-    /// The target index of rows that do not count; any integer. Not applied to probability targets.
+    /// The target index of ignored rows; any integer. It does not apply to probability targets.
     /// Default: −100.
     pub fn ignore_index(mut self, index: i64) -> Self {
         self.problem.ignore_index = index;
@@ -306,7 +310,8 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
-    /// λ ≥ 0: every row's loss has `λ·lse²` added, which keeps lse near 0. Default: 0.
+    /// λ ≥ 0: the weight of `λ·lse²`, which each row's loss includes. The term keeps lse near 0.
+    /// Default: 0.
     ///
     /// ```
     /// # use xent::{CrossEntropy, Results};
@@ -338,7 +343,7 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
-    /// `x → scale·x`, before all else; > 0. 1/temperature. Default: 1.
+    /// `x → scale·x` before the softcap; > 0. The scale is 1/temperature. Default: 1.
     ///
     /// ```
     /// # use xent::CrossEntropy;
@@ -352,10 +357,12 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
-    /// The logits already are log-probabilities (PyTorch's `NLLLoss`): no lse is taken, and the
-    /// gradient goes to them. Only classes with a target mass are read, all for an argmax.
+    /// The logits are log-probabilities (PyTorch's `NLLLoss`). xent takes no lse, and the gradient is
+    /// with respect to the log-probabilities. xent reads only classes with a target mass, or all
+    /// classes if an argmax is asked for.
     ///
-    /// [`Error::Param`] with scale, cap or z-loss, and if lse, entropy or z-loss are asked for.
+    /// The options scale, cap and z-loss and the results lse, entropy and z-loss are then an
+    /// [`Error::Param`].
     ///
     /// ```
     /// # use xent::CrossEntropy;
@@ -367,14 +374,14 @@ impl<'a> CrossEntropy<'a> {
         self.flag(XENT_FLAG_LOG_PROBS, on)
     }
 
-    /// If > 0, what a mean divides its cross-entropy part by instead of the sum of its weights: for
-    /// gradient accumulation and data parallel training. Default: 0.
+    /// If > 0, the denominator of a mean's cross-entropy part, instead of Σ `r·w_y` (Σ `r` with
+    /// probability targets): for gradient accumulation and data parallel training. Default: 0.
     pub fn normalizer(mut self, normalizer: f64) -> Self {
         self.problem.normalizer = normalizer;
         self
     }
 
-    /// If > 0, what a mean divides its z-loss part by instead of Σ of `r`. Default: 0.
+    /// If > 0, the denominator of a mean's z-loss part, instead of Σ `r`. Default: 0.
     pub fn z_normalizer(mut self, normalizer: f64) -> Self {
         self.problem.z_normalizer = normalizer;
         self
@@ -385,7 +392,7 @@ impl<'a> CrossEntropy<'a> {
         self.flag(XENT_FLAG_EMPTY_IS_ZERO, on)
     }
 
-    /// Gradients are added to what is there. Not in place.
+    /// Calls add the gradient to the contents of the output. Not in place.
     pub fn accumulate(self, on: bool) -> Self {
         self.flag(XENT_FLAG_ACCUMULATE, on)
     }
@@ -395,21 +402,21 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
-    /// The gradient of whatever follows: any float, one element, or `[rows, inner]` with
+    /// The gradient of what follows the loss: any float, one element, or `[rows, inner]` with
     /// [`Reduction::None`]. Default: 1.
     pub fn grad_output(mut self, grad: impl Into<Input<'a>>) -> Self {
         self.grad_output = grad.into().operand;
         self
     }
 
-    /// A finite factor on top: loss scaling, 1/accumulation steps. Default: 1.
+    /// A further factor of the gradient, finite: loss scaling, 1/accumulation steps. Default: 1.
     pub fn grad_scale(mut self, scale: f64) -> Self {
         self.grad_scale = scale;
         self
     }
 
-    /// 0 = the whole pool, 1 = the calling thread alone, n = at most n. The bits do not depend on
-    /// it. Default: 0.
+    /// 0 = the whole pool, 1 = the calling thread alone, n = at most n. The number changes no bit of
+    /// the result. Default: 0.
     pub fn threads(mut self, threads: u32) -> Self {
         self.problem.threads = threads;
         self
@@ -421,15 +428,15 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
-    /// Forces an instruction set, for tests and benches; one that the processor does not have is
-    /// an [`Error::Param`].
+    /// Forces an instruction set, for tests and benches. A set that the processor lacks is an
+    /// [`Error::Param`].
     #[doc(hidden)]
     pub fn isa(mut self, isa: Isa) -> Self {
         self.isa = Some(isa);
         self
     }
 
-    /// The loss.
+    /// Computes the loss.
     pub fn forward<'b>(
         &self,
         logits: impl Into<Input<'b>>,
@@ -441,7 +448,7 @@ impl<'a> CrossEntropy<'a> {
         Ok(loss)
     }
 
-    /// As [`forward`](Self::forward), with results of choice.
+    /// Computes the results that `results` asks for.
     pub fn forward_with<'b>(
         &self,
         logits: impl Into<Input<'b>>,
@@ -452,8 +459,8 @@ impl<'a> CrossEntropy<'a> {
         self.run(Pass::Forward, logits, targets, results, None)
     }
 
-    /// What there is without targets: [`Results::lse`], [`argmax`](Results::argmax),
-    /// [`entropy`](Results::entropy). Other results are an [`Error::Null`].
+    /// Computes results without targets: [`lse`](Results::lse), [`argmax`](Results::argmax),
+    /// [`entropy`](Results::entropy). Any other result is an [`Error::Null`].
     ///
     /// ```
     /// # use xent::{CrossEntropy, Results};
@@ -476,14 +483,14 @@ impl<'a> CrossEntropy<'a> {
         self.run(Pass::Forward, logits.into().operand, Operand::ABSENT, results, None)
     }
 
-    /// ln Σ exp of every row, `[rows, inner]`, without targets.
+    /// Computes ln Σ exp of every row, `[rows, inner]`, without targets.
     pub fn lse<'b>(&self, logits: impl Into<Input<'b>>, lse: &mut [f64]) -> Result<(), Error> {
         self.evaluate(logits, Results { lse: Some(lse), ..Results::default() })
     }
 
-    /// The gradient of the loss with respect to the logits, from `lse` (f64 `[rows, inner]`) of a
-    /// forward or of the caller's own. With [`log_probs`](Self::log_probs), lse is not looked at
-    /// and may be empty.
+    /// Computes the gradient of the loss with respect to the logits, from `lse` (`[rows, inner]`) of
+    /// a forward or from elsewhere. With [`log_probs`](Self::log_probs) xent ignores `lse`, and it may
+    /// be empty.
     pub fn backward<'b, 'c>(
         &self,
         logits: impl Into<Input<'b>>,
@@ -506,14 +513,14 @@ impl<'a> CrossEntropy<'a> {
         self.gradient(Pass::Backward, logits, targets, lse, logits)
     }
 
-    /// The gradient of the loss with respect to probability targets, from `lse` as in
-    /// [`backward`](Self::backward): `r·(1−ε)·w_c·(lse − x_c)` times what the reduction,
-    /// [`grad_output`](Self::grad_output) and [`grad_scale`](Self::grad_scale) multiply with. For
-    /// distillation, where the targets are a model's too.
+    /// Computes the gradient of the loss with respect to probability targets, from `lse` as in
+    /// [`backward`](Self::backward): `r·(1−ε)·w_c·(lse − x_c)` times the factors of the reduction,
+    /// [`grad_output`](Self::grad_output) and [`grad_scale`](Self::grad_scale). For distillation,
+    /// where a model computes the targets too.
     ///
     /// `grad_targets`: f32, f64, bf16 or f16 `[rows, classes, inner]`; it overlaps no other operand.
-    /// A factor of 0 makes 0; ignored rows get 0, or stay as they are when accumulating. Index
-    /// targets have no gradient: [`Error::Param`].
+    /// A factor of 0 makes 0, whatever it multiplies. Ignored rows get 0, or stay as they are when
+    /// accumulating. Index targets have no gradient: [`Error::Param`].
     ///
     /// ```
     /// # use xent::CrossEntropy;
@@ -536,7 +543,7 @@ impl<'a> CrossEntropy<'a> {
         self.gradient(Pass::TargetGradient, logits, targets, lse, grad_targets.into().operand)
     }
 
-    /// The loss and its gradient, reading the logits from memory once.
+    /// Computes the loss and its gradient. Reads the logits from memory once.
     pub fn forward_backward<'b, 'c>(
         &self,
         logits: impl Into<Input<'b>>,
@@ -549,7 +556,8 @@ impl<'a> CrossEntropy<'a> {
         Ok(loss)
     }
 
-    /// As [`forward_backward`](Self::forward_backward), with results of choice.
+    /// Computes the gradient, and the results that `results` asks for. Reads the logits from memory
+    /// once.
     pub fn forward_backward_with<'b, 'c>(
         &self,
         logits: impl Into<Input<'b>>,
@@ -562,8 +570,7 @@ impl<'a> CrossEntropy<'a> {
         self.run(Pass::ForwardBackward, logits, targets, results, Some(grad))
     }
 
-    /// As [`forward_backward`](Self::forward_backward); the gradient replaces the logits, and
-    /// nothing else is written to memory.
+    /// As [`forward_backward`](Self::forward_backward); the gradient replaces the logits.
     pub fn forward_backward_in_place<'b, 'c>(
         &self,
         logits: impl Into<Output<'b>>,
@@ -575,7 +582,7 @@ impl<'a> CrossEntropy<'a> {
         Ok(loss)
     }
 
-    /// As [`forward_backward_in_place`](Self::forward_backward_in_place), with results of choice.
+    /// As [`forward_backward_with`](Self::forward_backward_with); the gradient replaces the logits.
     pub fn forward_backward_in_place_with<'b, 'c>(
         &self,
         logits: impl Into<Output<'b>>,
@@ -619,16 +626,16 @@ impl<'a> CrossEntropy<'a> {
         grad: Option<Operand>,
     ) -> Result<(), Error> {
         let problem = Problem { logits, targets, ..self.problem };
-        let request = grad.map(|logits| GradientRequest {
+        let request = grad.map(|gradient| GradientRequest {
             output: self.grad_output,
             scale: self.grad_scale,
-            logits,
+            gradient,
         });
         let team =
             Team { pool: self.pool.map(Pool::rayon), threads: self.problem.threads as usize };
-        // SAFETY: every operand is a slice borrowed for this call, for writing if it is an
-        // output, and `available` is its length, which `run` checks shapes and strides against;
-        // `argmax`, which has none, was compared with rows·inner.
+        // SAFETY: every operand is a slice that the call borrows, mutably if it is an output. Its
+        // `available` is the slice's length, and validation refuses shapes and strides that reach
+        // past it.
         unsafe { run::cross_entropy(&problem, pass, results, request.as_ref(), &team, self.isa) }
     }
 }

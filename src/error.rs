@@ -1,40 +1,41 @@
-//! What can be wrong with a call.
+//! The errors of the Rust surface.
 
 use std::fmt;
 
-/// Why a call was refused. Nothing was written.
+/// Why a call was refused. A refused call has written nothing.
 ///
-/// The variants are those of the C interface's status codes (`XENT_ERR_*`); where several apply,
-/// the first in the order Struct, Null, Dtype, Shape, Stride, Align, Overlap, Param, Target is
-/// reported. `Display` names the operand, the index and the value.
+/// The variants are the status codes of the C interface (`XENT_ERR_*`). If several apply, a call
+/// reports the first in the order Struct, Null, Dtype, Shape, Stride, Align, Overlap, Param, Target.
+/// `Display` names the operand, the index and the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
     /// A required operand is absent.
     Null(String),
-    /// A C struct that was not built from its initialiser; cannot come from Rust.
+    /// A C struct was not built from its initialiser. Only the C interface returns it.
     Struct(String),
-    /// A size is out of range, the product of the sizes overflows, or a slice is too short (which
-    /// depends on the strides, and so comes after them).
+    /// The product of the sizes overflows, there are rows without classes, or a slice is too short.
+    /// A slice's length is checked after the strides, on which it depends.
     Shape(String),
     /// A stride is negative or overflows, or elements of an output share an address.
     Stride(String),
-    /// The operand cannot have this dtype.
+    /// An operand cannot have its dtype.
     Dtype(String),
-    /// Data is not aligned to its elements.
+    /// The data of an operand is not aligned to its element size.
     Align(String),
     /// An output overlaps another operand.
     Overlap(String),
     /// A target is neither `ignore_index` nor a class.
     Target {
-        /// Its row.
+        /// The row, in the order of `[rows, inner]`.
         row: usize,
-        /// What it is.
+        /// The value.
         value: i64,
         /// The number of classes.
         classes: usize,
     },
-    /// An option is out of range, or a result was asked for that this problem cannot have.
+    /// An option is out of range, the problem cannot have a result that was asked for, or the
+    /// processor lacks the instruction set that was asked for.
     Param(String),
 }
 

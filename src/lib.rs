@@ -1,47 +1,31 @@
-//! xent: softmax cross-entropy for CPU trainers, fused, vectorised, parallel, and the same bits
-//! whatever the thread count, batch or instruction set.
+//! Softmax cross-entropy for CPU trainers: the loss and its gradient in one call, over logits in
+//! the caller's own memory.
 //!
-//! [`CrossEntropy`] is the loss and its gradients, [`Softmax`] softmax and log-softmax by
-//! themselves. C and C++ trainers link the same through `include/xent.h` and `include/xent.hpp`.
+//! ```
+//! use xent::CrossEntropy;
 //!
-//! # What is computed
-//!
-//! A row is one softmax distribution over logits `z_c`, c in [0, C); there are N rows, times K
-//! inner positions. w are the class weights (1 if absent), W their sum, r the row's weight (1 if
-//! absent), ε the label smoothing, λ the z-loss. A row is kept unless its target index is
-//! `ignore_index` or its mask byte is 0.
-//!
-//! ```text
-//! x_c = scale·z_c, then x_c = cap·tanh(x_c/cap) if there is a cap
-//! lse = ln Σ exp x_c      logp_c = x_c − lse      p_c = exp logp_c
+//! let mut logits = [0.1f32, 0.2, 0.3, 0.4, 0.4, 0.3, 0.2, 0.1]; // [rows = 2, classes = 4]
+//! let targets = [0i32, 3];
+//! let loss = CrossEntropy::new(2, 4).forward_backward_in_place(&mut logits, &targets)?;
+//! assert!((loss - 1.5425).abs() < 1e-4);
+//! assert!((logits[0] + 0.3931).abs() < 1e-4); // the gradient has replaced the logits
+//! # Ok::<(), xent::Error>(())
 //! ```
 //!
-//! With a class index y for target:
+//! - [`CrossEntropy`] computes the loss, its gradients, and what else a pass over the logits
+//!   yields ([`Results`]): row losses, lse, argmax, entropy. Targets are class indices or
+//!   probabilities. Options are label smoothing, class and row weights, z-loss, a logit scale and a
+//!   softcap.
+//! - [`Softmax`] computes softmax and log-softmax by themselves, and the gradients through them.
+//! - [`Input`] and [`Output`] are slices of f32, f64, bf16 or f16 with any strides, so that any axis
+//!   of a tensor can be the class axis.
+//! - [`Pool`] runs a call on threads of the caller's. By default calls run on rayon's global pool.
 //!
-//! ```text
-//! row loss   r·[ (1−ε)·w_y·(−logp_y) + (ε/C)·Σ w_c·(−logp_c) + λ·lse² ]      0 if not kept
-//! mean       Σ of the first two parts / Σ r·w_y + Σ of the third / Σ r, over kept rows
-//! ∂/∂x_c     r·[ (1−ε)·w_y·(p_c − [c=y]) + (ε/C)·(W·p_c − w_c) + 2λ·lse·p_c ]
-//! ```
+//! The module [`semantics`] shows docs/semantics.md: every formula, edge case and error bound, and
+//! every difference from PyTorch. A row has the same bits whatever the thread count, the batch
+//! around it, and the instruction set among AVX2, AVX-512 and NEON.
 //!
-//! With probabilities t for targets, `t'_c = (1−ε)·t_c + ε/C` and `T = Σ w_c·t'_c`, which need not
-//! be 1:
-//!
-//! ```text
-//! row loss   r·[ Σ w_c·t'_c·(−logp_c) + λ·lse² ]      0 if not kept
-//! mean       Σ row losses / Σ r over kept rows
-//! ∂/∂x_c     r·[ T·p_c − w_c·t'_c + 2λ·lse·p_c ]
-//! ∂/∂t_c     r·(1−ε)·w_c·(−logp_c)
-//! ```
-//!
-//! `∂/∂z_c` is `∂/∂x_c` times scale, and times `1 − tanh²` under a cap. Gradients have the mean's
-//! divisors too, `grad_output` and `grad_scale`. `normalizer` and `z_normalizer` replace those
-//! divisors. With `log_probs` the logits are `logp` themselves: there is no lse, and the gradient
-//! is minus the factor of `−logp_c`.
-//!
-//! A term whose factor is 0 is 0, whatever it multiplies. A kept row in which some `x_c` is NaN or
-//! +inf, or every one is −inf, has a loss and gradient of NaN and touches no other row. A mean over
-//! no rows is NaN, or 0 by option, with gradients of 0.
+//! C and C++ trainers call the same library through `include/xent.h` and `include/xent.hpp`.
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("xent addresses operands of more than 2^32 bytes and needs a 64-bit target");
@@ -52,7 +36,8 @@ mod dispatch;
 mod drivers;
 mod element;
 mod error;
-// Its functions are compiled whether or not one is called, and with them all kernels, which no unit test calls.
+// The compiler compiles exported functions, and every kernel below them, into each build. No unit
+// test calls them.
 #[cfg(not(test))]
 mod ffi;
 mod kernels;
@@ -60,8 +45,6 @@ mod math;
 mod parallel;
 mod plan;
 mod pool;
-#[doc(hidden)]
-pub mod reference;
 mod run;
 #[cfg(test)]
 mod sample;
@@ -70,6 +53,16 @@ mod softmax;
 mod strategy;
 mod validate;
 mod view;
+
+// This module exists in the documentation alone.
+#[cfg(all(doc, not(doctest)))]
+#[allow(
+    rustdoc::invalid_rust_codeblocks,
+    rustdoc::broken_intra_doc_links,
+    reason = "the document is written for any reader of Markdown, and its examples are Python"
+)]
+#[doc = include_str!("../docs/semantics.md")]
+pub mod semantics {}
 
 pub use cross_entropy::{CrossEntropy, Input, Number, Output, Reduction, Results};
 #[doc(hidden)]

@@ -1,16 +1,16 @@
-//! A thread pool of the caller's own.
+//! Thread pools that callers own.
 
 use crate::parallel::fork;
 
-/// A rayon thread pool, for callers who want xent's threads apart from rayon's global pool.
+/// A rayon thread pool, for callers who keep xent's threads apart from rayon's global pool.
 ///
-/// Any number of threads may run calls on one pool at once. The calling thread works along, so a
-/// pool of n threads and its caller never use more than n threads for one call.
+/// Any number of threads may run calls on one pool at once. The calling thread takes part in its
+/// call: a call on a pool of n threads uses at most n threads, the calling one included.
 #[derive(Debug)]
 pub struct Pool(rayon::ThreadPool);
 
 impl Pool {
-    /// Starts a pool of `threads` threads; 0 = one for each core.
+    /// Starts a pool of `threads` threads. 0 means one for each core.
     pub fn new(threads: usize) -> Result<Self, PoolError> {
         fork::watch();
         rayon::ThreadPoolBuilder::new()

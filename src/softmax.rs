@@ -1,4 +1,4 @@
-//! Softmax and log-softmax over slices, and their gradients.
+//! The Rust surface of softmax and log-softmax: it turns slices into descriptors and calls [`run`].
 
 use crate::cross_entropy::{Input, Output};
 use crate::dispatch::Isa;
@@ -29,15 +29,15 @@ use crate::validate::softmax::{Function, Problem};
 /// log_softmax            y_c = x_c − ln Σ exp x         grad_x_c = grad_y_c − exp(y_c)·Σ grad_y
 /// ```
 ///
-/// Every operand is `[rows, classes, inner]` with any strides ([`Input::strides`]), which make any
-/// axis of any tensor that of the classes. All operands of one call have one dtype, f32, f64, bf16
-/// or f16 ([`Error::Dtype`]). Halves are computed with in f32 and rounded once.
+/// Every operand is `[rows, classes, inner]`. With strides ([`Input::strides`]) any axis of any
+/// tensor can be the class axis. All operands of one call have one dtype, f32, f64, bf16 or f16
+/// ([`Error::Dtype`]). xent widens halves to f32 and rounds the result once.
 ///
-/// A row that holds NaN or +inf, or nothing but −inf, becomes NaN, and no other row does. Another
-/// −inf becomes 0 by softmax and stays −inf by log-softmax.
+/// A row that holds NaN or +inf, or nothing but −inf, becomes NaN, and no other row does. Any other
+/// −inf becomes 0 in a softmax and stays −inf in a log-softmax.
 ///
-/// In each backward `y` is what the forward gave, `grad_y` the gradient with respect to it, and
-/// `grad_x` the result. Everything is checked before a byte is written: a call that returns an
+/// In each backward `y` is the output of the forward, `grad_y` the gradient with respect to it, and
+/// `grad_x` the result. A call checks everything before it writes a byte: a call that returns an
 /// [`Error`] has written nothing.
 #[derive(Clone, Copy)]
 #[must_use]
@@ -55,7 +55,7 @@ impl<'a> Softmax<'a> {
         Softmax { shape, threads: 0, pool: None, isa: None }
     }
 
-    /// K inner positions: operands are `[rows, classes, inner]`, of rows·inner distributions.
+    /// K inner positions: operands are `[rows, classes, inner]` and hold rows·inner distributions.
     /// Default: 1.
     ///
     /// ```
@@ -70,8 +70,8 @@ impl<'a> Softmax<'a> {
         self
     }
 
-    /// 0 = the whole pool, 1 = the calling thread alone, n = at most n. The bits do not depend on
-    /// it. Default: 0.
+    /// 0 = the whole pool, 1 = the calling thread alone, n = at most n. The number changes no bit of
+    /// the result. Default: 0.
     pub fn threads(mut self, threads: u32) -> Self {
         self.threads = threads;
         self
@@ -83,15 +83,15 @@ impl<'a> Softmax<'a> {
         self
     }
 
-    /// Forces an instruction set, for tests and benches; one that the processor does not have is
-    /// an [`Error::Param`].
+    /// Forces an instruction set, for tests and benches. A set that the processor lacks is an
+    /// [`Error::Param`].
     #[doc(hidden)]
     pub fn isa(mut self, isa: Isa) -> Self {
         self.isa = Some(isa);
         self
     }
 
-    /// `y` = softmax of `x`.
+    /// Computes `y` = softmax of `x`.
     pub fn softmax<'b, 'c>(
         &self,
         x: impl Into<Input<'b>>,
@@ -100,13 +100,13 @@ impl<'a> Softmax<'a> {
         self.forward(Function::Softmax, x.into().operand, y.into().operand)
     }
 
-    /// As [`softmax`](Self::softmax); `y` holds x and is overwritten.
+    /// As [`softmax`](Self::softmax); `y` holds x, and the result replaces it.
     pub fn softmax_in_place<'b>(&self, y: impl Into<Output<'b>>) -> Result<(), Error> {
         let y = y.into().operand;
         self.forward(Function::Softmax, y, y)
     }
 
-    /// The gradient through softmax, from its result `y`.
+    /// Computes the gradient through softmax, from its output `y`.
     ///
     /// ```
     /// # use xent::Softmax;
@@ -122,7 +122,7 @@ impl<'a> Softmax<'a> {
         grad_x: impl Into<Output<'c>>,
     ) -> Result<(), Error> {
         let (y, grad_y) = (y.into().operand, grad_y.into().operand);
-        self.backward(Function::SoftmaxBackward, y, grad_y, grad_x.into().operand)
+        self.run(Function::SoftmaxBackward, y, grad_y, grad_x.into().operand)
     }
 
     /// As [`softmax_backward`](Self::softmax_backward); `grad` holds grad_y and becomes grad_x.
@@ -132,7 +132,7 @@ impl<'a> Softmax<'a> {
         grad: impl Into<Output<'c>>,
     ) -> Result<(), Error> {
         let grad = grad.into().operand;
-        self.backward(Function::SoftmaxBackward, y.into().operand, grad, grad)
+        self.run(Function::SoftmaxBackward, y.into().operand, grad, grad)
     }
 
     /// As [`softmax_backward`](Self::softmax_backward); `y` becomes grad_x.
@@ -142,10 +142,10 @@ impl<'a> Softmax<'a> {
         grad_y: impl Into<Input<'b>>,
     ) -> Result<(), Error> {
         let y = y.into().operand;
-        self.backward(Function::SoftmaxBackward, y, grad_y.into().operand, y)
+        self.run(Function::SoftmaxBackward, y, grad_y.into().operand, y)
     }
 
-    /// `y` = log-softmax of `x`.
+    /// Computes `y` = log-softmax of `x`.
     pub fn log_softmax<'b, 'c>(
         &self,
         x: impl Into<Input<'b>>,
@@ -154,13 +154,13 @@ impl<'a> Softmax<'a> {
         self.forward(Function::LogSoftmax, x.into().operand, y.into().operand)
     }
 
-    /// As [`log_softmax`](Self::log_softmax); `y` holds x and is overwritten.
+    /// As [`log_softmax`](Self::log_softmax); `y` holds x, and the result replaces it.
     pub fn log_softmax_in_place<'b>(&self, y: impl Into<Output<'b>>) -> Result<(), Error> {
         let y = y.into().operand;
         self.forward(Function::LogSoftmax, y, y)
     }
 
-    /// The gradient through log-softmax, from its result `y`.
+    /// Computes the gradient through log-softmax, from its output `y`.
     ///
     /// ```
     /// # use xent::Softmax;
@@ -177,7 +177,7 @@ impl<'a> Softmax<'a> {
         grad_x: impl Into<Output<'c>>,
     ) -> Result<(), Error> {
         let (y, grad_y) = (y.into().operand, grad_y.into().operand);
-        self.backward(Function::LogSoftmaxBackward, y, grad_y, grad_x.into().operand)
+        self.run(Function::LogSoftmaxBackward, y, grad_y, grad_x.into().operand)
     }
 
     /// As [`log_softmax_backward`](Self::log_softmax_backward); `grad` holds grad_y and becomes
@@ -188,7 +188,7 @@ impl<'a> Softmax<'a> {
         grad: impl Into<Output<'c>>,
     ) -> Result<(), Error> {
         let grad = grad.into().operand;
-        self.backward(Function::LogSoftmaxBackward, y.into().operand, grad, grad)
+        self.run(Function::LogSoftmaxBackward, y.into().operand, grad, grad)
     }
 
     /// As [`log_softmax_backward`](Self::log_softmax_backward); `y` becomes grad_x.
@@ -198,14 +198,14 @@ impl<'a> Softmax<'a> {
         grad_y: impl Into<Input<'b>>,
     ) -> Result<(), Error> {
         let y = y.into().operand;
-        self.backward(Function::LogSoftmaxBackward, y, grad_y.into().operand, y)
+        self.run(Function::LogSoftmaxBackward, y, grad_y.into().operand, y)
     }
 
     fn forward(&self, function: Function, x: Operand, y: Operand) -> Result<(), Error> {
-        self.backward(function, x, Operand::ABSENT, y)
+        self.run(function, x, Operand::ABSENT, y)
     }
 
-    fn backward(
+    fn run(
         &self,
         function: Function,
         input: Operand,
@@ -214,8 +214,9 @@ impl<'a> Softmax<'a> {
     ) -> Result<(), Error> {
         let problem = Problem { function, shape: self.shape, input, grad, output };
         let team = Team { pool: self.pool.map(Pool::rayon), threads: self.threads as usize };
-        // SAFETY: every operand is a slice borrowed for this call, for writing if it is the
-        // output, and `available` is its length, which `run` checks shapes and strides against.
+        // SAFETY: every operand is a slice that the call borrows, mutably if it is the output. Its
+        // `available` is the slice's length, and validation refuses shapes and strides that reach
+        // past it.
         unsafe { run::softmax(&problem, &team, self.isa) }
     }
 }

@@ -1,5 +1,5 @@
-//! The same bits whatever the threads, the pool, the alignment, the strides, the place in the
-//! batch, and the instruction set.
+//! Results have the same bits for every number of threads, pool, alignment, stride, place in the
+//! batch, and instruction set.
 
 use common::random::{KINDS, Kind, Rng, config, fill, specs};
 use common::{How, Indices, Pass, Problem, Reals, Reduction, Run, assert_same, isas, some};
@@ -26,7 +26,7 @@ fn mixed(rows: usize, classes: usize, kinds: &[Kind]) -> Problem {
     Problem::new(classes, &logits, &targets)
 }
 
-/// The problem with smoothing, class weights and row weights, which take other paths.
+/// Adds smoothing, class weights and row weights, which take other paths.
 fn with_options(problem: &Problem) -> Problem {
     let weights = |n: usize| (0..n).map(|i| (i % 7) as f32 / 4.0 - 0.25).collect();
     Problem {
@@ -56,8 +56,8 @@ fn assert_all_same(a: &[Run; 5], b: &[Run; 5], what: &str) {
     }
 }
 
-/// Calls on 1, 2, 3 and 8 threads, of the global pool and of one with eight; as a sample on 3 of
-/// the eight.
+/// Calls on 1, 2, 3 and 8 threads of the global pool and of a pool of eight; in a sample on 3 threads
+/// of the pool.
 fn assert_threads_do_not_matter(problem: &Problem) {
     for isa in isas() {
         let alone = How { threads: 1, ..How::on(isa) };
@@ -87,7 +87,7 @@ fn threads_over_rows() {
     }
 }
 
-/// Few rows of many segments: a team takes each row together.
+/// A few rows of many segments: all threads work on one row at a time.
 #[test]
 fn threads_over_the_classes_of_long_rows() {
     for (rows, classes) in some([(1, 300_000), (3, 200_000), (2, 131_073), (5, 65_537)], 3) {
@@ -102,8 +102,8 @@ fn threads_over_the_classes_of_long_rows() {
     }
 }
 
-/// More than 64 segments of the usual length, and past where exponentials are kept in place; the
-/// gradients are large enough to be streamed.
+/// More than 64 segments of the usual length, and more classes than exponentials are stored in place
+/// for. The gradients are large enough to be streamed.
 #[test]
 fn threads_over_the_longest_rows() {
     for classes in some([5_000_000, 8_500_000], 2) {
@@ -130,7 +130,7 @@ fn threads_over_the_longest_rows() {
     }
 }
 
-/// Gradients that go around the caches have the bits of those that do not, at every alignment.
+/// Streamed gradients have the bits of gradients that are not streamed, at every alignment.
 #[test]
 fn streamed_gradients() {
     let (rows, classes) = (70, 60_013);
@@ -145,8 +145,8 @@ fn streamed_gradients() {
     }
 }
 
-/// So do those of short rows, each of which begins at another place of a line, with targets before the first
-/// whole line, beside its beginning, and after it.
+/// So do those of short rows. Each row begins at another place in a cache line, and targets lie before,
+/// at and after the beginning of the first whole line.
 #[test]
 fn streamed_gradients_of_short_rows() {
     let (rows, classes) = (16 << 10, 259);
@@ -192,7 +192,7 @@ fn alignments() {
     }
 }
 
-/// A row alone, and first, in the middle and last of a batch.
+/// A row alone, and as the first, a middle and the last row of a batch.
 #[test]
 fn rows_do_not_depend_on_their_place() {
     for classes in some([1, 2, 10, 65, 300, 2049, 5000, 70_000], 2) {
@@ -268,7 +268,7 @@ fn dfdx_764_nested_pools() {
 proptest! {
     #![proptest_config(config(600))]
 
-    /// Sets with fused multiply-add give one result.
+    /// All sets with fused multiply-add give the same bits.
     #[test]
     fn instruction_sets_with_fma_agree(spec in specs()) {
         let fused: Vec<Isa> = common::fused_isas();
@@ -294,7 +294,7 @@ proptest! {
     }
 }
 
-/// They agree on calls without targets too, as do all calls on the lse.
+/// The sets also agree on calls without targets, and all calls agree on the lse.
 #[test]
 fn lse_alone() {
     for classes in [1, 2, 65, 300, 2049, 70_000] {
@@ -304,7 +304,7 @@ fn lse_alone() {
             let mut lse = vec![0.0; 13];
             let call = problem.builder().isa(isa);
             call.lse(&problem.logits, &mut lse).unwrap();
-            let oracle = xent::reference::evaluate(&problem.case());
+            let oracle = common::reference::evaluate(&problem.case());
             for (row, &got) in lse.iter().enumerate() {
                 let bound = 2e-7 * oracle.lse_scale[row] + 2f64.powi(-23);
                 common::bounds::close(got, oracle.lse[row], bound, || format!("lse[{row}]"));
@@ -318,7 +318,8 @@ fn lse_alone() {
     }
 }
 
-/// Some rows of a fused call, out of place and in place, are to the bit what they are alone.
+/// Asserts that these rows of a fused call, out of place and in place, have the bits that they have
+/// alone.
 fn fused_alone_and_together(
     problem: &Problem,
     threads: u32,
@@ -340,8 +341,8 @@ fn fused_alone_and_together(
     }
 }
 
-/// Rows in pairs of which one or both have chunks that are swept again: masked logits, and one far above all
-/// before, in each chunk in turn, and behind a masked one.
+/// Interleaved rows of which one or both have chunks that are swept again: masked logits, and a logit
+/// far above all before it, in each chunk in turn, and behind a masked one.
 #[test]
 fn pairs_with_chunks_that_are_swept_again() {
     let (rows, classes, chunk) = (40, 5 * 2048 + 100, 2048);
@@ -358,8 +359,8 @@ fn pairs_with_chunks_that_are_swept_again() {
     fused_alone_and_together(&problem, 1, 0..rows);
 }
 
-/// More rows than blocks: within a block, the gradient's sweep over a row goes along with the first
-/// over the next. A row alone has no next.
+/// More rows than blocks. Within a block the gradient sweep over a row is interleaved with the first
+/// sweep over the next row. A single row has no next row.
 #[test]
 fn rows_in_pairs() {
     let (rows, classes) = (if common::is_sampled() { 136 } else { 520 }, 16_400);
@@ -367,8 +368,8 @@ fn rows_in_pairs() {
     fused_alone_and_together(&problem, 0, (0..9).chain(rows - 9..rows));
 }
 
-/// Losses of forward and of the fused call on both sides of the classes up to which rows go through
-/// their sweeps in batches.
+/// Losses of forward and of the fused call, at the numbers of classes up to which rows are swept in
+/// batches, and above.
 #[test]
 fn batches_to_their_last_class() {
     for classes in [1279, 1280, 1281] {
@@ -381,8 +382,8 @@ fn batches_to_their_last_class() {
     }
 }
 
-/// Blocks of whole batches, of the longest rows that add up eight together, and of rows that are too long
-/// for that: forward still takes eight at a time.
+/// Blocks of whole batches: of the longest rows that are summed eight together, and of longer rows,
+/// which forward still takes eight at a time.
 #[test]
 fn losses_of_blocks_of_long_rows() {
     for classes in some([1280, 1281], 2) {
@@ -391,7 +392,7 @@ fn losses_of_blocks_of_long_rows() {
             let fused = problem.run(Pass::Fused, &How::on(isa));
             problem.run(Pass::Forward, &How::on(isa)).assert_same_losses(&fused, isa.name());
         }
-        // Of eight together a sum loses what it keeps of one after the other.
+        // Row losses that cancel: a sum over eight rows at once must keep what a sum row by row keeps.
         let weight = |row: usize| [1e20, -1e20, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0][row % 8];
         let problem = Problem {
             row_weights: Some(Reals::F64((0..2104).map(weight).collect())),
@@ -403,7 +404,7 @@ fn losses_of_blocks_of_long_rows() {
     }
 }
 
-/// A thread takes several blocks at a time, each of fewer rows than a batch.
+/// A thread takes several blocks at a time; each has fewer rows than a batch.
 #[test]
 fn portions_of_blocks() {
     let problem = mixed(520, 2049, &[Kind::Unit, Kind::Broad]);
@@ -414,7 +415,7 @@ fn portions_of_blocks() {
     }
 }
 
-/// The last class up to which exponentials are kept in place, and the first from which they are not.
+/// The largest number of classes for which exponentials are stored in place, and the next.
 #[test]
 fn exponentials_kept_to_the_last_class() {
     for classes in some([1 << 23, (1 << 23) + 1], 2) {
@@ -426,7 +427,7 @@ fn exponentials_kept_to_the_last_class() {
     }
 }
 
-/// More chunks in a segment than 32, of which a late one has exponents out of range.
+/// More than 32 chunks in a segment, of which a late one has exponents out of range.
 #[test]
 fn late_chunks_out_of_range() {
     let classes = 5_000_000;
@@ -442,7 +443,7 @@ fn late_chunks_out_of_range() {
     }
 }
 
-/// Of rows whose sweeps go in pairs some are ignored, which keep no exponentials in place.
+/// Some of the interleaved rows are ignored: they store no exponentials in place.
 #[test]
 fn ignored_rows_in_pairs() {
     let (rows, classes) = (24, 9000);
@@ -453,8 +454,8 @@ fn ignored_rows_in_pairs() {
     fused_alone_and_together(&problem, 1, 0..rows);
 }
 
-/// Of rows whose sweeps go in pairs some have a factor that is no f32, or one at the end of its range. The
-/// same gradient is added to what is there.
+/// Some of the interleaved rows have a factor outside the range of f32, or at its end. The same gradient
+/// is also accumulated.
 #[test]
 fn pairs_with_any_factor() {
     let (rows, classes) = (16, 9000);
@@ -472,7 +473,7 @@ fn pairs_with_any_factor() {
         let adding = Problem { accumulate: Some(old.clone()), ..weighted.clone() };
         let sum: Vec<f32> = gradient.iter().zip(&old).map(|(g, old)| g + old).collect();
         let added = adding.run(Pass::Fused, &how).grad;
-        // But for the target's class, which is added before it is rounded.
+        // The target's class is an exception: it is added before it is rounded.
         for (row, (added, sum)) in added.chunks(classes).zip(sum.chunks(classes)).enumerate() {
             let y = weighted.targets.to_i64()[row] as usize;
             assert_same(&added[..y], &sum[..y], "before the target");
@@ -481,8 +482,8 @@ fn pairs_with_any_factor() {
     }
 }
 
-/// Rows of more than one segment are gone through one by one, whatever fits the cache: what one
-/// needs is not what the next does.
+/// Rows of more than one segment are swept one by one, even if several fit the cache. The chunks of one
+/// row that need a second sweep must not be mistaken for those of the next.
 #[test]
 fn long_rows_of_halves() {
     let (rows, classes) = (4, 66_000);
@@ -508,8 +509,8 @@ fn long_rows_of_halves() {
     }
 }
 
-/// Batches of eight rows that go on from one row's inner positions to the next's, whose number does not
-/// divide eight.
+/// Batches of eight distributions that continue from the inner positions of one row to those of the
+/// next; the number of positions does not divide eight.
 #[test]
 fn batches_over_inner_positions() {
     let (rows, inner) = (7, 3);
@@ -539,8 +540,8 @@ fn batches_over_inner_positions() {
     }
 }
 
-/// The gradient of a long row whose classes are apart is not written along with the next row's sum, which
-/// knows of contiguous ones alone.
+/// The gradient of a long row without contiguous classes is not interleaved with the sum of the next
+/// row: only contiguous gradients are.
 #[test]
 fn long_rows_of_scattered_gradients() {
     let (rows, classes) = (17, 8200);
@@ -557,8 +558,8 @@ fn long_rows_of_scattered_gradients() {
     }
 }
 
-/// Nor is one from which something else is subtracted for each class, though the next row, which is
-/// ignored, needs exponentials alone.
+/// Nor is a gradient that subtracts a mass of each class, though the next row is ignored and needs
+/// exponentials alone.
 #[test]
 fn long_rows_with_smoothing_before_ignored_ones() {
     let (rows, classes) = (16, 8200);
@@ -573,7 +574,7 @@ fn long_rows_with_smoothing_before_ignored_ones() {
     fused_alone_and_together(&problem, 1, 0..rows);
 }
 
-/// The same of probabilities, each with a mass of its own, before rows that the mask takes out.
+/// The same for probability targets, before rows that the mask ignores.
 #[test]
 fn long_rows_of_probabilities_before_masked_ones() {
     let (rows, classes) = (16, 8200);

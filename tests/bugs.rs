@@ -1,5 +1,5 @@
-//! Bugs of other implementations that are none of an edge: splitting, threads, and tests that
-//! checked nothing. docs/verification.md has all of them, with the test that keeps each out.
+//! Bugs of other implementations that concern no edge case: splitting, threads, and tests that checked
+//! nothing. docs/verification.md lists all of them, with the test that keeps each out.
 
 use common::bounds::{Judge, check};
 use common::random::Rng;
@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 use xent::{CrossEntropy, Pool, Results, Softmax};
 
-/// Classes of a segment, by which rows are split over threads (docs/design.md).
+/// Classes of a segment, the unit in which rows are split over threads (docs/design.md).
 const SEGMENT: usize = 32 * 2048;
 
-/// Megatron#737, #7452, CCE#59: a vocabulary that is split, smoothed by the number of classes of a
-/// part, with a part that is shorter than the others or padded. Here rows are split over threads:
-/// into three segments and a ragged fourth that ends in padding.
+/// Megatron#737, #7452, CCE#59: a vocabulary was split, and smoothed by the number of classes of a
+/// part; a part was shorter than the others, or padded. Here rows are split over threads into three
+/// segments and a shorter fourth that ends in padding.
 #[test]
 fn megatron_737_smoothing_over_split_rows() {
     let (classes, padding) = (3 * SEGMENT + 1003, 500);
@@ -28,7 +28,7 @@ fn megatron_737_smoothing_over_split_rows() {
     let problem = Problem {
         class_weights: Some(Reals::F32(weights)),
         label_smoothing: 0.3,
-        // In the first segment and in the ragged one.
+        // The target is in the first segment, or in the short one.
         ..Problem::sum(classes, &logits, &[7, 3 * SEGMENT as i64 + 11])
     };
     let pools = [2, 3, 8].map(|threads| Pool::new(threads).unwrap());
@@ -42,8 +42,8 @@ fn megatron_737_smoothing_over_split_rows() {
     check(&problem, |isa| How { pool: Some(&pools[1]), ..How::on(isa) });
 }
 
-/// The same by the caller: each part of the vocabulary a call of its own, their lse merged. One
-/// part is ragged, one padded with −inf.
+/// The same split made by the caller: each part of the vocabulary is a call, and the caller merges
+/// their lse. One part is shorter, one is padded with −inf.
 #[test]
 fn megatron_7452_merged_shards() {
     let (classes, y) = (300usize, 290usize);
@@ -63,7 +63,7 @@ fn megatron_7452_merged_shards() {
             let top = parts.into_iter().fold(f64::NEG_INFINITY, f64::max);
             let lse = top + parts.map(|part| (part - top).exp()).iter().sum::<f64>().ln();
             assert!((lse - whole.lse[0]).abs() < 1e-6, "{lse} {}", whole.lse[0]);
-            // The target is in the last; its gradient there is the whole's.
+            // The target is in the last part, whose gradient must be that of the whole row.
             let mut grad = vec![7f32; padded];
             let target = [(y - 256) as i32];
             CrossEntropy::new(1, padded)
@@ -78,19 +78,19 @@ fn megatron_7452_merged_shards() {
     }
 }
 
-/// Arraymancer#485: small problems that were slower for being shared. While no thread of the pool
-/// is free, a call that shares its work would wait; a small one does not know.
+/// Arraymancer#485: sharing made small problems slower. While no thread of the pool is free, a call
+/// that shares its work waits; a small call does not share its work.
 #[test]
 fn arraymancer_485_small_problems_stay_on_their_thread() {
     let (release, released) = mpsc::channel::<()>();
     let (done, waiting) = mpsc::channel();
-    // Two, for a call has no use of a pool of one.
+    // Two threads: a call does not use a pool of one.
     rayon::ThreadPoolBuilder::new().num_threads(2).build_global().unwrap();
     let released = Arc::new(Mutex::new(released));
     for _ in 0..2 {
         let released = Arc::clone(&released);
         rayon::spawn(move || {
-            // Until the sender is gone.
+            // Blocks until the sender is dropped.
             let _ = released.lock().unwrap().recv();
         });
     }
@@ -103,7 +103,7 @@ fn arraymancer_485_small_problems_stay_on_their_thread() {
             let results = Results { lse: Some(&mut lse), ..Results::default() };
             call.forward_with(&x, &y, results).unwrap();
             call.backward_in_place(&mut x, &y, &lse).unwrap();
-            // As the positions of one row.
+            // The same logits as the positions of one row.
             let call = CrossEntropy::new(1, classes).inner(rows);
             call.forward_backward_in_place(&mut x, &y).unwrap();
             Softmax::new(rows, classes).softmax_in_place(&mut x).unwrap();
@@ -115,8 +115,8 @@ fn arraymancer_485_small_problems_stay_on_their_thread() {
     outcome.expect("a small call waits for a thread");
 }
 
-/// Liger `allclose` without `assert`, TE#2476: the test itself checked nothing. The judge that
-/// most tests here rely on refuses a result that is a little off, wherever it is.
+/// Liger `allclose` without `assert`, TE#2476: a test checked nothing. The judge of most tests here
+/// must refuse a result with a small error in any place.
 #[test]
 fn liger_allclose_the_judge_refuses() {
     fn passes<R>(judgement: impl FnOnce() -> R) -> bool {

@@ -1,5 +1,5 @@
-//! Random problems that draw every option, dtype and layout beside every other, against the
-//! oracle, on every instruction set.
+//! Random problems with every combination of options, dtypes and layouts, against the oracle, on every
+//! instruction set.
 
 use common::operand::{Dtype, FLOATS, Operand};
 use common::random::{Rng, config};
@@ -32,7 +32,7 @@ fn random_problems_agree_with_the_oracle() {
     }
 }
 
-// What these problems found, each by itself.
+// Faults that random problems found.
 
 /// Constant rows of `x`, `[1, classes, 2]`.
 fn constant(dtype: Dtype, classes: usize, x: f64, targets: Operand) -> Task {
@@ -44,7 +44,7 @@ fn agree(task: &Task) {
     check(task, How::on);
 }
 
-/// Beside positions, 32 classes that hold nothing but the target, or nothing at all.
+/// Inner positions, and 32 classes of which only the target, or none, has a finite logit.
 #[test]
 fn chunks_without_a_logit_of_their_own() {
     for dtype in FLOATS {
@@ -66,7 +66,7 @@ fn chunks_without_a_logit_of_their_own() {
     }
 }
 
-/// A loss of f64 is the same beside any common offset, also where the largest logit has no mass.
+/// A common offset does not change an f64 loss, also where the largest logit has no mass.
 #[test]
 fn f64_losses_under_an_offset() {
     for offset in [0.0, 1e4, -3e5, 1e8] {
@@ -96,10 +96,10 @@ fn f64_losses_under_an_offset() {
     }
 }
 
-/// The total of many masses in f64.
+/// The sum of many masses in f64.
 #[test]
 fn f64_totals_of_many_classes() {
-    // (In an emulator less of the last.)
+    // In an emulator the last problem is smaller.
     for classes in [513, 4000, if is_sampled() { 20_000 } else { 200_000 }] {
         let mass = vec![1.0 / classes as f64; 2 * classes];
         let soft = Operand::packed(Dtype::F64, [1, classes, 2], &mass);
@@ -113,7 +113,7 @@ fn f64_totals_of_many_classes() {
     }
 }
 
-/// Most of the probability at one class, far above the logits that a row starts with.
+/// One class has most of the probability, and lies far above the first logits of the row.
 #[test]
 fn entropy_far_above_the_first_logits() {
     for dtype in FLOATS {
@@ -149,12 +149,12 @@ fn confident_rows_under_z_loss() {
                 for z_loss in [0.1, 2.0] {
                     let task = Task { z_loss, ..Task::new(logits.clone(), targets.clone()) };
                     agree(&task);
-                    // Not only within what the lse may be off by: both terms are known.
+                    // The bound is tighter than the error of lse: both terms are known exactly.
                     let rest = (classes - 1) as f64 * (-gap).exp();
                     let want = (2.0 * z_loss - 1.0) * rest;
                     let unit =
                         if dtype == Dtype::F64 { 1e-14 } else { 1e-6 } * (1.0 + 2.0 * z_loss);
-                    // The formula leaves out rest² and what is less.
+                    // The formula leaves out terms of the second order in the sum of the other classes.
                     let unit =
                         unit + 1.02 * dtype.half_ulp(want) / rest + (2.0 + 3.0 * z_loss) * rest;
                     for isa in isas() {
@@ -168,7 +168,7 @@ fn confident_rows_under_z_loss() {
     }
 }
 
-/// Smoothing beside a target far below the other classes, in f64: their terms must not cancel.
+/// Smoothing with a target far below the other classes, in f64: the terms must not cancel.
 #[test]
 fn f64_smoothing_around_a_low_target() {
     for (sizes, y) in [([2, 97, 1], 0), ([1, 97, 2], 40), ([2, 4000, 1], 3999), ([1, 4000, 2], 7)] {
@@ -186,7 +186,7 @@ fn f64_smoothing_around_a_low_target() {
     }
 }
 
-/// A class without mass has a gradient of its own though that of the others is past all range.
+/// A class without mass has a correct gradient though the gradients of the others overflow.
 #[test]
 fn no_mass_under_an_infinite_scale() {
     for classes in [3, 40, 200] {

@@ -1,10 +1,10 @@
-//! The edges: one test or more a line of the table in docs/semantics.md, and one for each bug that
-//! other implementations had and that could come back here (the tests are named for them).
+//! The edge cases: at least one test for each line of the table in docs/semantics.md, and one for each
+//! bug of other implementations that could occur here (the test has the bug's name).
 //!
-//! [`check`] runs forward, fused, fused in place and both backwards of f32 rows on every
-//! instruction set and holds them against the oracle, with the bounds of the accuracy table. The
-//! tests of [`in_all_shapes`] run every option in every dtype and layout. What a test states
-//! besides is what the oracle must not get wrong either.
+//! [`check`] runs forward, fused, fused in place and both backwards of f32 rows on every instruction
+//! set, and compares them with the oracle, within the bounds of the accuracy table. The tests of
+//! [`in_all_shapes`] run every option in every dtype and layout. Further assertions of a test hold
+//! whatever the oracle says.
 
 #[path = "edges/everywhere.rs"]
 mod everywhere;
@@ -13,6 +13,7 @@ mod in_all_shapes;
 
 use common::bounds::{Judge, check};
 use common::random::{Kind, Rng, fill};
+use common::reference;
 use common::{How, INF, Indices, Pass, Problem, Reals, Reduction, assert_same, isas, some};
 use xent::half::{bf16, f16};
 use xent::{CrossEntropy, Error, Results};
@@ -25,14 +26,14 @@ fn agree(problem: &Problem) {
     check(problem, How::on);
 }
 
-/// The fused call on every instruction set.
+/// Makes the fused call on every instruction set.
 fn every(problem: &Problem, look: impl Fn(&common::Run)) {
     for isa in isas() {
         look(&problem.run(Pass::Fused, &How::on(isa)));
     }
 }
 
-/// Rows of ordinary logits and targets for them.
+/// Rows of ordinary logits, and targets.
 fn ordinary(rows: usize, classes: usize) -> (Vec<f32>, Vec<i64>) {
     let mut rng = Rng::new((rows * classes) as u64);
     let logits = rng.normals(rows * classes, 2.0);
@@ -78,7 +79,7 @@ fn a_denominator_of_zero() {
     every(&nothing, |run| {
         assert!(run.loss.is_nan() && run.grad.iter().all(|g| g.is_nan()));
     });
-    // Only a mean over no rows at all is excused.
+    // EMPTY_IS_ZERO excuses only a mean over no kept rows.
     let excused = Problem { empty_is_zero: true, ..nothing };
     every(&excused, |run| assert!(run.loss.is_nan()));
     every(&with(vec![1.0, -1.0], &[0, 1]), |run| {
@@ -100,13 +101,13 @@ fn zero_classes() {
 #[test]
 fn minus_infinity_beside_the_target() {
     for classes in [2, 5, 65, 300, 2049] {
-        for hole in [0, classes / 2, classes - 1] {
+        for masked in [0, classes / 2, classes - 1] {
             let (mut logits, _) = ordinary(1, classes);
-            logits[hole] = LOW;
-            let y = usize::from(hole == 0) as i64;
+            logits[masked] = LOW;
+            let y = usize::from(masked == 0) as i64;
             let problem = Problem::new(classes, &logits, &[y]);
             agree(&problem);
-            every(&problem, |run| assert_eq!(run.grad[hole], 0.0));
+            every(&problem, |run| assert_eq!(run.grad[masked], 0.0));
         }
     }
 }
@@ -119,7 +120,7 @@ fn minus_infinity_at_the_target() {
         let problem = Problem::new(classes, &logits, &[1]);
         agree(&problem);
         every(&problem, |run| assert_eq!((run.loss, run.grad[1]), (INF, -1.0)));
-        // Under smoothing: every class has mass.
+        // Under smoothing every class has mass.
         let smooth = Problem { label_smoothing: 0.5, ..Problem::new(classes, &logits, &[0]) };
         agree(&smooth);
         every(&smooth, |run| {
@@ -146,7 +147,7 @@ fn a_row_of_minus_infinity() {
     }
 }
 
-/// Also pytorch#156379, TF#116933, lattice#740: one lane that is wrong; a NaN that max drops.
+/// Also pytorch#156379, TF#116933, lattice#740: one lane was wrong; a maximum dropped a NaN.
 #[test]
 fn nan_and_plus_infinity_in_every_lane() {
     let classes = 200;
@@ -282,7 +283,7 @@ fn certain_predictions_are_exactly_zero() {
     }
 }
 
-/// Backward takes any lse: here that of the row with a second shard of the vocabulary.
+/// Backward takes any lse: here the lse of the row together with a second shard of the vocabulary.
 #[test]
 fn lse_from_elsewhere() {
     let classes = 300;
@@ -313,12 +314,13 @@ fn the_callers_floating_point_state() {
     use std::arch::asm;
     fn state() -> u32 {
         let mut word = 0u32;
-        // SAFETY: writes the control word to a local.
+        // SAFETY: the instruction writes the control word to a local variable.
         unsafe { asm!("stmxcsr [{}]", in(reg) &mut word, options(nostack)) };
         word
     }
     fn set(word: u32) {
-        // SAFETY: the word read before, at most with FTZ and DAZ added, and put back below.
+        // SAFETY: the value is the control word read before, with FTZ and DAZ at most added; the test
+        // restores it below.
         unsafe { asm!("ldmxcsr [{}]", in(reg) &word, options(nostack)) };
     }
     let (mut logits, targets) = ordinary(2, 300);
@@ -333,7 +335,7 @@ fn the_callers_floating_point_state() {
             let flushed = problem.run(Pass::Fused, &How::on(isa));
             let after = state();
             set(before);
-            // Bits 0 to 5 are the exceptions seen.
+            // Bits 0 to 5 are the exception flags.
             assert_eq!(after & !0x3f, flush & !0x3f);
             assert!((flushed.loss - usual.loss).abs() <= 1e-15 * usual.loss);
             for (a, b) in flushed.grad.iter().zip(&usual.grad) {
@@ -343,11 +345,12 @@ fn the_callers_floating_point_state() {
     }
 }
 
-// Values that leave what one reference can hold.
+// Logits that leave the exponent range of one shift.
 
-/// A first head of -inf leaves the row without an anchor; what follows keeps its range.
+/// The first classes, from which the initial shift is chosen, are -inf. Later classes must keep their
+/// probabilities.
 #[test]
-fn small_probabilities_survive_a_missing_anchor() {
+fn small_probabilities_survive_a_missing_initial_shift() {
     for level in [-30.0, -36.0, -41.0, -41.5, -44.0, 30.0, 41.0, 44.0] {
         for depth in [20.0, 47.0, 60.0, 80.0] {
             let mut logits = vec![LOW; 600];
@@ -361,7 +364,7 @@ fn small_probabilities_survive_a_missing_anchor() {
     }
 }
 
-/// The same where a far logit takes the anchor's place in the first 256 classes.
+/// The same where one of the first 256 classes is far above or below the others.
 #[test]
 fn small_probabilities_survive_a_far_head() {
     for head in [-2e6, -1e9, 1e-3] {
@@ -375,7 +378,7 @@ fn small_probabilities_survive_a_far_head() {
     }
 }
 
-/// Equal logits have equal probabilities wherever they are.
+/// Equal logits have equal probabilities in every place.
 #[test]
 fn constant_rows_at_any_height() {
     for classes in [2, 10, 300, 2500] {
@@ -384,7 +387,7 @@ fn constant_rows_at_any_height() {
                 let problem = Problem::new(classes, &vec![x; classes], &[1]);
                 let judge = Judge::new(&problem);
                 for isa in isas() {
-                    // Not the backward: its lse cannot hold the ln C.
+                    // Except in the backward: its lse cannot hold ln C next to such logits.
                     let run = problem.run(Pass::Fused, &How::on(isa));
                     judge.losses(&run);
                     judge.gradient(&run.grad, None);
@@ -394,8 +397,8 @@ fn constant_rows_at_any_height() {
     }
 }
 
-/// One logit as far above or below the others as numbers go: certain, or hopeless, and nothing
-/// that is not a number.
+/// One logit is as far above or below the others as f32 allows: its probability is 1 or 0, and no result
+/// is NaN.
 #[test]
 fn logits_as_far_apart_as_they_go() {
     for classes in [2, 10, 97, 300, 2500] {
@@ -415,7 +418,7 @@ fn logits_as_far_apart_as_they_go() {
     }
 }
 
-/// Padding classes in front that are masked out and have no weight.
+/// The first classes are padding: -inf, with a weight of 0.
 #[test]
 fn smoothing_beside_a_weightless_low_head() {
     for (low, level) in [(-1e4, 0.3), (-1e9, 0.3), (LOW, 0.3), (LOW, 1e4)] {
@@ -477,8 +480,8 @@ fn smoothing_with_signed_weights() {
     }
 }
 
-/// Half of the mass on one class and half on very many: where the base of the exponentials,
-/// 1.3e-8 off, tells most.
+/// Half of the probability is at one class, half is spread over very many. There the base of the
+/// exponentials, which is off by 1.3e-8, has its largest effect.
 #[test]
 fn one_class_against_very_many() {
     let classes = 1_000_000;
@@ -506,13 +509,13 @@ fn strides_beyond_32_bits() {
     let (rows, classes, stride) = (3usize, 5, (1usize << 31) + 7);
     let len = (rows - 1) * stride + classes;
     let layout = std::alloc::Layout::array::<f32>(len).unwrap();
-    // SAFETY: the size is not 0. Untouched, the pages are not there.
+    // SAFETY: the size of the layout is not 0. The system provides a page when it is touched.
     let memory = unsafe { std::alloc::alloc_zeroed(layout) };
     if memory.is_null() {
         println!("SKIPPED: no address space for {} bytes", layout.size());
         return;
     }
-    // SAFETY: `len` zeros that nobody else has.
+    // SAFETY: the allocation holds `len` zeros, and nothing else refers to it.
     let x = unsafe { std::slice::from_raw_parts_mut(memory.cast::<f32>(), len) };
     let (logits, targets) = ordinary(rows, classes);
     let packed = Problem::sum(classes, &logits, &targets);
@@ -537,12 +540,12 @@ fn strides_beyond_32_bits() {
             assert_same(here, &good.grad[row * classes..][..classes], "gradient");
         }
     }
-    // SAFETY: allocated above with this layout; the slice is not used again.
+    // SAFETY: `alloc_zeroed` returned the pointer for this layout; the slice is not used again.
     unsafe { std::alloc::dealloc(memory, layout) };
 }
 
-/// pytorch#194802, ORT#27568, #28004: `weight[-100]` was gathered before the test for ignored
-/// rows. Here nothing of an ignored row is looked up.
+/// pytorch#194802, ORT#27568, #28004: `weight[-100]` was gathered before the test for ignored rows.
+/// xent looks nothing up for an ignored row.
 #[test]
 fn pytorch_194802_weights_of_ignored_targets() {
     let (logits, _) = ordinary(4, 5);
@@ -567,10 +570,10 @@ fn pytorch_32049_labels_of_every_dtype_are_checked() {
     assert_eq!(message(call.forward(&logits, &[4u16, 5])), bad(5));
     assert_eq!(message(call.forward(&logits, &[4u32, u32::MAX])), bad(4_294_967_295));
     assert_eq!(message(call.forward(&logits, &[4i32, -1])), bad(-1));
-    // A row weight of 0 is no excuse.
+    // A row weight of 0 does not excuse a bad target.
     let weightless = call.row_weights(&[1f32, 0.0]);
     assert_eq!(message(weightless.forward(&logits, &[4i64, -1])), bad(-1));
-    // The unsigned -100 of a narrower type is a label like any other.
+    // -100 as an unsigned number of a narrower type is an ordinary label.
     assert_eq!(message(call.forward(&logits, &[4u8, 156])), bad(156));
 }
 
@@ -633,6 +636,55 @@ fn te_2476_the_mean_is_over_kept_rows() {
     every(&weighted, |run| assert_eq!(run.normalizer, 10.0));
 }
 
+/// The sums of weights that a mean divides by are compensated, over any number of rows and blocks
+/// of rows: plain sums are off by 10 ulp after 800 rows.
+#[test]
+fn the_mean_over_many_weighted_rows_is_within_an_ulp() {
+    for rows in [800, 20_000] {
+        let classes = 5;
+        let mut rng = Rng::new(rows as u64);
+        let mut reals = |len: usize, low: f64, high: f64| -> Vec<f64> {
+            (0..len).map(|_| rng.uniform(low, high)).collect()
+        };
+        let logits = reals(rows * classes, -4.0, 4.0);
+        let (class_weights, row_weights) = (reals(classes, 0.1, 2.0), reals(rows, 0.1, 2.0));
+        let targets: Vec<i64> = (0..rows as i64).map(|row| row * row % classes as i64).collect();
+        let want = reference::evaluate(&reference::Case {
+            targets: reference::Targets::Indices(targets.clone()),
+            class_weights: Some(class_weights.clone()),
+            row_weights: Some(row_weights.clone()),
+            z_loss: 0.5,
+            ..reference::Case::new(rows, classes, 1, logits.clone())
+        });
+        for isa in isas() {
+            let (mut loss, mut z_loss, mut normalizer, mut z_normalizer) = (0.0, 0.0, 0.0, 0.0);
+            let results = Results {
+                loss: Some(&mut loss),
+                z_loss: Some(&mut z_loss),
+                normalizer: Some(&mut normalizer),
+                z_normalizer: Some(&mut z_normalizer),
+                ..Results::default()
+            };
+            CrossEntropy::new(rows, classes)
+                .class_weights(&class_weights)
+                .row_weights(&row_weights)
+                .z_loss(0.5)
+                .isa(isa)
+                .forward_with(&logits, &targets, results)
+                .unwrap();
+            for (name, got, want) in [
+                ("normalizer", normalizer, want.normalizer),
+                ("z_normalizer", z_normalizer, want.z_normalizer),
+                ("loss", loss, want.loss),
+                ("z_loss", z_loss, want.z_loss),
+            ] {
+                let ulps = got.to_bits().abs_diff(want.to_bits());
+                assert!(ulps <= 1, "{name} of {rows} rows on {}: {ulps} ulp", isa.name());
+            }
+        }
+    }
+}
+
 /// pytorch#70348, aiter#5165, NeMo Automodel#3796: all rows ignored, NaN in the gradients.
 #[test]
 fn pytorch_70348_all_ignored_has_no_gradient() {
@@ -661,7 +713,7 @@ fn pytorch_11551_ignored_rows_reach_nothing() {
                 every(&problem, |run| {
                     assert!(run.loss.is_finite() && run.row_losses[1] == 0.0);
                     assert!(run.grad[classes..2 * classes].iter().all(|&g| g == 0.0));
-                    // Its lse is still what it is.
+                    // The lse of an ignored row is still reported.
                     assert_same(&run.lse[1..2], &[f64::from(bad)], "lse");
                 });
             }
@@ -687,12 +739,12 @@ fn optax_896_nothing_times_infinity() {
             };
             agree(&problem);
             every(&problem, |run| assert!(run.loss.is_finite()));
-            // At the target as well.
+            // Also at the target.
             let at_target = Problem { targets: Indices::I64(vec![1]), ..problem };
             agree(&at_target);
             every(&at_target, |run| assert!(run.loss.is_finite()));
         }
-        // 1 − ε = 0: the target is a class like the others.
+        // 1 − ε = 0: the target has no mass of its own.
         logits[1] = 0.0;
         logits[classes - 1] = 0.0;
         agree(&Problem { label_smoothing: 1.0, ..Problem::sum(classes, &logits, &[0]) });
@@ -722,7 +774,7 @@ fn flash_attn_1930_leading_blocks() {
                 if classes < 5000 {
                     logits.iter_mut().for_each(|x| *x -= 100.0);
                     agree(&Problem::new(classes, &logits, &[classes as i64 - 1]));
-                    // And the target among them.
+                    // The target is one of them.
                     agree(&Problem::new(classes, &logits, &[0]));
                 }
             }
@@ -735,7 +787,7 @@ fn flash_attn_1930_leading_blocks() {
 fn pytorch_11752_large_offsets() {
     for offset in [1e4f32, -1e4, 1e6, -1e6] {
         let mut rng = Rng::new(3);
-        // Multiples of 1/16, exact beside 1e6.
+        // Multiples of 1/16 are exact after 1e6 is added.
         let logits: Vec<f32> = (0..1000).map(|_| rng.below(200) as f32 / 16.0).collect();
         let shifted: Vec<f32> = logits.iter().map(|x| x + offset).collect();
         let (a, b) = (Problem::new(1000, &logits, &[5]), Problem::new(1000, &shifted, &[5]));
@@ -756,7 +808,7 @@ fn pytorch_55657_long_sums() {
         let exact = (classes as f64).ln();
         assert!((run.loss - exact).abs() < 1e-7 * exact, "{}", run.loss);
     });
-    // Many rows: f32 would have stopped at 2^24 losses of this size.
+    // Many rows: an f32 sum stops growing at 2^24 losses of this size.
     let rows = 300_000;
     let problem = Problem::sum(2, &vec![0.0; 2 * rows], &vec![1; rows]);
     every(&problem, |run| {
@@ -808,7 +860,7 @@ fn te_2139_gradient_scales() {
     }
 }
 
-/// Factors below the range of f32, beside exponentials that are as far above their reference.
+/// Factors below the range of f32, with exponentials as far above their shift.
 #[test]
 fn factors_below_the_range() {
     let (mut logits, targets) = ordinary(2, 300);
@@ -826,7 +878,7 @@ fn factors_below_the_range() {
     }
 }
 
-/// Factors above the range of f32, beside probabilities that bring the gradient back into it.
+/// Factors above the range of f32, with probabilities that bring the gradient back into range.
 #[test]
 fn factors_above_the_range() {
     for classes in [3, 40, 200] {
@@ -844,7 +896,7 @@ fn factors_above_the_range() {
     }
 }
 
-/// A factor that f32 holds, beside an exponential that their product leaves little room.
+/// A factor within f32, with an exponential whose product with it is near the end of the range.
 #[test]
 fn factors_at_the_top_of_the_range() {
     let (mut logits, targets) = (vec![0.0; 600], [3, 5]);
@@ -856,7 +908,7 @@ fn factors_at_the_top_of_the_range() {
     }
 }
 
-/// A gradient past the range of f32 beside one that an exponential brings back into it.
+/// A gradient past the range of f32, next to one that an exponential brings back into range.
 #[test]
 fn factors_far_above_the_range() {
     for classes in [3, 40, 200] {
@@ -876,7 +928,7 @@ fn factors_far_above_the_range() {
     }
 }
 
-/// Factors below the range beside an lse far below the logits, as that of other classes may be.
+/// Factors below the range, with an lse far below the logits, as an lse of other classes may be.
 #[test]
 fn factors_below_the_range_from_an_lse() {
     for classes in [3, 40, 200] {
@@ -914,7 +966,7 @@ fn an_lse_below_the_range() {
     }
 }
 
-/// Rows that fill all registers of a tile, each far below 0.
+/// Rows that fill all registers of a tile, with all logits far below 0.
 #[test]
 fn whole_tiles_far_below_zero() {
     for classes in [5, 40] {
@@ -922,7 +974,7 @@ fn whole_tiles_far_below_zero() {
             (0..64 * classes).map(|i| -3e6 - 0.5 * (i * 7 % 13) as f32).collect();
         let targets: Vec<i64> = (0..64).map(|row| row % 5).collect();
         agree(&Problem::sum(classes, &logits, &targets));
-        // Classes first, as tiles are read where they lie.
+        // Classes first: tiles are read in place.
         let across: Vec<f32> =
             (0..classes * 64).map(|i| logits[i % 64 * classes + i / 64]).collect();
         for isa in isas() {
@@ -937,7 +989,7 @@ fn whole_tiles_far_below_zero() {
     }
 }
 
-/// What is added to the gradient of an ignored row is not even 0: -0 stays what it is.
+/// Accumulation leaves the gradient of an ignored row alone: even -0 stays -0.
 #[test]
 fn accumulated_gradients_of_ignored_rows() {
     fn look<T: common::Element>(isa: xent::Isa, zero: T, some: T) {
@@ -962,7 +1014,7 @@ fn accumulated_gradients_of_ignored_rows() {
     }
 }
 
-/// Losses that cancel leave what they were added to.
+/// Losses that cancel leave the other losses of the sum.
 #[test]
 fn sums_of_losses_that_cancel() {
     for classes in [3, 200] {
@@ -978,7 +1030,7 @@ fn sums_of_losses_that_cancel() {
     }
 }
 
-/// The gradient of a log-probability that is no target's is 0 under any scale.
+/// The gradient of a log-probability without target mass is 0 under any scale.
 #[test]
 fn log_probabilities_under_an_infinite_scale() {
     for classes in [3, 200] {
@@ -993,7 +1045,7 @@ fn log_probabilities_under_an_infinite_scale() {
     }
 }
 
-/// Eight rows that do not count before some that do, where a prediction is wanted of all.
+/// Eight ignored rows before some that are kept; the call asks for the argmax of all of them.
 #[test]
 fn rows_that_count_after_some_that_do_not() {
     for classes in [5, 40, 200] {
@@ -1016,7 +1068,7 @@ fn rows_that_count_after_some_that_do_not() {
     }
 }
 
-/// Without smoothing, the weight of a class that is no target is nobody's, of rows too long for a tile.
+/// Without smoothing, the weight of a class that is no target has no effect, in rows too long for a tile.
 #[test]
 fn infinite_weights_of_other_classes() {
     for isa in isas() {
@@ -1037,8 +1089,9 @@ fn infinite_weights_of_other_classes() {
     }
 }
 
-/// Liger#1251, unsloth#5002, Megatron#1594, ms-swift#10130, ggml#1521: logits that the caller
-/// still needed. `Problem::run` looks at every input byte after every call; here by hand.
+/// Liger#1251, unsloth#5002, Megatron#1594, ms-swift#10130, ggml#1521: a call overwrote logits that the
+/// caller still needed. `Problem::run` checks every input byte after every call; this test does it by
+/// hand.
 #[test]
 fn liger_1251_logits_survive() {
     let (logits, targets) = ordinary(7, 2500);
@@ -1052,7 +1105,7 @@ fn liger_1251_logits_survive() {
     }
 }
 
-/// TE#2734, unsloth#10713, pytorch#139740: strided input read as packed.
+/// TE#2734, unsloth#10713, pytorch#139740: strided input was read as packed.
 #[test]
 fn te_2734_strides_everywhere() {
     let (logits, targets) = ordinary(6, 65);
@@ -1063,7 +1116,7 @@ fn te_2734_strides_everywhere() {
         label_smoothing: 0.1,
         ..Problem::new(65, &logits, &targets)
     };
-    // Every element, then one of no meaning.
+    // Each element is followed by one that is not part of the operand.
     fn spread<T: Copy>(from: &[T], between: T) -> Vec<T> {
         from.iter().flat_map(|&x| [x, between]).collect()
     }
@@ -1164,7 +1217,7 @@ fn llm_c_low_rows_and_unlikely_targets() {
     every(&problem, |run| assert!((run.loss - 2970.0).abs() < 1e-3));
 }
 
-/// keras#15015: class ids past what a half holds, in the narrowest dtype that has them.
+/// keras#15015: class ids that a half cannot hold, in the narrowest dtype that holds them.
 #[test]
 fn keras_15015_large_class_ids() {
     let classes = 65_536;
@@ -1180,12 +1233,12 @@ fn keras_15015_large_class_ids() {
     });
 }
 
-/// The class that the sums leave out, the largest, may have no mass: as any other class then, it
-/// has no part of what is beyond f64.
+/// The excluded class, that of the largest logit, may have no mass. Then it has no part in a sum beyond
+/// f64, as any other class without mass.
 #[test]
 fn largest_class_without_mass_under_a_scale_past_f64() {
     for isa in isas() {
-        // It leads the others, or does not.
+        // The excluded class dominates the others, or does not.
         for first in [0.5f32, 5.0] {
             for grad_scale in [1e200, -1e200] {
                 let mut grad = [7f32; 3];
@@ -1203,8 +1256,8 @@ fn largest_class_without_mass_under_a_scale_past_f64() {
     }
 }
 
-/// A target so far above a class that is far itself that nothing is left of the others, the first of which
-/// have exponents of their own.
+/// A target far above a class that is far above the others. The probabilities of the others underflow;
+/// the first of them have a shift of their own.
 #[test]
 fn nothing_left_of_classes_below_a_far_one() {
     let classes = 6000;

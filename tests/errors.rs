@@ -1,8 +1,8 @@
-//! What the safe API refuses, with what words and in what order; and that a refused call writes
+//! Which calls the safe API refuses, with which messages and in which order. A refused call writes
 //! nothing.
 //!
-//! `Struct` and `Align` cannot come from slices, nor can outputs that overlap but in place;
-//! tests/c provokes them.
+//! Slices cannot cause `Struct`, `Align`, nor outputs that overlap other than in place. tests/c tests
+//! these.
 
 use common::isas;
 use xent::half::{bf16, f16};
@@ -16,7 +16,7 @@ const MARK: f64 = 1234.5;
 type Call = CrossEntropy<'static>;
 type Build<'a> = &'a dyn Fn(Call) -> Call;
 
-/// Everything that a call may write.
+/// All outputs of a call.
 #[derive(Clone, Debug, PartialEq)]
 struct Outputs {
     grad: [f32; N],
@@ -42,7 +42,7 @@ impl Outputs {
     };
 }
 
-/// Which calls look at what is wrong, and which results go with the options.
+/// Which calls meet a fault, and which results the options allow.
 #[derive(Clone, Copy)]
 struct Ask {
     forward: bool,
@@ -54,8 +54,8 @@ struct Ask {
 const INDICES: Ask = Ask { forward: true, soft: false, log_probs: false };
 const GRADIENT_ONLY: Ask = Ask { forward: false, ..INDICES };
 
-/// Makes every call that has these targets, with every result that goes with them; all must be
-/// refused with `expected`, leaving every output as it was.
+/// Makes every call that takes these targets, with every result that they allow. Each call must return
+/// `expected` and leave every output as it was.
 #[track_caller]
 fn refused(build: Build, targets: Input<'_>, ask: Ask, expected: &Error) {
     let logits = [0.5f32; N];
@@ -96,7 +96,7 @@ fn refused(build: Build, targets: Input<'_>, ask: Ask, expected: &Error) {
     }
 }
 
-/// A call that must be refused; the words.
+/// The error of a call that must fail.
 #[track_caller]
 fn words<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
     result.unwrap_err().to_string()
@@ -118,7 +118,7 @@ fn targets() {
         let text = format!("targets[{row}] = {value} is outside [0, 4)");
         assert_eq!(expected.to_string(), text);
     }
-    // Every option that has the targets read one by one, or has more done with them.
+    // Options that make the scan read targets one by one, or that use them further.
     let expected = Error::Target { row: 1, value: 200, classes: CLASSES };
     let targets = [0u8, 200, 201];
     for build in [
@@ -130,12 +130,12 @@ fn targets() {
     {
         refused(build, (&targets).into(), INDICES, &expected);
     }
-    // Not an error: never looked at.
+    // Not an error: xent does not read the target of a masked row.
     let mask = CrossEntropy::new(ROWS, CLASSES).row_mask(&[1u8, 0, 0]);
     mask.forward(&[0f32; N], &targets).unwrap();
 }
 
-/// Labels of which none is a class: what is wrong with one hides nothing of the others.
+/// No label is a class: the call reports the first row.
 #[test]
 fn targets_that_all_are_out_of_range() {
     let x = [0f32; 12 * 4];
@@ -158,11 +158,11 @@ fn targets_over_inner_positions() {
     y[4] = -7;
     let expected = "targets[4] = -7 is outside [0, 4)";
     assert_eq!(words(call.forward(&x, &y)), expected);
-    // Wherever they are.
+    // In any layout.
     let mut y = [0i64; 64];
     y[16 + 4] = -7;
     assert_eq!(words(call.forward(&x, Input::from(&y).strides([16, 0, 4]))), expected);
-    // Side by side in a row, but with a gap between rows, in which anything may be.
+    // Contiguous within a row, with a gap between rows that may hold anything.
     let y = [0, 1, 2, -7, -7, 3, 0, 1];
     let mut kept = 0;
     let results = Results { kept_rows: Some(&mut kept), ..Results::default() };
@@ -171,11 +171,11 @@ fn targets_over_inner_positions() {
     let y = [0, 1, 2, 3, 3, 3, 0, -7];
     let expected = "targets[5] = -7 is outside [0, 4)";
     assert_eq!(words(call.forward(&x, Input::from(&y).strides([5, 0, 1]))), expected);
-    // Rows as if they were packed, positions not; and the other way round.
+    // Rows have a stride of 1, positions have not; and the reverse.
     let y = [0, 0, 1, 2, 3, 0, 0, -7];
     assert_eq!(words(call.forward(&x, Input::from(&y).strides([3, 0, 2]))), expected);
     assert_eq!(words(call.forward(&x, Input::from(&y).strides([1, 0, 3]))), expected);
-    // Of one position each.
+    // One position per row.
     let expected = "targets[1] = -7 is outside [0, 4)";
     let call = CrossEntropy::new(2, 4);
     assert_eq!(words(call.forward(&x[..8], Input::from(&y).strides([7, 0, 0]))), expected);
@@ -217,7 +217,7 @@ fn options() {
         let expected = format!("grad_scale = {text} is not finite");
         both(&|call| call.grad_scale(scale), GRADIENT_ONLY, &expected);
     }
-    // Both ends of what is allowed.
+    // Both ends of the allowed range.
     let call = CrossEntropy::new(ROWS, CLASSES);
     for epsilon in [0.0, -0.0, 1.0] {
         call.label_smoothing(epsilon).forward(&[0f32; N], &indices).unwrap();
@@ -228,7 +228,7 @@ fn options() {
     }
 }
 
-/// Reduction none has row losses alone.
+/// Reduction none has no reduced loss.
 #[test]
 fn reduction_none() {
     let call = CrossEntropy::new(ROWS, CLASSES).reduction(Reduction::None);
@@ -250,7 +250,7 @@ fn reduction_none() {
     assert!(!losses.contains(&MARK) && !grad.contains(&(MARK as f32)));
 }
 
-/// What does not exist where the input already is log-probabilities.
+/// Options and results that do not go with log-probabilities.
 #[test]
 fn log_probs() {
     let indices = [0i32, 1, 2];
@@ -277,7 +277,7 @@ fn log_probs() {
     let results = Results { entropy: Some((&mut entropy).into()), ..Results::default() };
     assert_eq!(call.evaluate(&x, results), Err(param(&text("entropy"))));
     assert_eq!((z_loss, lse, entropy), (MARK, [MARK; ROWS], [MARK; ROWS]));
-    // What is left; a backward reads no lse.
+    // The remaining results are allowed; a backward reads no lse.
     let (mut grad, mut argmax, mut correct) = ([MARK as f32; N], [77; ROWS], 77);
     call.logit_scale(0.5).logit_scale(1.0).forward(&x, &indices).unwrap();
     let results =
@@ -288,7 +288,7 @@ fn log_probs() {
     call.backward_targets(&x, &soft, &[], &mut grad).unwrap();
 }
 
-/// Results that a kind of target does not have.
+/// Results that a kind of target cannot have.
 #[test]
 fn results_and_targets() {
     let x = [0.5f32; N];
@@ -310,7 +310,7 @@ fn results_and_targets() {
     assert_eq!((correct, grad), (77, [MARK as f32; N]));
 }
 
-/// Without targets there are lse, argmax and entropy, and nothing else.
+/// Without targets a call can ask for lse, argmax and entropy alone.
 #[test]
 fn evaluators() {
     let call = CrossEntropy::new(ROWS, CLASSES);
@@ -340,7 +340,7 @@ fn evaluators() {
     call.evaluate(&x, results).unwrap();
     assert_eq!(out.argmax, [0; ROWS]);
     assert!(!out.lse.contains(&MARK) && !out.entropy.contains(&MARK));
-    // With the reduction none as well: there is nothing to reduce.
+    // Also with reduction none.
     call.reduction(Reduction::None).lse(&x, &mut out.lse).unwrap();
 }
 
@@ -402,7 +402,7 @@ fn dtypes() {
     let results = Results { entropy: Some((&mut short).into()), ..Results::default() };
     dtype(call.evaluate(&x, results), "entropy.dtype is I32; it can be F32, F64");
     assert_eq!((short, grad), ([7; ROWS], [MARK as f32; N]));
-    // Sums: f32 at least.
+    // Results that are sums have at least f32.
     let mut halves = [bf16::from_f32(7.0); ROWS];
     let results = Results { row_losses: Some((&mut halves).into()), ..Results::default() };
     dtype(call.forward_with(&x, &y, results), "row_losses.dtype is BF16; it can be F32, F64");
@@ -411,7 +411,7 @@ fn dtypes() {
     assert_eq!(halves, [bf16::from_f32(7.0); ROWS]);
 }
 
-/// The gradient of the logits has their dtype, or f32 beside halves; that of the targets any.
+/// The gradient of the logits has their dtype, or f32 for halves; that of the targets has any float.
 #[test]
 fn dtypes_of_gradients() {
     fn pair<L: Number, G: Number + PartialEq + std::fmt::Debug>(
@@ -453,7 +453,7 @@ fn dtypes_of_gradients() {
     pair(h, 7f64, Some(&text("F64", "F16", ", or F32")));
 }
 
-/// Targets of every dtype are one kind or the other; the other operands are any float.
+/// Targets may have every dtype; the other inputs any float.
 #[test]
 fn dtypes_that_go_together() {
     let x = [0.5f32; N];
@@ -544,7 +544,7 @@ fn shapes() {
         let text = format!("rows*classes*inner = {rows}*{classes}*{inner} overflows");
         assert_eq!(refused, Err(Error::Shape(text)));
     }
-    // One less is a size like others.
+    // One element less is accepted.
     let most = isize::MAX as usize / 16;
     assert_eq!(CrossEntropy::new(most, 1).forward(&x, &y), Err(short("logits", N, most - 1)));
     CrossEntropy::new(0, most).forward(&x, &y).unwrap();
@@ -568,7 +568,7 @@ fn shapes_with_inner_positions() {
     let last = |len: usize| Input::from(&x[..len]).strides([15, 1, 3]);
     assert_eq!(call.forward(last(29), &y), Err(short("logits", 29, 29)));
     call.forward(last(30), &y).unwrap();
-    // The stride of an axis of size 1 is not looked at, nor the class axis of row operands.
+    // xent ignores the stride of an axis of size 1, and the class stride of operands without classes.
     let one = CrossEntropy::new(1, 3);
     one.forward(Input::from(&x[..3]).strides([-5, 1, i64::MIN]), &y[..1]).unwrap();
     let strided = |len: usize| Input::from(&y[..len]).strides([5, i64::MIN, 1]);
@@ -591,7 +591,7 @@ fn shapes_with_inner_positions() {
     let results = Results { row_losses, ..Results::default() };
     assert_eq!(call.forward_with(&x, &y, results), Err(short("row_losses", 18, 18)));
     assert_eq!((grad, losses), ([MARK as f32; 40], [MARK; 19]));
-    // Positions of no rows, and rows of no positions.
+    // No rows, and no positions.
     for [rows, classes, inner] in [[0, 3, 5], [2, 3, 0], [0, 0, 5], [2, 0, 0], [0, 0, 0]] {
         let none = CrossEntropy::new(rows, classes).inner(inner);
         assert!(none.forward(&x[..0], &y[..0]).unwrap().is_nan());
@@ -617,19 +617,19 @@ fn strides() {
             &format!("logits.strides[{axis}] = {} reaches past the address space", strides[axis]),
         );
     }
-    // Each is in range, but not their sum, or its bytes.
+    // Each offset is in range, but not their sum, or its number of bytes.
     for strides in [[i64::MAX / 2, i64::MAX / 3, 0], [i64::MAX / 8, 1, 0]] {
         let result = call.forward(logits(strides), &y);
         assert!(matches!(result, Err(Error::Stride(_))), "{result:?}");
     }
-    // The last byte that a signed offset reaches, and the element after it.
+    // The last byte that a signed offset reaches, and one element more.
     let far = CrossEntropy::new(2, 1);
     let most = i64::MAX / 4;
     let text = format!("logits.strides[0] = {most} reaches past the address space");
     stride(far.forward(logits([most, 0, 0]), &[0; 2]), &text);
     let result = far.forward(logits([most - 1, 0, 0]), &[0; 2]);
     assert_eq!(result, Err(short("logits", 64, (most - 1) as usize)));
-    // Any distance between classes is one.
+    // Classes may have any distance.
     call.forward(logits([8, 2, 0]), &y).unwrap();
     call.forward(logits([1, 3, 0]), &y).unwrap();
     stride(
@@ -644,12 +644,12 @@ fn strides() {
         call.class_weights(Input::from(&[1f32; 4]).strides([0, -1, 0])).forward(&x, &y),
         "class_weights.strides[1] = -1 is negative",
     );
-    // Inputs may share: all rows are one, all classes, or both (but not all strides 0: packed).
+    // Elements of inputs may share an address: all rows, or all classes (all strides 0 means packed).
     call.forward(logits([0, 1, 0]), &y).unwrap();
     call.forward(logits([1, 0, 0]), &y).unwrap();
 }
 
-/// An axis of an output steps over the whole span of the axes inside it.
+/// An axis of an output must step over the whole span of the axes inside it.
 #[test]
 fn strides_of_outputs() {
     let call = CrossEntropy::new(ROWS, CLASSES);
@@ -698,7 +698,7 @@ fn strides_of_outputs() {
         assert!(why.starts_with(name) && why.contains("share an address"), "{why}");
     }
     assert_eq!((grad, losses), ([MARK as f32; 64], [MARK; 4 * ROWS]));
-    // Whatever steps over what is inside is fine, in any order of the axes.
+    // Any strides that step over the inner span are accepted, in any order of the axes.
     for strides in [[8, 2, 1], [8, 1, 4], [1, 3, 12], [2, 6, 1], [20, 5, 2]] {
         let to = Output::from(&mut grad).strides(strides);
         inner.forward_backward(&x, &y, to).unwrap();
@@ -710,7 +710,7 @@ fn strides_of_outputs() {
     inner.forward_with(&x, &y, results).unwrap();
 }
 
-/// The one overlap that safe Rust can ask for and that is wrong.
+/// The one invalid overlap that safe Rust can ask for.
 #[test]
 fn overlaps() {
     let call = CrossEntropy::new(ROWS, CLASSES).accumulate(true);
@@ -725,13 +725,13 @@ fn overlaps() {
         assert_eq!(call.backward_in_place(to, &y, &[1.0; ROWS]), Err(expected.clone()));
         assert_eq!(x, [0.5; N]);
     }
-    // In place of nothing there is nothing to overwrite.
+    // Without elements no overlap is an error.
     let none = CrossEntropy::new(0, CLASSES).accumulate(true);
     none.backward_in_place(&mut [0f32; 0], &y[..0], &[]).unwrap();
 }
 
-/// All of the ways in which a call can be wrong at once, in every combination: the first in the
-/// order of the codes is reported.
+/// Every combination of the faults that a call can have: the call reports the first in the order of the
+/// codes.
 #[test]
 fn order() {
     for faults in 1u32..64 {
@@ -761,7 +761,7 @@ fn order() {
         assert_eq!(at, faults.trailing_zeros(), "{faults:#b}: {error}");
         assert_eq!(x, [0.5; N]);
     }
-    // Nothing is before what is missing; a slice that is too short comes after its strides.
+    // A missing operand comes first; the length of a slice comes after its strides.
     let call = CrossEntropy::new(ROWS, CLASSES).label_smoothing(2.0);
     let mut loss = MARK;
     let results = Results { loss: Some(&mut loss), ..Results::default() };
@@ -772,10 +772,10 @@ fn order() {
     assert_eq!(loss, MARK);
 }
 
-/// The family: the same checks under its own names.
+/// Softmax and log-softmax: the same checks, with the names of their operands.
 #[test]
 fn softmax() {
-    let family = Softmax::new(ROWS, CLASSES);
+    let softmax = Softmax::new(ROWS, CLASSES);
     let (x, other) = ([0.5f32; N], [0.5f64; N]);
     let mut y = [MARK as f32; N];
     let mut wide = [MARK; N];
@@ -784,31 +784,31 @@ fn softmax() {
     let dtype = |result: Result<(), Error>, text: &str| {
         assert_eq!(result, Err(Error::Dtype(text.to_string())));
     };
-    dtype(family.softmax(&[0i32; N], &mut y), &format!("x.dtype is I32; {FLOATS}"));
-    dtype(family.log_softmax(&x, &mut [0u16; N]), &format!("y.dtype is U16; {FLOATS}"));
-    dtype(family.softmax_in_place(&mut [0u8; N]), &format!("x.dtype is U8; {FLOATS}"));
-    dtype(family.softmax(&x, &mut wide), "y.dtype is F64, but x.dtype is F32");
-    dtype(family.softmax(&x, &mut halves), "y.dtype is BF16, but x.dtype is F32");
-    dtype(family.log_softmax(&halves, &mut y), "y.dtype is F32, but x.dtype is BF16");
-    dtype(family.softmax_backward(&x, &other, &mut y), "grad_y.dtype is F64, but y.dtype is F32");
+    dtype(softmax.softmax(&[0i32; N], &mut y), &format!("x.dtype is I32; {FLOATS}"));
+    dtype(softmax.log_softmax(&x, &mut [0u16; N]), &format!("y.dtype is U16; {FLOATS}"));
+    dtype(softmax.softmax_in_place(&mut [0u8; N]), &format!("x.dtype is U8; {FLOATS}"));
+    dtype(softmax.softmax(&x, &mut wide), "y.dtype is F64, but x.dtype is F32");
+    dtype(softmax.softmax(&x, &mut halves), "y.dtype is BF16, but x.dtype is F32");
+    dtype(softmax.log_softmax(&halves, &mut y), "y.dtype is F32, but x.dtype is BF16");
+    dtype(softmax.softmax_backward(&x, &other, &mut y), "grad_y.dtype is F64, but y.dtype is F32");
     dtype(
-        family.log_softmax_backward(&other, &other, &mut y),
+        softmax.log_softmax_backward(&other, &other, &mut y),
         "grad_x.dtype is F32, but y.dtype is F64",
     );
     dtype(
-        family.softmax_backward(&x, &[0i64; N], &mut y),
+        softmax.softmax_backward(&x, &[0i64; N], &mut y),
         &format!("grad_y.dtype is I64; {FLOATS}"),
     );
     dtype(
-        family.softmax_backward_in_place(&x, &mut wide),
+        softmax.softmax_backward_in_place(&x, &mut wide),
         "grad_y.dtype is F64, but y.dtype is F32",
     );
 
-    assert_eq!(family.softmax(&x[1..], &mut y), Err(short("x", 11, 11)));
-    assert_eq!(family.softmax(&x, &mut y[1..]), Err(short("y", 11, 11)));
-    assert_eq!(family.log_softmax_backward(&x[1..], &x, &mut y), Err(short("y", 11, 11)));
-    assert_eq!(family.log_softmax_backward(&x, &x[1..], &mut y), Err(short("grad_y", 11, 11)));
-    assert_eq!(family.softmax_backward(&x, &x, &mut y[1..]), Err(short("grad_x", 11, 11)));
+    assert_eq!(softmax.softmax(&x[1..], &mut y), Err(short("x", 11, 11)));
+    assert_eq!(softmax.softmax(&x, &mut y[1..]), Err(short("y", 11, 11)));
+    assert_eq!(softmax.log_softmax_backward(&x[1..], &x, &mut y), Err(short("y", 11, 11)));
+    assert_eq!(softmax.log_softmax_backward(&x, &x[1..], &mut y), Err(short("grad_y", 11, 11)));
+    assert_eq!(softmax.softmax_backward(&x, &x, &mut y[1..]), Err(short("grad_x", 11, 11)));
     let inner = Softmax::new(2, 3).inner(5);
     assert_eq!(inner.softmax(&x, &mut y), Err(short("x", 12, 29)));
     assert_eq!(
@@ -822,26 +822,26 @@ fn softmax() {
         assert_eq!(result, Err(Error::Stride(text.to_string())));
     };
     let strided = |strides| Input::from(&x).strides(strides);
-    stride(family.softmax(strided([4, -1, 0]), &mut y), "x.strides[1] = -1 is negative");
+    stride(softmax.softmax(strided([4, -1, 0]), &mut y), "x.strides[1] = -1 is negative");
     stride(
-        family.softmax_backward(&x, strided([-4, 1, 0]), &mut y),
+        softmax.softmax_backward(&x, strided([-4, 1, 0]), &mut y),
         "grad_y.strides[0] = -4 is negative",
     );
     let shared = "makes elements of an output share an address: it must be at least";
     let to = Output::from(&mut y).strides([3, 1, 0]);
-    stride(family.log_softmax(&x, to), &format!("y.strides[0] = 3 {shared} 4"));
+    stride(softmax.log_softmax(&x, to), &format!("y.strides[0] = 3 {shared} 4"));
     let to = Output::from(&mut y).strides([0, 1, 0]);
-    stride(family.softmax_in_place(to), &format!("y.strides[0] = 0 {shared} 1"));
+    stride(softmax.softmax_in_place(to), &format!("y.strides[0] = 0 {shared} 1"));
     let to = Output::from(&mut y).strides([4, 0, 0]);
-    stride(family.softmax_backward(&x, &x, to), &format!("grad_x.strides[1] = 0 {shared} 1"));
+    stride(softmax.softmax_backward(&x, &x, to), &format!("grad_x.strides[1] = 0 {shared} 1"));
     assert_eq!((y, wide, halves), { ([MARK as f32; N], [MARK; N], [bf16::from_f32(7.0); N]) });
 
-    // In place of each of its inputs, and of nothing.
-    family.softmax_in_place(&mut y).unwrap();
-    family.log_softmax_in_place(Output::from(&mut y).strides([1, 3, 0])).unwrap();
-    family.softmax_backward_over(&mut y, &x).unwrap();
-    family.log_softmax_backward_in_place(&x, &mut y).unwrap();
-    family.log_softmax_backward_over(&mut y, &x).unwrap();
+    // In place of each input, and without elements.
+    softmax.softmax_in_place(&mut y).unwrap();
+    softmax.log_softmax_in_place(Output::from(&mut y).strides([1, 3, 0])).unwrap();
+    softmax.softmax_backward_over(&mut y, &x).unwrap();
+    softmax.log_softmax_backward_in_place(&x, &mut y).unwrap();
+    softmax.log_softmax_backward_over(&mut y, &x).unwrap();
     Softmax::new(0, 0).softmax(&x[..0], &mut y[..0]).unwrap();
     Softmax::new(3, 0).inner(0).softmax_backward(&x[..0], &x[..0], &mut y[..0]).unwrap();
 }

@@ -1,15 +1,15 @@
-//! Operands between pages without access: nothing before their first element is touched, and nothing
-//! past their last, by registers that are not full least of all.
+//! Operands between pages without access: no call touches memory before the first element or after the
+//! last, even with a partly filled register.
 #![cfg(unix)]
 
 use common::is_sampled;
 use xent::half::{bf16, f16};
 use xent::{CrossEntropy, Input, Isa, Number, Output, Reduction, Results, Softmax};
 
-/// Pages of any system.
+/// A multiple of the page size of every system.
 const PAGE: usize = 1 << 16;
 
-/// Numbers whose first follows such a page, or whose last precedes one.
+/// Numbers that begin directly after such a page, or end directly before one.
 struct Fenced<T> {
     map: *mut libc::c_void,
     bytes: usize,
@@ -23,8 +23,9 @@ impl<T: Number> Fenced<T> {
         let room = size.next_multiple_of(PAGE);
         let bytes = room + 2 * PAGE;
         let (kind, none) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::PROT_NONE);
-        // SAFETY: a fresh mapping, of which all but the first page and the last is opened; the values
-        // fit in between, aligned, since their size is a multiple of their alignment.
+        // SAFETY: mmap returned a new mapping. Everything between its first and its last page becomes
+        // accessible. The values fit there, and are aligned, since their size is a multiple of their
+        // alignment.
         unsafe {
             let map = libc::mmap(std::ptr::null_mut(), bytes, none, kind, -1, 0);
             assert!(map != libc::MAP_FAILED, "no address space for {bytes} bytes");
@@ -38,27 +39,27 @@ impl<T: Number> Fenced<T> {
     }
 
     fn get(&self) -> &[T] {
-        // SAFETY: written by `new`.
+        // SAFETY: `new` wrote the `len` values at this address.
         unsafe { std::slice::from_raw_parts(self.start, self.len) }
     }
 
     fn get_mut(&mut self) -> &mut [T] {
-        // SAFETY: as above, and nobody else's.
+        // SAFETY: `new` wrote the `len` values at this address, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
     }
 }
 
 impl<T> Drop for Fenced<T> {
     fn drop(&mut self) {
-        // SAFETY: the mapping of `new`; what was borrowed from it is gone.
+        // SAFETY: `new` made the mapping with this length; no borrow of it outlives `self`.
         unsafe {
             libc::munmap(self.map, self.bytes);
         }
     }
 }
 
-/// `[rows, classes, inner]`: registers that are full and not, tiles that are and not, chunks, and rows
-/// that go in pairs.
+/// `[rows, classes, inner]`: full and partly filled registers, full and partly filled tiles, chunks, and
+/// interleaved rows.
 const SIZES: [[usize; 3]; 18] = [
     [1, 1, 1],
     [1, 5, 1],

@@ -1,4 +1,4 @@
-//! What the fuzz targets found, by name.
+//! Faults that the fuzz targets found.
 
 use common::operand::{Dtype, FLOATS, Operand};
 use common::random::config;
@@ -8,7 +8,7 @@ use common::task_random::tasks;
 use common::{How, isas};
 use xent::{CrossEntropy, Isa, Pool, Reduction, Results};
 
-/// The slope of a cap under a scale past f32 was infinite, and took a gradient of 0 to NaN.
+/// The slope of a cap under a scale past f32 was infinite, and turned a gradient of 0 into NaN.
 #[test]
 fn certain_class_under_a_steep_cap() {
     for isa in isas() {
@@ -21,13 +21,13 @@ fn certain_class_under_a_steep_cap() {
             if classes == 1 {
                 assert_eq!(grad, [0.0], "{isa:?}");
             }
-            // A class without any probability left is capped, and flat.
+            // A class of probability 0 is at the cap, where the slope is 0.
             assert!(grad[1..].iter().all(|g| *g == 0.0), "{isa:?}: {grad:?}");
         }
     }
 }
 
-/// A mean over a denominator of 0 is NaN, but not where a class has no weight: there is no term.
+/// A mean over a denominator of 0 is NaN, except for a class of weight 0, which has no term.
 #[test]
 fn weightless_classes_beside_no_denominator() {
     for isa in isas() {
@@ -49,8 +49,8 @@ fn weightless_classes_beside_no_denominator() {
     }
 }
 
-/// Smoothing adds up all classes before it divides by their number: beyond f64 that is infinite,
-/// as semantics.md has it, and not NaN; and the gradient does not mind.
+/// Smoothing sums all classes before it divides by their number. A sum beyond f64 is infinite, as
+/// semantics.md says, not NaN; the gradient is unaffected.
 #[test]
 fn lowest_numbers_for_a_mask_under_smoothing() {
     for isa in isas() {
@@ -73,7 +73,7 @@ fn lowest_numbers_for_a_mask_under_smoothing() {
     }
 }
 
-/// An infinite mass: semantics.md leaves open which of NaN and infinity comes of it, but not where.
+/// An infinite mass makes its row NaN or infinite (semantics.md leaves open which), and no other row.
 #[test]
 fn infinite_masses_stay_in_their_row() {
     for isa in isas() {
@@ -99,8 +99,8 @@ fn infinite_masses_stay_in_their_row() {
     }
 }
 
-/// Equal terms round alike: 346 of them beside one that is larger by far, in lanes of f32. Those of
-/// e^-16.6 and e^-12.4 are the worst for three additions to 1.
+/// Equal terms round the same way: 346 of them and one far larger, in f32 lanes. Terms of e^-16.6 and
+/// e^-12.4 are the worst for three additions to 1.
 #[test]
 fn equal_terms_beside_one() {
     for isa in isas() {
@@ -121,8 +121,8 @@ fn equal_terms_beside_one() {
     }
 }
 
-/// Every call on every set: all but the gradients of the rows `beyond`, whose values nobody promised,
-/// agrees with the oracle; all of it has the same bits on all sets, and beside any other rows.
+/// Makes every call on every set. Everything except the gradients of the rows `beyond`, whose values are
+/// not promised, agrees with the oracle. All of it has the same bits on all sets and in any batch.
 #[track_caller]
 fn agree_but_for(beyond: &[bool], task: &Task) {
     let judge = Judge::new(task);
@@ -148,13 +148,13 @@ fn agree_but_for(beyond: &[bool], task: &Task) {
     }
 }
 
-/// Packed, and with classes that are not contiguous.
+/// The problem packed, and with classes that are not contiguous.
 fn in_two_layouts(logits: &Operand) -> [Operand; 2] {
     let [rows, ..] = logits.sizes;
     [logits.clone(), Operand { strides: [1, rows as i64, 0], ..logits.clone() }]
 }
 
-/// A row with an lse of 1e305, and one like any other.
+/// A row with an lse of 1e305, and an ordinary row.
 fn one_far_out(classes: usize) -> Operand {
     let mut values = vec![f64::NEG_INFINITY; 2 * classes];
     (values[0], values[1], values[3]) = (1e305, 1e305, -1e305);
@@ -164,8 +164,8 @@ fn one_far_out(classes: usize) -> Operand {
     Operand::packed(Dtype::F64, [2, classes, 1], &values)
 }
 
-/// A z-loss whose slope is beyond f64: classes without probability are NaN in that row, and the next
-/// row is as ever.
+/// The slope of the z-loss is beyond f64. Classes of probability 0 are NaN in that row; the next row is
+/// unaffected.
 #[test]
 fn penalty_beyond_f64() {
     for classes in [4, 20, 200, 3000] {
@@ -186,7 +186,7 @@ fn penalty_beyond_f64() {
     }
 }
 
-/// The same where threads share a row.
+/// The same, with threads that share a row.
 #[test]
 fn penalty_beyond_f64_on_threads() {
     let targets = Operand::packed(Dtype::I64, [2, 1, 1], &[3.0, 1.0]);
@@ -200,7 +200,7 @@ fn penalty_beyond_f64_on_threads() {
     }
 }
 
-/// Factors in the range of f64, but far beyond that of lanes of f32, where a sum was `inf - inf`.
+/// Factors in the range of f64, but far beyond f32 lanes, where a sum was `inf - inf`.
 #[test]
 fn factors_beyond_f32() {
     for dtype in FLOATS {
@@ -233,7 +233,7 @@ fn factors_beyond_f32() {
     }
 }
 
-/// Up to there, all is as accurate as ever.
+/// Factors up to the limit leave all results accurate.
 #[test]
 fn factors_up_to_the_limits() {
     for dtype in FLOATS {
@@ -253,7 +253,7 @@ fn factors_up_to_the_limits() {
                     let upstream = Some(Operand::packed(Dtype::F64, [1; 3], &[1e30]));
                     let task = Task { grad_scale: least, grad_output: upstream, ..task };
                     agree_but_for(&[false; 2], &task);
-                    // Of what f32 has no numbers for, nothing can be lost.
+                    // Values below the range of f32 count as 0.
                     agree_but_for(&[ends; 2], &Task { grad_scale: least * 1e-2, ..task });
                 }
             }
@@ -261,7 +261,7 @@ fn factors_up_to_the_limits() {
     }
 }
 
-/// What ends the promise is far from all that problems are likely to be.
+/// Random problems do not reach the limits of the factors.
 #[test]
 fn ordinary_factors_stay_in_range() {
     let mut runner = proptest::test_runner::TestRunner::new(config(1500));

@@ -1,40 +1,41 @@
 //! xent against PyTorch and against exact results, from tests/golden/generate.py.
 //!
-//! # What is held to what
+//! # How errors are compared
 //!
-//! An **error** is the distance to the exact result in units in the last place: those of the dtype
-//! that PyTorch's result has, at the largest term that was summed into it (docs/design.md: where
-//! terms cancel, errors are relative to the largest). The terms are the oracle's `loss_scale`,
-//! `lse_scale` and `grad_magnitude`; `p − 1` at a target is one term. A sum or mean over rows has
-//! the largest term of any row.
+//! An **error** is the distance to the exact result, in units in the last place of the largest term of
+//! the result, in the dtype of PyTorch's result (docs/semantics.md: where terms cancel, errors are
+//! relative to the largest). The terms are the oracle's `loss_scale`, `lse_scale` and
+//! `grad_magnitude`; `p − 1` at a target is one term. A sum or mean over rows has the largest term of
+//! any row.
 //!
-//! Of each result of a case, the largest error over its elements may be PyTorch's largest and
-//! **one unit** more; in f64 two, since there PyTorch's small cases are often exact to the last
-//! place, and the oracle's own operations already cost more than one. Elements are not compared one by one: that would ask for PyTorch's luck where
-//! its rounding errors happen to cancel. Two allowances are those of the accuracy table:
+//! For each result of a case, the largest error over the elements may exceed PyTorch's largest error by
+//! **one unit**. In f64 it may exceed it by two: PyTorch's small cases are often exact to the last
+//! place, and the oracle's operations cost more than one unit. The test does not compare element by
+//! element, since PyTorch's rounding errors happen to cancel in some. Two allowances come from the
+//! accuracy table:
 //!
-//! - the unit of an entry of a gradient, or of a softmax, is `1 + |ln p|/4` units of its dtype:
-//!   the price of sums in base 2^f32(log2 e) (docs/design.md, *One base throughout*), and a quarter
-//!   of what the table allows. Halves go without, since they are rounded from f32.
-//! - a backward from an f64 lse may be off by `2⁻⁵²·|lse|·p` more.
+//! - the unit of an entry of a gradient, or of a softmax, is `1 + |ln p|/4` units of its dtype: the
+//!   cost of sums in base 2^f32(log2 e) (docs/design.md), and a quarter of the table's bound. Halves
+//!   do not get it, since they are rounded from f32.
+//! - a backward from an f64 lse may be off by a further `2⁻⁵²·|lse|·p`.
 //!
-//! And anything below 1e-37 (1e-300 in f64) is as good as 0.
+//! Values below 1e-37 (1e-300 in f64) count as 0.
 //!
-//! Where PyTorch and the exact result **differ in kind** (one is finite, the other is not) the case
-//! says why (`differs=`, explained in generate.py) and the exact result, which follows
-//! docs/semantics.md, is what counts: the kind must be its kind, and elements that PyTorch has as
-//! NaN or infinite do not count for PyTorch's largest error. The one thing left open is the
-//! gradient over a denominator of 0: it is not finite, but of whichever kind.
+//! Where PyTorch and the exact result **differ in kind** (one is finite, the other is not), the case
+//! says why (`differs=`, explained in generate.py). xent's result must have the kind of the exact
+//! result, which follows docs/semantics.md; elements that are NaN or infinite in PyTorch do not count
+//! for PyTorch's largest error. A gradient over a denominator of 0 must not be finite, but may have
+//! either kind.
 //!
-//! Every case runs on every instruction set, with classes last and, where it has inner positions,
-//! as PyTorch lays it out; out of place and in place; in one call and from a forward's lse.
+//! Every case runs on every instruction set, with classes last and, if it has inner positions, in
+//! PyTorch's layout; out of place and in place; fused and from the lse of a forward.
 
 #[path = "golden/vectors.rs"]
 mod vectors;
 
+use common::reference::{self, Outcome};
 use std::collections::BTreeMap;
 use vectors::*;
-use xent::reference::{self, Outcome};
 use xent::{CrossEntropy, Error, Isa, Reduction, Results, Softmax};
 
 fn isas() -> Vec<Isa> {
@@ -47,15 +48,15 @@ fn isas() -> Vec<Isa> {
     run
 }
 
-/// How much further from the exact result than PyTorch a result may be, in units.
+/// The units by which an error may exceed PyTorch's.
 const LEEWAY: f64 = 1.0;
 
-/// Everything that went wrong, and the largest errors, for one report at the end of a test.
+/// All failures and the largest errors of a test, for one report at its end.
 #[derive(Default)]
 struct Report {
     failures: Vec<String>,
     checks: usize,
-    /// By result and dtype: how far xent and PyTorch were off at worst.
+    /// The largest errors of xent and of PyTorch, by result and dtype.
     worst: BTreeMap<String, (f64, f64)>,
 }
 
@@ -81,20 +82,20 @@ impl Report {
     }
 }
 
-/// One result: what it should be, and how far it may be from that.
+/// The expected values of one result, and their allowances.
 struct Expected<'a> {
     what: &'static str,
     exact: Vec<f64>,
     torch: &'a Tensor,
-    /// Per element the largest term, and how many units make one.
+    /// For each element its largest term, and the factor of its unit.
     scale: Vec<f64>,
     units: Vec<f64>,
-    /// The sign and kind of what is not finite do not count.
+    /// A value that is not finite may have any sign and kind.
     any_kind: bool,
 }
 
 impl Expected<'_> {
-    /// The error of element `i` in units; what is tiny counts as 0.
+    /// The error of element `i` in units; tiny values count as 0.
     fn error(&self, i: usize, got: f64, slack: f64) -> f64 {
         let tiny = if matches!(self.torch, Tensor::F64(_)) { 1e-300 } else { 1e-37 };
         let exact = self.exact[i];
@@ -142,7 +143,7 @@ impl Expected<'_> {
     }
 }
 
-/// How many units of its dtype an exponential of `log_p` may be off for each of one.
+/// The factor of the unit of an exponential of `log_p`.
 fn units_of_exponential(like: &Tensor, log_p: f64) -> f64 {
     let wide = matches!(like, Tensor::F32(_) | Tensor::F64(_));
     if wide && log_p.is_finite() { 1.0 + log_p.abs() / 4.0 } else { 1.0 }
@@ -159,7 +160,7 @@ struct Problem<'a> {
     mask: Option<Vec<u8>>,
 }
 
-/// What one call produced, in the layout of the case.
+/// The results of one call, in the layout of the case.
 #[derive(Default)]
 struct Got {
     loss: f64,
@@ -234,16 +235,16 @@ impl<'a> Problem<'a> {
         !self.case.log_probs()
     }
 
-    /// Calls with every result that the problem can have.
+    /// Makes a call with every result that the problem can have.
     fn with_results(
         &self,
         call: impl FnOnce(Results<'_>) -> Result<(), Error>,
     ) -> Result<Got, Error> {
         let rows = self.dims[0] * self.dims[2];
         let index = self.targets.as_ref().is_some_and(|targets| !targets.is_float());
-        let aims = self.targets.is_some();
+        let has_targets = self.targets.is_some();
         let mut got = Got {
-            rows: vec![f64::MAX; if aims { rows } else { 0 }],
+            rows: vec![f64::MAX; if has_targets { rows } else { 0 }],
             lse: vec![f64::MAX; if self.has_softmax() { rows } else { 0 }],
             entropy: vec![f64::MAX; if self.has_softmax() { rows } else { 0 }],
             argmax: vec![-1; rows],
@@ -252,11 +253,11 @@ impl<'a> Problem<'a> {
         call(Results {
             loss: self.has_loss().then_some(&mut got.loss),
             z_loss: (self.has_loss() && self.has_softmax()).then_some(&mut got.z_loss),
-            normalizer: aims.then_some(&mut got.normalizer),
-            z_normalizer: aims.then_some(&mut got.z_normalizer),
-            kept_rows: aims.then_some(&mut got.kept_rows),
+            normalizer: has_targets.then_some(&mut got.normalizer),
+            z_normalizer: has_targets.then_some(&mut got.z_normalizer),
+            kept_rows: has_targets.then_some(&mut got.kept_rows),
             correct: index.then_some(&mut got.correct),
-            row_losses: aims.then(|| (&mut got.rows).into()),
+            row_losses: has_targets.then(|| (&mut got.rows).into()),
             lse: self.has_softmax().then_some(&mut got.lse),
             entropy: self.has_softmax().then(|| (&mut got.entropy).into()),
             argmax: Some(&mut got.argmax),
@@ -264,7 +265,7 @@ impl<'a> Problem<'a> {
         Ok(got)
     }
 
-    /// A gradient back in the case's layout.
+    /// The gradient in the layout of the case.
     fn gradient(&self, grad: &Tensor) -> Vec<f64> {
         let [rows, classes, inner] = self.case.dims();
         if self.exchange { grad.exchanged([rows, inner, classes]) } else { grad.clone() }.to_f64()
@@ -323,12 +324,12 @@ impl<'a> Problem<'a> {
     }
 }
 
-/// A case, the oracle's scales, and what it asks of each result.
+/// A case, the oracle's scales, and the expected values of each result.
 struct Judge<'a> {
     case: &'a Case,
     out: Outcome,
     expected: BTreeMap<&'static str, Expected<'a>>,
-    /// Per element of the logits what an error of lse by 1 moves the gradient by.
+    /// For each logit the derivative of its gradient by lse.
     by_lse: Vec<f64>,
 }
 
@@ -341,7 +342,7 @@ impl<'a> Judge<'a> {
         let mean = case.reduction() == reference::Reduction::Mean;
         let normalizer = if mean { out.normalizer.abs() } else { 1.0 };
 
-        // The softmax itself, for ln p and for what lse moves.
+        // The softmax: ln p, and the derivatives by lse.
         let transformed: Vec<f64> = problem
             .logits
             .iter()
@@ -372,7 +373,7 @@ impl<'a> Judge<'a> {
                     }
                     _ => 1.0,
                 };
-                // z-loss: 2λ·p·lse, whose lse moves too.
+                // z-loss: 2λ·p·lse depends on lse as well.
                 let z = 2.0 * problem.z_loss * (1.0 + out.lse.get(i).map_or(0.0, |lse| lse.abs()));
                 let part = (weight * mass / normalizer + z) * problem.logit_scale;
                 (upstream * r).abs() * part * log_p[j].exp()
@@ -425,7 +426,7 @@ impl<'a> Judge<'a> {
             self.check(report, at, "loss", &[got.loss], |_| 0.0);
         }
         self.check(report, at, "rows", &got.rows, |_| 0.0);
-        // Exponentials of one unit move ln Σ by 2^-23, however small it is; f64 has its own.
+        // An error of one unit in the exponentials moves ln Σ by 2^-23 in f32.
         let f64_logits = matches!(self.case.tensor("logits"), Tensor::F64(_));
         let unit = if f64_logits { f64::EPSILON } else { f64::from(f32::EPSILON) };
         self.check(report, at, "lse", &got.lse, |_| unit);
@@ -455,7 +456,7 @@ impl<'a> Judge<'a> {
         }
         if self.expected.contains_key("loss") && !self.case.log_probs() {
             let (got, want) = (got.z_loss, want.z_loss);
-            // λ·lse² of a row, whose lse may be off by 2e-7 of the larger term that forms it.
+            // λ·lse² of a row: lse may be off by 2e-7 of its larger term.
             let lse = self.out.lse_scale.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
             let bound = 1e-6 * self.case.number("z", 0.0) * lse.max(1.0).powi(2);
             let rows = self.out.lse.len() as f64;
@@ -481,7 +482,7 @@ fn cross_entropy(case: &Case, isas: &[Isa], report: &mut Report) {
                 if last || exchange { "classes last" } else { "native" }
             );
             let at = |call: &str| format!("{place}, {call}");
-            // A call that fails is one failure of one check.
+            // A call that fails counts as one failure.
             macro_rules! run {
                 ($call:expr, $result:expr) => {{
                     let result = $result;
@@ -505,7 +506,7 @@ fn cross_entropy(case: &Case, isas: &[Isa], report: &mut Report) {
                 judge.losses(report, &at("fused in place"), &got);
                 judge.check(report, &at("fused in place"), "grad", &got.grad, none);
             }
-            // From the exact lse where it is known, for a case must not depend on an earlier call.
+            // From the exact lse if it is known: a check must not depend on an earlier call.
             let lse = &judge.out.lse;
             let inner = case.dims()[2];
             let width = case.dims()[1] * inner;
@@ -523,7 +524,7 @@ fn cross_entropy(case: &Case, isas: &[Isa], report: &mut Report) {
             if targets.is_float() {
                 let grad = problem.backward_targets(isa, targets, lse);
                 if let Some(grad) = run!("backward of targets", grad) {
-                    // lse − x, from an lse that was rounded to f64.
+                    // lse − x, of an lse that is rounded to f64.
                     let at = at("backward of targets");
                     let scale = |j: usize| {
                         let row = j / width * inner + j % inner;
@@ -531,7 +532,7 @@ fn cross_entropy(case: &Case, isas: &[Isa], report: &mut Report) {
                         match lse.get(row) {
                             Some(lse) if lse.is_finite() && exact.is_finite() => {
                                 let factor = judge.by_targets(j);
-                                // x is what it is after scaling, rounded to the lanes' type.
+                                // x after scaling, rounded to the lanes' type.
                                 let x = if judge.rounds_logits() && factor > 0.0 {
                                     f64::from(f32::EPSILON) * (lse.abs() + exact.abs() / factor)
                                 } else {
@@ -557,7 +558,7 @@ impl Judge<'_> {
         transformed && !matches!(self.case.tensor("logits"), Tensor::F64(_))
     }
 
-    /// What multiplies `lse − x` in the gradient of a target.
+    /// The factor of `lse − x` in the gradient of a target.
     fn by_targets(&self, j: usize) -> f64 {
         let problem = self.case.problem();
         let [_, classes, inner] = self.case.dims();
@@ -608,12 +609,12 @@ fn introductions() {
 }
 
 /// Softmax or log-softmax of one case in one layout.
-struct Family<'a> {
+struct SoftmaxCall<'a> {
     call: Softmax<'a>,
     log: bool,
 }
 
-impl Family<'_> {
+impl SoftmaxCall<'_> {
     fn forward(&self, x: &Tensor) -> Result<Tensor, Error> {
         let mut y = x.poisoned();
         let call = if self.log { Softmax::log_softmax } else { Softmax::softmax };
@@ -659,8 +660,8 @@ impl Family<'_> {
     }
 }
 
-/// What the results of the family should be.
-fn expect_family(case: &Case) -> (Expected<'_>, Option<Expected<'_>>) {
+/// The expected results of a softmax case.
+fn expect_softmax(case: &Case) -> (Expected<'_>, Option<Expected<'_>>) {
     let log = case.text("call") == Some("log_softmax");
     let [_, classes, inner] = case.dims();
     let (torch, exact) = (case.tensor("torch_y"), case.tensor("y").to_f64());
@@ -705,10 +706,10 @@ fn expect_family(case: &Case) -> (Expected<'_>, Option<Expected<'_>>) {
 }
 
 #[test]
-fn softmax_family() {
+fn softmax_and_log_softmax() {
     let (isas, mut report) = (isas(), Report::default());
     for case in load(SOFTMAX) {
-        let (forward, backward) = expect_family(&case);
+        let (forward, backward) = expect_softmax(&case);
         let dims @ [rows, classes, inner] = case.dims();
         for &exchange in if inner == 1 { &[false][..] } else { &[false, true] } {
             let to = |key| {
@@ -722,8 +723,10 @@ fn softmax_family() {
                 } else {
                     Softmax::new(rows, classes).inner(inner)
                 };
-                let family =
-                    Family { call: call.isa(isa), log: case.text("call") == Some("log_softmax") };
+                let softmax = SoftmaxCall {
+                    call: call.isa(isa),
+                    log: case.text("call") == Some("log_softmax"),
+                };
                 let layout = if exchange || inner == 1 { "classes last" } else { "native" };
                 let mut check = |call, expected: &Expected, result: Result<Tensor, Error>| {
                     let at = format!("{}, {}, {layout}, {call}", case.name, isa.name());
@@ -736,12 +739,12 @@ fn softmax_family() {
                         expected.check(&mut report, &at, &got.to_f64(), |_| 0.0);
                     }
                 };
-                check("forward", &forward, family.forward(&x));
-                check("forward in place", &forward, family.forward_in_place(&x));
+                check("forward", &forward, softmax.forward(&x));
+                check("forward in place", &forward, softmax.forward_in_place(&x));
                 if let (Some(backward), Some(grad_y)) = (&backward, &grad_y) {
-                    check("backward", backward, family.backward(&y, grad_y));
-                    check("backward in place", backward, family.backward_in_place(&y, grad_y));
-                    check("backward over y", backward, family.backward_over(&y, grad_y));
+                    check("backward", backward, softmax.backward(&y, grad_y));
+                    check("backward in place", backward, softmax.backward_in_place(&y, grad_y));
+                    check("backward over y", backward, softmax.backward_over(&y, grad_y));
                 }
             }
         }

@@ -1,16 +1,17 @@
-//! The oracle, `src/reference.rs`, against exact results that share no code with it: those of
+//! The oracle, `common::reference`, against exact results that share no code with it: those of
 //! tests/golden/generate.py.
 
 #[path = "golden/vectors.rs"]
 mod vectors;
 
+use common::reference::{self, Reduction};
 use vectors::*;
-use xent::reference::{self, Reduction};
 
-/// Of the largest term. The exact results are rounded to f64, the oracle's operations are f64.
+/// The bound, relative to the largest term. Exact results are rounded to f64, and the oracle computes in
+/// f64.
 const BOUND: f64 = 2e-15;
 
-/// The same kind of number and within BOUND of `scale`; returns the error in units of it.
+/// Asserts that both are of one kind and within BOUND of `scale`; returns the error in units of it.
 #[track_caller]
 fn agree(case: &Case, what: &str, got: &[f64], want: &[f64], scale: impl Fn(usize) -> f64) -> f64 {
     assert_eq!(got.len(), want.len(), "{}: {what}", case.name);
@@ -79,7 +80,7 @@ fn introductions() {
 }
 
 #[test]
-fn softmax_family() {
+fn softmax_and_log_softmax() {
     for case in load(SOFTMAX) {
         let [rows, classes, inner] = case.dims();
         let softmax = case.text("call") == Some("softmax");
@@ -94,7 +95,7 @@ fn softmax_family() {
                 true => reference::softmax_backward(&y, &grad_y, rows, classes, inner),
                 false => reference::log_softmax_backward(&y, &grad_y, rows, classes, inner),
             };
-            // What cancels is bounded by the largest gradient times the number of classes.
+            // The terms that cancel are at most the largest gradient times the number of classes.
             let largest = grad_y.iter().fold(0.0, |m: f64, g| m.max(g.abs())) * classes as f64;
             agree(&case, "grad", &grad, &case.tensor("grad").to_f64(), |_| largest);
         }

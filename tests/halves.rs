@@ -1,21 +1,21 @@
-//! bf16 and f16: computed in f32, rounded once.
+//! bf16 and f16: xent computes in f32 and rounds once.
 //!
-//! Every call is held, bit for bit, against the same call on the widened logits in f32, which the
-//! other tests hold against the oracle.
+//! Every call must have the bits of the same call on the widened logits in f32, which other tests
+//! compare with the oracle.
 
 use common::random::{KINDS, Kind, Rng, config, fill, specs};
+use common::reference::{self, Outcome};
 use common::{Element, Guarded, How, Indices, Pass, Problem, Reals, Reduction, Run};
 use common::{assert_same, is_sampled, isas, some};
 use proptest::prelude::*;
 use std::sync::OnceLock;
 use xent::half::{bf16, f16};
-use xent::reference::{self, Outcome};
 use xent::{CrossEntropy, Error, Input, Isa, Number, Output, Pool, Results};
 
-/// A half, with what the crate `half` says about it.
+/// A half type, with its constants from the crate `half`.
 trait Half: Element + Into<f64> {
     const NAME: &'static str;
-    /// The relative error of a rounding, and the absolute one close to 0.
+    /// The relative error of a rounding, and the absolute error near 0.
     const RELATIVE: f64;
     const ABSOLUTE: f64;
     fn narrow(x: f32) -> Self;
@@ -50,7 +50,7 @@ fn widen<H: Half>(x: &[H]) -> Vec<f32> {
     x.iter().map(|&x| x.widen()).collect()
 }
 
-/// One test for each type.
+/// Makes a test for each half type.
 macro_rules! both {
     ($($(#[$doc:meta])* $name:ident)*) => {
         mod in_bf16 {
@@ -83,14 +83,14 @@ fn three() -> &'static Pool {
 /// A problem in halves and its upcast.
 struct Case<H> {
     logits: Vec<H>,
-    /// What the gradient is added to.
+    /// The contents of the output that the gradient is added to.
     old: Option<Vec<H>>,
-    /// Class weights, row weights and grad_output, where they are passed in halves.
+    /// Class weights, row weights and grad_output, if they are halves.
     operands: [Option<Vec<H>>; 3],
     upcast: Problem,
 }
 
-/// What one call left behind: losses unless it is a backward, and a gradient in one of two types.
+/// The results of one call: losses unless it is a backward, and a gradient in one of two types.
 #[derive(Clone)]
 struct Answer<H> {
     name: &'static str,
@@ -101,7 +101,7 @@ struct Answer<H> {
 }
 
 impl<H: Half> Case<H> {
-    /// The problem, rounded.
+    /// The problem with logits rounded to halves.
     fn of(problem: &Problem) -> Case<H> {
         let logits = narrow::<H>(&problem.logits);
         let old = problem.accumulate.as_ref().map(|old| narrow::<H>(old));
@@ -113,7 +113,7 @@ impl<H: Half> Case<H> {
         Case { logits, old, operands: [None, None, None], upcast }
     }
 
-    /// Weights and grad_output rounded too.
+    /// Rounds weights and grad_output too.
     fn with_operands_in_halves(mut self) -> Case<H> {
         let problem = &mut self.upcast;
         let all = [&mut problem.class_weights, &mut problem.row_weights, &mut problem.grad_output];
@@ -143,7 +143,7 @@ impl<H: Half> Case<H> {
         call
     }
 
-    /// One call; its gradient is empty if there is none. In place, `G` is `H`.
+    /// Makes one call; a forward has an empty gradient. In place `G` is `H`.
     fn run<G: Element>(&self, pass: Pass, old: Option<&[G]>, how: &How) -> (Run, Vec<G>, Vec<H>) {
         let (rows, classes) = (self.upcast.rows, self.upcast.classes);
         let mut call = self.builder().isa(how.isa).threads(how.threads);
@@ -199,7 +199,7 @@ impl<H: Half> Case<H> {
         (run, grad, Vec::new())
     }
 
-    /// Every call: forward, fused and backward, their gradients in either type and in place.
+    /// Makes every call: forward, fused and backward, with gradients of either type and in place.
     fn answers(&self, how: &How) -> Vec<Answer<H>> {
         let old = self.old.as_deref();
         let old32 = self.upcast.accumulate.as_deref();
@@ -232,7 +232,8 @@ impl<H: Half> Case<H> {
         all
     }
 
-    /// Losses and gradients in f32 are those of the upcast, gradients in halves are its rounded.
+    /// Asserts that losses and f32 gradients are those of the upcast problem, and that gradients in
+    /// halves are the same, rounded.
     #[track_caller]
     fn assert_upcast(&self, answers: &[Answer<H>], how: &How, what: &str) {
         let fused = self.upcast.run(Pass::Fused, how);
@@ -252,8 +253,8 @@ impl<H: Half> Case<H> {
         }
     }
 
-    /// Against the upcast on every set, and against one another on 1, 2 and 3 threads and between
-    /// the sets with fused multiply-add.
+    /// Compares with the upcast problem on every set, and between 1, 2 and 3 threads and between the
+    /// sets with fused multiply-add.
     #[track_caller]
     fn check(&self, how: impl Fn(Isa) -> How<'static>) {
         let mut fma: Option<Vec<Answer<H>>> = None;
@@ -301,8 +302,8 @@ fn mixed(rows: usize, classes: usize, kinds: &[Kind]) -> Problem {
     Problem::new(classes, &logits, &targets)
 }
 
-/// The problem plain, smoothed, with weights and ignored rows, with all of it and one grad_output
-/// a row, and with the gradient added.
+/// The problem without options, with smoothing, with weights and ignored rows, with all of them and one
+/// grad_output per row, and with an accumulated gradient.
 fn variants(problem: &Problem) -> [Problem; 5] {
     let weights = |n: usize| (0..n).map(|i| (i % 7) as f32 / 4.0 - 0.25).collect();
     let mut targets = problem.targets.to_i64();
@@ -328,7 +329,7 @@ fn variants(problem: &Problem) -> [Problem; 5] {
     [problem.clone(), smoothed, weighted, all, added]
 }
 
-/// Loss, row losses and lse of the upcast bit for bit; its gradient, rounded once.
+/// Loss, row losses and lse have the bits of the upcast problem; the gradient is rounded once.
 fn seams<H: Half>() {
     for classes in some([1, 2, 10, 63, 64, 65, 255, 256, 257, 1000, 2049, 4097, 70_000], 5) {
         let rows = if classes <= 300 { 2 * KINDS.len() } else { KINDS.len() };
@@ -338,7 +339,7 @@ fn seams<H: Half>() {
     }
 }
 
-/// Rows over threads, and few long ones that a team takes together.
+/// Rows over threads, and a few long rows of which all threads work on one at a time.
 fn threads<H: Half>() {
     for (rows, classes) in
         some([(4000, 65), (700, 1000), (257, 2049), (3, 200_000), (1, 131_073)], 5)
@@ -350,9 +351,9 @@ fn threads<H: Half>() {
     }
 }
 
-/// Gradients that go around the caches have the bits of those that do not, wherever they start.
+/// Streamed gradients have the bits of gradients that are not streamed, at every alignment.
 fn streamed_gradients<H: Half>() {
-    // An emulator goes around no cache.
+    // In an emulator no gradient is streamed.
     if is_sampled() {
         return;
     }
@@ -404,7 +405,7 @@ fn alignments<H: Half>() {
     }
 }
 
-/// Beside logits in halves and in f32 alike.
+/// With logits in halves and in f32.
 fn weights_and_grad_output_in_halves<H: Half>() {
     for classes in [2, 65, 1000, 4097] {
         for problem in &variants(&mixed(26, classes, &KINDS))[2..] {
@@ -441,7 +442,7 @@ fn random_problems<H: Half>() {
     });
 }
 
-/// The answer of every set to a plain sum, and the oracle's.
+/// The results of every set under the sum reduction, and the oracle's.
 fn judged<H: Half>(case: &Case<H>, mut see: impl FnMut(Isa, &Run, &[H], &Outcome)) {
     let oracle = reference::evaluate(&case.upcast.case());
     for isa in isas() {
@@ -452,8 +453,8 @@ fn judged<H: Half>(case: &Case<H>, mut see: impl FnMut(Isa, &Run, &[H], &Outcome
     }
 }
 
-/// Liger#1329, #1341: where p rounds to 1, p - 1 formed after the rounding is 0, and the row is
-/// never learnt. It is formed before.
+/// Liger#1329, #1341: where p rounds to 1, a p - 1 formed after the rounding is 0, and the row is never
+/// learnt. xent forms it before the rounding.
 fn liger_1329_confident_rows<H: Half>() {
     const MARGINS: [f64; 6] = [9.0, 12.0, 14.0, 20.0, 40.0, 80.0];
     let mut rng = Rng::new(1329);
@@ -472,7 +473,7 @@ fn liger_1329_confident_rows<H: Half>() {
                 let want = oracle.grad_logits[at];
                 assert!(want < 0.0 && H::narrow((1.0 + want) as f32).widen() == 1.0, "no trap");
                 let got: f64 = grad[at].into();
-                // A little more than the rounding of p - 1 itself.
+                // A little more than the rounding of p - 1.
                 let bound = (1.02 * H::RELATIVE * want.abs()).max(1.001 * H::ABSOLUTE);
                 let what = format!("{classes} classes, row {row} on {}", isa.name());
                 assert!((got - want).abs() <= bound, "{what}: {got:e} instead of {want:e}");
@@ -484,8 +485,8 @@ fn liger_1329_confident_rows<H: Half>() {
     }
 }
 
-/// keras#15015: class ids that went through the logits' type. f16 holds every integer to 2048 and
-/// none past 65504; bf16 to 256.
+/// keras#15015: class ids were converted to the logits' type. f16 holds every integer to 2048 and none
+/// past 65504; bf16 holds every integer to 256.
 fn keras_15015_class_ids_past_the_exact_integers<H: Half>() {
     for (classes, ids) in [
         (256, vec![0i64, 129, 255]),
@@ -510,8 +511,8 @@ fn keras_15015_class_ids_past_the_exact_integers<H: Half>() {
     }
 }
 
-/// pytorch#55657, #85791, #158310, executorch#20089, tract#2586: sums in halves stick at 256 or
-/// 2048 and overflow at 65504, over classes and over rows.
+/// pytorch#55657, #85791, #158310, executorch#20089, tract#2586: sums in halves, over classes or rows,
+/// stuck at 256 or 2048 and overflowed at 65504.
 fn pytorch_85791_long_sums_neither_stick_nor_overflow<H: Half>() {
     let (classes, level) = (70_000, 3.0);
     let logits = vec![level as f32; 3 * classes];
@@ -533,7 +534,7 @@ fn pytorch_85791_long_sums_neither_stick_nor_overflow<H: Half>() {
     });
 }
 
-/// TE#3193, Modalities#464: the loss quantised to the type of the logits.
+/// TE#3193, Modalities#464: the loss was rounded to the type of the logits.
 fn te_3193_the_loss_is_not_a_half<H: Half>() {
     let case = Case::<H>::of(&mixed(100, 1000, &[Kind::Unit]));
     judged(&case, |isa, run, _, oracle| {
@@ -543,10 +544,10 @@ fn te_3193_the_loss_is_not_a_half<H: Half>() {
     });
 }
 
-/// Pairs of types that do not go together, and types an operand cannot have: the word that names
-/// it, and nothing written.
+/// Pairs of types that do not go together, and types that an operand cannot have: the message names the
+/// operand, and the call writes nothing.
 fn refusals<H: Half>() {
-    /// The gradient of the logits, by every call that has one.
+    /// The gradient of the logits, by every call that computes it.
     #[track_caller]
     fn refused<L: Number, G: Element>(logits: &[L; 6], grad: G, words: &[&str]) {
         for isa in isas() {
@@ -580,7 +581,7 @@ fn refusals<H: Half>() {
     refused(&[0.5f64; 6], f32::POISON, &["grad_logits", "F64", "F32"]);
     refused(&[16_000u16; 6], f32::POISON, &["logits", "U16"]);
 
-    // Losses and entropies are sums: f32 at least.
+    // Losses and entropies have at least f32.
     let call = CrossEntropy::new(2, 3);
     for name in ["row_losses", "entropy"] {
         let mut sums = [H::POISON; 2];

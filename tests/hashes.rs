@@ -1,12 +1,12 @@
-//! The bits of a fixed set of problems, beside those that are committed: one table for all
-//! instruction sets with fused multiply-add, NEON among them, and for every later version. A
-//! change of any bit is a change of `tests/golden/hashes.txt`, made on purpose:
+//! The bits of a fixed set of problems equal those of the committed table `tests/golden/hashes.txt`.
+//! There is one table for all instruction sets with fused multiply-add, including NEON, and for every
+//! later version. Whoever changes a bit on purpose rewrites the table:
 //!
 //! ```sh
 //! XENT_WRITE_HASHES=1 cargo test --test hashes golden
 //! ```
 //!
-//! Sets without fused multiply-add (the plain x86-64) have other bits by design, and take no part.
+//! Sets without fused multiply-add (baseline x86-64) have other bits by design and are not tested here.
 
 #[path = "hashes/problems.rs"]
 mod problems;
@@ -15,7 +15,7 @@ use common::operand::{Dtype, FLOATS, Operand};
 use common::random::Rng;
 use common::task::{Answer, Call, Task, assert_all_same, same_bits};
 use common::{How, Reduction, fused_isas, is_sampled, isas, some};
-use problems::{CHOICES, Choice, LIES, Lie, PAIRS, sizes, task};
+use problems::{CHOICES, Choice, LAYOUTS, Layout, PAIRS, sizes, task};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::OnceLock;
@@ -26,7 +26,7 @@ fn eight() -> &'static Pool {
     POOL.get_or_init(|| Pool::new(8).unwrap())
 }
 
-/// FNV-1a over bits, any NaN being equal to any.
+/// FNV-1a over bits; any NaN equals any other.
 #[derive(Clone, Copy)]
 struct Hash(u64);
 
@@ -61,7 +61,7 @@ impl Hash {
         }
     }
 
-    /// Folded to 32 bits, for a table that can be read.
+    /// The hash folded to 32 bits, for a table that people can read.
     fn folded(self) -> u32 {
         (self.0 ^ (self.0 >> 32)) as u32
     }
@@ -70,7 +70,7 @@ impl Hash {
 /// A hash for each call of each group of problems.
 type Table = BTreeMap<String, Vec<(&'static str, u32)>>;
 
-/// The column of a call: those that replace the logits go with those that do not.
+/// The column of a call: a call in place shares it with the call out of place.
 fn column(call: &str) -> &'static str {
     match call {
         "evaluate" | "forward" => "forward",
@@ -80,7 +80,7 @@ fn column(call: &str) -> &'static str {
     }
 }
 
-/// What the table lists of a group: one number for each kind of call.
+/// The entries of a group: one hash for each kind of call.
 fn group(tasks: impl Iterator<Item = Task>, how: &How) -> Vec<(&'static str, u32)> {
     let mut hashes: Vec<(&'static str, Hash)> = Vec::new();
     for task in tasks {
@@ -100,39 +100,41 @@ fn group(tasks: impl Iterator<Item = Task>, how: &How) -> Vec<(&'static str, u32
 fn cross_entropy(isa: Isa, pair: (&'static str, Dtype, Dtype)) -> Table {
     let how = How { threads: 1, ..How::on(isa) };
     let mut table = Table::new();
-    // What is computed of halves is computed in f32: as a sample each pair of theirs takes a third of the
-    // groups, and another than the pair before it.
+    // Halves are computed in f32. In a sample each pair of half types takes a third of the groups, and a
+    // different third from the pair before it.
     let each = if is_sampled() && pair.1.is_half() { 3 } else { 1 };
     let first = PAIRS.iter().position(|other| *other == pair).map_or(0, |at| at % each);
-    let groups = LIES.iter().flat_map(|lie| CHOICES.iter().map(move |choice| (lie, choice)));
-    for (&(lie_name, lie), &(choice_name, choice)) in groups.skip(first).step_by(each) {
-        let all = sizes(lie).iter().enumerate();
-        let tasks = all.map(|(turn, &sizes)| task(pair, lie, choice, sizes, turn));
-        table.insert(format!("{} {lie_name} {choice_name}", pair.0), group(tasks, &how));
+    let groups =
+        LAYOUTS.iter().flat_map(|layout| CHOICES.iter().map(move |choice| (layout, choice)));
+    for (&(layout_name, layout), &(choice_name, choice)) in groups.skip(first).step_by(each) {
+        let all = sizes(layout).iter().enumerate();
+        let tasks = all.map(|(turn, &sizes)| task(pair, layout, choice, sizes, turn));
+        table.insert(format!("{} {layout_name} {choice_name}", pair.0), group(tasks, &how));
     }
-    // Rows of more than one segment, with exponentials that are kept where it is in place.
+    // Rows of more than one segment; in place their exponentials are stored in place.
     for (name, choice) in
         [("plain", Choice::Plain), ("smoothing", Choice::Smoothing), ("soft", Choice::Soft)]
     {
         let tasks = [70_001, 131_100].into_iter().enumerate();
-        let tasks =
-            tasks.map(|(turn, classes)| task(pair, Lie::Packed, choice, [1, classes, 1], 3 + turn));
+        let tasks = tasks
+            .map(|(turn, classes)| task(pair, Layout::Packed, choice, [1, classes, 1], 3 + turn));
         table.insert(format!("{} long {name}", pair.0), group(tasks, &how));
     }
     if !pair.1.is_half() {
         for (name, choice) in [("plain", Choice::Plain), ("softcap", Choice::Softcap)] {
-            let tasks = [Lie::Packed, Lie::Transposed].map(|lie| spread(pair, lie, choice));
+            let tasks =
+                [Layout::Packed, Layout::Transposed].map(|layout| spread(pair, layout, choice));
             table.insert(format!("{} spread {name}", pair.0), group(tasks.into_iter(), &how));
         }
     }
     table
 }
 
-/// Exponentials of arguments all over: the gradient of a row whose largest logit is 0 holds them.
-/// They go by their bits, so that every binade has its share.
-fn spread(pair: (&'static str, Dtype, Dtype), lie: Lie, choice: Choice) -> Task {
+/// Exponentials of arguments from the whole range: the gradient of a row whose largest logit is 0
+/// consists of them. The arguments are spaced evenly by their bits, so that each binade has as many.
+fn spread(pair: (&'static str, Dtype, Dtype), layout: Layout, choice: Choice) -> Task {
     let sizes @ [rows, classes, _] = [48, 1024, 1];
-    let mut task = task(pair, lie, choice, sizes, 0);
+    let mut task = task(pair, layout, choice, sizes, 0);
     let n = (rows * classes) as u64;
     let wide = pair.1 == Dtype::F64;
     let range = if wide { 708f64.to_bits() } else { 90f32.to_bits().into() };
@@ -148,12 +150,12 @@ fn spread(pair: (&'static str, Dtype, Dtype), lie: Lie, choice: Choice) -> Task 
 }
 
 /// Forward and backward, out of place and in place.
-fn family_calls(dtype: Dtype, lie: Lie, log: bool, turn: usize, isa: Isa) -> [Vec<f64>; 4] {
-    let sizes = sizes(lie)[turn];
+fn softmax_calls(dtype: Dtype, layout: Layout, log: bool, turn: usize, isa: Isa) -> [Vec<f64>; 4] {
+    let sizes = sizes(layout)[turn];
     let [rows, classes, inner] = sizes;
     let pair = ("", dtype, dtype);
-    let x = task(pair, lie, Choice::Edges, sizes, turn).logits;
-    let grad_y = task(pair, lie, Choice::Rows, sizes, turn + 1).logits;
+    let x = task(pair, layout, Choice::Edges, sizes, turn).logits;
+    let grad_y = task(pair, layout, Choice::Rows, sizes, turn + 1).logits;
     let call = Softmax::new(rows, classes).inner(inner).isa(isa).threads(1);
     let mut out = Operand::zeros(dtype, sizes);
     out.strides = x.strides;
@@ -180,35 +182,35 @@ fn family_calls(dtype: Dtype, lie: Lie, log: bool, turn: usize, isa: Isa) -> [Ve
     [y, over.take("in place"), grad.take("gradient"), grad_over.take("gradient in place")]
 }
 
-fn family(isa: Isa) -> Table {
+fn softmax(isa: Isa) -> Table {
     let mut table = Table::new();
     const NAMES: [&str; 4] = ["forward", "in place", "backward", "backward in place"];
     for dtype in FLOATS {
-        for (lie_name, lie) in LIES {
+        for (layout_name, layout) in LAYOUTS {
             for (log, name) in [(false, "softmax"), (true, "log-softmax")] {
                 let mut hashes = NAMES.map(|name| (name, Hash::EMPTY));
-                for turn in 0..sizes(lie).len() {
-                    let results = family_calls(dtype, lie, log, turn, isa);
+                for turn in 0..sizes(layout).len() {
+                    let results = softmax_calls(dtype, layout, log, turn, isa);
                     for ((_, hash), result) in hashes.iter_mut().zip(&results) {
                         hash.numbers(result);
                     }
                 }
                 let dtype = format!("{dtype:?}").to_lowercase();
                 let hashes = hashes.map(|(name, hash)| (name, hash.folded()));
-                table.insert(format!("{dtype} {lie_name} {name}"), hashes.to_vec());
+                table.insert(format!("{dtype} {layout_name} {name}"), hashes.to_vec());
             }
         }
     }
     table
 }
 
-/// The part of the table that `XENT_HASHES` names, if it does: a pair of dtypes, or `family`. Whoever
-/// runs this many times (`cargo xtask mutants`) need not have all of it each time.
+/// The part of the table that `XENT_HASHES` names: a pair of dtypes, or `softmax`. A caller that runs this
+/// test many times (`cargo xtask mutants`) can run one part each time.
 fn part() -> Option<String> {
     std::env::var("XENT_HASHES").ok()
 }
 
-/// All groups, those of each dtype on a thread of its own: an emulator takes its time.
+/// All groups. Each dtype has a thread of its own, since an emulator is slow.
 fn table(isa: Isa) -> Table {
     let part = part();
     let is_in = |name: &str| part.as_ref().is_none_or(|part| part == name);
@@ -216,14 +218,14 @@ fn table(isa: Isa) -> Table {
         let pairs = PAIRS.into_iter().filter(|pair| is_in(pair.0));
         let mut parts: Vec<_> =
             pairs.map(|pair| scope.spawn(move || cross_entropy(isa, pair))).collect();
-        if is_in("family") {
-            parts.push(scope.spawn(move || family(isa)));
+        if is_in("softmax") {
+            parts.push(scope.spawn(move || softmax(isa)));
         }
         parts.into_iter().flat_map(|part| part.join().expect("no problem fails")).collect()
     })
 }
 
-/// One line a group; calls are separated from their hashes by `=`, from each other by commas.
+/// The text of a table: one line per group, `call=hash` separated by commas.
 fn written(table: &Table) -> String {
     let mut text = String::from(
         "# Written by `XENT_WRITE_HASHES=1 cargo test --test hashes golden`: see tests/hashes.rs.\n",
@@ -236,7 +238,7 @@ fn written(table: &Table) -> String {
     text
 }
 
-/// Lines that differ, named.
+/// The names and contents of the lines that differ.
 fn difference(got: &str, want: &str) -> String {
     let lines = |text: &str| -> BTreeMap<String, String> {
         let lines = text.lines().filter_map(|line| line.split_once(": "));
@@ -291,7 +293,7 @@ fn golden() {
     println!("{} groups on {}", good.lines().count() - 1, names.join(", "));
 }
 
-/// The hash sees a single bit, in every place.
+/// A change of one bit in any place changes the hash.
 #[test]
 fn hashes_see_every_bit() {
     let sample = Answer {
@@ -321,7 +323,7 @@ fn hashes_see_every_bit() {
     }
 }
 
-/// Every operand on its own way through the bytes of a cache line.
+/// Gives every operand its own sequence of places in a cache line.
 fn moved(task: &Task, byte: usize) -> Task {
     let size = |dtype: Dtype| match dtype {
         Dtype::F64 | Dtype::I64 => 8,
@@ -330,7 +332,7 @@ fn moved(task: &Task, byte: usize) -> Task {
         _ => 2,
     };
     let mut task = task.clone();
-    // Elements are aligned: the places that a dtype has are gone through several times.
+    // Elements are aligned: a dtype of more bytes repeats its fewer places.
     let mut at = byte;
     let mut place = |operand: &mut Operand| {
         operand.offset = at % (64 / size(operand.dtype));
@@ -356,25 +358,26 @@ fn moved(task: &Task, byte: usize) -> Task {
     task
 }
 
-/// All 64 bytes of a cache line that an operand may start at, of every dtype, with every option.
+/// Every place in a cache line at which an operand can start, for every dtype and option.
 #[test]
 fn all_byte_offsets() {
     for pair in PAIRS {
-        for (lie_name, lie) in LIES {
-            let sizes = match lie {
-                Lie::Packed | Lie::Crossed => [[3, 10, 1], [3, 83, 1]],
+        for (layout_name, layout) in LAYOUTS {
+            let sizes = match layout {
+                Layout::Packed | Layout::Crossed => [[3, 10, 1], [3, 83, 1]],
                 _ => [[1, 10, 3], [1, 83, 3]],
             };
             for (turn, (choice_name, choice)) in CHOICES.into_iter().enumerate() {
-                // Each beside one of few and one of more classes in turn, on the next set.
-                let task = task(pair, lie, choice, sizes[turn % 2], turn);
+                // Few and more classes, and the instruction sets, take turns.
+                let task = task(pair, layout, choice, sizes[turn % 2], turn);
                 for isa in isas() {
                     let good = task.run_all(&How::on(isa));
-                    // As a sample one of them, another each time.
+                    // A sample has one place, a different one each time.
                     let some = |byte: &usize| !is_sampled() || *byte == 1 + turn * 13 % 63;
                     for byte in (1..64).filter(some) {
                         let (name, isa_name) = (pair.0, isa.name());
-                        let what = format!("{name} {lie_name} {choice_name} {isa_name} at {byte}");
+                        let what =
+                            format!("{name} {layout_name} {choice_name} {isa_name} at {byte}");
                         let all = moved(&task, byte).run_all(&How::on(isa));
                         assert_all_same(&all, &good, &what);
                     }
@@ -384,7 +387,7 @@ fn all_byte_offsets() {
     }
 }
 
-/// What belongs to a row, from the place that it has in the batch.
+/// The rows of an operand in another order.
 fn pick(answer: &Answer, order: &[usize], [rows, classes, inner]: [usize; 3]) -> [Vec<f64>; 4] {
     let by_row = |all: &[f64]| -> Vec<f64> {
         let row = |&row: &usize| all[row * inner..(row + 1) * inner].to_vec();
@@ -408,40 +411,40 @@ fn shuffled(operand: &Operand, order: &[usize]) -> Operand {
     Operand { values: order.iter().flat_map(row).collect(), ..operand.clone() }
 }
 
-/// A batch in another order has the same rows in that order, with every option.
+/// A batch in another order gives the same rows in that order, with every option.
 #[test]
 fn shuffled_batches() {
     let rng = &mut Rng::new(77);
     let mut place = 0;
     for pair in PAIRS {
-        for (lie_name, lie) in LIES {
-            let all = match lie {
-                Lie::Packed | Lie::Crossed => [[70, 7, 1], [19, 100, 1], [5, 2100, 1]],
+        for (layout_name, layout) in LAYOUTS {
+            let all = match layout {
+                Layout::Packed | Layout::Crossed => [[70, 7, 1], [19, 100, 1], [5, 2100, 1]],
                 _ => [[35, 7, 2], [9, 100, 3], [3, 2100, 2]],
             };
             for (turn, (choice_name, choice)) in CHOICES.into_iter().enumerate() {
-                // A prime, so that each pair and layout has others of them.
+                // A prime step, so that each pair and layout has different options.
                 place += 1;
                 if is_sampled() && place % 37 != 0 {
                     continue;
                 }
                 let sizes = all[turn % 3];
-                // A denominator of its own: a mean of rows in another order may round otherwise.
-                let mut task = task(pair, lie, choice, sizes, turn);
+                // A fixed denominator: the sum of weights in another order may round differently.
+                let mut task = task(pair, layout, choice, sizes, turn);
                 (task.normalizer, task.z_normalizer) = (7.5, 3.25);
                 let mut order: Vec<usize> = (0..sizes[0]).collect();
                 for i in (1..order.len()).rev() {
                     order.swap(i, rng.below(i + 1));
                 }
-                let lay = |operand: &Operand| shuffled(operand, &order);
+                let shuffle = |operand: &Operand| shuffled(operand, &order);
                 let other = Task {
-                    logits: lay(&task.logits),
-                    targets: task.targets.as_ref().map(lay),
-                    row_weights: task.row_weights.as_ref().map(lay),
-                    row_mask: task.row_mask.as_ref().map(lay),
-                    grad_output: task.grad_output.as_ref().map(lay),
-                    grad: lay(&task.grad),
-                    grad_targets: lay(&task.grad_targets),
+                    logits: shuffle(&task.logits),
+                    targets: task.targets.as_ref().map(shuffle),
+                    row_weights: task.row_weights.as_ref().map(shuffle),
+                    row_mask: task.row_mask.as_ref().map(shuffle),
+                    grad_output: task.grad_output.as_ref().map(shuffle),
+                    grad: shuffle(&task.grad),
+                    grad_targets: shuffle(&task.grad_targets),
                     ..task.clone()
                 };
                 let same: Vec<usize> = (0..sizes[0]).collect();
@@ -450,7 +453,7 @@ fn shuffled_batches() {
                     let (all, others) = (task.run_all(&how), other.run_all(&how));
                     for ((call, answer), (_, other)) in all.iter().zip(&others) {
                         let name = pair.0;
-                        let what = format!("{name} {lie_name} {choice_name} {call}");
+                        let what = format!("{name} {layout_name} {choice_name} {call}");
                         let good = pick(answer, &order, sizes);
                         for (a, b) in pick(other, &same, sizes).iter().zip(&good) {
                             same_bits(a, b, &what);
@@ -462,26 +465,26 @@ fn shuffled_batches() {
     }
 }
 
-/// 1, 2, 3 and 8 threads beside every option, dtype and layout, in calls that are worth them.
+/// 1, 2, 3 and 8 threads with every option, dtype and layout, in calls large enough for threads.
 #[test]
 fn thread_counts() {
     let isa = Isa::best();
     for pair in [PAIRS[0], PAIRS[1], PAIRS[3]] {
-        for (lie_name, lie) in [LIES[0], LIES[1], LIES[2]] {
+        for (layout_name, layout) in [LAYOUTS[0], LAYOUTS[1], LAYOUTS[2]] {
             for (turn, (choice_name, choice)) in CHOICES.into_iter().enumerate() {
                 if is_sampled() && turn % 16 != 0 {
                     continue;
                 }
-                // By rows, and for packed ones by the segments of one as well.
-                let sizes = match (lie, turn % 3) {
-                    (Lie::Packed, 0) => [1, 140_000, 1],
-                    (Lie::Packed, 1) => [14_000, 10, 1],
-                    (Lie::Packed, _) => [140, 1000, 1],
+                // Threads share rows; of packed logits also the segments of one row.
+                let sizes = match (layout, turn % 3) {
+                    (Layout::Packed, 0) => [1, 140_000, 1],
+                    (Layout::Packed, 1) => [14_000, 10, 1],
+                    (Layout::Packed, _) => [140, 1000, 1],
                     (_, 0) => [2, 100, 700],
                     (_, 1) => [40, 10, 350],
                     (_, _) => [7, 1000, 20],
                 };
-                let mut task = task(pair, lie, choice, sizes, turn);
+                let mut task = task(pair, layout, choice, sizes, turn);
                 if task.reduction == Reduction::None && turn % 2 == 0 {
                     task.reduction = Reduction::Sum;
                     task.grad_output = None;
@@ -494,7 +497,8 @@ fn thread_counts() {
                     for threads in some([3, 2, 8], 3) {
                         let answer = task.run(call, &How { threads, pool, ..How::on(isa) });
                         let name = pair.0;
-                        let what = format!("{name} {lie_name} {choice_name} on {threads} threads");
+                        let what =
+                            format!("{name} {layout_name} {choice_name} on {threads} threads");
                         answer.assert_same(&good, &what);
                     }
                 }

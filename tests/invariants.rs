@@ -1,22 +1,23 @@
-//! What must not matter, for every option, dtype and layout: the instruction set, the threads, the
-//! place of a row, strides, and options at their neutral values; and what must come to the same.
+//! Invariants, for every option, dtype and layout: the instruction set, the threads, the place of a row,
+//! strides, and options at their neutral values do not change a result; equivalent calls agree.
 
 use common::operand::{Dtype, FLOATS, Operand};
 use common::random::{Kind, Rng, config};
+use common::reference;
 use common::task::{Answer, Call, Task, Wants, assert_all_same, same_bits, same_numbers};
 use common::task_bounds::{Judge, check_on};
-use common::task_random::{Aim, Spec, tasks};
+use common::task_random::{Spec, TargetKind, tasks};
 use common::{How, Reduction, isas};
 use proptest::prelude::*;
 use std::sync::OnceLock;
-use xent::{Pool, Softmax, reference};
+use xent::{Pool, Softmax};
 
 fn eight() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();
     POOL.get_or_init(|| Pool::new(8).unwrap())
 }
 
-/// With denominators of its own, which a row by itself would not have.
+/// The task with fixed denominators, so that a row alone has the same.
 fn normalised(task: Task) -> Task {
     Task { normalizer: 7.5, z_normalizer: 3.25, ..task }
 }
@@ -25,7 +26,7 @@ fn upcast(operand: &Operand) -> Operand {
     Operand { dtype: Dtype::F32, ..operand.clone() }
 }
 
-/// The bits of a part of a batch.
+/// Asserts that a part of a batch has the bits of the batch.
 fn assert_part(part: &Answer, whole: &Answer, i: usize, entries: &[usize], what: &str) {
     let at = |all: &[f64]| all.get(i).copied().into_iter().collect::<Vec<f64>>();
     same_bits(&part.lse, &at(&whole.lse), &format!("{what}: lse"));
@@ -56,12 +57,12 @@ proptest! {
         }
     }
 
-    /// Promise 1: the strides do not matter, but for whether classes are contiguous.
+    /// Promise 1: strides do not change a bit, as long as classes stay contiguous or not.
     #[test]
     fn strides_do_not_matter(spec in tasks(6_000)) {
         let task = spec.task();
         let relaid = task.relaid(&mut Rng::new(spec.seed ^ 1));
-        // In place, the gradient lies where the logits do; repeated ones cannot be replaced.
+        // In place the gradient has the strides of the logits; repeated logits cannot be replaced.
         let common = |all: Vec<(&'static str, Answer)>| -> Vec<(&'static str, Answer)> {
             let keep = task.logits.is_apart();
             all.into_iter().filter(|(name, _)| keep || !name.contains("in place")).collect()
@@ -70,7 +71,7 @@ proptest! {
             let how = spec.how(isa);
             let [all, mut relaid] = [&task, &relaid].map(|task| common(task.run_all(&how)));
             for ((_, answer), (_, relaid)) in all.iter().zip(&mut relaid) {
-                // Sums over rows run along rows or inner positions, whichever is the denser.
+                // Sums over rows run along rows or inner positions, whichever has the smaller stride.
                 let size: f64 = answer.row_losses.iter().map(|loss| loss.abs()).sum();
                 for (mine, other) in
                     [(answer.loss, &mut relaid.loss), (answer.z_loss, &mut relaid.z_loss)]
@@ -86,13 +87,13 @@ proptest! {
         }
     }
 
-    /// Promise 1: a row alone has the bits it has among others, whatever its place.
+    /// Promise 1: a row alone has the bits that it has in a batch, in any place.
     #[test]
     fn rows_do_not_depend_on_others(spec in tasks(3_000)) {
         let task = normalised(spec.task());
         let (classes, inner) = (task.classes, task.inner);
         let positions = task.positions();
-        // All of few; else the ends of tiles of 64, and some.
+        // All rows if they are few; else the ends of tiles of 64, and some others.
         let some = |i: &usize| {
             positions <= 24 || [0, 1, 7, 8, 63].contains(&(i % 64)) || *i + 2 > positions
         };
@@ -105,7 +106,7 @@ proptest! {
                 let entries: Vec<usize> =
                     (0..classes).map(|class| (row * classes + class) * inner + k).collect();
                 for (name, part) in &alone {
-                    // A row of repeated logits alone may be replaced.
+                    // A single row of repeated logits can be replaced.
                     let Some((_, whole)) = whole.iter().find(|(other, _)| other == name) else {
                         assert!(name.contains("in place"));
                         continue;
@@ -116,7 +117,7 @@ proptest! {
         }
     }
 
-    /// What else is asked for does not matter.
+    /// The other results that a call asks for do not change a bit.
     #[test]
     fn other_results_do_not_matter(spec in tasks(6_000)) {
         let all = Task { wants: Wants { entropy: true, argmax: true, correct: true }, ..spec.task() };
@@ -161,7 +162,7 @@ proptest! {
                 normalizer: kept, z_normalizer: kept, ..task.clone()
             }));
         } else {
-            // There is nothing to be divided, and the flag is not neutral.
+            // No row is kept: the flag EMPTY_IS_ZERO is not neutral.
             neutral.remove(3);
         }
         for isa in isas() {
@@ -177,12 +178,12 @@ proptest! {
         }
     }
 
-    /// bf16 and f16 are the widened problem, rounded once.
+    /// The results of bf16 and f16 are those of the widened problem, rounded once.
     #[test]
     fn halves_are_the_widened_problem(spec in tasks(6_000)) {
         let dtype = if spec.dtype == Dtype::F16 { Dtype::F16 } else { Dtype::Bf16 };
         let task = Spec { dtype, ..spec.clone() }.task();
-        // What is added to may differ: the sum is rounded, not the gradient.
+        // Accumulation rounds the sum, not the gradient.
         let task = Task { accumulate: false, ..task };
         let wide = Task { logits: upcast(&task.logits), grad: upcast(&task.grad), ..task.clone() };
         for isa in isas() {
@@ -201,7 +202,7 @@ proptest! {
         }
     }
 
-    /// Accumulating twice is twice, to the rounding of one addition.
+    /// Accumulating twice doubles the gradient, to the rounding of one addition.
     #[test]
     fn accumulating_twice_is_twice(spec in tasks(6_000)) {
         let task = Task { accumulate: false, ..spec.task() };
@@ -221,7 +222,7 @@ proptest! {
                 grad.values.clone_from(&once);
                 let dtype = grad.dtype;
                 for (twice, once) in again.run(call, &how).grad.iter().zip(&once) {
-                    // A multiplication and an addition may be one.
+                    // A multiplication and an addition may be fused.
                     let bound = half_ulps * dtype.half_ulp(2.0 * once);
                     let close = (twice - 2.0 * once).abs() <= bound;
                     let past = !once.is_finite() || 2.0 * once.abs() >= dtype.largest();
@@ -231,13 +232,13 @@ proptest! {
         }
     }
 
-    /// A row of the gradient sums to what z-loss adds, which is 2λ·lse: the rest cancels.
+    /// A row of the gradient sums to the part of z-loss, 2λ·lse: all else cancels.
     #[test]
     fn gradient_rows_sum_to_zero(spec in tasks(6_000)) {
         let finite = !matches!(spec.kind, Kind::AllInf | Kind::NotFinite | Kind::Mixed);
         let spec = Spec {
             kind: if finite { spec.kind } else { Kind::Broad },
-            aim: if spec.aim == Aim::Nothing { Aim::Signed } else { spec.aim },
+            target_kind: if spec.target_kind == TargetKind::Nothing { TargetKind::Signed } else { spec.target_kind },
             long_grad: true,
             softcap: 0.0,
             log_probs: false,
@@ -259,7 +260,7 @@ proptest! {
                 let sum: f64 = row.iter().sum();
                 let size: f64 = row.iter().map(|g| g.abs()).sum();
                 let (cancels, z) = judge.gradient_sums(i);
-                // Exponentials below 1e-37 are lost, each for itself.
+                // Each exponential below 1e-37 may be lost.
                 let lost = classes as f64 * 1e-37 * cancels.max(1.0);
                 let bound = unit * (size + cancels + z.abs()) + lost;
                 let off = (sum - z).abs();
@@ -271,13 +272,13 @@ proptest! {
         }
     }
 
-    /// Index targets are probabilities, and so is their smoothing: the oracle has one result, and
-    /// the kernels keep to it either way.
+    /// Index targets, the same as one-hot probabilities, and smoothed probabilities: the oracle has one
+    /// result, and the kernels agree with it each way.
     #[test]
     fn indices_are_probabilities(spec in tasks(6_000)) {
         let spec = Spec {
-            aim: Aim::Indices,
-            // Means divide by different things, and probabilities know no ignore_index.
+            target_kind: TargetKind::Indices,
+            // Means have different denominators, and ignore_index does not apply to probabilities.
             reduction: if spec.reduction == Reduction::Mean { Reduction::Sum } else { spec.reduction },
             ignore: common::random::Ignore::Nothing,
             mask: false,
@@ -304,7 +305,7 @@ proptest! {
             for (i, scale) in scales.iter().enumerate() {
                 let (a, b) = (judge.out.row_losses[i], judged.out.row_losses[i]);
                 let close = (a - b).abs() <= 1e-13 * scale * classes as f64;
-                // With log-probabilities, only an index leaves other classes unread.
+                // With log-probabilities only an index target leaves other classes unread.
                 let unread = task.log_probs && eps == 0.0;
                 prop_assert!(close || a == b || a.is_nan() && b.is_nan() || unread, "{a:e} {b:e}");
             }
@@ -314,7 +315,7 @@ proptest! {
         }
     }
 
-    /// Cross-entropy is NLL of log-softmax.
+    /// Cross-entropy equals NLL of log-softmax.
     #[test]
     fn cross_entropy_is_nll_of_log_softmax(spec in tasks(6_000)) {
         let spec = Spec {
@@ -323,7 +324,7 @@ proptest! {
             scale: 1.0,
             log_probs: false,
             accumulate: false,
-            aim: if spec.aim == Aim::Nothing { Aim::Normalised } else { spec.aim },
+            target_kind: if spec.target_kind == TargetKind::Nothing { TargetKind::Normalised } else { spec.target_kind },
             dtype: if spec.dtype == Dtype::F64 { Dtype::F64 } else { Dtype::F32 },
             ..spec
         };
@@ -338,11 +339,11 @@ proptest! {
             call.log_softmax(x.input(), y.output()).unwrap();
             log_p.values = y.take("log-softmax");
             let nll = Task { logits: log_p, log_probs: true, ..whole.clone() };
-            // Of the log-softmax as it was rounded.
+            // The log-softmax as stored, rounded.
             check_on(&Judge::new(&nll), &how);
             let losses = nll.run(Call::Forward, &how).row_losses;
             for (i, loss) in losses.iter().enumerate() {
-                // A NaN that is not read is no NaN.
+                // NLL does not see a NaN that it does not read.
                 let want = judge.out.row_losses[i];
                 if want.is_finite() && loss.is_finite() {
                     let bound = judge.bound_after_log_softmax(i);
@@ -354,7 +355,7 @@ proptest! {
     }
 }
 
-/// Large enough for more than one thread, of every option.
+/// Tasks large enough for several threads, with every option.
 #[test]
 fn threads_do_not_matter() {
     proptest!(config(20), |(spec in tasks(400_000))| {
@@ -371,7 +372,7 @@ fn threads_do_not_matter() {
     });
 }
 
-/// The oracle on log-softmax, for what the last property leans on.
+/// The oracle agrees with itself: cross-entropy equals NLL of log-softmax.
 #[test]
 fn oracle_agrees_with_itself() {
     let x: Vec<f64> = (0..40).map(|i| f64::from(i % 7) - 3.0).collect();

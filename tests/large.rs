@@ -1,4 +1,5 @@
-//! More elements than 32 bits count: by strides over sparse memory, and, by name, real ones.
+//! More elements than 32 bits can count: by strides over sparse memory, and in tests that run only by
+//! name, real elements.
 //!
 //! ```sh
 //! cargo test --release --test large -- --ignored
@@ -10,20 +11,20 @@ use rayon::prelude::*;
 use xent::half::{bf16, f16};
 use xent::{CrossEntropy, Input, Isa, Number, Output, Results, Softmax};
 
-/// Zeros of which only those pages exist that are written.
+/// Zeros. The system provides a page when it is written.
 struct Sparse<T> {
     start: *mut T,
     len: usize,
 }
 
 impl<T: Number> Sparse<T> {
-    /// None where there is no such address space.
+    /// `None` if the system has no such address space.
     #[cfg(unix)]
     fn new(len: usize) -> Option<Sparse<T>> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let bytes = len * size_of::<T>();
-        // SAFETY: a fresh mapping.
+        // SAFETY: the call asks for a new mapping at an address of the system's choice.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
         if start == libc::MAP_FAILED {
             println!("SKIPPED: no address space for {bytes} bytes");
@@ -38,7 +39,7 @@ impl<T: Number> Sparse<T> {
     }
 
     fn all(&mut self) -> &mut [T] {
-        // SAFETY: `len` numbers that are 0 until they are written, and nobody else's.
+        // SAFETY: the mapping holds `len` numbers, 0 until written, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
     }
 }
@@ -46,7 +47,7 @@ impl<T: Number> Sparse<T> {
 impl<T> Drop for Sparse<T> {
     fn drop(&mut self) {
         #[cfg(unix)]
-        // SAFETY: the mapping of `new`; the slices borrowed from this are gone.
+        // SAFETY: `new` made the mapping with this length; no slice of it outlives `self`.
         unsafe {
             libc::munmap(self.start.cast(), self.len * size_of::<T>());
         }
@@ -77,19 +78,19 @@ floats! {
     f16: f16::from_f64, f64::from;
 }
 
-/// Strides of rows, classes and positions past 2^31 and 2^32 elements. Truncated to 32 bits, each
-/// leads to other elements of the same operand, which are 0.
+/// Strides of rows, classes and positions past 2^31 and 2^32 elements. Truncated to 32 bits, each would
+/// lead to other elements of the same operand, which are 0.
 const FAR: [i64; 3] = [(1 << 31) + 7, (1 << 32) + 5, (1 << 33) - 1];
 
-/// `[2, 3, 2]` with one axis or all of them far, by every call, against the same numbers close
-/// together in the same order of axes.
+/// `[2, 3, 2]` with a huge stride along one axis or all, by every call, against the same numbers with
+/// small strides in the same order of axes.
 fn by_strides<T: Float>(isa: Isa) {
     let [rows, classes, inner] = [2usize, 3, 2];
     let values: Vec<T> = (0..12).map(|i| T::of(f64::from(i * 5 % 12) * 0.25 - 1.0)).collect();
     let soft = values.iter().map(|x| T::of(x.real().abs() / 4.0)).collect::<Vec<T>>();
     let y = [2i32, 0, 1, 2];
     let call = CrossEntropy::new(rows, classes).inner(inner).isa(isa);
-    let family = Softmax::new(rows, classes).inner(inner).isa(isa);
+    let softmax = Softmax::new(rows, classes).inner(inner).isa(isa);
     for far in FAR {
         for axes in [[true, false, false], [false, true, false], [false, false, true], [true; 3]] {
             let scale = if axes == [true; 3] { [1, 4, 12] } else { [1; 3] };
@@ -132,7 +133,7 @@ fn by_strides<T: Float>(isa: Isa) {
                 (0..12).for_each(|i| packed[spot(i)] = from[i]);
             };
 
-            // In place, then from the lse, then as targets and as their gradient.
+            // Fused in place, then from the lse, then as targets and as their gradient.
             put(&mut memory, &values);
             fill(&mut packed, &values);
             let mut lse = [[0.0; 4]; 2];
@@ -173,14 +174,14 @@ fn by_strides<T: Float>(isa: Isa) {
             same(&mut memory, &packed, "backward_targets");
             put(&mut memory, &values);
             fill(&mut packed, &values);
-            family.softmax_in_place(Output::from(memory.all()).strides(strides)).unwrap();
-            family.softmax_in_place(Output::from(&mut packed).strides(close)).unwrap();
+            softmax.softmax_in_place(Output::from(memory.all()).strides(strides)).unwrap();
+            softmax.softmax_in_place(Output::from(&mut packed).strides(close)).unwrap();
             same(&mut memory, &packed, "softmax");
         }
     }
 }
 
-/// pytorch#108345 once more: strides past 2^32 elements along each axis, in each dtype.
+/// pytorch#108345: strides past 2^32 elements along each axis, in each dtype.
 #[test]
 fn pytorch_108345_more_than_2_32_elements_by_strides() {
     for isa in isas() {
@@ -191,7 +192,7 @@ fn pytorch_108345_more_than_2_32_elements_by_strides() {
     }
 }
 
-/// Logit `i` of the real ones: 8 significant bits, as many as a bf16 has.
+/// Logit `i`: it has 8 significant bits, as many as a bf16.
 fn logit(i: usize) -> bf16 {
     let x = (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     bf16::from_f32((x >> 56) as f32 / 16.0 - 8.0)
@@ -205,7 +206,7 @@ fn real_logits(len: usize) -> Vec<bf16> {
     logits
 }
 
-/// The log-sum-exp of logits `from..from + classes`, by how often each value is there.
+/// The log-sum-exp of logits `from..from + classes`, from the number of occurrences of each value.
 fn exact_lse(from: usize, classes: usize) -> f64 {
     let mut counts = vec![0u64; 1 << 16];
     (from..from + classes).for_each(|i| counts[usize::from(logit(i).to_bits())] += 1);
@@ -218,7 +219,7 @@ fn exact_lse(from: usize, classes: usize) -> f64 {
     terms.iter().sum::<f64>().ln()
 }
 
-/// A row's gradient, summed up: exact for logits that are the test's own.
+/// The sum of a row's gradient, exact for these logits.
 #[track_caller]
 fn check_row(grad: &[bf16], from: usize, y: usize, lse: f64, scale: f64) {
     let step = (grad.len() / 100_000).max(1);
@@ -251,7 +252,7 @@ fn more_than_2_31_real_elements_in_rows() {
         .forward_backward_in_place_with(&mut logits, &targets, results)
         .unwrap();
     assert!((loss - losses.iter().sum::<f64>() / rows as f64).abs() < 1e-10 * loss);
-    // The first and last rows, those around 2^31 elements, and some between.
+    // The first and last rows, the rows around 2^31 elements, and some between.
     let middle = (1 << 31) / classes;
     let sampled = (0..rows).step_by(997).chain([middle - 1, middle, middle + 1, rows - 1]);
     for row in sampled {
@@ -277,7 +278,7 @@ fn more_than_2_31_real_classes_of_one_row() {
         argmax: Some(&mut argmax),
         ..Results::default()
     };
-    // A gradient of 2^-20 an element would be below what tells rows apart.
+    // A gradient of 2^-20 per element would be too small to tell rows apart.
     CrossEntropy::new(1, classes)
         .grad_scale(1e9)
         .forward_backward_in_place_with(&mut logits, &[y as i64], results)

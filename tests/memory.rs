@@ -1,9 +1,9 @@
-//! What xent allocates: nothing for a call that stays on its thread, and for one over a team what
-//! rayon's jobs take, whatever C and N·C are.
+//! Allocations: a call that stays on its thread allocates nothing; a call over threads allocates rayon's
+//! jobs, whatever C and N·C are.
 //!
-//! The allocator counts every thread's allocations, so the tests run one after the other, without
-//! the harness and its threads: `main` stands in for it, and takes the names of tests, `--ignored`
-//! and `--list`.
+//! The allocator counts the allocations of every thread. The tests therefore run one after the other,
+//! without the harness and its threads: `main` replaces it, and takes the names of tests, `--ignored` and
+//! `--list`.
 
 use common::is_sampled;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use xent::half::{bf16, f16};
 use xent::{CrossEntropy, Error, Input, Isa, Number, Output, Pool, Reduction, Results, Softmax};
 
-/// The system's allocator, with a count of what is asked of it.
+/// The system's allocator, which counts the requests.
 struct Counting;
 
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 static BYTES: AtomicUsize = AtomicUsize::new(0);
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
-/// The next allocation is shown with a backtrace.
+/// Whether the next allocation prints a backtrace.
 static SHOWN: AtomicBool = AtomicBool::new(false);
 
 fn count(bytes: usize) {
@@ -30,11 +30,11 @@ fn count(bytes: usize) {
     }
 }
 
-// SAFETY: all of it is the system's.
+// SAFETY: every method passes its arguments on to the system's allocator and returns its result.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
-        // SAFETY: the caller's promise, here and below.
+        // SAFETY: the caller keeps the contract of `alloc`, which is also that of the system's.
         unsafe { System.alloc(layout) }
     }
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -56,7 +56,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What was asked for meanwhile.
+/// The allocations during a call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Count {
     calls: usize,
@@ -73,22 +73,22 @@ fn counted<R>(body: impl FnOnce() -> R) -> (R, Count) {
     (result, Count { calls: read(&CALLS), bytes: read(&BYTES), largest: read(&LARGEST) })
 }
 
-/// Threads of the pool that shares large problems.
+/// The number of threads of the pool for large problems.
 const THREADS: usize = 3;
 
-/// Bytes that the jobs of a call over [`THREADS`] threads may take at once, and in all: far below
-/// a bit for each element of the problems that they are held against.
+/// The bytes that the jobs of a call over [`THREADS`] threads may take at once, and in total: far below
+/// one bit for each element of the problems tested.
 const JOB: usize = 2 << 10;
 const JOBS: usize = 4 << 10;
 
-/// How a call is to be run, and what it may allocate.
+/// How to run a call, which decides what the call may allocate.
 #[derive(Clone, Copy)]
 enum Team<'a> {
-    /// On the calling thread: nothing.
+    /// Told to stay on the calling thread: no allocation.
     Alone,
-    /// Small enough to stay there by itself: nothing.
+    /// Small enough to stay on the calling thread: no allocation.
     Small,
-    /// Over a pool of its own, or rayon's: its jobs.
+    /// Over the test's pool, or rayon's: jobs.
     Pool(&'a Pool),
     Global,
 }
@@ -106,12 +106,12 @@ impl Team<'_> {
     }
 }
 
-/// Calls of one problem, each held to what the team allows.
+/// The calls of one problem; checks the allocations of each.
 struct Watch<'a> {
     team: Team<'a>,
     at: String,
     calls: usize,
-    /// Those that allocated anything.
+    /// The number of calls that allocated.
     with_jobs: usize,
     most: Count,
 }
@@ -134,7 +134,7 @@ impl Watch<'_> {
     }
 }
 
-/// A float that logits and gradients can be.
+/// A dtype of logits and gradients.
 trait Float: Number + 'static {
     const NAME: &'static str;
     fn of(x: f32) -> Self;
@@ -156,9 +156,9 @@ floats! {
     f16: f16::from_f32;
 }
 
-/// How `[rows, classes]` lies in memory.
+/// The layout of `[rows, classes]`.
 #[derive(Clone, Copy, Debug)]
-enum Lie {
+enum OperandLayout {
     Rows,
     /// As `[1, classes, rows]`.
     Positions,
@@ -169,25 +169,25 @@ enum Lie {
 struct Shape {
     rows: usize,
     classes: usize,
-    lie: Lie,
+    layout: OperandLayout,
 }
 
 impl Shape {
     fn rows_and_inner(&self) -> [usize; 2] {
-        if let Lie::Positions = self.lie { [1, self.rows] } else { [self.rows, 1] }
+        if let OperandLayout::Positions = self.layout { [1, self.rows] } else { [self.rows, 1] }
     }
 
     fn strides(&self) -> [i64; 3] {
         let [rows, classes] = [self.rows as i64, self.classes as i64];
-        match self.lie {
-            Lie::Rows => [classes, 1, 1],
-            Lie::Positions => [0, rows, 1],
-            Lie::Spread => [2 * classes, 2, 1],
+        match self.layout {
+            OperandLayout::Rows => [classes, 1, 1],
+            OperandLayout::Positions => [0, rows, 1],
+            OperandLayout::Spread => [2 * classes, 2, 1],
         }
     }
 
     fn cells(&self) -> usize {
-        self.rows * self.classes * if let Lie::Spread = self.lie { 2 } else { 1 }
+        self.rows * self.classes * if let OperandLayout::Spread = self.layout { 2 } else { 1 }
     }
 }
 
@@ -195,7 +195,7 @@ impl Shape {
 const OPTIONS: [&str; 8] =
     ["plain", "smoothing", "weights", "cap", "z-loss", "none", "accumulate", "log-probs"];
 
-/// All of them; as a sample one after the other, a round of them shifted against the last.
+/// All options; in a sample one per call, in turn.
 fn some<T: Copy>(all: &[T]) -> Vec<T> {
     static TURN: AtomicUsize = AtomicUsize::new(0);
     if !is_sampled() {
@@ -205,7 +205,7 @@ fn some<T: Copy>(all: &[T]) -> Vec<T> {
     vec![all[(turn + turn / all.len()) % all.len()]]
 }
 
-/// Every call with logits of `L` and gradients of `G`, on one set.
+/// Makes every call with logits of `L` and gradients of `G`, on one set.
 fn every_call<L: Float, G: Float>(shape: &Shape, isa: Isa, watch: &mut Watch<'_>) {
     let Shape { rows, classes, .. } = *shape;
     let strides = shape.strides();
@@ -215,8 +215,14 @@ fn every_call<L: Float, G: Float>(shape: &Shape, isa: Isa, watch: &mut Watch<'_>
     let mut y = x.clone();
     let soft: Vec<f32> = (0..rows * classes).map(|i| (i % 3) as f32 / classes as f32).collect();
     let mut grad_soft = vec![0f32; rows * classes];
-    let packed =
-        Shape { lie: if let Lie::Spread = shape.lie { Lie::Rows } else { shape.lie }, ..*shape };
+    let packed = Shape {
+        layout: if let OperandLayout::Spread = shape.layout {
+            OperandLayout::Rows
+        } else {
+            shape.layout
+        },
+        ..*shape
+    };
     let indices: Vec<i32> = (0..rows).map(|row| (row * 7 % classes) as i32).collect();
     let class_weights: Vec<f32> = (0..classes).map(|c| 0.5 + (c % 4) as f32).collect();
     let (row_weights, mask) = (vec![0.5f64; rows], vec![1u8; rows]);
@@ -311,9 +317,9 @@ fn every_call<L: Float, G: Float>(shape: &Shape, isa: Isa, watch: &mut Watch<'_>
         }
     }
 
-    let mut family = Softmax::new(n, classes).inner(inner).isa(isa).threads(watch.team.threads());
+    let mut softmax = Softmax::new(n, classes).inner(inner).isa(isa).threads(watch.team.threads());
     if let Team::Pool(pool) = watch.team {
-        family = family.pool(pool);
+        softmax = softmax.pool(pool);
     }
     let mut z = y.clone();
     macro_rules! at {
@@ -324,24 +330,27 @@ fn every_call<L: Float, G: Float>(shape: &Shape, isa: Isa, watch: &mut Watch<'_>
             Input::from(&$data).strides(strides)
         };
     }
-    watch.call("softmax", || family.softmax(at!(in x), at!(y)));
-    watch.call("softmax_backward", || family.softmax_backward(at!(in y), at!(in x), at!(z)));
-    watch.call("softmax_backward in place", || family.softmax_backward_in_place(at!(in y), at!(z)));
-    watch.call("softmax in place", || family.softmax_in_place(at!(y)));
-    watch.call("log_softmax", || family.log_softmax(at!(in x), at!(y)));
+    watch.call("softmax", || softmax.softmax(at!(in x), at!(y)));
+    watch.call("softmax_backward", || softmax.softmax_backward(at!(in y), at!(in x), at!(z)));
     watch
-        .call("log_softmax_backward", || family.log_softmax_backward(at!(in y), at!(in x), at!(z)));
-    watch.call("log_softmax_backward over y", || {
-        family.log_softmax_backward_over(at!(z), at!(in y))
+        .call("softmax_backward in place", || softmax.softmax_backward_in_place(at!(in y), at!(z)));
+    watch.call("softmax in place", || softmax.softmax_in_place(at!(y)));
+    watch.call("log_softmax", || softmax.log_softmax(at!(in x), at!(y)));
+    watch.call("log_softmax_backward", || {
+        softmax.log_softmax_backward(at!(in y), at!(in x), at!(z))
     });
-    watch.call("log_softmax in place", || family.log_softmax_in_place(at!(x)));
+    watch.call("log_softmax_backward over y", || {
+        softmax.log_softmax_backward_over(at!(z), at!(in y))
+    });
+    watch.call("log_softmax in place", || softmax.log_softmax_in_place(at!(x)));
 }
 
 fn every_dtype<'a>(shape: &Shape, isa: Isa, team: Team<'a>) -> Watch<'a> {
     fn run<L: Float, G: Float>(shape: &Shape, isa: Isa, watch: &mut Watch<'_>) {
-        let Shape { rows, classes, lie } = shape;
+        let Shape { rows, classes, layout } = shape;
         let isa_name = isa.name();
-        watch.at = format!("{} to {}, {rows}x{classes} as {lie:?}, {isa_name}", L::NAME, G::NAME);
+        watch.at =
+            format!("{} to {}, {rows}x{classes} as {layout:?}, {isa_name}", L::NAME, G::NAME);
         every_call::<L, G>(shape, isa, watch);
     }
     let most = Count { calls: 0, bytes: 0, largest: 0 };
@@ -357,49 +366,53 @@ fn isas() -> Vec<Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
 }
 
-const LIES: [Lie; 3] = [Lie::Rows, Lie::Positions, Lie::Spread];
+const LAYOUTS: [OperandLayout; 3] =
+    [OperandLayout::Rows, OperandLayout::Positions, OperandLayout::Spread];
 
-/// Small calls allocate nothing at all: every one that stays on the calling thread by itself. The
-/// first of all calls is among them.
+/// Small calls, which stay on the calling thread, allocate nothing. The first call of the process is one
+/// of them.
 fn small_calls_allocate_nothing() {
     let mut first = [0.5f32, 1.0, -1.0];
     let (result, count) =
         counted(|| CrossEntropy::new(1, 3).forward_backward_in_place(&mut first, &[1u8]));
     assert!(result.is_ok() && count.calls == 0, "the first call: {count:?}");
     let mut calls = 0;
-    for lie in LIES {
+    for layout in LAYOUTS {
         for (rows, classes) in [(1, 1), (7, 10), (64, 33), (20, 1000)] {
             for isa in isas() {
-                calls += every_dtype(&Shape { rows, classes, lie }, isa, Team::Small).calls;
+                calls += every_dtype(&Shape { rows, classes, layout }, isa, Team::Small).calls;
             }
         }
     }
-    // A long row is cut above the kernels, on every set in the same way. The last is large, but of one
-    // block, for which no pool is started.
-    let long = LIES.map(|lie| (lie, 100_000)).into_iter().chain([(Lie::Spread, 140_000)]);
-    for (lie, classes) in common::some(long, 4) {
-        let shape = Shape { rows: 1, classes, lie };
+    // Long rows are cut in the same way on every set. The last row is large, but forms one block, for which
+    // no pool starts.
+    let long = LAYOUTS
+        .map(|layout| (layout, 100_000))
+        .into_iter()
+        .chain([(OperandLayout::Spread, 140_000)]);
+    for (layout, classes) in common::some(long, 4) {
+        let shape = Shape { rows: 1, classes, layout };
         calls += every_dtype(&shape, Isa::best(), Team::Small).calls;
     }
     println!("{calls} calls allocated nothing");
 }
 
-/// Nor does a large one that is told to stay there.
+/// A large call that is told to stay on the calling thread allocates nothing.
 fn calls_on_one_thread_allocate_nothing() {
     let mut calls = 0;
-    for lie in some(&LIES) {
+    for layout in some(&LAYOUTS) {
         for (rows, classes) in some(&[(20_000, 10), (200, 1000), (2, 100_000)]) {
             let rows = if is_sampled() { rows / 10 + 1 } else { rows };
-            calls += every_dtype(&Shape { rows, classes, lie }, Isa::best(), Team::Alone).calls;
+            calls += every_dtype(&Shape { rows, classes, layout }, Isa::best(), Team::Alone).calls;
         }
     }
     println!("{calls} calls allocated nothing");
 }
 
-/// What a call over a team allocates is its jobs, whatever C and N·C are; and jobs it has.
+/// A call over threads allocates jobs and nothing else, whatever C and N·C are.
 fn jobs_are_all_that_teams_allocate() {
     let own = Pool::new(THREADS).unwrap();
-    // Both pools are started, and have what their threads keep.
+    // Start both pools, so that their threads have allocated what they keep.
     let mut warm = vec![0f32; 1 << 20];
     for pool in [None, Some(&own)] {
         let mut call = CrossEntropy::new(1 << 10, 1 << 10);
@@ -410,33 +423,33 @@ fn jobs_are_all_that_teams_allocate() {
             call.forward_backward_in_place(&mut warm, &[0i32; 1 << 10]).unwrap();
         });
     }
-    let pooled = LIES.map(|lie| (lie, Team::Pool(&own))).into_iter();
-    for (lie, team) in pooled.chain([(Lie::Rows, Team::Global)]) {
-        // Eight rows of less than a segment go to threads one by one; longer and fewer ones are cut.
+    let pooled = LAYOUTS.map(|layout| (layout, Team::Pool(&own))).into_iter();
+    for (layout, team) in pooled.chain([(OperandLayout::Rows, Team::Global)]) {
+        // Eight rows shorter than a segment go to threads one by one; fewer and longer rows are cut.
         for (rows, classes) in [(20_000, 10), (200, 1000), (8, 30_000), (2, 100_000), (1, 300_000)]
         {
             if is_sampled() && classes > 1000 && !matches!(team, Team::Global) {
                 continue;
             }
-            let shape = Shape { rows, classes, lie };
+            let shape = Shape { rows, classes, layout };
             let Watch { calls, with_jobs, most, .. } = every_dtype(&shape, Isa::best(), team);
-            println!("{rows}x{classes} as {lie:?}: at most {most:?} in each of {calls} calls");
-            // Up to 64 rows side by side are one tile, and one thread's.
-            let is_split = matches!(lie, Lie::Rows) || rows > 64;
+            println!("{rows}x{classes} as {layout:?}: at most {most:?} in each of {calls} calls");
+            // Up to 64 rows next to each other form one tile, for one thread.
+            let is_split = matches!(layout, OperandLayout::Rows) || rows > 64;
             let has_team = matches!(team, Team::Pool(_)) || rayon::current_num_threads() > 1;
             if is_split && has_team {
-                // Some of one row have no sweep.
+                // Some calls of one row have no sweep.
                 assert!(4 * with_jobs > calls, "{with_jobs} of {calls} calls are shared");
             }
         }
     }
 }
 
-/// A refusal is words, not a copy of anything.
+/// A call that fails allocates a message, and no copy of an operand.
 fn errors_allocate_a_message() {
     let (rows, classes) = (4, 250_000);
     let (mut x, targets) = (vec![0f32; rows * classes], [0, 0, 0, 300_000]);
-    // A thread of the pool that was slow to go to sleep may allocate what it keeps meanwhile; once.
+    // A thread of the pool may allocate memory that it keeps while it goes to sleep; once.
     let least = |call: &mut dyn FnMut() -> Count| (0..5).map(|_| call().bytes).min().unwrap();
     let bytes = least(&mut || {
         let call = CrossEntropy::new(rows, classes);
@@ -454,7 +467,7 @@ fn errors_allocate_a_message() {
     assert!(bytes <= JOB, "{bytes}");
 }
 
-/// The most memory that this process ever had in use, and what it has now.
+/// The peak of the memory in use by this process, and the memory in use now.
 #[cfg(target_os = "linux")]
 fn resident() -> [usize; 2] {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -494,7 +507,7 @@ fn rss_of_4_gib_in_place() {
     println!("skipped: reads /proc/self/status");
 }
 
-/// A test, and whether it runs only by name.
+/// A test, and whether it runs by name only.
 type Test = (&'static str, fn(), bool);
 
 const TESTS: [Test; 5] = [

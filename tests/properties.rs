@@ -1,5 +1,4 @@
-//! Random problems against the oracle, on every instruction set, and the invariants that hold
-//! between calls.
+//! Random problems against the oracle, on every instruction set, and invariants between calls.
 
 use common::bounds::{Judge, Worst, check};
 use common::random::{Kind, Rng, Spec, config, specs};
@@ -27,7 +26,7 @@ fn random_problems_agree_with_the_oracle() {
     }
 }
 
-/// Without what only scales or hides a gradient.
+/// The problem without options that only scale or hide a gradient.
 fn plain(spec: Spec) -> Spec {
     Spec {
         ignore: common::random::Ignore::Nothing,
@@ -111,7 +110,7 @@ proptest! {
         }
     }
 
-    /// Under smoothing too: weights of 1 are none, to rounding.
+    /// Weights of 1 equal no weights, to rounding, also under smoothing.
     #[test]
     fn neutral_weights_under_smoothing(spec in specs()) {
         let spec = Spec { smoothing: 0.1, ..plain(spec) };
@@ -127,7 +126,7 @@ proptest! {
         }
     }
 
-    /// Accumulating twice is twice, to the rounding of one addition.
+    /// Accumulating twice doubles the gradient, to the rounding of one addition.
     #[test]
     fn accumulating_twice_is_twice(spec in specs()) {
         let spec = Spec { accumulate: false, ..spec };
@@ -137,14 +136,14 @@ proptest! {
             let once = problem.run(Pass::Fused, &how).grad;
             let again = Problem { accumulate: Some(once.clone()), ..problem.clone() };
             for (twice, once) in again.run(Pass::Fused, &how).grad.iter().zip(&once) {
-                // A multiplication and an addition may be one.
+                // A multiplication and an addition may be fused.
                 let close = (twice - 2.0 * once).abs() <= once.abs() * 2.0 * f32::EPSILON;
                 prop_assert!(close || !once.is_finite() || (2.0 * once).is_infinite(), "{twice} {once}");
             }
         }
     }
 
-    /// The gradient of a row sums to 0, as far as its entries are exact.
+    /// The gradient of a row sums to 0, within the errors of its entries.
     #[test]
     fn gradient_rows_sum_to_zero(spec in specs()) {
         let spec = Spec {
@@ -158,7 +157,7 @@ proptest! {
             for (row, grad) in grad.chunks(problem.classes).enumerate() {
                 let sum: f64 = grad.iter().map(|&g| f64::from(g)).sum();
                 let size: f64 = grad.iter().map(|&g| f64::from(g.abs())).sum();
-                // Entries smaller than the average round at the size of what cancelled in them.
+                // Small entries have the rounding errors of the larger terms that cancelled in them.
                 let smoothed = problem.label_smoothing * problem.grad_scale.abs() * 64.0;
                 let bound = 1e-6 * (size + smoothed) + problem.classes as f64 * 1e-37 * size.max(1.0);
                 prop_assert!(sum.abs() <= bound || !size.is_finite(), "row {row}: {sum:e} of {size:e}");
@@ -170,7 +169,7 @@ proptest! {
     #[test]
     fn a_common_offset_costs_nothing(seed in any::<u64>(), classes in 1usize..3000, sign in prop::bool::ANY) {
         let mut rng = Rng::new(seed);
-        // Multiples of 2^-9, exact beside 1e4.
+        // Multiples of 2^-9 are exact after 1e4 is added.
         let logits: Vec<f32> = (0..classes).map(|_| rng.below(8192) as f32 / 512.0 - 8.0).collect();
         let offset = if sign { 1e4 } else { -1e4 };
         let shifted: Vec<f32> = logits.iter().map(|x| x + offset).collect();
@@ -195,8 +194,8 @@ proptest! {
     }
 }
 
-/// The worst errors over many rows of the shapes where the bounds are tightest, printed with
-/// `--nocapture`; in the strictest units, those of p alone without any rounding afterwards.
+/// The largest errors over many rows of the shapes where the bounds are tightest, in units of the error
+/// of p alone, without rounding. `--nocapture` prints them.
 #[test]
 fn worst_errors_stay_within_the_bounds() {
     let shapes: [(usize, usize, &str); 7] = [
@@ -220,7 +219,7 @@ fn worst_errors_stay_within_the_bounds() {
                 let offset = [0.0, 0.0, 37.7, -1e4][rng.below(4)];
                 let start = logits.len();
                 logits.extend((0..classes).map(|_| (rng.normal() * deviation + offset) as f32));
-                // A class with most of the mass, the target or not.
+                // A class with most of the probability, which may be the target.
                 if rng.one_in(2) {
                     let top = if rng.one_in(2) { y } else { rng.below(classes) };
                     let gap = (classes as f64).ln() + rng.uniform(-2.0, 25.0);
@@ -239,7 +238,7 @@ fn worst_errors_stay_within_the_bounds() {
             println!("{}, {name}, in units of the bounds: {worst}", isa.name());
             let (fused, backward) = (judge.strict(&fused.grad), judge.strict(&backward.grad));
             println!("  fused: {fused}\n  from lse: p {:.3}", backward.other);
-            // Even with the rounding of the product inside.
+            // The error includes the rounding of the product.
             assert!(fused.other <= 1.0 && fused.target <= 1.0 && backward.other <= 1.0);
         }
     }

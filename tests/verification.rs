@@ -1,5 +1,5 @@
-//! The table of bugs in docs/verification.md: every test that it names exists, is a test, and
-//! says in its comment or its name which bugs it keeps out, all of the row's among them.
+//! The table of bugs in docs/verification.md: every test that a row names exists, is a test, and names all
+//! bugs of the row in its name or its comment.
 
 use std::path::Path;
 
@@ -8,13 +8,13 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The file of `edges::in_all_shapes::name`, and the name.
+/// The file and the name of a test that is called `edges::in_all_shapes::name`.
 fn place(test: &str) -> (String, &str) {
     let (module, name) = test.rsplit_once("::").expect("a test is module::name");
     (format!("tests/{}.rs", module.replace("::", "/")), name)
 }
 
-/// What stands above `fn name(`: comments and attributes; None if there is no such function.
+/// The comments and attributes above `fn name(`; `None` if there is no such function.
 fn above(source: &str, name: &str) -> Option<String> {
     let lines: Vec<&str> = source.lines().collect();
     let is_it = |line: &&str| {
@@ -29,13 +29,13 @@ fn above(source: &str, name: &str) -> Option<String> {
     Some(lines[start.map_or(0, |start| start + 1)..at].join("\n"))
 }
 
-/// A test by its attribute, or by a list of the file's from which a macro makes tests.
+/// A function is a test by its attribute, or because a macro makes a test of each name in a list.
 fn is_test(source: &str, name: &str, above: &str) -> bool {
     let lists = source.lines().any(|line| line.trim().trim_end_matches(',') == name);
     above.contains("#[test]") || source.contains("macro_rules! both") && lists
 }
 
-/// `pytorch#108345` as it may stand in a list of pytorch's: `pytorch#32049, #39769`.
+/// Whether the text names the bug, also in a list of a project's bugs: `pytorch#32049, #39769`.
 fn names(text: &str, bug: &str) -> bool {
     if text.contains(bug) {
         return true;

@@ -8,7 +8,7 @@ use xent::{CrossEntropy, Input, Isa, Output, Results, Softmax};
 /// Where the classes of a row lie.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Layout {
-    /// Side by side: `[rows, classes]`.
+    /// Contiguous: `[rows, classes]`.
     Contiguous,
     /// `[rows, classes, inner]`, as the logits of images are.
     Inner,
@@ -160,7 +160,7 @@ impl Call {
         }
     }
 
-    /// The logits are gone afterwards.
+    /// The call overwrites the logits.
     pub fn overwrites(self) -> bool {
         matches!(self, Call::InPlace | Call::Smoothed)
     }
@@ -170,8 +170,8 @@ impl Call {
         matches!(self, Call::SoftForward | Call::SoftBoth | Call::TargetGradient)
     }
 
-    /// It is one of the softmax family.
-    pub fn is_family(self) -> bool {
+    /// The call is softmax, log-softmax, or the gradient through one of them.
+    pub fn is_softmax(self) -> bool {
         use Call::{LogSoftmax, LogSoftmaxBackward, Softmax, SoftmaxBackward};
         matches!(self, LogSoftmax | LogSoftmaxBackward | Softmax | SoftmaxBackward)
     }
@@ -183,12 +183,12 @@ pub const Z_LOSS: f64 = 1e-4;
 pub const CAP: f64 = 30.0;
 pub const SCALE: f64 = 0.5;
 
-/// What a call reads besides the logits, and the logits as they were.
+/// The inputs of a call other than the logits, and the original logits.
 pub struct Operands<T> {
     pub shape: Shape,
     pub original: Aligned<T>,
     pub targets: Vec<i32>,
-    /// Class probabilities, where a call reads them; `grad_y` of the softmax family, too.
+    /// Class probabilities, or `grad_y` of a softmax or log-softmax, if the call reads them.
     pub probabilities: Vec<T>,
     pub lse: Vec<f64>,
 }
@@ -197,9 +197,9 @@ impl<T: Scalar> Operands<T> {
     /// Logits from the fixed seed, for this call.
     pub fn new(shape: Shape, call: Call) -> Self {
         let original = Aligned::new(&logits::<T>(shape.elements()));
-        let needs = call.is_soft() || call.is_family();
+        let needs = call.is_soft() || call.is_softmax();
         let probabilities = if needs {
-            // Neither normalised nor alike; of a mass of about 1.
+            // Not normalised and not equal, with a sum of about 1.
             let scale = 2.0 / shape.classes as f64;
             (0..shape.elements()).map(|i| T::of((i * 31 % 64) as f64 / 64.0 * scale)).collect()
         } else {
@@ -229,14 +229,14 @@ impl<T: Scalar> Operands<T> {
         Output::from(x).strides(self.shape.strides())
     }
 
-    /// One call, on `threads` threads (0 = all). Returns what it computed beside arrays.
+    /// Makes one call, on `threads` threads (0 = all), and returns its scalar result.
     pub fn run(&self, call: Call, isa: Isa, threads: u32, x: &mut [T], grad: &mut [T]) -> f64 {
         let shape = &self.shape;
         let ce = CrossEntropy::new(shape.rows, shape.classes)
             .inner(shape.inner)
             .threads(threads)
             .isa(isa);
-        let family =
+        let softmax =
             Softmax::new(shape.rows, shape.classes).inner(shape.inner).threads(threads).isa(isa);
         let probabilities = self.input(&self.probabilities);
         let targets = &self.targets;
@@ -275,13 +275,13 @@ impl<T: Scalar> Operands<T> {
                 ce.evaluate(self.input(x), results)
                     .map(|()| sum(&lse) + sum(&entropy) + argmax.iter().sum::<i64>() as f64)
             }
-            Call::Softmax => family.softmax(self.input(x), self.output(grad)).map(|()| 0.0),
-            Call::LogSoftmax => family.log_softmax(self.input(x), self.output(grad)).map(|()| 0.0),
-            // Any y will do; the logits are one.
-            Call::SoftmaxBackward => family
+            Call::Softmax => softmax.softmax(self.input(x), self.output(grad)).map(|()| 0.0),
+            Call::LogSoftmax => softmax.log_softmax(self.input(x), self.output(grad)).map(|()| 0.0),
+            // Any y serves; the logits stand for it.
+            Call::SoftmaxBackward => softmax
                 .softmax_backward(self.input(x), probabilities, self.output(grad))
                 .map(|()| 0.0),
-            Call::LogSoftmaxBackward => family
+            Call::LogSoftmaxBackward => softmax
                 .log_softmax_backward(self.input(x), probabilities, self.output(grad))
                 .map(|()| 0.0),
         };

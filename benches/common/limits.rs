@@ -1,7 +1,7 @@
-//! What the machine allows: the least that a kernel has to do with its memory, and nothing else.
+//! The limits of the machine: loops that do the least that a kernel has to do with its memory.
 //!
-//! Each has variants (how far it prefetches, how it stores), since which is fastest depends on the
-//! machine and on the size; a bench takes the fastest of all. With AVX-512 where there is any.
+//! Each loop has variants, which prefetch and store differently: which is fastest depends on the machine
+//! and on the size. A bench takes the fastest. The loops use AVX-512 if the processor has it.
 
 use rayon::prelude::*;
 
@@ -75,7 +75,7 @@ pub fn copy(variant: usize, threads: u32, from: &[f32], to: &mut [f32]) {
 pub fn exp(x: &[f32]) -> f32 {
     #[cfg(target_arch = "x86_64")]
     if has_avx512() {
-        // SAFETY: detected.
+        // SAFETY: `is_x86_feature_detected!` found the instruction set.
         return unsafe { vectors::exp(x) };
     }
     x.iter().map(|x| x.exp2()).sum()
@@ -85,7 +85,7 @@ pub fn exp(x: &[f32]) -> f32 {
 mod vectors {
     use std::arch::x86_64::*;
 
-    /// Asks for the line that comes in time: it never faults.
+    /// Prefetches the line. A prefetch never faults.
     #[inline(always)]
     fn prefetch<const VARIANT: usize>(p: *const f32) {
         let ahead = super::AHEAD[VARIANT];
@@ -95,7 +95,7 @@ mod vectors {
             let (block, within) = (at / 256, at % 256);
             next = next.wrapping_sub(at).wrapping_add(block % 4 * 4096 + block / 4 * 256 + within);
         }
-        // SAFETY: a prefetch has no effect but on speed.
+        // SAFETY: a prefetch of any address faults never and changes no memory.
         unsafe {
             match VARIANT {
                 0 => {}
@@ -112,7 +112,7 @@ mod vectors {
         let mut chunks = x.chunks_exact(128);
         for chunk in &mut chunks {
             for (i, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: 16 elements of a chunk of 128.
+                // SAFETY: the 16 elements lie within a chunk of 128.
                 unsafe {
                     let p = chunk.as_ptr().add(i * 16);
                     prefetch::<VARIANT>(p);
@@ -130,7 +130,7 @@ mod vectors {
         let mut chunks = x.chunks_exact_mut(64);
         for chunk in &mut chunks {
             for i in 0..4 {
-                // SAFETY: 16 elements of a chunk of 64.
+                // SAFETY: the 16 elements lie within a chunk of 64.
                 unsafe {
                     let p = chunk.as_mut_ptr().add(i * 16);
                     prefetch::<VARIANT>(p);
@@ -145,7 +145,7 @@ mod vectors {
     pub fn copy<const STREAM: bool>(from: &[f32], to: &mut [f32]) {
         let (to_chunks, from_chunks) = (to.chunks_exact_mut(16), from.chunks_exact(16));
         for (to, from) in to_chunks.zip(from_chunks) {
-            // SAFETY: chunks of 16 elements; streamed only where aligned.
+            // SAFETY: both chunks have 16 elements, and the streamed store is used only where aligned.
             unsafe {
                 let v = _mm512_loadu_ps(from.as_ptr());
                 if STREAM && to.as_ptr().addr() % 64 == 0 {
@@ -157,7 +157,7 @@ mod vectors {
         }
         let whole = from.len() / 16 * 16;
         to[whole..].copy_from_slice(&from[whole..]);
-        // What was streamed is to be in memory when the time is taken.
+        // The streamed lines must be in memory when the time is taken.
         _mm_sfence();
     }
 
@@ -166,20 +166,20 @@ mod vectors {
     #[target_feature(enable = "avx512f")]
     pub fn exp(x: &[f32]) -> f32 {
         let splat = |x: f32| _mm512_set1_ps(x);
-        // Taylor's: speed is what is wanted here.
+        // Coefficients of the Taylor series: only speed matters here.
         let ln_2 = std::f32::consts::LN_2;
         let [c1, c2, c3] = [ln_2, ln_2 * ln_2 / 2.0, ln_2 * ln_2 * ln_2 / 6.0].map(splat);
         let eighths: [u32; 16] = std::array::from_fn(|i| {
             let j = i as u32 % 8;
             (j as f32 / 8.0).exp2().to_bits().wrapping_sub((127 << 23) + (j << 20))
         });
-        // SAFETY: as many bytes.
+        // SAFETY: source and target have the same size.
         let eighths = unsafe { _mm512_loadu_si512(eighths.as_ptr().cast()) };
         let (base, magic) = (splat(std::f32::consts::LOG2_E), splat(1_572_864.0 + 127.0));
         let mut acc = [_mm512_setzero_ps(); 4];
         for chunk in x.chunks_exact(64) {
             for (i, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: 16 elements of a chunk of 64.
+                // SAFETY: the 16 elements lie within a chunk of 64.
                 let x = unsafe { _mm512_loadu_ps(chunk.as_ptr().add(i * 16)) };
                 let m = _mm512_fmadd_ps(x, base, magic);
                 let f = _mm512_fmsub_ps(x, base, _mm512_sub_ps(m, magic));
@@ -204,7 +204,7 @@ fn has_avx512() -> bool {
 fn sum<const VARIANT: usize>(x: &[f32]) -> f32 {
     #[cfg(target_arch = "x86_64")]
     if has_avx512() {
-        // SAFETY: detected.
+        // SAFETY: `is_x86_feature_detected!` found the instruction set.
         return unsafe { vectors::sum::<VARIANT>(x) };
     }
     // Many sums, or the additions wait for each other.
@@ -218,7 +218,7 @@ fn sum<const VARIANT: usize>(x: &[f32]) -> f32 {
 fn multiply<const VARIANT: usize>(x: &mut [f32], factor: f32) {
     #[cfg(target_arch = "x86_64")]
     if has_avx512() {
-        // SAFETY: detected.
+        // SAFETY: `is_x86_feature_detected!` found the instruction set.
         return unsafe { vectors::multiply::<VARIANT>(x, factor) };
     }
     x.iter_mut().for_each(|x| *x *= factor);
@@ -227,7 +227,7 @@ fn multiply<const VARIANT: usize>(x: &mut [f32], factor: f32) {
 fn copy_block<const STREAM: bool>(from: &[f32], to: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if has_avx512() {
-        // SAFETY: detected.
+        // SAFETY: `is_x86_feature_detected!` found the instruction set.
         return unsafe { vectors::copy::<STREAM>(from, to) };
     }
     to.copy_from_slice(from);

@@ -1,4 +1,4 @@
-//! What a recorded figure has to say about where and when it was measured.
+//! The machine and the date of a recorded figure.
 
 /// The processor's own name.
 pub fn processor() -> String {

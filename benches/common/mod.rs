@@ -6,7 +6,6 @@ pub mod aligned;
 pub mod call;
 pub mod limits;
 pub mod machine;
-pub mod oracle;
 pub mod record;
 pub mod scalar;
 pub mod timing;

@@ -1,16 +1,19 @@
-//! Calls held against `reference.rs` before they are timed.
+//! Checks calls against the oracle before they are timed.
+//!
+//! Only the benches that time calls include this file: the oracle is a crate of the tests, and
+//! `benches/counted` depends on xent alone.
 
-use super::aligned::Aligned;
-use super::call::{CAP, Call, Layout, Operands, SCALE, SMOOTHING, Shape, Z_LOSS};
-use super::scalar::Scalar;
-use xent::reference::{self, Case, Targets};
-use xent::{CrossEntropy, Isa};
+use crate::common::aligned::Aligned;
+use crate::common::call::{CAP, Call, Layout, Operands, SCALE, SMOOTHING, Shape, Z_LOSS};
+use crate::common::scalar::Scalar;
+use ::common::reference::{self, Case, Targets};
+use xent::Isa;
 
-/// Largest number of logits that is given to the oracle, whose plain loops take 50 ns each; of a
-/// larger problem, as many of its rows.
+/// The largest number of logits that the oracle gets. Its loops take 50 ns for each. Of a larger problem
+/// it gets the first rows.
 const ELEMENTS: usize = 1 << 17;
 
-/// Ends the bench unless this call computes on `isa` what the oracle does.
+/// Ends the bench unless this call agrees with the oracle on `isa`.
 pub fn check<T: Scalar>(shape: Shape, call: Call, isa: Isa) {
     let operands = Operands::<T>::new(sample(shape), call);
     let shape = operands.shape;
@@ -24,8 +27,8 @@ pub fn check<T: Scalar>(shape: Shape, call: Call, isa: Isa) {
         if shape.layout == Layout::ClassesFirst { transposed(&x, shape.rows) } else { x }
     };
     let (logits, probabilities) = (dense(&operands.original), dense(&operands.probabilities));
-    let (scalar, gradient, magnitude) = if call.is_family() {
-        let gradient = family(call, &logits, &probabilities, shape);
+    let (scalar, gradient, magnitude) = if call.is_softmax() {
+        let gradient = softmax(call, &logits, &probabilities, shape);
         let largest = gradient.iter().fold(0f64, |m, g| m.max(g.abs()));
         let magnitude = gradient.iter().map(|g| g.abs() + 0.01 * largest).collect();
         (0.0, gradient, magnitude)
@@ -34,7 +37,7 @@ pub fn check<T: Scalar>(shape: Shape, call: Call, isa: Isa) {
     };
 
     let name = format!("{} {} {shape} on {}", T::NAME, call.name(), isa.name());
-    // A loss is a double whatever the dtype of the logits.
+    // A loss is an f64 whatever the dtype of the logits.
     let exact = if size_of::<T>() == 8 { 1e-13 } else { 1e-6 };
     assert!(
         (got - scalar).abs() <= exact * scalar.abs().max(1.0),
@@ -43,8 +46,8 @@ pub fn check<T: Scalar>(shape: Shape, call: Call, isa: Isa) {
     if matches!(call, Call::Forward | Call::SoftForward | Call::Evaluate) {
         return;
     }
-    // A few roundings of the largest term of an entry, of its exponential and of the dtype: wrong
-    // kernels are wrong by far more. tests/ hold each entry to its own bound.
+    // A few roundings of the largest term of an entry, of its exponential and of the dtype. A wrong
+    // kernel is wrong by far more; the tests have tighter bounds.
     let array = dense(array);
     assert_eq!((array.len(), magnitude.len()), (gradient.len(), gradient.len()));
     for (i, (&got, &want)) in array.iter().zip(&gradient).enumerate() {
@@ -65,7 +68,7 @@ fn transposed(x: &[f64], rows: usize) -> Vec<f64> {
     (0..x.len()).map(|i| x[i % classes * rows + i / classes]).collect()
 }
 
-fn family(call: Call, x: &[f64], grad_y: &[f64], shape: Shape) -> Vec<f64> {
+fn softmax(call: Call, x: &[f64], grad_y: &[f64], shape: Shape) -> Vec<f64> {
     let (rows, classes, inner) = (shape.rows, shape.classes, shape.inner);
     match call {
         Call::Softmax => reference::softmax(x, rows, classes, inner),
@@ -99,7 +102,7 @@ fn cross_entropy<T: Scalar>(
     let sum = |x: &[f64]| x.iter().sum::<f64>();
     match call {
         Call::Backward => {
-            // The lse is a forward's, whose own error the gradient of a confident target has whole.
+            // The lse comes from a forward. The gradient of a confident target has its whole error.
             let mut magnitude = outcome.grad_magnitude;
             for (position, &target) in operands.targets.iter().enumerate() {
                 let (row, at) = (position / shape.inner, position % shape.inner);
@@ -118,10 +121,4 @@ fn cross_entropy<T: Scalar>(
         }
         _ => (outcome.loss, outcome.grad_logits, outcome.grad_magnitude),
     }
-}
-
-/// The loss of a call of the Rust interface, for those who compute it otherwise (the C symbol).
-pub fn loss(shape: Shape, x: &[f32], targets: &[i32]) -> f64 {
-    let ce = CrossEntropy::new(shape.rows, shape.classes).inner(shape.inner);
-    ce.forward(x, targets).expect("a valid problem")
 }

@@ -1,4 +1,4 @@
-//! What a run measured: printed a line each, and written to a file from which pictures are drawn.
+//! The figures of a run: printed line by line, and written to a file from which pictures are drawn.
 
 use super::call::{Call, Shape};
 use super::machine;
@@ -7,10 +7,10 @@ use std::fs::File;
 use std::io::Write;
 use xent::Isa;
 
-/// What a figure is to reach.
+/// The target of a figure.
 #[derive(Clone, Copy)]
 pub enum Target {
-    /// It stands beside others, to be read.
+    /// The figure has no target.
     None,
     AtLeast(f64),
     AtMost(f64),

@@ -40,7 +40,7 @@ scalars! {
     f16, "f16", 10, 6e-8, |x| f16::from_f64(x), |y| y.to_f64();
 }
 
-/// Logits as a trainer has them: normal, of standard deviation 2, from a fixed seed.
+/// Logits like a trainer's: normal, of standard deviation 2, from a fixed seed.
 pub fn logits<T: Scalar>(n: usize) -> Vec<T> {
     let mut state = 0x9E37_79B9_7F4A_7C15u64;
     let mut uniform = || {

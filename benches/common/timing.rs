@@ -1,4 +1,4 @@
-//! Times that can be believed on a machine with neighbours.
+//! Times on a machine that other processes disturb.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ pub fn seconds(call: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Seconds of the fastest of `calls` calls, each after `restore`: the others met a neighbour.
+/// The seconds of the fastest of `calls` calls, each after `restore`.
 pub fn fastest<T: ?Sized>(
     calls: usize,
     state: &mut T,

@@ -1,7 +1,7 @@
-//! Choices, one after the other, from the bytes of an input.
+//! A sequence of choices from the bytes of an input.
 
-/// What is left of an input. Where it has ended, every choice is the first one, so that a prefix
-/// of an input is a simpler input.
+/// The remaining bytes of an input. After its end every choice is the first one, so that a prefix of an
+/// input is a simpler input.
 pub struct Bytes<'a>(&'a [u8]);
 
 impl<'a> Bytes<'a> {

@@ -1,5 +1,5 @@
-//! A valid problem from the bytes of an input: shapes, layouts, dtypes, options and what rows
-//! hold, each a choice of its own, so that the fuzzer can change one and keep the others.
+//! A valid problem from the bytes of an input. Shapes, layouts, dtypes, options and the contents of rows
+//! are separate choices, so that the fuzzer can change one and keep the others.
 
 use crate::bytes::Bytes;
 use crate::values::{self, CLASSES, INNER, MANY_CLASSES, ROWS};
@@ -8,7 +8,7 @@ use common::operand::{Dtype, FLOATS, INTEGERS, Operand};
 use common::random::Rng;
 use common::task::{Task, Wants};
 
-/// How large problems get.
+/// The largest problems.
 #[derive(Clone, Copy)]
 pub struct Limits {
     /// Logits of most problems.
@@ -17,9 +17,9 @@ pub struct Limits {
     pub many: usize,
 }
 
-/// What the targets are.
+/// The kind of targets.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Aim {
+enum TargetKind {
     Indices,
     Probabilities,
     Nothing,
@@ -33,13 +33,13 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
 
     let dtype = bytes.pick(&FLOATS);
     let long_grad = bytes.flag();
-    let aim = bytes.pick(&[
-        Aim::Indices,
-        Aim::Indices,
-        Aim::Indices,
-        Aim::Probabilities,
-        Aim::Probabilities,
-        Aim::Nothing,
+    let target_kind = bytes.pick(&[
+        TargetKind::Indices,
+        TargetKind::Indices,
+        TargetKind::Indices,
+        TargetKind::Probabilities,
+        TargetKind::Probabilities,
+        TargetKind::Nothing,
     ]);
     let target_dtype = bytes.below(5);
     let log_probs = bytes.one_in(6);
@@ -60,10 +60,10 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
         0..3 => -100,
         3 => -1,
         4 => bytes.pick(&[1 << 40, i64::MIN, 255, 65_535]),
-        // A class like any other, if there is such a one.
+        // A class in range, if there is one.
         more => more as i64 - 5,
     };
-    let lie = bytes.byte();
+    let layout = bytes.byte();
     let has_mask = bytes.one_in(4);
     let present = bytes.byte();
 
@@ -72,15 +72,15 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
     let masked = |i: usize| mask.as_ref().is_some_and(|mask| mask[i] == 0.0);
 
     let mut values = by_rows(sizes, &mut rows_of(bytes, classes, values::logit, &DEVIATIONS));
-    let spreads = aim == Aim::Probabilities || label_smoothing > 0.0;
+    let spreads = target_kind == TargetKind::Probabilities || label_smoothing > 0.0;
     if spreads {
         values::keep_sums_finite(&mut values);
     }
-    let logits = lay(Operand::packed(dtype, sizes, &values), bytes, lie, true);
+    let logits = lay_out(Operand::packed(dtype, sizes, &values), bytes, layout, true);
 
-    let targets = match aim {
-        Aim::Nothing => None,
-        Aim::Indices => {
+    let targets = match target_kind {
+        TargetKind::Nothing => None,
+        TargetKind::Indices => {
             let mut values = repeated(positions, bytes, |bytes| match bytes.one_in(5) {
                 true => ignore_index as f64,
                 // There are rows, so there are classes.
@@ -88,15 +88,15 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
             });
             for (i, y) in values.iter_mut().enumerate() {
                 if masked(i) {
-                    // Never looked at.
+                    // A masked row may have any target.
                     *y = 250.0;
                 }
             }
             let fits = |dtype: &&Dtype| values.iter().all(|&y| holds(**dtype, y));
             let dtype = *INTEGERS[target_dtype..].iter().find(fits).unwrap_or(&Dtype::I64);
-            Some(lay(Operand::packed(dtype, by_row, &values), bytes, lie, mask.is_none()))
+            Some(lay_out(Operand::packed(dtype, by_row, &values), bytes, layout, mask.is_none()))
         }
-        Aim::Probabilities => {
+        TargetKind::Probabilities => {
             let mut rows = rows_of(bytes, classes, values::mass, &[0.25, 0.0, 1.0]);
             rows.normalise = bytes.flag();
             let mut values = by_rows(sizes, &mut rows);
@@ -104,7 +104,7 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
                 values[i / inner * classes * inner + i % inner] = f64::NAN;
             }
             let operand = Operand::packed(FLOATS[target_dtype % 4], sizes, &values);
-            Some(lay(operand, bytes, lie, mask.is_none()))
+            Some(lay_out(operand, bytes, layout, mask.is_none()))
         }
     };
 
@@ -117,21 +117,22 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
             Operand::packed(dtype, sizes, &values)
         })
     };
-    let class_weights = weights(1, [1, classes, 1], bytes).map(|w| lay(w, bytes, lie, false));
+    let class_weights =
+        weights(1, [1, classes, 1], bytes).map(|w| lay_out(w, bytes, layout, false));
     let row_weights = weights(2, by_row, bytes).map(|mut weights| {
         for i in (0..positions).filter(|&i| masked(i)) {
             weights.values[i] = f64::NAN;
         }
-        lay(weights, bytes, lie, mask.is_none())
+        lay_out(weights, bytes, layout, mask.is_none())
     });
     let upstream = if reduction == Reduction::None { by_row } else { [1; 3] };
-    let grad_output = weights(4, upstream, bytes).map(|grad| lay(grad, bytes, lie, true));
+    let grad_output = weights(4, upstream, bytes).map(|grad| lay_out(grad, bytes, layout, true));
     let row_mask = mask.as_ref().map(|mask| {
         let mask = Operand::packed(Dtype::U8, by_row, mask);
-        lay(mask, bytes, lie, false)
+        lay_out(mask, bytes, layout, false)
     });
 
-    // What a gradient is added to, if it is.
+    // The contents of the outputs that gradients are added to.
     let mut old = Rng::new(u64::from(bytes.byte()));
     let size = if grad_scale == 0.0 { 1.0 } else { grad_scale.abs().min(1e4) };
     let mut output = |dtype: Dtype, sizes: [usize; 3], holds: bool| {
@@ -139,7 +140,7 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
         if holds && accumulate {
             operand.values.fill_with(|| dtype.round(cheap_normal(&mut old) * 0.1 * size));
         }
-        lay(operand, bytes, lie, false)
+        lay_out(operand, bytes, layout, false)
     };
     let short = if short_results { Dtype::F32 } else { Dtype::F64 };
     let grad = output(if dtype.is_half() && long_grad { Dtype::F32 } else { dtype }, sizes, true);
@@ -201,14 +202,14 @@ fn holds(dtype: Dtype, y: f64) -> bool {
     }
 }
 
-/// `n` numbers of which the first few are drawn one by one, and then come again.
+/// `n` numbers: the first few are drawn one by one, and then repeat.
 fn repeated(n: usize, bytes: &mut Bytes, mut draw: impl FnMut(&mut Bytes) -> f64) -> Vec<f64> {
     let period = (1 + bytes.below(9)).min(n.max(1));
     let drawn: Vec<f64> = (0..period).map(|_| draw(bytes)).collect();
     (0..n).map(|i| drawn[i % period]).collect()
 }
 
-/// What all of a row holds, before some of it is replaced.
+/// The contents of a row, before some classes are replaced.
 #[derive(Clone, Copy)]
 enum Ground {
     Constant(f64),
@@ -218,7 +219,7 @@ enum Ground {
         center: f64,
         deviation: f64,
     },
-    /// Another level every so many classes.
+    /// The level changes every so many classes.
     Steps {
         from: f64,
         by: f64,
@@ -226,17 +227,17 @@ enum Ground {
     },
 }
 
-/// Of logits.
+/// The contents of rows of logits.
 const DEVIATIONS: [f64; 8] = [1.0, 0.0, 0.1, 5.0, 30.0, 1e3, 1e7, 1e20];
 
-/// A row in few bytes.
+/// The bytes from which a row is generated.
 struct Profile {
     ground: Ground,
-    /// Classes from, to, and what they hold.
+    /// A range of classes, and their contents.
     patches: Vec<(usize, usize, f64)>,
 }
 
-/// Rows of a few kinds that take turns.
+/// Rows of a few kinds in turn.
 struct Profiles {
     profiles: Vec<Profile>,
     normalise: bool,
@@ -311,7 +312,7 @@ fn by_rows([rows, classes, inner]: [usize; 3], kinds: &mut Profiles) -> Vec<f64>
     values
 }
 
-/// Near enough to a normal distribution.
+/// Approximately normally distributed.
 fn cheap_normal(rng: &mut Rng) -> f64 {
     let bits = rng.bits();
     let parts = (0..4).map(|i| (bits >> (16 * i) & 0xffff) as f64 / 65_536.0);
@@ -319,25 +320,25 @@ fn cheap_normal(rng: &mut Rng) -> f64 {
 }
 
 /// Where the elements lie: `lie` says how far operands are packed at all.
-fn lay(mut operand: Operand, bytes: &mut Bytes, lie: u8, may_repeat: bool) -> Operand {
+fn lay_out(mut operand: Operand, bytes: &mut Bytes, layout: u8, may_repeat: bool) -> Operand {
     const ORDERS: [[usize; 3]; 6] =
         [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
     const GAPS: [usize; 8] = [0, 0, 1, 2, 5, 31, 63, 64];
-    let order = match lie % 4 {
+    let order = match layout % 4 {
         0 => return operand,
-        // Classes last, whatever else.
+        // Classes last.
         1 => [0, 2, 1],
-        2 => ORDERS[usize::from(lie >> 2) % ORDERS.len()],
+        2 => ORDERS[usize::from(layout >> 2) % ORDERS.len()],
         _ => bytes.pick(&ORDERS),
     };
-    let close = lie % 4 == 1 || !bytes.one_in(5);
+    let close = layout % 4 == 1 || !bytes.one_in(5);
     let mut next = if close { 1 } else { 2 + bytes.below(2) };
     for axis in order.into_iter().rev() {
         if operand.sizes[axis] > 1 {
             operand.strides[axis] = next as i64;
             next = next * operand.sizes[axis] + bytes.pick(&GAPS);
         } else {
-            // Of no account.
+            // The stride of an axis of size 1 is ignored.
             operand.strides[axis] = bytes.pick(&[0, 1, -5, i64::MAX]);
         }
     }

@@ -1,4 +1,4 @@
-//! What the fuzz targets do with their inputs. README.md says how to run them.
+//! The bodies of the fuzz targets. README.md says how to run them.
 
 mod bytes;
 pub mod c_abi;

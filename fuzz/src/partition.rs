@@ -1,4 +1,4 @@
-//! Any split of rows and threads: the same bits.
+//! Every split of rows, and every number of threads, gives the same bits.
 
 use crate::bytes::Bytes;
 use crate::draw::{self, Limits};
@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::OnceLock;
 use xent::{Isa, Pool};
 
-/// A problem, and how it is taken apart.
+/// A problem, and a way to take it apart.
 pub struct Input {
     task: Task,
     isa: Isa,
@@ -21,11 +21,11 @@ pub struct Input {
     /// Where the rows are cut.
     cuts: Vec<usize>,
     order: Vec<usize>,
-    /// Of the memory that the parts lie in.
+    /// The seed of the parts' layouts.
     seed: u64,
 }
 
-/// What is done with the rows.
+/// The way to take the rows apart.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     Parts,
@@ -34,7 +34,7 @@ enum Way {
     PositionAlone,
 }
 
-/// Threads are worth their while from 2·64k logits on, and segments of a row begin past 64k.
+/// Calls use threads from 2·64k logits on, and rows of more than 64k classes have several segments.
 const LARGE: usize = 200_000;
 
 const LIMITS: Limits = Limits { usual: 500, many: 5000 };
@@ -78,8 +78,8 @@ fn eight() -> &'static Pool {
     POOL.get_or_init(|| Pool::new(8).expect("a pool"))
 }
 
-/// The same kind of problem with as many rows as make threads worth their while; one with a
-/// single row gets longer instead.
+/// The same kind of problem with enough rows for threads; a problem of a single row gets more classes
+/// instead.
 fn enlarged(task: &Task) -> Task {
     if task.rows == 0 {
         return task.clone();
@@ -107,7 +107,7 @@ fn enlarged(task: &Task) -> Task {
     picked(task, &rows, &mut Rng::new(1))
 }
 
-/// The problem of those rows, elsewhere in memory; classes are contiguous if they were.
+/// The problem of those rows, in another layout; classes stay contiguous or not.
 fn picked(task: &Task, rows: &[usize], rng: &mut Rng) -> Task {
     let mut pick = |operand: &Operand| {
         let [own, classes, inner] = operand.sizes;
@@ -154,13 +154,13 @@ fn picked(task: &Task, rows: &[usize], rng: &mut Rng) -> Task {
 }
 
 impl Input {
-    /// Threads change nothing; rows in parts, in another order and alone have the bits that they
-    /// have together.
+    /// Threads change no bit. Rows in parts, in another order and alone have the bits that they have
+    /// together.
     pub fn check(&self) {
         let how = How { threads: 1, ..How::on(self.isa) };
         let on_threads = How { threads: self.threads, pool: Some(eight()), ..how };
         if self.task.logits.values.len() > LARGE / 2 {
-            // What takes that long is not made more often than it takes.
+            // Long calls are made as few times as possible.
             let calls = [Call::Evaluate, Call::Forward, Call::Fused];
             let calls = if self.task.targets.is_some() { &calls[1..] } else { &calls[..1] };
             for call in calls {
@@ -197,7 +197,7 @@ impl Input {
         }
     }
 
-    /// A mean's divisors would be others for other rows.
+    /// Fixes the denominators of a mean, which depend on all rows.
     fn with_its_normalizers(&self, whole: &[(&str, Answer)]) -> Task {
         let mut task = self.task.clone();
         let Some((_, forward)) = whole.iter().find(|(call, _)| *call == "forward") else {
@@ -237,7 +237,7 @@ fn compare_at(
 ) {
     let (classes, inner) = (task.classes, task.inner);
     for (call, part) in part {
-        // A part may be replaced in place where the whole may not, and has its own then.
+        // A part may allow a call in place that the whole does not.
         let Some((_, whole)) = whole.iter().find(|(name, _)| name == call) else { continue };
         let rows = |values: &[f64]| -> Vec<f64> {
             let find = |&(row, k): &(usize, usize)| values[row * inner + k];

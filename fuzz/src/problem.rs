@@ -1,4 +1,4 @@
-//! Every call of any valid problem on every instruction set, against the oracle.
+//! Every call of a valid problem on every instruction set, against the oracle.
 
 use crate::bytes::Bytes;
 use crate::draw::{self, Limits};
@@ -10,7 +10,7 @@ use common::{How, isas};
 use std::fmt;
 use xent::Isa;
 
-/// A problem, and on how many threads it runs.
+/// A problem, and its number of threads.
 pub struct Input {
     task: Task,
     threads: u32,
@@ -34,8 +34,8 @@ impl fmt::Debug for Input {
 }
 
 impl Input {
-    /// All that a call produces is within its bounds of the oracle's answer, nothing else is
-    /// written, and sets with fused multiply-add have the same bits.
+    /// Every result of a call is within its bound of the oracle's, the call writes nothing else, and sets
+    /// with fused multiply-add give the same bits.
     pub fn check(&self) {
         let judge = Judge::new(&self.task);
         let mut fused: Option<Vec<(&str, Answer)>> = None;

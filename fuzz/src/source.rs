@@ -1,4 +1,4 @@
-//! Problems as Rust source: what `cargo fuzz fmt` prints is a test, but for its name.
+//! Problems as Rust source: `cargo fuzz fmt` prints a test that lacks a name.
 
 use common::Reduction;
 use common::operand::Operand;
@@ -15,7 +15,7 @@ pub fn number(x: f64) -> String {
     }
 }
 
-/// A list of numbers as an expression; what repeats is written once.
+/// A list of numbers as an expression; a repeated number is written once.
 pub fn numbers(values: &[f64]) -> String {
     let mut runs: Vec<(f64, usize)> = Vec::new();
     for &x in values {
@@ -58,7 +58,7 @@ pub fn task(f: &mut Formatter<'_>, task: &Task) -> Result {
     writeln!(f, "    let logits = {};", operand(&task.logits))?;
     let some = match &task.targets {
         Some(targets) => operand(targets),
-        // Task::new asks for targets; they are taken away below.
+        // Task::new asks for targets; the code below removes them.
         None => "Operand::zeros(Dtype::U8, [rows, 1, inner])".to_string(),
     };
     writeln!(f, "    let targets = {some};")?;

@@ -1,16 +1,16 @@
-//! Numbers at which kernels change their ways.
+//! Numbers at which kernels change their way.
 
 use crate::bytes::Bytes;
 
-/// Classes: lanes run along rows up to 32; blocks of 64 of f32 and 32 of f64, an anchor from the
-/// first 256, sums of 512, chunks of 2048.
+/// Classes: lanes along rows for few classes; blocks of 64 f32 and 32 f64, an initial shift from the first
+/// 256, sums of 512, chunks of 2048.
 pub const CLASSES: [usize; 48] = [
     3, 1, 2, 4, 5, 7, 8, 9, 10, 15, 16, 17, 20, 27, 30, 31, 32, 33, 34, 35, 47, 48, 49, 63, 64, 65,
     66, 95, 96, 97, 100, 127, 128, 129, 191, 192, 193, 255, 256, 257, 300, 320, 383, 384, 385, 400,
     448, 449,
 ];
 
-/// The same where there is room for more.
+/// The same for larger problems.
 pub const MANY_CLASSES: [usize; 20] = [
     511, 512, 513, 575, 576, 577, 639, 767, 768, 769, 1000, 1023, 1025, 2047, 2048, 2049, 2111,
     4095, 4096, 4097,
@@ -62,7 +62,7 @@ const LOGITS: [f64; 72] = [
     -100.0,
     300.0,
     -300.0,
-    // The end of integer references, f32 and f64.
+    // The end of integer shifts in f32 and f64.
     1.4e6,
     -1.4e6,
     1.46e6,
@@ -111,8 +111,8 @@ pub fn logit(bytes: &mut Bytes) -> f64 {
     }
 }
 
-/// Takes finite logits so far in that sums over classes are finite, past which docs/semantics.md
-/// promises nothing. (f32 and halves are never so far out.)
+/// Limits finite logits so that sums over classes are finite; docs/semantics.md promises nothing beyond.
+/// f32 and halves are always within the limit.
 pub fn keep_sums_finite(logits: &mut [f64]) {
     const MOST: f64 = 1e300;
     for x in logits.iter_mut().filter(|x| x.is_finite()) {
@@ -120,7 +120,7 @@ pub fn keep_sums_finite(logits: &mut [f64]) {
     }
 }
 
-/// A probability, or what is handed in for one.
+/// A target probability, which need not be in [0, 1].
 pub fn mass(bytes: &mut Bytes) -> f64 {
     const MASSES: [f64; 16] = [
         0.0,
@@ -143,8 +143,8 @@ pub fn mass(bytes: &mut Bytes) -> f64 {
     bytes.pick(&MASSES)
 }
 
-/// A weight: eighths, so that sums of weights and of their products are exact, which a mean over
-/// a denominator of nearly 0 depends on.
+/// A weight: a multiple of 1/8, so that sums of weights and of their products are exact. A mean over a
+/// denominator of nearly 0 depends on that.
 pub fn weight(bytes: &mut Bytes, signed: bool) -> f64 {
     let eighths = i64::from(bytes.byte() % 33);
     // The first is 1.

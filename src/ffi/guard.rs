@@ -1,15 +1,15 @@
-//! From errors and panics to a status and a message of the calling thread's.
+//! Turns errors and panics into a status and into the calling thread's last message.
 
 use super::*;
 use std::cell::RefCell;
 use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// A status other than XENT_OK, and why.
+/// A status other than XENT_OK, and its message.
 pub struct Failure {
     /// XENT_ERR_*
     pub status: xent_status,
-    /// For a person.
+    /// The text that xent_last_error returns.
     pub message: String,
 }
 
@@ -34,7 +34,7 @@ thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::default();
 }
 
-/// Runs the body of an entry; no panic gets past it.
+/// Runs the body of an entry point. A panic becomes XENT_ERR_PANIC.
 pub fn guarded(body: impl FnOnce() -> Result<(), Failure>) -> xent_status {
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return XENT_OK,
@@ -55,7 +55,7 @@ pub fn guarded(body: impl FnOnce() -> Result<(), Failure>) -> xent_status {
 /// Makes a failure this thread's last.
 pub fn fail(failure: &Failure) {
     let message = CString::new(failure.message.replace('\0', " ")).unwrap_or_default();
-    // A thread that is ending may have no room for messages any more.
+    // A thread that is ending may have dropped its message already.
     let _ = LAST_ERROR.try_with(|last| last.replace(message));
 }
 

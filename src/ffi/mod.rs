@@ -1,12 +1,12 @@
-//! The C interface: descriptors, status, guard. No arithmetic.
+//! The C interface: it reads the caller's structs, calls [`run`], and returns a status.
 //!
-//! build.rs generates include/xent.h from this file: its doc comments are that header's, and
-//! are written for a C reader.
+//! build.rs generates include/xent.h from this file. The doc comments become the comments of the
+//! header and are written for a C reader.
 
 mod guard;
 
 use crate::codes::*;
-use crate::dispatch;
+use crate::dispatch::{self, Isa};
 use crate::error::Error;
 use crate::parallel::Team;
 use crate::plan::Pass;
@@ -19,10 +19,10 @@ use crate::validate::softmax::{self, Function};
 use guard::{Failure, fail, guarded, last_error};
 use std::ffi::{c_char, c_void};
 
-/// 0 = ok. Codes are append-only; a retired one stays listed. Where several apply to one call,
-/// the first in the order STRUCT, NULL, DTYPE, SHAPE, STRIDE, ALIGN, OVERLAP, PARAM, TARGET is
-/// reported. A call that returns anything but XENT_OK or XENT_ERR_PANIC has written nothing but
-/// this thread's xent_last_error.
+/// 0 = ok. New versions add codes and remove none. If several apply to one call, it returns the
+/// first in the order STRUCT, NULL, DTYPE, SHAPE, STRIDE, ALIGN, OVERLAP, PARAM, TARGET. A call that
+/// returns anything but XENT_OK or XENT_ERR_PANIC has written nothing but this thread's
+/// xent_last_error.
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub type xent_status = i32;
 
@@ -42,25 +42,24 @@ pub const XENT_ERR_STRIDE: xent_status = 4;
 pub const XENT_ERR_DTYPE: xent_status = 5;
 /// Data is not aligned to its element size.
 pub const XENT_ERR_ALIGN: xent_status = 6;
-/// An output may overlap another operand other than as exactly in place. Judged by byte span,
-/// except that column blocks of one matrix (equal row strides, disjoint within a row) are seen
-/// to be apart.
+/// An output may overlap another operand, and is not exactly in place. xent compares byte spans,
+/// but accepts column blocks of one matrix: equal row strides, disjoint within each row.
 pub const XENT_ERR_OVERLAP: xent_status = 7;
 /// A target index is neither ignore_index nor in [0, classes).
 pub const XENT_ERR_TARGET: xent_status = 8;
 /// label_smoothing outside [0, 1]; a negative or infinite normalizer, softcap or z_loss;
-/// logit_scale not > 0; a NaN; a result that this problem cannot have; an XENT_ISA that does not
-/// name an available instruction set.
+/// logit_scale not > 0; an option that is NaN; a result that this problem cannot have; an XENT_ISA
+/// that names no available instruction set.
 pub const XENT_ERR_PARAM: xent_status = 9;
 /// An internal bug, caught at the boundary; never expected. Outputs may be half-written.
 pub const XENT_ERR_PANIC: xent_status = 10;
 
-/// A strided operand that is read; memory of the caller's, which xent never keeps.
+/// A strided operand that xent reads during the call. The memory is the caller's.
 ///
 /// Strides count elements, in the order row, class, inner. All three zero = densely packed:
 /// [rows, classes, inner] in C order, [rows, inner] for an operand without a class axis (indices,
-/// row weights, row mask, row losses, entropy). The stride of an axis of size 1, and strides[1] of
-/// an operand without a class axis, is not looked at, for "all zero" either. Elements may repeat
+/// row weights, row mask, row losses, entropy). xent ignores the stride of an axis of size 1, and
+/// strides[1] of an operand without a class axis; neither counts for "all zero". Elements may repeat
 /// (stride 0 on some axis). data == NULL = absent; an operand without elements may have any data.
 ///
 /// So any axis of a tensor can be the class axis. Classes first, as in a transposed matrix
@@ -78,7 +77,7 @@ pub struct xent_input {
     pub strides: [i64; 3],
 }
 
-/// A strided operand that is written. As xent_input, but no two elements may share an address.
+/// A strided operand that xent writes. As xent_input, but no two elements may share an address.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types, reason = "the name in C")]
@@ -91,15 +90,15 @@ pub struct xent_output {
     pub strides: [i64; 3],
 }
 
-/// A thread pool of the caller's own.
+/// A thread pool that the caller owns.
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub struct xent_pool(Pool);
 
 /// A cross-entropy problem. Start from XENT_PROBLEM_INIT, which carries the defaults; set rows,
-/// classes, logits and targets, and what else is wanted. xent reads it and keeps nothing of it.
+/// classes, logits and targets, then any options. xent reads the struct and keeps nothing of it.
 ///
 /// N rows, C classes, K inner positions: N*K softmax distributions. Below, "row" means one of
-/// them, and [rows, inner] is what has one element for each. z_c are the logits of a row as
+/// them; an operand [rows, inner] has one element for each. z_c are the logits of a row as
 /// stored, w_c the class weights, W their sum, r the row weight, e = label_smoothing:
 ///
 ///   x_c = logit_scale * z_c, then x_c = softcap * tanh(x_c / softcap) if softcap > 0
@@ -120,10 +119,11 @@ pub struct xent_pool(Pool);
 /// The gradient with respect to z_c is d/dx_c times logit_scale, and times 1 - tanh^2 under a
 /// softcap. With XENT_FLAG_LOG_PROBS, z_c = logp_c, and d/dlogp_c is minus the factor of -logp_c.
 ///
-/// A row is ignored if its target index is ignore_index or its mask byte is 0: its loss is 0, its
-/// gradient exactly 0, and nothing that its logits hold reaches another row. A term whose
-/// factor (w_c, t'_c, 1-e, r) is 0 is 0, whatever it multiplies. A kept row in which some x_c is
-/// NaN or +inf, or every one is -inf, has NaN for loss and gradient, unless its weight r is 0.
+/// A row is ignored if its target index is ignore_index or its mask byte is 0. An ignored row has a
+/// loss of 0 and a gradient of exactly 0, and its logits affect no other row. A row that is not
+/// ignored is kept. A term whose factor (w_c, t'_c, 1-e, r) is 0 is 0, whatever it multiplies. A
+/// kept row in which some x_c is NaN or +inf, or every x_c is -inf, has a loss and gradient of NaN,
+/// unless its weight r is 0.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types, reason = "the name in C")]
@@ -138,13 +138,13 @@ pub struct xent_problem {
     pub classes: usize,
     /// K, the positions inside the class axis: d1*..*dk for logits [N, C, d1, .., dk]. Default 1.
     pub inner: usize,
-    /// f32, f64, bf16 or f16, [rows, classes, inner]; any strides. Halves are computed with in f32:
-    /// their loss is that of the widened logits, bit for bit.
+    /// f32, f64, bf16 or f16, [rows, classes, inner]; any strides. xent widens halves to f32: their
+    /// loss is that of the widened logits, bit for bit.
     pub logits: xent_input,
     /// i64, i32, u32, u16 or u8: class indices [rows, inner]. f32, f64, bf16 or f16: probabilities
-    /// [rows, classes, inner], in whatever float type the logits have; they are not checked, and
-    /// need be neither normalised nor positive. Absent: only lse, argmax and entropy can be asked
-    /// for, anything else is XENT_ERR_NULL.
+    /// [rows, classes, inner], whatever float type the logits have. xent does not check
+    /// probabilities; they need be neither normalised nor positive. Without targets a call can ask
+    /// for lse, argmax and entropy; any other result is XENT_ERR_NULL.
     pub targets: xent_input,
     /// Optional, any float [classes]; negative and zero are legal.
     pub class_weights: xent_input,
@@ -152,7 +152,7 @@ pub struct xent_problem {
     pub row_weights: xent_input,
     /// Optional, u8 [rows, inner]; 0 = treated as ignored, whatever the target.
     pub row_mask: xent_input,
-    /// The target index of rows that do not count; any value. Not applied to probability targets.
+    /// The target index of ignored rows; any value. It does not apply to probability targets.
     /// Default -100.
     pub ignore_index: i64,
     /// In [0, 1]; default 0.
@@ -163,25 +163,25 @@ pub struct xent_problem {
     pub softcap: f64,
     /// x -> logit_scale*x (1/temperature); finite and > 0. Default 1.
     pub logit_scale: f64,
-    /// If > 0, what a mean divides its cross-entropy part by, instead of the sum of r*w_y (index
-    /// targets) or of r (probabilities) over kept rows: for gradient accumulation, data
+    /// If > 0, the denominator of a mean's cross-entropy part, instead of the sum of r*w_y (index
+    /// targets) or of r (probabilities) over kept rows: for gradient accumulation and data
     /// parallelism. Default 0.
     pub normalizer: f64,
-    /// If > 0, what a mean divides its z-loss part by, instead of the sum of r over kept rows.
+    /// If > 0, the denominator of a mean's z-loss part, instead of the sum of r over kept rows.
     /// Default 0.
     pub z_normalizer: f64,
     /// Default XENT_MEAN.
     pub reduction: xent_reduction,
-    /// 0 = the whole pool; 1 = the calling thread alone; n = at most n. The result has the same
-    /// bits whatever it is. Default 0.
+    /// 0 = the whole pool; 1 = the calling thread alone; n = at most n. The number changes no bit of
+    /// the result. Default 0.
     pub threads: u32,
     /// NULL, the default = rayon's global pool.
     pub pool: *const xent_pool,
 }
 
-/// Everything that a forward can hand back; NULL or absent, the default, for what is not wanted.
-/// One pass over the logits produces all of it. The memory is the caller's. Without targets there
-/// are lse, argmax and entropy.
+/// The results of a forward. A member that is NULL or absent, the default, is not computed. One pass
+/// over the logits computes all of them. The memory is the caller's. Without targets a call can ask
+/// for lse, argmax and entropy.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types, reason = "the name in C")]
@@ -195,35 +195,35 @@ pub struct xent_results {
     /// [rows, inner], packed: the log-sum-exp of the scaled and capped logits, of ignored rows
     /// too. NULL with XENT_FLAG_LOG_PROBS.
     pub lse: *mut f64,
-    /// The z-loss part of *loss, 0 if it is off. NULL with XENT_NONE and XENT_FLAG_LOG_PROBS.
+    /// The z-loss part of *loss, 0 if z-loss is off. NULL with XENT_NONE and XENT_FLAG_LOG_PROBS.
     pub z_loss: *mut f64,
-    /// What XENT_MEAN divides the cross-entropy part by, whatever the reduction.
+    /// The denominator of XENT_MEAN's cross-entropy part, whatever the reduction.
     pub normalizer: *mut f64,
-    /// What XENT_MEAN divides the z-loss part by, whatever the reduction, z-loss on or off.
+    /// The denominator of XENT_MEAN's z-loss part, whatever the reduction, z-loss on or off.
     pub z_normalizer: *mut f64,
-    /// Rows that count.
+    /// The number of rows that are not ignored.
     pub kept_rows: *mut u64,
-    /// [rows, inner], packed: the predicted class, of ignored rows too. Of the logits as stored:
-    /// the lowest index of a NaN if there is one, else of the maximum (0 if all are -inf).
+    /// [rows, inner], packed: the predicted class, of ignored rows too. It is the lowest index of a
+    /// NaN among the logits as stored, else of their maximum (0 if all are -inf).
     pub argmax: *mut i64,
-    /// Kept rows whose argmax is the target index. NULL with probability targets.
+    /// The number of kept rows whose argmax is the target index. NULL with probability targets.
     pub correct: *mut u64,
     /// f32 or f64 [rows, inner]: -sum_c p_c * logp_c, of ignored rows too. Absent with
     /// XENT_FLAG_LOG_PROBS.
     pub entropy: xent_output,
 }
 
-/// The shape of a call of the softmax family. Start from XENT_SHAPE_INIT; set rows and classes.
+/// The shape of a call of softmax or log-softmax. Start from XENT_SHAPE_INIT; set rows and classes.
 ///
-/// Operands are [rows, classes, inner]; softmax runs over the classes, of which any strides make
-/// any axis of any tensor.
+/// Operands are [rows, classes, inner]. Softmax runs over the classes; with strides, any axis of any
+/// tensor can be the class axis.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub struct xent_shape {
     /// Set by XENT_SHAPE_INIT; lets the struct grow.
     pub struct_size: u32,
-    /// 0; anything else is XENT_ERR_STRUCT.
+    /// 0; any other value is XENT_ERR_STRUCT.
     pub flags: u32,
     /// N
     pub rows: usize,
@@ -231,8 +231,8 @@ pub struct xent_shape {
     pub classes: usize,
     /// K; default 1.
     pub inner: usize,
-    /// 0 = the whole pool; 1 = the calling thread alone; n = at most n. The result has the same
-    /// bits whatever it is. Default 0.
+    /// 0 = the whole pool; 1 = the calling thread alone; n = at most n. The number changes no bit of
+    /// the result. Default 0.
     pub threads: u32,
     /// NULL, the default = rayon's global pool.
     pub pool: *const xent_pool,
@@ -305,13 +305,13 @@ fn check_flags(name: &str, flags: u32, known: u32) -> Result<(), Failure> {
     }
 }
 
-/// Who works on a call.
+/// The threads that a call may use.
 ///
 /// # Safety
-/// `pool` is NULL or a live pool.
+/// `pool` is NULL or a pool that lives for `'a`.
 unsafe fn team<'a>(pool: *const xent_pool, threads: u32) -> Team<'a> {
     Team {
-        // SAFETY: the caller's promise.
+        // SAFETY: `pool` is NULL or a live pool (# Safety).
         pool: unsafe { pool.as_ref() }.map(|pool| pool.0.rayon()),
         threads: threads as usize,
     }
@@ -337,22 +337,22 @@ impl xent_results {
 /// A struct whose first member is its size in bytes, as the caller's header knew it.
 ///
 /// # Safety
-/// All of it is plain data for which zero bytes are a value, `struct_size` comes first, and
-/// [`Self::FIRST_SIZE`] is its size in the first release.
+/// The type is plain data for which zero bytes are a value. Its first member is `struct_size`, a
+/// u32. [`Self::FIRST_SIZE`] is its size in the first release.
 unsafe trait Sized32: Copy {
     const NAME: &'static str;
     const FIRST_SIZE: usize;
 
-    /// A copy of what the caller has, if anything. Members that it is too old for are 0: their
-    /// default, or one that `problem` takes for it.
+    /// A copy of the caller's struct; `None` for NULL. Members that the caller's header did not know
+    /// are 0, their default.
     ///
     /// # Safety
-    /// `from` is NULL or valid for reads of as many bytes as its first four say.
+    /// `from` is NULL or valid for reads of as many bytes as its `struct_size` says, and of 4.
     unsafe fn read(from: *const Self) -> Result<Option<Self>, Failure> {
         if from.is_null() {
             return Ok(None);
         }
-        // SAFETY: it has at least a size.
+        // SAFETY: `from` is not NULL, so its first four bytes are readable (# Safety).
         let size = unsafe { from.cast::<u32>().read_unaligned() } as usize;
         let own = size_of::<Self>();
         if size < Self::FIRST_SIZE {
@@ -365,7 +365,7 @@ unsafe trait Sized32: Copy {
             .into());
         }
         for at in own..size {
-            // SAFETY: within `size` bytes.
+            // SAFETY: `at < size`, and `size` bytes are readable (# Safety).
             if unsafe { *from.cast::<u8>().add(at) } != 0 {
                 return Err(Error::Struct(format!(
                     "{}.struct_size = {size} exceeds this version's {own}, and byte {at} is not 0",
@@ -374,7 +374,8 @@ unsafe trait Sized32: Copy {
                 .into());
             }
         }
-        // SAFETY: zero bytes are a value; the copy stays within both structs.
+        // SAFETY: zero bytes are a value of the type (# Safety of the trait). The copy is no longer
+        // than the caller's struct, of which `size` bytes are readable, nor than `copy`.
         unsafe {
             let mut copy = std::mem::zeroed::<Self>();
             let to = (&raw mut copy).cast::<u8>();
@@ -384,34 +385,37 @@ unsafe trait Sized32: Copy {
     }
 }
 
-// SAFETY: repr(C), numbers and pointers.
+// SAFETY: the struct is repr(C) and begins with `struct_size: u32`. It consists of numbers and pointers,
+// which may be 0. The first release had this size.
 unsafe impl Sized32 for xent_problem {
     const NAME: &'static str = "problem";
     const FIRST_SIZE: usize = 304;
 }
 
-// SAFETY: repr(C), numbers and pointers.
+// SAFETY: the struct is repr(C) and begins with `struct_size: u32`. It consists of numbers and pointers,
+// which may be 0. The first release had this size.
 unsafe impl Sized32 for xent_results {
     const NAME: &'static str = "results";
     const FIRST_SIZE: usize = 152;
 }
 
-// SAFETY: repr(C), numbers and a pointer.
+// SAFETY: the struct is repr(C) and begins with `struct_size: u32`. It consists of numbers and a pointer,
+// which may be 0. The first release had this size.
 unsafe impl Sized32 for xent_shape {
     const NAME: &'static str = "shape";
     const FIRST_SIZE: usize = 48;
 }
 
-/// The structs of a call. Faults of a struct come before pointers that are NULL, but for the
-/// problem's own.
+/// Reads the structs of a call. The faults of a struct are reported before pointers that are NULL,
+/// except for that of the problem itself.
 ///
 /// # Safety
-/// As [`Sized32::read`].
+/// Both pointers are as [`Sized32::read`] asks.
 unsafe fn structs(
     problem: *const xent_problem,
     results: *const xent_results,
 ) -> Result<(xent_problem, Problem, Option<Results>), Failure> {
-    // SAFETY: the caller's promise.
+    // SAFETY: both pointers are as `read` asks (# Safety).
     let (problem, results) = unsafe { (xent_problem::read(problem)?, xent_results::read(results)) };
     let problem = problem.ok_or_else(|| null("problem"))?;
     let checked = problem.problem()?;
@@ -422,47 +426,49 @@ fn null(name: &str) -> Failure {
     Error::Null(format!("{name} is NULL")).into()
 }
 
-/// What a pointer to a required operand leads to.
+/// The operand behind a pointer that must not be NULL.
 ///
 /// # Safety
-/// NULL or valid for reads.
+/// `operand` is NULL, or valid for reads for `'a`.
 unsafe fn required<'a, T>(operand: *const T, name: &str) -> Result<&'a T, Failure> {
-    // SAFETY: the caller's promise.
+    // SAFETY: `operand` is NULL or valid for reads (# Safety).
     unsafe { operand.as_ref() }.ok_or_else(|| null(name))
 }
 
 /// The gradient that a call asks for, called `name` in C.
 ///
 /// # Safety
-/// Both are NULL or valid for reads.
+/// Both pointers are NULL or valid for reads.
 unsafe fn request(
     grad_output: *const xent_input,
     grad_scale: f64,
     grad: *const xent_output,
     name: &str,
 ) -> Result<GradientRequest, Failure> {
-    // SAFETY: the caller's promise.
+    // SAFETY: both pointers are NULL or valid for reads (# Safety).
     let (output, grad) = unsafe { (grad_output.as_ref(), required(grad, name)?) };
     Ok(GradientRequest {
         output: output.map_or(Operand::ABSENT, xent_input::operand),
         scale: grad_scale,
-        logits: grad.operand(),
+        gradient: grad.operand(),
     })
 }
 
-/// The loss and what else `results` asks for. Reads the logits from memory once.
+/// Computes the loss and the other results that `results` asks for. Reads the logits from memory
+/// once.
 ///
-/// problem, results: not NULL. Without targets it is an evaluation: lse, argmax, entropy.
-/// Thread-safe. On failure nothing is written.
+/// problem, results: not NULL. Without targets the call can compute lse, argmax and entropy.
+/// Thread-safe. A call that fails writes nothing.
 ///
-/// Every operand that is present covers the problem's shape; no other thread writes the inputs
-/// or touches the outputs during the call.
+/// Every operand that is present covers the problem's shape. During the call no other thread writes
+/// an input or touches an output.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_forward(
     problem: *const xent_problem,
     results: *const xent_results,
 ) -> xent_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
+    // the caller for that.
     guarded(|| unsafe {
         let (problem, checked, results) = structs(problem, results)?;
         let results = results.ok_or_else(|| null("results"))?;
@@ -472,18 +478,18 @@ pub unsafe extern "C" fn xent_forward(
     })
 }
 
-/// The gradient of the loss with respect to the logits, recomputed from lse.
+/// Computes the gradient of the loss with respect to the logits, from lse.
 ///
-/// problem, lse, grad_logits: not NULL. lse: double [rows, inner], packed, of a forward over the
-/// same logits and options or of the caller's own making; with XENT_FLAG_LOG_PROBS it is not
-/// looked at and may be NULL.
-/// grad_output: the gradient of what follows, NULL = 1; any float, one element, or [rows, inner]
-/// with XENT_NONE. grad_scale: finite, multiplies on top (loss scaling, 1/accumulation steps).
+/// problem, lse, grad_logits: not NULL. lse: double [rows, inner], packed, from a forward over the
+/// same logits and options or from elsewhere; with XENT_FLAG_LOG_PROBS xent ignores it, and it may be
+/// NULL.
+/// grad_output: the gradient of what follows the loss, NULL = 1; any float, one element, or [rows,
+/// inner] with XENT_NONE. grad_scale: a further factor, finite (loss scaling, 1/accumulation steps).
 /// grad_logits: [rows, classes, inner], the dtype of the logits, or f32 for halves, rounded once,
 /// to nearest even; any strides that keep its elements apart. It may be exactly the logits (same
-/// data, dtype and strides), which are then overwritten (not with XENT_FLAG_ACCUMULATE:
+/// data, dtype and strides), which the gradient then overwrites (with XENT_FLAG_ACCUMULATE that is
 /// XENT_ERR_OVERLAP). Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE.
-/// Thread-safe. On failure nothing is written.
+/// Thread-safe. A call that fails writes nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_backward(
     problem: *const xent_problem,
@@ -492,22 +498,23 @@ pub unsafe extern "C" fn xent_backward(
     grad_scale: f64,
     grad_logits: *const xent_output,
 ) -> xent_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
+    // the caller for that.
     guarded(|| unsafe {
         let grad = request(grad_output, grad_scale, grad_logits, "grad_logits");
         from_lse(Pass::Backward, problem, lse, grad)
     })
 }
 
-/// The gradient of the loss with respect to probability targets, recomputed from lse:
-/// r * (1-e) * w_c * (lse - x_c), times what the reduction, grad_output and grad_scale multiply
-/// with; for distillation, where targets are a model's as well. With XENT_FLAG_LOG_PROBS lse - x_c
-/// is -logp_c.
+/// Computes the gradient of the loss with respect to probability targets, from lse: r * (1-e) * w_c *
+/// (lse - x_c), times the factors of the reduction, grad_output and grad_scale. For distillation,
+/// where a model computes the targets too. With XENT_FLAG_LOG_PROBS, -logp_c takes the place of
+/// lse - x_c.
 ///
-/// As xent_backward but for grad_targets: not NULL, [rows, classes, inner], any float dtype, any
+/// As xent_backward, except for grad_targets: not NULL, [rows, classes, inner], any float dtype, any
 /// strides that keep its elements apart; it overlaps no other operand. A factor of 0 (r, 1-e, w_c)
-/// makes 0, whatever it multiplies. The targets' values are not read. Targets that are class
-/// indices have no gradient: XENT_ERR_PARAM. Thread-safe. On failure nothing is written.
+/// makes 0, whatever it multiplies. xent does not read the values of the targets. Class indices have
+/// no gradient: XENT_ERR_PARAM. Thread-safe. A call that fails writes nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_backward_targets(
     problem: *const xent_problem,
@@ -516,24 +523,25 @@ pub unsafe extern "C" fn xent_backward_targets(
     grad_scale: f64,
     grad_targets: *const xent_output,
 ) -> xent_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
+    // the caller for that.
     guarded(|| unsafe {
         let grad = request(grad_output, grad_scale, grad_targets, "grad_targets");
         from_lse(Pass::TargetGradient, problem, lse, grad)
     })
 }
 
-/// A gradient from the lse of a forward.
+/// Computes a gradient from the lse of a forward.
 ///
 /// # Safety
-/// As [`xent_backward`].
+/// `problem` is as [`structs`] asks; the operands are as [`run::cross_entropy`] asks.
 unsafe fn from_lse(
     pass: Pass,
     problem: *const xent_problem,
     lse: *const f64,
     request: Result<GradientRequest, Failure>,
 ) -> Result<(), Failure> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the pointers and the operands are as the two functions ask (# Safety).
     unsafe {
         let (problem, checked, _) = structs(problem, std::ptr::null())?;
         let results = Results { lse: Operand::packed(lse.cast_mut(), XENT_F64), ..Results::NONE };
@@ -543,10 +551,10 @@ unsafe fn from_lse(
     Ok(())
 }
 
-/// Both in one go, reading the logits from memory once.
+/// Computes the loss, the other results and the gradient together. Reads the logits from memory once.
 ///
-/// problem, grad_logits: not NULL; results may be. The rest as in xent_forward and xent_backward.
-/// Thread-safe. On failure nothing is written.
+/// problem, grad_logits: not NULL; results may be NULL. Otherwise as xent_forward and xent_backward.
+/// Thread-safe. A call that fails writes nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_forward_backward(
     problem: *const xent_problem,
@@ -555,7 +563,8 @@ pub unsafe extern "C" fn xent_forward_backward(
     results: *const xent_results,
     grad_logits: *const xent_output,
 ) -> xent_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
+    // the caller for that.
     guarded(|| unsafe {
         let (problem, checked, results) = structs(problem, results)?;
         let results = results.unwrap_or(Results::NONE);
@@ -571,24 +580,25 @@ pub unsafe extern "C" fn xent_forward_backward(
 ///
 /// shape, x, y: not NULL. x, y: f32, f64, bf16 or f16, both of one dtype (XENT_ERR_DTYPE), [rows,
 /// classes, inner], any strides. y may be exactly x (same data and strides), and overlaps it in no
-/// other way. Halves are computed with in f32 and rounded once. A row that holds NaN or +inf, or
-/// nothing but -inf, becomes NaN; another -inf stays one. Thread-safe. On failure nothing is
-/// written.
+/// other way. xent widens halves to f32 and rounds the result once. A row that holds NaN or +inf, or
+/// nothing but -inf, becomes NaN; any other -inf stays -inf. Thread-safe. A call that fails writes
+/// nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_log_softmax(
     shape: *const xent_shape,
     x: *const xent_input,
     y: *const xent_output,
 ) -> xent_status {
-    // SAFETY: the caller's promise.
-    guarded(|| unsafe { softmax_family(Function::LogSoftmax, shape, x, None, y) })
+    // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
+    // the caller for that.
+    guarded(|| unsafe { softmax_call(Function::LogSoftmax, shape, x, None, y) })
 }
 
 /// The gradient through xent_log_softmax: grad_x_c = grad_y_c - exp(y_c) * sum_c grad_y_c.
 ///
-/// shape, y, grad_y, grad_x: not NULL. y: what xent_log_softmax wrote; grad_y: the gradient with
+/// shape, y, grad_y, grad_x: not NULL. y: the output of xent_log_softmax; grad_y: the gradient with
 /// respect to it. All three of one dtype, as in xent_log_softmax. grad_x may be exactly y or
-/// exactly grad_y, and overlaps them in no other way. Thread-safe. On failure nothing is written.
+/// exactly grad_y, and overlaps them in no other way. Thread-safe. A call that fails writes nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_log_softmax_backward(
     shape: *const xent_shape,
@@ -596,28 +606,30 @@ pub unsafe extern "C" fn xent_log_softmax_backward(
     grad_y: *const xent_input,
     grad_x: *const xent_output,
 ) -> xent_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
+    // the caller for that.
     guarded(|| unsafe {
-        softmax_family(Function::LogSoftmaxBackward, shape, y, Some(grad_y), grad_x)
+        softmax_call(Function::LogSoftmaxBackward, shape, y, Some(grad_y), grad_x)
     })
 }
 
 /// Softmax over the classes: y_c = exp x_c / sum_c exp x_c.
 ///
-/// All else as xent_log_softmax, but that -inf becomes 0.
+/// Otherwise as xent_log_softmax, except that -inf becomes 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_softmax(
     shape: *const xent_shape,
     x: *const xent_input,
     y: *const xent_output,
 ) -> xent_status {
-    // SAFETY: the caller's promise.
-    guarded(|| unsafe { softmax_family(Function::Softmax, shape, x, None, y) })
+    // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
+    // the caller for that.
+    guarded(|| unsafe { softmax_call(Function::Softmax, shape, x, None, y) })
 }
 
 /// The gradient through xent_softmax: grad_x_c = y_c * (grad_y_c - sum_c y_c * grad_y_c).
 ///
-/// All else as xent_log_softmax_backward; y: what xent_softmax wrote.
+/// Otherwise as xent_log_softmax_backward; y: the output of xent_softmax.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_softmax_backward(
     shape: *const xent_shape,
@@ -625,16 +637,17 @@ pub unsafe extern "C" fn xent_softmax_backward(
     grad_y: *const xent_input,
     grad_x: *const xent_output,
 ) -> xent_status {
-    // SAFETY: the caller's promise.
-    guarded(|| unsafe { softmax_family(Function::SoftmaxBackward, shape, y, Some(grad_y), grad_x) })
+    // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
+    // the caller for that.
+    guarded(|| unsafe { softmax_call(Function::SoftmaxBackward, shape, y, Some(grad_y), grad_x) })
 }
 
-/// One call of the softmax family; `grad` is None in a forward.
+/// Makes a call of softmax or log-softmax; `grad` is `None` in a forward.
 ///
 /// # Safety
-/// As [`Sized32::read`] for the shape; the operands' pointers are NULL or valid for reads, and
-/// the operands as `run::softmax` asks.
-unsafe fn softmax_family(
+/// `shape` is as [`Sized32::read`] asks. The pointers to operands are NULL or valid for reads, and
+/// the operands are as [`run::softmax`] asks.
+unsafe fn softmax_call(
     function: Function,
     shape: *const xent_shape,
     input: *const xent_input,
@@ -642,7 +655,7 @@ unsafe fn softmax_family(
     output: *const xent_output,
 ) -> Result<(), Failure> {
     let (input_name, output_name) = if grad.is_some() { ("y", "grad_x") } else { ("x", "y") };
-    // SAFETY: the caller's promise.
+    // SAFETY: the pointers and the operands are as the functions ask (# Safety).
     unsafe {
         let caller = xent_shape::read(shape)?.ok_or_else(|| null("shape"))?;
         let shape = caller.shape()?;
@@ -658,8 +671,8 @@ unsafe fn softmax_family(
     Ok(())
 }
 
-/// "XENT_ERR_TARGET" for XENT_ERR_TARGET, and so on; "XENT_ERR_UNKNOWN" for a code of no
-/// meaning. Static; never NULL.
+/// The name of a status: "XENT_ERR_TARGET" for XENT_ERR_TARGET; "XENT_ERR_UNKNOWN" for a number that
+/// is no status. Static; never NULL.
 #[unsafe(no_mangle)]
 pub extern "C" fn xent_status_name(status: xent_status) -> *const c_char {
     let name = match status {
@@ -679,16 +692,16 @@ pub extern "C" fn xent_status_name(status: xent_status) -> *const c_char {
     name.as_ptr()
 }
 
-/// This thread's last failure in words, e.g. "targets[17] = 50257 is outside [0, 50257)"; "" if
-/// there was none. Like errno: a success leaves it as it was. Valid until this thread's next
+/// The message of this thread's last failure, e.g. "targets[17] = 50257 is outside [0, 50257)"; ""
+/// if there was none. As with errno, a success does not change it. Valid until this thread's next
 /// failure; never NULL.
 #[unsafe(no_mangle)]
 pub extern "C" fn xent_last_error() -> *const c_char {
     last_error()
 }
 
-/// Starts a pool of that many threads; 0 = one for each core. NULL on failure; see
-/// xent_last_error. The caller owns it and gives it to xent_pool_free.
+/// Starts a pool of `threads` threads; 0 = one for each core. NULL on failure; see xent_last_error.
+/// The caller owns the pool and ends it with xent_pool_free.
 #[unsafe(no_mangle)]
 pub extern "C" fn xent_pool_new(threads: u32) -> *mut xent_pool {
     let mut made = std::ptr::null_mut();
@@ -701,16 +714,18 @@ pub extern "C" fn xent_pool_new(threads: u32) -> *mut xent_pool {
     made
 }
 
-/// Ends a pool that xent_pool_new made, once; its threads end soon after. No call may be running
-/// on it. NULL is a no-op.
+/// Ends a pool of xent_pool_new; its threads end soon after. No call may be running on it, and no
+/// pool may be freed twice. NULL is a no-op.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_pool_free(pool: *mut xent_pool) {
     if !pool.is_null() {
         guarded(|| {
-            // SAFETY: made by `Box::into_raw` in xent_pool_new, and not freed before.
+            // SAFETY: `Box::into_raw` in xent_pool_new made the pointer, and the caller frees it
+            // once (the header asks for that).
             let pool = unsafe { Box::from_raw(pool) };
             if crate::parallel::fork::is_child() {
-                // Its threads are not in this process, and may have held its locks at the fork.
+                // The pool's threads are not in this process, and may have held its locks at the
+                // fork: dropping the pool could wait for them forever.
                 std::mem::forget(pool);
             }
             Ok(())
@@ -718,18 +733,17 @@ pub unsafe extern "C" fn xent_pool_free(pool: *mut xent_pool) {
     }
 }
 
-/// The kernels in use: "avx512", "avx2", "neon" or "portable". The environment variable XENT_ISA
-/// (if not empty) lowers the choice; if it names none that this processor has, every call fails with
-/// XENT_ERR_PARAM, and this is "none". Static; never NULL.
+/// The instruction set in use: "avx512", "avx2", "neon" or "portable". A non-empty environment
+/// variable XENT_ISA lowers the choice. If it names no set that this processor has, every call fails
+/// with XENT_ERR_PARAM, and this function returns "none". Static; never NULL.
 #[unsafe(no_mangle)]
 pub extern "C" fn xent_isa() -> *const c_char {
     let name = match dispatch::selected() {
-        Ok(isa) => match isa.name() {
-            "avx512" => c"avx512",
-            "avx2" => c"avx2",
-            "neon" => c"neon",
-            _ => c"portable",
-        },
+        Ok(Isa::Avx512) => c"avx512",
+        Ok(Isa::Avx2) => c"avx2",
+        // On AArch64 the portable kernels compile to NEON.
+        Ok(Isa::Portable) if Isa::Portable.name() == "neon" => c"neon",
+        Ok(Isa::Portable) => c"portable",
         Err(why) => {
             fail(&Failure { status: XENT_ERR_PARAM, message: why.to_string() });
             c"none"

@@ -1,7 +1,8 @@
 //! Cross-entropy problems as they are handed in, their checks, and the plans made of them.
 
 use super::operand::{
-    Axes, BYTES, F64_ONLY, FLOATS, LOSSES, Operand, Slots, TARGETS, WORDS, dtype_name, float_of,
+    Axes, BYTES, F64_ONLY, FLOATS, LOSSES, Operand, Presence, Slots, TARGETS, WORDS, dtype_name,
+    float_of,
 };
 use super::{kernels, layout};
 use crate::codes::*;
@@ -63,7 +64,7 @@ impl Problem {
     };
 }
 
-/// Where results go; the fields are those of `xent_results`. Scalars have one element.
+/// Where a call writes its results; the fields are those of `xent_results`.
 #[derive(Clone, Copy)]
 pub(crate) struct Results {
     pub loss: *mut f64,
@@ -92,7 +93,7 @@ impl Results {
         entropy: Operand::ABSENT,
     };
 
-    /// Something is asked for that does not exist without targets.
+    /// The results include one that does not exist without targets.
     fn needs_targets(&self) -> bool {
         !(self.loss.is_null()
             && self.row_losses.data.is_null()
@@ -104,13 +105,15 @@ impl Results {
     }
 }
 
-/// The gradient that is asked for.
+/// The gradient that a call asks for.
 #[derive(Clone, Copy)]
 pub(crate) struct GradientRequest {
-    /// Absent = 1.
+    /// The gradient of what follows; absent = 1.
     pub output: Operand,
+    /// A further factor.
     pub scale: f64,
-    pub logits: Operand,
+    /// Where the gradient goes: grad_logits or grad_targets.
+    pub gradient: Operand,
 }
 
 /// What the checks established.
@@ -137,74 +140,67 @@ pub(crate) unsafe fn validate(
     team: &Team,
     isa: Option<Isa>,
 ) -> Result<Valid, Error> {
+    use Presence::{Optional, Required};
     let accumulate = problem.flags & XENT_FLAG_ACCUMULATE != 0;
     let by_row = problem.reduction == XENT_NONE;
     let log_probs = problem.flags & XENT_FLAG_LOG_PROBS != 0;
-    let has_indices = !FLOATS.contains(&problem.targets.dtype);
+    // `check_types` refuses an unknown dtype, whatever its axes.
+    let has_indices = float_of(problem.targets.dtype).is_none();
     let shape = Shape { rows: problem.rows, classes: problem.classes, inner: problem.inner };
 
-    // The operands, inputs first.
+    // The order of the operands is the order in which messages name them: inputs come first.
     let mut slots = Slots::new();
     let all = &mut slots;
-    let needs_targets = request.is_some() || results.needs_targets();
-    let logits = all.input("logits", problem.logits, Axes::Full, FLOATS, true);
+    let logits = all.input("logits", problem.logits, Axes::Full, FLOATS, Required);
     let axes = if has_indices { Axes::Rows } else { Axes::Full };
-    let targets = all.input("targets", problem.targets, axes, TARGETS, needs_targets);
+    let presence = Presence::required_if(request.is_some() || results.needs_targets());
+    let targets = all.input("targets", problem.targets, axes, TARGETS, presence);
     let class_weights =
-        all.input("class_weights", problem.class_weights, Axes::Classes, FLOATS, false);
-    let row_weights = all.input("row_weights", problem.row_weights, Axes::Rows, FLOATS, false);
-    let row_mask = all.input("row_mask", problem.row_mask, Axes::Rows, BYTES, false);
+        all.input("class_weights", problem.class_weights, Axes::Classes, FLOATS, Optional);
+    let row_weights = all.input("row_weights", problem.row_weights, Axes::Rows, FLOATS, Optional);
+    let row_mask = all.input("row_mask", problem.row_mask, Axes::Rows, BYTES, Optional);
     let (mut grad_output, mut gradient) = (None, None);
     if let Some(request) = request {
         let axes = if by_row { Axes::Rows } else { Axes::One };
-        grad_output = all.input("grad_output", request.output, axes, FLOATS, false);
+        grad_output = all.input("grad_output", request.output, axes, FLOATS, Optional);
         let name = if pass == Pass::TargetGradient { "grad_targets" } else { "grad_logits" };
-        gradient = all.output(name, request.logits, Axes::Full, FLOATS, true);
+        gradient = all.output(name, request.gradient, Axes::Full, FLOATS, Required);
     }
     let lse = match pass {
         Pass::Backward | Pass::TargetGradient if log_probs => None,
         Pass::Backward | Pass::TargetGradient => {
-            all.input("lse", results.lse, Axes::Rows, F64_ONLY, true)
+            all.input("lse", results.lse, Axes::Rows, F64_ONLY, Required)
         }
-        _ => all.output("lse", results.lse, Axes::Rows, F64_ONLY, false),
+        _ => all.output("lse", results.lse, Axes::Rows, F64_ONLY, Optional),
     };
     all.scalar("loss", results.loss, F64_ONLY);
-    let row_losses = all.output("row_losses", results.row_losses, Axes::Rows, LOSSES, false);
+    let row_losses = all.output("row_losses", results.row_losses, Axes::Rows, LOSSES, Optional);
     all.scalar("z_loss", results.z_loss, F64_ONLY);
     all.scalar("normalizer", results.normalizer, F64_ONLY);
     all.scalar("z_normalizer", results.z_normalizer, F64_ONLY);
     all.scalar("kept_rows", results.kept_rows, WORDS);
-    let argmax = all.output("argmax", results.argmax, Axes::Rows, WORDS, false);
+    let argmax = all.output("argmax", results.argmax, Axes::Rows, WORDS, Optional);
     all.scalar("correct", results.correct, WORDS);
-    let entropy = all.output("entropy", results.entropy, Axes::Rows, LOSSES, false);
+    let entropy = all.output("entropy", results.entropy, Axes::Rows, LOSSES, Optional);
 
     all.check_types(&shape)?;
-    // A half's gradient may be kept in f32; that of the targets is in any float.
     let logits_dtype = problem.logits.dtype;
     let grad_dtype = match request {
-        Some(request) if pass != Pass::TargetGradient => request.logits.dtype,
+        Some(request) if pass != Pass::TargetGradient => request.gradient.dtype,
+        // The gradient of the targets may have any float dtype.
         _ => logits_dtype,
     };
-    let is_half = matches!(logits_dtype, XENT_BF16 | XENT_F16);
-    if grad_dtype != logits_dtype && !(is_half && grad_dtype == XENT_F32) {
-        let or = if is_half { ", or F32" } else { "" };
-        return Err(Error::Dtype(format!(
-            "grad_logits.dtype is {}; for logits of {} it can be that{or}",
-            dtype_name(grad_dtype),
-            dtype_name(logits_dtype)
-        )));
-    }
+    check_gradient_dtype(grad_dtype, logits_dtype)?;
     let in_place =
         all.check_memory(&shape, |output, other| match (output.name, other.name, accumulate) {
             ("grad_logits", "logits", false) => Ok(()),
             ("grad_logits", "logits", true) => Err("cannot be accumulated in place of"),
             _ => Err("overlaps"),
         })?;
-
     check_options(problem, pass, results, request, has_indices && targets.is_some())?;
     let kernels = kernels(isa, float_of(logits_dtype), float_of(grad_dtype))?;
 
-    // Without rows no view is looked at; but `logits` must be something.
+    // A call without rows may leave out the logits, and reads no view.
     let nothing = View { data: std::ptr::null_mut(), dtype: FloatType::F32, strides: [0; 3] };
     let logits = all.floats(logits).unwrap_or(nothing);
     let indices = all.integers(targets).map(Targets::Indices);
@@ -231,22 +227,9 @@ pub(crate) unsafe fn validate(
         gradient: None,
     };
 
-    let mut scan = Scan::default();
-    let mut bad = None;
-    if !matches!(loss.targets, Targets::Absent) {
-        team.for_tasks(
-            &Work::rows(shape.distributions(), TARGET_SCAN_ELEMENTS),
-            // SAFETY: the rows are the problem's, whose views `check_memory` has checked.
-            |rows| unsafe { scan_targets(&kernels, &shape, &loss, rows) },
-            |task| match task {
-                Ok(task) => scan.add(&task),
-                Err(error) => bad = bad.take().or(Some(error)),
-            },
-        );
-    }
-    if let Some(error) = bad {
-        return Err(error);
-    }
+    // SAFETY: `check_memory` checked that the views cover the problem's shape in the caller's memory,
+    // which is valid for the call (# Safety).
+    let scan = unsafe { scan_targets(&kernels, &shape, &loss, team)? };
 
     let spreads = loss.label_smoothing > 0.0 && loss.has_indices();
     if let Some(weights) = loss.class_weights.filter(|_| spreads) {
@@ -257,7 +240,7 @@ pub(crate) unsafe fn validate(
         }
         loss.weight_total = total.value();
     }
-    let given = |x: f64, usual: f64| if x > 0.0 { x } else { usual };
+    let given = |x: f64, usual: CompensatedSum| if x > 0.0 { x } else { usual.value() };
     let normalizer = given(problem.normalizer, scan.weight);
     let z_normalizer = given(problem.z_normalizer, scan.row_weight);
     let mut output = None;
@@ -283,6 +266,21 @@ pub(crate) unsafe fn validate(
     Ok(Valid { plan, kernels, normalizer, z_normalizer, kept: scan.kept })
 }
 
+/// The gradient of the logits has their dtype; that of halves may also be f32.
+fn check_gradient_dtype(gradient: u32, logits: u32) -> Result<(), Error> {
+    let is_half = matches!(logits, XENT_BF16 | XENT_F16);
+    if gradient == logits || (is_half && gradient == XENT_F32) {
+        return Ok(());
+    }
+    let or = if is_half { ", or F32" } else { "" };
+    Err(Error::Dtype(format!(
+        "grad_logits.dtype is {}; for logits of {} it can be that{or}",
+        dtype_name(gradient),
+        dtype_name(logits)
+    )))
+}
+
+/// Checks that the options are in range and that the problem has the results that are asked for.
 fn check_options(
     problem: &Problem,
     pass: Pass,
@@ -343,29 +341,72 @@ fn check_options(
     Ok(())
 }
 
-/// What the targets say about the reduction.
-#[derive(Clone, Copy, Default)]
+/// What the targets and the weights of some rows contribute to the denominators of a mean.
+#[derive(Clone, Copy)]
 struct Scan {
+    /// Rows that are not ignored.
     kept: u64,
-    /// What a mean divides by: Σ r·w_y over kept rows, or Σ r.
-    weight: f64,
+    /// Σ r·w_y over kept rows for class indices, Σ r for probabilities.
+    weight: CompensatedSum,
     /// Σ r over kept rows.
-    row_weight: f64,
+    row_weight: CompensatedSum,
 }
 
 impl Scan {
-    fn add(&mut self, other: &Scan) {
+    const NONE: Scan =
+        Scan { kept: 0, weight: CompensatedSum::ZERO, row_weight: CompensatedSum::ZERO };
+
+    /// `kept` rows of weight 1.
+    fn unweighted(kept: u64) -> Scan {
+        let mut scan = Scan { kept, ..Scan::NONE };
+        scan.weight.add(kept as f64);
+        scan.row_weight.add(kept as f64);
+        scan
+    }
+
+    /// The rows of another block.
+    fn merge(&mut self, other: &Scan) {
         self.kept += other.kept;
-        self.weight += other.weight;
-        self.row_weight += other.row_weight;
+        self.weight.merge(other.weight);
+        self.row_weight.merge(other.row_weight);
     }
 }
 
-/// Checks the targets of a range of rows and adds up their weights.
+/// Checks all targets and adds up the weights of the rows, over the team. Of several targets that are out
+/// of range the error names the first.
 ///
 /// # Safety
-/// The rows are the problem's; `check_memory` has checked its views.
+/// The loss's views cover the shape in readable memory.
 unsafe fn scan_targets(
+    k: &Kernels,
+    shape: &Shape,
+    loss: &Loss,
+    team: &Team,
+) -> Result<Scan, Error> {
+    let mut scan = Scan::NONE;
+    let mut bad = None;
+    if !matches!(loss.targets, Targets::Absent) {
+        team.for_tasks(
+            &Work::rows(shape.distributions(), TARGET_SCAN_ELEMENTS),
+            // SAFETY: the rows of a task are the problem's, and the views cover them (# Safety).
+            |rows| unsafe { scan_rows(k, shape, loss, rows) },
+            |task| match task {
+                Ok(task) => scan.merge(&task),
+                Err(error) => bad = bad.take().or(Some(error)),
+            },
+        );
+    }
+    match bad {
+        None => Ok(scan),
+        Some(error) => Err(error),
+    }
+}
+
+/// Checks the targets of a range of rows and adds up the weights of the rows.
+///
+/// # Safety
+/// As [`scan_targets`]; the rows are the problem's.
+unsafe fn scan_rows(
     k: &Kernels,
     shape: &Shape,
     loss: &Loss,
@@ -384,14 +425,15 @@ unsafe fn scan_targets(
     {
         // SAFETY: the targets of the rows lie side by side, by the strides just looked at; the processor has
         // the set of the kernels.
-        let fast = unsafe {
+        let kept = unsafe {
             (k.lanes.count_kept)(targets, rows.start, rows.len(), loss.ignore_index, shape.classes)
         };
-        if let Some(kept) = fast {
-            return Ok(Scan { kept, weight: kept as f64, row_weight: kept as f64 });
+        // `None` if a target is out of range: the loop below finds it.
+        if let Some(kept) = kept {
+            return Ok(Scan::unweighted(kept));
         }
     }
-    let mut scan = Scan::default();
+    let mut scan = Scan::NONE;
     for row in rows {
         let at = shape.position(row);
         // SAFETY: the row is the problem's (# Safety), and the class is checked before its weight is read.
@@ -406,8 +448,8 @@ unsafe fn scan_targets(
             };
             let r = loss.row_weight(at);
             scan.kept += 1;
-            scan.row_weight += r;
-            scan.weight += if r == 0.0 { 0.0 } else { r * weight };
+            scan.row_weight.add(r);
+            scan.weight.add(if r == 0.0 { 0.0 } else { r * weight });
         }
     }
     Ok(scan)

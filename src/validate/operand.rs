@@ -1,4 +1,4 @@
-//! One operand after another: dtype, shape, strides, alignment, and which operands overlap.
+//! The checks of operands: presence, dtype, strides, length, alignment, overlap.
 
 use crate::codes::*;
 use crate::error::Error;
@@ -12,7 +12,7 @@ pub(crate) struct Operand {
     pub data: *mut u8,
     pub dtype: u32,
     pub strides: [i64; 3],
-    /// How many elements there are behind `data`, where that is known.
+    /// The number of elements behind `data`: the length of a slice, `usize::MAX` for a C pointer.
     pub available: usize,
 }
 
@@ -43,20 +43,41 @@ pub(crate) enum Axes {
     One,
 }
 
-/// One operand on its way through validation.
+/// Whether a call can do without an operand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Presence {
+    Required,
+    Optional,
+}
+
+impl Presence {
+    pub fn required_if(required: bool) -> Presence {
+        if required { Presence::Required } else { Presence::Optional }
+    }
+}
+
+/// Whether a call reads or writes an operand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
+}
+
+/// One operand of a call: the caller's description, then what [`Slot::resolve`] computes from it.
 #[derive(Clone, Copy)]
 pub(crate) struct Slot {
     pub name: &'static str,
     operand: Operand,
     axes: Axes,
+    /// The dtypes that the operand can have.
     allowed: &'static [u32],
-    required: bool,
-    output: bool,
-    /// The strides, packed ones filled in and those of axes of size 1 set to 0.
+    presence: Presence,
+    access: Access,
+    /// The strides: those of the packed layout if the caller gave none, 0 for an axis of size 1.
     strides: [i64; 3],
     /// The element farthest from the first.
     last: usize,
-    /// Addresses of the first byte and of the one after the last.
+    /// The addresses of the first byte and of the byte after the last.
     bytes: (usize, usize),
 }
 
@@ -69,16 +90,21 @@ pub(crate) struct Slots {
     len: usize,
 }
 
-/// An operand that was pushed, if it is present.
+/// The place of an operand among the slots; `None` if the operand is absent.
 pub(crate) type Index = Option<usize>;
 
+/// Logits, probabilities, weights and gradients.
 pub(crate) const FLOATS: &[u32] = &[XENT_F32, XENT_F64, XENT_BF16, XENT_F16];
+/// Row losses and entropies.
 pub(crate) const LOSSES: &[u32] = &[XENT_F32, XENT_F64];
+/// Losses, denominators and lse.
 pub(crate) const F64_ONLY: &[u32] = &[XENT_F64];
+/// The row mask.
 pub(crate) const BYTES: &[u32] = &[XENT_U8];
+/// Class indices and probabilities.
 pub(crate) const TARGETS: &[u32] =
     &[XENT_I64, XENT_I32, XENT_U32, XENT_U16, XENT_U8, XENT_F32, XENT_F64, XENT_BF16, XENT_F16];
-/// Results of C's `uint64_t` and `int64_t`; their type is known.
+/// Counts and predicted classes, C's `uint64_t` and `int64_t`. The surfaces fix their type.
 pub(crate) const WORDS: &[u32] = &[XENT_I64];
 
 impl Slots {
@@ -87,7 +113,7 @@ impl Slots {
         Slots { slots: [const { MaybeUninit::uninit() }; SLOTS], len: 0 }
     }
 
-    // What is absent costs next to nothing: a call has two dozen operands, and few are there.
+    // Most of the operands that a call can have are absent. An absent one takes no slot.
     #[inline(always)]
     fn add(
         &mut self,
@@ -95,10 +121,11 @@ impl Slots {
         operand: Operand,
         axes: Axes,
         allowed: &'static [u32],
-        [required, output]: [bool; 2],
+        presence: Presence,
+        access: Access,
     ) -> Index {
         let present = !operand.data.is_null();
-        if !present && !required {
+        if !present && presence == Presence::Optional {
             return None;
         }
         self.slots[self.len].write(Slot {
@@ -106,8 +133,8 @@ impl Slots {
             operand,
             axes,
             allowed,
-            required,
-            output,
+            presence,
+            access,
             strides: [0; 3],
             last: 0,
             bytes: (0, 0),
@@ -116,6 +143,7 @@ impl Slots {
         present.then_some(self.len - 1)
     }
 
+    /// Adds an operand that the call reads.
     #[inline(always)]
     pub fn input(
         &mut self,
@@ -123,11 +151,12 @@ impl Slots {
         operand: Operand,
         axes: Axes,
         allowed: &'static [u32],
-        required: bool,
+        presence: Presence,
     ) -> Index {
-        self.add(name, operand, axes, allowed, [required, false])
+        self.add(name, operand, axes, allowed, presence, Access::Read)
     }
 
+    /// Adds an operand that the call writes.
     #[inline(always)]
     pub fn output(
         &mut self,
@@ -135,18 +164,19 @@ impl Slots {
         operand: Operand,
         axes: Axes,
         allowed: &'static [u32],
-        required: bool,
+        presence: Presence,
     ) -> Index {
-        self.add(name, operand, axes, allowed, [required, true])
+        self.add(name, operand, axes, allowed, presence, Access::Write)
     }
 
-    /// A result of one number.
+    /// Adds an optional result of one number.
     pub fn scalar<T>(&mut self, name: &'static str, to: *mut T, allowed: &'static [u32]) {
-        self.output(name, Operand::packed(to, allowed[0]), Axes::One, allowed, false);
+        let operand = Operand::packed(to, allowed[0]);
+        self.output(name, operand, Axes::One, allowed, Presence::Optional);
     }
 
     fn all(&self) -> &[Slot] {
-        // SAFETY: `add` wrote as many.
+        // SAFETY: `add` wrote the first `len` slots.
         unsafe { std::slice::from_raw_parts(self.slots.as_ptr().cast(), self.len) }
     }
 
@@ -155,12 +185,12 @@ impl Slots {
     }
 
     fn iter_mut(&mut self) -> std::slice::IterMut<'_, Slot> {
-        // SAFETY: `add` wrote as many.
+        // SAFETY: `add` wrote the first `len` slots, and `self` is borrowed for writing.
         unsafe { std::slice::from_raw_parts_mut(self.slots.as_mut_ptr().cast(), self.len) }
             .iter_mut()
     }
 
-    /// The view of an operand that was pushed, if it is present and its elements are floats.
+    /// The view of an operand of floats; `None` if it is absent, or of integers.
     pub fn floats(&self, index: Index) -> Option<View<FloatType>> {
         let slot = &self.all()[index?];
         match dtype_of(slot.operand.dtype)? {
@@ -169,7 +199,7 @@ impl Slots {
         }
     }
 
-    /// The view of an operand that was pushed, if it is present and its elements are integers.
+    /// The view of an operand of integers; `None` if it is absent, or of floats.
     pub fn integers(&self, index: Index) -> Option<View<IntegerType>> {
         let slot = &self.all()[index?];
         match dtype_of(slot.operand.dtype)? {
@@ -178,10 +208,12 @@ impl Slots {
         }
     }
 
-    /// Nothing that is required is missing, and everything has a dtype that it can have.
+    /// Checks that every required operand is present, then that every operand has a dtype that it
+    /// can have. A call without rows may leave out any operand.
     pub fn check_types(&self, shape: &Shape) -> Result<(), Error> {
         for slot in self.iter() {
-            if slot.required && slot.operand.data.is_null() && shape.rows > 0 && shape.inner > 0 {
+            let absent = slot.presence == Presence::Required && slot.operand.data.is_null();
+            if absent && shape.rows > 0 && shape.inner > 0 {
                 return Err(Error::Null(format!("{} is NULL", slot.name)));
             }
         }
@@ -200,8 +232,10 @@ impl Slots {
         Ok(())
     }
 
-    /// Sizes, strides, alignment, and what overlaps; `in_place` says whether an output may be
-    /// exactly that input. Returns whether one is.
+    /// Checks sizes, strides, lengths, alignment and overlap, in this order.
+    ///
+    /// `in_place(output, other)` says whether `output` may be exactly `other`, and if not, how the
+    /// message names the fault. Returns whether an output replaces an input.
     pub fn check_memory(
         &mut self,
         shape: &Shape,
@@ -209,7 +243,7 @@ impl Slots {
     ) -> Result<bool, Error> {
         let Shape { rows, classes, inner } = *shape;
         let elements = rows.checked_mul(classes).and_then(|n| n.checked_mul(inner));
-        // 16 bytes an element leaves room for every sum of offsets below.
+        // Elements have at most 8 bytes. The factor of 16 keeps every sum of offsets below in range.
         if elements.is_none_or(|n| n > isize::MAX as usize / 16)
             || [rows, classes, inner].iter().any(|&n| n > isize::MAX as usize / 16)
             || rows.checked_mul(inner).is_none_or(|n| n > isize::MAX as usize / 16)
@@ -222,7 +256,7 @@ impl Slots {
             return Err(Error::Shape(format!("classes = 0, but there are {} rows", rows * inner)));
         }
         for slot in self.iter_mut() {
-            // What has no elements is never looked at, wherever it points.
+            // The pointer of an operand without elements may be anything.
             if !slot.is_empty(shape) {
                 slot.resolve(shape)?;
             }
@@ -236,7 +270,7 @@ impl Slots {
             }
         }
         for slot in self.iter().filter(|slot| !slot.is_empty(shape)) {
-            let size = dtype_of(slot.operand.dtype).map_or(1, Dtype::size);
+            let size = slot.element_size();
             if slot.bytes.0 % size != 0 {
                 return Err(Error::Align(format!(
                     "{}.data is not aligned to its elements of {size} bytes",
@@ -245,11 +279,11 @@ impl Slots {
             }
         }
         let mut replaces = false;
-        for (i, output) in self.iter().enumerate().filter(|(_, slot)| slot.output) {
+        for (i, output) in self.iter().enumerate().filter(|(_, slot)| slot.is_output()) {
             for (j, other) in self.iter().enumerate() {
-                // Two outputs are compared once.
+                // Each pair of outputs is compared once.
                 if i == j
-                    || (other.output && j < i)
+                    || (other.is_output() && j < i)
                     || output.is_empty(shape)
                     || other.is_empty(shape)
                     || !output.overlaps(other, shape)
@@ -257,7 +291,7 @@ impl Slots {
                     continue;
                 }
                 let how =
-                    if same(output, other) { in_place(output, other) } else { Err("overlaps") };
+                    if output.is_same(other) { in_place(output, other) } else { Err("overlaps") };
                 match how {
                     Ok(()) => replaces = true,
                     Err(how) => {
@@ -328,7 +362,17 @@ impl Slot {
         View { data: self.operand.data, dtype, strides: self.strides.map(|stride| stride as isize) }
     }
 
-    /// Sizes along rows, classes and inner positions; 1 for an axis it does not have.
+    fn is_output(&self) -> bool {
+        self.access == Access::Write
+    }
+
+    /// Bytes of one element.
+    fn element_size(&self) -> usize {
+        // `check_types` refuses unknown dtypes before any size is asked for.
+        dtype_of(self.operand.dtype).map_or(1, Dtype::size)
+    }
+
+    /// The sizes along rows, classes and inner positions; 1 for an axis that the operand lacks.
     fn sizes(&self, shape: &Shape) -> [usize; 3] {
         match self.axes {
             Axes::Full => [shape.rows, shape.classes, shape.inner],
@@ -338,12 +382,12 @@ impl Slot {
         }
     }
 
-    /// Nothing of it is ever looked at.
+    /// The operand has no elements.
     fn is_empty(&self, shape: &Shape) -> bool {
         self.sizes(shape).contains(&0)
     }
 
-    /// Fills in strides and the byte span.
+    /// Checks the strides, and computes the fields that follow from them.
     fn resolve(&mut self, shape: &Shape) -> Result<(), Error> {
         let sizes = self.sizes(shape);
         let given =
@@ -353,7 +397,7 @@ impl Slot {
                 },
             );
         self.strides = if given == [0; 3] {
-            // The product of all sizes fits an i64 (validate).
+            // `check_memory` checked that the product of all sizes fits an i64.
             let packed = [(sizes[1] * sizes[2]) as i64, sizes[2] as i64, 1];
             std::array::from_fn(|axis| if sizes[axis] > 1 { packed[axis] } else { 0 })
         } else {
@@ -362,7 +406,7 @@ impl Slot {
         let stride_error = |axis: usize, why: &str| {
             Error::Stride(format!("{}.strides[{axis}] = {} {why}", self.name, self.strides[axis]))
         };
-        let size = dtype_of(self.operand.dtype).map_or(1, Dtype::size) as i64;
+        let size = self.element_size() as i64;
         let mut last = 0i64;
         for (axis, &axis_size) in sizes.iter().enumerate() {
             if self.strides[axis] < 0 {
@@ -380,15 +424,15 @@ impl Slot {
             .checked_add(bytes)
             .ok_or_else(|| stride_error(0, "reaches past the address space"))?;
         self.bytes = (start, end);
-        if self.output {
+        if self.is_output() {
             self.check_disjoint(&sizes)?;
         }
         self.last = last as usize;
         Ok(())
     }
 
-    /// No two elements of an output share an address: from the inside out, every axis steps over
-    /// all of the axes inside it.
+    /// Checks that no two elements of an output share an address. In the order of their strides,
+    /// every axis must step over the whole span of the axes before it.
     fn check_disjoint(&self, sizes: &[usize; 3]) -> Result<(), Error> {
         let mut axes = [0usize, 1, 2];
         axes.sort_unstable_by_key(|&axis| self.strides[axis]);
@@ -408,15 +452,23 @@ impl Slot {
         Ok(())
     }
 
-    /// Whether the two may touch the same byte.
+    /// Whether the two operands have the same address, dtype and strides.
+    fn is_same(&self, other: &Slot) -> bool {
+        self.operand.data == other.operand.data
+            && self.operand.dtype == other.operand.dtype
+            && self.strides == other.strides
+    }
+
+    /// Whether the two operands may touch the same byte.
     fn overlaps(&self, other: &Slot, shape: &Shape) -> bool {
         let ((a, a_end), (b, b_end)) = (self.bytes, other.bytes);
         if a >= b_end || b >= a_end {
             return false;
         }
-        // Column blocks of one matrix: the same distance between rows, apart within a row.
+        // Column blocks of one matrix have the same distance between rows and are disjoint within
+        // each row.
         let pitch = |slot: &Slot| {
-            let size = dtype_of(slot.operand.dtype).map_or(1, Dtype::size) as i64;
+            let size = slot.element_size() as i64;
             let rows = slot.sizes(shape)[0];
             (slot.strides[0] * size, (slot.strides[0] * (rows as i64 - 1) * size) as usize, rows)
         };
@@ -429,9 +481,4 @@ impl Slot {
         let offset = if b >= a { (b - a) % pitch } else { (pitch - (a - b) % pitch) % pitch };
         !(width_a <= offset && offset + width_b <= pitch)
     }
-}
-
-/// Whether a slot's view is exactly another's.
-fn same(a: &Slot, b: &Slot) -> bool {
-    a.operand.data == b.operand.data && a.operand.dtype == b.operand.dtype && a.strides == b.strides
 }

@@ -1,6 +1,6 @@
 //! Calls of softmax and log-softmax, forward and backward, as they are handed in, and their checks.
 
-use super::operand::{Axes, FLOATS, Operand, Slots, dtype_name, float_of};
+use super::operand::{Axes, FLOATS, Operand, Presence, Slots, dtype_name, float_of};
 use super::{kernels, layout};
 use crate::dispatch::Isa;
 use crate::drivers::softmax_gradient::SoftmaxGradient;
@@ -46,7 +46,7 @@ pub(crate) struct Valid {
 }
 
 /// The validated call.
-#[allow(clippy::large_enum_variant, reason = "it stays on the stack: calls allocate nothing")]
+#[allow(clippy::large_enum_variant, reason = "a call has one, on the stack; a box would allocate")]
 pub(crate) enum Work {
     Forward(Plan),
     Backward(SoftmaxGradient),
@@ -58,9 +58,11 @@ pub(crate) fn validate(problem: &Problem, isa: Option<Isa>) -> Result<Option<Val
     let is_backward = function.is_backward();
     let mut slots = Slots::new();
     let names = if is_backward { ["y", "grad_x"] } else { ["x", "y"] };
-    let x = slots.input(names[0], input, Axes::Full, FLOATS, true);
-    let g = is_backward.then(|| slots.input("grad_y", grad, Axes::Full, FLOATS, true)).flatten();
-    let y = slots.output(names[1], output, Axes::Full, FLOATS, true);
+    let x = slots.input(names[0], input, Axes::Full, FLOATS, Presence::Required);
+    let g = is_backward
+        .then(|| slots.input("grad_y", grad, Axes::Full, FLOATS, Presence::Required))
+        .flatten();
+    let y = slots.output(names[1], output, Axes::Full, FLOATS, Presence::Required);
     slots.check_types(&shape)?;
     for (name, operand) in [("grad_y", &grad), (names[1], &output)] {
         let used = name != "grad_y" || is_backward;

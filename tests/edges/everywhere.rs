@@ -1,22 +1,22 @@
-//! One problem in every dtype, every layout and on every instruction set, by every call that it
-//! has, held against the oracle and against one another.
+//! Runs one problem in every dtype and layout, on every instruction set, by every call that it allows,
+//! and compares the results with the oracle and with each other.
 //!
-//! The bounds are no measure of accuracy (tests/properties.rs and tests/golden.rs are): they tell
-//! right from wrong. Kinds (0, infinite, NaN) are exact: where the oracle has no term at all, a
-//! result must be 0.
+//! The bounds are loose: they tell right from wrong. tests/properties.rs and tests/golden.rs measure
+//! accuracy. Kinds (0, infinite, NaN) are exact: where the oracle has no term at all, a result must be
+//! 0.
 
+use common::reference::{self, Case, Outcome, Reduction, Targets};
 use common::{is_fused, is_sampled, isas};
 use std::fmt::Debug;
 use xent::half::{bf16, f16};
-use xent::reference::{self, Case, Outcome, Reduction, Targets};
 use xent::{CrossEntropy, Input, Isa, Number, Output, Results};
 
 /// A dtype of logits.
 pub trait Float: Number + PartialEq + Debug {
     const NAME: &'static str;
-    /// Lanes are of f64.
+    /// Kernels compute in f64.
     const WIDE: bool;
-    /// Half an ulp of 1, and the least of numbers.
+    /// Half an ulp of 1, and the smallest positive number.
     const HALF_ULP: f64;
     const LEAST: f64;
     fn of(x: f64) -> Self;
@@ -46,21 +46,21 @@ floats! {
     f16, false, 11, 6e-8, |x| f16::from_f32(x as f32), f16::to_f64;
 }
 
-/// How the rows of a case lie in memory.
+/// The layout of the rows of a case.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Layout {
     /// One after the other, classes contiguous.
     Rows,
-    /// As the inner positions of one row: `[1, C, N]`.
+    /// The rows are the inner positions of one row: `[1, C, N]`.
     Positions,
-    /// With two elements between classes and a few between rows.
+    /// Gaps of two elements between classes, and of a few between rows.
     Spread,
 }
 
 impl Layout {
     pub const ALL: [Layout; 3] = [Layout::Rows, Layout::Positions, Layout::Spread];
 
-    /// Rows and inner positions.
+    /// The numbers of rows and of inner positions.
     pub fn shape(self, rows: usize) -> [usize; 2] {
         if self == Layout::Positions { [1, rows] } else { [rows, 1] }
     }
@@ -78,7 +78,7 @@ impl Layout {
         if self == Layout::Positions { [0, class, row] } else { [row, class, 0] }
     }
 
-    /// `[rows, classes]` laid out, `between` where there is no element.
+    /// `[rows, classes]` in this layout, with `between` in the gaps.
     pub fn spread<T: Copy>(self, packed: &[T], classes: usize, between: T) -> Vec<T> {
         if packed.is_empty() {
             return Vec::new();
@@ -92,7 +92,7 @@ impl Layout {
         memory
     }
 
-    /// The reverse, after a look at what is between.
+    /// The reverse; also checks the gaps.
     #[track_caller]
     pub fn packed<T: Copy + PartialEq + Debug>(
         self,
@@ -114,7 +114,7 @@ impl Layout {
     }
 }
 
-/// What the calls left behind; empty or NaN where they have no such thing.
+/// The results of the calls; empty or NaN if they have no such result.
 #[derive(Clone, Debug, Default)]
 pub struct Got {
     pub at: String,
@@ -130,16 +130,16 @@ pub struct Got {
     pub lse: Vec<f64>,
     pub entropy: Vec<f64>,
     pub argmax: Vec<i64>,
-    /// By the fused call, from the forward's lse, and added to 1/4.
+    /// Gradients: of the fused call, from the forward's lse, and accumulated onto 1/4.
     pub grad: Vec<f64>,
     pub backward: Vec<f64>,
     pub added: Vec<f64>,
     pub grad_targets: Vec<f64>,
 }
 
-/// What stands between elements; no result is it.
+/// The contents of gaps; no result has this value.
 const BETWEEN: f64 = 160.0;
-/// What gradients are added to.
+/// The contents of the output that gradients are added to.
 const OLD: f64 = 0.25;
 
 struct Problem<'a, T> {
@@ -205,12 +205,12 @@ impl<T: Float> Problem<'_, T> {
         }
     }
 
-    /// A call with every result that the problem has.
+    /// Makes a call with every result that the problem allows.
     fn with_results(&self, call: impl FnOnce(Results<'_>)) -> Got {
         let case = self.case;
-        let aims = case.targets != Targets::None;
+        let has_targets = case.targets != Targets::None;
         let index = matches!(case.targets, Targets::Indices(_));
-        let reduced = aims && case.reduction != Reduction::None;
+        let reduced = has_targets && case.reduction != Reduction::None;
         let softmax = !case.log_probs;
         let mut got = Got {
             at: format!("{} {:?} on {}", T::NAME, self.layout, self.isa.name()),
@@ -218,7 +218,7 @@ impl<T: Float> Problem<'_, T> {
             half_ulp: T::HALF_ULP,
             loss: f64::NAN,
             z_loss: f64::NAN,
-            row_losses: vec![BETWEEN; if aims { case.rows } else { 0 }],
+            row_losses: vec![BETWEEN; if has_targets { case.rows } else { 0 }],
             lse: vec![BETWEEN; if softmax { case.rows } else { 0 }],
             entropy: vec![BETWEEN; if softmax { case.rows } else { 0 }],
             argmax: vec![-7; case.rows],
@@ -227,11 +227,11 @@ impl<T: Float> Problem<'_, T> {
         call(Results {
             loss: reduced.then_some(&mut got.loss),
             z_loss: (reduced && softmax).then_some(&mut got.z_loss),
-            normalizer: aims.then_some(&mut got.normalizer),
-            z_normalizer: aims.then_some(&mut got.z_normalizer),
-            kept_rows: aims.then_some(&mut got.kept_rows),
+            normalizer: has_targets.then_some(&mut got.normalizer),
+            z_normalizer: has_targets.then_some(&mut got.z_normalizer),
+            kept_rows: has_targets.then_some(&mut got.kept_rows),
             correct: index.then_some(&mut got.correct),
-            row_losses: aims.then(|| (&mut got.row_losses).into()),
+            row_losses: has_targets.then(|| (&mut got.row_losses).into()),
             lse: softmax.then_some(&mut got.lse),
             entropy: softmax.then(|| (&mut got.entropy).into()),
             argmax: Some(&mut got.argmax),
@@ -239,7 +239,7 @@ impl<T: Float> Problem<'_, T> {
         got
     }
 
-    /// A gradient by the call, from a memory of `old`.
+    /// The gradient that a call writes to an output of `old`.
     fn gradient<G: Float>(&self, old: f64, call: impl FnOnce(Output<'_>)) -> Vec<f64> {
         let Case { rows, classes, .. } = *self.case;
         let (between, old) = (G::of(BETWEEN), vec![G::of(old); rows * classes]);
@@ -298,7 +298,7 @@ impl<T: Float> Problem<'_, T> {
                 call.backward_targets(self.logits(), targets, &got.lse, to).unwrap();
             });
         }
-        // No call changed an input.
+        // No call may change an input.
         let shape = [self.case.rows, self.case.classes];
         let logits = self.layout.packed(&self.logits, shape, T::of(BETWEEN));
         let logits: Vec<f64> = logits.into_iter().map(T::get).collect();
@@ -307,7 +307,7 @@ impl<T: Float> Problem<'_, T> {
     }
 }
 
-/// The same numbers, any NaN being equal to any.
+/// Asserts that the numbers are equal; any NaN equals any other.
 #[track_caller]
 pub fn same(a: &[f64], b: &[f64], what: impl Fn() -> String) {
     assert_eq!(a.len(), b.len(), "{}", what());
@@ -318,7 +318,7 @@ pub fn same(a: &[f64], b: &[f64], what: impl Fn() -> String) {
 }
 
 impl Got {
-    /// Forward and fused call leave the same bits.
+    /// Asserts that forward and the fused call give the same bits.
     #[track_caller]
     fn assert_same_results(&self, other: &Got) {
         let what = || format!("forward and fused, {}", other.at);
@@ -358,7 +358,7 @@ impl Got {
         let exact = |x: f64| 1e-13 * x.abs();
         self.close("normalizer", self.normalizer, want.normalizer, exact(want.normalizer));
         self.close("z_normalizer", self.z_normalizer, want.z_normalizer, exact(want.z_normalizer));
-        // A class that is apart is known to its own accuracy, a sum over all to an absolute one.
+        // The excluded class has a relative accuracy, a sum over all classes an absolute one.
         let absolute = if index && case.label_smoothing == 0.0 { 0.0 } else { unit };
         let mut total = 0.0;
         for (row, &loss) in self.row_losses.iter().enumerate() {
@@ -377,7 +377,7 @@ impl Got {
             }
         }
         if case.reduction == Reduction::Mean && want.normalizer == 0.0 && want.kept_rows > 0 {
-            // Of what is not finite over a denominator of 0 the kind is open.
+            // Over a denominator of 0 a result that is not finite may have either kind.
             return;
         }
         let gradients = [("gradient", &self.grad), ("backward", &self.backward)];
@@ -412,13 +412,13 @@ impl Got {
     }
 }
 
-/// In one dtype: every layout, every instruction set.
+/// Runs a case in one dtype: every layout, every instruction set.
 #[track_caller]
 pub fn in_dtype<T: Float>(case: &Case, look: impl Fn(&Got)) {
     in_layouts::<T>(case, &look);
 }
 
-/// Compiled once for each dtype, whatever is done with the results.
+/// Compiled once for each dtype, not for each use.
 #[track_caller]
 fn in_layouts<T: Float>(case: &Case, look: &dyn Fn(&Got)) {
     let mut case = case.clone();
@@ -458,7 +458,7 @@ fn in_layouts<T: Float>(case: &Case, look: &dyn Fn(&Got)) {
     }
 }
 
-/// In every dtype.
+/// Runs a case in every dtype.
 #[track_caller]
 pub fn everywhere(case: &Case, look: impl Fn(&Got)) {
     type Run = fn(&Case, &dyn Fn(&Got));

@@ -1,18 +1,18 @@
-//! The edges once more with every kind of target and every option, in f32, f64, bf16 and f16, for
-//! contiguous classes (few and many), for inner positions, and for classes apart in memory.
+//! The edge cases with every kind of target and every option, in f32, f64, bf16 and f16, for contiguous
+//! classes (few and many), for inner positions, and for classes that are not contiguous.
 
 use crate::everywhere::{Got, Layout, everywhere, in_dtype, same};
 use common::random::Rng;
+use common::reference::{Case, Reduction, Targets};
 use common::{INF, isas};
 use xent::half::{bf16, f16};
-use xent::reference::{Case, Reduction, Targets};
 use xent::{CrossEntropy, Input, Output, Results, Softmax};
 
 const NAN: f64 = f64::NAN;
 const LOW: f64 = f64::NEG_INFINITY;
 const IGNORED: i64 = -100;
 
-/// Numbers of classes: one lane of a tile each, and rows that lanes run along.
+/// Numbers of classes: few, for lanes along rows, and many, for lanes along classes.
 const WIDTHS: [usize; 2] = [5, 70];
 
 /// Ordinary logits that every dtype holds, and class indices.
@@ -23,7 +23,7 @@ fn indices(rows: usize, classes: usize) -> Case {
     Case { targets: Targets::Indices(targets), ..Case::new(rows, classes, 1, logits) }
 }
 
-/// The same with probabilities, which add up to anything but 1 and of which some are 0.
+/// The same with probabilities, which do not add up to 1 and of which some are 0.
 fn soft(rows: usize, classes: usize) -> Case {
     let mut rng = Rng::new((rows * 77 + classes) as u64);
     let t = (0..rows * classes).map(|_| rng.below(5) as f64 / 4.0 / classes as f64).collect();
@@ -34,7 +34,7 @@ fn both(rows: usize, classes: usize) -> [Case; 2] {
     [indices(rows, classes), soft(rows, classes)]
 }
 
-/// With all the options that change a row's loss and gradient.
+/// Adds all options that change a row's loss and gradient.
 fn rich(case: Case) -> Case {
     let classes = case.classes;
     Case {
@@ -57,7 +57,7 @@ fn is_zero(grad: &[f64]) -> bool {
     grad.iter().all(|g| *g == 0.0)
 }
 
-/// All gradients of the logits that were computed.
+/// All gradients of the logits.
 fn gradients(got: &Got) -> [&Vec<f64>; 2] {
     [&got.grad, &got.backward]
 }
@@ -85,7 +85,7 @@ fn ordinary_problems() {
     }
 }
 
-/// Under a mean over nothing the two parts of the loss are judged apart.
+/// Under a mean over no rows xent judges the two parts of the loss separately.
 #[test]
 fn no_row_counts() {
     for classes in WIDTHS {
@@ -122,7 +122,7 @@ fn no_row_counts() {
             });
         }
     }
-    // Row weights of 0 do count: 0/0, whatever is excused.
+    // Rows of weight 0 are kept: the mean is 0/0, also with EMPTY_IS_ZERO.
     let weightless = Case { row_weights: Some(vec![0.0; 3]), empty_is_zero: true, ..indices(3, 5) };
     everywhere(&weightless, |got| {
         assert_eq!(got.kept_rows, 3);
@@ -197,7 +197,7 @@ fn zero_rows_have_every_result() {
         }
     }
     everywhere(&Case::new(0, 5, 1, Vec::new()), |_| ());
-    // No classes either; rows without positions; and no targets of a known kind.
+    // No classes either; rows without positions; and no targets.
     for [rows, classes, inner] in [[0, 0, 1], [3, 4, 0], [0, 4, 3], [7, 0, 0]] {
         let call = CrossEntropy::new(rows, classes).inner(inner);
         let (x, mut grad) = ([0f64; 0], [0f64; 0]);
@@ -214,29 +214,29 @@ fn zero_rows_have_every_result() {
         call.backward_targets(&x, &x, &[], &mut grad).unwrap();
         call.evaluate(&x, Results::default()).unwrap();
         assert_eq!((kept_rows, correct), (0, 0));
-        let family = Softmax::new(rows, classes).inner(inner);
-        family.softmax(&x, &mut grad).unwrap();
-        family.log_softmax_backward(&x, &x, &mut grad).unwrap();
+        let softmax = Softmax::new(rows, classes).inner(inner);
+        softmax.softmax(&x, &mut grad).unwrap();
+        softmax.log_softmax_backward(&x, &x, &mut grad).unwrap();
     }
 }
 
 #[test]
 fn minus_infinity_beside_the_target() {
     for classes in WIDTHS {
-        for hole in [0, 3, classes - 1] {
+        for masked in [0, 3, classes - 1] {
             for mut case in both(2, classes) {
-                case.logits[hole] = LOW;
+                case.logits[masked] = LOW;
                 match &mut case.targets {
-                    Targets::Indices(y) => y[0] = if hole == 3 { 2 } else { 3 },
-                    Targets::Probabilities(t) => t[hole] = 0.0,
+                    Targets::Indices(y) => y[0] = if masked == 3 { 2 } else { 3 },
+                    Targets::Probabilities(t) => t[masked] = 0.0,
                     Targets::None => unreachable!(),
                 }
                 everywhere(&case, |got| {
                     assert!(got.loss.is_finite() && got.entropy[0].is_finite(), "{}", got.at);
-                    assert!(got.grad[hole] == 0.0 && got.backward[hole] == 0.0, "{}", got.at);
+                    assert!(got.grad[masked] == 0.0 && got.backward[masked] == 0.0, "{}", got.at);
                 });
                 everywhere(&Case { softcap: 0.0, label_smoothing: 0.0, ..rich(case) }, |got| {
-                    assert!(got.loss.is_finite() && got.grad[hole] == 0.0, "{}", got.at);
+                    assert!(got.loss.is_finite() && got.grad[masked] == 0.0, "{}", got.at);
                 });
             }
         }
@@ -269,7 +269,7 @@ fn minus_infinity_with_mass() {
             everywhere(&Case { targets, ..case.clone() }, |got| {
                 assert!(if mass == 0.0 { got.loss.is_finite() } else { got.loss == loss });
                 assert_eq!((got.grad[1], got.backward[1]), (-mass, -mass), "{}", got.at);
-                // `lse + inf`; there is no infinity but its own.
+                // The expected value is `lse + inf`.
                 assert_eq!(got.grad_targets[1], INF, "{}", got.at);
                 assert!(got.grad_targets[0].is_finite());
             });
@@ -313,7 +313,7 @@ fn minus_infinity_everywhere_but_at_the_target() {
                 everywhere(&Case { targets, ..case.clone() }, |got| {
                     assert_eq!(got.loss, 0.0, "{}", got.at);
                     assert!(is_zero(&got.grad), "{}, {x}: {:?}", got.at, got.grad);
-                    // From its lse a p of 1 is known to an ulp; at an index to its own accuracy.
+                    // A backward knows a p of 1 to an ulp; at a target index it is more accurate.
                     if is_index {
                         assert!(is_zero(&got.backward), "{}, {x}: {:?}", got.at, got.backward);
                     }
@@ -324,7 +324,7 @@ fn minus_infinity_everywhere_but_at_the_target() {
     }
 }
 
-/// pytorch#156379, TF#116933, lattice#740 in every layout: a NaN that max drops, one lane wrong.
+/// pytorch#156379, TF#116933, lattice#740 in every layout: a maximum dropped a NaN, one lane was wrong.
 #[test]
 fn nan_and_plus_infinity() {
     for classes in WIDTHS {
@@ -399,7 +399,7 @@ fn log_probabilities_without_mass_may_be_anything() {
                     assert!(got.grad.iter().all(|g| g.is_finite()), "{}", got.at);
                     assert_eq!(got.argmax[0] == 3, bad != LOW, "{}", got.at);
                 });
-                // A weight of 0 is no mass either.
+                // A class of weight 0 has no mass.
                 let mut weights = vec![1.0; classes];
                 weights[3] = 0.0;
                 if let Targets::Indices(y) = &mut case.targets {
@@ -408,7 +408,7 @@ fn log_probabilities_without_mass_may_be_anything() {
                 let weighted =
                     Case { class_weights: Some(weights), label_smoothing: 0.25, ..case.clone() };
                 everywhere(&weighted, |got| assert!(got.loss.is_finite(), "{}", got.at));
-                // With mass it shows.
+                // With mass the NaN shows.
                 everywhere(&Case { label_smoothing: 0.25, ..case }, |got| {
                     assert!(!got.loss.is_finite(), "{}: {}", got.at, got.loss);
                     assert!(got.grad.iter().all(|g| g.is_finite()), "{}", got.at);
@@ -446,7 +446,7 @@ fn a_row_weight_of_zero_hides_its_row() {
     }
 }
 
-/// pytorch#11551 in every layout; and what is known of an ignored row is still told.
+/// pytorch#11551 in every layout. The statistics of an ignored row are still reported.
 #[test]
 fn ignored_rows() {
     for classes in WIDTHS {
@@ -456,7 +456,7 @@ fn ignored_rows() {
                     case.logits[classes..2 * classes].fill(bad);
                     case.logits[classes] = 3.0;
                     match &mut case.targets {
-                        // Its target would be the largest.
+                        // The target of the ignored row would be its argmax.
                         Targets::Indices(y) => y[1] = if by_mask { 0 } else { IGNORED },
                         Targets::Probabilities(t) => t[classes..2 * classes].fill(NAN),
                         Targets::None => unreachable!(),
@@ -509,7 +509,7 @@ fn infinities_under_a_cap() {
                     assert_eq!(got.argmax[0], 1);
                 });
             }
-            // At the target, and nothing but infinities.
+            // An infinity at the target, and a row of infinities alone.
             if let Targets::Indices(y) = &mut case.targets {
                 y[0] = 1;
             }
@@ -529,8 +529,8 @@ fn infinities_under_a_cap() {
     }
 }
 
-/// unsloth-zoo#593, CCE#48, TRL#5691, Fast-LLM#228: the formula of the cap, its order with the
-/// scale, and both of them in the gradient; here by hand.
+/// unsloth-zoo#593, CCE#48, TRL#5691, Fast-LLM#228: the formula of the cap, its order with the scale, or
+/// their gradient was wrong. This test has the formulas written out.
 #[test]
 fn unsloth_593_scale_then_cap() {
     for (scale, cap) in [(0.5, 0.0), (1.0, 2.0), (0.25, 5.0), (3.0, 0.5), (1.0, 30.0)] {
@@ -556,7 +556,7 @@ fn unsloth_593_scale_then_cap() {
     }
 }
 
-/// A logit that overflows f32 by its scale is infinite; one of f64 is not.
+/// A logit that its scale takes past f32 is infinite; an f64 logit is not.
 #[test]
 fn scales_that_overflow() {
     for classes in WIDTHS {
@@ -573,7 +573,7 @@ fn scales_that_overflow() {
             });
             in_dtype::<bf16>(&case, |got| assert_eq!(got.lse[0], INF, "{}", got.at));
             in_dtype::<f64>(&case, |got| assert_eq!(got.lse[0], 1e40, "{}", got.at));
-            // Downwards it is a class of no probability.
+            // A logit that overflows to -inf has probability 0.
             case.logits[1] = -1e10;
             match &mut case.targets {
                 Targets::Indices(y) => y[0] = 0,
@@ -583,7 +583,7 @@ fn scales_that_overflow() {
             in_dtype::<f32>(&case, |got| {
                 assert!(got.loss.is_finite() && got.grad[1] == 0.0, "{}", got.at);
             });
-            // Under a cap nothing overflows.
+            // Under a cap no logit overflows.
             let capped = Case { softcap: 5.0, ..case };
             in_dtype::<f32>(&capped, |got| {
                 assert!(got.lse[0].is_finite() && got.grad[1] == 0.0, "{}", got.at);
@@ -593,8 +593,8 @@ fn scales_that_overflow() {
     }
 }
 
-/// The loss, gradient and entropy with an offset and without, of f64 or f32. Multiples of 1/8
-/// beside it fit an f32, and no half.
+/// Loss, gradient and entropy with an offset and without, in f64 and f32. Multiples of 1/8 with the
+/// offset fit an f32, but no half.
 fn same_beside(case: &Case, wide: bool) {
     for offset in [4096.0, -4096.0, 1e6] {
         let all = std::cell::RefCell::new(Vec::new());
@@ -617,7 +617,7 @@ fn same_beside(case: &Case, wide: bool) {
             close(&[a.loss], &[b.loss], &format!("loss, {}", a.at));
             close(&a.row_losses, &b.row_losses, &format!("row losses, {}", a.at));
             close(&a.grad, &b.grad, &format!("gradient, {}", a.at));
-            // Entropies have a bound that grows with lse.
+            // The bound of an entropy grows with lse.
             let unit = unit * 5.0 * (1.0 + offset.abs());
             for (a, b) in a.entropy.iter().zip(&b.entropy) {
                 assert!((a - b).abs() <= unit, "{a} {b}");
@@ -626,7 +626,7 @@ fn same_beside(case: &Case, wide: bool) {
     }
 }
 
-/// pytorch#11752, #38839, mlx#4169 in every layout: an offset drops the log of the sum.
+/// pytorch#11752, #38839, mlx#4169 in every layout: an offset dropped the log of the sum.
 #[test]
 fn common_offsets() {
     for classes in WIDTHS {
@@ -643,7 +643,7 @@ fn common_offsets_beside_probabilities_in_f64() {
     }
 }
 
-/// Losses down to 1e-30 keep their digits, and so does `p_y − 1` of the fused call.
+/// Losses down to 1e-30, and `p_y − 1` of the fused call, keep their relative accuracy.
 #[test]
 fn confident_predictions() {
     for classes in [2, 5, 70] {
@@ -671,13 +671,13 @@ fn confident_predictions() {
     }
 }
 
-/// Backward takes any lse: here that of a row with more classes than this shard has.
+/// Backward takes any lse: here the lse of a row with more classes than this shard.
 #[test]
 fn lse_from_elsewhere() {
     for classes in WIDTHS {
         let case = Case { reduction: Reduction::Sum, ..indices(2, classes) };
         let Targets::Indices(y) = &case.targets else { unreachable!() };
-        let whole = xent::reference::evaluate(&case);
+        let whole = common::reference::evaluate(&case);
         for extra in [0.0, 0.5, 40.0, 600.0] {
             let lse: Vec<f64> = whole.lse.iter().map(|lse| lse + extra).collect();
             let log_p = |i: usize| case.logits[i] - lse[i / classes];
@@ -713,7 +713,7 @@ fn lse_from_elsewhere() {
     }
 }
 
-/// What is past the range of the gradient's dtype is infinite.
+/// A gradient past the range of its dtype is infinite.
 fn past_the_range(case: &Case) {
     let with = |grad_scale| Case { grad_scale, reduction: Reduction::Sum, ..case.clone() };
     let overflows = |got: &Got| {
@@ -723,7 +723,7 @@ fn past_the_range(case: &Case) {
     in_dtype::<f16>(&with(1e8), overflows);
     in_dtype::<f32>(&with(1e40), overflows);
     in_dtype::<bf16>(&with(-1e40), overflows);
-    // And below it is 0 or the least of numbers.
+    // A gradient below the range is 0 or the smallest number.
     in_dtype::<f16>(&with(1e-9), |got| assert!(got.grad.iter().all(|g| g.abs() < 1e-7)));
     in_dtype::<f32>(&with(1e-44), |got| assert!(got.grad.iter().all(|g| g.abs() < 1e-43)));
 }
@@ -733,13 +733,14 @@ fn gradients_past_their_range() {
     WIDTHS.into_iter().for_each(|classes| past_the_range(&indices(2, classes)));
 }
 
-/// Of two terms that both are, the sign is that of their difference.
+/// If both terms are past the range, the result has the sign of their difference.
 #[test]
 fn masses_past_their_range() {
     WIDTHS.into_iter().for_each(|classes| past_the_range(&soft(2, classes)));
 }
 
-/// Losses and gradients of one class are exactly 0, those by `backward` if it is `from_lse`.
+/// Asserts that losses and gradients of one class are exactly 0; with `from_lse` also those of
+/// `backward`.
 fn nothing_to_learn(case: &Case, from_lse: bool) {
     for reduction in [Reduction::Mean, Reduction::Sum] {
         everywhere(&Case { reduction, ..case.clone() }, |got| {
@@ -772,7 +773,7 @@ fn one_class_of_probability_from_its_lse() {
     }
 }
 
-/// With one class there is nothing to learn, whatever the options; but the z-loss.
+/// With one class loss and gradient are 0, whatever the options, except for z-loss.
 #[test]
 fn one_class() {
     for case in both(3, 1) {
@@ -802,7 +803,7 @@ fn one_class() {
     everywhere(&correct, |got| assert_eq!(got.correct, 3));
 }
 
-/// λ·lse² over its own denominator; OLMo-core#702: where it is off there is none.
+/// λ·lse² has its own denominator. OLMo-core#702: a z-loss that is off has no effect.
 #[test]
 fn z_loss_and_its_denominator() {
     for classes in WIDTHS {
@@ -832,7 +833,7 @@ fn z_loss_and_its_denominator() {
                 let sum: f64 = got.row_losses.iter().sum();
                 assert!((got.loss - sum / got.normalizer).abs() < 1e-13 * sum.abs());
             });
-            // A row whose lse² is infinite has a loss of that; a factor of 0 has it not.
+            // A row with an infinite lse² has an infinite loss, unless a factor is 0.
             let mut far = Case { z_loss: 1.0, reduction: Reduction::Sum, ..case };
             far.logits[..classes].iter_mut().for_each(|x| *x -= 1e200);
             in_dtype::<f64>(&far, |got| assert_eq!(got.row_losses[0], INF, "{}", got.at));
@@ -842,7 +843,7 @@ fn z_loss_and_its_denominator() {
     }
 }
 
-/// The largest logit as stored: the first NaN, the lowest class on ties, 0 if there is nothing.
+/// argmax: the first NaN, else the largest logit as stored, the lowest class on ties, 0 if all are -inf.
 #[test]
 fn argmax() {
     let rows: &[(&[(usize, f64)], i64)] = &[
@@ -865,14 +866,14 @@ fn argmax() {
                     assert_eq!(got.argmax, [want; 2], "{}", got.at);
                     assert_eq!(got.correct, 1, "{}", got.at);
                 });
-                // The last row and the last class as well.
+                // Also in the last row and at the last class.
                 let last = classes - 1;
                 case.logits[classes..].fill(-8.0);
                 case.logits[classes + last] = 0.5;
                 everywhere(&case, |got| assert_eq!(got.argmax[1], last as i64, "{}", got.at));
             }
         }
-        // Zeros of both signs are equal, in either order; −inf all over is class 0.
+        // Zeros of both signs are equal, in either order. A row of −inf has argmax 0.
         for (low, zeros, want) in
             [(-1.0, [-0.0, 0.0], 2), (-1.0, [0.0, -0.0], 2), (LOW, [LOW; 2], 0)]
         {
@@ -880,7 +881,7 @@ fn argmax() {
             (case.logits[2], case.logits[4]) = (zeros[0], zeros[1]);
             everywhere(&case, |got| assert_eq!(got.argmax, [want], "{}", got.at));
         }
-        // Before the cap: above it all are equal.
+        // argmax ignores the cap, above which all logits are equal.
         let mut case = Case { softcap: 0.5, logit_scale: 100.0, ..indices(1, classes) };
         case.logits.fill(300.0);
         case.logits[classes - 2] = 400.0;
@@ -891,7 +892,7 @@ fn argmax() {
     }
 }
 
-/// `0·(−inf)` is 0; ln C at most; NaN where there is no softmax.
+/// Entropy: `0·(−inf)` is 0; at most ln C; NaN without a softmax.
 #[test]
 fn entropy() {
     for classes in WIDTHS {
@@ -920,7 +921,7 @@ fn entropy() {
     }
 }
 
-/// Without targets nothing but the logits decides: no mask, no weights, no options of losses.
+/// Without targets, mask, weights and the options of the loss have no effect.
 #[test]
 fn evaluators() {
     for classes in WIDTHS {
@@ -954,7 +955,7 @@ fn unbatched() {
     }
 }
 
-/// Masses of any sign and total, and none at all.
+/// Target masses of any sign and sum, and none.
 #[test]
 fn probabilities_of_any_kind() {
     for classes in WIDTHS {
@@ -966,14 +967,14 @@ fn probabilities_of_any_kind() {
         });
         everywhere(&with(-0.5), |_| ());
         everywhere(&with(40.0), |_| ());
-        // One positive, one negative: T = 0, and no p is left.
+        // One positive, one negative: T = 0, and the gradient is -w·t'.
         let mut t = vec![0.0; 2 * classes];
         (t[0], t[1], t[classes], t[classes + 1]) = (0.5, -0.5, 1e-3, 1e3);
         let case = Case { targets: Targets::Probabilities(t), ..case.clone() };
         everywhere(&case, |got| {
             assert!(got.grad[2] == 0.0 && got.grad[0] == -0.5 && got.grad[1] == 0.5, "{}", got.at);
         });
-        // ε = 1: the targets have a factor of 0, and may hold anything.
+        // ε = 1: the targets have a factor of 0, and may have any value.
         for bad in [NAN, INF] {
             everywhere(&Case { label_smoothing: 1.0, ..with(bad) }, |got| {
                 assert!(got.loss.is_finite() && is_zero(&got.grad_targets), "{}", got.at);
@@ -982,7 +983,7 @@ fn probabilities_of_any_kind() {
             everywhere(&Case { label_smoothing: 1.0, ..log_probs(with(bad)) }, |got| {
                 assert!(got.loss.is_finite() && is_zero(&got.grad_targets), "{}", got.at);
             });
-            // So has a class without weight; its other targets count.
+            // So may the target of a class of weight 0.
             let mut case = case.clone();
             let mut weights = vec![1.0; classes];
             weights[2] = 0.0;
@@ -996,13 +997,13 @@ fn probabilities_of_any_kind() {
                 everywhere(&case, |got| assert!(got.loss.is_nan(), "{}", got.at));
             }
         }
-        // ignore_index is none of theirs.
+        // ignore_index does not apply to probabilities.
         let case = Case { ignore_index: 0, ..soft(2, classes) };
         everywhere(&case, |got| assert_eq!(got.kept_rows, 2));
     }
 }
 
-/// Automodel#2428: a gradient that takes for granted that targets add up to 1.
+/// Automodel#2428: the gradient assumed that targets add up to 1.
 #[test]
 fn automodel_2428_targets_of_any_total() {
     for classes in WIDTHS {
@@ -1010,7 +1011,7 @@ fn automodel_2428_targets_of_any_total() {
             let mut t = vec![0.0; classes];
             (t[0], t[1]) = (total * 0.75, total * 0.25);
             let case = Case { targets: Targets::Probabilities(t.clone()), ..soft(1, classes) };
-            let p = xent::reference::softmax(&case.logits, 1, classes, 1);
+            let p = common::reference::softmax(&case.logits, 1, classes, 1);
             everywhere(&case, |got| {
                 for grad in gradients(got) {
                     for c in 0..classes {
@@ -1024,7 +1025,7 @@ fn automodel_2428_targets_of_any_total() {
     }
 }
 
-/// optax#896, #1762, TRL#7263: 0·(−inf) is 0, for every kind of factor and in every layout.
+/// optax#896, #1762, TRL#7263: 0·(−inf) is 0, for every factor and in every layout.
 #[test]
 fn optax_896_nothing_times_infinity() {
     for classes in WIDTHS {
@@ -1035,7 +1036,7 @@ fn optax_896_nothing_times_infinity() {
             let mut weights = vec![1.5; classes];
             weights[3] = 0.0;
             if let Targets::Indices(y) = &mut case.targets {
-                // At the target as well.
+                // Also at the target.
                 *y = vec![0, 3];
             }
             for label_smoothing in [0.0, 0.25, 1.0] {
@@ -1052,15 +1053,14 @@ fn optax_896_nothing_times_infinity() {
                 });
             }
         }
-        // λ = 0 beside an lse of −inf, in a row that does not count.
+        // λ = 0 with an lse of −inf, in an ignored row.
         let mut case = Case { row_weights: Some(vec![0.0, 1.0]), ..indices(2, classes) };
         case.logits[..classes].fill(LOW);
         everywhere(&Case { z_loss: 1.0, ..case }, |got| assert!(got.loss.is_finite()));
     }
 }
 
-/// The gradient of a class of probability 0 that is no target is 0 and not -0, whatever the sign of what it is
-/// multiplied by.
+/// The gradient of a class of probability 0 that is no target is +0, whatever the sign of its factors.
 #[test]
 fn no_probability_no_sign() {
     for classes in [5, 70, 300] {
@@ -1085,23 +1085,23 @@ fn no_probability_no_sign() {
     }
 }
 
-/// pytorch#108345, ORT#32299, flash-attn#714, Paddle#30590: products of strides in 32 bits, here of
-/// classes, positions, targets, probabilities, masks and gradients.
+/// pytorch#108345, ORT#32299, flash-attn#714, Paddle#30590: products of strides were 32 bits wide. Here
+/// they are those of classes, positions, targets, probabilities, masks and gradients.
 #[test]
 fn pytorch_108345_strides_beyond_32_bits() {
     const FAR: usize = (1 << 31) + 3;
-    /// Zeros, of which only the pages that are touched exist.
+    /// Zeros. The system provides a page when it is touched.
     fn sparse<T: Copy>(len: usize, look: impl FnOnce(&mut [T])) {
         let layout = std::alloc::Layout::array::<T>(len).unwrap();
-        // SAFETY: the size is not 0.
+        // SAFETY: the size of the layout is not 0.
         let memory = unsafe { std::alloc::alloc_zeroed(layout) };
         if memory.is_null() {
             println!("SKIPPED: no address space for {} bytes", layout.size());
             return;
         }
-        // SAFETY: `len` numbers that are 0 and that nobody else has.
+        // SAFETY: the allocation holds `len` zeros, and `self` is borrowed mutably.
         look(unsafe { std::slice::from_raw_parts_mut(memory.cast::<T>(), len) });
-        // SAFETY: allocated above with this layout; the slice is gone.
+        // SAFETY: `alloc_zeroed` returned the pointer for this layout; no slice outlives `self`.
         unsafe { std::alloc::dealloc(memory, layout) };
     }
     let x = [0.5f32, -1.0, 2.0, 0.25, 1.5, -0.75];
@@ -1110,7 +1110,7 @@ fn pytorch_108345_strides_beyond_32_bits() {
         let call = CrossEntropy::new(2, 3).isa(isa);
         let mut packed = [0f32; 6];
         let loss = call.forward_backward(&x, &y, &mut packed).unwrap();
-        // Rows far apart, and classes; in place.
+        // Rows and classes far apart; in place.
         for strides in [[FAR, 1], [1, FAR], [FAR, 3]] {
             let at = |i: usize| i / 3 * strides[0] + i % 3 * strides[1];
             let strides = [strides[0] as i64, strides[1] as i64, 0];
@@ -1124,7 +1124,7 @@ fn pytorch_108345_strides_beyond_32_bits() {
                 }
             });
         }
-        // Positions of one row.
+        // Inner positions of one row far apart.
         sparse::<f32>(2 * 3 + FAR, |memory| {
             let inner = CrossEntropy::new(1, 3).inner(2).isa(isa);
             let at = |i: usize| i / 3 * FAR + i % 3 * 2;
@@ -1134,7 +1134,7 @@ fn pytorch_108345_strides_beyond_32_bits() {
             assert!((far - loss).abs() < 1e-6, "{far} {loss}");
             assert!((memory[FAR + 4] - packed[5]).abs() < 1e-6);
         });
-        // Targets, mask and row weights of one byte and more.
+        // Targets, mask and row weights far apart, with elements of one byte and more.
         sparse::<u8>(2 * FAR, |memory| {
             (memory[0], memory[2 * FAR - 1]) = (2, 1);
             let targets = Input::from(&*memory).strides([2 * FAR as i64 - 1, 0, 0]);
@@ -1153,17 +1153,17 @@ fn pytorch_108345_strides_beyond_32_bits() {
             let to = Output::from(&mut *memory).strides(strides);
             call.backward_targets(&x, &soft, &[1.0, 2.0], to).unwrap();
             assert_eq!(memory[FAR..FAR + 3], grad[3..]);
-            // The family.
-            let (mut near, family) = ([0f32; 6], Softmax::new(2, 3).isa(isa));
-            family.softmax(&x, &mut near).unwrap();
-            family.softmax(&x, Output::from(&mut *memory).strides(strides)).unwrap();
+            // Softmax.
+            let (mut near, softmax) = ([0f32; 6], Softmax::new(2, 3).isa(isa));
+            softmax.softmax(&x, &mut near).unwrap();
+            softmax.softmax(&x, Output::from(&mut *memory).strides(strides)).unwrap();
             assert_eq!(memory[FAR..FAR + 3], near[3..]);
         });
     }
 }
 
-/// TE#2734, unsloth#10713, pytorch#139740: strided read as packed, here where both are possible:
-/// `[N, C, d]` and its transpose `[N, d, C]` hold the same numbers.
+/// TE#2734, unsloth#10713, pytorch#139740: strided input was read as packed. Here both readings are
+/// possible: `[N, C, d]` and its transpose `[N, d, C]` hold the same numbers.
 #[test]
 fn pytorch_139740_positions_are_not_rows() {
     for classes in WIDTHS {
@@ -1171,7 +1171,7 @@ fn pytorch_139740_positions_are_not_rows() {
         let case = indices(rows * inner, classes);
         let Targets::Indices(y) = &case.targets else { unreachable!() };
         let x: Vec<f32> = case.logits.iter().map(|&x| x as f32).collect();
-        // The same logits with their positions innermost.
+        // The same logits with inner positions innermost.
         let mut transposed = vec![0f32; x.len()];
         let at = |i: usize| {
             let (row, position, class) = (i / classes / inner, i / classes % inner, i % classes);
@@ -1185,7 +1185,7 @@ fn pytorch_139740_positions_are_not_rows() {
             let (from, to) = (Input::from(&x).strides(strides), Output::from(&mut last));
             let a = call.forward_backward(from, y, to.strides(strides)).unwrap();
             let b = call.forward_backward(&transposed, y, &mut first).unwrap();
-            // One laid out one way and one the other.
+            // Logits in one layout, the gradient in the other.
             let mut mixed = vec![0f32; x.len()];
             let c = call.forward_backward(from, y, &mut mixed).unwrap();
             let flat = CrossEntropy::new(rows * inner, classes).isa(isa).forward(&x, y).unwrap();
@@ -1200,7 +1200,7 @@ fn pytorch_139740_positions_are_not_rows() {
     }
 }
 
-/// transformers#34191, Automodel#3803, #3836: a mean of means, with a z-loss to it.
+/// transformers#34191, Automodel#3803, #3836: a mean of means, here with a z-loss.
 #[test]
 fn transformers_34191_accumulated_micro_batches() {
     let classes = 40;
@@ -1228,8 +1228,8 @@ fn transformers_34191_accumulated_micro_batches() {
     }
 }
 
-/// Liger#678, #1298, #421 in every layout: with reduction none each row has its own upstream
-/// gradient, and its own row of a target's gradient.
+/// Liger#678, #1298, #421 in every layout: with reduction none each row has its own upstream gradient,
+/// also for the gradient of the targets.
 #[test]
 fn liger_678_a_gradient_per_row() {
     for classes in WIDTHS {
@@ -1258,7 +1258,7 @@ fn liger_678_a_gradient_per_row() {
     }
 }
 
-/// keras#15015: class ids above what a half holds exactly, with classes apart in memory too.
+/// keras#15015: class ids that a half cannot hold exactly, also with classes that are not contiguous.
 #[test]
 fn keras_15015_large_class_ids() {
     let classes = 5000;
@@ -1268,8 +1268,8 @@ fn keras_15015_large_class_ids() {
     in_dtype::<f16>(&case, |_| ());
 }
 
-/// pytorch#55657, executorch#20089, tract#2586, pytorch#158310: long sums of halves stick, here of
-/// probabilities, and down a column.
+/// pytorch#55657, executorch#20089, tract#2586, pytorch#158310: long sums of halves stuck. Here they are
+/// sums of probabilities, and of classes that are not contiguous.
 #[test]
 fn pytorch_158310_long_sums() {
     let classes = 10_000;
@@ -1312,7 +1312,7 @@ fn flash_attn_1930_leading_blocks() {
     }
 }
 
-/// llm.c: a first maximum of −10000, and losses that underflowed to inf.
+/// llm.c: the first maximum was −10000, and losses of −ln p that underflowed became inf.
 #[test]
 fn llm_c_low_rows_and_unlikely_targets() {
     for classes in WIDTHS {
@@ -1331,10 +1331,10 @@ fn llm_c_low_rows_and_unlikely_targets() {
     }
 }
 
-/// Softmax and log-softmax: NaN, +inf and nothing but −inf make a row NaN; any other −inf is 0 or
-/// stays; backwards start from what was stored.
+/// Softmax and log-softmax: a NaN, a +inf or nothing but −inf makes a row NaN; any other −inf becomes 0
+/// or stays −inf; backwards start from the stored output.
 #[test]
-fn the_family() {
+fn softmax_and_log_softmax() {
     for classes in WIDTHS {
         let x = indices(6, classes);
         let mut x: Vec<f64> = x.logits;
@@ -1343,14 +1343,14 @@ fn the_family() {
         }
         x[3 * classes..4 * classes].fill(LOW);
         let want = [
-            xent::reference::softmax(&x, 6, classes, 1),
-            xent::reference::log_softmax(&x, 6, classes, 1),
+            common::reference::softmax(&x, 6, classes, 1),
+            common::reference::log_softmax(&x, 6, classes, 1),
         ];
         for layout in Layout::ALL {
             let [rows, inner] = layout.shape(6);
             let strides = layout.strides(6, classes);
             for isa in isas() {
-                let family = Softmax::new(rows, classes).inner(inner).isa(isa);
+                let softmax = Softmax::new(rows, classes).inner(inner).isa(isa);
                 let from = layout.spread(&x, classes, 5.0);
                 let check = |which: usize, y: &[f64], unit: f64| {
                     for (i, (got, want)) in y.iter().zip(&want[which]).enumerate() {
@@ -1366,38 +1366,38 @@ fn the_family() {
                 let mut y = from.clone();
                 let mut short: Vec<f32> = from.iter().map(|&x| x as f32).collect();
                 let to = Output::from(&mut y).strides(strides);
-                family.softmax(Input::from(&from).strides(strides), to).unwrap();
+                softmax.softmax(Input::from(&from).strides(strides), to).unwrap();
                 check(0, &layout.packed(&y, [6, classes], 5.0), 1e-14);
-                family.softmax_in_place(Output::from(&mut short).strides(strides)).unwrap();
+                softmax.softmax_in_place(Output::from(&mut short).strides(strides)).unwrap();
                 let wide = |short: &[f32]| -> Vec<f64> {
                     let packed = layout.packed(short, [6, classes], 5.0);
                     packed.into_iter().map(f64::from).collect()
                 };
                 check(0, &wide(&short), 2e-6);
                 short = from.iter().map(|&x| x as f32).collect();
-                family.log_softmax_in_place(Output::from(&mut short).strides(strides)).unwrap();
+                softmax.log_softmax_in_place(Output::from(&mut short).strides(strides)).unwrap();
                 check(1, &wide(&short), 2e-6);
                 let mut log = from.clone();
-                family.log_softmax_in_place(Output::from(&mut log).strides(strides)).unwrap();
+                softmax.log_softmax_in_place(Output::from(&mut log).strides(strides)).unwrap();
                 check(1, &layout.packed(&log, [6, classes], 5.0), 1e-14);
 
-                // The gradient of a sum over all is 0 in rows that have one.
+                // The gradient of Σ y is 0 in rows with a softmax.
                 let grad = layout.spread(&vec![1.0; 6 * classes], classes, 5.0);
                 for (y, is_log) in [(&y, false), (&log, true)] {
                     let (mut to, at) = (grad.clone(), Input::from(y).strides(strides));
                     let into = Output::from(&mut to).strides(strides);
                     if is_log {
-                        family.log_softmax_backward_in_place(at, into).unwrap();
+                        softmax.log_softmax_backward_in_place(at, into).unwrap();
                     } else {
-                        family.softmax_backward_in_place(at, into).unwrap();
+                        softmax.softmax_backward_in_place(at, into).unwrap();
                     }
                     let to = layout.packed(&to, [6, classes], 5.0);
                     let y = layout.packed(y, [6, classes], 5.0);
                     let ones = vec![1.0; 6 * classes];
                     let want = if is_log {
-                        xent::reference::log_softmax_backward(&y, &ones, 6, classes, 1)
+                        common::reference::log_softmax_backward(&y, &ones, 6, classes, 1)
                     } else {
-                        xent::reference::softmax_backward(&y, &ones, 6, classes, 1)
+                        common::reference::softmax_backward(&y, &ones, 6, classes, 1)
                     };
                     for (i, (got, want)) in to.iter().zip(&want).enumerate() {
                         let good = (got - want).abs() < 1e-12 * classes as f64;

@@ -2,10 +2,10 @@
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
+use common::reference::{self, Reduction, Targets};
 use std::collections::HashMap;
 use std::rc::Rc;
 use xent::half::{bf16, f16};
-use xent::reference::{self, Reduction, Targets};
 use xent::{Input, Output};
 
 /// A file's name and contents.
@@ -17,7 +17,7 @@ pub const SOFTMAX: Source = ("softmax.txt", include_str!("softmax.txt"));
 pub const COMPOSED: Source = ("composed.txt", include_str!("composed.txt"));
 pub const INTRO: Source = ("intro.txt", include_str!("intro.txt"));
 
-/// Elements in the dtype in which they were stored.
+/// Elements in their stored dtype.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Tensor {
     F64(Vec<f64>),
@@ -28,7 +28,7 @@ pub enum Tensor {
     U8(Vec<u8>),
 }
 
-/// One expression for a vector of whatever type.
+/// Evaluates an expression for a vector of any type.
 macro_rules! with {
     ($tensor:expr, $data:ident => $body:expr) => {
         match $tensor {
@@ -42,7 +42,7 @@ macro_rules! with {
     };
 }
 
-/// One for a vector of whatever type that stays a tensor.
+/// Evaluates an expression for a vector of any type and makes a tensor of the result.
 macro_rules! map {
     ($tensor:expr, $data:ident => $body:expr) => {
         match $tensor {
@@ -113,7 +113,7 @@ impl Tensor {
         map!(self, data => (0..data.len()).map(|i| data[from(i)]).collect())
     }
 
-    /// As many elements of the same dtype, NaN or −1, which an output must overwrite.
+    /// A tensor of the same length and dtype, of NaN or −1: an output that a call must overwrite.
     pub fn poisoned(&self) -> Tensor {
         let n = self.len();
         match self {
@@ -145,7 +145,7 @@ impl Tensor {
             _ => panic!("not floats"),
         };
         let exponent = if x == 0.0 { least } else { (x.abs().log2().floor() as i32).max(least) };
-        // In two steps, since 2^-1074 is not a power that powi reaches.
+        // In two steps, since powi cannot compute 2^-1074.
         2f64.powi(exponent) * 2f64.powi(-bits)
     }
 }
@@ -172,7 +172,7 @@ fn base64(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// One case: keys to words, and the tensors that words refer to.
+/// One case: its words by key, and the tensors that words refer to.
 pub struct Case {
     pub name: String,
     fields: HashMap<&'static str, &'static str>,
@@ -224,7 +224,7 @@ impl Case {
         self.find(key).unwrap_or_else(|| panic!("{}: no {key}", self.name))
     }
 
-    /// Rows, classes, inner positions.
+    /// The numbers of rows, classes and inner positions.
     pub fn dims(&self) -> [usize; 3] {
         let sizes = self.text("dims").unwrap().split(',').map(|size| size.parse().unwrap());
         sizes.collect::<Vec<usize>>().try_into().unwrap()

@@ -1,5 +1,5 @@
-//! A fixed set of problems: every option beside every dtype and layout, of the same bits on every
-//! platform. Numbers come from integers alone, since a libm would differ from one to the next.
+//! A fixed set of problems: every option with every dtype and layout. The problems have the same bits on
+//! every platform: numbers come from integers alone, since libms differ.
 
 use common::Reduction;
 use common::operand::{Dtype, FLOATS, INTEGERS, Operand};
@@ -16,50 +16,50 @@ pub const PAIRS: [(&str, Dtype, Dtype); 6] = [
     ("f16-f32", Dtype::F16, Dtype::F32),
 ];
 
-/// How logits and gradient lie.
+/// How logits and gradient layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lie {
-    /// `[rows, classes]`, classes side by side.
+pub enum Layout {
+    /// `[rows, classes]`, classes contiguous.
     Packed,
     /// `[rows, classes, inner]`.
     Inner,
     /// `[classes, rows]`.
     Transposed,
-    /// Nothing beside anything.
+    /// Gaps between all elements.
     Apart,
     /// Logits packed, the gradient transposed.
     Crossed,
 }
 
-pub const LIES: [(&str, Lie); 5] = [
-    ("packed", Lie::Packed),
-    ("inner", Lie::Inner),
-    ("transposed", Lie::Transposed),
-    ("apart", Lie::Apart),
-    ("crossed", Lie::Crossed),
+pub const LAYOUTS: [(&str, Layout); 5] = [
+    ("packed", Layout::Packed),
+    ("inner", Layout::Inner),
+    ("transposed", Layout::Transposed),
+    ("apart", Layout::Apart),
+    ("crossed", Layout::Crossed),
 ];
 
-impl Lie {
+impl Layout {
     pub fn strides(self, [rows, classes, inner]: [usize; 3]) -> [i64; 3] {
         let [rows, classes, inner] = [rows as i64, classes as i64, inner as i64];
         match self {
-            Lie::Packed | Lie::Crossed => [classes * inner, 1, classes],
-            Lie::Inner => [classes * inner, inner, 1],
-            Lie::Transposed => [inner, rows * inner, 1],
-            Lie::Apart => [(classes * inner + 1) * 3, 3 * inner, 3],
+            Layout::Packed | Layout::Crossed => [classes * inner, 1, classes],
+            Layout::Inner => [classes * inner, inner, 1],
+            Layout::Transposed => [inner, rows * inner, 1],
+            Layout::Apart => [(classes * inner + 1) * 3, 3 * inner, 3],
         }
     }
 
-    pub fn lay(self, operand: &mut Operand) {
+    pub fn lay_out(self, operand: &mut Operand) {
         operand.strides = self.strides(operand.sizes);
     }
 }
 
-/// An option, or some of them together.
+/// An option, or several together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
     Plain,
-    /// One `grad_output` a row.
+    /// One `grad_output` per row.
     Rows,
     /// Class and row weights, a mask, ignored rows.
     Weights,
@@ -70,7 +70,7 @@ pub enum Choice {
     Softcap,
     ScaleAndSoftcap,
     Normalizers,
-    /// A factor that the gradient's exponentials have to be split for.
+    /// A factor for which the gradient splits its exponentials.
     Tiny,
     Accumulate,
     LogProbs,
@@ -119,7 +119,7 @@ impl Choice {
     }
 }
 
-/// Binary digits of a number.
+/// The significant bits of a number.
 fn digits(dtype: Dtype) -> i32 {
     match dtype {
         Dtype::F32 => 24,
@@ -129,7 +129,7 @@ fn digits(dtype: Dtype) -> i32 {
     }
 }
 
-/// A number that the dtype holds, below `2^exponent` in size, of either sign.
+/// A number that the dtype holds, of either sign, smaller than `2^exponent`.
 fn number(rng: &mut Rng, dtype: Dtype, exponent: i32) -> f64 {
     let digits = digits(dtype);
     let mantissa = (rng.bits() >> (64 - digits)) as f64 * power(exponent - digits);
@@ -141,20 +141,20 @@ fn power(exponent: i32) -> f64 {
     f64::from_bits(((1023 + exponent) as u64) << 52)
 }
 
-/// One row of logits: what a row is like goes by its number.
+/// One row of logits. Its distribution depends on its number.
 fn fill(row: &mut [f64], kind: usize, y: usize, dtype: Dtype, edges: bool, rng: &mut Rng) {
     let classes = row.len();
     let wide = kind % 7 == 1;
     row.iter_mut().for_each(|x| *x = number(rng, dtype, if wide { 6 } else { 2 }));
     match kind % 7 {
-        // A common offset, and steps that the dtype has there.
+        // A common offset, and steps that the dtype can hold there.
         2 => {
             let step = power(13 - digits(dtype) + 1);
             let steps = (4.0 / step).max(2.0) as usize;
             row.iter_mut().for_each(|x| *x = 8192.0 + step * rng.below(steps) as f64);
         }
         3 => row[rng.below(classes)] = 1024.0,
-        // Far above, or below, what a row starts with.
+        // Later logits are far above, or below, the first ones.
         4 => {
             let (up, every) = (rng.one_in(2), [16, 64, 300][rng.below(3)]);
             for (class, x) in row.iter_mut().enumerate() {
@@ -183,10 +183,10 @@ fn eighths(rng: &mut Rng, dtype: Dtype, sizes: [usize; 3]) -> Operand {
     Operand::packed(dtype, sizes, &values)
 }
 
-/// The problem of these sizes. Dtypes of targets and weights go round with `turn`.
+/// The problem of these sizes. `turn` selects the dtypes of targets and weights.
 pub fn task(
     (_, dtype, grad): (&str, Dtype, Dtype),
-    lie: Lie,
+    layout: Layout,
     choice: Choice,
     sizes: [usize; 3],
     turn: usize,
@@ -203,12 +203,12 @@ pub fn task(
         row.iter().enumerate().for_each(|(class, &x)| logits[place(i, class)] = x);
     }
     let mut logits = Operand::packed(dtype, sizes, &logits);
-    lie.lay(&mut logits);
+    layout.lay_out(&mut logits);
 
     let ignored = choice == Choice::Weights;
     let targets = if choice.is_soft() {
         let mut targets = eighths(rng, FLOATS[turn % 4], sizes);
-        // Mostly on one class, and some of a row nowhere.
+        // Most of the mass at one class; some rows have no mass.
         chosen.iter().enumerate().for_each(|(i, &y)| targets.values[place(i, y)] += 8.0);
         targets.values.iter_mut().step_by(3).for_each(|t| *t = 0.0);
         targets
@@ -226,7 +226,7 @@ pub fn task(
 
     let mut task = Task::new(logits, targets);
     task.grad = Operand::zeros(grad, sizes);
-    if lie == Lie::Crossed { Lie::Transposed } else { lie }.lay(&mut task.grad);
+    if layout == Layout::Crossed { Layout::Transposed } else { layout }.lay_out(&mut task.grad);
     task.grad_targets = Operand::zeros(FLOATS[(turn + 1) % 4], sizes);
     task.reduction = Reduction::Mean;
     let weights = |task: &mut Task, rng: &mut Rng| {
@@ -286,10 +286,11 @@ pub fn task(
     task
 }
 
-/// Sizes for a layout: around registers, blocks, tiles, the head that gives an anchor, chunks.
-pub fn sizes(lie: Lie) -> &'static [[usize; 3]] {
-    match lie {
-        Lie::Packed | Lie::Crossed => &[
+/// Sizes for a layout: around those of registers, blocks, tiles, the first classes that give the initial
+/// shift, and chunks.
+pub fn sizes(layout: Layout) -> &'static [[usize; 3]] {
+    match layout {
+        Layout::Packed | Layout::Crossed => &[
             [9, 1, 1],
             [67, 2, 1],
             [21, 10, 1],

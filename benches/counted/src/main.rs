@@ -1,5 +1,5 @@
 //! Instructions, counted by callgrind, that single calls execute on one thread with AVX2. Counts do
-//! not depend on the machine's mood; `cargo xtask counted` holds them against `counted.txt`.
+//! not depend on the load of the machine; `cargo xtask counted` compares them with `counted.txt`.
 //!
 //! callgrind counts inside of [`xent_counted_call`] and writes a file whenever it returns. The names
 //! of the calls, with what their counts are to be divided by, go to standard output in that order.
@@ -14,7 +14,7 @@ use std::hint::black_box;
 use xent::Isa;
 use xent::half::{bf16, f16};
 
-/// What is counted. `cargo xtask counted` gives callgrind this name.
+/// The function that callgrind counts in. `cargo xtask counted` gives callgrind its name.
 #[unsafe(no_mangle)]
 #[inline(never)]
 fn xent_counted_call(call: &mut dyn FnMut()) {
@@ -27,7 +27,7 @@ fn count<T: Scalar>(shape: Shape, call: Call, elements: usize) {
     let operands = Operands::<T>::new(shape, call);
     let mut x = Aligned::new(&operands.original);
     let mut grad = Aligned::filled(shape.elements(), T::default());
-    // What the first call of a process does besides is not this one's.
+    // The first call of a process does more than later ones, and is not counted.
     operands.run(call, Isa::Avx2, 1, &mut x, &mut grad);
     x.copy_from_slice(&operands.original);
     xent_counted_call(&mut || {

@@ -1,4 +1,4 @@
-//! include/xent.h once more, as a caller's bindings would have it.
+//! Bindings of include/xent.h, as a caller would write them.
 
 use std::ffi::{c_char, c_void};
 
@@ -87,7 +87,7 @@ pub struct Shape {
     pub pool: *const c_void,
 }
 
-// As the first release has them.
+// The sizes of the first release.
 const _: () = assert!(size_of::<Problem>() == 304);
 const _: () = assert!(size_of::<Results>() == 152);
 const _: () = assert!(size_of::<Shape>() == 48);

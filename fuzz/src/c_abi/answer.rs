@@ -1,5 +1,5 @@
-//! Whether an answer is right: that of the same problem by way of the Rust interface, to the bit,
-//! and where operands hold numbers as meant, within its bounds of the oracle's.
+//! Checks the answer of a call: it has the bits of the same problem through the Rust interface, and is
+//! within its bounds of the oracle's unless operands share memory.
 
 use super::Snapshot;
 use super::abi::{self, View};
@@ -9,7 +9,7 @@ use super::model::Operand;
 use common::operand::{self, Dtype};
 use common::task::{Answer, Call, Task, Wants, same_bits};
 use common::task_bounds::Judge;
-use common::{How, Reduction, family};
+use common::{How, Reduction, softmax};
 use xent::Isa;
 use xent::half::{bf16, f16};
 
@@ -38,7 +38,7 @@ fn real(memory: &Snapshot, dtype: Dtype, at: usize) -> f64 {
     }
 }
 
-/// What a call was about, read back from memory.
+/// The operands of a call, read back from memory.
 struct Reader<'a> {
     operands: Vec<Operand>,
     sizes: [usize; 3],
@@ -56,7 +56,7 @@ impl Reader<'_> {
         operand.places(self.sizes).into_iter().map(|at| real(memory, dtype, at)).collect()
     }
 
-    /// An operand of the tests' kind, holding what was there before the call.
+    /// An operand of the tests' type, with the contents from before the call.
     fn taken(&self, operand: &Operand) -> operand::Operand {
         let sizes = operand.sizes(self.sizes);
         let is_empty = sizes.contains(&0);
@@ -73,19 +73,19 @@ impl Reader<'_> {
         self.find(name, false).map(|operand| self.taken(operand))
     }
 
-    /// What the call wrote.
+    /// The elements that the call wrote.
     fn written(&self, name: &str) -> Option<Vec<f64>> {
         self.find(name, true).map(|operand| self.values(operand, self.after))
     }
 }
 
-pub fn check(arguments: &Arguments, is_tame: bool, before: &Snapshot, after: &Snapshot) {
+pub fn check(arguments: &Arguments, is_unaliased: bool, before: &Snapshot, after: &Snapshot) {
     let (operands, sizes) = (arguments.operands(), arguments.sizes());
     let reader = Reader { operands, sizes, before, after };
-    if arguments.is_family() {
-        check_family(arguments, &reader, is_tame);
+    if arguments.is_softmax() {
+        check_softmax(arguments, &reader, is_unaliased);
     } else {
-        check_loss(arguments, &reader, is_tame);
+        check_loss(arguments, &reader, is_unaliased);
     }
 }
 
@@ -102,27 +102,27 @@ fn is_same(a: &View, b: &View, reader: &Reader, name: &str) -> bool {
     a.data == b.data && a.dtype == b.dtype && steps(a) == steps(b)
 }
 
-fn check_family(arguments: &Arguments, reader: &Reader, is_tame: bool) {
+fn check_softmax(arguments: &Arguments, reader: &Reader, is_unaliased: bool) {
     let sizes = arguments.sizes();
     if sizes.contains(&0) {
-        // Nothing was written, says the comparison of all memory.
+        // The comparison of all memory checks that nothing was written.
         return;
     }
     let view = |view: Option<View>| view.unwrap_or(View::ABSENT);
     let (x, grad_y, y) = (view(arguments.x), view(arguments.grad_y), view(arguments.y));
-    let backward = arguments.is_family_backward();
+    let backward = arguments.is_softmax_backward();
     let input = reader.input("x").expect("required");
     let to = reader.find("y", true).expect("required");
     let over = is_same(&x, &y, reader, "x");
     let log = matches!(arguments.entry, Entry::LogSoftmax | Entry::LogSoftmaxBackward);
     let call = match (backward, over) {
-        (false, false) => family::Call::Forward,
-        (false, true) => family::Call::ForwardInPlace,
-        (true, true) => family::Call::BackwardOver,
-        (true, false) if is_same(&grad_y, &y, reader, "grad_y") => family::Call::BackwardInPlace,
-        (true, false) => family::Call::Backward,
+        (false, false) => softmax::Call::Forward,
+        (false, true) => softmax::Call::ForwardInPlace,
+        (true, true) => softmax::Call::BackwardOver,
+        (true, false) if is_same(&grad_y, &y, reader, "grad_y") => softmax::Call::BackwardInPlace,
+        (true, false) => softmax::Call::Backward,
     };
-    let problem = family::Problem {
+    let problem = softmax::Problem {
         sizes,
         log,
         grad_y: reader.input("grad_y").unwrap_or_else(|| input.clone()),
@@ -131,20 +131,20 @@ fn check_family(arguments: &Arguments, reader: &Reader, is_tame: bool) {
         to: reader.taken(to),
     };
     let got = reader.written("y").expect("required");
-    if is_tame && !backward {
+    if is_unaliased && !backward {
         problem.judge(call, &got);
     }
-    // An operand that is both inputs is two in this call.
+    // An operand that serves as both inputs counts as two.
     same_bits(&got, &problem.run(call, &how(arguments)), "by way of the Rust interface");
 }
 
-fn check_loss(arguments: &Arguments, reader: &Reader, is_tame: bool) {
+fn check_loss(arguments: &Arguments, reader: &Reader, is_unaliased: bool) {
     let p = &arguments.problem;
     let sizes @ [rows, classes, inner] = arguments.sizes();
     let by_row = [rows, 1, inner];
     let of_targets = arguments.entry == Entry::BackwardTargets;
     let logits = reader.input("logits").unwrap_or_else(|| {
-        // There are no rows; a gradient has to be of some logits nevertheless.
+        // There are no rows, but a gradient needs an operand of logits.
         let grad = reader.find("grad", true).filter(|_| !of_targets);
         let dtype = grad.and_then(|grad| dtype_of(grad.view.dtype));
         operand::Operand::zeros(dtype.unwrap_or(Dtype::F32), sizes)
@@ -160,7 +160,7 @@ fn check_loss(arguments: &Arguments, reader: &Reader, is_tame: bool) {
     };
     let asked = |name: &str| reader.find(name, true).is_some();
     let no_targets = (rows * inner == 0 && !of_targets).then(|| {
-        // No rows need none, and are as if all of their targets were classes.
+        // A call without rows needs no targets, and counts as one with class indices.
         operand::Operand::zeros(Dtype::I64, by_row)
     });
     let task = Task {
@@ -182,7 +182,7 @@ fn check_loss(arguments: &Arguments, reader: &Reader, is_tame: bool) {
         normalizer: p.normalizer,
         z_normalizer: p.z_normalizer,
         empty_is_zero: p.flags & abi::EMPTY_IS_ZERO != 0,
-        // An entry without a gradient has no such argument.
+        // An entry point without a gradient lacks this argument.
         grad_scale: if arguments.has_gradient() { arguments.grad_scale } else { 1.0 },
         accumulate: p.flags & abi::ACCUMULATE != 0,
         grad: gradient_of(!of_targets, logits.dtype),
@@ -208,11 +208,11 @@ fn check_loss(arguments: &Arguments, reader: &Reader, is_tame: bool) {
         _ => Call::Targets(&lse),
     };
     if task.targets.is_none() && !matches!(call, Call::Evaluate) {
-        // Gradients of no targets: nothing was written, says the comparison of all memory.
+        // Without targets: the comparison of all memory checks that nothing was written.
         return;
     }
     let want = task.run(call, &how(arguments));
-    if is_tame {
+    if is_unaliased {
         let judge = Judge::new(&task);
         let has_losses =
             !matches!(call, Call::Backward(_) | Call::BackwardInPlace(_) | Call::Targets(_));
@@ -231,8 +231,8 @@ fn check_loss(arguments: &Arguments, reader: &Reader, is_tame: bool) {
     compare(reader, &want);
 }
 
-/// No sum over classes leaves f64, past which docs/semantics.md promises nothing of a loss that
-/// spreads over them.
+/// Whether every sum over classes is within f64. Beyond, docs/semantics.md promises nothing of a loss
+/// with mass on all classes.
 fn sums_are_finite(task: &Task) -> bool {
     let spreads = task.label_smoothing > 0.0 || task.has_probabilities();
     let far = |x: &f64| {
@@ -243,7 +243,7 @@ fn sums_are_finite(task: &Task) -> bool {
     !(spreads && task.logits.dtype == Dtype::F64 && task.logits.values.iter().any(far))
 }
 
-/// What was asked for has the bits of that answer.
+/// Asserts that the results that the call asked for have the bits of this answer.
 fn compare(reader: &Reader, want: &Answer) {
     let same = |name: &str, want: &[f64]| {
         if let Some(got) = reader.written(name) {
@@ -262,7 +262,7 @@ fn compare(reader: &Reader, want: &Answer) {
         ("normalizer", want.normalizer),
         ("z_normalizer", want.z_normalizer),
         ("kept_rows", want.kept_rows.map(|n| n as f64)),
-        // Asked for without targets, there are no rows, of which none is correct.
+        // `correct` without targets is allowed only without rows, and is 0.
         ("correct", Some(want.correct.unwrap_or(0) as f64)),
     ];
     for (name, want) in reals {

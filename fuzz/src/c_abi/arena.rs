@@ -1,4 +1,4 @@
-//! Memory with nothing before and nothing after it.
+//! Memory between inaccessible pages.
 
 use std::ops::Range;
 use std::ptr;
@@ -8,14 +8,14 @@ const PAGE: usize = 4096;
 /// Bytes of a region.
 pub const BYTES: usize = 4 * PAGE;
 
-/// A mapping between two pages that nobody may touch.
+/// A mapping between two inaccessible pages.
 pub struct Region {
     start: *mut u8,
 }
 
 impl Region {
     fn new() -> Region {
-        // SAFETY: a mapping of its own; the part made accessible lies inside.
+        // SAFETY: the mapping is new, and the part that becomes accessible lies inside it.
         unsafe {
             let (kind, none) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::PROT_NONE);
             let all = libc::mmap(ptr::null_mut(), BYTES + 2 * PAGE, none, kind, -1, 0);
@@ -35,30 +35,30 @@ impl Region {
         self.start() + BYTES
     }
 
-    /// Whether all of it lies here.
+    /// Whether the region contains all of these bytes.
     pub fn contains(&self, bytes: &Range<usize>) -> bool {
         self.start() <= bytes.start && bytes.start <= bytes.end && bytes.end <= self.end()
     }
 
     pub fn fill(&mut self, byte: u8) {
-        // SAFETY: the whole of an accessible mapping.
+        // SAFETY: the slice covers the accessible part of the mapping that `new` made.
         unsafe { self.start.write_bytes(byte, BYTES) }
     }
 
     pub fn copy(&self) -> Vec<u8> {
-        // SAFETY: the whole of an accessible mapping, which no call is writing.
+        // SAFETY: the slice covers the accessible part of the mapping that `new` made; no call is running.
         unsafe { std::slice::from_raw_parts(self.start, BYTES) }.to_vec()
     }
 
-    /// Writes bytes at an address that lies here.
+    /// Writes bytes at an address in the region.
     pub fn write(&mut self, at: usize, bytes: &[u8]) {
         assert!(self.contains(&(at..at + bytes.len())));
-        // SAFETY: just checked.
+        // SAFETY: the assertion above checked that the bytes lie in the region.
         unsafe { self.start.add(at - self.start()).copy_from(bytes.as_ptr(), bytes.len()) }
     }
 }
 
-/// All memory that a call may be given.
+/// All memory that a call may get.
 pub struct Arena {
     pub regions: Vec<Region>,
 }
@@ -80,7 +80,7 @@ impl Arena {
     }
 }
 
-/// What the memory held at some time.
+/// The contents of the memory at some time.
 pub struct Snapshot {
     parts: Vec<(usize, Vec<u8>)>,
 }
@@ -96,7 +96,7 @@ impl Snapshot {
         panic!("{at:#x} is in no region");
     }
 
-    /// The first address at which the two differ, but for those that may change.
+    /// The first address at which the two differ, except for addresses that may change.
     pub fn differs(&self, other: &Snapshot, may_change: &[Range<usize>]) -> Option<usize> {
         for ((start, before), (_, after)) in self.parts.iter().zip(&other.parts) {
             if before == after {

@@ -1,4 +1,4 @@
-//! A call of the C interface as it is made: descriptors at their addresses.
+//! A call of the C interface: descriptors at their addresses.
 
 use super::abi::{self, Problem, Results, Shape, View};
 use super::model::{self, Axes, FLOATS, INDICES, LOSSES, Operand, Verdict};
@@ -27,11 +27,11 @@ pub const ENTRIES: [Entry; 8] = [
     Entry::SoftmaxBackward,
 ];
 
-/// How a struct is handed over.
+/// The way in which a struct is passed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Handed {
     Null,
-    /// With a size of its own choice, and in the bytes past the struct's own zeros, or not.
+    /// With a given struct_size. The bytes past the library's struct are zero, or not.
     Sized {
         size: u32,
         clean: bool,
@@ -50,7 +50,7 @@ impl Handed {
     }
 }
 
-/// All arguments of an entry; those that it does not have are not looked at.
+/// The arguments of any entry point; those that it lacks are ignored.
 #[derive(Clone, Debug)]
 pub struct Arguments {
     pub entry: Entry,
@@ -59,12 +59,12 @@ pub struct Arguments {
     pub problem: Problem,
     pub results: Results,
     pub results_handed: Handed,
-    /// Results, or the operands' structs, are there at all.
+    /// The pointers to the results, or to the operands, are not NULL.
     pub grad_output: Option<View>,
     pub grad: Option<View>,
     pub lse: *mut c_void,
     pub grad_scale: f64,
-    /// Of the softmax family.
+    /// Operands of softmax and log-softmax.
     pub x: Option<View>,
     pub grad_y: Option<View>,
     pub y: Option<View>,
@@ -83,16 +83,16 @@ fn packed(name: &'static str, data: *mut c_void, dtype: u32, axes: Axes) -> Oper
 }
 
 impl Arguments {
-    pub fn is_family(&self) -> bool {
+    pub fn is_softmax(&self) -> bool {
         use Entry::{LogSoftmax, LogSoftmaxBackward, Softmax, SoftmaxBackward};
         matches!(self.entry, LogSoftmax | LogSoftmaxBackward | Softmax | SoftmaxBackward)
     }
 
-    pub fn is_family_backward(&self) -> bool {
+    pub fn is_softmax_backward(&self) -> bool {
         matches!(self.entry, Entry::LogSoftmaxBackward | Entry::SoftmaxBackward)
     }
 
-    /// Whether the entry hands out results.
+    /// Whether the entry point has results.
     pub fn has_results(&self) -> bool {
         matches!(self.entry, Entry::Forward | Entry::ForwardBackward)
     }
@@ -115,7 +115,7 @@ impl Arguments {
         !FLOATS.contains(&self.problem.targets.dtype)
     }
 
-    /// The results that are asked for; `None` if the entry has none or they are NULL.
+    /// The results that the call asks for; `None` if the entry point has none or they are NULL.
     pub fn wanted(&self) -> Option<&Results> {
         let there = self.has_results() && self.results_handed != Handed::Null;
         there.then_some(&self.results)
@@ -137,7 +137,7 @@ impl Arguments {
             output: true,
             ..input(name, view, axes, allowed, false)
         };
-        if self.is_family() {
+        if self.is_softmax() {
             let x = input("x", self.x.unwrap_or(View::ABSENT), Axes::Full, FLOATS, true);
             let grad_y = Operand { name: "grad_y", view: self.grad_y.unwrap_or(View::ABSENT), ..x };
             let y = Operand {
@@ -145,20 +145,26 @@ impl Arguments {
                 replaces: true,
                 ..output("y", self.y.unwrap_or(View::ABSENT), Axes::Full, FLOATS)
             };
-            let inputs = if self.is_family_backward() { vec![x, grad_y] } else { vec![x] };
+            let inputs = if self.is_softmax_backward() { vec![x, grad_y] } else { vec![x] };
             let inputs = inputs.into_iter().map(|x| Operand { replaceable: true, ..x });
             return inputs.chain([y]).collect();
         }
         let p = &self.problem;
         let by_row = p.reduction == 2;
-        let aims = if self.has_indices() { Axes::Rows } else { Axes::Full };
+        let target_axes = if self.has_indices() { Axes::Rows } else { Axes::Full };
         let replaceable = self.has_gradient()
             && self.entry != Entry::BackwardTargets
             && p.flags & abi::ACCUMULATE == 0;
         let logits = input("logits", p.logits, Axes::Full, FLOATS, true);
         let mut all = vec![
             Operand { replaceable, ..logits },
-            input("targets", p.targets, aims, model::INDICES_OR_FLOATS, self.needs_targets()),
+            input(
+                "targets",
+                p.targets,
+                target_axes,
+                model::INDICES_OR_FLOATS,
+                self.needs_targets(),
+            ),
             input("class_weights", p.class_weights, Axes::Classes, FLOATS, false),
             input("row_weights", p.row_weights, Axes::Rows, FLOATS, false),
             input("row_mask", p.row_mask, Axes::Rows, &[abi::U8], false),
@@ -199,15 +205,15 @@ impl Arguments {
         self.has_gradient() || self.wanted().is_some_and(asks)
     }
 
-    /// What the header promises of the call. Whether targets are in range is left open.
+    /// The outcomes that the header allows. They leave open whether targets are in range.
     pub fn verdict(&self) -> Verdict {
         let just = |code: i32| Verdict { codes: vec![code] };
         let problem_bytes =
-            if self.is_family() { size_of::<Shape>() } else { size_of::<Problem>() };
+            if self.is_softmax() { size_of::<Shape>() } else { size_of::<Problem>() };
         if let Some(fault) = self.first.fault(problem_bytes) {
             return just(fault);
         }
-        let known = if self.is_family() { 0 } else { 7 };
+        let known = if self.is_softmax() { 0 } else { 7 };
         if self.problem.flags & !known != 0 {
             return just(abi::STRUCT);
         }
@@ -218,10 +224,10 @@ impl Arguments {
                 None => {}
             }
         }
-        let missing = if self.is_family() {
+        let missing = if self.is_softmax() {
             self.x.is_none()
                 || self.y.is_none()
-                || self.is_family_backward() && self.grad_y.is_none()
+                || self.is_softmax_backward() && self.grad_y.is_none()
         } else {
             self.has_gradient() && self.grad.is_none()
         };
@@ -233,7 +239,7 @@ impl Arguments {
             Ok(also) => also,
             Err(verdict) => return verdict,
         };
-        let code = if !self.is_family() && self.has_bad_option() { abi::PARAM } else { abi::OK };
+        let code = if !self.is_softmax() && self.has_bad_option() { abi::PARAM } else { abi::OK };
         let mut codes = vec![code];
         codes.extend(also);
         Verdict { codes }
@@ -241,9 +247,9 @@ impl Arguments {
 
     fn dtypes_agree(&self) -> bool {
         let dtype = |view: Option<View>| view.unwrap_or(View::ABSENT).dtype;
-        if self.is_family() {
+        if self.is_softmax() {
             let x = dtype(self.x);
-            return dtype(self.y) == x && (!self.is_family_backward() || dtype(self.grad_y) == x);
+            return dtype(self.y) == x && (!self.is_softmax_backward() || dtype(self.grad_y) == x);
         }
         if !self.has_gradient() || self.entry == Entry::BackwardTargets {
             return true;
@@ -281,7 +287,7 @@ impl Arguments {
         })
     }
 
-    /// A class index of a kept row, as it lies in memory, that is out of range.
+    /// A class index in memory, of a kept row, that is out of range.
     pub fn has_bad_target(&self, read: impl Fn(&Operand, usize) -> i64) -> bool {
         let operands = self.operands();
         let find = |name: &str| operands.iter().find(|o| o.name == name && o.is_present());

@@ -1,4 +1,4 @@
-//! Arguments, mostly in order and with a few faults, and what is in memory behind them.
+//! Arguments, mostly valid and with a few faults, and the memory behind them.
 
 use super::abi::{self, Problem, Results, Shape, View};
 use super::arena::{Arena, BYTES};
@@ -21,14 +21,14 @@ pub const STRUCTS: usize = 20;
 /// A drawn call.
 pub struct Drawn {
     pub arguments: Arguments,
-    /// No operand was drawn to lie in another's memory: what they hold are numbers as meant.
-    pub is_tame: bool,
+    /// No operand shares memory with another, so that each holds the numbers drawn for it.
+    pub is_unaliased: bool,
 }
 
-/// How much is out of order.
+/// The rate of faults.
 struct Hostile<'a, 'b> {
     bytes: &'a mut Bytes<'b>,
-    /// Nothing, one thing in sixteen, or in four.
+    /// No fault, one choice in sixteen, or one in four.
     one_in: usize,
 }
 
@@ -96,7 +96,7 @@ const REALS: [f64; 14] = [
 const DTYPES: [u32; 16] =
     [0, 1, 2, 3, 16, 17, 18, 19, 20, 4, 15, 21, 255, u32::MAX, 1 << 31, 0x100];
 
-/// Draws a call and fills the arena with what it is about.
+/// Draws a call and fills the arena with its operands.
 pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn {
     let entry = bytes.pick(&ENTRIES);
     let seed = u64::from(bytes.byte());
@@ -110,7 +110,7 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
     let rows = shape(h, &[2, 1, 3, 4, 5, 7, 8, 9, 17, 33, 64, 65]);
     let classes = shape(h, &[3, 1, 2, 5, 8, 10, 31, 32, 33, 34, 40, 64, 65, 97, 130, 257]);
     let inner = shape(h, &[1, 1, 1, 2, 3, 5, 9, 17]);
-    // Operands of f64 are to fit their regions, unless that is the point.
+    // Operands of f64 fit their regions, unless the fault is that they do not.
     let small = |n: usize| n <= 1 << 10;
     let (rows, inner) = if small(rows) && small(classes) && small(inner) {
         let inner = inner.min((1500 / classes.max(1)).max(1));
@@ -144,8 +144,8 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
     if problem.flags & abi::LOG_PROBS != 0 && !h.strikes() {
         (problem.z_loss, problem.softcap, problem.logit_scale) = (0.0, 0.0, 1.0);
     }
-    let is_family = ENTRIES[4..].contains(&entry);
-    if is_family && !h.strikes() {
+    let is_softmax = ENTRIES[4..].contains(&entry);
+    if is_softmax && !h.strikes() {
         problem.flags = 0;
     }
     for real in [
@@ -185,9 +185,9 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         entropy: View::ABSENT,
     };
 
-    // Which dtypes operands have, before anything goes wrong.
+    // The dtypes of the operands, before any fault.
     let float = h.bytes.pick(&[0, 1, 2, 3]);
-    let aim = h.bytes.pick(&[16, 17, 18, 19, 20, 0, 1, 2, 3]);
+    let target_dtype = h.bytes.pick(&[16, 17, 18, 19, 20, 0, 1, 2, 3]);
     let long = matches!(float, 2 | 3) && h.bytes.flag();
     let by_row = problem.reduction == 2;
     let present = h.bytes.byte();
@@ -195,8 +195,13 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
     for region in &mut arena.regions {
         region.fill(0x5a);
     }
-    let mut place =
-        Placer { arena, rng: Rng::new(seed), sizes: [rows, classes, inner], next: 0, tame: true };
+    let mut place = Placer {
+        arena,
+        rng: Rng::new(seed),
+        sizes: [rows, classes, inner],
+        next: 0,
+        unaliased: true,
+    };
 
     let logits = place.draw(h, "logits", float, Axes::Full, false);
     problem.logits = logits;
@@ -214,26 +219,26 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         grad_y: None,
         y: None,
     };
-    if is_family {
+    if is_softmax {
         arguments.first = handed(h, size_of::<Shape>());
         let view = |h: &mut Hostile, view: View| (!h.strikes()).then_some(view);
         let grad_y = place.draw(h, "grad_y", float, Axes::Full, false);
         let y = match h.bytes.pick(&[0, 0, 1, 2]) {
             1 => logits,
-            2 if arguments.is_family_backward() => grad_y,
+            2 if arguments.is_softmax_backward() => grad_y,
             _ => place.draw(h, "y", float, Axes::Full, true),
         };
         arguments.x = view(h, logits);
         arguments.grad_y = view(h, grad_y);
         arguments.y = view(h, y);
-        let is_tame = place.tame;
-        return Drawn { arguments, is_tame };
+        let is_unaliased = place.unaliased;
+        return Drawn { arguments, is_unaliased };
     }
 
     let p = &mut problem;
-    let aims = if matches!(aim, 0..=3) { Axes::Full } else { Axes::Rows };
+    let target_axes = if matches!(target_dtype, 0..=3) { Axes::Full } else { Axes::Rows };
     if asked & 1 == 0 || arguments.has_gradient() {
-        p.targets = place.draw(h, "targets", aim, aims, false);
+        p.targets = place.draw(h, "targets", target_dtype, target_axes, false);
     }
     if present & 1 != 0 {
         let dtype = h.bytes.pick(&[0, 1, 2, 3]);
@@ -278,17 +283,19 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
     };
     let can_reduce = !by_row;
     let has_lse = p.flags & abi::LOG_PROBS == 0;
-    let aimed = !p.targets.data.is_null();
+    let has_targets = !p.targets.data.is_null();
     let when = |condition: bool, bit: usize| if condition { bit } else { 0 };
-    r.loss = to(when(can_reduce && aimed, 2), h, &mut place, abi::F64, Axes::One);
+    r.loss = to(when(can_reduce && has_targets, 2), h, &mut place, abi::F64, Axes::One);
     r.lse = to(when(has_lse, 4), h, &mut place, abi::F64, Axes::Rows);
-    r.z_loss = to(when(can_reduce && has_lse && aimed, 8), h, &mut place, abi::F64, Axes::One);
-    r.normalizer = to(when(aimed, 16), h, &mut place, abi::F64, Axes::One);
-    r.z_normalizer = to(when(aimed, 32), h, &mut place, abi::F64, Axes::One);
-    r.kept_rows = to(when(aimed, 64), h, &mut place, abi::I64, Axes::One);
+    r.z_loss =
+        to(when(can_reduce && has_lse && has_targets, 8), h, &mut place, abi::F64, Axes::One);
+    r.normalizer = to(when(has_targets, 16), h, &mut place, abi::F64, Axes::One);
+    r.z_normalizer = to(when(has_targets, 32), h, &mut place, abi::F64, Axes::One);
+    r.kept_rows = to(when(has_targets, 64), h, &mut place, abi::I64, Axes::One);
     r.argmax = to(128, h, &mut place, abi::I64, Axes::Rows);
-    r.correct = to(when(aimed && aims == Axes::Rows, 256), h, &mut place, abi::I64, Axes::One);
-    if asked & when(aimed, 512) != 0 {
+    r.correct =
+        to(when(has_targets && target_axes == Axes::Rows, 256), h, &mut place, abi::I64, Axes::One);
+    if asked & when(has_targets, 512) != 0 {
         let dtype = h.bytes.pick(&[0, 1]);
         r.row_losses = place.draw(h, "row_losses", dtype, Axes::Rows, true);
     }
@@ -296,17 +303,17 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         let dtype = h.bytes.pick(&[0, 1]);
         r.entropy = place.draw(h, "entropy", dtype, Axes::Rows, true);
     }
-    let is_tame = place.tame;
+    let is_unaliased = place.unaliased;
     arguments.problem = problem;
     arguments.results = results;
-    Drawn { arguments, is_tame }
+    Drawn { arguments, is_unaliased }
 }
 
-/// How a struct of `own` bytes gets there.
+/// The way in which a struct of `own` bytes is passed.
 fn handed(h: &mut Hostile, own: usize) -> Handed {
     let own = own as u32;
     if h.bytes.one_in(16) {
-        // A header to come, whose members are at their defaults.
+        // A later header, whose new members have their defaults.
         return Handed::Sized { size: own + 8 * u32::from(h.bytes.byte() % 30), clean: true };
     }
     if !h.strikes() {
@@ -335,11 +342,11 @@ struct Placer<'a> {
     rng: Rng,
     sizes: model::Sizes,
     next: usize,
-    tame: bool,
+    unaliased: bool,
 }
 
 impl Placer<'_> {
-    /// Any strides and any address; mostly those of an operand that fits.
+    /// Any strides and any address, mostly of an operand that fits its region.
     fn draw(
         &mut self,
         h: &mut Hostile,
@@ -404,11 +411,11 @@ impl Placer<'_> {
         self.next += 1;
         let alias = h.strikes();
         let index = if alias { h.bytes.below(self.next.min(STRUCTS)) } else { own };
-        self.tame &= !alias;
+        self.unaliased &= !alias;
         let region = &mut self.arena.regions[index];
         let (start, end) = (region.start(), region.end());
         let element = size_of_dtype(operand.view.dtype);
-        // What it takes if nothing is wrong with it.
+        // The bytes that a valid operand takes.
         let steps = operand.steps(self.sizes);
         let sizes = operand.sizes(self.sizes);
         let last = operand.last(self.sizes);
@@ -437,7 +444,7 @@ impl Placer<'_> {
         }
         let view = View { data: ptr::without_provenance_mut(address), ..operand.view };
         let operand = Operand { view, ..operand };
-        // Poison stays where a result is to be.
+        // Outputs stay poisoned.
         let holds_numbers = !operand.output || operand.name == "grad";
         if fits && holds_numbers && self.arena.regions[index].contains(&operand.span(self.sizes)) {
             self.fill(h, &operand, index);
@@ -476,7 +483,7 @@ impl Placer<'_> {
             let x = match special {
                 Some(special) if i % 7 == 3 => special,
                 _ if bad_target && operand.name == "targets" && i + 1 == count => {
-                    // Finite in every float: nothing is promised of infinite masses.
+                    // Finite in every float: docs/semantics.md promises nothing of infinite masses.
                     let far = if dtype.is_float() { [1e4, -1e3] } else { [1e9, -1e15] };
                     [classes as f64, -1.0, far[0], far[1]][rng.below(4)]
                 }

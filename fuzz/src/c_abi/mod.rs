@@ -1,5 +1,5 @@
-//! The C interface, called with descriptors that may be anything, over memory with guard pages
-//! on both sides: an error code as the header has it and nothing written, or a right answer.
+//! The C interface, called with arbitrary descriptors over memory between guard pages. A call returns an
+//! error code that the header allows and writes nothing, or returns a right answer.
 
 mod abi;
 mod answer;
@@ -21,7 +21,7 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::OnceLock;
 
-/// The bytes of a call, which is drawn when there is memory for it.
+/// The bytes from which a call is drawn once its memory exists.
 pub struct Input(Vec<u8>);
 
 impl<'a> Arbitrary<'a> for Input {
@@ -34,7 +34,7 @@ thread_local! {
     static ARENA: RefCell<Arena> = RefCell::new(Arena::new(REGIONS));
 }
 
-/// A pool of two threads, for as long as the process lives.
+/// A pool of two threads that lives as long as the process.
 fn pool() -> *const c_void {
     static POOL: OnceLock<usize> = OnceLock::new();
     let address = *POOL.get_or_init(|| abi::xent_pool_new(2).expose_provenance());
@@ -62,7 +62,7 @@ impl Input {
             let arguments = &drawn.arguments;
             let mut verdict = arguments.verdict();
             if verdict.touches_memory() && !is_mapped(arguments, arena) {
-                // The library cannot know; nothing can be said about it.
+                // The library cannot know this fault, and the header promises nothing of it.
                 return;
             }
             let sizes = arguments.sizes();
@@ -94,30 +94,31 @@ impl Input {
                 .collect();
             let changed = before.differs(&after, &outputs);
             assert!(changed.is_none(), "an address that is no output's was written: {changed:x?}");
-            answer::check(arguments, drawn.is_tame, &before, &after);
+            answer::check(arguments, drawn.is_unaliased, &before, &after);
         });
     }
 }
 
 fn name(code: i32) -> &'static str {
-    // SAFETY: static and never NULL, says the header.
+    // SAFETY: the header says that the string is static and never NULL.
     let name = unsafe { CStr::from_ptr(abi::xent_status_name(code)) };
     name.to_str().expect("names are ASCII")
 }
 
 fn last_error() -> String {
-    // SAFETY: never NULL, and this thread makes no call meanwhile.
+    // SAFETY: the header says that the string is never NULL and valid until this thread's next failure;
+    // this thread makes no call meanwhile.
     let message = unsafe { CStr::from_ptr(abi::xent_last_error()) };
     message.to_str().expect("messages are UTF-8").to_string()
 }
 
-/// Every element of every operand lies in one region, and there are few enough.
+/// Every operand lies in one region, and has few enough elements.
 fn is_mapped(arguments: &Arguments, arena: &Arena) -> bool {
     let sizes = arguments.sizes();
     arguments.operands().iter().filter(|operand| operand.is_present()).all(|operand| {
         let [rows, classes, inner] = operand.sizes(sizes);
         if rows.saturating_mul(inner).saturating_mul(classes) == 0 {
-            // Wherever it points, but not forever.
+            // An operand without elements may point anywhere; its rows are still bounded.
             return sizes.iter().all(|&size| size <= model::MOST);
         }
         let count = rows.saturating_mul(classes).saturating_mul(inner);
@@ -125,7 +126,7 @@ fn is_mapped(arguments: &Arguments, arena: &Arena) -> bool {
     })
 }
 
-/// Addresses of what the arguments point to.
+/// The addresses of the arguments' structs.
 struct Pointers {
     first: *const c_void,
     results: *const c_void,
@@ -156,7 +157,7 @@ fn hand_over(arguments: &Arguments, arena: &mut Arena) -> Pointers {
     };
     let p = &arguments.problem;
     let struct_size = size_of_first(arguments.first);
-    let first = if arguments.is_family() {
+    let first = if arguments.is_softmax() {
         let shape = abi::Shape {
             struct_size,
             flags: p.flags,
@@ -173,7 +174,7 @@ fn hand_over(arguments: &Arguments, arena: &mut Arena) -> Pointers {
     let struct_size = size_of_first(arguments.results_handed);
     let results =
         put(arguments.results_handed, &bytes_of(abi::Results { struct_size, ..arguments.results }));
-    let views = if arguments.is_family() {
+    let views = if arguments.is_softmax() {
         [arguments.x, arguments.grad_y, arguments.y]
     } else {
         [arguments.grad_output, arguments.grad, None]
@@ -191,7 +192,7 @@ fn hand_over(arguments: &Arguments, arena: &mut Arena) -> Pointers {
 /// The bytes of a struct of the interface, padding zeroed.
 fn bytes_of<T: Copy>(value: T) -> Vec<u8> {
     let mut bytes = vec![0u8; size_of::<T>()];
-    // SAFETY: as many bytes as the struct has; padding is copied as it is and never looked at.
+    // SAFETY: both have the size of the struct. Padding is copied and never read.
     unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(value) };
     bytes
 }
@@ -199,8 +200,8 @@ fn bytes_of<T: Copy>(value: T) -> Vec<u8> {
 fn make(arguments: &Arguments, pointers: &Pointers) -> i32 {
     let Pointers { first, results, views: [a, b, c] } = *pointers;
     let (lse, scale) = (arguments.lse, arguments.grad_scale);
-    // SAFETY: structs of the size that they say lie where the pointers lead; whatever the
-    // descriptors describe is mapped, or they are such as the header says are refused.
+    // SAFETY: each pointer leads to a struct of the size that it says. Each operand lies in mapped memory,
+    // or the header says that the call refuses it.
     unsafe {
         match arguments.entry {
             Entry::Forward => abi::xent_forward(first, results),

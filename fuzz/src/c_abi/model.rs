@@ -1,6 +1,6 @@
-//! What include/xent.h says about a call, worked out from the descriptors alone: which codes it
-//! may return, and whether it may look at the memory behind them. Written from the header, in
-//! i128 where that saves a thought, and sharing nothing with src/problem.rs.
+//! A model of include/xent.h: from the descriptors of a call it derives which codes the call may return,
+//! and whether it may read the memory behind them. It is written from the header, computes in i128, and
+//! shares nothing with src/validate.
 
 use super::abi::{self, View};
 use std::collections::HashSet;
@@ -37,7 +37,7 @@ pub struct Operand {
 /// Rows, classes, positions.
 pub type Sizes = [usize; 3];
 
-/// What a call may do.
+/// The outcomes that a call may have.
 #[derive(Clone, Debug, Default)]
 pub struct Verdict {
     /// It returns one of these.
@@ -54,7 +54,7 @@ impl Verdict {
         self
     }
 
-    /// The descriptors are in order, or may be taken to be: memory is looked at.
+    /// The descriptors are valid, or may count as valid: the call reads memory.
     pub fn touches_memory(&self) -> bool {
         self.codes.contains(&abi::OK)
     }
@@ -92,7 +92,7 @@ impl Operand {
         self.sizes(sizes).contains(&0)
     }
 
-    /// Strides that count: all zero is packed.
+    /// The effective strides: those of the packed layout for all zero.
     pub fn steps(&self, sizes: Sizes) -> [i128; 3] {
         let sizes = self.sizes(sizes).map(|n| n as i128);
         let counted = |strides: [i128; 3]| {
@@ -114,15 +114,14 @@ impl Operand {
         span(0).saturating_add(span(1)).saturating_add(span(2))
     }
 
-    /// The bytes from the first element's to the last's, if strides are not negative; they end
-    /// before they start where they pass the end of the address space.
+    /// The bytes from the first element to the last, if strides are not negative. The end is before the
+    /// start if the operand passes the end of the address space.
     pub fn span(&self, sizes: Sizes) -> Range<usize> {
         let bytes = (self.last(sizes) as usize + 1) * size_of_dtype(self.view.dtype);
         self.address()..self.address().wrapping_add(bytes)
     }
 
-    /// The address of each element, row-major, once strides were found in order; without elements
-    /// they may be anything.
+    /// The address of each element, row-major, given valid strides.
     pub fn places(&self, sizes: Sizes) -> Vec<usize> {
         if self.is_empty(sizes) {
             return Vec::new();
@@ -141,8 +140,8 @@ impl Operand {
         places
     }
 
-    /// No stride is negative, nothing lies past the address space, and elements of an output are
-    /// apart.
+    /// No stride is negative, no element lies past the address space, and no two elements of an output
+    /// share an address.
     fn has_good_strides(&self, sizes: Sizes) -> bool {
         let steps = self.steps(sizes);
         let element = size_of_dtype(self.view.dtype) as i128;
@@ -156,7 +155,7 @@ impl Operand {
         if !self.output {
             return true;
         }
-        // An axis steps over the whole span of the axes inside it.
+        // An axis must step over the whole span of the axes inside it.
         let mut axes: Vec<(i128, usize)> = steps.into_iter().zip(self.sizes(sizes)).collect();
         axes.retain(|&(_, n)| n > 1);
         axes.sort_unstable();
@@ -169,17 +168,17 @@ impl Operand {
     }
 }
 
-/// How two operands lie to each other.
+/// The overlap of two operands.
 #[derive(PartialEq, Eq, Debug)]
 enum Meeting {
     Apart,
-    /// Their spans meet, and no byte is of both.
+    /// Their spans meet, but they share no byte.
     Interleaved,
     Exact,
     Shared,
 }
 
-/// Elements past which a call is not made, and sets of addresses are not compared.
+/// With more elements no call is made, and sets of addresses are not compared.
 pub const MOST: usize = 1 << 14;
 
 fn meeting(a: &Operand, b: &Operand, sizes: Sizes) -> Meeting {
@@ -196,7 +195,7 @@ fn meeting(a: &Operand, b: &Operand, sizes: Sizes) -> Meeting {
         return Meeting::Exact;
     }
     if count(a) > MOST || count(b) > MOST {
-        // Not worked out: it may be either.
+        // Not computed: either is possible.
         return Meeting::Interleaved;
     }
     let bytes = |operand: &Operand| {
@@ -208,7 +207,7 @@ fn meeting(a: &Operand, b: &Operand, sizes: Sizes) -> Meeting {
     if mine.is_disjoint(&others) { Meeting::Interleaved } else { Meeting::Shared }
 }
 
-/// Column blocks of one matrix: equal distances of rows, apart within a row.
+/// Column blocks of one matrix: equal row strides, disjoint within each row.
 fn are_columns(a: &Operand, b: &Operand, sizes: Sizes) -> bool {
     let pitch =
         |operand: &Operand| operand.steps(sizes)[0] * size_of_dtype(operand.view.dtype) as i128;
@@ -223,8 +222,8 @@ fn are_columns(a: &Operand, b: &Operand, sizes: Sizes) -> bool {
     width(a) <= offset && offset + width(b) <= pitch(a)
 }
 
-/// Of what is known before the options: NULL to OVERLAP. `dtypes` are pairs that must agree, as
-/// far as both are there. Ok has the codes that are possible beside what follows.
+/// The checks from NULL to OVERLAP. `dtypes` are pairs that must agree if both are present. Ok has the
+/// codes that are possible in addition to those of later checks.
 pub fn operands(
     operands: &[Operand],
     sizes: Sizes,
@@ -241,7 +240,7 @@ pub fn operands(
         return Err(Verdict::just(abi::DTYPE));
     }
     if operands.iter().any(|o| o.required && !o.is_present()) {
-        // Nobody says whether the dtype of what is not there counts.
+        // The header leaves open whether the dtype of an absent operand counts.
         if operands.iter().any(|o| o.required && bad_dtype(o)) || !dtypes_agree {
             also.push(abi::DTYPE);
         }

@@ -1,6 +1,7 @@
-//! How far a result may lie from the oracle's, and how far it does.
+//! The bounds of f32 results against the oracle, and the largest errors seen.
 //!
-//! The bounds are those of the accuracy table in docs/design.md:
+//! The bounds are those of the accuracy table in docs/semantics.md, but for p inside a gradient, where
+//! the table allows 2^-23·(2 + |ln p|) and the tests are stricter:
 //!
 //! ```text
 //! lse          2e-7 of the larger of |max| and ln Σ exp(x - max), and 2^-22 absolute
@@ -9,15 +10,15 @@
 //! a gradient   p - 1 likewise with 1 - p for p; 2^-52·|lse| more in a backward from an f64 lse
 //! ```
 //!
-//! (1 ulp of the exponentials moves ln Σ by 2^-23, however small it is; under smoothing the loss
-//! takes its share of that.)
+//! An error of 1 ulp in the exponentials moves ln Σ by 2^-23, however small ln Σ is. Under smoothing
+//! the loss has this error once for each of its weights.
 //!
-//! What is done with p afterwards costs f32 roundings: one for the factor or the product, and
-//! where smoothing subtracts, those of the subtrahend and of the difference.
+//! The operations on p add f32 roundings: one for the factor or the product, and under smoothing
+//! those of the subtrahend and of the difference.
 
+use crate::reference::{self, Outcome};
 use crate::{How, Pass, Problem, Reduction, Run, assert_same, isas};
 use xent::Isa;
-use xent::reference::{self, Outcome};
 
 const U23: f64 = 1.0 / (1u64 << 23) as f64;
 /// Half an ulp of f32.
@@ -71,7 +72,8 @@ impl std::fmt::Display for Worst {
     }
 }
 
-/// Equal in kind and within `bound`; returns the error in units of it.
+/// Asserts that the two are of one kind (finite, infinite, NaN) and within `bound`; returns the error
+/// in units of `bound`.
 #[track_caller]
 pub fn close(got: f64, want: f64, bound: f64, what: impl Fn() -> String) -> f64 {
     if want.is_nan() || got.is_nan() {
@@ -100,7 +102,7 @@ fn to_f32_range(x: f64, slack: f64) -> f64 {
     if x.abs() - slack > f64::from(f32::MAX) { x.signum() * f64::INFINITY } else { x }
 }
 
-/// A problem with the oracle's answer to it.
+/// A problem, and the oracle's answer to it.
 pub struct Judge<'a> {
     pub problem: &'a Problem,
     pub outcome: Outcome,
@@ -109,7 +111,7 @@ pub struct Judge<'a> {
     p: Vec<f64>,
 }
 
-/// A confident row's loss is judged relative to itself.
+/// Below this loss a row is confident: the bound is relative to the loss itself.
 const CONFIDENT: f64 = 0.1;
 
 impl<'a> Judge<'a> {
@@ -146,7 +148,7 @@ impl<'a> Judge<'a> {
         r * self.problem.label_smoothing / self.problem.classes as f64
     }
 
-    /// Under smoothing all weights multiply one lse, and what it is off by.
+    /// Under smoothing all weights multiply one lse, and therefore its error.
     fn share_of_lse(&self, row: usize) -> f64 {
         let total: f64 = match &self.case.class_weights {
             Some(weights) => weights.iter().sum(),
@@ -155,8 +157,8 @@ impl<'a> Judge<'a> {
         (self.spread(row) * total).abs() * U23
     }
 
-    /// Of the smoothing terms, each of which is rounded to f32. It is more than the largest only
-    /// where weights of both signs cancel; `edges::smoothing_with_signed_weights` does without.
+    /// The root of the sum of squares of the smoothing terms, each of which is rounded to f32. It
+    /// exceeds the largest term only where weights of both signs cancel.
     fn root_of_squares(&self, row: usize) -> f64 {
         let Some(weights) = self.case.class_weights.as_ref().filter(|_| self.spread(row) != 0.0)
         else {
@@ -176,7 +178,7 @@ impl<'a> Judge<'a> {
             && -self.log_p[row * self.problem.classes + y as usize] < CONFIDENT
     }
 
-    /// What a forward produces.
+    /// Checks the results of a forward.
     #[track_caller]
     pub fn losses(&self, run: &Run) -> Worst {
         let mut worst = Worst::default();
@@ -187,8 +189,8 @@ impl<'a> Judge<'a> {
         });
         let mut total = 0.0;
         for row in 0..self.problem.rows {
-            // Exponentials of 1 ulp move ln Σ by 2^-23, however small it is; and three additions to
-            // 1 that round alike, by as much and half.
+            // An error of 1 ulp in the exponentials moves ln Σ by 2^-23. Three additions to 1 that
+            // round the same way move it by half as much again.
             let bound = 2e-7 * want.lse_scale[row] + 2.0 * U23;
             let error = close(run.lse[row], want.lse[row], bound, || format!("lse[{row}]"));
             worst.lse = worst.lse.max(error);
@@ -219,7 +221,7 @@ impl<'a> Judge<'a> {
         worst
     }
 
-    /// A gradient; `lse` is what a backward got.
+    /// Checks a gradient; `lse` is the input of a backward.
     #[track_caller]
     pub fn gradient(&self, grad: &[f32], lse: Option<&[f64]>) -> Worst {
         let mut worst = Worst::default();
@@ -254,15 +256,15 @@ impl<'a> Judge<'a> {
                 continue;
             }
             if normalizer == 0.0 {
-                // x/0 or 0/0 times something that may itself be 0.
+                // x/0 or 0/0, times a factor that may be 0.
                 assert!(got.iter().all(|g| !g.is_finite()), "row {row} over 0");
                 continue;
             }
             let y = targets[row] as usize;
-            let hit = scale * (1.0 - smoothing) * w(y);
+            let target_mass = scale * (1.0 - smoothing) * w(y);
             let spread = scale * smoothing / classes as f64;
-            let total = hit + spread * weight_total;
-            let terms = hit.abs() + (spread * weight_total).abs();
+            let total = target_mass + spread * weight_total;
+            let terms = target_mass.abs() + (spread * weight_total).abs();
             let from_lse = lse.map_or(0.0, |lse| U52 * lse[row].abs());
             for c in 0..classes {
                 let at = range.start + c;
@@ -270,8 +272,8 @@ impl<'a> Judge<'a> {
                 let want = self.outcome.grad_logits[at];
                 let mut bound = if c == y {
                     // q and 1 - q share their error.
-                    let miss = -log_p.exp_m1();
-                    let q = p.min(miss);
+                    let one_minus_p = -log_p.exp_m1();
+                    let q = p.min(one_minus_p);
                     let inside = q * U23 * (1.0 + q.ln().abs()) + p * from_lse;
                     let inside = if q == 0.0 { p * from_lse } else { inside };
                     terms * (inside + U52) + HALF_ULP * want.abs()
@@ -301,7 +303,7 @@ impl<'a> Judge<'a> {
                         close(f64::from(got[c]), to_f32_range(sum, bound), bound, what)
                     }
                 };
-                // What underflow and the addition are allowed says nothing about the arithmetic.
+                // The allowances for underflow and for the addition say nothing about the arithmetic.
                 if old.is_some() || want.abs() < 1e3 * (TINY + 1e-37 * total.abs()) {
                     continue;
                 }
@@ -317,7 +319,7 @@ impl<'a> Judge<'a> {
         worst
     }
 
-    /// The largest error of p itself, without any allowance for rounding, in a plain sum.
+    /// The largest errors of p itself, without any allowance for rounding, under the sum reduction.
     pub fn strict(&self, grad: &[f32]) -> Strict {
         let problem = self.problem;
         assert!(problem.reduction == Reduction::Sum && problem.label_smoothing == 0.0);
@@ -326,10 +328,10 @@ impl<'a> Judge<'a> {
         for (row, &y) in targets.iter().enumerate() {
             for c in 0..problem.classes {
                 let at = row * problem.classes + c;
-                let hit = y == c as i64;
-                let (q, log) = if hit {
-                    let miss = -self.log_p[at].exp_m1();
-                    (miss, miss.ln())
+                let target_mass = y == c as i64;
+                let (q, log) = if target_mass {
+                    let one_minus_p = -self.log_p[at].exp_m1();
+                    (one_minus_p, one_minus_p.ln())
                 } else {
                     (self.p[at], self.log_p[at])
                 };
@@ -338,9 +340,9 @@ impl<'a> Judge<'a> {
                 }
                 let error = (f64::from(grad[at]).abs() - q).abs() / (q * U23);
                 let unit = 1.0 + log.abs();
-                let slot = if hit { &mut strict.target } else { &mut strict.other };
+                let slot = if target_mass { &mut strict.target } else { &mut strict.other };
                 *slot = slot.max(error / unit);
-                if !hit && q > 0.5 {
+                if !target_mass && q > 0.5 {
                     strict.near_one = strict.near_one.max(error / unit);
                     strict.near_one_ulps = strict.near_one_ulps.max(error);
                 }
@@ -357,7 +359,7 @@ pub struct Strict {
     pub target: f64,
     /// Of classes with p > 1/2 that are not the target.
     pub near_one: f64,
-    /// The same in units of 2^-23.
+    /// The error of those classes in units of 2^-23.
     pub near_one_ulps: f64,
 }
 
@@ -371,8 +373,8 @@ impl std::fmt::Display for Strict {
     }
 }
 
-/// Every pass of a problem on every instruction set, each held against the oracle and against
-/// the others.
+/// Runs every pass of a problem on every instruction set, and compares each result with the oracle and
+/// with the other passes.
 #[track_caller]
 pub fn check<'a>(problem: &Problem, how: impl Fn(Isa) -> How<'a>) -> Vec<(Isa, Worst)> {
     let judge = Judge::new(problem);

@@ -4,22 +4,23 @@
 //! same numbers to the oracle and [`Problem::run`] to the library.
 
 pub mod bounds;
-pub mod family;
 pub mod operand;
 pub mod random;
+pub mod reference;
+pub mod softmax;
 pub mod task;
 pub mod task_bounds;
 pub mod task_random;
 
+use reference::Case;
 use xent::half::{bf16, f16};
-use xent::reference::{self, Case};
 use xent::{CrossEntropy, Error, Input, Isa, Number, Output, Pool, Results};
 
 pub use xent::Reduction;
 
 pub const INF: f64 = f64::INFINITY;
 
-/// The instruction sets to run, all that the machine has; the others are named.
+/// All instruction sets that the processor has. The first call prints the names of the others.
 pub fn isas() -> Vec<Isa> {
     static SKIPPED: std::sync::Once = std::sync::Once::new();
     let (run, skipped): (Vec<Isa>, Vec<Isa>) =
@@ -33,18 +34,18 @@ pub fn isas() -> Vec<Isa> {
     run
 }
 
-/// Whether samples will do, since an emulator runs the tests (`XENT_TEST_STRIDE`).
+/// Whether tests run samples only: an emulator runs them (`XENT_TEST_STRIDE`).
 pub fn is_sampled() -> bool {
     std::env::var_os("XENT_TEST_STRIDE").is_some()
 }
 
-/// All of them; as a sample the first and every `each`-th after it.
+/// All items; in a sample the first and every `each`-th after it.
 pub fn some<I: IntoIterator>(all: I, each: usize) -> impl Iterator<Item = I::Item> {
     all.into_iter().step_by(if is_sampled() { each } else { 1 })
 }
 
-/// Those of [`isas`] with fused multiply-add, which have the same bits: `portable` among them
-/// where the build's own target has it, as NEON and x86-64-v3 do.
+/// The sets of [`isas`] with fused multiply-add, which give the same bits. `portable` is one of them
+/// if the target of the build has fused multiply-add, as NEON and x86-64-v3 do.
 pub fn fused_isas() -> Vec<Isa> {
     isas().into_iter().filter(|&isa| is_fused(isa)).collect()
 }
@@ -55,7 +56,7 @@ pub fn is_fused(isa: Isa) -> bool {
         || cfg!(any(all(target_arch = "aarch64", target_feature = "neon"), target_feature = "fma"))
 }
 
-/// Numbers that buffers hold, with two patterns that no computation leaves behind.
+/// Elements of buffers, with two bit patterns that no computation produces.
 pub trait Element: Number + PartialEq + std::fmt::Debug + 'static {
     /// Around an operand and between its rows.
     const CANARY: Self;
@@ -155,7 +156,7 @@ impl<T: Element> Guarded<T> {
         &mut self.memory[range]
     }
 
-    /// The rows, packed, after a look at every canary.
+    /// Checks every canary, and returns the rows, packed.
     pub fn take(&self) -> Vec<T> {
         // From the end of each row to the start of the next.
         let mut end = 0;
@@ -185,7 +186,7 @@ impl<T: Element> Guarded<T> {
         }
     }
 
-    /// [`take`](Self::take), of an output that must have been written everywhere.
+    /// As [`take`](Self::take); also checks that every element was written.
     pub fn take_written(&self) -> Vec<T> {
         let data = self.take();
         let missed = data.iter().position(|x| x.bits() == T::POISON.bits());
@@ -194,7 +195,7 @@ impl<T: Element> Guarded<T> {
     }
 }
 
-/// Class indices in the dtype in which they are passed.
+/// Class indices, in the dtype of the operand.
 #[derive(Clone, Debug)]
 pub enum Indices {
     I64(Vec<i64>),
@@ -205,7 +206,7 @@ pub enum Indices {
 }
 
 impl Indices {
-    /// In the first dtype, from `choice` on, that holds them all.
+    /// The indices in the first dtype, from `choice` on, that holds all of them.
     pub fn narrow(indices: &[i64], choice: usize) -> Indices {
         fn all<T: TryFrom<i64>>(indices: &[i64]) -> Option<Vec<T>> {
             indices.iter().map(|&y| T::try_from(y).ok()).collect()
@@ -251,7 +252,7 @@ impl Indices {
     }
 }
 
-/// Weights in the dtype in which they are passed.
+/// Weights, in the dtype of the operand.
 #[derive(Clone, Debug)]
 pub enum Reals {
     F32(Vec<f32>),
@@ -298,7 +299,7 @@ pub struct Problem {
     pub empty_is_zero: bool,
     pub grad_output: Option<Reals>,
     pub grad_scale: f64,
-    /// What the gradient is added to.
+    /// The contents of the output that the gradient is added to.
     pub accumulate: Option<Vec<f32>>,
     /// Row losses in f32 instead of f64.
     pub short_row_losses: bool,
@@ -406,7 +407,7 @@ impl Problem {
         call
     }
 
-    /// Runs the pass; every buffer is poisoned before and looked at after.
+    /// Runs the pass. Every output is poisoned before the call and checked after it.
     pub fn run(&self, pass: Pass<'_>, how: &How<'_>) -> Run {
         self.try_run(pass, how).expect("a valid problem")
     }
@@ -426,7 +427,7 @@ impl Problem {
         };
         let targets = self.targets.input();
 
-        // Row losses of every second element, to see that their stride is honoured.
+        // Row losses go to every second element, which tests their stride.
         let mut losses32 = Guarded::<f32>::new(rows, 1, 2, 0);
         let mut losses64 = Guarded::<f64>::new(rows, 1, 2, 0);
         let mut lse_out = Guarded::<f64>::new(1, rows, rows, 0);
@@ -474,7 +475,7 @@ impl Problem {
         match pass {
             Pass::FusedInPlace | Pass::BackwardInPlace(_) => run.grad = left,
             _ => {
-                // No call but those changes an input byte.
+                // Only the calls in place may change an input byte.
                 assert_same(&left, &self.logits, "logits");
                 let written = grad.take();
                 match pass {
@@ -498,7 +499,7 @@ pub enum Pass<'a> {
     BackwardInPlace(&'a [f64]),
 }
 
-/// What must not change a result.
+/// How a call is made. Nothing in it may change a result.
 #[derive(Clone, Copy, Debug)]
 pub struct How<'a> {
     pub isa: Isa,
@@ -518,7 +519,7 @@ impl How<'_> {
     }
 }
 
-/// What a call left behind; empty or meaningless where the pass does not produce it.
+/// The results of a call; empty or meaningless if the pass does not produce them.
 #[derive(Clone, Debug, Default)]
 pub struct Run {
     pub loss: f64,
@@ -530,14 +531,14 @@ pub struct Run {
 }
 
 impl Run {
-    /// The same bits in everything.
+    /// Asserts that all results have the same bits.
     #[track_caller]
     pub fn assert_same(&self, other: &Run, what: &str) {
         self.assert_same_losses(other, what);
         assert_same(&self.grad, &other.grad, &format!("{what}: gradient"));
     }
 
-    /// The same bits in what a forward produces.
+    /// Asserts that the results of a forward have the same bits.
     #[track_caller]
     pub fn assert_same_losses(&self, other: &Run, what: &str) {
         let pair = |run: &Run| [run.loss, run.normalizer];
@@ -549,11 +550,11 @@ impl Run {
     }
 }
 
-/// The same bits, any NaN being equal to any.
+/// Asserts that both have the same bits; any NaN equals any other.
 #[track_caller]
 pub fn assert_same<T: Element + Into<f64>>(a: &[T], b: &[T], what: &str) {
     assert_eq!(a.len(), b.len(), "{what}");
-    // Without a branch for each: there are billions.
+    // One comparison of sums, not a branch for each of billions of elements.
     if a.iter().zip(b).fold(0, |seen, (x, y)| seen | (x.bits() ^ y.bits())) == 0 {
         return;
     }

@@ -1,11 +1,11 @@
-//! Operands of any dtype in any layout, with canaries wherever no element is.
+//! Operands of any dtype in any layout, with canaries between and around the elements.
 
 use crate::Element;
 use crate::random::Rng;
 use xent::half::{bf16, f16};
 use xent::{Input, Output};
 
-/// What an operand's elements are.
+/// The dtype of an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     F32,
@@ -31,7 +31,7 @@ impl Dtype {
         matches!(self, Dtype::Bf16 | Dtype::F16)
     }
 
-    /// The number as the dtype holds it.
+    /// The number, rounded to the dtype.
     pub fn round(self, x: f64) -> f64 {
         match self {
             Dtype::F32 => f64::from(x as f32),
@@ -50,7 +50,7 @@ impl Dtype {
         }
     }
 
-    /// Half the distance of neighbours at `x`.
+    /// Half the distance between neighbouring numbers at `x`.
     pub fn half_ulp(self, x: f64) -> f64 {
         let (digits, least) = match self {
             Dtype::F32 => (24, -126),
@@ -96,34 +96,34 @@ cells! {
     u8: |x: f64| x as u8, f64::from;
 }
 
-/// An operand: its elements as numbers that its dtype holds, row-major `[rows, classes, inner]`,
-/// and where they are to lie.
+/// An operand: its elements, row-major `[rows, classes, inner]`, as numbers that its dtype holds, and
+/// their layout.
 #[derive(Clone, Debug)]
 pub struct Operand {
     pub dtype: Dtype,
-    /// 1 for an axis that it does not have.
+    /// 1 for an axis that the operand lacks.
     pub sizes: [usize; 3],
     pub values: Vec<f64>,
-    /// As they are passed.
+    /// The strides that the call gets.
     pub strides: [i64; 3],
     /// Elements from a 64-byte boundary.
     pub offset: usize,
 }
 
 impl Operand {
-    /// Packed, of numbers that are rounded first.
+    /// A packed operand of these numbers, rounded to the dtype.
     pub fn packed(dtype: Dtype, sizes: [usize; 3], values: &[f64]) -> Operand {
         assert_eq!(values.len(), sizes.iter().product::<usize>());
         let values = values.iter().map(|&x| dtype.round(x)).collect();
         Operand { dtype, sizes, values, strides: [0; 3], offset: 0 }
     }
 
-    /// Zeros, for an output.
+    /// A packed operand of zeros, for an output.
     pub fn zeros(dtype: Dtype, sizes: [usize; 3]) -> Operand {
         Operand::packed(dtype, sizes, &vec![0.0; sizes.iter().product()])
     }
 
-    /// The strides that count: those of an axis of size 1 do not, and all zero is packed.
+    /// The effective strides: 0 for an axis of size 1, and those of the packed layout for all zero.
     pub fn steps(&self) -> [usize; 3] {
         let [rows, classes, inner] = self.sizes;
         let masked = |strides: [usize; 3]| {
@@ -134,18 +134,18 @@ impl Operand {
         if given == [0; 3] && rows > 0 { masked([classes * inner, inner, 1]) } else { given }
     }
 
-    /// No two elements are one.
+    /// No two elements share an address.
     pub fn is_apart(&self) -> bool {
         let steps = self.steps();
         (0..3).all(|axis| self.sizes[axis] <= 1 || steps[axis] > 0)
     }
 
-    /// Classes are side by side.
+    /// Classes are contiguous.
     pub fn has_contiguous_classes(&self) -> bool {
         self.sizes[1] <= 1 || self.steps()[1] == 1
     }
 
-    /// The place of each element, counted from the first.
+    /// The offset of each element from the first.
     fn places(&self) -> Vec<usize> {
         let [rows, classes, inner] = self.sizes;
         let [by_row, by_class, by_inner] = self.steps();
@@ -158,12 +158,12 @@ impl Operand {
         places
     }
 
-    /// In memory, for reading or to be added to.
+    /// Places the operand in memory with its elements: an input, or an output to accumulate into.
     pub fn place(&self) -> Placed {
         self.placed(true)
     }
 
-    /// In memory, poisoned.
+    /// Places the operand in memory, poisoned: an output.
     pub fn place_poisoned(&self) -> Placed {
         self.placed(false)
     }
@@ -207,7 +207,7 @@ impl Operand {
         (0..classes).map(|class| self.values[(row * classes + class) * inner + k]).collect()
     }
 
-    /// Row `row` at position `k` as an operand of its own; a copy where the axes are not there.
+    /// Row `row` at position `k` as an operand of its own; a copy if the operand lacks these axes.
     pub fn single(&self, row: usize, k: usize) -> Operand {
         let row = if self.sizes[0] > 1 { row } else { 0 };
         let k = if self.sizes[2] > 1 { k } else { 0 };
@@ -215,13 +215,13 @@ impl Operand {
         Operand {
             sizes: [1, self.sizes[1], 1],
             values: self.row(row, k),
-            // Contiguous or not, as it was.
+            // Classes stay contiguous or not.
             strides: [0, if by_class == 0 { 2 } else { by_class as i64 }, 0],
             ..self.clone()
         }
     }
 
-    /// Another layout in which classes are contiguous if they were; nothing repeats any more.
+    /// Draws another layout. Classes stay contiguous or not; no element repeats.
     pub fn relaid(&self, rng: &mut Rng) -> Operand {
         loop {
             let operand = self.clone().laid_out(rng, false);
@@ -231,12 +231,12 @@ impl Operand {
         }
     }
 
-    /// Draws a layout: any order of axes, any distance between elements; for an input, elements
-    /// may repeat, which changes the values.
+    /// Draws a layout: any order of axes, any distance between elements. With `may_repeat` elements
+    /// may share an address, which changes the values.
     pub fn laid_out(mut self, rng: &mut Rng, may_repeat: bool) -> Operand {
         let mut order = [0, 1, 2];
         match rng.below(6) {
-            // Classes last, or first, are what comes up most.
+            // Callers mostly have classes last or first.
             0 | 1 => order = [0, 2, 1],
             2 => order = [1, 0, 2],
             3 => {}
@@ -252,7 +252,7 @@ impl Operand {
                 self.strides[axis] = next as i64;
                 next = next * self.sizes[axis] + if rng.one_in(3) { 1 + rng.below(70) } else { 0 };
             } else {
-                // Of no account.
+                // The stride of an axis of size 1 is ignored.
                 self.strides[axis] = [0, 1, -5, i64::MAX][rng.below(4)];
             }
         }
@@ -312,7 +312,7 @@ macro_rules! with {
 pub struct Placed {
     memory: Memory,
     before: Memory,
-    /// From the first element to the last.
+    /// The number of elements from the first to the last.
     range: std::ops::Range<usize>,
     places: Vec<usize>,
     strides: [i64; 3],
@@ -348,7 +348,7 @@ impl Placed {
         }
     }
 
-    /// Of an input: nothing was written.
+    /// Asserts that the call wrote nothing to an input.
     #[track_caller]
     pub fn assert_untouched(&self, what: &str) {
         self.assert_same_but(|_| false, what);
@@ -365,7 +365,7 @@ impl Placed {
             may_change: impl Fn(usize) -> bool,
             what: impl Fn(usize, u64) -> String,
         ) {
-            // Without a branch for each: there are billions.
+            // One comparison of sums, not a branch for each of billions of elements.
             if now.iter().zip(before).fold(0, |seen, pair| seen | differ(pair)) == 0 {
                 return;
             }
@@ -390,8 +390,8 @@ impl Placed {
         check!(F32, F64, Bf16, F16, I64, I32, U32, U16, U8);
     }
 
-    /// The elements of an output, after a look around and between them; all of them were written
-    /// unless they held something before.
+    /// Checks the canaries around and between the elements of an output, and returns the elements.
+    /// Also checks that each poisoned element was written.
     #[track_caller]
     pub fn take(&self, what: &str) -> Vec<f64> {
         let mut inside = vec![false; self.range.len()];

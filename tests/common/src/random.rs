@@ -1,6 +1,6 @@
-//! Random problems, biased to where the kernels change their ways: blocks of 64 classes, groups
-//! of 512, an anchor from the first 256, chunks of 2048, segments of 65536; and to values that
-//! leave the range of one reference.
+//! Random problems, biased to the sizes at which kernels change their way (blocks of 64 classes,
+//! groups of 512, an initial shift from the first 256, chunks of 2048, segments of 65536) and to
+//! logits that leave the exponent range of one shift.
 
 use crate::{Indices, Problem, Reals, Reduction};
 use proptest::prelude::*;
@@ -61,7 +61,7 @@ impl Rng {
     }
 }
 
-/// What the logits of a row look like.
+/// A distribution of the logits of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Unit,
@@ -70,14 +70,14 @@ pub enum Kind {
     Offset,
     Spike,
     Steps,
-    Holes,
+    Masked,
     LeadingInf,
     LeadingLow,
     Confident,
     Huge,
     NotFinite,
     AllInf,
-    /// Another of the above in every row.
+    /// Every row has another of the kinds above.
     Mixed,
 }
 
@@ -92,7 +92,7 @@ pub const KINDS: [Kind; 13] = [
     Kind::LeadingLow,
     Kind::Confident,
     Kind::Huge,
-    Kind::Holes,
+    Kind::Masked,
     Kind::LeadingInf,
     Kind::NotFinite,
     Kind::AllInf,
@@ -107,7 +107,7 @@ pub fn fill(row: &mut [f32], kind: Kind, y: usize, rng: &mut Rng) {
     }
 }
 
-/// [`fill`], before any rounding.
+/// As [`fill`], without rounding to f32.
 pub fn fill_wide(row: &mut [f64], kind: Kind, y: usize, rng: &mut Rng) {
     let classes = row.len();
     let deviation = match kind {
@@ -131,14 +131,14 @@ pub fn fill_wide(row: &mut [f64], kind: Kind, y: usize, rng: &mut Rng) {
         }
         Kind::Spike => row[rng.below(classes)] = 10f64.powf(rng.uniform(1.0, 30.0)),
         Kind::Steps => {
-            // Far above the anchor later on, or far below.
+            // Later classes lie far above the initial shift, or far below.
             let step = rng.uniform(-90.0, 90.0);
             let every = [64, 300, 2048][rng.below(3)];
             for (c, x) in row.iter_mut().enumerate() {
                 *x += step * (c / every) as f64;
             }
         }
-        Kind::Holes => {
+        Kind::Masked => {
             for x in row.iter_mut() {
                 if rng.one_in(3) {
                     *x = f64::NEG_INFINITY;
@@ -168,17 +168,17 @@ pub fn fill_wide(row: &mut [f64], kind: Kind, y: usize, rng: &mut Rng) {
     }
 }
 
-/// Which target marks ignored rows.
+/// The value of `ignore_index`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ignore {
     Nothing,
     Default,
     Outside(i64),
-    /// A class like any other.
+    /// A class in range.
     Inside,
 }
 
-/// A problem in few numbers, which proptest can shrink.
+/// The numbers from which a problem is generated; proptest can shrink them.
 #[derive(Clone, Debug)]
 pub struct Spec {
     pub seed: u64,
@@ -219,7 +219,7 @@ fn classes() -> impl Strategy<Value = usize> {
     ]
 }
 
-/// Specs of any kind.
+/// Random specs.
 pub fn specs() -> impl Strategy<Value = Spec> {
     let shape = (
         any::<u64>(),
@@ -290,7 +290,7 @@ impl Spec {
         let (rows, classes) = (self.rows, self.classes);
         let ignore_index = match self.ignore {
             Ignore::Nothing | Ignore::Default => -100,
-            // Where it is a class after all, it is one.
+            // If ignore_index is a class, that class still takes part in every softmax.
             Ignore::Outside(y) => y,
             Ignore::Inside => rng.below(classes) as i64,
         };
@@ -306,7 +306,7 @@ impl Spec {
             targets.push(if ignored {
                 ignore_index
             } else if mask.as_ref().is_some_and(|mask| mask[i] == 0) && rng.one_in(2) {
-                // Never looked at.
+                // A masked row may have any target.
                 250
             } else {
                 y as i64
@@ -360,8 +360,8 @@ impl Spec {
     }
 }
 
-/// The same cases in every run, unless `PROPTEST_RNG_SEED` asks for others; `PROPTEST_CASES`
-/// asks for more. As a sample one in 64 of them, the first.
+/// Every run has the same cases, unless `PROPTEST_RNG_SEED` asks for others. `PROPTEST_CASES` asks for
+/// more. A sample is the first 64th of them.
 pub fn config(cases: u32) -> ProptestConfig {
     let set = |name: &str| std::env::var_os(name).is_some();
     let mut config = ProptestConfig {

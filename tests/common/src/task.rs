@@ -1,14 +1,14 @@
 //! Cross-entropy problems with every option, in operands of any dtype and layout.
 //!
-//! [`Problem`](crate::Problem) is the plain kind, contiguous and in f32; this is all the rest.
+//! [`Problem`](crate::Problem) is the simpler kind: contiguous, f32, fewer options.
 
 use crate::operand::{Dtype, Operand};
 use crate::random::Rng;
+use crate::reference::{self, Case};
 use crate::{Element, How, Reduction};
-use xent::reference::{self, Case};
 use xent::{CrossEntropy, Error, Results};
 
-/// Operands and options of a call, and where its results go.
+/// Operands, options and outputs of a call.
 #[derive(Clone, Debug)]
 pub struct Task {
     pub rows: usize,
@@ -31,7 +31,7 @@ pub struct Task {
     pub z_normalizer: f64,
     pub empty_is_zero: bool,
     pub grad_scale: f64,
-    /// Gradients are added to what `grad` and `grad_targets` hold.
+    /// Calls add gradients to the contents of `grad` and `grad_targets`.
     pub accumulate: bool,
     pub grad: Operand,
     pub grad_targets: Operand,
@@ -40,7 +40,7 @@ pub struct Task {
     pub wants: Wants,
 }
 
-/// What a forward is asked for beside losses and lse.
+/// The optional results of a forward, other than losses and lse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wants {
     pub entropy: bool,
@@ -61,7 +61,7 @@ pub enum Call<'a> {
     Targets(&'a [f64]),
 }
 
-/// What a call left behind, `None` or empty where it has no such result.
+/// The results of a call, `None` or empty if it has no such result.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
     pub loss: Option<f64>,
@@ -74,22 +74,22 @@ pub struct Answer {
     pub lse: Vec<f64>,
     pub entropy: Vec<f64>,
     pub argmax: Vec<i64>,
-    /// Of the logits, or of the targets.
+    /// The gradient of the logits, or of the targets.
     pub grad: Vec<f64>,
 }
 
-/// The same bits, any NaN being equal to any and zeros of either sign too.
+/// Asserts that both have the same bits; any NaN equals any other, and +0 equals -0.
 #[track_caller]
 pub fn same_numbers(a: &[f64], b: &[f64], what: &str) {
     let unsigned = |x: &[f64]| x.iter().map(|x| x + 0.0).collect::<Vec<f64>>();
     same_bits(&unsigned(a), &unsigned(b), what);
 }
 
-/// The same bits, any NaN being equal to any.
+/// Asserts that both have the same bits; any NaN equals any other.
 #[track_caller]
 pub fn same_bits(a: &[f64], b: &[f64], what: &str) {
     assert_eq!(a.len(), b.len(), "{what}");
-    // Without a branch for each: there are billions.
+    // One comparison of sums, not a branch for each of billions of elements.
     if a.iter().zip(b).fold(0, |seen, (x, y)| seen | (x.to_bits() ^ y.to_bits())) == 0 {
         return;
     }
@@ -100,7 +100,7 @@ pub fn same_bits(a: &[f64], b: &[f64], what: &str) {
 }
 
 impl Answer {
-    /// The same bits in what a forward produces.
+    /// Asserts that the results of a forward have the same bits.
     #[track_caller]
     pub fn assert_same_losses(&self, other: &Answer, what: &str) {
         let numbers = |a: &Answer| {
@@ -115,7 +115,7 @@ impl Answer {
         assert_eq!(counts(self), counts(other), "{what}: kept and correct rows");
     }
 
-    /// The same bits in everything.
+    /// Asserts that all results have the same bits.
     #[track_caller]
     pub fn assert_same(&self, other: &Answer, what: &str) {
         self.assert_same_losses(other, what);
@@ -123,7 +123,7 @@ impl Answer {
     }
 }
 
-/// The same bits in all of two lists of answers.
+/// Asserts that two lists of answers have the same bits.
 #[track_caller]
 pub fn assert_all_same(a: &[(&str, Answer)], b: &[(&str, Answer)], what: &str) {
     assert_eq!(a.len(), b.len(), "{what}");
@@ -133,7 +133,7 @@ pub fn assert_all_same(a: &[(&str, Answer)], b: &[(&str, Answer)], what: &str) {
 }
 
 impl Task {
-    /// Every option at its default, everything packed.
+    /// A task with every option at its default and every operand packed.
     pub fn new(logits: Operand, targets: Operand) -> Task {
         let sizes @ [rows, classes, inner] = logits.sizes;
         let by_row = [rows, 1, inner];
@@ -179,13 +179,12 @@ impl Task {
         self.targets.as_ref().is_some_and(|targets| targets.dtype.is_float())
     }
 
-    /// Whether the gradient may take the logits' place.
+    /// Whether the gradient may replace the logits.
     pub fn fits_in_place(&self) -> bool {
         self.targets.is_some() && !self.accumulate && self.logits.is_apart()
     }
 
-    /// All calls with a gradient go over the problem in the same way: an in-place one, one into
-    /// `grad`, and the forward.
+    /// The call in place, the call into `grad` and the forward go over the logits in the same layout.
     pub fn has_one_layout(&self) -> bool {
         let narrow = if self.logits.dtype == Dtype::F64 { 64 } else { 128 };
         self.classes <= narrow
@@ -250,7 +249,7 @@ impl Task {
         }
     }
 
-    /// The same problem elsewhere in memory: only whether classes are contiguous stays.
+    /// The same problem in another layout. Classes stay contiguous or not.
     pub fn relaid(&self, rng: &mut Rng) -> Task {
         let mut relay = |operand: &Option<Operand>| operand.as_ref().map(|o| o.relaid(rng));
         Task {
@@ -268,7 +267,7 @@ impl Task {
         }
     }
 
-    /// All calls that the problem allows; backwards get the lse of its own forward.
+    /// Makes every call that the problem allows. A backward gets the lse of the forward.
     #[track_caller]
     pub fn run_all(&self, how: &How<'_>) -> Vec<(&'static str, Answer)> {
         let mut all = vec![("evaluate", self.run(Call::Evaluate, how))];
@@ -290,7 +289,7 @@ impl Task {
         all
     }
 
-    /// Makes the call; every buffer is poisoned before and looked at after.
+    /// Makes the call. Every output is poisoned before it and checked after it.
     #[track_caller]
     pub fn run(&self, call: Call<'_>, how: &How<'_>) -> Answer {
         self.try_run(call, how).expect("a valid problem")
@@ -346,11 +345,11 @@ impl Task {
 
         let positions = self.positions();
         let is_evaluate = matches!(call, Call::Evaluate);
-        let (aims, reduces) = (!is_evaluate, self.reduction != Reduction::None);
+        let (has_targets, reduces) = (!is_evaluate, self.reduction != Reduction::None);
         let wants = Wants {
             entropy: self.wants.entropy && !self.log_probs,
             argmax: self.wants.argmax,
-            correct: self.wants.correct && aims && self.has_indices(),
+            correct: self.wants.correct && has_targets && self.has_indices(),
         };
         let mut row_losses = self.row_losses.place_poisoned();
         let mut entropy = self.entropy.place_poisoned();
@@ -360,36 +359,38 @@ impl Task {
         let mut scalars = [f64::POISON; 4];
         let (mut kept_rows, mut correct) = (u64::MAX, u64::MAX);
         let [loss, z_loss, normalizer, z_normalizer] = &mut scalars;
-        let has_z_loss = aims && reduces && !self.log_probs;
+        let has_z_loss = has_targets && reduces && !self.log_probs;
         let results = Results {
-            loss: (aims && reduces).then_some(loss),
+            loss: (has_targets && reduces).then_some(loss),
             z_loss: has_z_loss.then_some(z_loss),
-            normalizer: aims.then_some(normalizer),
-            z_normalizer: aims.then_some(z_normalizer),
-            kept_rows: aims.then_some(&mut kept_rows),
+            normalizer: has_targets.then_some(normalizer),
+            z_normalizer: has_targets.then_some(z_normalizer),
+            kept_rows: has_targets.then_some(&mut kept_rows),
             correct: wants.correct.then_some(&mut correct),
-            row_losses: aims.then(|| row_losses.output()),
+            row_losses: has_targets.then(|| row_losses.output()),
             lse: (!self.log_probs).then(|| lse_out.doubles()),
             entropy: wants.entropy.then(|| entropy.output()),
             argmax: wants.argmax.then(|| argmax.integers()),
         };
-        let aim = targets.as_ref().map(|targets| targets.input());
-        let aim = || aim.expect("a call with targets");
+        let target = targets.as_ref().map(|targets| targets.input());
+        let target = || target.expect("a call with targets");
         match call {
             Call::Evaluate => builder.evaluate(logits.input(), results)?,
-            Call::Forward => builder.forward_with(logits.input(), aim(), results)?,
+            Call::Forward => builder.forward_with(logits.input(), target(), results)?,
             Call::Fused => {
-                builder.forward_backward_with(logits.input(), aim(), grad.output(), results)?;
+                builder.forward_backward_with(logits.input(), target(), grad.output(), results)?;
             }
             Call::FusedInPlace => {
-                builder.forward_backward_in_place_with(logits.output(), aim(), results)?;
+                builder.forward_backward_in_place_with(logits.output(), target(), results)?;
             }
-            Call::Backward(lse) => builder.backward(logits.input(), aim(), lse, grad.output())?,
+            Call::Backward(lse) => {
+                builder.backward(logits.input(), target(), lse, grad.output())?
+            }
             Call::BackwardInPlace(lse) => {
-                builder.backward_in_place(logits.output(), aim(), lse)?;
+                builder.backward_in_place(logits.output(), target(), lse)?;
             }
             Call::Targets(lse) => {
-                builder.backward_targets(logits.input(), aim(), lse, grad.output())?;
+                builder.backward_targets(logits.input(), target(), lse, grad.output())?;
             }
         }
 
@@ -422,13 +423,13 @@ impl Task {
             assert!(!asked || scalars[i].to_bits() != f64::POISON.to_bits(), "scalar {i}");
             asked.then_some(scalars[i])
         };
-        answer.loss = written(0, aims && reduces);
+        answer.loss = written(0, has_targets && reduces);
         answer.z_loss = written(1, has_z_loss);
-        answer.normalizer = written(2, aims);
-        answer.z_normalizer = written(3, aims);
-        answer.kept_rows = aims.then_some(kept_rows);
+        answer.normalizer = written(2, has_targets);
+        answer.z_normalizer = written(3, has_targets);
+        answer.kept_rows = has_targets.then_some(kept_rows);
         answer.correct = wants.correct.then_some(correct);
-        if aims {
+        if has_targets {
             answer.row_losses = row_losses.take("row losses");
         }
         if !self.log_probs {

@@ -1,17 +1,18 @@
-//! How far the results of a [`Task`] may lie from the oracle's: bounds.rs for every option.
+//! The bounds of a [`Task`]'s results against the oracle: bounds.rs for every option and dtype.
 //!
-//! The bounds are those of the accuracy table in docs/semantics.md. With f64 logits, 1e-14 takes
-//! the place of 2e-7, and as much less of 2⁻²³.
+//! The bounds are those of the accuracy table in docs/semantics.md, but for p inside a gradient, where
+//! the table allows 2^-23·(2 + |ln p|) and the tests are stricter. For f64 logits 1e-14 replaces
+//! 2e-7, and 2⁻²³ shrinks in the same proportion.
 //!
 //! ```text
 //! lse            2e-7 of the larger of |max| and lse − max, and 2^-22 absolute
-//! loss           2e-7 of the largest term; of a confident row 2^-22·(1 + |ln loss|) relative; all
-//!                mass that multiplies one lse takes its share of 2^-23
-//! z-loss         what lse is off by, times 2λ·|lse|
+//! loss           2e-7 of the largest term; of a confident row 2^-22·(1 + |ln loss|) relative; 2^-23
+//!                times the mass that multiplies lse
+//! z-loss         the error of lse, times 2λ·|lse|
 //! entropy        1e-6·(1 + |lse|)
 //! p inside       2^-23·(1 + |ln p|) relative, 1e-37 absolute; 2^-52·|lse| more from an lse; and a
 //! a gradient     rounding for each product and difference
-//! gradients of   2^-52·|lse| and what that lse is off by, before the factor of lse − x
+//! gradients of   2^-52·|lse| and the error of that lse, before the factor of lse − x
 //! targets
 //! halves         0.51 ulp more
 //! ```
@@ -19,22 +20,22 @@
 use crate::How;
 use crate::bounds::close;
 use crate::operand::Dtype;
+use crate::reference::{self, Case, Outcome};
 use crate::task::{Answer, Task};
 use std::collections::BTreeMap;
 use xent::Isa;
-use xent::reference::{self, Case, Outcome};
 
-/// The accuracy of a dtype's lanes.
+/// The accuracy of the lanes that a dtype computes in.
 #[derive(Clone, Copy)]
 struct Units {
-    /// Of sums.
+    /// The relative error of a sum.
     sum: f64,
-    /// Of an exponential.
+    /// The relative error of an exponential.
     exp: f64,
-    /// A rounding of a product or a difference.
+    /// The rounding of a product or a difference.
     half: f64,
     entropy: f64,
-    /// Probabilities below are as good as 0.
+    /// Smaller probabilities count as 0.
     p: f64,
     least: f64,
 }
@@ -45,7 +46,7 @@ impl Units {
             Units {
                 sum: 1e-14,
                 exp: 6e-15,
-                // Factors are products of f64 themselves.
+                // Factors are products of f64 and are rounded too.
                 half: 2f64.powi(-50),
                 entropy: 1e-13,
                 p: 1e-300,
@@ -86,15 +87,15 @@ impl std::fmt::Display for Worst {
     }
 }
 
-/// A confident row's loss is judged relative to itself.
+/// Below this loss a row is confident: the bound is relative to the loss itself.
 const CONFIDENT: f64 = 0.1;
 
-/// What rounding to `dtype` may make of a number that is `x`, but for `bound`.
+/// The number to which `dtype` may round `x`, given an error of `bound`.
 fn stored(dtype: Dtype, x: f64, bound: f64) -> f64 {
     if x.abs() - bound > dtype.largest() { x.signum() * f64::INFINITY } else { x }
 }
 
-/// [`close`], of a number that may be just past the range of its dtype.
+/// As [`close`], for a number that may be just past the range of its dtype.
 #[track_caller]
 fn close_stored(dtype: Dtype, got: f64, want: f64, bound: f64, what: impl Fn() -> String) -> f64 {
     if got.is_infinite() && want * got.signum() + bound >= dtype.largest() {
@@ -107,14 +108,14 @@ fn largest(terms: impl IntoIterator<Item = f64>) -> f64 {
     terms.into_iter().fold(0.0, |m: f64, x| m.max(x.abs()))
 }
 
-/// A task with the oracle's answer to it.
+/// A task, and the oracle's answer to it.
 pub struct Judge<'a> {
     pub task: &'a Task,
     pub out: Outcome,
     case: Case,
     /// `−ln p`, or `−logp` as given.
     nll: Vec<f64>,
-    /// Of each row: [`Judge::find_moved`].
+    /// The result of [`Judge::find_moved`] for each row.
     moved: Vec<f64>,
     units: Units,
 }
@@ -122,7 +123,7 @@ pub struct Judge<'a> {
 impl<'a> Judge<'a> {
     pub fn new(task: &'a Task) -> Judge<'a> {
         let case = task.case();
-        // The gradient of targets in a plain sum: lse − x, after scale and cap.
+        // Under the sum reduction the gradient of the targets is lse − x, after scale and cap.
         let plain = Case {
             targets: reference::Targets::Probabilities(vec![0.0; case.logits.len()]),
             softcap: case.softcap,
@@ -197,7 +198,7 @@ impl<'a> Judge<'a> {
         (0..classes).map(one).collect()
     }
 
-    /// The confident class is the target, and nothing is added to its loss.
+    /// The row predicts its target with confidence, and its loss has no further term.
     fn is_confident(&self, i: usize) -> bool {
         let inside = |y: &i64| (0..self.task.classes as i64).contains(y);
         !self.task.log_probs
@@ -210,14 +211,14 @@ impl<'a> Judge<'a> {
 
     fn bound_of_lse(&self, i: usize) -> f64 {
         match self.out.lse_scale.get(i) {
-            // Beside a largest term of 1 three additions round alike, by half an ulp each.
+            // Three additions to a largest term of 1 may round the same way, by half an ulp each.
             Some(scale) => self.units.sum * scale + 2.0 * self.units.exp + self.moved(i),
             None => 0.0,
         }
     }
 
-    /// How far capped logits may be from the oracle's: two roundings of either, which in f32 are
-    /// those of f64 before the one that both make. That one may go either way from the middle.
+    /// The bound of capped logits against the oracle's: two roundings of either. In f32 these are
+    /// roundings of f64, before the one rounding to f32, which may go either way from a midpoint.
     fn find_moved(&self, i: usize) -> f64 {
         let (cap, scale) = (self.case.softcap, self.case.logit_scale);
         if cap == 0.0 {
@@ -232,7 +233,7 @@ impl<'a> Judge<'a> {
             let off = 4.0 * f64::EPSILON * x.abs() + cap * f64::from_bits(2);
             f64::from((x + off) as f32) - f64::from((x - off) as f32)
         };
-        // Past the range of f32 nothing is between, and NaN.
+        // Past the range of f32 the difference of neighbours is NaN.
         largest((0..self.task.classes).map(between))
     }
 
@@ -241,12 +242,12 @@ impl<'a> Judge<'a> {
         largest((0..self.task.classes).map(|class| self.case.logits[self.at(i, class)]))
     }
 
-    /// What goes through that lse in f64; one of f64 logits has an error of its own.
+    /// The error of a result that is computed from an f64 lse; the lse of f64 logits has an error too.
     fn through(&self, lse: Option<&f64>) -> f64 {
         let own = if self.task.logits.dtype == Dtype::F64 { 2.0 } else { 1.0 };
         let off =
             lse.filter(|lse| lse.is_finite()).map_or(0.0, |lse| own * f64::EPSILON * lse.abs());
-        // Far out, where neighbours are further apart than classes, it is a factor.
+        // For a huge lse, whose neighbours are further apart than classes, the error is a factor.
         off.min(700.0).exp_m1()
     }
 
@@ -284,14 +285,14 @@ impl<'a> Judge<'a> {
         let one_lse = self.units.exp + self.through(self.out.lse.get(i));
         let share = if spreads && !self.task.log_probs { total.abs() * one_lse } else { 0.0 };
         let share = share + 2.0 * self.moved(i) * mass.iter().map(|m| m.abs()).sum::<f64>();
-        // Terms are rounded one by one, which shows where many of both signs cancel.
+        // The rounding of each term shows where many terms of both signs cancel.
         let squares = terms.iter().map(|x| x * x).sum::<f64>().sqrt();
         let sum: f64 = terms.iter().sum();
         r * (self.units.sum * largest([largest(terms.iter().copied()), sum, squares]) + share)
             + 1e-300
     }
 
-    /// Of the loss by way of a log-softmax that was rounded to the lanes' type.
+    /// The bound of a loss that is computed from a log-softmax stored in the lanes' type.
     pub fn bound_after_log_softmax(&self, i: usize) -> f64 {
         let r = self.row_weight(i).abs();
         if !self.is_kept(i) || r == 0.0 {
@@ -309,7 +310,7 @@ impl<'a> Judge<'a> {
         r * 2.0 * terms + 2.0 * self.bound_of_cross_entropy(i) + loss
     }
 
-    /// What the terms of a row's gradient come to before they cancel, and what z-loss leaves.
+    /// The sum of the absolute terms of a row's gradient, and the part of z-loss.
     pub fn gradient_sums(&self, i: usize) -> (f64, f64) {
         if !self.is_kept(i) || self.row_weight(i) == 0.0 {
             return (0.0, 0.0);
@@ -324,7 +325,7 @@ impl<'a> Judge<'a> {
         ((factor * mass * scale).abs(), z)
     }
 
-    /// What a forward produces.
+    /// Checks the results of a forward.
     #[track_caller]
     pub fn losses(&self, answer: &Answer) -> Worst {
         let mut worst = Worst::default();
@@ -379,7 +380,7 @@ impl<'a> Judge<'a> {
             _ => (totals[1] + rounding) / divisors[1],
         };
         if let Some(z_loss) = answer.z_loss {
-            // Where there is no softmax the loss is NaN, and its part may be NaN or λ·∞².
+            // Without a softmax the loss is NaN, and its z-loss part may be NaN or λ·∞².
             let undefined = want.loss.is_nan() && !want.z_loss.is_finite() && z_loss.is_nan();
             if !undefined {
                 let what = || "z_loss".to_string();
@@ -389,14 +390,14 @@ impl<'a> Judge<'a> {
         if let Some(loss) = answer.loss {
             let bound = (totals[0] + rounding) / divisors[0] + z_bound;
             let bound = bound + 1e-14 * (want.loss.abs() + want.z_loss.abs());
-            // What is just within f64 may be rounded past it.
+            // A loss just within the range of f64 may be rounded past it.
             let what = || "loss".to_string();
             worst.see("reduced", close_stored(Dtype::F64, loss, want.loss, bound, what));
         }
         worst
     }
 
-    /// What the reduction and the row multiply the two parts of a gradient by.
+    /// The factors of the two parts of a row's gradient.
     fn factors(&self, i: usize) -> [f64; 2] {
         let upstream = self.upstream(i) * self.case.grad_scale * self.row_weight(i);
         match self.case.reduction {
@@ -407,16 +408,15 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Products of a row's gradient factors leave the range in which docs/semantics.md promises
-    /// values: those above 1 multiply to more than it holds, or those below 1 to less, and others
-    /// bring that back. A row without a softmax is NaN whatever its factors.
+    /// Whether the factors of a row's gradient leave the range in which docs/semantics.md promises
+    /// values ("Factors out of range"). A row without a softmax is NaN whatever its factors.
     pub fn factors_leave_range(&self, i: usize) -> bool {
         let case = &self.case;
         let lse = self.out.lse.get(i).copied().unwrap_or(0.0);
         if !lse.is_finite() {
             return false;
         }
-        // In powers of ten: the range, and what would have to bring back what underflowed.
+        // In powers of ten: the range, and the factor that would bring back an underflowed product.
         let [lowest, highest, back] = match (self.task.logits.dtype, case.softcap > 0.0) {
             (Dtype::F64, _) => [-290.0, 307.0, 23.0],
             (_, false) => [-290.0, 60.0, 23.0],
@@ -440,7 +440,7 @@ impl<'a> Judge<'a> {
             || case.z_loss != 0.0 && leave(&[2.0, case.z_loss, lse], self.out.z_normalizer)
     }
 
-    /// A gradient with respect to the logits, as `dtype`; `lse` is what a backward got.
+    /// Checks a gradient of the logits, stored as `dtype`; `lse` is the input of a backward.
     #[track_caller]
     pub fn gradient(
         &self,
@@ -467,13 +467,13 @@ impl<'a> Judge<'a> {
                 (z * own_lse.abs(), z * (self.bound_of_lse(i) + half * own_lse.abs()))
             };
             let from_lse = match lse {
-                // Of a huge lse nothing is left but the order of magnitude.
+                // Next to a huge lse only the order of magnitude remains.
                 Some(lse) if has_softmax => self.through(lse.get(i)).min(60.0).exp_m1(),
                 _ => 0.0,
             };
             let moved = self.moved(i);
             let leaves_range = self.factors_leave_range(i);
-            // The class that sums leave out has its own accuracy.
+            // The excluded class has its own accuracy.
             let target = self.target(i);
             for (class, &m) in mass.iter().enumerate() {
                 let at = self.at(i, class);
@@ -499,24 +499,24 @@ impl<'a> Judge<'a> {
                     continue;
                 }
                 let slope = self.slope(at);
-                let hits = target == Some(class as i64);
+                let is_target = target == Some(class as i64);
                 let m = (factor * m).abs();
                 let unsloped = if slope == 0.0 { 0.0 } else { want.abs() / slope };
                 let mut bound = if has_softmax {
                     let nll = self.nll[at];
                     let p = (-nll).exp();
                     let log = if p == 0.0 { 0.0 } else { nll };
-                    let miss = -(-nll).exp_m1();
-                    let q = p.min(miss);
+                    let one_minus_p = -(-nll).exp_m1();
+                    let q = p.min(one_minus_p);
                     let unit = |log: f64| exp * (1.0 + log) + 2.0 * moved;
                     let of_q = if q == 0.0 { 0.0 } else { q * unit(q.ln().abs()) };
                     let confident = of_q + p * from_lse + f64::EPSILON * q;
                     let usual = p * (unit(log) + from_lse) + self.units.p;
                     let scale = (factor * total_scale).abs() + z;
                     let lse_inside = z_error * p;
-                    if hits && case.label_smoothing == 0.0 {
+                    if is_target && case.label_smoothing == 0.0 {
                         m * confident + z * usual + lse_inside + 2.0 * half * unsloped
-                    } else if hits {
+                    } else if is_target {
                         scale * (confident + 4.0 * f64::EPSILON * p)
                             + lse_inside
                             + half * (2.0 * unsloped + m)
@@ -527,8 +527,8 @@ impl<'a> Judge<'a> {
                     half * 3.0 * m
                 };
                 if case.softcap > 0.0 {
-                    // The slope, e^(-2u) of a rounded u, is rounded, and so is the product; it may
-                    // underflow.
+                    // The slope is e^(-2u) of a rounded u. It and the product are rounded, and the
+                    // product may underflow.
                     let u = (case.logit_scale * case.logits[at] / case.softcap).abs().min(400.0);
                     bound = bound * slope + (2.0 * half + 8.0 * u * f64::EPSILON) * want.abs();
                     bound += (factor.abs() * total_scale + z) * self.units.least;
@@ -548,7 +548,7 @@ impl<'a> Judge<'a> {
                     continue;
                 }
                 worst.see(
-                    match (lse.is_some(), hits) {
+                    match (lse.is_some(), is_target) {
                         _ if old.is_some() || dtype.is_half() => "rounded gradient",
                         (false, false) => "gradient",
                         (false, true) => "target",
@@ -572,7 +572,7 @@ impl<'a> Judge<'a> {
         scale / (u * u)
     }
 
-    /// A gradient with respect to the targets, from that lse.
+    /// Checks a gradient of the targets.
     #[track_caller]
     pub fn gradient_of_targets(&self, grad: &[f64], old: Option<&[f64]>) -> Worst {
         let mut worst = Worst::default();
@@ -595,12 +595,12 @@ impl<'a> Judge<'a> {
                 }
                 let want = self.out.grad_targets[at];
                 if !self.factors(i)[0].is_finite() {
-                    // Over 0: 0/0 or x/0, or 0 where a factor is.
+                    // Over a denominator of 0: 0/0, x/0, or 0 where a factor is 0.
                     let got = grad[at];
                     assert!(!got.is_finite() || got == want + before, "{}: {got:e}", what());
                     continue;
                 }
-                // A grad_output of 0 may be a factor like the others, or not.
+                // A grad_output of 0 may annihilate the other factors, or not.
                 if factor == 0.0 && want.is_nan() && grad[at] == before {
                     continue;
                 }
@@ -620,14 +620,14 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// Every call of a task on one instruction set, each held against the oracle and, where bits are
-/// promised, against the others.
+/// Makes every call of a task on one instruction set, and compares each result with the oracle and,
+/// where bits are promised, with the other calls.
 #[track_caller]
 pub fn check_on(judge: &Judge, how: &How<'_>) -> Worst {
     check_answers(judge, &judge.task.run_all(how))
 }
 
-/// The same of calls that were made: [`Task::run_all`] of the judge's task.
+/// As [`check_on`], given the answers of [`Task::run_all`].
 #[track_caller]
 pub fn check_answers(judge: &Judge, answers: &[(&'static str, Answer)]) -> Worst {
     let task = judge.task;
@@ -673,7 +673,7 @@ pub fn check_answers(judge: &Judge, answers: &[(&'static str, Answer)]) -> Worst
     worst
 }
 
-/// [`check_on`] every instruction set.
+/// Calls [`check_on`] for every instruction set.
 #[track_caller]
 pub fn check<'a>(task: &Task, how: impl Fn(Isa) -> How<'a>) -> Vec<(Isa, Worst)> {
     let judge = Judge::new(task);

@@ -1,4 +1,4 @@
-//! Random [`Task`]s: every option beside every other.
+//! Random [`Task`]s: every combination of options.
 
 use crate::operand::{Dtype, FLOATS, INTEGERS, Operand};
 use crate::random::{Ignore, KINDS, Kind, Rng, fill_wide};
@@ -7,15 +7,15 @@ use crate::{How, Reduction};
 use proptest::prelude::*;
 use xent::Isa;
 
-/// What the targets are.
+/// The kind of targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Aim {
+pub enum TargetKind {
     Nothing,
     Indices,
-    /// One class has all of the probability.
+    /// One class has a probability of 1.
     OneHot,
     Normalised,
-    /// Of any sum, not negative.
+    /// Not negative, of any sum.
     Any,
     Signed,
     /// Mostly 0.
@@ -23,17 +23,17 @@ pub enum Aim {
     Zero,
 }
 
-/// How operands lie.
+/// The layout of operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lie {
+pub enum Layout {
     Packed,
-    /// Classes contiguous, also where there are inner positions.
+    /// Classes are contiguous, also if there are inner positions.
     ClassesLast,
-    /// Anyhow; inputs may repeat elements.
-    Anyhow,
+    /// Any strides; inputs may repeat elements.
+    Any,
 }
 
-/// A task in few numbers, which proptest can shrink.
+/// The numbers from which a task is generated; proptest can shrink them.
 #[derive(Clone, Debug)]
 pub struct Spec {
     pub seed: u64,
@@ -44,11 +44,11 @@ pub struct Spec {
     /// Gradients of halves in f32.
     pub long_grad: bool,
     pub kind: Kind,
-    pub aim: Aim,
-    /// Of the targets: an index into either list.
+    pub target_kind: TargetKind,
+    /// The dtype of the targets: an index into either list.
     pub target_dtype: usize,
     pub ignore: Ignore,
-    pub lie: Lie,
+    pub layout: Layout,
     pub class_weights: Option<Dtype>,
     pub row_weights: Option<Dtype>,
     pub grad_output: Option<Dtype>,
@@ -89,7 +89,7 @@ fn optional() -> impl Strategy<Value = Option<Dtype>> {
     ]
 }
 
-/// Specs of any kind, of about that many elements at most.
+/// Random specs of at most about `elements` logits.
 pub fn tasks(elements: usize) -> impl Strategy<Value = Spec> {
     let shape = (
         any::<u64>(),
@@ -102,14 +102,14 @@ pub fn tasks(elements: usize) -> impl Strategy<Value = Spec> {
             any::<bool>(),
         ),
         prop_oneof![3 => Just(Kind::Mixed), 2 => Just(Kind::Unit), 4 => prop::sample::select(&KINDS[..])],
-        prop_oneof![2 => Just(Lie::Packed), 2 => Just(Lie::ClassesLast), 3 => Just(Lie::Anyhow)],
+        prop_oneof![2 => Just(Layout::Packed), 2 => Just(Layout::ClassesLast), 3 => Just(Layout::Any)],
     );
     let targets = (
         prop_oneof![
-            1 => Just(Aim::Nothing),
-            8 => Just(Aim::Indices),
+            1 => Just(TargetKind::Nothing),
+            8 => Just(TargetKind::Indices),
             7 => prop::sample::select(
-                vec![Aim::OneHot, Aim::Normalised, Aim::Any, Aim::Signed, Aim::Sparse, Aim::Zero]
+                vec![TargetKind::OneHot, TargetKind::Normalised, TargetKind::Any, TargetKind::Signed, TargetKind::Sparse, TargetKind::Zero]
             ),
         ],
         0usize..5,
@@ -155,8 +155,8 @@ pub fn tasks(elements: usize) -> impl Strategy<Value = Spec> {
             dtype: shape.3.0,
             long_grad: shape.3.1,
             kind: shape.4,
-            lie: shape.5,
-            aim: targets.0,
+            layout: shape.5,
+            target_kind: targets.0,
             target_dtype: targets.1,
             ignore: targets.2,
             class_weights: targets.3.0,
@@ -182,8 +182,8 @@ pub fn tasks(elements: usize) -> impl Strategy<Value = Spec> {
     })
 }
 
-/// Multiples of 1/8, so that sums of weights and of their products are exact, plus 2⁻²⁰ in f64,
-/// which f32 does not hold beside them.
+/// Multiples of 1/8, so that sums of weights and of their products are exact. In f64 2⁻²⁰ is added,
+/// which an f32 cannot hold.
 fn weights(rng: &mut Rng, dtype: Dtype, sizes: [usize; 3], low: i64, high: i64) -> Operand {
     let n = sizes.iter().product();
     let values: Vec<f64> = (0..n)
@@ -197,11 +197,11 @@ fn weights(rng: &mut Rng, dtype: Dtype, sizes: [usize; 3], low: i64, high: i64) 
 }
 
 impl Spec {
-    fn lay(&self, operand: Operand, rng: &mut Rng, may_repeat: bool) -> Operand {
+    fn lay_out(&self, operand: Operand, rng: &mut Rng, may_repeat: bool) -> Operand {
         let [rows, classes, inner] = operand.sizes;
-        match self.lie {
-            Lie::Packed => operand,
-            Lie::ClassesLast if classes > 1 => {
+        match self.layout {
+            Layout::Packed => operand,
+            Layout::ClassesLast if classes > 1 => {
                 let pitch = classes + if rng.one_in(2) { rng.below(70) } else { 0 };
                 let strides = [(pitch * inner) as i64, 1, pitch as i64];
                 let offset = rng.below(17);
@@ -237,13 +237,13 @@ impl Spec {
             self.mask.then(|| (0..positions).map(|_| [0.0, 1.0, 255.0][rng.below(3)]).collect());
         let is_masked = |i: usize| mask.as_ref().is_some_and(|mask| mask[i] == 0.0);
 
-        // A class of each row that may be its target, and the one that a confident row predicts.
+        // For each row a class that may be its target, and that a confident row predicts.
         let chosen: Vec<usize> =
             (0..positions).map(|_| [0, classes - 1, rng.below(classes)][rng.below(3)]).collect();
         let logits = self.by_rows(|i, row| {
             fill_wide(row, self.kind, chosen[i], rng);
             if dtype == Dtype::F16 {
-                // What overflows would be one more kind of infinity, most of the time.
+                // A logit that overflows would mostly be one more kind of infinity.
                 row.iter_mut().filter(|x| x.is_finite()).for_each(|x| *x = x.clamp(-6e4, 6e4));
             }
             if self.log_probs && rng.one_in(2) {
@@ -251,23 +251,23 @@ impl Spec {
             }
         });
         let mut logits = Operand::packed(dtype, full, &logits);
-        logits = self.lay(logits, rng, true);
+        logits = self.lay_out(logits, rng, true);
 
         let ignore_index = match self.ignore {
             Ignore::Nothing | Ignore::Default => -100,
-            // Where it is a class after all, it is one.
+            // If ignore_index is a class, that class still takes part in every softmax.
             Ignore::Outside(y) => y,
             Ignore::Inside => rng.below(classes) as i64,
         };
-        let targets = match self.aim {
-            Aim::Nothing => None,
-            Aim::Indices => {
+        let targets = match self.target_kind {
+            TargetKind::Nothing => None,
+            TargetKind::Indices => {
                 let values: Vec<f64> = (0..positions)
                     .map(|i| {
                         if self.ignore != Ignore::Nothing && rng.one_in(4) {
                             ignore_index as f64
                         } else if is_masked(i) && rng.one_in(2) {
-                            // Never looked at.
+                            // A masked row may have any target.
                             250.0
                         } else {
                             chosen[i] as f64
@@ -289,9 +289,9 @@ impl Spec {
             _ => {
                 let dtype = FLOATS[self.target_dtype % 4];
                 let values = self.by_rows(|i, row| {
-                    self.aim_at(row, chosen[i], rng);
+                    self.fill_probabilities(row, chosen[i], rng);
                     if is_masked(i) || (self.smoothing == 1.0 && rng.one_in(4)) {
-                        // Never looked at, or multiplied by 0.
+                        // Values that xent does not read, or multiplies by 0.
                         row[rng.below(classes)] = [f64::NAN, f64::INFINITY][rng.below(2)];
                     }
                 });
@@ -303,7 +303,7 @@ impl Spec {
         let (low, high) = if self.signed { (-16, 24) } else { (0, 32) };
         let class_weights = self.class_weights.map(|dtype| {
             let operand = weights(rng, dtype, [1, classes, 1], low, high);
-            self.lay(operand, rng, false)
+            self.lay_out(operand, rng, false)
         });
         let low = if self.signed { -4 } else { 0 };
         let row_weights = self.row_weights.map(|dtype| {
@@ -313,16 +313,16 @@ impl Spec {
                     *r = f64::NAN;
                 }
             }
-            self.lay(operand, rng, mask.is_none())
+            self.lay_out(operand, rng, mask.is_none())
         });
         let grad_output = self.grad_output.map(|dtype| {
             let each = self.reduction == Reduction::None;
             let operand = weights(rng, dtype, if each { by_row } else { [1; 3] }, -16, 16);
-            self.lay(operand, rng, true)
+            self.lay_out(operand, rng, true)
         });
         let row_mask = mask.map(|mask| {
             let operand = Operand::packed(Dtype::U8, by_row, &mask);
-            self.lay(operand, rng, false)
+            self.lay_out(operand, rng, false)
         });
 
         let size = if self.grad_scale == 0.0 { 1.0 } else { self.grad_scale };
@@ -337,8 +337,8 @@ impl Spec {
         let result = |dtype| Operand::zeros(dtype, by_row);
         let short = if self.short_results { Dtype::F32 } else { Dtype::F64 };
         let outputs = [result(short), result(short)];
-        let [grad, grad_targets] = grads.map(|operand| self.lay(operand, rng, false));
-        let [row_losses, entropy] = outputs.map(|operand| self.lay(operand, rng, false));
+        let [grad, grad_targets] = grads.map(|operand| self.lay_out(operand, rng, false));
+        let [row_losses, entropy] = outputs.map(|operand| self.lay_out(operand, rng, false));
         Task {
             rows,
             classes,
@@ -369,29 +369,29 @@ impl Spec {
         }
     }
 
-    /// Elements may repeat, unless one of a masked row could get out of it.
+    /// Elements may repeat, unless a masked row's element could become another row's.
     fn lay_targets(&self, operand: Operand, mask: &Option<Vec<f64>>, rng: &mut Rng) -> Operand {
-        self.lay(operand, rng, mask.is_none())
+        self.lay_out(operand, rng, mask.is_none())
     }
 
     /// Fills a row of probabilities.
-    fn aim_at(&self, row: &mut [f64], y: usize, rng: &mut Rng) {
-        match self.aim {
-            Aim::OneHot => row[y] = 1.0,
-            Aim::Normalised => {
+    fn fill_probabilities(&self, row: &mut [f64], y: usize, rng: &mut Rng) {
+        match self.target_kind {
+            TargetKind::OneHot => row[y] = 1.0,
+            TargetKind::Normalised => {
                 let sharp = rng.uniform(0.0, 4.0);
                 row.iter_mut().for_each(|t| *t = (rng.normal() * sharp).exp());
                 let total: f64 = row.iter().sum();
                 row.iter_mut().for_each(|t| *t /= total);
             }
-            Aim::Any => row.iter_mut().for_each(|t| *t = rng.uniform(0.0, 2.0)),
-            Aim::Signed => row.iter_mut().for_each(|t| *t = rng.normal()),
-            Aim::Sparse => {
+            TargetKind::Any => row.iter_mut().for_each(|t| *t = rng.uniform(0.0, 2.0)),
+            TargetKind::Signed => row.iter_mut().for_each(|t| *t = rng.normal()),
+            TargetKind::Sparse => {
                 for _ in 0..3 {
                     row[rng.below(self.classes)] = rng.uniform(-0.5, 1.0);
                 }
             }
-            Aim::Zero | Aim::Nothing | Aim::Indices => {}
+            TargetKind::Zero | TargetKind::Nothing | TargetKind::Indices => {}
         }
     }
 

@@ -1,21 +1,22 @@
-//! Softmax and log-softmax, and their gradients: random shapes, dtypes and layouts against the
-//! oracle, on every instruction set; and what must not matter.
+//! Softmax, log-softmax and their gradients: random shapes, dtypes and layouts against the oracle, on
+//! every instruction set, and the invariants of their results.
 
-use common::family::{Call, Problem};
 use common::operand::{Dtype, FLOATS, Operand};
 use common::random::{KINDS, Kind, Rng, config, fill_wide};
+use common::reference;
+use common::softmax::{Call, Problem};
 use common::task::same_bits;
 use common::{How, isas};
 use proptest::prelude::*;
 use std::sync::OnceLock;
-use xent::{Pool, Softmax, reference};
+use xent::{Pool, Softmax};
 
 fn eight() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();
     POOL.get_or_init(|| Pool::new(8).unwrap())
 }
 
-/// A problem in few numbers.
+/// The numbers from which a problem is generated.
 #[derive(Clone, Debug)]
 struct Spec {
     seed: u64,
@@ -70,13 +71,13 @@ impl Spec {
         let grad_y: Vec<f64> = x.values.iter().map(|_| rng.normal()).collect();
         let grad_y = Operand::packed(self.dtype, sizes, &grad_y);
         let to = Operand::zeros(self.dtype, sizes);
-        // Elements that repeat could not be replaced: only x may.
+        // Only x may have elements that repeat: a call in place could not replace them.
         let repeats = rng.one_in(4);
-        let mut lay = |operand: Operand, repeats| {
+        let mut lay_out = |operand: Operand, repeats| {
             if self.packed { operand } else { operand.laid_out(rng, repeats) }
         };
-        let (x, y, grad_y) = (lay(x, repeats), lay(y, false), lay(grad_y, false));
-        Problem { sizes, log: self.log, x, y, grad_y, to: lay(to, false) }
+        let (x, y, grad_y) = (lay_out(x, repeats), lay_out(y, false), lay_out(grad_y, false));
+        Problem { sizes, log: self.log, x, y, grad_y, to: lay_out(to, false) }
     }
 }
 
@@ -129,7 +130,7 @@ proptest! {
         }
     }
 
-    /// In one layout, in place has the bits of out of place.
+    /// Calls in place and out of place have the same bits if their layouts agree.
     #[test]
     fn in_place_is_out_of_place(spec in specs(10_000)) {
         let problem = Spec { packed: true, ..spec }.problem();
@@ -173,7 +174,7 @@ proptest! {
         }
     }
 
-    /// The logarithm of a softmax is the log-softmax, as far as a probability is a normal number.
+    /// The logarithm of a softmax is the log-softmax, for probabilities that are normal numbers.
     #[test]
     fn log_of_softmax_is_log_softmax(spec in specs(10_000)) {
         let softmax = Spec { log: false, ..spec.clone() }.problem();
@@ -200,7 +201,7 @@ proptest! {
         }
     }
 
-    /// Halves are the widened problem, rounded once.
+    /// The results of halves are those of the widened problem, rounded once.
     #[test]
     fn halves_are_the_widened_problem(spec in specs(10_000)) {
         let dtype = if spec.dtype == Dtype::F16 { Dtype::F16 } else { Dtype::Bf16 };
@@ -242,7 +243,7 @@ fn threads_do_not_matter() {
     });
 }
 
-/// A log-softmax is the same beside any common offset.
+/// A common offset does not change a log-softmax.
 #[test]
 fn log_softmax_under_an_offset() {
     let sizes = [1, 96, 2];
@@ -266,12 +267,12 @@ fn log_softmax_under_an_offset() {
     }
 }
 
-/// Far below the largest logit a softmax in f32 is as close as beside it, with lanes along classes
-/// and along rows, from logits near 0 and far from it: e, not its rounded logarithm, is the base.
+/// An f32 softmax is as accurate far below the largest logit as near it, with lanes along classes and
+/// along rows, for logits near 0 and far from it: the base is e, not 2 to its rounded logarithm.
 #[test]
 fn softmax_far_below_the_largest() {
     for (classes, offset) in [(2048, 0.0), (40, 0.0), (2048, 1e5), (3, -3e4), (3000, 2e6)] {
-        // Differences that f32 holds beside the offset.
+        // Differences that f32 can hold after the offset is added.
         let x: Vec<f32> = (0..classes)
             .map(|class| offset - 0.25 * ((class * 97 % classes * 340) / classes) as f32)
             .collect();
@@ -293,7 +294,7 @@ fn softmax_far_below_the_largest() {
     }
 }
 
-/// Chunks of doubles with references of their own, too large for an integer, are merged in their own base.
+/// Chunks of doubles whose shifts are too large for an integer are merged correctly.
 #[test]
 fn softmax_of_chunks_far_from_zero() {
     let (classes, half) = (4096, 2048);
@@ -309,7 +310,7 @@ fn softmax_of_chunks_far_from_zero() {
     }
 }
 
-/// Rows of contiguous classes at several inner positions each, of all calls.
+/// Rows of contiguous classes with several inner positions, by every call.
 #[test]
 fn contiguous_classes_at_inner_positions() {
     let sizes @ [rows, classes, inner] = [4, 200, 3];

@@ -1,21 +1,22 @@
-//! Softmax, log-softmax and their gradients, of operands of any dtype and layout, and how far
-//! results may lie from the oracle's.
+//! Calls of softmax, log-softmax and their gradients over operands of any dtype and layout, and the
+//! bounds of their results against the oracle.
 
 use crate::How;
 use crate::bounds::close;
 use crate::operand::{Dtype, Operand};
 use crate::random::Rng;
-use xent::{Softmax, reference};
+use crate::reference;
+use xent::Softmax;
 
 /// Operands of a forward and a backward.
 pub struct Problem {
     pub sizes: [usize; 3],
     pub log: bool,
     pub x: Operand,
-    /// The forward's result, rounded as it is stored.
+    /// The forward's result, rounded to its dtype.
     pub y: Operand,
     pub grad_y: Operand,
-    /// Where results go.
+    /// The output.
     pub to: Operand,
 }
 
@@ -24,9 +25,9 @@ pub enum Call {
     Forward,
     ForwardInPlace,
     Backward,
-    /// The gradient in place of that with respect to y.
+    /// The gradient replaces that with respect to y.
     BackwardInPlace,
-    /// The gradient in place of y.
+    /// The gradient replaces y.
     BackwardOver,
 }
 
@@ -118,12 +119,12 @@ impl Problem {
         self.calls().map(|call| (call, self.run(call, how))).collect()
     }
 
-    /// Holds a result against the oracle's; the error in units of the bound.
+    /// Compares a result with the oracle's, and returns the largest error in units of its bound.
     #[track_caller]
     pub fn judge(&self, call: Call, got: &[f64]) -> f64 {
         let [rows, classes, inner] = self.sizes;
         let dtype = self.x.dtype;
-        // Of sums, exponentials and roundings.
+        // The relative errors of sums, of exponentials and of roundings.
         let (sum, exp, half, least) = if dtype == Dtype::F64 {
             (1e-14, 6e-15, 2f64.powi(-52), 1e-300)
         } else {
@@ -150,7 +151,7 @@ impl Problem {
                 let (y, g) = (y[at(class)], g[at(class)]);
                 let bound = match (is_forward, self.log) {
                     (true, false) => want * (exp * (1.0 + log_p.abs()) + half),
-                    // As a loss: the largest of few terms, and the lse's share.
+                    // A log-softmax has the bound of a loss: its largest term, and the error of lse.
                     (true, true) if want > -0.1 => {
                         let log = if want < 0.0 { want.abs().ln().abs() } else { 0.0 };
                         2.0 * exp * (1.0 + log) * want.abs()
@@ -169,7 +170,7 @@ impl Problem {
                 } else {
                     0.0
                 };
-                // Past the range of an f16, or a sum that is not a number.
+                // A result past the range of f16, or a sum that is NaN.
                 if want.abs() + bound >= dtype.largest() && got.is_infinite() {
                     assert!(want.signum() == got.signum(), "{got:e}, not {want:e}");
                     continue;
