@@ -1,6 +1,6 @@
-//! One function a feature, to copy from; the README has a table of them.
+//! One function for each feature, to copy from. The README lists them.
 //!
-//! `cargo run --example features` prints each figure, and panics if one is not the expected.
+//! `cargo run --example features` prints each figure, and panics if a figure is not as expected.
 
 use xent::half::{bf16, f16};
 use xent::{CrossEntropy, Error, Input, Output, Pool, Reduction, Results, Softmax};

@@ -1,8 +1,8 @@
-// One function a feature, to copy from; the README has a table of them.
+// One function for each feature, to copy from. The README lists them.
 //
 //   c++ -std=c++17 features.cpp -Iinclude libxent.a -lpthread -ldl -lm -o features
 //
-// Prints each figure, and exits with 1 if one is not the expected.
+// Prints each figure, and exits with 1 if a figure is not as expected.
 #include <xent.hpp>
 
 #include <array>
