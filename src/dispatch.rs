@@ -9,15 +9,13 @@ use crate::kernels::contiguous::gradient::GradientChunk;
 use crate::kernels::contiguous::reduce::Sums;
 use crate::kernels::contiguous::{convert, gradient, interleaved, reduce};
 use crate::kernels::logit_transform::{self, Transform};
-use crate::kernels::row_math::{self, RowGroup, RowGroupExtras, RowInputs, RowOptions};
+use crate::kernels::row_math::{self, OutputTerm, RowGroup, RowGroupExtras, RowInputs, RowOptions};
 use crate::kernels::row_state::ArgMax;
 use crate::kernels::softmax_gradient::{self, Pair, Tiles};
 use crate::kernels::strided::gradient::TileGradient;
 use crate::kernels::strided::reduce::{Masses, TileMaxima};
 use crate::kernels::strided::tile::{Tile, TileNumbers};
-use crate::kernels::{
-    Kernels, LaneKernels, LogitKernels, OutputKernels, OutputTerm, class_index, strided,
-};
+use crate::kernels::{Kernels, LaneKernels, LogitKernels, OutputKernels, class_index, strided};
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::{Base, Shift};
 use crate::simd::{Simd, portable};

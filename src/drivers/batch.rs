@@ -1,12 +1,15 @@
 //! Up to eight contiguous rows that go through their stages together: what their sweeps are to do, and
 //! what follows from the sums. The arithmetic is row_math.rs's.
 
-use super::Totals;
 use super::call::{Call, Excluded};
 use super::operands;
-use crate::kernels::row_math::{GradientAction, ROWS, RowGroup, RowGroupExtras, RowInputs};
+use super::totals::Totals;
+use crate::kernels::contiguous::gradient::ExpScale;
+use crate::kernels::row_math::{
+    GradientAction, OutputTerm, ROWS, RowGroup, RowGroupExtras, RowInputs,
+};
 use crate::kernels::row_state::{ArgMax, RowState};
-use crate::kernels::{ExpScale, OutputTerm};
+
 use crate::math::exp2::Shift;
 use crate::math::scalar::exp2;
 use crate::strategy::CHUNK;

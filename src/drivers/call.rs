@@ -1,7 +1,9 @@
 //! How a call goes over rows, decided once from its plan.
 
-use crate::kernels::row_math::{GradientOptions, LseSource, RowGroup, RowGroupExtras, RowOptions};
-use crate::kernels::{Kernels, OutputTerm};
+use crate::kernels::Kernels;
+use crate::kernels::row_math::{
+    GradientOptions, LseSource, OutputTerm, RowGroup, RowGroupExtras, RowOptions,
+};
 use crate::math::exp2::{Base, Shift};
 use crate::plan::{Loss, Operation, Pass, Plan, Softmax};
 use crate::strategy::{self, STORED_EXPS_CLASSES, Sweeps};

@@ -1,9 +1,9 @@
 //! One long row, its segments shared by several threads.
 
-use super::Totals;
 use super::batch::{Batch, RowAction};
 use super::call::Call;
 use super::segment::{self, ChunkFlags};
+use super::totals::Totals;
 use crate::kernels::row_state::RowState;
 use crate::parallel::Team;
 use crate::strategy::SEGMENTS;

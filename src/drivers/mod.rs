@@ -10,58 +10,20 @@ mod call;
 mod long_row;
 mod operands;
 mod rows;
+mod scratch;
 mod segment;
 pub mod softmax_gradient;
 mod strided;
 mod target_gradient;
+mod totals;
 
 use crate::kernels::Kernels;
-use crate::math::compensated::CompensatedSum;
 use crate::parallel::{Team, Work};
 use crate::plan::{Layout, Pass, Plan};
 use crate::strategy::{TASKS, TILE};
 use call::Call;
 use std::ops::Range;
-
-/// Room for `N` lanes of f64, or of f32, aligned to a cache line.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Scratch<const N: usize>(std::mem::MaybeUninit<[f64; N]>);
-
-impl<const N: usize> Scratch<N> {
-    #[inline(always)]
-    fn new() -> Self {
-        Scratch(std::mem::MaybeUninit::uninit())
-    }
-
-    fn start(&mut self) -> *mut u8 {
-        self.0.as_mut_ptr().cast()
-    }
-}
-
-/// Sums over rows.
-#[derive(Clone, Copy, Debug)]
-pub struct Totals {
-    /// The cross-entropy part of the losses.
-    pub loss: CompensatedSum,
-    /// The z-loss part.
-    pub z_loss: CompensatedSum,
-    /// Rows whose largest logit is the target's.
-    pub correct: u64,
-}
-
-impl Totals {
-    /// The sums over no rows.
-    pub const ZERO: Totals =
-        Totals { loss: CompensatedSum::ZERO, z_loss: CompensatedSum::ZERO, correct: 0 };
-
-    /// Adds the sums over later rows.
-    pub fn add(&mut self, next: &Totals) {
-        self.loss.merge(next.loss);
-        self.z_loss.merge(next.z_loss);
-        self.correct += next.correct;
-    }
-}
+pub use totals::Totals;
 
 /// Runs a plan; returns the sums over its rows.
 ///

@@ -1,7 +1,7 @@
 //! The operands and results of rows that have one number each: targets, weights, lse, losses.
 
-use super::Totals;
 use super::call::{Call, Excluded};
+use super::totals::Totals;
 use crate::kernels::logit_transform::Transform;
 use crate::kernels::row_math::{
     ROWS, RowFactors, RowGroup, RowInputs, RowLanes, RowResults, is_far_below,

@@ -1,9 +1,9 @@
 //! Contiguous rows, batch by batch on one thread.
 
-use super::Totals;
 use super::batch::{Batch, InitialShift, Row, RowAction};
 use super::call::Call;
 use super::segment::{self, ChunkFlags, PendingRow};
+use super::totals::Totals;
 use crate::kernels::row_math::ROWS;
 use crate::kernels::row_state::RowState;
 use crate::strategy::{self, BATCHED_CLASSES, SEGMENTS};

@@ -1,15 +1,16 @@
 //! One segment of a contiguous row, chunk by chunk: the unit that threads share one row in.
 
-use super::Scratch;
 use super::batch::{InitialShift, Reduction, RowGradient};
 use super::call::Call;
+use super::scratch::Scratch;
+use crate::kernels::LogitKernels;
 use crate::kernels::contiguous::block::{Chunk, excluded_in};
 use crate::kernels::contiguous::gradient::{Bias, GradientChunk, Source};
 use crate::kernels::contiguous::reduce::Sums;
 use crate::kernels::logit_transform::Transform;
+use crate::kernels::row_math::OutputTerm;
 use crate::kernels::row_state::{ExpSum, RowState};
 use crate::kernels::strided::tile::Tile;
-use crate::kernels::{LogitKernels, OutputTerm};
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::Shift;
 use crate::plan::Targets;

@@ -1,6 +1,6 @@
 //! The gradients of softmax and log-softmax with respect to their input.
 
-use super::Scratch;
+use super::scratch::Scratch;
 use crate::kernels::Kernels;
 use crate::kernels::softmax_gradient::{Pair, Tiles};
 use crate::kernels::strided::tile::Tile;

@@ -1,7 +1,9 @@
 //! Tiles of distributions: logits whose classes are few, or not contiguous.
 
 use super::call::{Call, Excluded};
-use super::{Scratch, Totals, operands};
+use super::operands;
+use super::scratch::Scratch;
+use super::totals::Totals;
 use crate::kernels::contiguous::gradient::split_factor;
 use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras, RowInputs, RowLanes, is_far_below};
 use crate::kernels::row_state::ArgMax;

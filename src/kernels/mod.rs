@@ -23,34 +23,12 @@ use contiguous::block::Chunk;
 use contiguous::gradient::GradientChunk;
 use contiguous::reduce::Sums;
 use logit_transform::Transform;
-use row_math::{RowGroup, RowGroupExtras, RowInputs, RowOptions};
+use row_math::{OutputTerm, RowGroup, RowGroupExtras, RowInputs, RowOptions};
 use row_state::ArgMax;
 use std::ops::Range;
 use strided::gradient::TileGradient;
 use strided::reduce::{Masses, TileMaxima};
 use strided::tile::{Tile, TileNumbers};
-
-/// What the second sweep over a row computes from its logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutputTerm {
-    /// Nothing: the output is what is subtracted.
-    None,
-    /// Exponentials in the base of the sums.
-    Exponentials,
-    /// Exponentials of base e: the output is a softmax, not a gradient.
-    BaseE,
-    /// The logits less the lse: the output is a log-softmax.
-    LogSoftmax,
-}
-
-/// `P·p_c = 2^t·factor`, with the exponents t counted from the shift.
-#[derive(Clone, Copy, Debug)]
-pub struct ExpScale {
-    /// The shift of the exponentials.
-    pub shift: Shift,
-    /// What they are multiplied by.
-    pub factor: f64,
-}
 
 /// Entry points for one type of logits on one instruction set. Each does what the function of the same
 /// name in contiguous/ or strided/ does, and asks for what that function's `# Safety` asks for. The

@@ -34,7 +34,6 @@
 //! temperature 1.3e-8 from 1, whatever the shift c. `c/L + ln Σ 2^…` would mix the bases, and err by
 //! 1.3e-8 times the distance between shift and result.
 
-use super::OutputTerm;
 use super::logit_transform::Transform;
 use crate::math::exp2::Base;
 use crate::math::real;
@@ -198,6 +197,19 @@ impl RowResults {
         z_loss: [0.0; ROWS],
         entropy: [0.0; ROWS],
     };
+}
+
+/// What the second sweep over a row computes from its logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputTerm {
+    /// Nothing: the output is what is subtracted.
+    None,
+    /// Exponentials in the base of the sums.
+    Exponentials,
+    /// Exponentials of base e: the output is a softmax, not a gradient.
+    BaseE,
+    /// The logits less the lse: the output is a log-softmax.
+    LogSoftmax,
 }
 
 /// What remains to be done for the gradient of a row.

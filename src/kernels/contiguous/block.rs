@@ -1,4 +1,5 @@
-//! A chunk of a row as the kernels see it, and the masks of its blocks.
+//! A chunk of a row as the kernels see it, the masks of its blocks, and work that goes along block by
+//! block.
 
 use crate::simd::{Simd, all_lanes, first_lanes};
 
@@ -23,6 +24,23 @@ impl Chunk {
     pub fn new(x: *const u8, len: usize, excluded: Option<usize>) -> Chunk {
         Chunk { x, len, excluded, stored: std::ptr::null_mut(), backup: std::ptr::null_mut() }
     }
+}
+
+/// Bytes of a cache line.
+pub const LINE: usize = 64;
+
+/// Work that a reduction does on the way, one step for each of its blocks.
+pub trait Interleaved {
+    /// Does the next step, if one is left.
+    fn step(&mut self);
+}
+
+/// No work.
+pub struct NoInterleaved;
+
+impl Interleaved for NoInterleaved {
+    #[inline(always)]
+    fn step(&mut self) {}
 }
 
 /// Where the row's excluded class is in the chunk of `len` classes from `class` on, if it is there.

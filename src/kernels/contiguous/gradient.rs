@@ -1,16 +1,23 @@
 //! The second sweep over a chunk: it writes the gradient, or the softmax.
 
-use super::interleaved::Interleaved;
-use super::reduce::LINE;
+use super::block::{Interleaved, LINE};
 use crate::element::Element;
-use crate::kernels::ExpScale;
 use crate::kernels::row_math::power_of_2;
-use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2, Unclamped, nearest};
+use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2, Shift, Unclamped, nearest};
 use crate::math::scalar::{exp2, log2};
 use crate::simd::{Real, Simd, up_to};
 use crate::strategy::CHUNK;
 use std::marker::PhantomData;
 use std::ops::Range;
+
+/// `P·p_c = 2^t·factor`, with the exponents t counted from the shift.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpScale {
+    /// The shift of the exponentials.
+    pub shift: Shift,
+    /// What they are multiplied by.
+    pub factor: f64,
+}
 
 /// What the second sweep subtracts.
 #[derive(Clone, Copy, Debug)]

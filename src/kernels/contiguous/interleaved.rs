@@ -12,20 +12,6 @@ use crate::simd::Simd;
 use crate::strategy::CHUNK;
 use std::ops::Range;
 
-/// Work that a reduction does on the way, one step for each of its blocks.
-pub trait Interleaved {
-    /// Does the next step, if one is left.
-    fn step(&mut self);
-}
-
-/// No work.
-pub struct NoInterleaved;
-
-impl Interleaved for NoInterleaved {
-    #[inline(always)]
-    fn step(&mut self) {}
-}
-
 /// [`sums`](super::reduce::sums) over chunks of one row, and the gradient of as many chunks of another on
 /// the way. If the gradient's source is [`Source::Stored`], the sums store their exponentials as
 /// [`sum_stored`](super::reduce::sum_stored) does; else both compute theirs. Returns how many chunks were

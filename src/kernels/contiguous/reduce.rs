@@ -1,7 +1,6 @@
 //! Reductions over a chunk: exponential sums, maximum, argmax, and sums weighted by masses.
 
-use super::block::{Blocks, Chunk, excluded_in};
-use super::interleaved::{Interleaved, NoInterleaved};
+use super::block::{Blocks, Chunk, Interleaved, LINE, NoInterleaved, excluded_in};
 use crate::element::Element;
 use crate::kernels::row_state::ArgMax;
 use crate::math::compensated::CompensatedSum;
@@ -12,9 +11,6 @@ use crate::math::real;
 use crate::simd::{Real, Simd, TOTALS, all_lanes, lanes_of, up_to};
 use crate::strategy::{BLOCKS_A_FLUSH, CHUNK, PAGE, PREFETCH_SPAN};
 use std::ops::Range;
-
-/// Bytes of a cache line.
-pub const LINE: usize = 64;
 
 /// What a sum over a chunk finds.
 #[derive(Clone, Copy, Debug)]

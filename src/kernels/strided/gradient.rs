@@ -2,8 +2,7 @@
 
 use super::reduce::{Masses, excluded};
 use super::tile::{Tile, both, number, shift_logits, take, take_wide};
-use crate::kernels::OutputTerm;
-use crate::kernels::row_math::{Coefficients, ROWS, RowGroup, RowLanes};
+use crate::kernels::row_math::{Coefficients, OutputTerm, ROWS, RowGroup, RowLanes};
 use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2};
 use crate::simd::{Real, Simd, up_to};
 
