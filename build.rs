@@ -1,5 +1,4 @@
-//! Generates include/xent.h from src/ffi/mod.rs, names the shared library, and says whether the sets of
-//! x86-64 are built.
+//! Sets `cfg(x86_sets)` for x86-64. With the feature `header`, generates include/xent.h from src/ffi/mod.rs.
 
 use std::env;
 #[cfg(feature = "header")]
@@ -11,19 +10,13 @@ fn main() {
     println!("cargo::rerun-if-changed=cbindgen.toml");
     println!("cargo::rerun-if-changed=include/xent.h");
     println!("cargo::rerun-if-env-changed=XENT_CHECK_HEADER");
-    // `--cfg xent_portable` leaves them out, for a tool that does not see what they do.
+    // `--cfg xent_portable` builds the portable set alone: ThreadSanitizer does not instrument masked stores.
     println!("cargo::rustc-check-cfg=cfg(x86_sets, xent_portable)");
     if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64")
         && env::var_os("CARGO_CFG_XENT_PORTABLE").is_none()
     {
         println!("cargo::rustc-cfg=x86_sets");
     }
-    if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
-        println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libxent.so.0");
-        // Workers run its code for as long as the process lives: dlclose must not unmap it.
-        println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
-    }
-
     #[cfg(feature = "header")]
     write_header();
 }
@@ -36,10 +29,9 @@ fn write_header() {
         return;
     }
     if env::var_os("XENT_CHECK_HEADER").is_some() {
-        panic!("include/xent.h is stale: run `cargo build` and commit it");
+        panic!("include/xent.h is stale: run `cargo check --features header` and commit it");
     }
-    // Where the sources cannot be written (a dependency's checkout), the header that came with
-    // them is the right one.
+    // The sources of a dependency may be read-only: then the header beside them is the right one.
     if let Err(error) = fs::write(path, header) {
         println!("cargo::warning=include/xent.h could not be written: {error}");
     }

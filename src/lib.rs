@@ -38,7 +38,7 @@ mod element;
 mod error;
 // The compiler compiles exported functions, and every kernel below them, into each build. No unit
 // test calls them.
-#[cfg(not(test))]
+#[cfg(all(feature = "capi", not(test)))]
 mod ffi;
 mod kernels;
 mod math;

@@ -5,7 +5,9 @@
 //! qemu. Rust's standard library for AArch64 is rustup's or Debian's (`.ci/debian-rust`).
 
 use crate::c::{self, SUITES, on_all_cores, programs};
-use crate::tool::{Result, cargo, executables, make_directory, root, run_quietly, shown, target};
+use crate::tool::{
+    Result, cargo, executables, make_directory, root, run, run_quietly, shown, target,
+};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -108,7 +110,7 @@ pub fn run_tests() -> Result {
     COMPILERS.into_iter().chain([EMULATOR]).try_for_each(check_runs)?;
     let start = Instant::now();
     let mut all = rust_tests(&rustc)?;
-    all.extend(c_programs()?);
+    all.extend(c_programs(&rustc)?);
     println!("built {} programs in {:.0} s", all.len(), start.elapsed().as_secs_f64());
 
     on_all_cores(&all, emulate)?;
@@ -125,8 +127,7 @@ pub fn run_tests() -> Result {
 
 /// The unit tests and every file of `tests/`.
 fn rust_tests(rustc: &Path) -> Result<Vec<Program>> {
-    let words =
-        ["test", "--package", "xent", "--no-default-features", "--lib", "--tests", "--no-run"];
+    let words = ["test", "--package", "xent", "--lib", "--tests", "--no-run"];
     let mut found = Vec::new();
     for path in executables(&mut cross(rustc, &words))? {
         let file = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -140,9 +141,11 @@ fn rust_tests(rustc: &Path) -> Result<Vec<Program>> {
     Ok(found)
 }
 
-/// The programs in C and C++, linked with the library that the tests were linked with.
-fn c_programs() -> Result<Vec<Program>> {
-    let library = directory().join(TARGET).join("debug/deps/libxent.a");
+/// The programs in C and C++.
+fn c_programs(rustc: &Path) -> Result<Vec<Program>> {
+    let words = ["rustc", "--release", "--package", "xent", "--lib", "--features", "capi"];
+    run(cross(rustc, &words).args(["--crate-type", "staticlib"]))?;
+    let library = directory().join(TARGET).join("release/libxent.a");
     let mut found = Vec::new();
     for (suite, compiler) in SUITES.iter().zip(COMPILERS) {
         let language = suite.language.name;

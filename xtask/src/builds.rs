@@ -90,7 +90,7 @@ fn fused(report: &mut Report) -> Result {
         return Ok(());
     }
     // The target is named so that the flags are not those of build scripts.
-    let mut command = cargo(["test", "--package", "xent", "--no-default-features"]);
+    let mut command = cargo(["test", "--package", "xent"]);
     // Of its own, so that it waits for no other command's builds.
     command.env("CARGO_TARGET_DIR", directory());
     // The other sets are the same there as in every build.

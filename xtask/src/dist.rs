@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// that every C compiler links by itself.
 pub const SYSTEM_LIBRARIES: [&str; 3] = ["-lpthread", "-ldl", "-lm"];
 
-/// The name that programs record; build.rs gives it to the linker.
+/// The name that programs record. Cargo.toml tells cargo-c the same.
 const SONAME: &str = "libxent.so.0";
 
 /// An installed library.
@@ -32,8 +32,6 @@ pub fn install(prefix: Option<&str>) -> Result {
             .map_err(|error| format!("cannot use the prefix {prefix}: {error}"))?,
         None => target().join("dist"),
     };
-    // build.rs writes the header anew if its source has changed.
-    run(&mut cargo(["check", "--package", "xent"]))?;
     let dist = build(&prefix)?;
     let (include, lib) = (shown(&dist.include), shown(&dist.lib));
     println!("installed xent in {}", shown(&prefix));
@@ -45,14 +43,16 @@ pub fn install(prefix: Option<&str>) -> Result {
     Ok(())
 }
 
-/// Builds in release and copies to `prefix/include` and `prefix/lib`, with the header as it is,
-/// and so without the time that its generator takes to build.
+/// Builds both libraries in release and copies them and the committed headers to `prefix`.
 pub fn build(prefix: &Path) -> Result<Dist> {
     if !cfg!(target_os = "linux") {
         return Err("dist knows the library names of Linux only".to_string());
     }
-    let words = ["build", "--release", "--package", "xent", "--lib", "--no-default-features"];
-    run(&mut cargo(words))?;
+    // rayon's workers run the library's code until the process ends: dlclose must not unmap it.
+    let link =
+        [format!("-Clink-arg=-Wl,-soname,{SONAME}"), "-Clink-arg=-Wl,-z,nodelete".to_string()];
+    let words = ["rustc", "--release", "--package", "xent", "--lib", "--features", "capi"];
+    run(cargo(words).args(["--crate-type", "staticlib,cdylib", "--"]).args(link))?;
 
     let dist = Dist { include: prefix.join("include"), lib: prefix.join("lib") };
     make_directory(&dist.include)?;

@@ -64,7 +64,7 @@ pub fn run_plan(plan: &Plan) -> Result {
         return Ok(());
     }
     run(&mut cargo(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--", "--check"]))?;
-    let programs = build(&compiler, &[])?;
+    let programs = build("build", &compiler, &[])?;
     let running: Vec<_> = plan
         .targets
         .iter()
@@ -92,12 +92,13 @@ pub fn run_plan(plan: &Plan) -> Result {
 
 /// The static library as the targets have it: with AddressSanitizer, and counters that nobody reads.
 pub fn library() -> Result<PathBuf> {
-    Ok(build(&Compiler::find()?, &["--package", "xent"])?.join("libxent.a"))
+    let what = ["--package", "xent", "--lib", "--crate-type", "staticlib"];
+    Ok(build("rustc", &Compiler::find()?, &what)?.join("libxent.a"))
 }
 
 /// Compiles the targets, or what is asked for, and returns where they are.
-fn build(compiler: &Compiler, what: &[&str]) -> Result<PathBuf> {
-    let mut command = cargo(["build", "--release", "--manifest-path", "fuzz/Cargo.toml"]);
+fn build(command: &str, compiler: &Compiler, what: &[&str]) -> Result<PathBuf> {
+    let mut command = cargo([command, "--release", "--manifest-path", "fuzz/Cargo.toml"]);
     command.args(what);
     // With a target named, what runs at build time is not instrumented.
     command.args(["--target", &compiler.host]);

@@ -153,7 +153,8 @@ pub fn list() -> Result {
 /// The library's code, with names that say which types a function is for.
 fn disassembly() -> Result<String> {
     let directory = target().join("loops");
-    run(cargo(["build", "--release", "--package", "xent", "--lib", "--no-default-features"])
+    run(cargo(["rustc", "--release", "--package", "xent", "--lib", "--crate-type", "cdylib"])
+        .args(["--features", "capi"])
         .env("CARGO_TARGET_DIR", &directory)
         .env("RUSTFLAGS", "-Csymbol-mangling-version=v0"))?;
     output(

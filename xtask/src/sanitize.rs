@@ -213,7 +213,7 @@ fn thread_library(rustc: &Path) -> Result<PathBuf> {
     let mut command = cargo(["rustc", "--package", "xent", "--lib", "--crate-type", "staticlib"]);
     command
         // The target is named so that build scripts are not instrumented.
-        .args(["--release", "--target", TARGET, "--no-default-features"])
+        .args(["--release", "--target", TARGET, "--features", "capi"])
         // Without backtraces, whose crates are half of it.
         .args(["-Zbuild-std=std,panic_unwind", "-Zbuild-std-features=panic-unwind"])
         .env("CARGO_TARGET_DIR", &to)
