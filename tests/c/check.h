@@ -1,5 +1,5 @@
-/* What every C test shares: checks that say what failed, and a problem that works, to be
- * broken one field at a time. Include it first: it asks for POSIX. */
+/* Shared by all C tests: checks that say what failed, and a valid problem that tests change one field at
+ * a time. Include this file first: it asks for POSIX. */
 #ifndef XENT_TESTS_CHECK_H
 #define XENT_TESTS_CHECK_H
 
@@ -21,7 +21,7 @@
 
 static atomic_int failures; /* counted from several threads */
 
-/* A sample will do: an emulator runs this, where the oracle's long double takes its time. */
+/* Whether to run samples only: an emulator runs the tests, and long double is slow there. */
 static inline int sampled(void) { return getenv("XENT_TEST_STRIDE") != NULL; }
 
 static inline int report(void) { return failures == 0 ? 0 : 1; }
@@ -113,7 +113,7 @@ static inline void *checked(void *p) {
 
 enum { POISON = 0xa5 };
 
-/* Memory no test may find changed by a call that failed, nor read a result from. */
+/* The contents of outputs before a call; a call that fails must leave them. */
 static inline void *poisoned(size_t size) { return memset(checked(malloc(size + 1)), POISON, size); }
 
 static inline void *copy_of(const void *from, size_t size) {
@@ -228,7 +228,7 @@ static inline xent_problem packed(const float *logits, size_t rows, size_t class
     return problem;
 }
 
-/* ---- a problem that works ----------------------------------------------------------- */
+/* ---- a valid problem ---------------------------------------------------------------- */
 
 enum { ROWS = 6, CLASSES = 5 };
 /* TARGETS asks for probability targets (fixture_soften), EVERY_ENTRY takes either. */

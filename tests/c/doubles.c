@@ -1,4 +1,4 @@
-/* f64 logits: the digits of f64, kept where f32 would lose them; which types go together. */
+/* f64 logits: the accuracy of f64 where f32 would lose it, and the types that go together. */
 #include "reference.h"
 
 static uint64_t state = 18;
@@ -50,7 +50,7 @@ static void known(void) {
     CHECK_NEAR(lse, log(sum), 1e-14);
     for (int c = 0; c < 4; c++) CHECK_NEAR(grad[c], exp(x[c]) / sum - (c == 0), 1e-14);
 
-    /* what f32 would call even */
+    /* logits that are equal in f32 */
     const double close[2] = {1 + 1e-12, 1};
     p = packed(NULL, 1, 2, &target);
     p.logits = in(close, XENT_F64);
@@ -73,7 +73,7 @@ static void known(void) {
         CHECK_NEAR(grad[0], k ? 0 : -0.5, 1e-14);
         CHECK_NEAR(grad[1], k ? 0 : 0.5, 1e-14);
     }
-    /* an offset that is exact in both costs nothing */
+    /* an offset that is exact does not change the result */
     double plain[5], moved[5], by[2];
     for (int c = 0; c < 5; c++) {
         plain[c] = c * 0.75 - 1;

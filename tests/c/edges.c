@@ -1,4 +1,4 @@
-/* The edges of the definition: nothing to average, infinities, NaN, and where they must not go. */
+/* Edge cases: a mean over no rows, infinities, NaN, and the rows that they must not reach. */
 #include "reference.h"
 
 #include <float.h>
@@ -47,7 +47,7 @@ static void empty(void) {
     xent_problem p;
     xent_results r;
     xent_output g;
-    for (int how = 0; how < 3; how++) { /* by target, by mask, for want of rows */
+    for (int how = 0; how < 3; how++) { /* ignored by target, ignored by mask, no rows */
         static const uint8_t mask[rows] = {0};
         reset(&p, &r, &g);
         if (how == 0)
@@ -102,13 +102,13 @@ static void empty(void) {
     CHECK_U64(kept_rows, rows);
 }
 
-/* What an ignored row holds reaches nothing else. */
+/* The values of an ignored row reach no other row. */
 static void ignored_rows_leak_nothing(void) {
     static const float poison[] = {NAN, INFINITY, -INFINITY};
     for (int k = 0; k < 3; k++)
         for (int by_mask = 0; by_mask < 2; by_mask++) {
             static const uint8_t mask[rows] = {1, 0, 1, 1};
-            static const float weights[rows] = {1, NAN, 2, 3}; /* its weight is not looked at either */
+            static const float weights[rows] = {1, NAN, 2, 3}; /* the weight of an ignored row is not read */
             xent_problem p;
             xent_results r;
             xent_output g;
@@ -131,12 +131,12 @@ static void ignored_rows_leak_nothing(void) {
         }
 }
 
-/* -inf says "not this class". */
+/* A logit of -inf excludes its class. */
 static void minus_infinity(void) {
     xent_problem p;
     xent_results r;
     xent_output g;
-    /* everywhere but at the target: certain, and exactly so; a long run of -inf leads */
+    /* -inf everywhere but at the target: the loss is exactly 0, also behind a long run of -inf */
     reset(&p, &r, &g);
     targets[0] = classes - 1;
     for (int c = 0; c < classes - 1; c++) logits[c] = -INFINITY;
@@ -160,7 +160,7 @@ static void minus_infinity(void) {
     CHECK_NEAR(row_losses[0], INFINITY, 0);
     CHECK_NEAR(grad[targets[0]], -1, 0);
     CHECK(isfinite(row_losses[1]));
-    /* under smoothing every class has some of the target: loss +inf, gradient -eps/C there */
+    /* under smoothing every class has target mass: loss +inf, gradient -eps/C there */
     reset(&p, &r, &g);
     p.reduction = XENT_SUM;
     p.label_smoothing = 0.25;
@@ -175,7 +175,7 @@ static void minus_infinity(void) {
     CHECK_OK(xent_forward_backward(&p, NULL, 1, &r, &g));
     CHECK(isfinite(loss));
     CHECK_NEAR(grad[5], 0, 0);
-    /* the whole row: NaN, there alone */
+    /* a whole row of -inf: NaN in that row alone */
     reset(&p, &r, &g);
     for (int c = 0; c < classes; c++) logits[classes + c] = -INFINITY;
     CHECK_OK(xent_forward_backward(&p, NULL, 1, &r, &g));
@@ -184,7 +184,7 @@ static void minus_infinity(void) {
     CHECK(isfinite(row_losses[0]) && isfinite(row_losses[2]) && isfinite(grad[0]) && isfinite(grad[2 * classes]));
 }
 
-/* NaN and +inf spoil their row from every lane, and no other. */
+/* A NaN or +inf in any lane makes its row NaN, and no other. */
 static void not_a_number(void) {
     for (int what = 0; what < 2; what++)
         for (int at = 0; at < classes; at++) {
@@ -224,7 +224,7 @@ static void wide_range(void) {
         if (c % 3) logits[c] = -INFINITY;
     CHECK_OK(xent_forward_backward(&p, NULL, 1, &r, &g));
     CHECK_NEAR(loss, loss_masked, 1e-12);
-    /* the whole of the range */
+    /* logits from one end of the range to the other */
     reset(&p, &r, &g);
     for (int c = 0; c < classes; c++) logits[c] = -3e38f;
     logits[33] = 3e38f; /* the target, 0, is 6e38 below */
@@ -236,7 +236,7 @@ static void wide_range(void) {
     CHECK_NEAR(grad[0], -0.25, 1e-7);
     CHECK_NEAR(grad[33], 0.25, 1e-7);
     all_zero(1);
-    /* an offset costs nothing: the logits are multiples of 2^-4, so both inputs are exact */
+    /* an offset does not change the result: the logits are multiples of 2^-4, so both inputs are exact */
     reset(&p, &r, &g);
     for (int i = 0; i < rows * classes; i++) logits[i] = floorf(logits[i] * 16) / 16;
     CHECK_OK(xent_forward_backward(&p, NULL, 1, &r, &g));

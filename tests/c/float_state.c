@@ -1,10 +1,10 @@
-/* A program linked with -ffast-math runs with denormals flushed to zero, perhaps with another
- * rounding. Its settings are left as found, and move results by no more than the smallest normal. */
+/* A program linked with -ffast-math flushes denormals to zero, and may set another rounding mode. A call
+ * leaves these settings alone. They move results by at most the smallest normal number. */
 #include "check.h"
 
 #include <float.h>
 
-/* The control register, what in it changes by itself, and its bits. */
+/* The control register, the bits that operations change, and the bits that the test sets. */
 #if defined(__SSE2__)
 #include <xmmintrin.h>
 enum { FLAGS = 0x3f, DAZ = 0x40, FTZ = 0x8000, ROUND_UP = 0x4000 };
@@ -48,7 +48,7 @@ int main(void) {
             set_control(set);
             xent_status status = xent_forward_backward(&p, NULL, 1, &r, &g);
             control after = get_control() & ~(control)FLAGS;
-            /* a call that fails leaves it as well */
+            /* so does a call that fails */
             targets[1] = -5;
             xent_status failure = xent_forward_backward(&p, NULL, 1, &r, &g);
             control after_failure = get_control() & ~(control)FLAGS;
@@ -71,7 +71,7 @@ int main(void) {
         free(first);
         free(targets);
     }
-    /* another rounding mode is the caller's own doing, and stays */
+    /* a call also leaves the rounding mode alone */
     struct fixture f;
     fixture_init(&f);
     set_control((as_started & ~(control)FLAGS) | ROUND_UP);

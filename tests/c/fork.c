@@ -34,7 +34,7 @@ static void in_child(uint32_t threads, const xent_pool *pool, size_t some_rows, 
     if (status == XENT_OK) {
         CHECK_BYTES(&loss, &expected, sizeof loss);
     } else {
-        CHECK(threads != 1); /* the calling thread alone needs nobody */
+        CHECK(threads != 1); /* the calling thread alone needs no pool */
         CHECK(xent_last_error()[0] != '\0');
         CHECK_NEAR(loss, -7, 0);
         CHECK_BYTES(grad, poison, size);
@@ -73,7 +73,7 @@ static void wait_for(pid_t pid) {
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
-/* Forked before anything was called, a child is a process like any other; its own child is not. */
+/* A child that was forked before the first call is an ordinary process; its own child is not. */
 static int first_to_call(void) {
     alarm(SECONDS);
     double whole = 0, one = 0, again = 0;
@@ -100,7 +100,7 @@ static xent_status soften(softmax_call *call, uint32_t threads, float *to) {
     return call(&shape, &x, &y);
 }
 
-/* The softmax family has an entry of its own, which looks out for forks too. */
+/* Softmax and log-softmax have entry points of their own, which also work in a forked child. */
 static int first_to_soften(void) {
     alarm(SECONDS);
     softmax_call *calls[] = {xent_softmax, xent_log_softmax};
@@ -177,7 +177,7 @@ int main(void) {
     CHECK_OK(compute(0, NULL, rows, &whole));
     CHECK_OK(compute(0, NULL, 1, &one));
     check_child(pool, whole, one);
-    /* the parent is none the worse */
+    /* the parent still works */
     CHECK_OK(compute(0, NULL, rows, &again));
     CHECK_BYTES(&again, &whole, sizeof whole);
     CHECK_OK(compute(0, pool, rows, &again));

@@ -1,4 +1,4 @@
-/* bf16 and f16: the numbers of the widened logits, bit for bit; a gradient rounded once; which
+/* bf16 and f16: losses have the bits of the widened logits, gradients are rounded once, and only some
  * types go together. */
 #include "check.h"
 
@@ -105,7 +105,7 @@ static void against_f32(const struct half *h, size_t classes, double smoothing, 
     CHECK_BYTES(logits, grad, count * sizeof *logits);
     memcpy(logits, kept, count * sizeof *logits);
 
-    /* added to what was there in f32, then rounded */
+    /* an accumulated gradient is added in f32, then rounded */
     p.flags = q.flags = XENT_FLAG_ACCUMULATE;
     wide_out.data = wide_old;
     half_out.data = old;
@@ -184,7 +184,7 @@ static void types(void) {
         f.problem.logits.dtype = h->dtype;
         f.grad_logits.dtype = XENT_F64;
         FAILS(&f, WITH_GRADIENT, XENT_ERR_DTYPE, "grad_logits", "F64");
-        /* losses are sums: f32 at least */
+        /* losses have at least f32 */
         fixture_init(&f);
         f.results.row_losses.dtype = h->dtype;
         FAILS(&f, WITH_RESULTS, XENT_ERR_DTYPE, "row_losses", name);

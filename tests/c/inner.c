@@ -4,7 +4,7 @@
 
 static uint64_t state = 13;
 
-/* Everything that belongs to a row or a class, of a problem of any shape. */
+/* All operands of a problem of any shape. */
 struct operands {
     int64_t *targets;
     float *class_weights, *row_weights, *grad_output;
@@ -75,7 +75,7 @@ static void ranks(void) {
         }
 }
 
-/* All the ways to lay out three axes, with gaps: what is in the gaps is never read nor written. */
+/* Every order of three axes, with gaps that are neither read nor written. */
 static void permuted(size_t rows, size_t classes, size_t inner, xent_dtype dtype) {
     static const int orders[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
     const size_t sizes[3] = {rows, classes, inner};
@@ -231,7 +231,7 @@ static void same_bits(xent_dtype dtype) {
     free_operands(&o);
 }
 
-/* What belongs to a row is [rows, inner], strided as it likes. */
+/* Operands [rows, inner] may have any strides. */
 static void strided_row_operands(void) {
     enum { rows = 3, classes = 4, inner = 5, n = rows * inner };
     float logits[n * classes], grad[2][n * classes];
@@ -297,7 +297,7 @@ static void strided_row_operands(void) {
     free_operands(&o);
 }
 
-/* Refused: outputs whose elements meet, sizes that do not fit, strides that are no strides. */
+/* Errors: outputs whose elements overlap, sizes that overflow, invalid strides. */
 static void refusals(void) {
     struct fixture f;
     fixture_init(&f);

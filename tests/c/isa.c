@@ -1,5 +1,5 @@
-/* XENT_ISA lowers the choice of kernels; a value that cannot be had is an error, not a shrug. The
- * choice is made once a process: each case is one of its own. */
+/* XENT_ISA lowers the choice of kernels. A value that is not available is an error. A process makes the
+ * choice once, so each case has a process of its own. */
 #include "check.h"
 
 #include <sys/types.h>
@@ -30,7 +30,7 @@ static void automatic(void) {
     CHECK(xent_isa() == xent_isa() || strcmp(xent_isa(), xent_isa()) == 0);
 }
 
-/* The plainest set of this architecture. */
+/* The baseline set of this architecture. */
 #if defined(__aarch64__)
 static const char plainest[] = "neon";
 #else
@@ -53,7 +53,7 @@ static void unknown(void) {
     CHECK(xent_isa() != NULL);
 }
 
-/* Another architecture's kernels are not here. */
+/* Kernels of another architecture are not available. */
 static void unavailable(void) {
     double loss = -7;
     CHECK(first_call(&loss) != XENT_OK);

@@ -1,5 +1,5 @@
-/* More than 2^31 and 2^32 elements from one end to the other, by strides over a sparse mapping:
- * a 32-bit row * stride, or row * classes + target, ends up somewhere else. */
+/* Operands that span more than 2^31 and 2^32 elements, by strides over a sparse mapping: a row * stride or
+ * row * classes + target in 32 bits would lead to another element. */
 #include "reference.h"
 
 #include <sys/mman.h>

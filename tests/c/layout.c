@@ -1,5 +1,5 @@
-/* Strides: rows farther apart than they are long, with canaries between them; small operands
- * strided; strides that are not looked at. */
+/* Strides: gaps between rows, with canaries in them; strides of small operands; strides that are
+ * ignored. */
 #include "reference.h"
 
 static void padded_rows(size_t rows, size_t classes, size_t logit_stride, size_t grad_stride, int accumulates) {
@@ -123,7 +123,7 @@ static void strided_operands(void) {
     }
 }
 
-/* All zero is packed, judged by the axes that are looked at. */
+/* All zero means packed; only axes of more than one element count. */
 static void strides_not_looked_at(void) {
     struct fixture f, base;
     fixture_init(&base);
@@ -145,7 +145,7 @@ static void strides_not_looked_at(void) {
     LAYOUT(f.problem.logits = in_rows(f.logits, XENT_F32, CLASSES));
     LAYOUT(f.grad_output.strides[0] = -5); /* MEAN reads one element */
 #undef LAYOUT
-    /* one row: its stride is nobody's business, an output's neither */
+    /* the stride of a single row is ignored, also that of an output */
     struct fixture one;
     fixture_init(&one);
     one.problem.rows = 1;
@@ -161,7 +161,7 @@ static void strides_not_looked_at(void) {
         CHECK_BYTES(f.loss, one.loss, sizeof f.loss);
         CHECK_BYTES(f.grad, one.grad, sizeof f.grad);
     }
-    /* one class: nor is its */
+    /* so is the stride of a single class */
     fixture_init(&one);
     one.problem.classes = 1;
     memset(one.targets, 0, sizeof one.targets);

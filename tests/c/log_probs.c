@@ -49,7 +49,7 @@ static void combinations(void) {
     }
 }
 
-/* They need not be log-probabilities: the loss is what the formula says. */
+/* The inputs need not be normalised: the formula applies to any number. */
 static void any_numbers(void) {
     const float x[2][3] = {{0.1f, 0.2f, 0.3f}, {5, -7, INFINITY}};
     const int64_t targets[2] = {2, 1};
@@ -63,7 +63,7 @@ static void any_numbers(void) {
     CHECK_NEAR(row_losses[1], 7, 0);
 }
 
-/* Only classes with a target mass are read: a NaN elsewhere is nobody's business, nor its gradient. */
+/* Only classes with a target mass are read: a NaN elsewhere changes neither loss nor gradient. */
 static void what_is_read(void) {
     float x[4] = {NAN, -1.5f, INFINITY, -INFINITY}, grad[4], targets[4] = {0, 0.5f, 0, 0};
     const int64_t index = 1;
@@ -129,7 +129,7 @@ static void targets_gradient(void) {
 
 static void refusals(void) {
     struct fixture f;
-    /* lse is not looked at: absent, misaligned, over the gradient */
+    /* lse is ignored: it may be absent, misaligned, or overlap the gradient */
     for (int how = 0; how < 3; how++) {
         fixture_init(&f);
         fixture_log_probs(&f);
@@ -162,7 +162,7 @@ static void refusals(void) {
     fixture_soften(&f);
     f.problem.softcap = 1;
     FAILS(&f, TARGETS, XENT_ERR_PARAM, "softcap");
-    /* targets are checked as ever */
+    /* targets are still checked */
     fixture_init(&f);
     fixture_log_probs(&f);
     f.targets[3] = 5;

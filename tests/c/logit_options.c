@@ -1,5 +1,4 @@
-/* Scale, cap and z-loss: their values, their denominators, that off is off to the bit, and what is
- * refused. */
+/* Scale, cap and z-loss: values, denominators, and errors. An option that is off changes no bit. */
 #include "reference.h"
 
 enum { rows = 11, classes = 37 };
@@ -48,7 +47,7 @@ static void combinations(const struct data *d) {
             }
 }
 
-/* Off is off: the bits of the plain problem. */
+/* Options that are off give the bits of the problem without them. */
 static void neutral(const struct data *d) {
     for (int k = 0; k < 4; k++) {
         xent_dtype dtype = every_float[k];
@@ -59,7 +58,7 @@ static void neutral(const struct data *d) {
         q.z_loss = 0;
         q.softcap = 0;
         q.logit_scale = 1;
-        q.z_normalizer = 3; /* the denominator of nothing */
+        q.z_normalizer = 3; /* without z-loss this denominator has no effect */
         double loss[2], z_loss = -7, z_normalizer = -7;
         unsigned char grad[2][rows * classes * sizeof(double)];
         memset(grad, POISON, sizeof grad);
@@ -97,7 +96,7 @@ static void z_loss_by_hand(void) {
     CHECK_NEAR(z_loss, (z[0] + z[1]) / 2, 1e-6);
     CHECK_NEAR(loss, (ce[0] + ce[1] + z[0] + z[1]) / 2, 1e-6);
     for (int i = 0; i < 2; i++) CHECK_NEAR(row_losses[i], ce[i] + z[i], 1e-6);
-    /* class weights are for the cross-entropy alone */
+    /* class weights apply to the cross-entropy alone */
     p.class_weights = in(class_weights, XENT_F32);
     p.row_weights = in(row_weights, XENT_F32);
     CHECK_OK(xent_forward(&p, &r));
@@ -238,7 +237,7 @@ static void refusals(void) {
     REFUSED(z_normalizer, INFINITY, "inf");
     REFUSED(z_normalizer, NAN, "NaN");
 #undef REFUSED
-    /* without a reduced loss there is no part of it either */
+    /* without a reduced loss there is no z-loss part */
     fixture_init(&f);
     fixture_ask(&f);
     f.problem.reduction = XENT_NONE;

@@ -1,6 +1,6 @@
-/* A small call allocates nothing: neither the library nor the system's on its behalf. Every
- * allocation of the program is counted, from the second call on: the first registers a handler for
- * forks. Over a team it is rayon's jobs (tests/memory.rs). */
+/* A small call allocates nothing, neither in xent nor in the system's libraries. The test counts every
+ * allocation of the program from the second call on: the first call registers a handler for forks.
+ * tests/memory.rs tests calls over threads. */
 #include "check.h"
 
 #if defined(__has_feature)
@@ -103,7 +103,7 @@ int main(void) {
     for (int i = 0; i < 10; i++) every_problem();
     size_t counted = allocations;
     CHECK(counted == 0);
-    /* It counts: a refusal has a message. */
+    /* The counter works: a refused call allocates a message. */
     xent_problem p = packed(x, rows, classes, targets);
     xent_results r = XENT_RESULTS_INIT;
     r.loss = &loss;

@@ -1,6 +1,5 @@
-/* Calls from within the caller's own OpenMP region: each thread its own rows on the calling thread
- * alone, and calls that use the library's threads from there. Compiled with -fopenmp; where the
- * compiler has none, the runner says so. */
+/* Calls from within an OpenMP region: each thread computes its own rows on the calling thread alone, or
+ * uses the library's threads. Compiled with -fopenmp; if the compiler lacks it, the runner says so. */
 #include "check.h"
 
 #ifndef _OPENMP
@@ -14,7 +13,7 @@ static float *logits, *expected, *grad;
 static int64_t targets[ALL];
 static double row_losses[ALL], lse[ALL], expected_losses[ALL], expected_lse[ALL];
 
-/* The rows from `first` on; a sum, since a mean divides by how many rows the call has. */
+/* The rows from `first` on, under the sum reduction: a mean would divide by the rows of the call. */
 static xent_status compute(size_t first, size_t rows, uint32_t threads, float *to, double *losses, double *lses) {
     xent_problem p = packed(logits + first * CLASSES_EACH, rows, CLASSES_EACH, targets + first);
     p.threads = threads;
@@ -27,7 +26,7 @@ static xent_status compute(size_t first, size_t rows, uint32_t threads, float *t
     return xent_forward_backward(&p, NULL, 1, &r, &g);
 }
 
-/* Every part by one thread of the region; all bits are those of the one whole call. */
+/* Each thread of the region computes one part; all bits are those of one call over all rows. */
 static void parts(uint32_t threads) {
     size_t size = (size_t)ALL * CLASSES_EACH * sizeof(float);
     memset(grad, POISON, size);
@@ -46,7 +45,7 @@ static void parts(uint32_t threads) {
     CHECK_BYTES(lse, expected_lse, sizeof lse);
 }
 
-/* Every thread of the region makes the whole call at once, large enough for the library's threads. */
+/* Every thread of the region makes the whole call, which is large enough for the library's threads. */
 static void wholes(uint32_t threads) {
     size_t size = (size_t)ALL * CLASSES_EACH * sizeof(float);
 #pragma omp parallel num_threads(TEAM)

@@ -24,7 +24,7 @@ static void combinations(struct data *d) {
             if (set & CLASS_WEIGHTS) p.class_weights = in(d->class_weights, XENT_F32);
             if (set & ROW_WEIGHTS) p.row_weights = in(d->row_weights, XENT_F32);
             if (set & MASK) p.row_mask = in(d->mask, XENT_U8);
-            if (set & IGNORE_INSIDE) p.ignore_index = d->targets[7]; /* a class like any other, but as a target */
+            if (set & IGNORE_INSIDE) p.ignore_index = d->targets[7]; /* a class that is ignored as a target */
             if (set & IGNORE_OUTSIDE) d->targets[4] = p.ignore_index;
             if (set & SMOOTHING) p.label_smoothing = 0.2;
             if (set & NORMALIZER) p.normalizer = 2.5;
@@ -131,7 +131,7 @@ static void gradient_accumulation(struct data *d) {
     d->targets[1] = 3;
 }
 
-/* Accumulating twice is twice the gradient; ignored rows stay as they are, to the bit. */
+/* Accumulating twice doubles the gradient; ignored rows keep every bit. */
 static void accumulate(struct data *d) {
     struct data own = *d;
     own.targets[3] = -100;

@@ -1,5 +1,5 @@
-/* Of several faults the first in a fixed order is reported. Start with all of them and mend one
- * after another, in that order. */
+/* A call with several faults reports the first in a fixed order. The test starts with all faults and
+ * removes them one by one, in that order. */
 #include "check.h"
 
 int main(void) {

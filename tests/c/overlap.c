@@ -3,7 +3,7 @@
 #include "reference.h"
 
 static void apart(struct fixture *f) {
-    /* beside each other without a gap */
+    /* adjacent, without a gap */
     fixture_init(f);
     float both[2 * ROWS * CLASSES];
     memcpy(both, f->logits, sizeof f->logits);
@@ -115,7 +115,7 @@ static void results(struct fixture *f) {
     f->results.row_losses = out(f->logits, XENT_F32);
     FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "row_losses", "logits");
     fixture_init(f);
-    f->results.row_losses = out(f->row_weights, XENT_F32); /* element for element, still two operands */
+    f->results.row_losses = out(f->row_weights, XENT_F32); /* the same elements, but different operands */
     FAILS(f, WITH_RESULTS, XENT_ERR_OVERLAP, "row_losses", "row_weights");
     fixture_init(f);
     f->results.lse = (double *)(void *)f->targets;
@@ -129,9 +129,9 @@ static void results(struct fixture *f) {
 static void column_blocks(struct fixture *f) {
     enum { width = 2 * CLASSES + 2, size = (ROWS + 2) * width };
     static const struct { int logits, grad, apart; } blocks[] = {
-        {0, CLASSES, 1},           /* side by side */
+        {0, CLASSES, 1},           /* adjacent columns */
         {0, CLASSES + 2, 1},       /* ... at the far end */
-        {CLASSES, 0, 1},           /* the other way round */
+        {CLASSES, 0, 1},           /* in the other order */
         {0, width + CLASSES, 1},   /* ... and a row below */
         {0, CLASSES - 1, 0},       /* one column in common */
         {CLASSES - 1, 0, 0},
@@ -139,7 +139,7 @@ static void column_blocks(struct fixture *f) {
         {0, width, 0},             /* a row below */
     };
     enum { cases = sizeof blocks / sizeof *blocks };
-    /* wherever the matrix begins: what counts is how far apart they are */
+    /* in matrices at any address: only the distance counts */
     for (size_t turn = 0; turn < (size_t)width * cases; turn++) {
         size_t k = turn % cases;
         float area[size + width], before[size], *matrix = area + turn / cases;
@@ -165,7 +165,7 @@ static void column_blocks(struct fixture *f) {
         CHECK_BYTES(matrix, before, sizeof before);
         expected_free(&e);
     }
-    /* two rows are enough to lie beside each other */
+    /* two rows suffice */
     float matrix[size] = {0}, before[size] = {0};
     fixture_init(f);
     f->problem.rows = 2;

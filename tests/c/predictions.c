@@ -1,4 +1,4 @@
-/* argmax, correct and entropy, with targets and without; each of them alone; where they may not go. */
+/* argmax, correct and entropy, with targets and without, each alone, and the errors of their operands. */
 #include "reference.h"
 
 static uint64_t state = 17;
@@ -61,7 +61,7 @@ static void argmax_by_hand(void) {
             uint64_t correct = 77;
             xent_problem p = packed(NULL, n, classes, targets);
             p.logits = in(logits, dtype);
-            p.logit_scale = 1e-3; /* what is stored counts, not what becomes of it */
+            p.logit_scale = 1e-3; /* argmax is that of the logits as stored */
             p.softcap = 0.5;
             xent_results r = XENT_RESULTS_INIT;
             r.argmax = argmax;
@@ -76,7 +76,7 @@ static void argmax_by_hand(void) {
         }
 }
 
-/* Entropy: ln C where all are even, 0 where one is certain; f32 is f64 rounded once. */
+/* Entropy: ln C if all logits are equal, 0 if one class has probability 1; f32 is f64 rounded once. */
 static void entropy_by_hand(void) {
     enum { rows = 4, classes = 6 };
     float x[rows][classes] = {{7, 7, 7, 7, 7, 7}, {0, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY},
@@ -98,7 +98,7 @@ static void entropy_by_hand(void) {
     for (int i = 0; i < rows; i++) CHECK_NEAR(narrow[i], (float)wide[i], 0);
 }
 
-/* Rows that are ignored have predictions as well, and are never right. */
+/* Ignored rows have predictions too, and never count as correct. */
 static void ignored_rows(void) {
     const float x[3 * 2] = {1, 0, 0, 1, 1, 0};
     const int64_t targets[3] = {0, 1, 0};
@@ -123,7 +123,7 @@ static void ignored_rows(void) {
     CHECK_U64(kept_rows, 1);
 }
 
-/* One result or another asked for, the others keep their bits. */
+/* Each result has the same bits whichever others the call asks for. */
 static void each_alone(void) {
     struct fixture whole, f;
     fixture_init(&whole);
@@ -172,7 +172,7 @@ static void each_alone(void) {
         }
 }
 
-/* Without targets there are lse, argmax and entropy, and each other result is a NULL that is missed. */
+/* Without targets a call can ask for lse, argmax and entropy; any other result is XENT_ERR_NULL. */
 static void evaluation(void) {
     struct fixture f, whole;
     fixture_init(&whole);
@@ -207,7 +207,7 @@ static void evaluation(void) {
         }
         f.problem.reduction = XENT_NONE;
         WORKS(&f, FORWARD);
-        f.results = none; /* nothing asked for is nothing done */
+        f.results = none; /* a call that asks for nothing works */
         WORKS(&f, FORWARD);
     }
 }
@@ -248,7 +248,7 @@ static void refusals(void) {
     FAILS(&f, WITH_RESULTS, XENT_ERR_TARGET, "targets[5] = 5 is outside [0, 5)");
 }
 
-/* The same bits for any number of threads, a row split over them among others. */
+/* The same bits for any number of threads, also when threads share a row. */
 static void threads(void) {
     static const struct { size_t rows, classes; } shapes[] = {{300, 5000}, {20000, 10}, {1, 1000001}};
     for (int k = 0; k < 3; k++) {

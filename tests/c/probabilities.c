@@ -134,7 +134,7 @@ static void what_is_ignored(void) {
     CHECK_NEAR(loss, 1.1576059645, 1e-6);
 }
 
-/* 0 * anything = 0: no mass, no loss; and no gradient of a target that a factor of 0 keeps out. */
+/* 0 * anything = 0: a class without mass adds no loss, and a factor of 0 makes a target's gradient 0. */
 static void zero_factors(void) {
     float logits[4] = {1, -INFINITY, 2, 0}, targets[4] = {0.5f, 0, 0.5f, 0}, grad[4], class_weights[4] = {1, 0, 1, 1};
     xent_problem p = packed(logits, 1, 4, NULL);
@@ -154,11 +154,11 @@ static void zero_factors(void) {
     CHECK_NEAR(grad[1], 0, 0);
     CHECK_NEAR(grad[0], lse - 1, 1e-6);
     p.class_weights.data = NULL;
-    p.label_smoothing = 1; /* the targets say nothing */
+    p.label_smoothing = 1; /* the targets have a factor of 0 */
     CHECK_OK(xent_backward_targets(&p, &lse, NULL, 1, &g));
     for (int c = 0; c < 4; c++) CHECK_NEAR(grad[c], 0, 0);
     p.label_smoothing = 0;
-    targets[1] = 0.25f; /* mass on what cannot be */
+    targets[1] = 0.25f; /* mass at a class of probability 0 */
     CHECK_OK(xent_forward_backward(&p, NULL, 1, &r, &g));
     CHECK_NEAR(loss, INFINITY, 0);
     CHECK_NEAR(grad[1], -0.25, 0);
@@ -223,7 +223,7 @@ static void refusals(void) {
     fixture_init(&f);
     fixture_ask(&f);
     fixture_soften(&f);
-    FAILS(&f, WITH_RESULTS, XENT_ERR_PARAM, "correct"); /* there is no target to be right about */
+    FAILS(&f, WITH_RESULTS, XENT_ERR_PARAM, "correct"); /* no target index */
     f.results.correct = NULL;
     WORKS(&f, ALL);
     fixture_soften(&f);
@@ -247,7 +247,7 @@ static void refusals(void) {
     REFUSED(f.grad_targets.data = NULL, TARGETS, XENT_ERR_NULL, "grad_targets");
     REFUSED(f.problem.logits.data = NULL, ALL, XENT_ERR_NULL, "logits");
     REFUSED(f.problem.targets.data = NULL, ALL, XENT_ERR_NULL, "targets");
-    /* what descriptors say */
+    /* faults of the descriptors */
     REFUSED(f.problem.flags = 0x100, ALL, XENT_ERR_STRUCT, "flags");
     REFUSED(f.problem.struct_size = 0, ALL, XENT_ERR_STRUCT, "struct_size");
     REFUSED(f.grad_targets.dtype = XENT_I32, TARGETS, XENT_ERR_DTYPE, "grad_targets");
@@ -260,7 +260,7 @@ static void refusals(void) {
     REFUSED(f.grad_targets.strides[1] = -3, TARGETS, XENT_ERR_STRIDE, "grad_targets", "-3");
     REFUSED(f.problem.targets.data = (const char *)f.probabilities + 2, ALL, XENT_ERR_ALIGN, "targets");
     REFUSED(f.grad_targets.data = (char *)f.grad + 1, TARGETS, XENT_ERR_ALIGN, "grad_targets");
-    /* nothing shares memory with the gradient, not exactly either */
+    /* nothing shares memory with the gradient, not even exactly */
     REFUSED(f.grad_targets.data = f.probabilities, TARGETS, XENT_ERR_OVERLAP, "grad_targets", "targets");
     REFUSED(f.grad_targets.data = f.logits, TARGETS, XENT_ERR_OVERLAP, "grad_targets", "logits");
     REFUSED(f.grad_targets.data = f.lse_in; f.problem.rows = 1, TARGETS, XENT_ERR_OVERLAP, "grad_targets", "lse");
@@ -280,7 +280,7 @@ static void refusals(void) {
     WORKS(&f, TARGETS);
 }
 
-/* Of several faults the first in the order of the codes. */
+/* A call with several faults reports the first in the order of the codes. */
 static void order_of_errors(void) {
     struct fixture f;
     fixture_init(&f);

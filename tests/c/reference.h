@@ -1,4 +1,4 @@
-/* The definition in plain loops and double: what the kernels are compared with. It reads the same
+/* The definition in plain loops over doubles, with which the tests compare the kernels. It reads the same
  * descriptors as the library, whatever their dtypes and strides. "Row" means one of rows*inner
  * distributions; arrays of results are packed. */
 #ifndef XENT_TESTS_REFERENCE_H
@@ -114,7 +114,7 @@ static inline double prepared(const xent_problem *p, double logit, double *slope
     return x;
 }
 
-/* How far x may be off: scaled and capped logits are rounded to f32, but for f64. */
+/* The error of x: scaled and capped logits are rounded to f32, except f64 logits. */
 static inline double preparation_error(const xent_problem *p, double x) {
     if (!(p->softcap > 0) && near(p->logit_scale, 1, 0)) return 0;
     return fabs(x) * (p->logits.dtype == XENT_F64 ? 1e-15 : 0x1p-22);

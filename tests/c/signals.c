@@ -48,7 +48,7 @@ static double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Calls under fire until enough signals have come. */
+/* Makes calls until enough signals have arrived. */
 static void under_fire(int timer, int number, struct run *runs, float *const *grads, const double *losses) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
@@ -76,7 +76,7 @@ static void under_fire(int timer, int number, struct run *runs, float *const *gr
         xent_pool_free(pool);
     }
     CHECK(setitimer(timer, &never, NULL) == 0);
-    /* One may still be on its way. */
+    /* One signal may still be pending. */
     CHECK(signal(number, SIG_IGN) != SIG_ERR);
     CHECK(arrived >= 60);
     printf("%d signals in %d calls\n", arrived, calls);

@@ -241,7 +241,7 @@ static void strides(void) {
         CHECK_BYTES(padded + i * wide, y, classes * sizeof(float));
         CHECK_BYTES(padded + i * wide + classes, before + i * wide + classes, (wide - classes) * sizeof(float));
     }
-    /* the stride of an axis of size 1 is not looked at */
+    /* the stride of an axis of size 1 is ignored */
     shape.rows = 1;
     from = (xent_input){row, XENT_F32, {-5, 1, INT64_MIN}};
     to = (xent_output){padded, XENT_F32, {INT64_MAX, 1, -1}};
@@ -291,7 +291,7 @@ static void edges(void) {
                 }
         }
     }
-    /* far from 0, and an even row: no digit is lost */
+    /* logits far from 0, and a row of equal logits, keep their accuracy */
     float even[1000], y[1000];
     for (int k = 0; k < 3; k++) {
         static const float offsets[3] = {0, 1e4f, -1e30f};
@@ -328,7 +328,7 @@ static void edges(void) {
 
 /* ---- bits ----------------------------------------------------------------------------- */
 
-/* A row's bits depend on the row: not on the others, nor on threads or the pool. */
+/* The bits of a row depend on the row alone, not on other rows, threads or the pool. */
 static void same_bits(xent_dtype dtype) {
     static const struct { size_t rows, classes, inner; } all[] = {
         {7, 10, 1}, {300, 5000, 1}, {20000, 10, 1}, {3, 200003, 1}, {8, 21, 4000},

@@ -1,4 +1,5 @@
-/* What the softmax family refuses, in which order, naming what; and that nothing was written then. */
+/* Calls of softmax and log-softmax that are refused: the order of the checks, the names in the messages;
+ * a refused call writes nothing. */
 #include "check.h"
 
 enum function { LOG_SOFTMAX = 1, SOFTMAX = 2, LOG_SOFTMAX_BACKWARD = 4, SOFTMAX_BACKWARD = 8, BACKWARDS = 12,
@@ -44,7 +45,7 @@ static xent_status run(const struct call *c, enum function function) {
 
 static int is_in_a_name(char c) { return c == '_' || (c >= 'a' && c <= 'z'); }
 
-/* As a word of its own: "y is NULL" does not name grad_y, nor the other way round. */
+/* Matches whole words: "y is NULL" does not name grad_y, and the reverse. */
 static int names(const char *text, const char *name) {
     for (const char *at = text; (at = strstr(at, name)) != NULL; at++)
         if ((at == text || !is_in_a_name(at[-1])) && !is_in_a_name(at[strlen(name)])) return 1;
@@ -131,7 +132,7 @@ static void dtypes(void) {
         FAILURE(BACKWARDS, XENT_ERR_DTYPE, "grad_y", c.grad_y.dtype = not_float[k]);
         FAILURE(EVERY_FUNCTION, XENT_ERR_DTYPE, FROM, c.from.dtype = c.grad_y.dtype = c.to.dtype = not_float[k]);
     }
-    /* of one type, and of no two */
+    /* all of one type */
     for (int a = 0; a < 4; a++)
         for (int b = 0; b < 4; b++) {
             xent_dtype one = every_float[a], other = every_float[b];
@@ -185,7 +186,7 @@ static void overlap(void) {
     FAILURE(EVERY_FUNCTION, XENT_ERR_OVERLAP, FROM, c.shape.rows = 2; c.to.data = c.values + CLASSES);
     FAILURE(EVERY_FUNCTION, XENT_ERR_OVERLAP, FROM, c.shape.rows = 3; c.to = out_rows(c.values, XENT_F32, CLASSES + 1));
     FAILURE(BACKWARDS, XENT_ERR_OVERLAP, "grad_y", c.to.data = c.grad + 1);
-    /* in place of the one, but across the other */
+    /* exactly in place of one input, but overlapping the other */
     FAILURE(BACKWARDS, XENT_ERR_OVERLAP, "grad_y", c.shape.rows = 3; c.to.data = c.values;
             c.grad_y.data = c.values + 1);
     FAILURE(BACKWARDS, XENT_ERR_OVERLAP, FROM, c.shape.rows = 3; c.to.data = c.grad; c.from.data = c.grad + 1);

@@ -1,4 +1,4 @@
-/* Every status code, provoked; its name, its message, and how long the message lives. */
+/* Every status code: a call that returns it, its name, its message, and the lifetime of the message. */
 #include "check.h"
 
 #include <pthread.h>
@@ -18,7 +18,7 @@ static void names(void) {
     NAME(XENT_ERR_OVERLAP, 7);
     NAME(XENT_ERR_TARGET, 8);
     NAME(XENT_ERR_PARAM, 9);
-    NAME(XENT_ERR_PANIC, 10); /* the one code no test can provoke */
+    NAME(XENT_ERR_PANIC, 10); /* the one code that no test can cause */
 #undef NAME
     static const xent_status unknown[] = {-1, 11, 1000, INT32_MAX, INT32_MIN};
     for (size_t k = 0; k < sizeof unknown / sizeof *unknown; k++) {
@@ -117,7 +117,7 @@ static void strides(struct fixture *f) {
     f->results.loss = NULL;
     f->grad_output.strides[0] = -4;
     FAILS(f, WITH_GRADIENT, XENT_ERR_STRIDE, "grad_output", "-4");
-    /* rows of an output that share elements: too close, and all the same */
+    /* rows of an output that share elements: too close, or at one address */
     static const int64_t shared[] = {CLASSES - 1, 1, 0};
     for (size_t k = 0; k < 3; k++) {
         fixture_init(f);
@@ -151,7 +151,7 @@ static void alignment(struct fixture *f) {
     fixture_init(f);
     f->grad_logits.data = (char *)f->grad + 2;
     FAILS(f, WITH_GRADIENT, XENT_ERR_ALIGN, "grad_logits");
-    /* plain pointers too: the language forbids to make them, a foreign-function interface does not */
+    /* misaligned pointers: C forbids them, but a foreign-function interface can pass them */
     uintptr_t odd = (uintptr_t)f->lse + 4;
     fixture_init(f);
     memcpy(&f->results.lse, &odd, sizeof odd);
@@ -202,7 +202,7 @@ static void parameters(struct fixture *f) {
     fixture_init(f);
     f->grad_scale = -INFINITY;
     FAILS(f, WITH_GRADIENT, XENT_ERR_PARAM, "grad_scale", "-inf");
-    /* there is no reduced loss to hand back */
+    /* reduction none has no reduced loss */
     fixture_init(f);
     f->problem.reduction = XENT_NONE;
     FAILS(f, WITH_RESULTS, XENT_ERR_PARAM, "loss");
@@ -221,7 +221,7 @@ static void targets(struct fixture *f) {
     fixture_init(f);
     f->targets[0] = INT64_MAX;
     FAILS(f, EVERY_ENTRY, XENT_ERR_TARGET, "targets[0] = 9223372036854775807 is outside [0, 5)");
-    /* -100 means nothing once another index is ignored */
+    /* -100 is out of range if another index is ignored */
     fixture_init(f);
     f->problem.ignore_index = 7;
     FAILS(f, EVERY_ENTRY, XENT_ERR_TARGET, "targets[2] = -100 is outside [0, 5)");

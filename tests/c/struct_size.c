@@ -1,4 +1,4 @@
-/* struct_size and flags: how a library and a program of different age tell each other apart. */
+/* struct_size and flags: programs that are older or newer than the library. */
 #include "check.h"
 
 /* The members of the first release end here, in every later one too. */
@@ -32,7 +32,7 @@ int main(void) {
         FAILS(&f, WITH_RESULTS, XENT_ERR_STRUCT, "results", "struct_size");
     }
 
-    /* the first release's size is good for ever */
+    /* the size of the first release stays valid */
     fixture_init(&f);
     f.problem.struct_size = first_problem;
     f.results.struct_size = first_results;

@@ -1,5 +1,5 @@
-/* Targets of every integer type: the same indices give the same bits, and each type's extremes are
- * read as what they are. */
+/* Targets of every integer type: the same indices give the same bits, and the extremes of each type are
+ * read correctly. */
 #include "reference.h"
 
 enum { rows = 40, classes = 300 };

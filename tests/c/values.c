@@ -1,4 +1,4 @@
-/* The numbers: known values, the plain loops of reference.h, and bits that have to agree. */
+/* Values: known results, comparison with the loops of reference.h, and bits that must agree. */
 #include "reference.h"
 
 static void known(void) {
@@ -24,7 +24,7 @@ static void known(void) {
     const double softmax[4] = {0.21383822, 0.23632778, 0.26118259, 0.28865141};
     for (int c = 0; c < 4; c++) CHECK_NEAR(grad[c], softmax[c] - (c == 0), 1e-7);
 
-    /* even logits: ln C, whatever the offset */
+    /* equal logits: ln C, whatever the offset */
     static const float offsets[] = {0, 1e4f, -1e4f, 1e30f};
     for (int k = 0; k < 4; k++) {
         float even[1000];
@@ -36,7 +36,7 @@ static void known(void) {
         CHECK(isfinite(lse));
     }
 
-    /* a right answer given with confidence: e^-30, not 0; and one class: exactly 0 */
+    /* a confident prediction: e^-30, not 0; one class: exactly 0 */
     const float confident[2] = {30, 0};
     p = packed(confident, 1, 2, &target);
     CHECK_OK(xent_forward_backward(&p, NULL, 1, &r, &g));
@@ -62,7 +62,7 @@ static void against_reference(void) {
     };
     for (size_t k = 0; k < sizeof shapes / sizeof *shapes; k++) {
         size_t rows = shapes[k].rows, classes = shapes[k].classes;
-        if (sampled() && rows * classes > 70000) continue; /* parallel.c goes over a team as well */
+        if (sampled() && rows * classes > 70000) continue; /* parallel.c tests threads */
         uint64_t state = 1000 + k;
         float *logits = checked(malloc(rows * classes * sizeof(float)));
         int64_t *targets = checked(malloc(rows * sizeof(int64_t)));
@@ -70,7 +70,7 @@ static void against_reference(void) {
         for (size_t i = 0; i < rows; i++) targets[i] = (int64_t)(random_u64(&state) % classes);
         xent_problem p = packed(logits, rows, classes, targets);
         CHECK_PROBLEM(&p, NULL, 1);
-        if (k % 5 == 4) { /* a scale and an offset that cost naive loops their digits */
+        if (k % 5 == 4) { /* a scale and an offset at which naive loops lose accuracy */
             for (size_t i = 0; i < rows * classes; i++) logits[i] = floorf(logits[i] * 4) * 0.25f + 1024;
             CHECK_PROBLEM(&p, NULL, 65536);
         }

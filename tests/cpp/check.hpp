@@ -1,4 +1,4 @@
-// What the C++ tests share: checks that say what failed.
+// Shared by the C++ tests: checks that say what failed.
 #ifndef XENT_TESTS_CHECK_HPP
 #define XENT_TESTS_CHECK_HPP
 

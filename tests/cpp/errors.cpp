@@ -1,4 +1,4 @@
-// What is thrown, and that nothing was written before.
+// The exceptions of calls that fail; such a call writes nothing.
 #include <type_traits>
 #include <vector>
 

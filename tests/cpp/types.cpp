@@ -1,4 +1,4 @@
-// What the compiler knows of element types: the dtype each has, and what it refuses.
+// Element types at compile time: the dtype of each, and the types that do not compile.
 #include <array>
 #include <string>
 #include <vector>
