@@ -3,7 +3,7 @@
 
 use super::call::{Call, Excluded};
 use super::operands;
-use super::totals::Totals;
+use super::totals::{GroupTotals, Totals};
 use crate::kernels::contiguous::gradient::ExpScale;
 use crate::kernels::row_math::{
     GradientAction, OutputTerm, ROWS, RowGroup, RowGroupExtras, RowInputs,
@@ -297,9 +297,9 @@ impl Batch {
 
     /// Adds the losses of all rows to the totals.
     #[inline(always)]
-    pub fn add_to(&self, call: &Call, totals: &mut Totals) {
+    pub fn add_to(&self, call: &Call, totals: &mut GroupTotals) {
         if let Some(loss) = call.loss.filter(|_| call.computes_losses) {
-            operands::add_group(call, loss, &self.group, &self.argmax, totals);
+            operands::add_group(loss, &self.group, &self.argmax, totals);
         }
     }
 

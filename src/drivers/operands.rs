@@ -1,7 +1,7 @@
 //! The operands and results of rows that have one number each: targets, weights, lse, losses.
 
 use super::call::{Call, Excluded};
-use super::totals::Totals;
+use super::totals::{GroupTotals, Totals};
 use crate::kernels::logit_transform::Transform;
 use crate::kernels::row_math::{
     ROWS, RowFactors, RowGroup, RowInputs, RowLanes, RowResults, is_far_below,
@@ -232,24 +232,13 @@ pub unsafe fn read_lse(call: &Call, span: &Span, row: usize, group: &mut RowGrou
 
 /// Adds the losses of all rows of a group to the totals; the losses of rows that do not count are 0.
 #[inline(always)]
-pub fn add_group(
-    call: &Call,
-    loss: &Loss,
-    group: &RowGroup,
-    argmax: &[usize; ROWS],
-    totals: &mut Totals,
-) {
-    // Losses of f32 have too few digits for the roundings of a sum to show.
-    if call.plan.logits.dtype.has_f32_lanes() {
-        totals.loss.add(tree(&group.results.loss));
-    } else {
-        group.results.loss.iter().for_each(|&loss| totals.loss.add(loss));
-    }
+pub fn add_group(loss: &Loss, group: &RowGroup, argmax: &[usize; ROWS], totals: &mut GroupTotals) {
+    totals.losses.add(&group.results.loss);
     if loss.z_loss != 0.0 {
-        group.results.z_loss.iter().for_each(|&z_loss| totals.z_loss.add(z_loss));
+        group.results.z_loss.iter().for_each(|&z_loss| totals.rest.z_loss.add(z_loss));
     }
     if loss.counts_correct {
-        (0..ROWS).for_each(|row| count_correct(group, argmax, row, totals));
+        (0..ROWS).for_each(|row| count_correct(group, argmax, row, &mut totals.rest));
     }
 }
 
@@ -277,11 +266,6 @@ fn count_correct(group: &RowGroup, argmax: &[usize; ROWS], row: usize, totals: &
     if group.inputs.class(row) == Some(argmax[row]) {
         totals.correct += 1;
     }
-}
-
-/// The sum of the rows of a group, halves first.
-fn tree(x: &RowLanes) -> f64 {
-    ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))
 }
 
 /// Writes the results of a span, which is in the rows of a group from `row` on.

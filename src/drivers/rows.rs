@@ -3,7 +3,7 @@
 use super::batch::{Batch, InitialShift, Row, RowAction};
 use super::call::Call;
 use super::segment::{self, ChunkFlags, PendingRow};
-use super::totals::Totals;
+use super::totals::{GroupTotals, Totals};
 use crate::kernels::row_math::ROWS;
 use crate::kernels::row_state::RowState;
 use crate::strategy::{self, BATCHED_CLASSES, SEGMENTS};
@@ -80,7 +80,7 @@ pub unsafe fn run(call: &Call, range: Range<usize>, len: usize, give: &mut dyn F
     let prefetched = strategy::prefetched_rows(row_bytes, ROWS);
     // Every call has these rows in the same batches, whoever works on them, with a gradient or without.
     let by_batch = classes <= BATCHED_CLASSES && len.is_multiple_of(ROWS);
-    let (mut totals, mut left) = (Totals::ZERO, len);
+    let (mut totals, mut left) = (GroupTotals::ZERO, len);
     let mut stage = Stage::EMPTY;
     let mut before: Option<Stage> = None;
     for start in range.clone().step_by(size) {
@@ -102,16 +102,16 @@ pub unsafe fn run(call: &Call, range: Range<usize>, len: usize, give: &mut dyn F
             left -= count;
         } else {
             for i in 0..count {
-                stage.batch.add_row(call, i, &mut totals);
+                stage.batch.add_row(call, i, &mut totals.rest);
                 left -= 1;
                 if left == 0 && i + 1 < count {
-                    give(std::mem::replace(&mut totals, Totals::ZERO));
+                    give(std::mem::replace(&mut totals, GroupTotals::ZERO).total());
                     left = len;
                 }
             }
         }
         if left == 0 {
-            give(std::mem::replace(&mut totals, Totals::ZERO));
+            give(std::mem::replace(&mut totals, GroupTotals::ZERO).total());
             left = len;
         }
         if call.plan.output.is_none() {
@@ -147,7 +147,7 @@ pub unsafe fn run(call: &Call, range: Range<usize>, len: usize, give: &mut dyn F
         }
     }
     if left < len {
-        give(totals);
+        give(totals.total());
     }
     if call.streams {
         (call.k.lanes.fence)();

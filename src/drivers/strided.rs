@@ -3,7 +3,7 @@
 use super::call::{Call, Excluded};
 use super::operands;
 use super::scratch::Scratch;
-use super::totals::Totals;
+use super::totals::{GroupTotals, Totals};
 use crate::kernels::contiguous::gradient::split_factor;
 use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras, RowInputs, RowLanes, is_far_below};
 use crate::kernels::row_state::ArgMax;
@@ -161,7 +161,7 @@ unsafe fn tiles_with(
     buffers: Option<&mut Buffers>,
     extras: Option<&mut TileExtras>,
 ) -> Totals {
-    let mut totals = Totals::ZERO;
+    let mut totals = GroupTotals::ZERO;
     let count = register_groups(TILE.min(extent(call.plan, axis).0));
     let mut groups = [const { MaybeUninit::<RowGroup>::uninit() }; GROUPS];
     let groups = fill(&mut groups, count, RowGroup::EMPTY);
@@ -172,7 +172,7 @@ unsafe fn tiles_with(
         // SAFETY: the tile is the call's, and no other thread accesses it (# Safety).
         unsafe { sweeper.run(&mut totals) };
     }
-    totals
+    totals.total()
 }
 
 /// Groups that hold `lanes` distributions in whole registers, of at most 16 lanes.
@@ -196,7 +196,7 @@ impl Sweeper<'_> {
     ///
     /// # Safety
     /// See above.
-    unsafe fn run(&mut self, totals: &mut Totals) {
+    unsafe fn run(&mut self, totals: &mut GroupTotals) {
         let call = self.call;
         let used = self.place.lanes.div_ceil(ROWS);
         if call.excluded == Excluded::Largest || call.wants_argmax {
@@ -469,7 +469,7 @@ impl Sweeper<'_> {
     ///
     /// # Safety
     /// See above; the sums are complete.
-    unsafe fn finish(&mut self, used: usize, totals: &mut Totals) {
+    unsafe fn finish(&mut self, used: usize, totals: &mut GroupTotals) {
         let (call, place) = (self.call, self.place);
         let groups = &mut self.groups[..used];
         if call.from_lse {
@@ -489,7 +489,7 @@ impl Sweeper<'_> {
         let Some(loss) = call.loss.filter(|_| call.computes_losses) else { return };
         for (i, group) in groups.iter().enumerate() {
             let argmax = self.extras.as_ref().map_or(&[0; ROWS], |extras| &extras.argmax[i]);
-            operands::add_group(call, loss, group, argmax, totals);
+            operands::add_group(loss, group, argmax, totals);
             // SAFETY: the distributions are the call's and this thread's (# Safety).
             unsafe { operands::write(loss, &place.group(i), 0, &group.results, argmax) };
         }

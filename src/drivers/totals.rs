@@ -1,6 +1,6 @@
 //! Sums over rows, which tasks hand back in order.
 
-use crate::math::compensated::CompensatedSum;
+use crate::math::compensated::{CompensatedLanes, CompensatedSum};
 
 /// Sums over rows.
 #[derive(Clone, Copy, Debug)]
@@ -23,5 +23,27 @@ impl Totals {
         self.loss.merge(next.loss);
         self.z_loss.merge(next.z_loss);
         self.correct += next.correct;
+    }
+}
+
+/// Sums over rows that arrive in groups of eight, or one by one.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupTotals {
+    /// The losses of rows that arrived in groups.
+    pub losses: CompensatedLanes,
+    /// Everything else.
+    pub rest: Totals,
+}
+
+impl GroupTotals {
+    /// The sums over no rows.
+    pub const ZERO: GroupTotals =
+        GroupTotals { losses: CompensatedLanes::ZERO, rest: Totals::ZERO };
+
+    /// The sums over all rows.
+    pub fn total(&self) -> Totals {
+        let mut total = self.rest;
+        total.loss.merge(self.losses.total());
+        total
     }
 }

@@ -63,6 +63,36 @@ impl CompensatedSum {
     }
 }
 
+/// Eight compensated sums side by side, each of which takes a term at a time.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub struct CompensatedLanes {
+    sums: [f64; 8],
+    /// What the roundings of `sums` lost.
+    errors: [f64; 8],
+}
+
+impl CompensatedLanes {
+    /// The sums of no terms.
+    pub const ZERO: CompensatedLanes = CompensatedLanes { sums: [0.0; 8], errors: [0.0; 8] };
+
+    /// Adds a term to each (Knuth's two-sum, which asks not which of the two is larger).
+    #[inline(always)]
+    pub fn add(&mut self, x: &[f64; 8]) {
+        for ((sum, error), &x) in self.sums.iter_mut().zip(&mut self.errors).zip(x) {
+            let total = *sum + x;
+            let added = total - *sum;
+            *error += (*sum - (total - added)) + (x - added);
+            *sum = total;
+        }
+    }
+
+    /// The sum of all.
+    pub fn total(&self) -> CompensatedSum {
+        CompensatedSum::of_lanes(&self.sums, &self.errors)
+    }
+}
+
 impl From<f64> for CompensatedSum {
     #[inline(always)]
     fn from(sum: f64) -> Self {
