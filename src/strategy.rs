@@ -65,6 +65,11 @@ pub const TILE: usize = 64;
 /// Classes of a tile's chunk: 64 distributions of them are 8 KiB of f32.
 pub const TILE_CLASSES: usize = 32;
 
+/// Registers of a tile that are scanned together for their largest logits: a scan is a chain of dependent
+/// instructions, and everything up to the first exponential waits for it. Four are as many as a tile of f32
+/// has with AVX-512.
+pub const REGISTERS_ABREAST: usize = 4;
+
 /// Bytes of logits that a tile keeps from the first sweep to the second: 128 classes of f32.
 pub const HELD_BYTES: usize = 32 * 1024;
 

@@ -1022,7 +1022,7 @@ mod tests {
     use super::*;
     use crate::dispatch::Isa;
     use crate::math::exp2::nearest;
-    use crate::simd::portable::{Portable, PortableWide};
+    use crate::simd::on_isa::{available, on_isa};
     use crate::view::FloatType;
 
     const INF: f64 = f64::INFINITY;
@@ -1140,51 +1140,25 @@ mod tests {
         results
     }
 
-    macro_rules! stamp {
-        ($name:ident, $token:ty $(, $feature:tt)*) => {
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn $name(
-                group: &RowGroup,
-                moments: &RowMoments,
-                from_lse: bool,
-            ) -> [[f64; 10]; ROWS] {
-                // SAFETY: the test calls this function if the processor has the set, for which it is compiled.
-                judge(unsafe { <$token>::assume() }, group, moments, from_lse)
-            }
+    on_isa! {
+        /// As [`judge`], with lanes of the type that `dtype` has.
+        fn judge_lanes(
+            dtype: FloatType,
+            group: &RowGroup,
+            moments: &RowMoments,
+            from_lse: bool,
+        ) -> [[f64; 10]; ROWS] = |s| if dtype.has_f32_lanes() {
+            judge(s, group, moments, from_lse)
+        } else {
+            judge(s.wide(), group, moments, from_lse)
         };
     }
-    stamp!(portable, Portable);
-    stamp!(portable_wide, PortableWide);
-    #[cfg(x86_sets)]
-    mod x86 {
-        use super::*;
-        use crate::simd::avx2::{Avx2, Avx2Wide};
-        use crate::simd::avx512::{Avx512, Avx512Wide};
-
-        stamp!(avx2, Avx2, "avx2", "fma");
-        stamp!(avx2_wide, Avx2Wide, "avx2", "fma");
-        stamp!(avx512, Avx512, "avx512f", "avx512bw", "avx512dq", "avx512vl");
-        stamp!(avx512_wide, Avx512Wide, "avx512f", "avx512bw", "avx512dq", "avx512vl");
-        pub const ALL: [(Isa, [Judge; 2]); 2] =
-            [(Isa::Avx2, [avx2, avx2_wide]), (Isa::Avx512, [avx512, avx512_wide])];
-    }
-    #[cfg(not(x86_sets))]
-    mod x86 {
-        pub const ALL: [(super::Isa, [super::Judge; 2]); 0] = [];
-    }
-    type Judge = unsafe fn(&RowGroup, &RowMoments, bool) -> [[f64; 10]; ROWS];
 
     /// The rows on every set, in every lane, for one type of lanes; the sets that fuse have the
     /// same bits, and no lane looks at another.
     fn run(dtype: FloatType, rows: &[One], from_lse: bool) -> Vec<(Isa, Vec<One>)> {
         let mut all: Vec<(Isa, Vec<One>)> = Vec::new();
-        let sets = [(Isa::Portable, [portable as Judge, portable_wide])];
-        for (isa, judges) in sets.into_iter().chain(x86::ALL) {
-            if !isa.is_available() {
-                println!("SKIPPED: this processor does not have {}", isa.name());
-                continue;
-            }
-            let judge = judges[usize::from(dtype == FloatType::F64)];
+        for isa in available() {
             let mut results = vec![One::EMPTY; rows.len()];
             for turn in 0..ROWS {
                 for start in (0..rows.len()).step_by(ROWS) {
@@ -1194,8 +1168,7 @@ mod tests {
                         let row = rows.get(at(lane)).unwrap_or(&One::EMPTY);
                         set(&mut group, &mut moments, lane, row);
                     }
-                    // SAFETY: the processor has the set.
-                    let judged = unsafe { judge(&group, &moments, from_lse) };
+                    let judged = judge_lanes(isa, dtype, &group, &moments, from_lse);
                     for (lane, judged) in judged.into_iter().enumerate() {
                         let Some(result) = results.get_mut(at(lane)) else { continue };
                         let [

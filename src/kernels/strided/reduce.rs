@@ -8,7 +8,7 @@ use crate::kernels::row_math::{RowGroup, RowGroupExtras};
 use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2};
 use crate::math::real;
 use crate::simd::{Real, Simd, WideVector, up_to};
-use crate::strategy::{TILE, TILE_CLASSES};
+use crate::strategy::{REGISTERS_ABREAST as ABREAST, TILE, TILE_CLASSES};
 
 /// The sum of a chunk's exponentials. f64 lanes have digits to spare. f32 lanes carry the rounding error:
 /// the sum starts at 2, more than any term, so that the error of an addition is exact (Dekker's fast
@@ -89,10 +89,6 @@ impl SumKind for Sum {
 impl SumKind for Moment {
     const MOMENT: bool = true;
 }
-
-/// Registers that are scanned together for their largest logits: a scan is a chain of dependent
-/// instructions, and everything up to the first exponential waits for it.
-const ABREAST: usize = 4;
 
 /// Adds a tile's classes to the exponential sums of its rows, and to their first moments if there are
 /// any, and finds the logits of their excluded classes.
