@@ -25,6 +25,7 @@ use crate::view::{FloatType, IntegerType, Span, View};
 use half::{bf16, f16};
 use std::ops::Range;
 use std::sync::OnceLock;
+
 /// An instruction set that kernels exist for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
@@ -265,7 +266,8 @@ macro_rules! entries {
             }
 
             fn fence() {
-                // SAFETY: a fence needs none of the set's features.
+                // SAFETY: `kernels` hands out the table with this function only if the processor has the set, and the
+                // function uses no vector.
                 unsafe { <$short>::assume() }.fence();
             }
 
@@ -278,11 +280,11 @@ macro_rules! entries {
             >() -> Kernels {
                 Kernels {
                     native: const { &logit_kernels::<S, E>() },
-                    lane: const { &logit_kernels::<S, R>() },
+                    converted: const { &logit_kernels::<S, R>() },
                     native_to_output: const { &output_kernels::<S, E, G>() },
-                    lane_to_output: const { &output_kernels::<S, R, G>() },
-                    native_to_lane: const { &output_kernels::<S, E, R>() },
-                    lane_to_lane: const { &output_kernels::<S, R, R>() },
+                    converted_to_output: const { &output_kernels::<S, R, G>() },
+                    native_to_lanes: const { &output_kernels::<S, E, R>() },
+                    converted_to_lanes: const { &output_kernels::<S, R, R>() },
                     lanes: const { &lane_kernels::<S>() },
                 }
             }

@@ -6,6 +6,7 @@
 //! no threshold and no choice of algorithm: those stand in strategy.rs.
 
 use crate::kernels::logit_transform::Transform;
+use crate::strategy::CONVERTED;
 use crate::view::{Axis, FloatType, IntegerType, Position, Span, View};
 
 /// The sizes of a problem: `rows·inner` distributions over `classes` classes.
@@ -349,11 +350,11 @@ impl Loss {
             }
         }
         if let Some(weights) = &self.class_weights {
-            let mut buffer = [0.0; 256];
+            let mut buffer = [0.0; CONVERTED];
             for (i, to) in to.chunks_mut(buffer.len()).enumerate() {
                 let w = &mut buffer[..to.len()];
                 // SAFETY: class weights cover all classes of the plan (validation).
-                unsafe { weights.read_row(Position::FIRST, class + i * 256, w) };
+                unsafe { weights.read_row(Position::FIRST, class + i * CONVERTED, w) };
                 for (to, w) in to.iter_mut().zip(w) {
                     *to = if *w == 0.0 { 0.0 } else { *to * *w };
                 }

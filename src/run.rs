@@ -31,7 +31,9 @@ pub(crate) unsafe fn cross_entropy(
     // SAFETY: the operands cover their shapes in valid memory (# Safety).
     let valid =
         unsafe { validate::cross_entropy::validate(problem, pass, results, request, team, isa)? };
-    let sums = drivers::run(&valid.plan, &valid.kernels, team);
+    // SAFETY: `validate` made the plan and found the kernels for it; the operands stay valid for the call
+    // (# Safety).
+    let sums = unsafe { drivers::run(&valid.plan, &valid.kernels, team) };
     let empty = valid.kept == 0 && problem.flags & XENT_FLAG_EMPTY_IS_ZERO != 0;
     let reduced = |sum: f64, normalizer: f64| match problem.reduction {
         XENT_MEAN if empty => 0.0,
@@ -68,10 +70,16 @@ pub(crate) unsafe fn softmax(
         return Ok(());
     };
     match valid.work {
-        Work::Forward(plan) => {
+        // SAFETY: `validate` made the plan and found the kernels for it; the operands stay valid for the call
+        // (# Safety).
+        Work::Forward(plan) => unsafe {
             drivers::run(&plan, &valid.kernels, team);
-        }
-        Work::Backward(problem) => softmax_gradient::run(&problem, &valid.kernels, team),
+        },
+        // SAFETY: `validate` made the problem and found the kernels for it; the operands stay valid for the
+        // call (# Safety).
+        Work::Backward(problem) => unsafe {
+            softmax_gradient::run(&problem, &valid.kernels, team);
+        },
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! Every tuned number and every choice of algorithm, each with the measurement behind it.
 //!
-//! The functions take plain numbers, so that every layer may ask. Choices that decide in which order sums are added depend on the problem alone, so that the bits of a
-//! result do not depend on the number of threads, the instruction set or other rows.
+//! The functions take plain numbers, so that every layer may ask. Choices that decide in which order sums are
+//! added depend on the problem alone, so that the bits of a result do not depend on the number of threads,
+//! the instruction set or other rows.
 
 /// Rows of a group: the row arithmetic runs over a group at a time. A register of AVX-512 has as many f64
 /// lanes, and narrower sets take two or four.
@@ -94,6 +95,20 @@ pub const PORTIONS: usize = 16;
 /// worker costs 2 µs at best and near 20 on average, so that two threads break even with one at 128,000
 /// elements (docs/performance.md).
 pub const THREAD_ELEMENTS: usize = 64 * 1024;
+
+/// Rows a thread below which threads share each row, if it has more than one segment: fewer rows do not keep
+/// them evenly busy.
+const SHARED_ROWS: usize = 4;
+
+/// Whether the threads share each row. They do only where every row is a task, so that the sums over rows
+/// are the same either way.
+#[inline(always)]
+pub fn shares_rows(rows: usize, threads: usize) -> bool {
+    threads > 1 && rows < SHARED_ROWS * threads && rows <= TASKS
+}
+
+/// Numbers that scalar code converts to f64 together.
+pub const CONVERTED: usize = 256;
 
 /// What a scan of one target costs, in elements of logits.
 pub const TARGET_SCAN_ELEMENTS: usize = 4;

@@ -1,7 +1,7 @@
 //! Operands in memory: element types, strides, and the reads and writes that are not vectorised.
 //!
-//! Validation (src/validate/) makes every view, and establishes the facts that the `SAFETY` comments
-//! below the surface rely on: a view covers its whole shape in memory that the caller handed over for
+//! Validation (src/validate/) makes every view, and establishes the facts that the `SAFETY` comments of
+//! drivers and kernels rely on: a view covers its whole shape in memory that the caller handed over for
 //! this call, and every element is aligned to its type.
 
 use crate::element::Float;
@@ -292,11 +292,12 @@ impl View<FloatType> {
         with_float!(self.dtype, T => unsafe { *p.cast::<T>() = Float::from_f64(value) });
     }
 
-    /// Reads a number for each distribution of a span, of an operand without a class axis.
+    /// Reads a number for each distribution of a span of at most eight, of an operand without a class axis.
     ///
     /// # Safety
     /// The view covers the span.
     pub unsafe fn read_span(&self, span: &Span, to: &mut [f64]) {
+        debug_assert!(span.len <= 8);
         // SAFETY: the view covers class 0 of each distribution (# Safety).
         unsafe { self.read_classes(span, &[0.0; 8], to) }
     }

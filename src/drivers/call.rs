@@ -7,7 +7,7 @@ use crate::kernels::row_math::{
 use crate::math::exp2::{Base, Shift};
 use crate::plan::{Loss, Operation, Pass, Plan, Softmax};
 use crate::strategy::{self, STORED_EXPS_CLASSES, Sweeps};
-use crate::view::{ElementType, FloatType};
+use crate::view::{ElementType, FloatType, Position};
 
 /// The class that the first sweep over a row excludes from its sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +84,11 @@ pub struct Call<'a> {
 
 impl<'a> Call<'a> {
     /// The call for a plan.
+    ///
+    /// # Safety
+    /// As [`run`](super::run).
     #[inline(always)]
-    pub fn new(plan: &'a Plan, k: &'a Kernels) -> Self {
+    pub unsafe fn new(plan: &'a Plan, k: &'a Kernels) -> Self {
         match &plan.operation {
             Operation::Loss(loss) => Call::of_loss(plan, k, loss),
             Operation::Softmax(softmax) => Call::of_softmax(plan, k, *softmax),
@@ -193,7 +196,7 @@ impl<'a> Call<'a> {
     pub fn finish(&self, groups: &mut [RowGroup], extras: Option<&[RowGroupExtras]>) {
         let extras = extras.map(|extras| &extras[..groups.len()]);
         // SAFETY: there are as many extras as groups, or none; the processor has the set of the kernels, which
-        // `Isa::kernels` handed out (`run`).
+        // `Isa::kernels` handed out (`new`).
         unsafe {
             match &self.finish {
                 Finish::Loss(options) => (self.k.lanes.finish_loss)(groups, extras, options),
@@ -227,7 +230,7 @@ impl<'a> Call<'a> {
     ///
     /// # Safety
     /// The row and the classes are the plan's.
-    pub unsafe fn masses(&self, at: crate::view::Position, class: usize, to: &mut [f64]) {
+    pub unsafe fn masses(&self, at: Position, class: usize, to: &mut [f64]) {
         match self.loss {
             // SAFETY: the row and the classes are the plan's (# Safety).
             Some(loss) => unsafe { loss.masses(self.plan.shape.classes, at, class, to) },
@@ -260,7 +263,7 @@ impl Common {
         Common {
             l: log2_e(dtype),
             segment_len,
-            segments: classes.div_ceil(segment_len),
+            segments: strategy::segments(classes),
             row_bytes,
             // A narrower type could not hold the exponentials.
             may_store_exps: plan.output.is_some_and(|output| output.in_place)

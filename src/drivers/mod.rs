@@ -9,6 +9,7 @@ mod batch;
 mod call;
 mod long_row;
 mod operands;
+mod place;
 mod rows;
 mod scratch;
 mod segment;
@@ -20,19 +21,22 @@ mod totals;
 use crate::kernels::Kernels;
 use crate::parallel::{Team, Work};
 use crate::plan::{Layout, Pass, Plan};
-use crate::strategy::{TASKS, TILE};
+use crate::strategy::{self, TILE};
 use call::Call;
+use place::Place;
 use std::ops::Range;
 pub use totals::Totals;
 
 /// Runs a plan; returns the sums over its rows.
 ///
-/// The kernels are those that `Isa::kernels` hands out for the plan's types, so the processor has their
-/// instruction set.
-pub fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
+/// # Safety
+/// Validation has made the plan, whose operands stay valid for the call; `Isa::kernels` has handed out the
+/// kernels for the plan's types.
+pub unsafe fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
     let mut totals = Totals::ZERO;
     let (rows, classes) = (plan.shape.distributions(), plan.shape.classes);
-    let call = Call::new(plan, k);
+    // SAFETY: this function's own # Safety.
+    let call = unsafe { Call::new(plan, k) };
     if let Some(loss) = call.loss
         && loss.pass == Pass::TargetGradient
     {
@@ -45,7 +49,7 @@ pub fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
         // SAFETY: the tiles are the plan's, and each is in one task.
         let task = |tiles| unsafe { strided::tiles(&call, axis, tiles) };
         let work = Work {
-            len: strided::count(plan, axis),
+            len: Place::count(&plan.shape, axis),
             elements_each: TILE.saturating_mul(classes),
             elements: rows.saturating_mul(classes),
         };
@@ -54,7 +58,7 @@ pub fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
     }
     let work = Work::rows(rows, classes);
     let threads = team.size(work.elements);
-    if threads > 1 && call.segments > 1 && rows < 4 * threads && rows <= TASKS {
+    if call.segments > 1 && strategy::shares_rows(rows, threads) {
         // Too few rows to keep the threads busy, so all threads share each row. The sums are the same: so
         // few rows of so many classes are tasks of one row each.
         for index in 0..rows {

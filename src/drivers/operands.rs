@@ -143,7 +143,7 @@ pub fn transform<const N: usize>(
     let kernel = call.k.lanes.transform;
     let none = std::ptr::null_mut();
     if !call.plan.logits.dtype.has_f32_lanes() {
-        debug_assert!(slope.as_ref().is_none_or(|slope| slope.len() == x.len()));
+        assert!(slope.as_ref().is_none_or(|slope| slope.len() == x.len()));
         let to = slope.map_or(none, |slope| slope.as_mut_ptr().cast());
         // SAFETY: `x` and `slope` have as many f64 lanes as the kernel is told; the processor has the set.
         return unsafe { kernel(x.as_mut_ptr().cast(), x.len(), with, to) };

@@ -13,7 +13,8 @@ use std::ops::Range;
 /// A batch with what its first sweeps learned for the second.
 struct Stage {
     batch: Batch,
-    /// By row of a batch, or by segment of a single row.
+    /// By row of a batch of rows of one segment, or by segment of a single row. Rows of a larger batch that have
+    /// several segments have one sweep each, and nobody reads their flags.
     flags: [ChunkFlags; SEGMENTS],
 }
 

@@ -14,7 +14,7 @@ use crate::kernels::strided::tile::Tile;
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::Shift;
 use crate::plan::Targets;
-use crate::strategy::{CHUNK, CHUNKS_A_CALL, HEAD, LARGEST_SUM, SMALLEST_SUM};
+use crate::strategy::{CHUNK, CHUNKS_A_CALL, HEAD, LARGEST_SUM, SEGMENTS, SMALLEST_SUM};
 use crate::view::Position;
 use std::ops::Range;
 
@@ -30,12 +30,12 @@ pub struct ChunkFlags {
 impl ChunkFlags {
     #[inline(always)]
     fn is_out_of_range(self, chunk: usize) -> bool {
-        self.out_of_range >> (chunk % 64) & 1 == 1
+        self.out_of_range >> (chunk % SEGMENTS) & 1 == 1
     }
 
     #[inline(always)]
     fn is_redone(self, chunk: usize) -> bool {
-        self.redone >> (chunk % 64) & 1 == 1
+        self.redone >> (chunk % SEGMENTS) & 1 == 1
     }
 }
 
@@ -112,7 +112,7 @@ pub unsafe fn choose_initial_shift(
             (call.k.native.widen)(head.x, head.len, x.start());
             (call.k.lanes.transform)(x.start(), head.len, with, std::ptr::null_mut());
             head.x = x.start();
-            (call.k.lane.max)(&head)
+            (call.k.converted.max)(&head)
         } else {
             (call.k.native.max)(&head)
         }
@@ -311,7 +311,7 @@ unsafe fn reduce_general(
         if let Some(with) = call.plan.transform() {
             // SAFETY: the chunk is the call's, and at most CHUNK long.
             unsafe { transformed.fill(call, with, &mut chunk, false) };
-            kernels = call.k.lane;
+            kernels = call.k.converted;
         }
         if let Some(center) = reduction.center {
             // SAFETY: the chunk is readable by these kernels, and has the classes of the row from `class` on.
@@ -368,7 +368,7 @@ unsafe fn sum_chunk(
             sums = Some(tried);
         } else {
             // Where one class is masked, others are: the rest of the segment is not tried.
-            flags.out_of_range |= !0 << (i % 64);
+            flags.out_of_range |= !0 << (i % SEGMENTS);
             // SAFETY: the sum that was tried has stored into this chunk, if it stores.
             unsafe { (kernels.restore)(&chunk) };
         }
@@ -381,7 +381,7 @@ unsafe fn sum_chunk(
     if safe_sums(initial).contains(&sums.sum) {
         return ExpSum::new(shift, sums.sum, 0.0);
     }
-    flags.redone |= 1 << (i % 64);
+    flags.redone |= 1 << (i % SEGMENTS);
     // SAFETY: the last sum has stored into this chunk, if it stores.
     unsafe { (kernels.restore)(&chunk) };
     chunk.stored = std::ptr::null_mut();
@@ -574,7 +574,7 @@ unsafe fn gradient_general(
     }
     let from_lanes = transform.is_some();
     if !call.scatters {
-        let kernels = if from_lanes { call.k.lane_to_output } else { call.k.native_to_output };
+        let kernels = if from_lanes { call.k.converted_to_output } else { call.k.native_to_output };
         // SAFETY: the chunk is readable and writable (validation), this thread's alone (# Safety), and in the
         // lanes' type if it was transformed; the processor has the set of the kernels.
         return unsafe { (kernels.gradient)(&chunk) };
@@ -582,7 +582,7 @@ unsafe fn gradient_general(
     let mut lanes = Scratch::<CHUNK>::new();
     let (g, accumulate) = (chunk.g, chunk.accumulate);
     (chunk.g, chunk.accumulate) = (lanes.start(), false);
-    let kernels = if from_lanes { call.k.lane_to_lane } else { call.k.native_to_lane };
+    let kernels = if from_lanes { call.k.converted_to_lanes } else { call.k.native_to_lanes };
     let stride = call.plan.output.as_ref().map_or(1, |output| output.view.strides[1]);
     let tile = Tile { x: chunk.g, pitch: 1, lanes: 1, first: 0, classes: chunk.len };
     // SAFETY: the buffer has room for CHUNK lanes, and is then one distribution of a tile; the output covers
@@ -590,6 +590,6 @@ unsafe fn gradient_general(
     // the kernels.
     unsafe {
         (kernels.gradient)(&chunk);
-        (call.k.lane_to_output.scatter)(&tile, g, [0, stride], accumulate, 1);
+        (call.k.converted_to_output.scatter)(&tile, g, [0, stride], accumulate, 1);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::call::{Call, Excluded};
 use super::operands;
+use super::place::Place;
 use super::scratch::Scratch;
 use super::totals::{GroupTotals, Totals};
 use crate::kernels::contiguous::gradient::split_factor;
@@ -11,9 +12,9 @@ use crate::kernels::strided::gradient::TileGradient;
 use crate::kernels::strided::reduce::{Masses, TileMaxima};
 use crate::kernels::strided::tile::{GROUPS, Tile};
 use crate::math::compensated::CompensatedSum;
-use crate::plan::{Plan, Targets};
+use crate::plan::Targets;
 use crate::strategy::{HELD_BYTES, TILE, TILE_CLASSES};
-use crate::view::{Axis, FloatType, Position, Span, View};
+use crate::view::{Axis, Position};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -28,55 +29,23 @@ struct Buffers {
     mass: MaybeUninit<[f64; CHUNK_LANES]>,
 }
 
-/// Whether the call's tiles are read and written in place, with nothing beside them.
-fn needs_no_buffers(call: &Call, axis: Axis) -> bool {
-    let one = call.plan.shape.along(axis) == 1;
-    let stays =
-        |view: &View<FloatType>| (view.stride_along(axis) == 1 || one) && view.dtype.is_lane_type();
-    let output = call.plan.output.as_ref().is_none_or(|output| stays(&output.view));
-    stays(&call.plan.logits) && output && call.plan.transform().is_none() && !call.has_masses
-}
-
-/// A tile's place in the problem.
+/// The addresses of [`Buffers`], taken once.
 #[derive(Clone, Copy)]
-struct Place {
-    axis: Axis,
-    first: Position,
-    lanes: usize,
+struct BufferStarts {
+    x: *mut u8,
+    slope: *mut u8,
+    g: *mut u8,
+    mass: *mut f64,
 }
 
-impl Place {
-    fn new(plan: &Plan, axis: Axis, index: usize) -> Self {
-        let (long, tiles) = extent(plan, axis);
-        let (outer, start) = (index / tiles, index % tiles * TILE);
-        let first = match axis {
-            Axis::Rows => Position { row: start, inner: outer },
-            Axis::Inner => Position { row: outer, inner: start },
-        };
-        Place { axis, first, lanes: TILE.min(long - start) }
-    }
-
-    fn at(&self, lane: usize) -> Position {
-        Span { first: self.first, axis: self.axis, len: TILE }.at(lane)
-    }
-
-    /// The distributions of group `i`.
-    fn group(&self, i: usize) -> Span {
-        let len = ROWS.min(self.lanes - i * ROWS);
-        Span { first: self.at(i * ROWS), axis: self.axis, len }
-    }
-}
-
-/// Distributions along the axis, and the tiles that they make.
-fn extent(plan: &Plan, axis: Axis) -> (usize, usize) {
-    let long = plan.shape.along(axis);
-    (long, long.div_ceil(TILE).max(1))
-}
-
-/// Tiles of a plan.
-pub fn count(plan: &Plan, axis: Axis) -> usize {
-    let (long, tiles) = extent(plan, axis);
-    plan.shape.distributions().checked_div(long).unwrap_or(0) * tiles
+/// Whether all tiles of a call are read and written in place, with nothing beside them.
+fn needs_no_buffers(call: &Call, axis: Axis) -> bool {
+    // Every tile has one distribution, or the strides decide.
+    let len = call.plan.shape.along(axis).min(2);
+    let place = Place { axis, first: Position::FIRST, len };
+    let output = call.plan.output.as_ref().is_none_or(|output| place.is_in_place(&output.view));
+    let logits = place.is_in_place(&call.plan.logits);
+    logits && output && call.plan.transform().is_none() && !call.has_masses
 }
 
 /// What options need of the rows of a tile.
@@ -113,7 +82,7 @@ struct Sweeper<'a> {
     call: &'a Call<'a>,
     place: Place,
     /// None where tiles [need none](needs_no_buffers).
-    buffers: Option<&'a mut Buffers>,
+    buffers: Option<BufferStarts>,
     groups: &'a mut [RowGroup],
     /// None where [no option needs them](TileExtras::are_needed).
     extras: Option<&'a mut TileExtras>,
@@ -122,34 +91,73 @@ struct Sweeper<'a> {
 /// Runs a range of a plan's tiles; returns the sums over their rows.
 ///
 /// # Safety
-/// `range` is below [`count`]; no other thread accesses the distributions of these tiles.
+/// The tiles are the call's, by [`Place::count`]; no other thread accesses their distributions.
 pub unsafe fn tiles(call: &Call, axis: Axis, range: Range<usize>) -> Totals {
     // SAFETY: this function's own # Safety.
     unsafe {
-        if needs_no_buffers(call, axis) && !TileExtras::are_needed(call) {
-            tiles_with(call, axis, range, None, None)
+        if TileExtras::are_needed(call) {
+            tiles_with_extras(call, axis, range)
         } else {
-            tiles_with_options(call, axis, range)
+            tiles_in_place_or_not(call, axis, range, None)
         }
     }
 }
 
-/// A function of its own, for its buffers: a frame of 64 KiB is probed page by page wherever it is set up.
+/// A function of its own, for its extras: the stack frame of the plain path stays small.
 ///
 /// # Safety
 /// As [`tiles`].
 #[inline(never)]
-unsafe fn tiles_with_options(call: &Call, axis: Axis, range: Range<usize>) -> Totals {
+unsafe fn tiles_with_extras(call: &Call, axis: Axis, range: Range<usize>) -> Totals {
+    let mut extras = TileExtras::NONE;
+    // SAFETY: this function's own # Safety.
+    unsafe { tiles_in_place_or_not(call, axis, range, Some(&mut extras)) }
+}
+
+/// # Safety
+/// As [`tiles`]; there are extras if the call needs them.
+#[inline(always)]
+unsafe fn tiles_in_place_or_not(
+    call: &Call,
+    axis: Axis,
+    range: Range<usize>,
+    extras: Option<&mut TileExtras>,
+) -> Totals {
+    // SAFETY: this function's own # Safety.
+    unsafe {
+        if needs_no_buffers(call, axis) {
+            tiles_with(call, axis, range, None, extras)
+        } else {
+            tiles_with_buffers(call, axis, range, extras)
+        }
+    }
+}
+
+/// A function of its own, for its buffers: a frame of 80 KiB is probed page by page wherever it is set up.
+///
+/// # Safety
+/// As [`tiles`]; there are extras if the call needs them.
+#[inline(never)]
+unsafe fn tiles_with_buffers(
+    call: &Call,
+    axis: Axis,
+    range: Range<usize>,
+    extras: Option<&mut TileExtras>,
+) -> Totals {
     let mut buffers = Buffers {
         x: MaybeUninit::uninit(),
         slope: Scratch::new(),
         g: Scratch::new(),
         mass: MaybeUninit::uninit(),
     };
-    let mut extras = MaybeUninit::uninit();
-    let extras = TileExtras::are_needed(call).then(|| &mut *extras.write(TileExtras::NONE));
-    // SAFETY: this function's own # Safety.
-    unsafe { tiles_with(call, axis, range, Some(&mut buffers), extras) }
+    let starts = BufferStarts {
+        x: buffers.x.as_mut_ptr().cast(),
+        slope: buffers.slope.start(),
+        g: buffers.g.start(),
+        mass: buffers.mass.as_mut_ptr().cast(),
+    };
+    // SAFETY: this function's own # Safety; the buffers live as long as the call.
+    unsafe { tiles_with(call, axis, range, Some(starts), extras) }
 }
 
 /// # Safety
@@ -158,17 +166,17 @@ unsafe fn tiles_with(
     call: &Call,
     axis: Axis,
     range: Range<usize>,
-    buffers: Option<&mut Buffers>,
+    buffers: Option<BufferStarts>,
     extras: Option<&mut TileExtras>,
 ) -> Totals {
     let mut totals = GroupTotals::ZERO;
-    let count = register_groups(TILE.min(extent(call.plan, axis).0));
+    let count = register_groups(TILE.min(call.plan.shape.along(axis)));
     let mut groups = [const { MaybeUninit::<RowGroup>::uninit() }; GROUPS];
     let groups = fill(&mut groups, count, RowGroup::EMPTY);
-    let place = Place::new(call.plan, axis, range.start);
+    let place = Place::new(&call.plan.shape, axis, range.start);
     let mut sweeper = Sweeper { call, place, buffers, groups, extras };
     for index in range {
-        sweeper.place = Place::new(call.plan, axis, index);
+        sweeper.place = Place::new(&call.plan.shape, axis, index);
         // SAFETY: the tile is the call's, and no other thread accesses it (# Safety).
         unsafe { sweeper.run(&mut totals) };
     }
@@ -198,7 +206,7 @@ impl Sweeper<'_> {
     /// See above.
     unsafe fn run(&mut self, totals: &mut GroupTotals) {
         let call = self.call;
-        let used = self.place.lanes.div_ceil(ROWS);
+        let used = self.place.len.div_ceil(ROWS);
         if call.excluded == Excluded::Largest || call.wants_argmax {
             // SAFETY: this function's own # Safety.
             unsafe { self.find_largest() };
@@ -228,13 +236,16 @@ impl Sweeper<'_> {
             || call.from_lse
             || !call.takes_exps;
         let (mut exps, mut reduces) = (false, false);
+        // Those of lanes without a distribution too: a register may span two groups.
+        for group in &mut self.groups[..register_groups(place.len)] {
+            group.sums.clear_shift_logits();
+        }
         for i in 0..used {
-            let span = place.group(i);
-            let RowGroup { inputs, sums, .. } = &mut self.groups[i];
+            let span = place.span(i * ROWS, ROWS);
+            let inputs = &mut self.groups[i].inputs;
             if span.len < ROWS {
                 *inputs = RowInputs::EMPTY;
             }
-            sums.clear_shift_logits();
             let (mut factors, mut largest) = (None, &[][..]);
             if let Some(extras) = &mut self.extras {
                 let group = &mut extras.groups[i];
@@ -261,8 +272,8 @@ impl Sweeper<'_> {
         (exps, reduces)
     }
 
-    fn buffers(&mut self) -> &mut Buffers {
-        self.buffers.as_mut().expect("buffers where tiles do not stay where they are")
+    fn buffers(&self) -> BufferStarts {
+        self.buffers.expect("buffers where tiles do not stay where they are")
     }
 
     /// Bytes of a class in the buffers.
@@ -284,17 +295,16 @@ impl Sweeper<'_> {
     /// See above; `first` is a class of the call.
     unsafe fn tile(&mut self, first: usize, seen: bool) -> Tile {
         let (call, place) = (self.call, self.place);
-        let (view, lanes) = (&call.plan.logits, place.lanes);
+        let (view, lanes) = (&call.plan.logits, place.len);
         let classes = TILE_CLASSES.min(call.plan.shape.classes - first);
-        let strides = [view.stride_along(place.axis), view.strides[1]];
+        let strides = place.strides(view);
         // SAFETY: the logits cover the class of the tile's first distribution (validation).
         let from = unsafe { view.at(place.first, first) };
-        let in_place = (strides[0] == 1 || lanes == 1) && view.dtype.is_lane_type();
-        if in_place && call.plan.transform().is_none() {
+        if place.is_in_place(view) && call.plan.transform().is_none() {
             return Tile { x: from, pitch: strides[1] as usize, lanes, first, classes };
         }
         let at = if self.holds() { first * self.pitch() } else { 0 };
-        let x = self.buffers().x.as_mut_ptr().cast::<u8>().wrapping_add(at);
+        let x = self.buffers().x.wrapping_add(at);
         let tile = Tile { x, pitch: TILE, lanes, first, classes };
         if !seen {
             // SAFETY: the logits cover the tile (validation); the buffer has room for a chunk, or for all
@@ -314,7 +324,7 @@ impl Sweeper<'_> {
             let at = c * self.pitch();
             // SAFETY: the tile is in the buffer (# Safety), and both buffers have room for a chunk of a tile.
             unsafe {
-                let (x, slope) = (tile.x.add(at), self.buffers().slope.start().add(at));
+                let (x, slope) = (tile.x.add(at), self.buffers().slope.add(at));
                 (self.call.k.lanes.transform)(x, tile.lanes, with, slope);
             }
         }
@@ -329,7 +339,7 @@ impl Sweeper<'_> {
         if !call.has_masses {
             return Masses::ONE;
         }
-        let to = self.buffers().mass.as_mut_ptr().cast::<f64>();
+        let to = self.buffers().mass;
         let mut row = [0.0; TILE_CLASSES];
         let row = &mut row[..tile.classes];
         match call.loss.map(|loss| &loss.targets) {
@@ -376,13 +386,13 @@ impl Sweeper<'_> {
                 let tile = self.tile(first, false);
                 (call.k.lanes.tile_argmax)(&tile, &mut maxima);
             }
-            for (lane, largest) in largest[..self.place.lanes].iter_mut().enumerate() {
+            for (lane, largest) in largest[..self.place.len].iter_mut().enumerate() {
                 let class = first + maxima.class[lane] as usize;
                 largest.push(ArgMax { value: maxima.value[lane], class });
             }
         }
         if let Some(extras) = &mut self.extras {
-            for (lane, largest) in largest[..self.place.lanes].iter().enumerate() {
+            for (lane, largest) in largest[..self.place.len].iter().enumerate() {
                 extras.argmax[lane / ROWS][lane % ROWS] = largest.class;
             }
             extras.largest = largest;
@@ -395,7 +405,7 @@ impl Sweeper<'_> {
     /// See above; the operands were read.
     unsafe fn reduce(&mut self, exps: bool) {
         let call = self.call;
-        let groups = register_groups(self.place.lanes);
+        let groups = register_groups(self.place.len);
         let mut centers = None;
         if call.spreads_mass {
             centers = self.start_centers();
@@ -427,7 +437,7 @@ impl Sweeper<'_> {
             }
         }
         if let (Some(centers), Some(extras)) = (centers, &mut self.extras) {
-            for (lane, mass) in centers.mass[..self.place.lanes].iter().enumerate() {
+            for (lane, mass) in centers.mass[..self.place.len].iter().enumerate() {
                 extras.groups[lane / ROWS].weighted.mass[lane % ROWS] = mass.value();
             }
         }
@@ -438,7 +448,7 @@ impl Sweeper<'_> {
     fn start_centers(&mut self) -> Option<Centers> {
         let extras = self.extras.as_mut()?;
         let mut pending = [false; TILE];
-        for (lane, pending) in pending[..self.place.lanes].iter_mut().enumerate() {
+        for (lane, pending) in pending[..self.place.len].iter_mut().enumerate() {
             let (group, i) = (lane / ROWS, lane % ROWS);
             let (inputs, extras) = (&self.groups[group].inputs, &mut extras.groups[group]);
             let center = operands::center(self.call, inputs, &extras.factors, i, 0.0, None);
@@ -452,7 +462,7 @@ impl Sweeper<'_> {
     #[cold]
     fn move_centers(&mut self, centers: &Centers) {
         let Some(extras) = &mut self.extras else { return };
-        for (lane, pending) in centers.pending[..self.place.lanes].iter().enumerate() {
+        for (lane, pending) in centers.pending[..self.place.len].iter().enumerate() {
             let (group, i) = (lane / ROWS, lane % ROWS);
             let sums = &self.groups[group].sums;
             let start = sums.shift_logit[i] + sums.shift_exponent[i] / self.call.l;
@@ -475,7 +485,7 @@ impl Sweeper<'_> {
         if call.from_lse {
             for (i, group) in groups.iter_mut().enumerate() {
                 // SAFETY: the distributions are the call's and this thread's (# Safety).
-                unsafe { operands::read_lse(call, &place.group(i), 0, group) };
+                unsafe { operands::read_lse(call, &place.span(i * ROWS, ROWS), 0, group) };
             }
         }
         if let Some(extras) = self.extras.as_mut().filter(|_| call.wants_entropy) {
@@ -491,7 +501,9 @@ impl Sweeper<'_> {
             let argmax = self.extras.as_ref().map_or(&[0; ROWS], |extras| &extras.argmax[i]);
             operands::add_group(loss, group, argmax, totals);
             // SAFETY: the distributions are the call's and this thread's (# Safety).
-            unsafe { operands::write(loss, &place.group(i), 0, &group.results, argmax) };
+            unsafe {
+                operands::write(loss, &place.span(i * ROWS, ROWS), 0, &group.results, argmax)
+            };
         }
     }
 
@@ -503,7 +515,7 @@ impl Sweeper<'_> {
     unsafe fn write(&mut self, reduced: bool) {
         let call = self.call;
         let Some(output) = &call.plan.output else { return };
-        let lanes = self.place.lanes;
+        let lanes = self.place.len;
         let used = lanes.div_ceil(ROWS);
         let (mut writes, mut has_scale, mut fills, mut extreme) = (0, false, false, false);
         for (i, group) in self.groups[..used].iter().enumerate() {
@@ -520,10 +532,10 @@ impl Sweeper<'_> {
         let first_factors = extreme.then(|| self.split_factors());
         let seen = reduced && self.holds();
         let view = &output.view;
-        let strides = [view.stride_along(self.place.axis), view.strides[1]];
-        let in_place = (strides[0] == 1 || lanes == 1) && view.dtype.is_lane_type();
+        let strides = self.place.strides(view);
+        let in_place = self.place.is_in_place(view);
         let slope = match call.plan.transform() {
-            Some(with) if with.is_capped() => self.buffers().slope.start().cast_const(),
+            Some(with) if with.is_capped() => self.buffers().slope.cast_const(),
             _ => std::ptr::null(),
         };
         for first in (0..call.plan.shape.classes).step_by(TILE_CLASSES) {
@@ -537,11 +549,8 @@ impl Sweeper<'_> {
                 }
                 let masses = self.masses(&tile, None);
                 let to = view.at(self.place.first, first);
-                let (g, pitch) = if in_place {
-                    (to, strides[1] as usize)
-                } else {
-                    (self.buffers().g.start(), TILE)
-                };
+                let (g, pitch) =
+                    if in_place { (to, strides[1] as usize) } else { (self.buffers().g, TILE) };
                 (call.k.lanes.tile_gradient)(
                     &tile,
                     &TileGradient {
@@ -562,7 +571,13 @@ impl Sweeper<'_> {
                 );
                 if !in_place {
                     let from = Tile { x: g, pitch: TILE, ..tile };
-                    (call.k.lane_to_output.scatter)(&from, to, strides, output.accumulate, writes);
+                    (call.k.converted_to_output.scatter)(
+                        &from,
+                        to,
+                        strides,
+                        output.accumulate,
+                        writes,
+                    );
                 }
             }
         }
@@ -572,7 +587,8 @@ impl Sweeper<'_> {
     #[cold]
     fn split_factors(&mut self) -> [RowLanes; GROUPS] {
         let mut first = [[1.0; ROWS]; GROUPS];
-        for (first, group) in first.iter_mut().zip(&mut *self.groups) {
+        let used = self.place.len.div_ceil(ROWS);
+        for (first, group) in first.iter_mut().zip(&mut self.groups[..used]) {
             let group = &mut group.coefficients;
             if group.has_extreme_factor {
                 for (first, factor) in first.iter_mut().zip(&mut group.factor) {

@@ -4,11 +4,9 @@
 use super::call::Call;
 use super::operands;
 use crate::plan::{Loss, Output, Target};
+use crate::strategy::CONVERTED as CLASSES;
 use crate::view::Position;
 use std::ops::Range;
-
-/// Classes that are worked on together.
-const CLASSES: usize = 256;
 
 /// Writes the gradients of a range of rows.
 ///

@@ -11,7 +11,7 @@ use crate::view::{Integer, IntegerType, Span, View, with_integer};
 /// `0..classes`.
 ///
 /// # Safety
-/// The view's integers `first..first + len` lie side by side.
+/// The view covers its integers `first..first + len`, which lie side by side.
 #[inline(always)]
 pub unsafe fn count_kept(
     view: &View<IntegerType>,

@@ -1,6 +1,7 @@
 //! The algorithms, each written once, generic over the instruction set.
 //!
-//! A kernel sees a block of logits, and plain numbers: a [`Chunk`] of a row whose classes are
+//! A kernel sees a block of logits, and plain numbers (class indices, which have one element a row, come
+//! as a view): a [`Chunk`] of a row whose classes are
 //! contiguous, or a [`Tile`] of some classes of distributions that lie side by side. The logits may lie
 //! in the caller's memory or in scratch. Which problem they belong to, a kernel does not know: the
 //! drivers (src/drivers/) bring blocks to kernels.
@@ -57,7 +58,8 @@ pub struct LogitKernels {
     pub gather: unsafe fn(&Tile, *const u8, [isize; 2]),
 }
 
-/// Entry points for one type of lanes on one instruction set, of functions that see no element type.
+/// Entry points for one type of lanes on one instruction set, of functions that see no element type. What
+/// [`LogitKernels`] says of safety holds for them too.
 #[derive(Debug)]
 pub struct LaneKernels {
     /// See [`row_math::finish_loss`].
@@ -96,7 +98,8 @@ pub struct LaneKernels {
 pub type SumsAndGradient =
     unsafe fn(&Chunk, Shift, &Range<f64>, &GradientChunk, &mut [f64]) -> (usize, Sums);
 
-/// Entry points for one type of logits and one type of outputs.
+/// Entry points for one type of logits and one type of outputs. What [`LogitKernels`] says of safety holds
+/// for them too.
 #[derive(Debug)]
 pub struct OutputKernels {
     /// See [`contiguous::gradient::gradient`].
@@ -110,21 +113,21 @@ pub struct OutputKernels {
 }
 
 /// Everything that a call needs of one instruction set. *Native* logits are of the caller's type,
-/// *lane* logits of the lanes' own.
+/// *converted* logits of the lanes' own.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernels {
     /// Over native logits.
     pub native: &'static LogitKernels,
-    /// Over lane logits.
-    pub lane: &'static LogitKernels,
+    /// Over converted logits.
+    pub converted: &'static LogitKernels,
     /// From native logits to outputs of the caller's type.
     pub native_to_output: &'static OutputKernels,
-    /// From lane logits to outputs of the caller's type.
-    pub lane_to_output: &'static OutputKernels,
+    /// From converted logits to outputs of the caller's type.
+    pub converted_to_output: &'static OutputKernels,
     /// From native logits to outputs of the lanes' type.
-    pub native_to_lane: &'static OutputKernels,
-    /// From lane logits to outputs of the lanes' type.
-    pub lane_to_lane: &'static OutputKernels,
+    pub native_to_lanes: &'static OutputKernels,
+    /// From converted logits to outputs of the lanes' type.
+    pub converted_to_lanes: &'static OutputKernels,
     /// Everything that sees no element type.
     pub lanes: &'static LaneKernels,
 }

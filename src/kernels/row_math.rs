@@ -704,7 +704,7 @@ fn finish_loss_of<S: Simd<Real: Base>>(
         }
         group.coefficients.put(s, at, &gradient, with.has_bias);
     }
-    if options.lse == LseSource::Operand {
+    if options.lse == LseSource::Operand && options.gradient.is_some() {
         group.sums.by_logit = by_logit;
     }
 }
@@ -1265,7 +1265,7 @@ mod tests {
                     let powers = slip + base * (1.0 + q.abs());
                     let what = isa.name();
                     close(row.lse, lse, slip + base + 1e-15 * lse.abs(), what, row);
-                    // To the last digits where lse itself is rounded shift_logit more: from a lse_exponent that
+                    // To the last digits, where lse itself is rounded far more: from an `lse_exponent` that
                     // is close.
                     let t = (row.x_y - row.shift_logit).mul_add(l, -row.shift_exponent);
                     let lse_rest = if q > 0.0 {
@@ -1423,7 +1423,7 @@ mod tests {
                     let p_target = log_p.exp();
                     close(row.p_target, p_target, slip * p_target, what, row);
                     close(row.one_minus_p, -log_p.exp_m1(), slip * log_p.exp_m1().abs(), what, row);
-                    // A shift that the lanes hold, an integer or shift_logit, shift_exponent the lse.
+                    // A shift that the lanes hold: an integer, or a logit near the lse.
                     let is_held = dtype == FloatType::F64
                         || f64::from(row.shift_logit as f32) == row.shift_logit;
                     assert!(

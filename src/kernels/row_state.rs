@@ -138,7 +138,7 @@ mod tests {
     const INF: f64 = f64::INFINITY;
     const NAN: f64 = f64::NAN;
 
-    /// What a sweep over a part of a row finds: the classes from `first` on, the first_moment relative to
+    /// What a sweep over a part of a row finds: the classes from `first` on, the first moment relative to
     /// a shift of its own.
     fn seen(x: &[f64], first: usize, shift: Shift, moments: Shift) -> RowState {
         let mut part = RowState::EMPTY;

@@ -144,7 +144,7 @@ unsafe fn sums_at<S: Simd>(s: S, sums: &[TileNumbers; 2], at: usize) -> [S::Wide
 /// Adds `Σ g` or `Σ g·y` over some classes to the compensated sum of each distribution.
 ///
 /// # Safety
-/// The tiles of y and g are readable; the processor has the set of `s`.
+/// The tiles of y and g are readable, with at most TILE distributions; the processor has the set of `s`.
 #[inline(always)]
 pub unsafe fn tile_products<S: Simd>(s: S, tiles: &Tiles, sums: &mut [TileNumbers; 2]) {
     let d = s.wide();
@@ -187,7 +187,7 @@ pub unsafe fn tile_products<S: Simd>(s: S, tiles: &Tiles, sums: &mut [TileNumber
 ///
 /// # Safety
 /// The tiles of y and g are readable, that of the result is writable, and apart from them or exactly one
-/// of them; the processor has the set of `s`.
+/// of them; they have at most TILE distributions; the processor has the set of `s`.
 #[inline(always)]
 pub unsafe fn tile_combine<S: Simd<Real: Base>>(s: S, tiles: &Tiles, sums: &[TileNumbers; 2]) {
     let exp = Exp2::<S, ByExponent>::new(s, Shift::ZERO);

@@ -121,6 +121,8 @@ pub trait Simd: Copy {
     fn splat(self, x: Self::Real) -> Self::Vector;
     /// Sets every lane of a block to `x`.
     fn splat_block(self, x: Self::Real) -> Self::Block;
+    /// `x` in every lane of a register's rows.
+    fn splat_rows(self, x: Self::Real) -> Self::Rows;
     /// Sets all totals to 0.
     fn totals(self) -> Self::Totals;
 

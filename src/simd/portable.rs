@@ -77,6 +77,10 @@ macro_rules! simd {
             [$vector::splat(x); 8]
         }
         #[inline(always)]
+        fn splat_rows(self, x: $real) -> Self::Rows {
+            [$vector::splat(x); 16 / size_of::<$real>()]
+        }
+        #[inline(always)]
         fn totals(self) -> [f64x4; TOTALS / 4] {
             [f64x4::ZERO; TOTALS / 4]
         }

@@ -49,6 +49,10 @@ macro_rules! x86_methods {
             [self.splat(x); 256 / size_of::<$vector>()]
         }
         #[inline(always)]
+        fn splat_rows(self, x: $real) -> Self::Rows {
+            [self.splat(x); 16 / size_of::<$real>()]
+        }
+        #[inline(always)]
         fn totals(self) -> Self::Totals {
             // SAFETY: the token proves that the processor has the features (`Simd::assume`).
             [unsafe { $zero_wide() }; 8 * super::TOTALS / size_of::<$wide_vector>()]
@@ -89,7 +93,7 @@ macro_rules! x86_methods {
         }
         #[inline(always)]
         fn prefetch_write(self, p: *const u8) {
-            // SAFETY: every x86-64 processor has SSE, and a prefetch never faults.
+            // SAFETY: a prefetch never faults, and a processor without PREFETCHW takes it for a no-op.
             unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) }
         }
 

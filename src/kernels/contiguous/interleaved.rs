@@ -35,9 +35,9 @@ pub unsafe fn sums_and_gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S
     // SAFETY: this function's own # Safety, split by the source of the gradient.
     unsafe {
         if E::NATIVE && gradient.source == Source::Stored {
-            both::<S, E, G, LongStoring, Fast<Stored>>(s, chunks, shift, safe, gradient, sums)
+            interleave::<S, E, G, LongStoring, Fast<Stored>>(s, chunks, shift, safe, gradient, sums)
         } else {
-            both::<S, E, G, Long, Fast<InRange>>(s, chunks, shift, safe, gradient, sums)
+            interleave::<S, E, G, Long, Fast<InRange>>(s, chunks, shift, safe, gradient, sums)
         }
     }
 }
@@ -45,7 +45,7 @@ pub unsafe fn sums_and_gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S
 /// # Safety
 /// As [`sums_and_gradient`].
 #[inline(always)]
-unsafe fn both<S, E, G, M, W>(
+unsafe fn interleave<S, E, G, M, W>(
     s: S,
     chunks: &Chunk,
     shift: Shift,

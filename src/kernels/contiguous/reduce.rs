@@ -223,8 +223,7 @@ pub unsafe fn sum_clamped<S: Simd<Real: Base>, E: Element<S>>(
 ///
 /// # Safety
 /// As [`max`]; unless `M::Shift` is [`ByLogit`], the shift has no logit; with `M::STORES`,
-/// `chunk.stored` and `chunk.backup` are writable for `chunk.len` elements of `E`. What
-/// `interleaved.step` asks for holds as often as there are whole blocks.
+/// `chunk.stored` and `chunk.backup` are writable for `chunk.len` elements of `E`.
 #[inline(always)]
 pub unsafe fn sum_as<S: Simd<Real: Base>, E: Element<S>, M: SumMode, I: Interleaved>(
     s: S,

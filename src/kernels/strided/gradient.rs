@@ -1,7 +1,7 @@
 //! The second sweep over a tile: it writes the gradient, or the softmax.
 
 use super::reduce::{Masses, excluded};
-use super::tile::{Tile, both, number, shift_logits, take, take_wide};
+use super::tile::{Tile, number, shift_logits, take, take_wide, zip_wide};
 use crate::kernels::row_math::{Coefficients, OutputTerm, ROWS, RowGroup, RowLanes};
 use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2};
 use crate::simd::{Real, Simd, up_to};
@@ -19,7 +19,7 @@ pub struct TileGradient<'a> {
     pub term: OutputTerm,
     /// The rows: their excluded classes, shifts and coefficients.
     pub groups: &'a [RowGroup],
-    /// The coefficients' biases are there, and subtracted once multiplied by the masses.
+    /// The coefficients have biases: each is multiplied by the mass of a class, and subtracted from it.
     pub has_bias: bool,
     /// See `has_bias`.
     pub masses: Masses,
@@ -103,8 +103,9 @@ impl TileMode for General {
 ///
 /// # Safety
 /// The tile is readable and has at most TILE_CLASSES classes; masses, slopes and the gradient are there
-/// for all its classes and distributions, and groups for whole registers of distributions; the gradient
-/// is exactly the tile or apart from it; the processor has the set of `s`.
+/// for all its classes and distributions, and groups, and first factors if there are any, for whole
+/// registers of distributions; the gradient is exactly the tile or apart from it; the processor has the
+/// set of `s`.
 #[inline(always)]
 pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGradient) {
     // SAFETY: this function's own # Safety.
@@ -163,7 +164,8 @@ unsafe fn sweep<S: Simd<Real: Base>, M: TileMode>(s: S, tile: &Tile, gradient: &
             fill = where_set(s, &NANS, nan);
         }
         for c in 0..tile.classes {
-            let is_excluded = s.equal(number(s, c), class);
+            // SAFETY: `c` is a class of the tile, which has at most TILE_CLASSES (# Safety).
+            let is_excluded = s.equal(unsafe { number(s, c) }, class);
             let p = tile.x.cast::<S::Real>().wrapping_add(c * tile.pitch + at);
             let g = gradient.g.cast::<S::Real>().wrapping_add(c * gradient.pitch + at);
             // SAFETY: a whole register lies within the tile; else the mask has bits for its distributions
@@ -202,9 +204,10 @@ unsafe fn sweep<S: Simd<Real: Base>, M: TileMode>(s: S, tile: &Tile, gradient: &
                 OutputTerm::BaseE => s.mul(scaled(exp.base_e(x)), narrow_factor),
                 OutputTerm::None => minus_bias,
                 OutputTerm::LogSoftmax => {
-                    let above = both::<S>(s.widen(x), shift_logit, |x, logit| d.sub(x, logit));
-                    let above = both::<S>(above, shift_exponent, |x, by| d.mul_sub_exact(x, l, by));
-                    s.narrow(both::<S>(above, factor, |x, lse| d.sub(d.mul(x, inverse), lse)))
+                    let above = zip_wide::<S>(s.widen(x), shift_logit, |x, logit| d.sub(x, logit));
+                    let above =
+                        zip_wide::<S>(above, shift_exponent, |x, by| d.mul_sub_exact(x, l, by));
+                    s.narrow(zip_wide::<S>(above, factor, |x, lse| d.sub(d.mul(x, inverse), lse)))
                 }
             };
             if M::GENERAL && gradient.has_scale {

@@ -1,8 +1,8 @@
 //! Reductions over a tile: exponential sums, argmax, and sums weighted by masses.
 
 use super::tile::{
-    Partial, Registers, Tile, TileNumbers, Whole, both, by_logit, number, put, put_shift_logits,
-    shift_logits, take, take_wide,
+    Partial, Registers, Tile, TileNumbers, Whole, by_logit, number, put, put_shift_logits,
+    shift_logits, take, take_wide, zip_wide,
 };
 use crate::kernels::row_math::{RowGroup, RowGroupExtras};
 use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2};
@@ -49,7 +49,7 @@ impl<S: Simd> PartialSum<S> {
     #[inline(always)]
     fn value(self) -> S::Widened {
         let (s, d) = (self.s, self.s.wide());
-        both::<S>(s.widen(self.sum), s.widen(self.error), |sum, error| {
+        zip_wide::<S>(s.widen(self.sum), s.widen(self.error), |sum, error| {
             if Self::IS_WIDE {
                 return sum;
             }
@@ -94,8 +94,8 @@ impl SumKind for Moment {
 /// any, and finds the logits of their excluded classes.
 ///
 /// # Safety
-/// The tile is readable, has at most TILE_CLASSES classes, and there are groups for whole registers of
-/// its distributions; the processor has the set of `s`.
+/// The tile is readable, and has at most TILE_CLASSES classes; there are groups for whole registers of its
+/// distributions, and as many moments, if there are any; the processor has the set of `s`.
 #[inline(always)]
 pub unsafe fn sums<S: Simd<Real: Base>>(
     s: S,
@@ -156,7 +156,8 @@ unsafe fn register_sums<S: Simd<Real: Base>, K: SumKind, W: Registers, const N: 
     }
     for c in 0..tile.classes {
         for i in 0..N {
-            let is_excluded = s.equal(number(s, c), class[i]);
+            // SAFETY: `c` is a class of the tile, which has at most TILE_CLASSES (# Safety).
+            let is_excluded = s.equal(unsafe { number(s, c) }, class[i]);
             // SAFETY: the register is in the tile, and whole with `W::WHOLE` (# Safety).
             let x = unsafe { tile.logits::<S, W>(s, c, at + i * S::LANES) };
             x_y[i] = s.select(is_excluded, x, x_y[i]);
@@ -203,9 +204,9 @@ unsafe fn sums_after<S: Simd<Real: Base>, K: SumKind, W: Registers>(
     // The integer nearest to L·max, or else max itself; 0 if it is infinite.
     let zero = s.splat(S::Real::ZERO);
     let round = s.splat(S::Real::ROUND);
-    let position = s.mul(max, s.splat(S::Real::L));
-    let size = s.max(position, s.sub(zero, position));
-    let exponent = s.sub(s.add(position, round), round);
+    let scaled = s.mul(max, s.splat(S::Real::L));
+    let size = s.max(scaled, s.sub(zero, scaled));
+    let exponent = s.sub(s.add(scaled, round), round);
     let is_near = s.less(size, splat(S::Real::MAX_SHIFT));
     let finite = s.less(s.max(max, s.sub(zero, max)), splat(f64::INFINITY));
     let exponent = s.select(is_near, exponent, zero);
@@ -228,15 +229,16 @@ unsafe fn sums_after<S: Simd<Real: Base>, K: SumKind, W: Registers>(
         };
         let l = d.splat(S::Real::L.to_f64());
         let (nothing, infinity) = (d.splat(0.0), d.splat(f64::INFINITY));
-        let steps = both::<S>(s.widen(exponent), s.widen(old_exponent), |a, b| d.sub(a, b));
-        let jumps = both::<S>(s.widen(logit), s.widen(old_logit), |a, b| d.sub(a, b));
-        let above = both::<S>(jumps, steps, |logit, exponent| d.mul_add(logit, l, exponent));
-        let rises = both::<S>(above, old_sum, |above, sum| {
+        let exponents = zip_wide::<S>(s.widen(exponent), s.widen(old_exponent), |a, b| d.sub(a, b));
+        let logits = zip_wide::<S>(s.widen(logit), s.widen(old_logit), |a, b| d.sub(a, b));
+        let above =
+            zip_wide::<S>(logits, exponents, |logit, exponent| d.mul_add(logit, l, exponent));
+        let rises = zip_wide::<S>(above, old_sum, |above, sum| {
             let higher = d.select(d.less(nothing, above), above, nothing);
             d.select(d.equal(sum, nothing), d.splat(1.0), higher)
         });
         // A chunk of nothing but -inf has no shift, and 0 may be above the old one.
-        let rises = both::<S>(rises, s.widen(max), |rises, max| {
+        let rises = zip_wide::<S>(rises, s.widen(max), |rises, max| {
             d.select(d.less(d.splat(f64::NEG_INFINITY), max), rises, nothing)
         });
         let moved = s.less(zero, s.narrow(rises));
@@ -271,18 +273,20 @@ unsafe fn sums_after<S: Simd<Real: Base>, K: SumKind, W: Registers>(
         // No lane needs more than a clamp from below.
         let exp = Exp2::<S, ByExponent>::lanes(s, logit, exponent);
         for c in 0..tile.classes {
-            let is_excluded = s.equal(number(s, c), excluded);
+            // SAFETY: `c` is a class of the tile, which has at most TILE_CLASSES (# Safety).
+            let is_excluded = s.equal(unsafe { number(s, c) }, excluded);
             part.add(exp.value_below(load(c), is_excluded));
         }
     } else {
         let exp = Exp2::<S, ByLogit>::lanes(s, logit, exponent);
         for c in 0..tile.classes {
-            let (is_excluded, x) = (s.equal(number(s, c), excluded), load(c));
+            // SAFETY: `c` is a class of the tile, which has at most TILE_CLASSES (# Safety).
+            let (is_excluded, x) = (s.equal(unsafe { number(s, c) }, excluded), load(c));
             let e = s.select(is_excluded, zero, exp.value::<Clamped>(x));
             part.add(e);
             if K::MOMENT {
                 let term = s.mul(e, exp.exponent(x));
-                moment = both::<S>(moment, s.widen(term), |a, b| d.add(a, b));
+                moment = zip_wide::<S>(moment, s.widen(term), |a, b| d.add(a, b));
             }
         }
     }
@@ -325,7 +329,7 @@ impl TileMaxima {
 /// Finds the largest logit of each distribution among the tile's classes.
 ///
 /// # Safety
-/// The tile is readable; the processor has the set of `s`.
+/// The tile is readable, and has at most TILE_CLASSES classes and TILE distributions; the processor has the set of `s`.
 #[inline(always)]
 pub unsafe fn argmax<S: Simd>(s: S, tile: &Tile, maxima: &mut TileMaxima) {
     let splat = |x: f64| s.splat(S::Real::from_f64(x));
@@ -394,7 +398,8 @@ impl Masses {
 /// Adds `Σ m·(x - center)` over the tile's classes, but for the excluded ones; a term with m = 0 is 0.
 ///
 /// # Safety
-/// As [`sums`]; there are masses for all classes and for whole registers of distributions.
+/// As [`sums`]; there are as many extras as groups, and masses for all classes and whole registers of
+/// distributions.
 #[inline(always)]
 pub unsafe fn dots<S: Simd>(
     s: S,

@@ -10,7 +10,8 @@ pub type TileNumbers = [f64; TILE];
 /// Groups of rows in a tile.
 pub const GROUPS: usize = TILE / ROWS;
 
-/// Some classes of up to 64 distributions that lie side by side, in the lanes' own type.
+/// At most [`TILE_CLASSES`] classes of at most [`TILE`] distributions that lie side by side, in the lanes'
+/// own type.
 #[derive(Clone, Copy, Debug)]
 pub struct Tile {
     /// The first class of the first distribution.
@@ -172,18 +173,20 @@ fn groups_of<S: Simd>(at: usize) -> std::ops::Range<usize> {
     at / ROWS..(at + S::LANES).div_ceil(ROWS)
 }
 
-/// `c` in every lane, for one of the classes of a tile.
+/// `c` in every lane.
+///
+/// # Safety
+/// `c` is below TILE_CLASSES.
 #[inline(always)]
-pub fn number<S: Simd>(s: S, c: usize) -> S::Vector {
+pub unsafe fn number<S: Simd>(s: S, c: usize) -> S::Vector {
     const { assert!(S::Real::NUMBERS.len() == TILE_CLASSES) };
-    debug_assert!(c < TILE_CLASSES);
-    // SAFETY: the kernels ask for classes of a tile, which has at most TILE_CLASSES.
+    // SAFETY: there are TILE_CLASSES numbers, and `c` is below (# Safety).
     s.splat(unsafe { *S::Real::NUMBERS.get_unchecked(c) })
 }
 
 /// `f` of each pair of registers of two widened ones.
 #[inline(always)]
-pub fn both<S: Simd>(
+pub fn zip_wide<S: Simd>(
     mut a: S::Widened,
     b: S::Widened,
     f: impl Fn(WideVector<S>, WideVector<S>) -> WideVector<S>,

@@ -11,7 +11,8 @@ use std::mem::MaybeUninit;
 ///
 /// # Safety
 /// The tile's classes of its distributions are readable from `from` on by those strides, the tile is
-/// writable and apart from them; the processor has the set of `s`.
+/// writable and apart from them. It has at most TILE_CLASSES classes and TILE distributions, or a single
+/// distribution. The processor has the set of `s`.
 #[inline(always)]
 pub unsafe fn gather<S: Simd, E: Element<S>>(
     s: S,
@@ -93,7 +94,8 @@ pub unsafe fn gather<S: Simd, E: Element<S>>(
 ///
 /// # Safety
 /// The tile is readable, and its classes of its distributions are writable from `to` on by those strides
-/// and apart from the tile; the processor has the set of `s`.
+/// and apart from the tile, which has at most TILE_CLASSES classes and TILE distributions, or a single
+/// distribution. The processor has the set of `s`.
 #[inline(always)]
 pub unsafe fn scatter<S: Simd, G: Element<S>>(
     s: S,
@@ -140,9 +142,9 @@ pub unsafe fn scatter<S: Simd, G: Element<S>>(
                 let p = rows.wrapping_offset(at as isize * apart).wrapping_add(c);
                 // SAFETY: the tile has `chunk` classes from `c` on and `S::LANES` distributions from `at` on;
                 // their places in the output are writable (# Safety), and the buffer has room for all of a
-                // tile. `load_rows` with a step of 0 reads one row, to make a value of the type.
+                // tile.
                 unsafe {
-                    let mut v = s.load_rows(p, 0);
+                    let mut v = s.splat_rows(S::Real::ZERO);
                     for (i, v) in v.as_mut().iter_mut().enumerate() {
                         *v = s.load(from.wrapping_add((c + i) * tile.pitch + at));
                     }
