@@ -9,7 +9,6 @@ use crate::kernels::row_math::{
     GradientAction, OutputTerm, ROWS, RowGroup, RowGroupExtras, RowInputs,
 };
 use crate::kernels::row_state::{ArgMax, RowState};
-
 use crate::math::exp2::Shift;
 use crate::math::scalar::exp2;
 use crate::strategy::CHUNK;
