@@ -4,13 +4,13 @@
 //! Programs are linked statically: with threads, dynamically linked ones hang in some versions of
 //! qemu. Rust's standard library for AArch64 is rustup's or Debian's (`.ci/debian-rust`).
 
-use crate::c::{self, SUITES, on_all_cores, programs};
+use crate::c::{Program, SUITES};
 use crate::tool::{
-    Result, cargo, executables, make_directory, root, run, run_quietly, shown, target,
+    Compiler, Result, directory, has, on_all_cores, output, root, shell, shown, stem,
 };
+use anyhow::{Context, ensure};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Instant;
+use xshell::{Cmd, Shell, cmd};
 
 const TARGET: &str = "aarch64-unknown-linux-gnu";
 const EMULATOR: &str = "qemu-aarch64";
@@ -18,11 +18,11 @@ const EMULATOR: &str = "qemu-aarch64";
 /// For Rust and C, and for C++.
 const COMPILERS: [&str; 2] = ["aarch64-linux-gnu-gcc", "aarch64-linux-gnu-g++"];
 
-/// One block in so many of an exhaustive test, and of what else takes long a sample: the arithmetic
-/// is the same as everywhere, so a few show that NEON does it.
-const STRIDE: &str = "257";
+/// Exhaustive tests take one block in so many, and other long tests a sample: a few blocks show that NEON computes
+/// what the other sets do.
+const SAMPLED: (&str, &str) = ("XENT_TEST_STRIDE", "257");
 
-/// What cannot run in the emulator, and why.
+/// The tests that cannot run in the emulator, and why.
 const LEFT_OUT: [(&str, &str); 3] = [
     ("tests/c/fork.c", "a child that starts threads stops this emulator"),
     // `tests/memory.rs` counts allocations there.
@@ -38,160 +38,110 @@ fn is_left_out(name: &str) -> bool {
     LEFT_OUT.iter().any(|(file, _)| *file == name)
 }
 
-/// A program to be emulated.
-struct Program {
-    name: String,
-    path: PathBuf,
-    /// Says what it tested, line by line, as Rust's harness does.
-    counts: bool,
-}
-
-/// A rustc that has the standard library for AArch64.
-fn compiler() -> Result<PathBuf> {
-    let own = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    for rustc in [Path::new(&own), Path::new("/usr/bin/rustc")] {
-        let output = Command::new(rustc)
-            .args(["--print", "target-libdir", "--target", TARGET])
-            .current_dir(root())
-            .output();
-        let Ok(output) = output else { continue };
-        let directory = String::from_utf8_lossy(&output.stdout);
-        let entries = std::fs::read_dir(directory.trim());
-        let is_std = |name: &str| name.starts_with("libstd-") && name.ends_with(".rlib");
-        let mut names = entries.into_iter().flatten().flatten();
-        if names.any(|entry| is_std(&entry.file_name().to_string_lossy())) {
-            return Ok(rustc.to_path_buf());
-        }
-    }
-    Err(missing("a rustc with the standard library"))
-}
-
-fn missing(what: &str) -> String {
-    format!("finds no {what} for AArch64 (on Debian 12, .ci/debian-rust installs it)")
-}
-
-fn check_runs(program: &str) -> Result {
-    let output = Command::new(program).arg("--version").output();
-    match output {
-        Ok(output) if output.status.success() => Ok(()),
-        _ => Err(missing(program)),
-    }
-}
-
-/// A cargo that builds for AArch64.
-fn cross(rustc: &Path, words: &[&str]) -> Command {
-    let mut command = cargo(words);
-    let variable = |name: &str| format!("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_{name}");
-    command
-        // Another compiler's: nothing of it fits, and nothing is to be built anew for it.
-        .env("CARGO_TARGET_DIR", directory())
-        .env("RUSTC", rustc)
-        .env_remove("RUSTFLAGS")
-        // Integers are no others there: `cargo xtask test` watches over them.
-        .env("CARGO_PROFILE_TEST_OVERFLOW_CHECKS", "false")
-        .env("CARGO_PROFILE_TEST_DEBUG_ASSERTIONS", "false")
-        .env(variable("LINKER"), COMPILERS[0])
-        .env(variable("RUSTFLAGS"), "-C target-feature=+crt-static --cfg xent_tests_only")
-        .args(["--target", TARGET]);
-    command
-}
-
-fn directory() -> PathBuf {
-    target().join("aarch64")
-}
-
 /// `cargo xtask aarch64`.
 pub fn run_tests() -> Result {
     if cfg!(target_arch = "aarch64") {
         println!("this processor is an AArch64: `cargo xtask test` runs on it");
         return Ok(());
     }
-    let rustc = compiler()?;
-    COMPILERS.into_iter().chain([EMULATOR]).try_for_each(check_runs)?;
-    let start = Instant::now();
-    let mut all = rust_tests(&rustc)?;
-    all.extend(c_programs(&rustc)?);
-    println!("built {} programs in {:.0} s", all.len(), start.elapsed().as_secs_f64());
-
-    on_all_cores(&all, emulate)?;
-    println!("AArch64 passed in {:.0} s", start.elapsed().as_secs_f64());
-    println!("sampled: properties, exhaustive tests, long loops (XENT_TEST_STRIDE={STRIDE})");
+    let sh = shell()?;
+    let hint = "for AArch64 (on Debian 12, .ci/debian-rust installs it)";
+    let rustc = rustc(&sh).with_context(|| format!("no rustc with the standard library {hint}"))?;
+    for program in COMPILERS.into_iter().chain([EMULATOR]) {
+        ensure!(has(&sh, program), "no {program} {hint}");
+    }
+    let rust = rust_tests(&sh, &rustc)?;
+    let c = c_programs(&sh, &rustc)?;
+    on_all_cores(&rust, |(name, path)| emulate(name, path))?;
+    on_all_cores(&c, |program| {
+        program.compile()?;
+        program.run(&[EMULATOR], &[SAMPLED])
+    })?;
+    println!("AArch64 passed: {} Rust programs, {} in C and C++", rust.len(), c.len());
+    println!("sampled: properties, exhaustive tests, long loops ({}={})", SAMPLED.0, SAMPLED.1);
     for (file, reason) in LEFT_OUT {
-        if !root().join(file).is_file() {
-            return Err(format!("{file} is left out, and does not exist"));
-        }
+        ensure!(root().join(file).is_file(), "{file} is left out, and does not exist");
         println!("skipped: {file}: {reason}");
     }
     Ok(())
 }
 
-/// The unit tests and every file of `tests/`.
-fn rust_tests(rustc: &Path) -> Result<Vec<Program>> {
-    let words = ["test", "--package", "xent", "--lib", "--tests", "--no-run"];
+/// A rustc that has the standard library for AArch64.
+fn rustc(sh: &Shell) -> Option<String> {
+    let own = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
+    [own, "/usr/bin/rustc".to_string()].into_iter().find(|rustc| {
+        let directory = output(cmd!(sh, "{rustc} --print target-libdir --target {TARGET}"));
+        let files = sh.read_dir(directory.unwrap_or_default().trim()).unwrap_or_default();
+        let mut names = files.iter().map(|path| stem(path));
+        names.any(|name| name.starts_with("libstd-"))
+    })
+}
+
+/// A cargo that builds for AArch64.
+fn cross<'a>(sh: &'a Shell, rustc: &str, words: &str) -> Result<Cmd<'a>> {
+    let variable = |name: &str| format!("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_{name}");
+    let flags = "-C target-feature=+crt-static --cfg xent_tests_only";
+    let command = sh.cmd("cargo").args(words.split(' ')).args(["--package", "xent", "--lib"]);
+    Ok(command
+        .args(["--target", TARGET])
+        // Another compiler's products do not mix with those of the usual one.
+        .env("CARGO_TARGET_DIR", directory("aarch64")?)
+        .env("RUSTC", rustc)
+        .env_remove("RUSTFLAGS")
+        // `cargo xtask test` checks for overflow, which is the same there.
+        .env("CARGO_PROFILE_TEST_OVERFLOW_CHECKS", "false")
+        .env("CARGO_PROFILE_TEST_DEBUG_ASSERTIONS", "false")
+        .env(variable("LINKER"), COMPILERS[0])
+        .env(variable("RUSTFLAGS"), flags))
+}
+
+/// The unit tests and every file of `tests/`, by name.
+fn rust_tests(sh: &Shell, rustc: &str) -> Result<Vec<(String, PathBuf)>> {
+    let words = "test --tests --no-run --message-format json-render-diagnostics";
+    // cargo reports its progress on the standard error.
+    let messages = cross(sh, rustc, words)?.read()?;
     let mut found = Vec::new();
-    for path in executables(&mut cross(rustc, &words))? {
-        let file = path.file_stem().unwrap_or_default().to_string_lossy();
-        let stem = file.rsplit_once('-').map_or(&*file, |(stem, _)| stem);
-        let is_file = root().join("tests").join(stem).with_extension("rs").is_file();
-        let name = if is_file { format!("tests/{stem}.rs") } else { "unit tests".to_string() };
+    for message in messages.lines() {
+        let Some((_, rest)) = message.split_once("\"executable\":\"") else { continue };
+        let path = PathBuf::from(rest.split('"').next().unwrap_or_default());
+        let file = stem(&path);
+        let file = file.rsplit_once('-').map_or(&*file, |(file, _)| file);
+        let name = format!("tests/{file}.rs");
+        let name = if root().join(&name).is_file() { name } else { "unit tests".to_string() };
         if !is_left_out(&name) {
-            found.push(Program { name, path, counts: true });
+            found.push((name, path));
         }
     }
+    ensure!(!found.is_empty(), "cargo names no test program");
     Ok(found)
 }
 
-/// The programs in C and C++.
-fn c_programs(rustc: &Path) -> Result<Vec<Program>> {
-    let words = ["rustc", "--release", "--package", "xent", "--lib", "--features", "capi"];
-    run(cross(rustc, &words).args(["--crate-type", "staticlib"]))?;
-    let library = directory().join(TARGET).join("release/libxent.a");
+fn c_programs(sh: &Shell, rustc: &str) -> Result<Vec<Program>> {
+    cross(sh, rustc, "rustc --release --features capi --crate-type staticlib")?.run()?;
+    let library = directory("aarch64")?.join(TARGET).join("release/libxent.a");
+    let library = Program::statically(&library);
     let mut found = Vec::new();
-    for (suite, compiler) in SUITES.iter().zip(COMPILERS) {
-        let language = suite.language.name;
-        let to = directory().join(language);
-        make_directory(&to)?;
-        let mut builds = Vec::new();
-        for sources in programs(suite)? {
-            let name = shown(&sources[0]);
-            if !is_left_out(&name) {
-                let path = to.join(sources[0].file_stem().unwrap_or_default());
-                builds.push((sources, Program { name, path, counts: false }));
+    for (suite, name) in SUITES.iter().zip(COMPILERS) {
+        let compiler = Compiler { name: name.to_string(), version: String::new() };
+        let flags = ["-static", "-O2", &format!("-std={}", suite.standards[0])];
+        for sources in suite.programs(sh)? {
+            if !is_left_out(&shown(&sources[0])) {
+                found.push(Program::new(&compiler, "static", &flags, &sources, &library)?);
             }
         }
-        on_all_cores(&builds, |(sources, program)| {
-            let mut command = Command::new(compiler);
-            let standard = format!("-std={}", suite.standards[0]);
-            command.current_dir(root()).args(["-static", "-O2", "-Iinclude", &standard]);
-            command.args(c::flags(&sources[0])).args(sources).arg(&library);
-            command.args(["-pthread", "-ldl", "-lm", "-o"]).arg(&program.path);
-            run_quietly(&mut command)
-        })?;
-        found.extend(builds.into_iter().map(|(_, program)| program));
     }
     Ok(found)
 }
 
-/// Runs a program to its end, which has to be a good one.
-fn emulate(program: &Program) -> Result {
-    let start = Instant::now();
-    let mut command = Command::new(EMULATOR);
-    command.arg(&program.path).current_dir(root()).stdin(Stdio::null());
+/// Runs a Rust test program, which has to pass one test at least.
+fn emulate(name: &str, path: &Path) -> Result {
+    let sh = shell()?;
     // As many programs as there are cores run side by side.
-    command.env("XENT_TEST_STRIDE", STRIDE).env("RUST_TEST_THREADS", "1");
-    let output = command.output().map_err(|error| format!("cannot start {EMULATOR}: {error}"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let command = cmd!(sh, "{EMULATOR} {path}").env("RUST_TEST_THREADS", "1");
+    let text = output(command.env(SAMPLED.0, SAMPLED.1))?;
     let is_pass = |line: &&str| line.starts_with("test ") && line.ends_with("... ok");
     let passed = text.lines().filter(is_pass).count();
-    if !output.status.success() || program.counts && passed == 0 {
-        let error = String::from_utf8_lossy(&output.stderr);
-        let status = output.status;
-        return Err(format!(
-            "{} on AArch64: {status}, {passed} passed\n{text}{error}",
-            program.name
-        ));
-    }
-    let tests = if program.counts { format!("{passed} tests, ") } else { String::new() };
-    println!("ok  {} ({tests}{:.1} s)", program.name, start.elapsed().as_secs_f64());
+    ensure!(passed > 0, "{name} on AArch64 passed no test\n{text}");
+    println!("ok  {name} ({passed} tests)");
     Ok(())
 }

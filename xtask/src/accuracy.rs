@@ -2,19 +2,15 @@
 //! as the table of docs/performance.md.
 
 use crate::peers;
-use crate::tool::{Result, cargo, make_directory, root, run, target};
-use std::fs;
-use std::process::Command;
+use crate::tool::{Result, directory, shell, target};
+use xshell::cmd;
 
 pub fn table() -> Result {
-    let directory = target().join("accuracy");
-    // Of another time, with other names perhaps.
-    let _ = fs::remove_dir_all(&directory);
-    make_directory(&directory)?;
-    let bench = ["bench", "--package", "xent", "--bench", "accuracy", "--", "--directory"];
-    run(cargo(bench).arg(&directory))?;
-    let home = target().join("peers");
-    make_directory(&home)?;
-    let script = root().join("peers/python/accuracy.py");
-    run(Command::new(peers::python(&home)?).arg(script).arg(&directory))
+    let sh = shell()?;
+    // An earlier run may have written files of other names.
+    sh.remove_path(target().join("accuracy"))?;
+    let results = directory("accuracy")?;
+    cmd!(sh, "cargo bench --package xent --bench accuracy -- --directory {results}").run()?;
+    let python = peers::python(&sh)?;
+    Ok(cmd!(sh, "{python} peers/python/accuracy.py {results}").run()?)
 }

@@ -1,69 +1,52 @@
 //! `cargo xtask bench`: the targets, each beside its limit, and the pictures of them.
 
-use crate::dist::{self, SYSTEM_LIBRARIES};
+use crate::c::Program;
+use crate::dist;
 use crate::picture;
-use crate::tool::{self, C, Result, cargo, make_directory, root, shown, target};
-use std::fs;
-use std::io::Write;
-use std::process::Command;
+use crate::tool::{C, Result, directory, root, shell, shown, target};
+use anyhow::Context;
+use xshell::{Shell, cmd};
 
-/// What the last run measured.
+/// The figures of the last run.
 pub const RECORD: &str = "docs/data/targets.csv";
 
-/// `cargo xtask bench [--large] [--turns N] [--mib N]`: other figures than the default's are for
-/// trying out, and nothing is recorded of them.
+/// `cargo xtask bench [--large] [--turns N] [--mib N]`: a run with other turns or sizes is for
+/// trying out, and is recorded in the target directory.
 pub fn run(options: &[&str]) -> Result {
+    let sh = shell()?;
     let trial = options.iter().any(|option| matches!(*option, "--turns" | "--mib"));
     let path = if trial { target().join("targets.csv") } else { root().join(RECORD) };
-    make_directory(path.parent().unwrap_or(&path))?;
-    let mut command = cargo(["bench", "--package", "xent", "--bench", "targets", "--"]);
-    command.args(options).arg("--record").arg(&path);
-    tool::run(&mut command)?;
-    let lines = tiny()?;
-    let mut file = fs::OpenOptions::new()
-        .append(true)
-        .open(&path)
-        .map_err(|error| format!("cannot open {}: {error}", shown(&path)))?;
-    file.write_all(lines.as_bytes())
-        .map_err(|error| format!("cannot write {}: {error}", shown(&path)))?;
+    cmd!(sh, "cargo bench --package xent --bench targets -- {options...} --record {path}").run()?;
+    let text = sh.read_file(&path)? + &tiny(&sh)?;
+    sh.write_file(&path, text)?;
     println!("recorded in {}", shown(&path));
     if trial { Ok(()) } else { picture::draw() }
 }
 
 /// One call of 1x10 from C, on each set. Returns lines of the record.
-fn tiny() -> Result<String> {
-    let compiler = C.compiler()?;
-    let dist = dist::build(&target().join("dist"))?;
-    let directory = target().join("bench");
-    make_directory(&directory)?;
-    let program = directory.join("tiny");
-    let wrap = ["malloc", "calloc", "realloc", "posix_memalign"];
-    tool::run_quietly(
-        compiler
-            .command()
-            .args(["-std=c11", "-O3", "-march=native", "-ffast-math", "-Wall", "-Wextra"])
-            .args(wrap.map(|name| format!("-Wl,--wrap={name}")))
-            .arg("-I")
-            .arg(&dist.include)
-            .arg(root().join("benches/c/tiny.c"))
-            .arg(dist.static_library())
-            .args(SYSTEM_LIBRARIES)
-            .arg("-o")
-            .arg(&program),
-    )?;
+fn tiny(sh: &Shell) -> Result<String> {
+    let library = Program::statically(&dist::build(&target().join("dist"))?.static_library());
+    let program = directory("bench")?.join("tiny");
+    C.compiler(sh)?
+        .command(sh)
+        .args(["-std=c11", "-O3", "-march=native", "-ffast-math", "-Wall", "-Wextra", "-Iinclude"])
+        .args(["malloc", "calloc", "realloc", "posix_memalign"].map(|f| format!("-Wl,--wrap={f}")))
+        .arg("benches/c/tiny.c")
+        .args(library)
+        .arg("-o")
+        .arg(&program)
+        .run()?;
     println!("\none call of 1x10 f32 from C");
     let mut record = String::new();
     for set in ["avx512", "avx2"] {
-        let output = Command::new(&program).env("XENT_ISA", set).output();
-        let output = output.map_err(|error| format!("cannot start tiny: {error}"))?;
+        let output = cmd!(sh, "{program}").env("XENT_ISA", set).quiet().ignore_status().output()?;
         if !output.status.success() {
             println!("skipped: {set}: {}", String::from_utf8_lossy(&output.stderr).trim());
             continue;
         }
         for line in String::from_utf8_lossy(&output.stdout).lines() {
-            let (what, value) =
-                line.split_once(' ').ok_or_else(|| format!("tiny printed {line}"))?;
-            let figure: f64 = value.parse().map_err(|_| format!("tiny printed {line}"))?;
+            let (what, value) = line.split_once(' ').context("tiny printed no figure")?;
+            let figure: f64 = value.parse()?;
             let (target, unit) = match what {
                 "allocations" => (Some(0.0), ""),
                 "threads" => (Some(1.0), ""),

@@ -5,16 +5,17 @@ use crate::check::Report;
 use crate::demo::decompress;
 use crate::dist::{self, Dist, SYSTEM_LIBRARIES};
 use crate::tool::{
-    C, CPP, Compiler, Language, Result, cargo, make_directory, root, run_quietly, shown, target,
+    C, CPP, Compiler, Language, Result, directory, has_avx2, on_all_cores, quietly, root, shell,
+    shown, stem, target,
 };
-use std::collections::BTreeMap;
-use std::fs;
+use anyhow::{Context, ensure};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use xshell::{Shell, cmd};
 
 const STRICT: [&str; 5] = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-O2"];
+
+/// This variable makes long tests take samples of what they repeat.
+pub const SAMPLED: (&str, &str) = ("XENT_TEST_STRIDE", "8");
 
 /// A language with the files and standards it is tested in.
 pub struct Suite {
@@ -22,17 +23,7 @@ pub struct Suite {
     directory: &'static str,
     extension: &'static str,
     pub standards: [&'static str; 2],
-    /// What becomes of a program in the second standard.
-    second: Link,
     header: &'static str,
-}
-
-impl Suite {
-    /// How much is optimised beside a sanitizer: of programs in C++ compiling is what takes the time, of
-    /// those in C running, since they compute what is right themselves.
-    pub fn level(&self) -> &'static str {
-        if self.extension == "c" { "-O1" } else { "-O0" }
-    }
 }
 
 pub const SUITES: [Suite; 2] = [
@@ -41,8 +32,6 @@ pub const SUITES: [Suite; 2] = [
         directory: "tests/c",
         extension: "c",
         standards: ["c11", "c17"],
-        // Not a word of the header's depends on it.
-        second: Link::Nothing,
         header: "xent.h",
     },
     Suite {
@@ -50,134 +39,141 @@ pub const SUITES: [Suite; 2] = [
         directory: "tests/cpp",
         extension: "cpp",
         standards: ["c++17", "c++20"],
-        second: Link::Static,
         header: "xent.hpp",
     },
 ];
 
-#[derive(Clone, Copy, PartialEq)]
-pub enum Link {
-    Static,
-    Shared,
-    /// An object file: the program is not run.
-    Object,
-    /// Nothing: what the compiler has to say about the source is all.
-    Nothing,
+impl Suite {
+    /// The programs: each file, with the file of the same name in `parts/` if there is one, as a second unit.
+    pub fn programs(&self, sh: &Shell) -> Result<Vec<Vec<PathBuf>>> {
+        let directory = root().join(self.directory);
+        let mut files = sh.read_dir(&directory)?;
+        files.retain(|path| path.extension().is_some_and(|is| is == self.extension));
+        // An emptied directory must not look like a pass.
+        ensure!(!files.is_empty(), "no tests in {}", self.directory);
+        let part = |file: &PathBuf| directory.join("parts").join(file.file_name()?).into();
+        let with_part = |file: PathBuf| {
+            let part: Option<PathBuf> = part(&file);
+            let part = part.filter(|part| part.is_file());
+            std::iter::once(file).chain(part).collect()
+        };
+        Ok(files.into_iter().map(with_part).collect())
+    }
+
+    /// Two units that hold nothing but the header, included twice: it has to stand alone, and both units have to
+    /// fit in one program, which refers to the library so that it really links with it.
+    fn header_units(&self, sh: &Shell) -> Result<Vec<PathBuf>> {
+        let include = format!("#include <{}>\n", self.header).repeat(2);
+        let main =
+            "int unit(void);\nint main(void) { return unit() + (xent_version()[0] == 0); }\n";
+        let second = "int unit(void);\nint unit(void) { return 0; }\n";
+        let mut units = Vec::new();
+        for (name, text) in [("alone", main), ("second", second)] {
+            let file = format!("header_{name}.{}", self.extension);
+            units.push(directory("xtask")?.join(file));
+            sh.write_file(&units[units.len() - 1], format!("{include}{text}"))?;
+        }
+        Ok(units)
+    }
 }
 
-/// One program to be built.
-struct Build {
-    name: String,
+/// A C or C++ program to be built and run. It passes by ending with 0.
+pub struct Program {
+    pub name: String,
+    pub sources: Vec<PathBuf>,
     compiler: Compiler,
-    standard: &'static str,
-    sources: Vec<PathBuf>,
-    /// The object file of each; what is only read has none.
-    units: Vec<PathBuf>,
-    link: Link,
-    /// Of its sources: the one that is run on every set.
-    is_first: bool,
+    flags: Vec<String>,
+    /// What it is linked with; empty if the compiler only checks the source.
+    library: Vec<String>,
     output: PathBuf,
 }
 
-impl Build {
-    fn is_program(&self) -> bool {
-        !matches!(self.link, Link::Object | Link::Nothing)
-    }
-
-    fn new(
+impl Program {
+    /// `label` tells programs of the same source apart; `library` is what the compiler links them with.
+    pub fn new(
         compiler: &Compiler,
-        standard: &'static str,
+        label: &str,
+        flags: &[&str],
         sources: &[PathBuf],
-        link: Link,
-        directory: &Path,
-    ) -> Build {
-        let stem = sources[0].file_stem().unwrap_or_default().to_string_lossy();
-        let linked = match link {
-            Link::Static => "",
-            Link::Shared => ", shared library",
-            Link::Object => ", compiled only",
-            Link::Nothing => ", read only",
-        };
-        let name = format!("{stem} ({} {standard}{linked})", compiler.name);
-        let file = |name: &str| -> String {
-            name.chars().map(|c| if c.is_alphanumeric() || c == '_' { c } else { '-' }).collect()
-        };
-        // Whatever they are linked with, they are the same.
-        let unit = file(&format!("{stem}-{}-{standard}", compiler.name));
-        let units = (0..sources.len()).map(|i| directory.join(format!("{unit}-{i}.o"))).collect();
-        Build {
-            output: directory.join(file(&name).trim_end_matches('-')),
+        library: &[String],
+    ) -> Result<Program> {
+        let name = format!("{} ({} {label})", shown(&sources[0]), compiler.name);
+        let is_plain = |c: char| c.is_alphanumeric() || c == '_';
+        let file = name.replace(|c| !is_plain(c), "-");
+        let about = about(&sources[0]);
+        Ok(Program {
             name,
-            compiler: compiler.clone(),
-            standard,
             sources: sources.to_vec(),
-            units,
-            link,
-            is_first: false,
-        }
+            compiler: compiler.clone(),
+            flags: flags.iter().chain(about).map(ToString::to_string).collect(),
+            library: library.to_vec(),
+            output: directory("xtask")?.join(file.trim_end_matches('-')),
+        })
     }
 
-    /// Compiles one of its sources, or reads it.
-    fn compile(&self, source: &Path, unit: &Path, dist: &Dist) -> Result {
-        let mut command = self.compiler.command();
-        command
-            .arg(format!("-std={}", self.standard))
-            .args(STRICT)
-            .args(flags(&self.sources[0]))
-            .arg("-I")
-            .arg(&dist.include)
-            .arg(source);
-        if self.link == Link::Nothing {
-            command.arg("-fsyntax-only");
+    /// The arguments that link the static library.
+    pub fn statically(library: &Path) -> Vec<String> {
+        let libraries = SYSTEM_LIBRARIES.map(str::to_string);
+        std::iter::once(library.display().to_string()).chain(libraries).collect()
+    }
+
+    pub fn is_run(&self) -> bool {
+        !self.library.is_empty()
+    }
+
+    pub fn compile(&self) -> Result {
+        let sh = shell()?;
+        let command = self.compiler.command(&sh).args(&self.flags).arg("-Iinclude");
+        let command = command.args(&self.sources);
+        let command = if self.is_run() {
+            command.args(&self.library).args(["-pthread", "-o"]).arg(&self.output)
         } else {
-            command.arg("-c").arg("-o").arg(unit);
-        }
-        run_quietly(&mut command)
+            command.arg("-fsyntax-only")
+        };
+        quietly(command).with_context(|| format!("does not compile: {}", self.name))
     }
 
-    fn link(&self, dist: &Dist) -> Result {
-        let mut command = self.compiler.command();
-        command.args(flags(&self.sources[0])).args(&self.units);
-        if self.link == Link::Static {
-            command.arg(dist.static_library()).args(SYSTEM_LIBRARIES);
-        } else {
-            let rpath = format!("-Wl,-rpath,{}", dist.lib.display());
-            command.arg("-L").arg(&dist.lib).args(["-lxent", "-lm", &rpath]);
-        }
-        run_quietly(command.arg("-pthread").arg("-o").arg(&self.output))
-    }
-
-    /// The program, which passes by ending with 0.
-    fn program(&self) -> Command {
-        let mut command = Command::new(&self.output);
+    /// The program's file, for `runner` (an emulator, a checker) to run, or for nobody.
+    pub fn command<'a>(&self, sh: &'a Shell, runner: &[&str]) -> xshell::Cmd<'a> {
+        let output = &self.output;
+        let command = match runner {
+            [program, arguments @ ..] => sh.cmd(program).args(arguments).arg(output),
+            [] => sh.cmd(output),
+        };
         // cargo puts its debug directories there, and they come before the rpath.
-        command.env_remove("LD_LIBRARY_PATH").current_dir(root());
-        command
+        command.env_remove("LD_LIBRARY_PATH")
+    }
+
+    /// Runs it under `runner` with these variables.
+    pub fn run(&self, runner: &[&str], variables: &[(&str, &str)]) -> Result {
+        let sh = shell()?;
+        quietly(self.command(&sh, runner).envs(variables.iter().copied()))?;
+        let set = variables.iter().find(|variable| variable.0 == "XENT_ISA");
+        println!("ok  {}{}", self.name, set.map_or(String::new(), |set| format!(" on {}", set.1)));
+        Ok(())
     }
 }
 
-/// By this variable long tests take samples of what they repeat.
-pub const SAMPLED: (&str, &str) = ("XENT_TEST_STRIDE", "8");
-
-/// What a program is compiled with because it is about that.
-pub fn flags(source: &Path) -> &'static [&'static str] {
-    match source.file_stem().and_then(|stem| stem.to_str()) {
-        Some("openmp") => &["-fopenmp"],
-        Some("fast_math") => &["-ffast-math"],
+/// The flags that a program is about.
+fn about(source: &Path) -> &'static [&'static str] {
+    match &*stem(source) {
+        "openmp" => &["-fopenmp"],
+        "fast_math" => &["-ffast-math"],
         _ => &[],
     }
 }
 
 /// Those of the programs that the compiler can build, and a note on each other.
 pub fn buildable<'a>(
+    sh: &Shell,
     compiler: &Compiler,
     programs: &'a [Vec<PathBuf>],
     report: &mut Report,
 ) -> Result<Vec<&'a Vec<PathBuf>>> {
     let mut found = Vec::new();
     for program in programs {
-        let flags = flags(&program[0]);
-        if flags.is_empty() || compiler.links_with(flags)? {
+        let flags = about(&program[0]);
+        if flags.is_empty() || compiler.links_with(sh, flags)? {
             found.push(program);
         } else {
             let (program, name) = (shown(&program[0]), &compiler.name);
@@ -187,178 +183,72 @@ pub fn buildable<'a>(
     Ok(found)
 }
 
-/// Compiles and links on all cores, since this is what takes the time; the first failure counts.
-fn compile_all(builds: &[Build], dist: &Dist) -> Result {
-    // What is linked with either library is compiled once.
-    let mut units = BTreeMap::new();
-    for build in builds {
-        for (source, unit) in build.sources.iter().zip(&build.units) {
-            units.entry(unit).or_insert((build, source));
-        }
-    }
-    on_all_cores(&units.into_iter().collect::<Vec<_>>(), |(unit, (build, source))| {
-        let failure = |message| format!("does not compile: {}\n{message}", build.name);
-        build.compile(source, unit, dist).map_err(failure)
-    })?;
-    let programs: Vec<&Build> = builds.iter().filter(|build| build.is_program()).collect();
-    on_all_cores(&programs, |build| {
-        let failure = |message| format!("does not link: {}\n{message}", build.name);
-        build.link(dist).map_err(failure)
-    })
-}
-
-/// Does something with each, on all cores, up to the first failure.
-pub fn on_all_cores<T: Sync>(all: &[T], work: impl Fn(&T) -> Result + Sync) -> Result {
-    let next = AtomicUsize::new(0);
-    let failure = Mutex::new(None);
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                while let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(message) = work(one) {
-                        next.store(all.len(), Ordering::Relaxed);
-                        failure.lock().expect("no worker panics").get_or_insert(message);
-                    }
-                }
-            });
-        }
-    });
-    failure.into_inner().expect("no worker panics").map_or(Ok(()), Err)
-}
-
-/// The programs of a suite: each file, with the file of the same name in `parts/`
-/// if there is one, as a second unit to link.
-pub fn programs(suite: &Suite) -> Result<Vec<Vec<PathBuf>>> {
-    let directory = root().join(suite.directory);
-    let entries = fs::read_dir(&directory)
-        .map_err(|error| format!("cannot list {}: {error}", suite.directory))?;
-    let mut files: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|is| is == suite.extension))
-        .collect();
-    files.sort();
-    if files.is_empty() {
-        // An emptied directory must not look like a pass.
-        return Err(format!("finds no tests in {}", suite.directory));
-    }
-    Ok(files
-        .into_iter()
-        .map(|file| {
-            let part = directory.join("parts").join(file.file_name().unwrap_or_default());
-            let part = part.is_file().then_some(part);
-            std::iter::once(file).chain(part).collect()
-        })
-        .collect())
-}
-
-/// Two units that hold nothing but the header, included twice: it has to stand
-/// alone, and both units have to fit in one program.
-fn header_units(suite: &Suite, directory: &Path) -> Result<[PathBuf; 2]> {
-    let include = format!("#include <{}>\n", suite.header).repeat(2);
-    let label = suite.header.replace('.', "_");
-    let write = |name: &str, text: &str| {
-        let path = directory.join(format!("{label}_{name}.{}", suite.extension));
-        fs::write(&path, format!("{include}{text}"))
-            .map(|()| path)
-            .map_err(|error| format!("cannot write the {} units: {error}", suite.header))
-    };
-    // A reference to the library, so that the program really links with it.
-    let alone = write(
-        "alone",
-        "int unit(void);\nint main(void) { return unit() + (xent_version()[0] == 0); }\n",
-    )?;
-    let second = write("second", "int unit(void);\nint unit(void) { return 0; }\n")?;
-    Ok([alone, second])
-}
-
 /// The sets below this machine's best that it can run, and notes on the others.
-fn lower_sets(report: &mut Report) -> Vec<&'static str> {
-    let mut sets = vec!["portable"];
-    #[cfg(target_arch = "x86_64")]
-    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-    #[cfg(not(target_arch = "x86_64"))]
-    let avx2 = false;
-    if avx2 {
-        sets.insert(0, "avx2");
-    } else {
-        report.skip("XENT_ISA=avx2: this processor has no AVX2 with FMA".to_string());
+fn lower_sets(report: &mut Report) -> &'static [&'static str] {
+    if has_avx2() {
+        return &["avx2", "portable"];
     }
-    sets
+    report.skip("XENT_ISA=avx2: this processor has no AVX2 with FMA".to_string());
+    &["portable"]
 }
 
-fn installed() -> Result<(Dist, PathBuf)> {
-    let dist = dist::build(&target().join("dist"))?;
-    let directory = target().join("xtask");
-    make_directory(&directory)?;
-    Ok((dist, directory))
+fn shared(dist: &Dist) -> Vec<String> {
+    let lib = dist.lib.display();
+    [format!("-L{lib}"), "-lxent".into(), "-lm".into(), format!("-Wl,-rpath,{lib}")].to_vec()
+}
+
+/// The compilers of a language, printed, and notes on those that are absent.
+fn compilers(sh: &Shell, language: &Language, report: &mut Report) -> Result<Vec<Compiler>> {
+    let (compilers, absent) = language.compilers(sh)?;
+    for compiler in &compilers {
+        println!("{}: {} {}", language.name, compiler.name, compiler.version);
+    }
+    absent.into_iter().for_each(|what| report.skip(what));
+    Ok(compilers)
 }
 
 /// The step `c`.
 pub fn tests() -> Result<Report> {
-    let (dist, directory) = installed()?;
+    let sh = shell()?;
+    let dist = dist::build(&target().join("dist"))?;
+    let (archive, shared) = (Program::statically(&dist.static_library()), shared(&dist));
     let mut report = Report::default();
-    let mut builds = Vec::new();
+    // The first compiler's static programs run on every set. The library is the same for all others: they take
+    // samples of what they repeat, on the best set.
+    let (mut on_every_set, mut sampled) = (Vec::new(), Vec::new());
     for suite in &SUITES {
-        let (compilers, absent) = suite.language.compilers()?;
-        for compiler in &compilers {
-            println!("{}: {} {}", suite.language.name, compiler.name, compiler.version);
-        }
-        for what in absent {
-            report.skip(what);
-        }
-        let programs = programs(suite)?;
-        let units = header_units(suite, &directory)?;
-        for (i, compiler) in compilers.iter().enumerate() {
-            let programs = buildable(compiler, &programs, &mut report)?;
-            // What a standard changes in the header, it changes beside one compiler as beside the other.
-            let second = if i == 0 { suite.second } else { Link::Nothing };
-            for (standard, link) in suite.standards.into_iter().zip([Link::Static, second]) {
-                builds.push(Build::new(compiler, standard, &units, link, &directory));
-                for program in &programs {
-                    let is_first = i == 0 && standard == suite.standards[0];
-                    let build = Build::new(compiler, standard, program, link, &directory);
-                    builds.push(Build { is_first, ..build });
+        let mut programs = suite.programs(&sh)?;
+        programs.push(suite.header_units(&sh)?);
+        for (i, compiler) in compilers(&sh, suite.language, &mut report)?.iter().enumerate() {
+            let [first, second] = suite.standards.map(|standard| format!("-std={standard}"));
+            for sources in buildable(&sh, compiler, &programs, &mut report)? {
+                let program = |standard: &str, label: &str, library: &[String]| {
+                    let flags = [&[standard], &STRICT[..]].concat();
+                    Program::new(compiler, label, &flags, sources, library)
+                };
+                let all = if i == 0 { &mut on_every_set } else { &mut sampled };
+                all.push(program(&first, suite.standards[0], &archive)?);
+                // A later standard changes the headers for one compiler as for the other; C's has no effect on them.
+                let runs = i == 0 && suite.extension == "cpp";
+                let library: &[String] = if runs { &archive } else { &[] };
+                sampled.push(program(&second, suite.standards[1], library)?);
+                if i == 0 {
+                    sampled.push(program(&first, "shared library", &shared)?);
                 }
             }
         }
-        for program in buildable(&compilers[0], &programs, &mut report)? {
-            builds.push(Build::new(
-                &compilers[0],
-                suite.standards[0],
-                program,
-                Link::Shared,
-                &directory,
-            ));
-        }
     }
-    compile_all(&builds, &dist)?;
+    let builds: Vec<&Program> = on_every_set.iter().chain(&sampled).collect();
+    on_all_cores(&builds, |program| program.compile())?;
 
-    // The statically linked first build of each test goes through every set; the library is the same
-    // for the others, which take samples of what is repeated, on the best.
     let sets = lower_sets(&mut report);
-    let mut runs: Vec<(&Build, Option<&str>)> = Vec::new();
-    for build in builds.iter().filter(|build| build.is_program()) {
-        runs.push((build, None));
-        if build.is_first {
-            runs.extend(sets.iter().map(|&set| (build, Some(set))));
-        }
+    let mut runs: Vec<(&Program, Vec<(&str, &str)>)> = Vec::new();
+    for program in &on_every_set {
+        runs.push((program, vec![]));
+        runs.extend(sets.iter().map(|set| (program, vec![("XENT_ISA", *set)])));
     }
-    on_all_cores(&runs, |(build, set)| {
-        let Some(set) = set else {
-            let mut program = build.program();
-            if !build.is_first {
-                program.env(SAMPLED.0, SAMPLED.1);
-            }
-            run_quietly(&mut program)?;
-            println!("ok  {}", build.name);
-            return Ok(());
-        };
-        run_quietly(build.program().env("XENT_ISA", set))
-            .map_err(|message| format!("with XENT_ISA={set} {message}"))?;
-        println!("ok  {} on {set}", build.name);
-        Ok(())
-    })?;
+    runs.extend(sampled.iter().filter(|one| one.is_run()).map(|one| (one, vec![SAMPLED])));
+    on_all_cores(&runs, |(program, variables)| program.run(&[], variables))?;
     report.done = format!("{} builds, {} runs", builds.len(), runs.len());
     Ok(report)
 }
@@ -366,47 +256,41 @@ pub fn tests() -> Result<Report> {
 /// The step `examples`: the programs run to their goal, those in C and C++ with either
 /// library; the C++ trainer, which takes a minute, is compiled (`cargo xtask demo` runs it).
 pub fn examples() -> Result<Report> {
-    let (dist, directory) = installed()?;
+    let sh = shell()?;
+    let dist = dist::build(&target().join("dist"))?;
+    let (archive, shared) = (Program::statically(&dist.static_library()), shared(&dist));
+    let libraries = [("static", archive), ("shared", shared)];
     let mut report = Report::default();
     let digits = decompress("digits.csv")?;
-    let example = |file: &str| vec![root().join("examples").join(file)];
 
-    // In the profile of the step `rust`, which has compiled it.
-    run_quietly(&mut cargo(["run", "--profile", "test", "--example", "features"]))?;
+    quietly(cmd!(sh, "cargo run --profile test --example features"))?;
     println!("ok  features (Rust)");
 
-    let mut builds = Vec::new();
-    let (compilers, absent) = C.compilers()?;
-    absent.into_iter().for_each(|what| report.skip(what));
-    for compiler in &compilers {
-        for file in ["c/features.c", "c/xor.c", "c/train_digits.c"] {
-            for link in [Link::Static, Link::Shared] {
-                builds.push(Build::new(compiler, "c11", &example(file), link, &directory));
+    let mut programs = Vec::new();
+    let c: &[_] = &["c/features.c", "c/xor.c", "c/train_digits.c"];
+    for (language, standard, files) in
+        [(&C, "-std=c11", c), (&CPP, "-std=c++17", &["cpp/features.cpp"])]
+    {
+        let flags = [&[standard], &STRICT[..]].concat();
+        let example = |file: &str| [root().join("examples").join(file)];
+        for compiler in compilers(&sh, language, &mut report)? {
+            for (label, library) in &libraries {
+                for file in files {
+                    programs.push(Program::new(&compiler, label, &flags, &example(file), library)?);
+                }
+            }
+            if language.name == CPP.name {
+                let trainer = example("cpp/train_lm.cpp");
+                programs.push(Program::new(&compiler, "compiled only", &flags, &trainer, &[])?);
             }
         }
     }
-    let (compilers, absent) = CPP.compilers()?;
-    absent.into_iter().for_each(|what| report.skip(what));
-    for compiler in &compilers {
-        for link in [Link::Static, Link::Shared] {
-            let features = example("cpp/features.cpp");
-            builds.push(Build::new(compiler, "c++17", &features, link, &directory));
-        }
-        let trainer = example("cpp/train_lm.cpp");
-        builds.push(Build::new(compiler, "c++17", &trainer, Link::Object, &directory));
+    on_all_cores(&programs, Program::compile)?;
+    for program in programs.iter().filter(|program| program.is_run()) {
+        let needs_digits = program.sources[0].ends_with("train_digits.c");
+        quietly(program.command(&sh, &[]).args(needs_digits.then_some(&digits)))?;
+        println!("ok  {}", program.name);
     }
-    compile_all(&builds, &dist)?;
-
-    for build in &builds {
-        if build.is_program() {
-            let mut program = build.program();
-            if build.sources[0].ends_with("train_digits.c") {
-                program.arg(&digits);
-            }
-            run_quietly(&mut program)?;
-        }
-        println!("ok  {}", build.name);
-    }
-    report.done = format!("{} programs", builds.len() + 1);
+    report.done = format!("{} programs", programs.len() + 1);
     Ok(report)
 }

@@ -2,7 +2,8 @@
 
 use crate::c;
 use crate::inline;
-use crate::tool::{Result, cargo, run as run_command};
+use crate::tool::{Result, shell};
+use anyhow::{Context, ensure};
 use std::time::Instant;
 
 /// What a step reports besides success: what it did, and what it could not do here.
@@ -22,46 +23,54 @@ impl Report {
     }
 }
 
-/// A step, by the name that selects it.
-pub struct Step {
-    name: &'static str,
-    run: fn() -> Result<Report>,
-}
+/// A step: the name that selects it, and what it does.
+pub type Step = (&'static str, fn() -> Result<Report>);
 
-/// In the order in which they run: what is quick and fails most often comes first,
-/// and the header before anything that would write it anew.
+/// In the order in which they run: what is quick and fails most often comes first.
 const STEPS: [Step; 8] = [
-    Step { name: "header", run: header },
-    Step { name: "fmt", run: || cargo_step(&["fmt", "--all", "--", "--check"]) },
-    Step { name: "clippy", run: clippy },
-    Step { name: "docs", run: docs },
-    Step { name: "rust", run: || cargo_step(&["test", "--workspace"]) },
-    Step { name: "inline", run: inline::check },
-    Step { name: "c", run: c::tests },
-    Step { name: "examples", run: c::examples },
+    // build.rs writes include/xent.h; told to check, it fails where it would have to change it.
+    ("header", || cargo("check --package xent --features header", [("XENT_CHECK_HEADER", "1")])),
+    ("fmt", || cargo("fmt --all -- --check", [])),
+    ("clippy", || {
+        // With the C interface, and the library once more as a Rust dependent compiles it.
+        let all = "clippy --workspace --all-targets --features xent/capi -- -D warnings";
+        cargo(all, [])?;
+        cargo("clippy --package xent -- -D warnings", [])
+    }),
+    ("docs", || {
+        let words = "doc --no-deps --workspace --features xent/capi";
+        cargo(words, [("RUSTDOCFLAGS", "-D warnings")])
+    }),
+    ("rust", || cargo("test --workspace", [])),
+    ("inline", inline::check),
+    ("c", c::tests),
+    ("examples", c::examples),
 ];
 
+fn cargo<const N: usize>(words: &str, variables: [(&str, &str); N]) -> Result<Report> {
+    shell()?.cmd("cargo").args(words.split(' ')).envs(variables).run()?;
+    Ok(Report::default())
+}
+
 /// The steps of these names; all of them if there are none.
-pub fn parse(names: &[&str]) -> Result<Vec<&'static Step>> {
-    let known: Vec<&str> = STEPS.iter().map(|step| step.name).collect();
-    if let Some(name) = names.iter().find(|name| !known.contains(name)) {
-        return Err(format!("no step is called {name}"));
+pub fn parse(names: &[&str]) -> Result<Vec<Step>> {
+    for name in names {
+        ensure!(STEPS.iter().any(|step| step.0 == *name), "no step is called {name}");
     }
-    Ok(STEPS.iter().filter(|step| names.is_empty() || names.contains(&step.name)).collect())
+    Ok(STEPS.into_iter().filter(|step| names.is_empty() || names.contains(&step.0)).collect())
 }
 
 /// Runs the steps up to the first that fails.
-pub fn run(steps: &[&Step]) -> Result {
+pub fn run(steps: &[Step]) -> Result {
     let mut summary: Vec<(&str, Report, f64)> = Vec::new();
-    for step in steps {
-        println!("== {}", step.name);
+    for (name, step) in steps {
+        println!("== {name}");
         let start = Instant::now();
-        let report = (step.run)().map_err(|message| {
+        let report = step().with_context(|| {
             let passed: Vec<&str> = summary.iter().map(|(name, ..)| *name).collect();
-            let passed = if passed.is_empty() { "nothing".to_string() } else { passed.join(", ") };
-            format!("step {} {message}\n\npassed before it: {passed}", step.name)
+            format!("step {name} failed; passed before it: [{}]", passed.join(", "))
         })?;
-        summary.push((step.name, report, start.elapsed().as_secs_f64()));
+        summary.push((name, report, start.elapsed().as_secs_f64()));
         println!();
     }
     println!("== summary");
@@ -73,32 +82,4 @@ pub fn run(steps: &[&Step]) -> Result {
     }
     println!("all {} steps passed", summary.len());
     Ok(())
-}
-
-fn cargo_step(arguments: &[&str]) -> Result<Report> {
-    run_command(&mut cargo(arguments))?;
-    Ok(Report::default())
-}
-
-/// build.rs writes include/xent.h; told to check, it fails where it would have
-/// to change it.
-fn header() -> Result<Report> {
-    let words = ["check", "--package", "xent", "--features", "header"];
-    run_command(cargo(words).env("XENT_CHECK_HEADER", "1"))?;
-    Ok(Report::default())
-}
-
-/// With the C interface, and the library once more as a Rust dependent compiles it.
-fn clippy() -> Result<Report> {
-    let all = ["clippy", "--workspace", "--all-targets", "--features", "xent/capi"];
-    run_command(cargo(all).args(["--", "-D", "warnings"]))?;
-    cargo_step(&["clippy", "--package", "xent", "--", "-D", "warnings"])
-}
-
-fn docs() -> Result<Report> {
-    run_command(
-        cargo(["doc", "--no-deps", "--workspace", "--features", "xent/capi"])
-            .env("RUSTDOCFLAGS", "-D warnings"),
-    )?;
-    Ok(Report::default())
 }

@@ -1,63 +1,50 @@
 //! The step `inline`: below the entry points of `src/dispatch.rs` everything is inlined. A function
 //! that is called instead is compiled without the entry's instruction set, and every vector passes
 //! through memory on the way: right, and many times slower, so no other test would notice.
+//!
+//! Home-made: cargo-show-asm prints the code of a function, and no tool checks that it calls nothing.
 
 use crate::check::Report;
-use crate::tool::{Result, root, shown, target};
-use crate::{dist, tool};
+use crate::dist;
+use crate::tool::{Result, has, output, root, shell, target};
+use anyhow::{Context, ensure};
 use std::collections::BTreeMap;
-use std::fs;
-use std::process::Command;
+use xshell::cmd;
 
-/// What the entry points of one instruction set were seen to do.
+/// The entry points of one instruction set: how many there are, and the calls from entry to callee.
 #[derive(Default)]
 struct Seen {
     entries: usize,
-    /// Entry and callee, with the number of calls.
     calls: BTreeMap<(String, String), usize>,
 }
 
-/// Disassembles the library and follows no call: there must be none.
+/// Disassembles the library and looks for calls: there must be none.
 pub fn check() -> Result<Report> {
+    let sh = shell()?;
     let mut report = Report::default();
-    if !cfg!(target_arch = "x86_64") {
-        report.skip("inlining: entry points have features of their own on x86-64 alone".into());
+    if !cfg!(target_arch = "x86_64") || !has(&sh, "objdump") {
+        report.skip("inlining: needs x86-64 and objdump".into());
         return Ok(report);
     }
-    if Command::new("objdump").arg("--version").output().is_err() {
-        report.skip("inlining: objdump not found".into());
-        return Ok(report);
-    }
-    let path = root().join("src/dispatch.rs");
-    let source = fs::read_to_string(&path)
-        .map_err(|error| format!("cannot read {}: {error}", shown(&path)))?;
-    let modules = stamped(&source);
-    if modules.is_empty() {
-        return Err(format!("finds no `entries!` with features in {}", shown(&path)));
-    }
+    let modules = stamped(&sh.read_file(root().join("src/dispatch.rs"))?);
+    ensure!(!modules.is_empty(), "no `entries!` with features in src/dispatch.rs");
 
     let library = dist::build(&target().join("dist"))?.lib.join("libxent.so");
-    let listing = tool::output(
-        Command::new("objdump")
-            .args(["--disassemble", "--demangle", "--no-show-raw-insn", "--no-addresses"])
-            .arg("--section=.text")
-            .arg(&library),
-    )?;
+    let options = ["--disassemble", "--demangle", "--no-show-raw-insn", "--no-addresses"];
+    let listing = output(cmd!(sh, "objdump {options...} --section=.text {library}"))?;
     let seen = calls(&listing, &modules);
     let mut failures = String::new();
     for module in &modules {
-        let Some(seen) = seen.get(module.as_str()) else {
-            // Stripped, or renamed: a check that sees nothing must not pass.
-            return Err(format!("finds no function of {module} in {}", shown(&library)));
-        };
+        // Stripped, or renamed: a check that sees nothing must not pass.
+        let seen = seen.get(module.as_str());
+        let seen = seen.with_context(|| format!("no function of {module} in libxent.so"))?;
         report.done += &format!("{} entry points in {module}, ", seen.entries);
         for ((entry, callee), count) in &seen.calls {
             failures += &format!("\n  {module}::{entry} calls {callee}, {count} times");
         }
     }
-    if !failures.is_empty() {
-        return Err(format!("found calls below entry points (#[inline(always)] lost?):{failures}"));
-    }
+    let hint = "#[inline(always)] lost?";
+    ensure!(failures.is_empty(), "calls below entry points ({hint}):{failures}");
     report.done += "no calls";
     println!("ok  {}", report.done);
     Ok(report)
@@ -104,7 +91,7 @@ fn calls<'a>(listing: &str, modules: &'a [String]) -> BTreeMap<&'a str, Seen> {
     all
 }
 
-/// What an instruction of `symbol` calls: by `call`, or by a jump that leaves the function. A jump
+/// The function that an instruction of `symbol` calls: by `call`, or by a jump that leaves the function. A jump
 /// through a register is a table within it (`match`), and allowed.
 fn callee(line: &str, symbol: &str) -> Option<String> {
     let mut words = line.split_whitespace().skip_while(|word| matches!(*word, "bnd" | "notrack"));

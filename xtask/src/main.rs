@@ -12,12 +12,10 @@ mod demo;
 mod dist;
 mod fuzz;
 mod inline;
-mod loops;
 mod mutants;
 mod peers;
 mod picture;
 mod sanitize;
-mod svg;
 mod tool;
 
 use std::process::ExitCode;
@@ -35,9 +33,8 @@ usage: cargo xtask <command>
   dist [--prefix DIR]  build the C library into DIR (default target/dist)
   fuzz [SECONDS] [seed=SEED] [TARGET]...
                        run the fuzz targets, 30 s each, or over their seeds alone
-                       (0): problem c_abi partition
-  loops                print the kernels' inner loops, counted; docs/data/loops.txt
-  mutants [...]        run the tests against wrong versions of the source; see --help
+                       (0): problem c_abi partition; needs cargo-fuzz
+  mutants [NAME]...    run the tests against the wrong versions in tests/mutants
   sanitize             run the C and C++ tests under sanitizers and valgrind
   test [STEP]...       run every check, or only the steps named:
                        header fmt clippy docs rust inline c examples";
@@ -54,38 +51,28 @@ fn main() -> ExitCode {
         ["builds"] => builds::run_tests(),
         ["counted"] => counted::run(false),
         ["counted", "--record"] => counted::run(true),
-        ["demo"] => demo::run(false),
-        ["demo", "--full"] => demo::run(true),
+        ["demo"] => demo::run(&[]),
+        ["demo", "--full"] => demo::run(&["--full"]),
         ["dist"] => dist::install(None),
         ["dist", "--prefix", prefix] if !prefix.is_empty() => dist::install(Some(prefix)),
-        ["fuzz", arguments @ ..] => match fuzz::parse(arguments) {
-            Ok(plan) => fuzz::run_plan(&plan),
-            Err(message) => return usage(&message),
-        },
-        ["loops"] => loops::list(),
-        ["mutants", arguments @ ..] => mutants::run(arguments),
+        ["fuzz", arguments @ ..] => fuzz::run(arguments),
+        ["mutants", names @ ..] => mutants::run(names),
         ["sanitize"] => sanitize::run_all(),
-        ["test", steps @ ..] => match check::parse(steps) {
-            Ok(steps) => check::run(&steps),
-            Err(message) => return usage(&message),
-        },
-        [] => return usage("no command given"),
+        ["test", steps @ ..] => check::parse(steps).and_then(|steps| check::run(&steps)),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())
         }
-        other => return usage(&format!("not understood: {}", other.join(" "))),
+        other => {
+            eprintln!("xtask: not understood: {}\n\n{USAGE}", other.join(" "));
+            return ExitCode::from(2);
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("\nxtask: {message}");
+        Err(error) => {
+            eprintln!("\nxtask: {error:#}");
             ExitCode::FAILURE
         }
     }
-}
-
-fn usage(message: &str) -> ExitCode {
-    eprintln!("xtask: {message}\n\n{USAGE}");
-    ExitCode::from(2)
 }

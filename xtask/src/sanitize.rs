@@ -4,24 +4,24 @@
 //! The compiler's own runtime serves both sides, so that a heap buffer of the program has its red
 //! zones in the library's eyes too: a control at the start shows that.
 
-use crate::c::{self, SUITES, Suite, buildable, on_all_cores, programs};
+use crate::c::{Program, SAMPLED, SUITES, Suite, buildable};
 use crate::check::Report;
-use crate::dist::{self, SYSTEM_LIBRARIES};
-use crate::fuzz;
+use crate::dist;
 use crate::tool::{
-    C, Compiler, Result, cargo, make_directory, root, run, run_quietly, shown, target,
+    C, Compiler, Result, directory, has, on_all_cores, output, quietly, shell, stem,
 };
+use anyhow::{bail, ensure};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Instant;
+use xshell::{Shell, cmd};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-const ADDRESS: [&str; 2] = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+/// Instrumented inline, the masked loads and stores of the kernels take minutes to compile.
+const ADDRESS_LIBRARY: &str =
+    "-Zsanitizer=address -Cllvm-args=-asan-instrumentation-with-call-threshold=0";
 
-const THREAD: &str = "-fsanitize=thread";
-/// Of the portable set alone: masked writes of the others are not instrumented, and threads share the
-/// work in the same way on each.
+/// The portable set alone: ThreadSanitizer does not instrument masked writes, and threads share the work in the
+/// same way on each set.
 const THREAD_LIBRARY: &str = "-Zsanitizer=thread --cfg xent_portable";
 
 /// Programs with threads of their own that call at once, on one pool and on the process's.
@@ -48,9 +48,8 @@ int main(void) {
 }
 "#;
 
-/// A call, and a thread that writes what the call writes. It does nothing else: two calls that come one
-/// after the other are put in order by what they share within, and after thousands of them the sanitizer
-/// has forgotten.
+/// A call, and a thread that writes the call's gradient. The thread does nothing else: locks inside the library would
+/// order two calls, and the sanitizer forgets accesses that are long past.
 const RACE: &str = r#"
 #include <pthread.h>
 #include <xent.h>
@@ -74,7 +73,7 @@ int main(void) {
 }
 "#;
 
-/// What runtimes before LLVM 15 have under other names.
+/// Functions that runtimes before LLVM 15 have under other names.
 const SHIM: &str = r#"
 #include <string.h>
 #define OLD __attribute__((weak)) void *
@@ -85,277 +84,194 @@ OLD __tsan_memset(void *to, int byte, size_t n) { return memset(to, byte, n); }
 
 /// `cargo xtask sanitize`.
 pub fn run_all() -> Result {
-    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        return Err("sanitize knows x86-64 Linux only".to_string());
-    }
+    ensure!(
+        cfg!(all(target_os = "linux", target_arch = "x86_64")),
+        "sanitize knows x86-64 Linux only"
+    );
+    let sh = shell()?;
     let mut report = Report::default();
-    let start = Instant::now();
-    make_directory(&directory())?;
-
     println!("== address and undefined behaviour");
-    let library = fuzz::library()?;
-    let mut count = 0;
-    for suite in &SUITES {
-        let compiler = compiler(suite)?;
-        if suite.language.name == C.name {
-            overflow(&compiler, &library)?;
-        }
-        let all = programs(suite)?;
-        let all = buildable(&compiler, &all, &mut report)?;
-        let builds =
-            all.iter().map(|sources| Program::new(suite, &compiler, sources, &ADDRESS, &library));
-        count += each(&builds.collect::<Vec<_>>())?;
-    }
-
+    let mut count = addresses(&sh, &mut report)?;
     println!("== data races");
-    count += races(&mut report)?;
-
+    count += races(&sh, &mut report)?;
     println!("== valgrind");
-    count += memcheck(&mut report)?;
-
-    println!("{count} programs passed in {:.0} s", start.elapsed().as_secs_f64());
+    count += memcheck(&sh, &mut report)?;
+    println!("{count} programs passed");
     report.skipped.iter().for_each(|what| println!("skipped: {what}"));
     Ok(())
 }
 
-/// A program to be built and run.
-struct Program<'a> {
-    name: String,
-    suite: &'a Suite,
-    compiler: &'a Compiler,
-    sources: &'a [PathBuf],
-    flags: &'a [&'a str],
-    library: &'a Path,
-    output: PathBuf,
-    /// The instruction set, if not the best.
-    set: Option<&'static str>,
-    /// Takes samples of what it repeats.
-    is_sampled: bool,
-}
-
-impl<'a> Program<'a> {
-    fn new(
-        suite: &'a Suite,
-        compiler: &'a Compiler,
-        sources: &'a [PathBuf],
-        flags: &'a [&'a str],
-        library: &'a Path,
-    ) -> Program<'a> {
-        let stem = sources[0].file_stem().unwrap_or_default().to_string_lossy();
-        let sanitizer = flags.first().map_or("", |flag| flag.trim_start_matches("-fsanitize="));
-        let file = format!("{stem}-{}-{}-{sanitizer}", suite.language.name, compiler.name);
-        let output = directory().join(file.replace(['/', ' ', ','], "-"));
-        let name = format!("{} ({})", shown(&sources[0]), compiler.name);
-        Program {
-            name,
-            suite,
-            compiler,
-            sources,
-            flags,
-            library,
-            output,
-            set: None,
-            is_sampled: false,
-        }
-    }
-
-    fn compile(&self) -> Result {
-        let mut command = self.compiler.command();
-        command
-            .arg(format!("-std={}", self.suite.standards[0]))
-            .args(["-g1", self.suite.level(), "-Iinclude"])
-            .args(self.flags)
-            .args(c::flags(&self.sources[0]))
-            .args(self.sources)
-            .arg(self.library)
-            .args(SYSTEM_LIBRARIES)
-            .arg("-o")
-            .arg(&self.output);
-        run_quietly(&mut command)
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.output);
-        command.current_dir(root()).env_remove("LD_LIBRARY_PATH");
-        self.set.map(|set| command.env("XENT_ISA", set));
-        if self.is_sampled {
-            command.env(c::SAMPLED.0, c::SAMPLED.1);
-        }
-        command
-    }
-}
-
-/// Clang, whose runtime is of the family that instruments the library, or what else there is.
-fn compiler(suite: &Suite) -> Result<Compiler> {
-    let (compilers, _) = suite.language.compilers()?;
+/// Clang, whose runtime is of the family that instruments the library, or else the first compiler.
+fn compiler(sh: &Shell, suite: &Suite) -> Result<Compiler> {
+    let (compilers, _) = suite.language.compilers(sh)?;
     Ok(compilers.iter().find(|one| one.is_clang()).unwrap_or(&compilers[0]).clone())
 }
 
-/// Compiles all and runs each; what a sanitizer finds is a failure.
-fn each(all: &[Program]) -> Result<usize> {
-    on_all_cores(all, |program| {
-        program.compile()?;
-        run_quietly(&mut program.command())?;
-        println!("ok  {}", program.name);
-        Ok(())
-    })?;
-    Ok(all.len())
-}
-
-fn directory() -> PathBuf {
-    target().join("sanitize")
-}
-
-/// The static library with ThreadSanitizer. Which memory is touched, and by whom, does not depend on how
-/// much is optimised: as little as still runs quickly.
-fn thread_library(rustc: &Path) -> Result<PathBuf> {
-    let to = directory().join("thread");
-    let mut command = cargo(["rustc", "--package", "xent", "--lib", "--crate-type", "staticlib"]);
-    command
-        // The target is named so that build scripts are not instrumented.
-        .args(["--release", "--target", TARGET, "--features", "capi"])
-        // Without backtraces, whose crates are half of it.
-        .args(["-Zbuild-std=std,panic_unwind", "-Zbuild-std-features=panic-unwind"])
+/// The static library, instrumented, built by `rustc` with these options of cargo's.
+fn library(sh: &Shell, name: &str, flags: &str, rustc: &str, options: &[&str]) -> Result<PathBuf> {
+    let to = directory("sanitize")?.join(name);
+    // With a target named, cargo does not instrument build scripts.
+    cmd!(sh, "cargo rustc --release --package xent --lib --crate-type staticlib --features capi")
+        .args(["--target", TARGET])
+        .args(options)
         .env("CARGO_TARGET_DIR", &to)
         .env("RUSTC", rustc)
         // The sanitizers are not stable, but in every compiler.
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("RUSTFLAGS", THREAD_LIBRARY)
-        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("RUSTFLAGS", flags)
+        // Optimisation changes no access that matters here, and takes most of the time.
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
-        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
-    run(&mut command)?;
-    Ok(to.join(TARGET).join("release").join("libxent.a"))
+        .run()?;
+    Ok(to.join(TARGET).join("release/libxent.a"))
 }
 
-fn write(name: &str, text: &str) -> Result<PathBuf> {
-    let path = directory().join(name);
-    match std::fs::write(&path, text) {
-        Ok(()) => Ok(path),
-        Err(error) => Err(format!("cannot write {}: {error}", shown(&path))),
-    }
+/// Compiles with a sanitizer's flags, which begin with its own.
+fn program(
+    compiler: &Compiler,
+    suite: &Suite,
+    flags: &[&str],
+    sources: &[PathBuf],
+    library: &[String],
+) -> Result<Program> {
+    // Compiling takes most of the time in C++, running does in C, whose programs compute the right results themselves.
+    let level = if suite.language.name == C.name { "-O1" } else { "-O0" };
+    let standard = format!("-std={}", suite.standards[0]);
+    let label = flags.first().map_or("plain", |flag| flag);
+    let flags = [&[&standard, "-g1", level], flags].concat();
+    Program::new(compiler, label, &flags, sources, library)
 }
 
-/// A fault that is committed in the library's own code, on an instruction set, is seen there:
-/// without that, nothing else says anything.
-fn control(program: &Program, set: &str, fault: &str) -> Result {
-    let output = program.command().env("XENT_ISA", set).output();
-    let output = output.map_err(|error| format!("cannot start {}: {error}", program.name))?;
+/// A fault in the library's own code, on this instruction set, must be seen there; otherwise silence says nothing.
+fn control(sh: &Shell, program: &Program, set: &str, fault: &str) -> Result {
+    let output = program.command(sh, &[]).env("XENT_ISA", set).quiet().ignore_status().output()?;
     let text = String::from_utf8_lossy(&output.stderr);
     // A set that is not there fails without a word of the sanitizer's.
-    let absent = text.is_empty() && set != "portable";
-    // Of the library's own functions, by a name that is mangled or is not.
-    let seen = !output.status.success()
-        && text.contains(fault)
-        && (text.contains("xent::") || text.contains("4xent"));
-    if absent || seen {
-        println!("ok  {} on {set}: {}", program.name, if seen { "seen" } else { "no such set" });
+    if text.is_empty() && set != "portable" {
+        println!("ok  {} on {set}: no such set", program.name);
         return Ok(());
     }
-    Err(format!("{} on {set}, {}: {fault} went unseen\n{text}", program.name, output.status))
-}
-
-fn overflow(compiler: &Compiler, library: &Path) -> Result {
-    let sources = [write("overflow.c", OVERFLOW)?];
-    let program = Program::new(&SUITES[0], compiler, &sources, &ADDRESS, library);
-    program.compile()?;
-    for set in ["portable", "avx2", "avx512"] {
-        control(&program, set, "heap-buffer-overflow")?;
+    // A function of the library's, mangled or not.
+    let inside = text.contains("xent::") || text.contains("4xent");
+    if output.status.success() || !text.contains(fault) || !inside {
+        bail!("{} on {set}, {}: {fault} went unseen\n{text}", program.name, output.status);
     }
+    println!("ok  {} on {set}: seen", program.name);
     Ok(())
 }
 
-/// A rustc that has its standard library's source, which must be instrumented too: the order that
-/// its locks and threads establish would else go unseen, and be taken for races.
-fn with_source() -> Option<PathBuf> {
-    let own = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    [PathBuf::from(own), PathBuf::from("/usr/bin/rustc")].into_iter().find(|rustc| {
-        let output = Command::new(rustc).args(["--print", "sysroot"]).current_dir(root()).output();
-        output.is_ok_and(|output| {
-            let sysroot = String::from_utf8_lossy(&output.stdout);
-            let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
-            source.join("Cargo.lock").is_file()
-        })
+fn write(sh: &Shell, name: &str, text: &str) -> Result<PathBuf> {
+    let path = directory("sanitize")?.join(name);
+    sh.write_file(&path, text)?;
+    Ok(path)
+}
+
+/// Compiles and runs each with these variables; a finding is a failure.
+fn each(all: &[Program], variables: &[(&str, &str)]) -> Result<usize> {
+    on_all_cores(all, |program| {
+        program.compile()?;
+        program.run(&[], variables)
+    })?;
+    Ok(all.len())
+}
+
+fn addresses(sh: &Shell, report: &mut Report) -> Result<usize> {
+    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
+    let archive = library(sh, "address", ADDRESS_LIBRARY, &rustc, &[])?;
+    let archive = Program::statically(&archive);
+    let flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+    let mut count = 0;
+    for suite in &SUITES {
+        let compiler = compiler(sh, suite)?;
+        if suite.language.name == C.name {
+            let sources = [write(sh, "overflow.c", OVERFLOW)?];
+            let overflow = program(&compiler, suite, &flags, &sources, &archive)?;
+            overflow.compile()?;
+            for set in ["portable", "avx2", "avx512"] {
+                control(sh, &overflow, set, "heap-buffer-overflow")?;
+            }
+        }
+        let all = suite.programs(sh)?;
+        let all = buildable(sh, &compiler, &all, report)?;
+        let all = all.iter().map(|sources| program(&compiler, suite, &flags, sources, &archive));
+        count += each(&all.collect::<Result<Vec<_>>>()?, &[])?;
+    }
+    Ok(count)
+}
+
+/// A rustc that has its standard library's source, which must be instrumented too: otherwise ThreadSanitizer
+/// misses the order that locks and threads establish, and reports races that are none.
+fn with_source(sh: &Shell) -> Option<String> {
+    let own = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
+    [own, "/usr/bin/rustc".to_string()].into_iter().find(|rustc| {
+        let sysroot = output(cmd!(sh, "{rustc} --print sysroot")).unwrap_or_default();
+        Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/Cargo.lock").is_file()
     })
 }
 
-/// ThreadSanitizer, of clang: gcc's is not told of what Rust's threads do in the same way.
-fn races(report: &mut Report) -> Result<usize> {
-    let Some(rustc) = with_source() else {
+/// ThreadSanitizer, of clang: gcc's is not told of Rust's threads in the same way.
+fn races(sh: &Shell, report: &mut Report) -> Result<usize> {
+    let Some(rustc) = with_source(sh) else {
         report.skip("data races: no rustc with its standard library's source".to_string());
         return Ok(0);
     };
-    let library = thread_library(&rustc)?;
-    let shim = write("shim.c", SHIM)?;
-    let race = [write("race.c", RACE)?];
+    let build_std = ["-Zbuild-std=std,panic_unwind", "-Zbuild-std-features=panic-unwind"];
+    let archive = library(sh, "thread", THREAD_LIBRARY, &rustc, &build_std)?;
+    let mut archive = Program::statically(&archive);
+    let shim = write(sh, "shim.c", SHIM)?;
+    let object = shim.with_extension("o");
+    archive.insert(0, object.display().to_string());
+    let flags = ["-fsanitize=thread"];
     let mut count = 0;
     for suite in &SUITES {
-        let compiler = compiler(suite)?;
+        let compiler = compiler(sh, suite)?;
         if !compiler.is_clang() {
             report.skip(format!("data races in {}: no clang", suite.language.name));
             continue;
         }
-        let object = directory().join("shim.o");
-        let mut command = compiler.command();
-        command.args(["-x", "c", "-O1", "-fno-builtin", "-c"]).arg(&shim).arg("-o").arg(&object);
-        run_quietly(&mut command)?;
-        let object = object.display().to_string();
-        let flags = [THREAD, &object];
+        let compile = ["-x", "c", "-O1", "-fno-builtin", "-c"];
+        quietly(compiler.command(sh).args(compile).args([&shim, Path::new("-o"), &object]))?;
         if suite.language.name == C.name {
-            let race = Program::new(suite, &compiler, &race, &flags, &library);
+            let sources = [write(sh, "race.c", RACE)?];
+            let race = program(&compiler, suite, &flags, &sources, &archive)?;
             race.compile()?;
-            control(&race, "portable", "data race")?;
+            control(sh, &race, "portable", "data race")?;
         }
-        let all = programs(suite)?;
-        let concurrent = all.iter().filter(|sources| is_one_of(sources, &CONCURRENT));
-        let builds = concurrent.map(|sources| {
-            let program = Program::new(suite, &compiler, sources, &flags, &library);
-            // Threads meet in the same places however often they do.
-            Program { set: Some("portable"), is_sampled: true, ..program }
-        });
-        count += each(&builds.collect::<Vec<_>>())?;
+        let all = suite.programs(sh)?;
+        let all = all.iter().filter(|sources| CONCURRENT.contains(&&*stem(&sources[0])));
+        let all = all.map(|sources| program(&compiler, suite, &flags, sources, &archive));
+        // Threads meet in the same places however often they do.
+        count += each(&all.collect::<Result<Vec<_>>>()?, &[("XENT_ISA", "portable"), SAMPLED])?;
     }
     Ok(count)
-}
-
-fn is_one_of(sources: &[PathBuf], names: &[&str]) -> bool {
-    let stem = sources[0].file_stem().and_then(|stem| stem.to_str());
-    stem.is_some_and(|stem| names.contains(&stem))
 }
 
 /// memcheck on the library as it ships. It knows processors up to AVX2.
-fn memcheck(report: &mut Report) -> Result<usize> {
-    if Command::new("valgrind").arg("--version").output().is_err() {
+fn memcheck(sh: &Shell, report: &mut Report) -> Result<usize> {
+    if !has(sh, "valgrind") {
         report.skip("valgrind not found".to_string());
         return Ok(0);
     }
-    // Of its own: other commands may be at the usual one.
-    let dist = dist::build(&directory().join("dist"))?;
-    let mut count = 0;
+    let dist = dist::build(&directory("dist")?)?;
+    let archive = Program::statically(&dist.static_library());
+    let mut programs = Vec::new();
     for suite in &SUITES {
-        let compiler = suite.language.compiler()?;
-        let all = programs(suite)?;
-        let chosen = all.iter().filter(|sources| is_one_of(sources, &MEMCHECK));
-        let library = dist.static_library();
-        let builds: Vec<Program> =
-            chosen.map(|sources| Program::new(suite, &compiler, sources, &[], &library)).collect();
-        on_all_cores(&builds, Program::compile)?;
-        let sets = ["avx2", "portable"];
-        let runs: Vec<_> =
-            builds.iter().flat_map(|program| sets.map(|set| (program, set))).collect();
-        on_all_cores(&runs, |(program, set)| {
-            let mut command = Command::new("valgrind");
-            command
-                .args(["--quiet", "--error-exitcode=1", "--leak-check=full"])
-                .arg("--errors-for-leak-kinds=definite,indirect")
-                .arg(&program.output);
-            // Every value is right elsewhere; here it is asked whether what is read was written.
-            command.current_dir(root()).env("XENT_ISA", set).env(c::SAMPLED.0, c::SAMPLED.1);
-            run_quietly(&mut command)?;
-            println!("ok  {} on {set}", program.name);
-            Ok(())
-        })?;
-        count += runs.len();
+        let compiler = suite.language.compiler(sh)?;
+        let all = suite.programs(sh)?;
+        for sources in all.iter().filter(|sources| MEMCHECK.contains(&&*stem(&sources[0]))) {
+            programs.push(program(&compiler, suite, &[], sources, &archive)?);
+        }
     }
-    Ok(count)
+    on_all_cores(&programs, Program::compile)?;
+    let runs: Vec<_> = programs
+        .iter()
+        .flat_map(|program| ["avx2", "portable"].map(|set| (program, set)))
+        .collect();
+    on_all_cores(&runs, |(program, set)| {
+        // Other tests compare values; memcheck asks whether what is read was written.
+        let kinds = "--errors-for-leak-kinds=definite,indirect";
+        let memcheck = ["valgrind", "--quiet", "--error-exitcode=1", "--leak-check=full", kinds];
+        program.run(&memcheck, &[("XENT_ISA", set), SAMPLED])
+    })?;
+    Ok(runs.len())
 }

@@ -1,21 +1,28 @@
 //! Paths, child processes and compilers.
 
-use std::ffi::OsStr;
+use anyhow::{Context, anyhow, ensure};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use xshell::{Cmd, Shell, cmd};
 
-/// What went wrong, in words for the person at the terminal.
-pub type Result<T = ()> = std::result::Result<T, String>;
+pub type Result<T = ()> = anyhow::Result<T>;
 
 /// The project's directory.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies inside the project")
 }
 
-/// Where cargo and these commands put what they make.
+/// The directory for build products: cargo's and those of these commands.
 pub fn target() -> PathBuf {
-    // Relative to the project, as every cargo here runs there.
     root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+/// The directory `name` in the target directory, made if it is absent.
+pub fn directory(name: &str) -> Result<PathBuf> {
+    let path = target().join(name);
+    std::fs::create_dir_all(&path).with_context(|| format!("cannot create {}", shown(&path)))?;
+    Ok(path)
 }
 
 /// A path as one would type it: relative to the project where it lies inside.
@@ -23,133 +30,112 @@ pub fn shown(path: &Path) -> String {
     path.strip_prefix(root()).unwrap_or(path).display().to_string()
 }
 
-/// Makes a directory and those above it.
-pub fn make_directory(path: &Path) -> Result {
-    std::fs::create_dir_all(path).map_err(|error| format!("cannot create {}: {error}", shown(path)))
+/// The last part of a path without its extension.
+pub fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The cargo that runs this command, in the project's directory.
-pub fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(arguments).current_dir(root()).env("CARGO_TARGET_DIR", target());
-    command
+/// A shell in the project's directory.
+pub fn shell() -> Result<Shell> {
+    let sh = Shell::new()?;
+    sh.change_dir(root());
+    // cargo would take a relative directory from where the user typed the command.
+    sh.set_var("CARGO_TARGET_DIR", target());
+    Ok(sh)
 }
 
-/// The programs that a `cargo` which runs none of them makes.
-pub fn executables(command: &mut Command) -> Result<Vec<PathBuf>> {
-    let messages = output(command.args(["--message-format", "json-render-diagnostics"]))?;
-    let path = |line: &str| {
-        let (_, rest) = line.split_once("\"executable\":\"")?;
-        rest.split('"').next().map(PathBuf::from)
-    };
-    Ok(messages.lines().filter_map(path).collect())
+/// Whether a program can be started.
+pub fn has(sh: &Shell, program: &str) -> bool {
+    cmd!(sh, "{program} --version").quiet().ignore_stderr().read().is_ok()
 }
 
-/// Runs a command with its output on the terminal.
-pub fn run(command: &mut Command) -> Result {
-    let status =
-        command.status().map_err(|error| format!("cannot start {}: {error}", line(command)))?;
-    if status.success() { Ok(()) } else { Err(format!("failed with {status}: {}", line(command))) }
+/// Whether this processor has AVX2 with FMA.
+pub fn has_avx2() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
-/// Runs a command whose output matters only if it fails.
-pub fn run_quietly(command: &mut Command) -> Result {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("cannot start {}: {error}", line(command)))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(format!(
-        "failed with {}: {}\n{}{}",
-        output.status,
-        line(command),
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    ))
+/// Runs a command and prints its output only if it fails.
+pub fn quietly(command: Cmd) -> Result {
+    output(command).map(drop)
 }
 
-/// What a command prints.
-pub fn output(command: &mut Command) -> Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| format!("cannot start {}: {error}", line(command)))?;
-    if !output.status.success() {
-        return Err(format!("failed with {}: {}", output.status, line(command)));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+/// Runs a command and returns what it printed to standard output.
+pub fn output(command: Cmd) -> Result<String> {
+    let command = command.quiet().ignore_status();
+    let output = command.output().with_context(|| format!("cannot start {command}"))?;
+    let [text, error] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    ensure!(output.status.success(), "{}: {command}\n{text}{error}", output.status);
+    Ok(text)
 }
 
-fn line(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let words: Vec<String> = words.map(|word| shown(Path::new(word)).to_string()).collect();
-    words.join(" ")
+/// Calls `work` with each of `all`, on all cores, up to the first failure.
+pub fn on_all_cores<T: Sync>(all: &[T], work: impl Fn(&T) -> Result + Sync) -> Result {
+    let next = AtomicUsize::new(0);
+    let failure = Mutex::new(Ok(()));
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(error) = work(one) {
+                        next.store(all.len(), Ordering::Relaxed);
+                        *failure.lock().expect("no worker panics") = Err(error);
+                    }
+                }
+            });
+        }
+    });
+    failure.into_inner().expect("no worker panics")
 }
 
 /// A C or C++ compiler that was found to work.
 #[derive(Clone, Debug)]
 pub struct Compiler {
-    /// As called: `gcc`, or the value of `CC`.
+    /// As called: `gcc`, or the value of `CC`, which may carry arguments (`ccache gcc`).
     pub name: String,
-    /// The first line of `--version` after the program's name.
+    /// The first line of `--version`, without the program's name where gcc puts it first.
     pub version: String,
 }
 
 impl Compiler {
-    /// The compiler called `name`, which may carry arguments (`ccache gcc`).
-    fn find(name: &str) -> Option<Compiler> {
-        let mut words = name.split_whitespace();
-        let output = Command::new(words.next()?)
-            .args(words)
-            .arg("--version")
-            .stderr(Stdio::null())
-            .output()
-            .ok()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let (program, version) = text.lines().next()?.split_once(' ')?;
-        // gcc says "gcc (Debian ...) ..." or "cc (Debian ...) ..."; of clang every word counts.
-        let version = if version.starts_with('(') {
-            version.to_string()
-        } else {
-            format!("{program} {version}")
-        };
-        output.status.success().then(|| Compiler { name: name.to_string(), version })
+    fn find(sh: &Shell, name: &str) -> Option<Compiler> {
+        let mut compiler = Compiler { name: name.to_string(), version: String::new() };
+        let text = compiler.command(sh).arg("--version").quiet().ignore_stderr().read().ok()?;
+        let line = text.lines().next()?;
+        // gcc says "gcc (Debian ...) ..." or "cc (Debian ...) ...".
+        let (_, rest) = line.split_once(' ')?;
+        compiler.version = if rest.starts_with('(') { rest } else { line }.to_string();
+        Some(compiler)
     }
 
     pub fn is_clang(&self) -> bool {
         self.version.contains("clang")
     }
 
-    /// Whether a program is compiled and linked with these flags.
-    pub fn links_with(&self, flags: &[&str]) -> Result<bool> {
-        let directory = target().join("xtask");
-        make_directory(&directory)?;
-        let source = directory.join("probe.c");
-        std::fs::write(&source, "int main(void) { return 0; }\n")
-            .map_err(|error| format!("cannot write {}: {error}", shown(&source)))?;
-        let mut command = self.command();
-        command.args(flags).args(["-x", "c"]).arg(&source).arg("-o").arg(directory.join("probe"));
-        let output =
-            command.output().map_err(|error| format!("cannot start a compiler: {error}"))?;
-        Ok(output.status.success())
+    pub fn command<'a>(&self, sh: &'a Shell) -> Cmd<'a> {
+        let mut words = self.name.split_whitespace();
+        sh.cmd(words.next().unwrap_or_default()).args(words)
     }
 
-    pub fn command(&self) -> Command {
-        let mut words = self.name.split_whitespace();
-        let mut command = Command::new(words.next().unwrap_or_default());
-        command.args(words).current_dir(root());
-        command
+    /// Whether the compiler links a program with these flags.
+    pub fn links_with(&self, sh: &Shell, flags: &[&str]) -> Result<bool> {
+        let directory = directory("xtask")?;
+        let source = directory.join("probe.c");
+        sh.write_file(&source, "int main(void) { return 0; }\n")?;
+        let command = self.command(sh).args(flags).args(["-x", "c"]).arg(source);
+        Ok(quietly(command.arg("-o").arg(directory.join("probe"))).is_ok())
     }
 }
 
 /// A language's compilers: the environment variable that names one, and the usual names.
 pub struct Language {
     pub name: &'static str,
-    pub variable: &'static str,
-    pub names: [&'static str; 3],
+    variable: &'static str,
+    names: [&'static str; 3],
 }
 
 pub const C: Language = Language { name: "C", variable: "CC", names: ["cc", "gcc", "clang"] };
@@ -158,44 +144,32 @@ pub const CPP: Language =
     Language { name: "C++", variable: "CXX", names: ["c++", "g++", "clang++"] };
 
 impl Language {
-    fn chosen(&self) -> Result<Option<Compiler>> {
-        match std::env::var(self.variable) {
-            Ok(name) if !name.trim().is_empty() => Compiler::find(&name)
-                .map(Some)
-                .ok_or_else(|| format!("{}={name} is not a compiler that runs", self.variable)),
-            _ => Ok(None),
-        }
-    }
-
-    fn missing(&self) -> String {
-        format!(
-            "no {} compiler found: tried {} (set {} to name one)",
-            self.name,
-            self.names.join(", "),
-            self.variable
-        )
-    }
-
     /// The compiler to use: the environment's, else the first of the usual ones.
-    pub fn compiler(&self) -> Result<Compiler> {
-        if let Some(compiler) = self.chosen()? {
-            return Ok(compiler);
-        }
-        self.names.iter().find_map(|name| Compiler::find(name)).ok_or_else(|| self.missing())
+    pub fn compiler(&self, sh: &Shell) -> Result<Compiler> {
+        Ok(self.compilers(sh)?.0.swap_remove(0))
     }
 
-    /// Every compiler there is, each once, and a note on each usual one that is absent.
-    pub fn compilers(&self) -> Result<(Vec<Compiler>, Vec<String>)> {
-        let mut found: Vec<Compiler> = self.chosen()?.into_iter().collect();
-        let mut absent = Vec::new();
-        for name in self.names {
-            match Compiler::find(name) {
+    /// Every compiler that works, each once, and a note on each usual one that is absent.
+    pub fn compilers(&self, sh: &Shell) -> Result<(Vec<Compiler>, Vec<String>)> {
+        let Language { variable, names, name: language } = self;
+        let (mut found, mut absent) = (Vec::<Compiler>::new(), Vec::new());
+        if let Some(name) = std::env::var(variable).ok().filter(|name| !name.trim().is_empty()) {
+            let missing = || anyhow!("{variable}={name} is not a compiler that runs");
+            found.push(Compiler::find(sh, &name).ok_or_else(missing)?);
+        }
+        for name in names {
+            match Compiler::find(sh, name) {
                 // `cc` is most often one of the others.
                 Some(one) if found.iter().any(|other| other.version == one.version) => {}
                 Some(one) => found.push(one),
                 None => absent.push(format!("{name} not found")),
             }
         }
-        if found.is_empty() { Err(self.missing()) } else { Ok((found, absent)) }
+        let tried = names.join(", ");
+        ensure!(
+            !found.is_empty(),
+            "no {language} compiler found: tried {tried} (set {variable} to name one)"
+        );
+        Ok((found, absent))
     }
 }
