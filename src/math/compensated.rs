@@ -5,7 +5,7 @@
 #[derive(Clone, Copy, Debug)]
 pub struct CompensatedSum {
     sum: f64,
-    /// What the roundings of `sum` lost.
+    /// The sum of the rounding errors of `sum`.
     error: f64,
 }
 
@@ -58,7 +58,7 @@ impl CompensatedSum {
     /// The sum.
     #[inline(always)]
     pub fn value(self) -> f64 {
-        // Once the sum is infinite, its error is inf - inf.
+        // The error of an infinite sum is NaN: inf - inf.
         if self.sum.is_finite() { self.sum + self.error } else { self.sum }
     }
 }

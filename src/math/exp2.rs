@@ -200,9 +200,9 @@ pub fn nearest(x: f64) -> f64 {
     if x.abs() < 2_251_799_813_685_248.0 { (x + SHIFT) - SHIFT } else { x }
 }
 
-/// Which shifts an [`Exp2`] is compiled for.
+/// The kind of shift that an [`Exp2`] is compiled for.
 pub trait ShiftKind: Copy {
-    /// `shift.logit` is subtracted from each logit first.
+    /// Whether `shift.logit` is subtracted from each logit first.
     const BY_LOGIT: bool;
 }
 
@@ -222,16 +222,16 @@ impl ShiftKind for ByLogit {
     const BY_LOGIT: bool = true;
 }
 
-/// Whether an exponential is right for exponents out of range.
+/// How an exponential treats exponents out of range.
 pub trait Clamping {
-    /// Three more instructions make it right for every x.
+    /// Whether three more instructions clamp the result to the range.
     const CLAMPS: bool;
 }
 
-/// Right for every x.
+/// The result is right for every x.
 pub struct Clamped;
 
-/// Right for exponents in range; the caller checks the bits of [`Power::m`].
+/// The result is right only for exponents in range. The caller checks the bits of [`Power::m`].
 pub struct Unclamped;
 
 impl Clamping for Clamped {

@@ -1,5 +1,5 @@
 //! Exponentials and logarithms: generic functions over [`Simd`](crate::simd::Simd) for elements and
-//! rows, and plain f64 for what is rare.
+//! rows, and plain f64 for rare values.
 //!
 //! They consist of additions, multiplications, divisions and fused multiply-adds and never call the
 //! platform's libm, so the bits do not depend on the platform.

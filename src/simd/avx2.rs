@@ -77,8 +77,8 @@ pub unsafe fn sum4(v: __m256d) -> f64 {
     }
 }
 
-/// The part of an `impl Simd` that f32 and f64 share, but for names, and AVX-512 does not: masks,
-/// and what uses them.
+/// The part of an `impl Simd` that f32 and f64 share, but for names, and AVX-512 does not: masks and
+/// the methods that use them, the range check and the sum of totals.
 macro_rules! mask_methods {
     (
         real: $real:ident,

@@ -24,8 +24,8 @@ macro_rules! avx512 {
     };
 }
 
-/// The part of an `impl Simd` that f32 and f64 share, but for names, and AVX2 does not: masks, and
-/// what uses them.
+/// The part of an `impl Simd` that f32 and f64 share, but for names, and AVX2 does not: masks and
+/// the methods that use them, the range check and the sum of totals.
 macro_rules! mask_methods {
     (
         real: $real:ident,

@@ -1,4 +1,4 @@
-//! The vectors of the `wide` crate, which use what the target of the build has: NEON on AArch64,
+//! The vectors of the `wide` crate, which use the vector unit of the build's target: NEON on AArch64,
 //! SSE2 on a plain x86-64, scalars elsewhere.
 
 use super::{
