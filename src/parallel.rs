@@ -175,7 +175,7 @@ fn has_global_pool() -> bool {
     if rayon::current_thread_index().is_some() {
         return true;
     }
-    if STARTED.get().is_none() && !worker::has_memory(worker::start_bytes(default_threads())) {
+    if STARTED.get().is_none() && !worker::has_memory_to_start(0) {
         return false;
     }
     *STARTED.get_or_init(|| {
@@ -187,11 +187,6 @@ fn has_global_pool() -> bool {
             Err(error) => std::error::Error::source(&error).is_none(),
         }
     })
-}
-
-/// About as many threads as rayon starts by default.
-pub fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Slots that several threads write, each its own.

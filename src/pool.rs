@@ -1,6 +1,6 @@
 //! Thread pools that callers own.
 
-use crate::parallel::{self, fork};
+use crate::parallel::fork;
 use crate::worker;
 use std::mem;
 use std::thread::JoinHandle;
@@ -28,8 +28,7 @@ impl Pool {
         if fork::is_child() {
             return Ok(Pool { pool: None, threads: Vec::new() });
         }
-        let expected = if threads == 0 { parallel::default_threads() } else { threads };
-        if !worker::has_memory(worker::start_bytes(expected)) {
+        if !worker::has_memory_to_start(threads) {
             return Err(PoolError(Why::Memory));
         }
         let mut handles = Vec::new();
@@ -88,6 +87,14 @@ pub struct PoolError(Why);
 enum Why {
     Threads(rayon::ThreadPoolBuildError),
     Memory,
+}
+
+impl PoolError {
+    /// Whether memory was short, so that even a message may find none.
+    #[cfg(all(feature = "capi", not(test)))]
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        matches!(self.0, Why::Memory)
+    }
 }
 
 impl std::fmt::Display for PoolError {

@@ -4,7 +4,7 @@
 use std::alloc::{Layout, alloc, dealloc};
 use std::hint::black_box;
 use std::io;
-use std::thread::{Builder, JoinHandle};
+use std::thread::{Builder, JoinHandle, available_parallelism};
 
 /// Starts a thread of a pool. The thread blocks signals: a signal that the program's own threads block, and
 /// await with sigwait, would otherwise be delivered to it.
@@ -81,9 +81,18 @@ pub fn has_memory(bytes: usize) -> bool {
     true
 }
 
-/// The memory that starting a pool takes, stacks excepted: for so many threads.
-pub fn start_bytes(threads: usize) -> usize {
-    threads.saturating_add(1).saturating_mul(16 * 1024)
+/// Whether there is memory to start a pool of so many threads, stacks excepted. 0 = one for each core.
+pub fn has_memory_to_start(threads: usize) -> bool {
+    const EACH: usize = 16 * 1024;
+    // The system's answer to how many cores there are takes memory as well.
+    if !has_memory(2 * EACH) {
+        return false;
+    }
+    let threads = match threads {
+        0 => available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    has_memory(threads.saturating_add(1).saturating_mul(EACH))
 }
 
 /// The memory that rayon takes for so many jobs: a block of its queue (1.5 KiB for 63 jobs), and a box for
