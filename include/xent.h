@@ -601,12 +601,18 @@ const char *xent_last_error(void);
 /**
  * Starts a pool of `threads` threads; 0 = one for each core. NULL on failure; see xent_last_error.
  * The caller owns the pool and ends it with xent_pool_free.
+ *
+ * The threads block signals, save those that an instruction raises on its own thread. In a call they
+ * take over the calling thread's rounding mode and flushing of subnormals. A call that finds no
+ * memory to give threads work does the work on the calling thread alone. So does every call in a
+ * process that was forked off one that used threads; a pool that it makes has none.
  */
 struct xent_pool *xent_pool_new(uint32_t threads);
 
 /**
- * Ends a pool of xent_pool_new; its threads end soon after. No call may be running on it, and no
- * pool may be freed twice. NULL is a no-op.
+ * Ends a pool of xent_pool_new. Its threads have ended when the call returns, so that a plugin which
+ * contains xent, and whose calls all named a pool or threads = 1, can be unloaded. No call may be
+ * running on the pool, and no pool may be freed twice. NULL is a no-op.
  */
 void xent_pool_free(struct xent_pool *pool);
 

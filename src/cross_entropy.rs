@@ -632,7 +632,7 @@ impl<'a> CrossEntropy<'a> {
             gradient,
         });
         let team =
-            Team { pool: self.pool.map(Pool::rayon), threads: self.problem.threads as usize };
+            Team { pool: self.pool.and_then(Pool::rayon), threads: self.problem.threads as usize };
         // SAFETY: every operand is a slice that the call borrows, mutably if it is an output. Its
         // `available` is the slice's length, and validation refuses shapes and strides that reach
         // past it.

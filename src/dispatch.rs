@@ -24,7 +24,8 @@ use crate::simd::{avx2, avx512};
 use crate::view::{FloatType, IntegerType, Span, View};
 use half::{bf16, f16};
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// An instruction set that kernels exist for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -331,15 +332,31 @@ entries!(
 );
 
 /// The instruction set in use: the best there is, or the one that a non-empty `XENT_ISA` names; the reason
-/// if it names none, or one that this processor does not have. Decided once.
+/// if it names none, or one that this processor does not have. Decided once, without a lock or a `Once`: a
+/// process that is forked during the decision makes its own.
 pub(crate) fn selected() -> Result<Isa, &'static str> {
-    static SELECTED: OnceLock<Result<Isa, String>> = OnceLock::new();
-    let choice = SELECTED.get_or_init(|| match std::env::var_os("XENT_ISA") {
-        None => Ok(Isa::best()),
-        Some(value) if value.is_empty() => Ok(Isa::best()),
-        Some(value) => named(&value.to_string_lossy()),
-    });
-    choice.as_ref().copied().map_err(String::as_str)
+    type Choice = Result<Isa, String>;
+    static SETS: [Choice; 3] = [Ok(Isa::Portable), Ok(Isa::Avx2), Ok(Isa::Avx512)];
+    /// Null, or one of SETS, or a refusal that is never freed.
+    static SELECTED: AtomicPtr<Choice> = AtomicPtr::new(ptr::null_mut());
+
+    let mut choice = SELECTED.load(Ordering::Acquire).cast_const();
+    if choice.is_null() {
+        choice = match std::env::var_os("XENT_ISA") {
+            Some(value) if !value.is_empty() => named(&value.to_string_lossy()),
+            _ => Ok(Isa::best()),
+        }
+        .map_or_else(|why| &*Box::leak(Box::new(Err(why))), |isa| &SETS[isa as usize]);
+        let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
+        let null = ptr::null_mut();
+        // Of several threads that decide at once, the first one's choice stands.
+        if let Err(first) = SELECTED.compare_exchange(null, choice.cast_mut(), success, failure) {
+            choice = first;
+        }
+    }
+    // SAFETY: `choice` is not null. It points to an element of SETS or to a leaked box, which live forever, and
+    // nobody writes to either.
+    unsafe { &*choice }.as_ref().copied().map_err(String::as_str)
 }
 
 /// The available instruction set of that name, or what is wrong with it.

@@ -53,6 +53,7 @@ mod softmax;
 mod strategy;
 mod validate;
 mod view;
+mod worker;
 
 // This module exists in the documentation alone.
 #[cfg(all(doc, not(doctest)))]

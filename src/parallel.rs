@@ -5,6 +5,7 @@
 //! computes a task does.
 
 use crate::strategy::{PORTIONS, TASKS, THREAD_ELEMENTS, task_len};
+use crate::worker::{self, Modes};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -55,21 +56,36 @@ impl Team<'_> {
         }
     }
 
-    /// Calls `task` on `size` threads at once, the calling one among them.
+    /// Calls `task` on `size` threads at once, the calling one among them; on the calling thread alone where
+    /// there is no memory to give other threads work. All of them compute under the floating-point modes of
+    /// the calling thread.
+    ///
+    /// Rayon has no way to give work to a pool from outside that allocates nothing: its queue itself grows
+    /// by a block for every 63 jobs, `join` and `install` included. A scope also lets the calling thread take
+    /// part.
     fn run<F: Fn() + Sync>(&self, size: usize, task: &F) {
-        fn body<'scope, F: Fn() + Sync>(
+        if !worker::has_memory(worker::job_bytes(size - 1)) {
+            return task();
+        }
+        let modes = Modes::current();
+        let other = || {
+            let _entered = modes.enter();
+            task();
+        };
+        fn body<'scope>(
             scope: &rayon::Scope<'scope>,
             size: usize,
-            task: &'scope F,
+            other: &'scope (impl Fn() + Sync),
+            task: &impl Fn(),
         ) {
             for _ in 1..size {
-                scope.spawn(|_| task());
+                scope.spawn(|_| other());
             }
             task();
         }
         match self.pool {
-            Some(pool) => pool.in_place_scope(|scope| body(scope, size, task)),
-            None => rayon::in_place_scope(|scope| body(scope, size, task)),
+            Some(pool) => pool.in_place_scope(|scope| body(scope, size, &other, task)),
+            None => rayon::in_place_scope(|scope| body(scope, size, &other, task)),
         }
     }
 
@@ -156,12 +172,21 @@ impl Team<'_> {
 /// started here, since rayon would panic where the system refuses its threads.
 fn has_global_pool() -> bool {
     static STARTED: OnceLock<bool> = OnceLock::new();
-    rayon::current_thread_index().is_some()
-        || *STARTED.get_or_init(|| match rayon::ThreadPoolBuilder::new().build_global() {
+    if rayon::current_thread_index().is_some() {
+        return true;
+    }
+    if STARTED.get().is_none() && !worker::has_memory_to_start(0) {
+        return false;
+    }
+    *STARTED.get_or_init(|| {
+        // The global pool's threads live as long as the process: nobody joins them.
+        let builder = rayon::ThreadPoolBuilder::new();
+        match builder.spawn_handler(|thread| worker::spawn(thread).map(drop)).build_global() {
             Ok(()) => true,
             // Somebody else has started it; only a failure to start threads has a source.
             Err(error) => std::error::Error::source(&error).is_none(),
-        })
+        }
+    })
 }
 
 /// Slots that several threads write, each its own.
@@ -170,11 +195,22 @@ struct Slots<T>(*mut MaybeUninit<T>);
 // SAFETY: `Team::map` writes no slot twice, and reads none before all threads are done.
 unsafe impl<T: Send> Sync for Slots<T> {}
 
-/// Rayon's workers do not survive a fork; a child that waited for them would wait forever.
+/// Threads do not survive a fork; a child that waited for them would wait forever.
+///
+/// A process becomes the owner of xent's threads before it starts any. Its children, however they were made
+/// and whatever it was doing at the time, do all work on the calling thread: they start no thread, and take no
+/// lock and wait for no `Once` that another thread may have held at the fork.
 pub mod fork {
-    use std::sync::Once;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    #[cfg(unix)]
+    use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
+    /// The process that owns the threads; 0 = there are none yet.
+    #[cfg(unix)]
+    static OWNER: AtomicI32 = AtomicI32::new(0);
+
+    /// Whether `pthread_atfork` saw that this process is a child of the owner. The process id alone would not
+    /// do: a grandchild may get the id of an owner that has ended.
+    #[cfg(unix)]
     static CHILD: AtomicBool = AtomicBool::new(false);
 
     #[cfg(unix)]
@@ -182,23 +218,30 @@ pub mod fork {
         CHILD.store(true, Ordering::Relaxed);
     }
 
-    /// Makes later forks noticed. Called before anything that could start a pool.
-    pub fn watch() {
-        static WATCH: Once = Once::new();
-        WATCH.call_once(|| {
-            #[cfg(unix)]
-            // SAFETY: `mark_child` does nothing but store to an atomic, which the child of a process with
-            // threads may do.
-            unsafe {
-                libc::pthread_atfork(None, None, Some(mark_child));
+    /// Whether this process descends from the owner. Makes it the owner if there is none. `pthread_atfork` does
+    /// not see `_Fork` and `clone`; the process id shows them.
+    #[cfg(unix)]
+    pub fn is_child() -> bool {
+        if CHILD.load(Ordering::Relaxed) {
+            return true;
+        }
+        // SAFETY: getpid has no preconditions.
+        let this = unsafe { libc::getpid() };
+        match OWNER.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => {
+                // SAFETY: `mark_child` does nothing but store to an atomic, which the child of a process
+                // with threads may do.
+                unsafe { libc::pthread_atfork(None, None, Some(mark_child)) };
+                false
             }
-        });
+            Err(owner) => owner != this,
+        }
     }
 
-    /// Whether this process was forked off one that used xent: it has no workers, and a call does its work
-    /// on the calling thread.
+    /// There is no fork.
+    #[cfg(not(unix))]
     pub fn is_child() -> bool {
-        CHILD.load(Ordering::Relaxed)
+        false
     }
 }
 

@@ -6,7 +6,7 @@ use crate::codes::*;
 use crate::dispatch::Isa;
 use crate::drivers::{self, softmax_gradient};
 use crate::error::Error;
-use crate::parallel::{self, Team};
+use crate::parallel::Team;
 use crate::plan::Pass;
 use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
 use crate::validate::softmax::Work;
@@ -27,7 +27,6 @@ pub(crate) unsafe fn cross_entropy(
     team: &Team,
     isa: Option<Isa>,
 ) -> Result<(), Error> {
-    parallel::fork::watch();
     // SAFETY: the operands cover their shapes in valid memory (# Safety).
     let valid =
         unsafe { validate::cross_entropy::validate(problem, pass, results, request, team, isa)? };
@@ -65,7 +64,6 @@ pub(crate) unsafe fn softmax(
     team: &Team,
     isa: Option<Isa>,
 ) -> Result<(), Error> {
-    parallel::fork::watch();
     let Some(valid) = softmax::validate(problem, isa)? else {
         return Ok(());
     };

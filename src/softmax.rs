@@ -213,7 +213,7 @@ impl<'a> Softmax<'a> {
         output: Operand,
     ) -> Result<(), Error> {
         let problem = Problem { function, shape: self.shape, input, grad, output };
-        let team = Team { pool: self.pool.map(Pool::rayon), threads: self.threads as usize };
+        let team = Team { pool: self.pool.and_then(Pool::rayon), threads: self.threads as usize };
         // SAFETY: every operand is a slice that the call borrows, mutably if it is the output. Its
         // `available` is the slice's length, and validation refuses shapes and strides that reach
         // past it.

@@ -1,8 +1,8 @@
 //! Turns errors and panics into a status and into the calling thread's last message.
 
 use super::*;
-use std::cell::RefCell;
-use std::ffi::CString;
+use std::cell::{Cell, RefCell};
+use std::ffi::{CStr, CString};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A status other than XENT_OK, and its message.
@@ -32,6 +32,9 @@ impl From<Error> for Failure {
 
 thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::default();
+    /// The last message instead, if it was set without memory. It has no destructor, which a thread would
+    /// need memory to register.
+    static LAST_STATIC: Cell<Option<&'static CStr>> = const { Cell::new(None) };
 }
 
 /// Runs the body of an entry point. A panic becomes XENT_ERR_PANIC.
@@ -57,9 +60,18 @@ pub fn fail(failure: &Failure) {
     let message = CString::new(failure.message.replace('\0', " ")).unwrap_or_default();
     // A thread that is ending may have dropped its message already.
     let _ = LAST_ERROR.try_with(|last| last.replace(message));
+    LAST_STATIC.set(None);
+}
+
+/// Makes a message this thread's last, without allocating.
+pub fn fail_without_memory(message: &'static CStr) {
+    LAST_STATIC.set(Some(message));
 }
 
 /// This thread's last message.
 pub fn last_error() -> *const c_char {
+    if let Some(message) = LAST_STATIC.get() {
+        return message.as_ptr();
+    }
     LAST_ERROR.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
 }

@@ -16,7 +16,7 @@ use crate::run;
 use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
 use crate::validate::operand::Operand;
 use crate::validate::softmax::{self, Function};
-use guard::{Failure, fail, guarded, last_error};
+use guard::{Failure, fail, fail_without_memory, guarded, last_error};
 use std::ffi::{c_char, c_void};
 
 /// 0 = ok. New versions add codes and remove none. If several apply to one call, it returns the
@@ -312,7 +312,7 @@ fn check_flags(name: &str, flags: u32, known: u32) -> Result<(), Failure> {
 unsafe fn team<'a>(pool: *const xent_pool, threads: u32) -> Team<'a> {
     Team {
         // SAFETY: `pool` is NULL or a live pool (# Safety).
-        pool: unsafe { pool.as_ref() }.map(|pool| pool.0.rayon()),
+        pool: unsafe { pool.as_ref() }.and_then(|pool| pool.0.rayon()),
         threads: threads as usize,
     }
 }
@@ -702,32 +702,41 @@ pub extern "C" fn xent_last_error() -> *const c_char {
 
 /// Starts a pool of `threads` threads; 0 = one for each core. NULL on failure; see xent_last_error.
 /// The caller owns the pool and ends it with xent_pool_free.
+///
+/// The threads block signals, save those that an instruction raises on its own thread. In a call they
+/// take over the calling thread's rounding mode and flushing of subnormals. A call that finds no
+/// memory to give threads work does the work on the calling thread alone. So does every call in a
+/// process that was forked off one that used threads; a pool that it makes has none.
 #[unsafe(no_mangle)]
 pub extern "C" fn xent_pool_new(threads: u32) -> *mut xent_pool {
     let mut made = std::ptr::null_mut();
     guarded(|| {
-        let pool = Pool::new(threads as usize)
-            .map_err(|error| Failure { status: XENT_ERR_PARAM, message: error.to_string() })?;
+        let pool = match Pool::new(threads as usize) {
+            Ok(pool) => pool,
+            Err(error) if error.is_out_of_memory() => {
+                fail_without_memory(c"cannot start the threads of a pool: out of memory");
+                return Ok(());
+            }
+            Err(error) => {
+                return Err(Failure { status: XENT_ERR_PARAM, message: error.to_string() });
+            }
+        };
         made = Box::into_raw(Box::new(xent_pool(pool)));
         Ok(())
     });
     made
 }
 
-/// Ends a pool of xent_pool_new; its threads end soon after. No call may be running on it, and no
-/// pool may be freed twice. NULL is a no-op.
+/// Ends a pool of xent_pool_new. Its threads have ended when the call returns, so that a plugin which
+/// contains xent, and whose calls all named a pool or threads = 1, can be unloaded. No call may be
+/// running on the pool, and no pool may be freed twice. NULL is a no-op.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_pool_free(pool: *mut xent_pool) {
     if !pool.is_null() {
         guarded(|| {
             // SAFETY: `Box::into_raw` in xent_pool_new made the pointer, and the caller frees it
             // once (the header asks for that).
-            let pool = unsafe { Box::from_raw(pool) };
-            if crate::parallel::fork::is_child() {
-                // The pool's threads are not in this process, and may have held its locks at the
-                // fork: dropping the pool could wait for them forever.
-                std::mem::forget(pool);
-            }
+            drop(unsafe { Box::from_raw(pool) });
             Ok(())
         });
     }

@@ -1,5 +1,5 @@
 /* A program linked with -ffast-math flushes denormals to zero, and may set another rounding mode. A call
- * leaves these settings alone. They move results by at most the smallest normal number. */
+ * leaves these settings alone, and all of its threads compute under those of the caller. They move results by at most the smallest normal number. */
 #include "check.h"
 
 #include <float.h>
@@ -29,6 +29,8 @@ int main(void) {
     static const struct { size_t rows, classes; } shapes[] = {{3, 40}, {300, 5000}};
     static const control settings[] = {0, FTZ, DAZ, FTZ | DAZ};
     control as_started = get_control();
+    xent_pool *pool = xent_pool_new(3);
+    CHECK(pool != NULL);
     for (int s = 0; s < 2; s++) {
         size_t rows = shapes[s].rows, classes = shapes[s].classes, size = rows * classes * sizeof(float);
         uint64_t state = 10;
@@ -53,7 +55,28 @@ int main(void) {
             xent_status failure = xent_forward_backward(&p, NULL, 1, &r, &g);
             control after_failure = get_control() & ~(control)FLAGS;
             targets[1] = 0;
+            /* other threads, started under other settings, take over those of the caller */
+            double shared_loss[3];
+            xent_status shared_status[3];
+            int equal[3];
+            float *shared = checked(malloc(size));
+            for (int team = 0; team < 3; team++) {
+                p.threads = team == 0 ? 1 : 0;
+                p.pool = team == 2 ? pool : NULL;
+                r.loss = &shared_loss[team];
+                g = out(shared, XENT_F32);
+                set_control(set);
+                shared_status[team] = xent_forward_backward(&p, NULL, 1, &r, &g);
+                set_control(as_started);
+                equal[team] = memcmp(shared, grad, size) == 0;
+            }
             set_control(as_started);
+            free(shared);
+            for (int team = 0; team < 3; team++) {
+                CHECK_OK(shared_status[team]);
+                CHECK_BYTES(&shared_loss[team], &losses[k], sizeof losses[k]);
+                CHECK(equal[team]);
+            }
             CHECK_OK(status);
             CHECK_STATUS(failure, XENT_ERR_TARGET);
             CHECK_U64(after, set);
@@ -71,6 +94,7 @@ int main(void) {
         free(first);
         free(targets);
     }
+    xent_pool_free(pool);
     /* a call also leaves the rounding mode alone */
     struct fixture f;
     fixture_init(&f);
