@@ -21,8 +21,8 @@
 // softmax and log_softmax by themselves, and softmax_backward, log_softmax_backward. Each call in
 // several forms:
 //
-//     (logits, classes, targets, ...)         containers: vectors, arrays, spans. rows = targets.size();
-//                                             every size is checked
+//     (logits, classes, targets, ...)         containers: vectors, arrays, spans; matrices. Every size is
+//                                             checked
 //     (logits, rows, classes, targets, ...)   pointers to packed memory
 //                                             ... or views, where strides or other layouts are wanted
 //     (..., results{...}, ...)                more than the loss: row losses, lse, counts, predictions
@@ -30,14 +30,26 @@
 // Shapes     Logits and their gradient are [rows, classes], row by row unless a view carries strides;
 //            everything that belongs to a row is [rows], what belongs to a class is [classes]. With
 //            options.inner = K they are [rows, classes, K] and [rows, K], as in segmentation.
-// Types      Deduced from the element: float, double, xent::bf16, xent::f16 (and std::bfloat16_t,
-//            std::float16_t where the standard has them) for logits. A gradient has the type of the
-//            logits, or float if they are halves.
+// Containers Contiguous ranges: std::vector, std::array, arrays, std::span and the like.
+// Matrices   Whatever has rows(), cols(), data() and strides: rowStride() and colStride() (Eigen), or
+//            row_stride() and col_stride(), or stride(0) and stride(1); and std::mdspan of rank 1 to 3.
+//            Row-major, column-major, a block, a map or a transpose: the strides are the matrix's own,
+//            and its shape is checked. An axis of size 1 does not count, so that a row vector and a
+//            column vector are both [classes] or [rows]. A vector of all elements is packed memory. A
+//            container that is neither a contiguous range nor such a matrix does not compile.
+// Types      Deduced from the element: float, double, xent::bf16, xent::f16 for logits, and every class
+//            of two bytes that std::numeric_limits describes as one of these halves: std::bfloat16_t,
+//            std::float16_t, Eigen::bfloat16, Eigen::half. A gradient has the type of the logits, or
+//            float if they are halves.
 // Targets    std::int64_t, std::int32_t, std::uint32_t, std::uint16_t, std::uint8_t are class indices,
 //            [rows]; a floating type, any of those above, means probabilities, as many as logits.
 // Errors     Every failure throws xent::error, with the status and a message that names the operand,
 //            the index and the value: "targets[17] = 50257 is outside [0, 50257)". Nothing has then been
 //            written: not one byte of a gradient, a result or, in place, the logits.
+//            Without exceptions (-fno-exceptions, or XENT_NO_EXCEPTIONS defined before the header) a
+//            failing call prints this message to stderr and aborts. A program without exceptions that
+//            goes on after an error calls xent.h, which returns a status. Units of both kinds fit in
+//            one program.
 // Memory     Nothing is owned or kept: pointers need to be valid during the call alone, except that an
 //            options object holds on to the operands and the pool put into it. The wrapper allocates
 //            only to throw.
@@ -51,7 +63,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <iterator>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -71,12 +86,28 @@
 
 #include "xent.h"
 
+#if !defined(XENT_NO_EXCEPTIONS) && !defined(__cpp_exceptions) && !defined(__EXCEPTIONS) && !defined(_CPPUNWIND)
+#define XENT_NO_EXCEPTIONS 1
+#endif
+
+// An exception is caught by its type, which every shared object of a program has to share.
+#if defined(__GNUC__)
+#define XENT_HPP_VISIBLE __attribute__((visibility("default")))
+#else
+#define XENT_HPP_VISIBLE
+#endif
+
 namespace xent {
+#if defined(XENT_NO_EXCEPTIONS)
+// A namespace of their own keeps functions that abort apart from those that throw, where one program
+// has both.
+inline namespace without_exceptions {
+#endif
 
 // ---- errors ---------------------------------------------------------------------------------
 
 /// What every failing call throws. what() says which operand, which index, which value.
-class error : public std::runtime_error {
+class XENT_HPP_VISIBLE error : public std::runtime_error {
 public:
     error(xent_status status, const std::string& message) : std::runtime_error(message), status_(status) {}
 
@@ -88,6 +119,19 @@ public:
 private:
     xent_status status_;
 };
+
+namespace detail {
+
+[[noreturn]] inline void fail(xent_status status, const std::string& message) {
+#if defined(XENT_NO_EXCEPTIONS)
+    std::fprintf(stderr, "xent: %s: %s\n", xent_status_name(status), message.c_str());
+    std::abort();
+#else
+    throw error(status, message);
+#endif
+}
+
+} // namespace detail
 
 // ---- element types --------------------------------------------------------------------------
 
@@ -104,24 +148,24 @@ struct f16 {
 static_assert(sizeof(bf16) == 2 && sizeof(f16) == 2, "an array of halves is an array of their bits");
 
 /// Half-precision memory that is held as plain 16-bit words, or as another library's half.
-template <class T>
-const bf16* as_bf16(const T* data) noexcept {
-    static_assert(sizeof(T) == sizeof(bf16), "a bfloat16 has two bytes");
+template <class Type>
+const bf16* as_bf16(const Type* data) noexcept {
+    static_assert(sizeof(Type) == sizeof(bf16), "a bfloat16 has two bytes");
     return reinterpret_cast<const bf16*>(data);
 }
-template <class T, class = std::enable_if_t<!std::is_const_v<T>>>
-bf16* as_bf16(T* data) noexcept {
-    static_assert(sizeof(T) == sizeof(bf16), "a bfloat16 has two bytes");
+template <class Type, class = std::enable_if_t<!std::is_const_v<Type>>>
+bf16* as_bf16(Type* data) noexcept {
+    static_assert(sizeof(Type) == sizeof(bf16), "a bfloat16 has two bytes");
     return reinterpret_cast<bf16*>(data);
 }
-template <class T>
-const f16* as_f16(const T* data) noexcept {
-    static_assert(sizeof(T) == sizeof(f16), "a half has two bytes");
+template <class Type>
+const f16* as_f16(const Type* data) noexcept {
+    static_assert(sizeof(Type) == sizeof(f16), "a half has two bytes");
     return reinterpret_cast<const f16*>(data);
 }
-template <class T, class = std::enable_if_t<!std::is_const_v<T>>>
-f16* as_f16(T* data) noexcept {
-    static_assert(sizeof(T) == sizeof(f16), "a half has two bytes");
+template <class Type, class = std::enable_if_t<!std::is_const_v<Type>>>
+f16* as_f16(Type* data) noexcept {
+    static_assert(sizeof(Type) == sizeof(f16), "a half has two bytes");
     return reinterpret_cast<f16*>(data);
 }
 
@@ -129,71 +173,231 @@ namespace detail {
 
 inline constexpr xent_dtype no_dtype = 0xffffffffu;
 
-template <class T>
+// Whether a type is a class of two bytes, such as Eigen::half. numeric_limits tells which half.
+template <class Type, class = void>
+inline constexpr bool is_two_byte_class = false;
+template <class Type>
+inline constexpr bool is_two_byte_class<Type, std::enable_if_t<std::is_class_v<Type> && !std::is_abstract_v<Type> &&
+                                                               sizeof(Type) == 2 && alignof(Type) == 2>> = true;
+
+template <class Type>
 constexpr xent_dtype find_dtype() {
-    if constexpr (std::is_same_v<T, float>) return XENT_F32;
-    else if constexpr (std::is_same_v<T, double>) return XENT_F64;
-    else if constexpr (std::is_same_v<T, bf16>) return XENT_BF16;
-    else if constexpr (std::is_same_v<T, f16>) return XENT_F16;
+    if constexpr (std::is_same_v<Type, float>) return XENT_F32;
+    else if constexpr (std::is_same_v<Type, double>) return XENT_F64;
+    else if constexpr (std::is_same_v<Type, bf16>) return XENT_BF16;
+    else if constexpr (std::is_same_v<Type, f16>) return XENT_F16;
 #if defined(__STDCPP_BFLOAT16_T__)
-    else if constexpr (std::is_same_v<T, std::bfloat16_t>) return XENT_BF16;
+    else if constexpr (std::is_same_v<Type, std::bfloat16_t>) return XENT_BF16;
 #endif
 #if defined(__STDCPP_FLOAT16_T__)
-    else if constexpr (std::is_same_v<T, std::float16_t>) return XENT_F16;
+    else if constexpr (std::is_same_v<Type, std::float16_t>) return XENT_F16;
 #endif
     // long and long long are both 64 bits somewhere, and only one of them is std::int64_t
-    else if constexpr (std::is_same_v<T, long> || std::is_same_v<T, long long> || std::is_same_v<T, int>)
-        return sizeof(T) == 8 ? XENT_I64 : sizeof(T) == 4 ? XENT_I32 : no_dtype;
-    else if constexpr (std::is_same_v<T, std::uint32_t>) return XENT_U32;
-    else if constexpr (std::is_same_v<T, std::uint16_t>) return XENT_U16;
+    else if constexpr (std::is_same_v<Type, long> || std::is_same_v<Type, long long> || std::is_same_v<Type, int>)
+        return sizeof(Type) == 8 ? XENT_I64 : sizeof(Type) == 4 ? XENT_I32 : no_dtype;
+    else if constexpr (std::is_same_v<Type, std::uint32_t>) return XENT_U32;
+    else if constexpr (std::is_same_v<Type, std::uint16_t>) return XENT_U16;
     // a row mask is often an array of bool
-    else if constexpr (std::is_same_v<T, std::uint8_t> || (std::is_same_v<T, bool> && sizeof(bool) == 1))
+    else if constexpr (std::is_same_v<Type, std::uint8_t> || (std::is_same_v<Type, bool> && sizeof(bool) == 1))
         return XENT_U8;
-    else return no_dtype;
+    else if constexpr (is_two_byte_class<Type>) {
+        using limits = std::numeric_limits<Type>;
+        if constexpr (!limits::is_specialized || limits::is_integer || limits::radix != 2) return no_dtype;
+        else if constexpr (limits::digits == 8 && limits::max_exponent == 128) return XENT_BF16;
+        else if constexpr (limits::digits == 11 && limits::max_exponent == 16) return XENT_F16;
+        else return no_dtype;
+    } else return no_dtype;
 }
 
 } // namespace detail
 
-/// Whether T can be the element of an operand.
-template <class T>
-inline constexpr bool is_element = detail::find_dtype<std::remove_cv_t<T>>() != detail::no_dtype;
+/// Whether Type can be the element of an operand.
+template <class Type>
+inline constexpr bool is_element = detail::find_dtype<std::remove_cv_t<Type>>() != detail::no_dtype;
 
 /// The XENT_* dtype of an element type.
-template <class T>
-inline constexpr xent_dtype dtype_of = detail::find_dtype<std::remove_cv_t<T>>();
+template <class Type>
+inline constexpr xent_dtype dtype_of = detail::find_dtype<std::remove_cv_t<Type>>();
 
-template <class T>
-inline constexpr bool is_float_element = is_element<T> && dtype_of<T> <= XENT_F16;
-template <class T>
-inline constexpr bool is_index_element = is_element<T> && dtype_of<T> >= XENT_I64;
+template <class Type>
+inline constexpr bool is_float_element = is_element<Type> && dtype_of<Type> <= XENT_F16;
+template <class Type>
+inline constexpr bool is_index_element = is_element<Type> && dtype_of<Type> >= XENT_I64;
 
 namespace detail {
 
-// The element type of anything with data() and size(): vectors, arrays, spans. An rvalue is taken
-// only if it is a view, since what it points to has to outlive an options object.
-template <class C, class = void>
-struct container {
-    static constexpr bool ok = false;
-    using element = void;
-};
-template <class C>
-struct container<C, std::void_t<decltype(std::data(std::declval<C&>())), decltype(std::size(std::declval<C&>()))>> {
-    using element = std::remove_pointer_t<decltype(std::data(std::declval<C&>()))>;
-    static constexpr bool ok = is_element<element>;
+// What the shape and the strides of an operand are, as far as it says so. rank 0 = it does not: packed
+// memory, or the caller's strides.
+struct layout {
+    int rank = 0;
+    std::size_t extents[3] = {0, 0, 0};
+    std::int64_t strides[3] = {0, 0, 0};
+
+    constexpr std::size_t elements() const noexcept {
+        std::size_t count = 1;
+        for (int axis = 0; axis < rank; ++axis) count *= extents[axis];
+        return count;
+    }
 };
 
-template <class C>
-inline constexpr bool outlives_call = std::is_lvalue_reference_v<C>
+template <class Strides>
+constexpr void set_axis(layout& shape, int axis, std::size_t extent, Strides stride) noexcept {
+    shape.extents[axis] = extent;
+    shape.strides[axis] = static_cast<std::int64_t>(stride);
+}
+
+// The ways in which types tell their two strides.
+template <class Type, class = void>
+inline constexpr bool has_eigen_strides = false;
+template <class Type>
+inline constexpr bool has_eigen_strides<Type, std::void_t<decltype(std::declval<Type&>().rowStride()),
+                                                          decltype(std::declval<Type&>().colStride())>> = true;
+template <class Type, class = void>
+inline constexpr bool has_named_strides = false;
+template <class Type>
+inline constexpr bool has_named_strides<Type, std::void_t<decltype(std::declval<Type&>().row_stride()),
+                                                          decltype(std::declval<Type&>().col_stride())>> = true;
+template <class Type, class = void>
+inline constexpr bool has_numbered_strides = false;
+template <class Type>
+inline constexpr bool has_numbered_strides<Type, std::void_t<decltype(std::declval<Type&>().stride(0))>> = true;
+
+// The ways in which types tell that they are more than a sequence.
+template <class Type, class = void>
+inline constexpr bool has_rows_and_cols = false;
+template <class Type>
+inline constexpr bool has_rows_and_cols<Type, std::void_t<decltype(std::declval<Type&>().rows()),
+                                                          decltype(std::declval<Type&>().cols())>> = true;
+template <class Type, class = void>
+inline constexpr bool has_shape = false;
+template <class Type>
+inline constexpr bool has_shape<Type, std::void_t<decltype(std::declval<Type&>().shape())>> = true;
+template <class Type, class = void>
+inline constexpr bool has_strides = false;
+template <class Type>
+inline constexpr bool has_strides<Type, std::void_t<decltype(std::declval<Type&>().strides())>> = true;
+
+// The type of *data(), void where data() returns no pointer.
+template <class Type, class = void>
+struct element_at_data {
+    using type = void;
+};
+template <class Type>
+struct element_at_data<Type, std::enable_if_t<std::is_pointer_v<decltype(std::data(std::declval<Type&>()))>>> {
+    using type = std::remove_pointer_t<decltype(std::data(std::declval<Type&>()))>;
+};
+
+template <class Type, class = void>
+inline constexpr bool has_size = false;
+template <class Type>
+inline constexpr bool has_size<Type, std::void_t<decltype(std::size(std::declval<Type&>()))>> = true;
+
+// A contiguous range over Element. Before C++20 the iterator tells no more than random access.
+template <class Type, class Element, class = void>
+inline constexpr bool is_contiguous_range = false;
+template <class Type, class Element>
+inline constexpr bool is_contiguous_range<
+    Type, Element,
+    std::void_t<typename std::iterator_traits<decltype(std::begin(std::declval<Type&>()))>::iterator_category,
+                decltype(std::end(std::declval<Type&>()))>> =
 #if defined(__cpp_lib_ranges)
-                                      || std::ranges::borrowed_range<C>
+    std::ranges::contiguous_range<Type>;
+#else
+    std::is_base_of_v<std::random_access_iterator_tag,
+                      typename std::iterator_traits<decltype(std::begin(std::declval<Type&>()))>::iterator_category> &&
+    std::is_same_v<decltype(*std::begin(std::declval<Type&>())), std::add_lvalue_reference_t<Element>>;
+#endif
+
+// std::mdspan and those made like it. An accessor that computes its elements returns no reference.
+template <class Type, class = void>
+inline constexpr bool is_mdspan = false;
+template <class Type>
+inline constexpr bool
+    is_mdspan<Type, std::enable_if_t<std::is_pointer_v<decltype(std::declval<Type&>().data_handle())> &&
+                                     std::is_same_v<typename std::remove_cv_t<Type>::reference,
+                                                    typename std::remove_cv_t<Type>::element_type&> &&
+                                     std::remove_cv_t<Type>::is_always_strided() && (std::remove_cv_t<Type>::rank() >= 1) &&
+                                     (std::remove_cv_t<Type>::rank() <= 3)>> = true;
+
+enum class fault { none, memory, contiguous, element };
+
+// What is known of an operand's type, where Type may be const: its element, how to read it, or why not.
+template <class Type, class = void>
+struct container {
+    using element = typename element_at_data<Type>::type;
+    static constexpr bool is_matrix = has_rows_and_cols<Type> && (has_eigen_strides<Type> || has_named_strides<Type> ||
+                                                                  has_numbered_strides<Type>);
+    static constexpr bool is_sequence = !has_rows_and_cols<Type> && !has_shape<Type> && !has_strides<Type> &&
+                                        has_size<Type> && is_contiguous_range<Type, element>;
+    static constexpr fault problem = std::is_void_v<element>        ? fault::memory
+                                     : !is_matrix && !is_sequence   ? fault::contiguous
+                                     : !xent::is_element<element>   ? fault::element
+                                                                    : fault::none;
+
+    static constexpr element* data(Type& from) noexcept { return std::data(from); }
+    static constexpr layout shape([[maybe_unused]] Type& from) noexcept {
+        layout shape;
+        if constexpr (is_matrix) {
+            const std::size_t rows = static_cast<std::size_t>(from.rows());
+            const std::size_t cols = static_cast<std::size_t>(from.cols());
+            shape.rank = 2;
+            if constexpr (has_eigen_strides<Type>) {
+                set_axis(shape, 0, rows, from.rowStride());
+                set_axis(shape, 1, cols, from.colStride());
+            } else if constexpr (has_named_strides<Type>) {
+                set_axis(shape, 0, rows, from.row_stride());
+                set_axis(shape, 1, cols, from.col_stride());
+            } else {
+                set_axis(shape, 0, rows, from.stride(0));
+                set_axis(shape, 1, cols, from.stride(1));
+            }
+        }
+        return shape;
+    }
+    static constexpr std::size_t elements(Type& from) noexcept {
+        if constexpr (is_matrix) return shape(from).elements();
+        else return static_cast<std::size_t>(std::size(from));
+    }
+};
+
+template <class Type>
+struct container<Type, std::enable_if_t<is_mdspan<Type>>> {
+    using element = typename std::remove_cv_t<Type>::element_type;
+    static constexpr bool is_matrix = true;
+    static constexpr fault problem = xent::is_element<element> ? fault::none : fault::element;
+
+    static constexpr element* data(Type& from) noexcept { return from.data_handle(); }
+    static constexpr layout shape(Type& from) noexcept {
+        layout shape;
+        shape.rank = static_cast<int>(std::remove_cv_t<Type>::rank());
+        for (std::size_t axis = 0; axis < std::remove_cv_t<Type>::rank(); ++axis)
+            set_axis(shape, static_cast<int>(axis), static_cast<std::size_t>(from.extent(axis)), from.stride(axis));
+        return shape;
+    }
+    static constexpr std::size_t elements(Type& from) noexcept { return shape(from).elements(); }
+};
+
+// Whether a matrix type views memory of another object, as Eigen's blocks and maps do.
+template <class Type, class = void>
+inline constexpr bool is_matrix_view = is_mdspan<Type>;
+template <class Type>
+inline constexpr bool is_matrix_view<Type, std::void_t<typename Type::PlainObject>> =
+    has_eigen_strides<Type> && !std::is_same_v<std::remove_cv_t<Type>, typename Type::PlainObject>;
+
+// An rvalue is taken only if it is a view, since what it points to has to outlive an options object.
+template <class Type>
+inline constexpr bool outlives_call = std::is_lvalue_reference_v<Type>
+                                      || is_matrix_view<std::remove_reference_t<Type>>
+#if defined(__cpp_lib_ranges)
+                                      || std::ranges::borrowed_range<Type>
 #endif
     ;
 
-template <class C>
-inline constexpr bool is_input_container = container<std::remove_reference_t<C>>::ok;
-template <class C>
+template <class Type>
+inline constexpr bool is_input_container = container<std::remove_reference_t<Type>>::problem == fault::none;
+template <class Type>
 inline constexpr bool is_output_container =
-    is_input_container<C> && !std::is_const_v<typename container<std::remove_reference_t<C>>::element>;
+    is_input_container<Type> && !std::is_const_v<typename container<std::remove_reference_t<Type>>::element>;
 
 inline constexpr std::size_t unknown_size = static_cast<std::size_t>(-1);
 
@@ -210,46 +414,57 @@ struct strides {
 
     constexpr strides() noexcept = default;
     /// Of any integers: sizes are unsigned, and braces would not narrow them.
-    template <class R, class C = int, class I = int,
-              class = std::enable_if_t<std::is_integral_v<R> && std::is_integral_v<C> && std::is_integral_v<I>>>
-    constexpr strides(R row_, C classes_ = 1, I inner_ = 1) noexcept
+    template <class Row, class Classes = int, class Inner = int,
+              class = std::enable_if_t<std::is_integral_v<Row> && std::is_integral_v<Classes> && std::is_integral_v<Inner>>>
+    constexpr strides(Row row_, Classes classes_ = 1, Inner inner_ = 1) noexcept
         : row(static_cast<std::int64_t>(row_)),
           classes(static_cast<std::int64_t>(classes_)),
           inner(static_cast<std::int64_t>(inner_)) {}
 };
 
-/// Memory a call reads. Made from a pointer (packed), a pointer and strides, or a container, whose
-/// size is then checked: exactly what is needed if packed, enough if strided. Default: absent.
+/// Memory a call reads. Made from a pointer (packed), a pointer and strides, a matrix, whose shape is
+/// then checked, or a container, whose size is: exactly what is needed if packed, enough if strided.
+/// Default: absent.
 class input {
 public:
     input() noexcept = default;
     input(std::nullptr_t) noexcept {}
 
-    template <class T, class = std::enable_if_t<is_element<T>>>
-    input(const T* data) noexcept : view_{data, dtype_of<T>, {0, 0, 0}} {}
+    template <class Type, class = std::enable_if_t<is_element<Type>>>
+    input(const Type* data) noexcept : view_{data, dtype_of<Type>, {0, 0, 0}} {}
 
-    template <class T, class = std::enable_if_t<is_element<T>>>
-    input(const T* data, strides by) noexcept : view_{data, dtype_of<T>, {by.row, by.classes, by.inner}} {}
+    template <class Type, class = std::enable_if_t<is_element<Type>>>
+    input(const Type* data, strides by) noexcept : view_{data, dtype_of<Type>, {by.row, by.classes, by.inner}} {}
 
-    template <class C, class = std::enable_if_t<detail::is_input_container<C> && detail::outlives_call<C>>>
-    input(C&& container) noexcept : input(std::data(container)) {
-        size_ = std::size(container);
+    template <class Container,
+              class = std::enable_if_t<detail::is_input_container<Container> && detail::outlives_call<Container>>>
+    input(Container&& from) noexcept : input(detail::container<std::remove_reference_t<Container>>::data(from)) {
+        using traits = detail::container<std::remove_reference_t<Container>>;
+        size_ = traits::elements(from);
+        shape_ = traits::shape(from);
+        for (int axis = 0; axis < shape_.rank; ++axis) view_.strides[axis] = shape_.strides[axis];
     }
 
-    template <class C, class = std::enable_if_t<detail::is_input_container<C> && detail::outlives_call<C>>>
-    input(C&& container, strides by) noexcept : input(std::data(container), by) {
-        size_ = std::size(container);
+    template <class Container,
+              class = std::enable_if_t<detail::is_input_container<Container> && detail::outlives_call<Container> &&
+                                       !detail::container<std::remove_reference_t<Container>>::is_matrix>>
+    input(Container&& from, strides by) noexcept : input(std::data(from), by) {
+        size_ = static_cast<std::size_t>(std::size(from));
     }
 
+    /// The operand as xent.h takes it; a matrix as [rows, classes].
     const xent_input& view() const noexcept { return view_; }
     /// How many elements there are to read; SIZE_MAX if that is not known.
     std::size_t size() const noexcept { return size_; }
     /// The default, a null pointer, or nullptr. (An empty container is present, with size 0.)
     bool absent() const noexcept { return view_.data == nullptr && size_ == detail::unknown_size; }
+    /// The shape of a matrix.
+    const detail::layout& shape() const noexcept { return shape_; }
 
 private:
     xent_input view_{nullptr, XENT_F32, {0, 0, 0}};
     std::size_t size_ = detail::unknown_size;
+    detail::layout shape_{};
 };
 
 /// Memory a call writes. As input, but no two of its elements may share an address.
@@ -258,29 +473,37 @@ public:
     output() noexcept = default;
     output(std::nullptr_t) noexcept {}
 
-    template <class T, class = std::enable_if_t<is_element<T> && !std::is_const_v<T>>>
-    output(T* data) noexcept : view_{data, dtype_of<T>, {0, 0, 0}} {}
+    template <class Type, class = std::enable_if_t<is_element<Type> && !std::is_const_v<Type>>>
+    output(Type* data) noexcept : view_{data, dtype_of<Type>, {0, 0, 0}} {}
 
-    template <class T, class = std::enable_if_t<is_element<T> && !std::is_const_v<T>>>
-    output(T* data, strides by) noexcept : view_{data, dtype_of<T>, {by.row, by.classes, by.inner}} {}
+    template <class Type, class = std::enable_if_t<is_element<Type> && !std::is_const_v<Type>>>
+    output(Type* data, strides by) noexcept : view_{data, dtype_of<Type>, {by.row, by.classes, by.inner}} {}
 
-    template <class C, class = std::enable_if_t<detail::is_output_container<C> && detail::outlives_call<C>>>
-    output(C&& container) noexcept : output(std::data(container)) {
-        size_ = std::size(container);
+    template <class Container,
+              class = std::enable_if_t<detail::is_output_container<Container> && detail::outlives_call<Container>>>
+    output(Container&& from) noexcept : output(detail::container<std::remove_reference_t<Container>>::data(from)) {
+        using traits = detail::container<std::remove_reference_t<Container>>;
+        size_ = traits::elements(from);
+        shape_ = traits::shape(from);
+        for (int axis = 0; axis < shape_.rank; ++axis) view_.strides[axis] = shape_.strides[axis];
     }
 
-    template <class C, class = std::enable_if_t<detail::is_output_container<C> && detail::outlives_call<C>>>
-    output(C&& container, strides by) noexcept : output(std::data(container), by) {
-        size_ = std::size(container);
+    template <class Container,
+              class = std::enable_if_t<detail::is_output_container<Container> && detail::outlives_call<Container> &&
+                                       !detail::container<std::remove_reference_t<Container>>::is_matrix>>
+    output(Container&& from, strides by) noexcept : output(std::data(from), by) {
+        size_ = static_cast<std::size_t>(std::size(from));
     }
 
     const xent_output& view() const noexcept { return view_; }
     std::size_t size() const noexcept { return size_; }
     bool absent() const noexcept { return view_.data == nullptr && size_ == detail::unknown_size; }
+    const detail::layout& shape() const noexcept { return shape_; }
 
 private:
     xent_output view_{nullptr, XENT_F32, {0, 0, 0}};
     std::size_t size_ = detail::unknown_size;
+    detail::layout shape_{};
 };
 
 // ---- the pool -------------------------------------------------------------------------------
@@ -292,7 +515,7 @@ public:
     /// 0 = as many threads as there are processors. Throws xent::error (XENT_ERR_PARAM) if they
     /// cannot be had.
     explicit pool(std::uint32_t threads = 0) : handle_(xent_pool_new(threads)) {
-        if (!handle_) throw error(XENT_ERR_PARAM, xent_last_error());
+        if (!handle_) detail::fail(XENT_ERR_PARAM, xent_last_error());
     }
     ~pool() { xent_pool_free(handle_); }
 
@@ -374,24 +597,25 @@ struct softmax_options {
 namespace detail {
 
 inline void check(xent_status status) {
-    if (status != XENT_OK) throw error(status, xent_last_error());
+    if (status != XENT_OK) fail(status, xent_last_error());
 }
 
-[[noreturn]] inline void size_error(const char* name, std::size_t has, std::size_t needs, const char* how) {
-    throw error(XENT_ERR_SHAPE, std::string(name) + " has " + std::to_string(has) + " elements, needs " + how +
-                                    std::to_string(needs));
+[[noreturn]] inline void size_error(const char* name, std::size_t has, std::size_t needs, const char* how,
+                                    const char* hint) {
+    fail(XENT_ERR_SHAPE, std::string(name) + " has " + std::to_string(has) + " elements, needs " + how +
+                             std::to_string(needs) + hint);
 }
 
 // A product no container can have the size of where it overflows: xent.h reports that itself.
-inline std::size_t times(std::size_t a, std::size_t b) noexcept {
-    return b != 0 && a > unknown_size / b ? unknown_size : a * b;
+inline std::size_t times(std::size_t left, std::size_t right) noexcept {
+    return right != 0 && left > unknown_size / right ? unknown_size : left * right;
 }
 
 // The size of a container against the elements a call touches. What is wrong with the strides
 // themselves is left for xent.h to say.
 template <class View>
 void check_size(const char* name, const View& view, std::size_t size, std::size_t rows, std::size_t classes,
-                std::size_t inner) {
+                std::size_t inner, const char* hint = "") {
     if (size == unknown_size) return;
     const std::size_t sizes[3] = {rows, classes, inner};
     std::size_t packed = times(times(rows, classes), inner);
@@ -399,7 +623,7 @@ void check_size(const char* name, const View& view, std::size_t size, std::size_
     bool strided = false;
     for (int axis = 0; axis < 3; ++axis) strided = strided || (sizes[axis] > 1 && view.strides[axis] != 0);
     if (!strided) {
-        if (size != packed) size_error(name, size, packed, "");
+        if (size != packed) size_error(name, size, packed, "", hint);
         return;
     }
     std::size_t extent = packed == 0 ? 0 : 1;
@@ -410,127 +634,294 @@ void check_size(const char* name, const View& view, std::size_t size, std::size_
         if (reach > unknown_size - 1 - extent) return;
         extent += reach;
     }
-    if (size < extent) size_error(name, size, extent, "at least ");
+    if (size < extent) size_error(name, size, extent, "at least ", hint);
 }
+
+inline std::string shape_text(const std::size_t* extents, int rank) {
+    std::string text;
+    for (int axis = 0; axis < rank; ++axis) text += (axis == 0 ? "" : " x ") + std::to_string(extents[axis]);
+    return text;
+}
+
+// The strides of a matrix for the axes [rows, classes, inner] of an operand. Axes of size 1 count on
+// neither side. A vector of all elements is packed memory, each element a stride apart.
+template <class View>
+void set_strides(const char* name, View& view, const layout& shape, std::size_t rows, std::size_t classes,
+                 std::size_t inner, const char* hint) {
+    const std::size_t sizes[3] = {rows, classes, inner};
+    std::int64_t by[3] = {1, 1, 1};
+    int next = 0, last = 0;
+    bool fits = true;
+    for (int axis = 0; axis < 3; ++axis) {
+        if (sizes[axis] == 1) continue;
+        while (next < shape.rank && shape.extents[next] == 1) ++next;
+        fits = fits && next < shape.rank && shape.extents[next] == sizes[axis];
+        if (fits) by[axis] = shape.strides[next++];
+    }
+    while (next < shape.rank && shape.extents[next] == 1) ++next;
+    fits = fits && next == shape.rank;
+    if (!fits) {
+        int axes = 0;
+        for (int axis = 0; axis < shape.rank; ++axis) {
+            if (shape.extents[axis] == 1) continue;
+            ++axes;
+            last = axis;
+        }
+        if (axes > 1 || shape.elements() != times(times(rows, classes), inner)) {
+            const int needed = inner != 1 ? 3 : classes != 1 && rows != 1 ? 2 : rows != 1 || classes == 1 ? 1 : 2;
+            fail(XENT_ERR_SHAPE, std::string(name) + " is " + shape_text(shape.extents, shape.rank) + ", needs " +
+                                     shape_text(sizes, needed) + hint);
+        }
+        by[2] = shape.strides[last];
+        by[1] = by[2] * static_cast<std::int64_t>(inner);
+        by[0] = by[1] * static_cast<std::int64_t>(classes);
+    }
+    bool several = false, moves = false;
+    for (int axis = 0; axis < 3; ++axis) {
+        view.strides[axis] = by[axis];
+        several = several || sizes[axis] > 1;
+        moves = moves || (sizes[axis] > 1 && by[axis] != 0);
+    }
+    // xent.h takes strides that are all zero for packed memory
+    if (several && !moves && shape.elements() != 0)
+        fail(XENT_ERR_STRIDE, std::string(name) + " has the stride 0 on every axis: its elements are all one");
+}
+
+// The operand as xent.h takes it for these axes, once its size or its shape is known to fit.
+template <class Operand>
+auto resolve(const char* name, const Operand& from, std::size_t rows, std::size_t classes, std::size_t inner,
+             const char* hint = "") {
+    auto view = from.view();
+    if (from.shape().rank == 0) check_size(name, view, from.size(), rows, classes, inner, hint);
+    else set_strides(name, view, from.shape(), rows, classes, inner, hint);
+    return view;
+}
+
+inline bool is_probabilities(const input& targets) noexcept { return targets.view().dtype <= XENT_F16; }
 
 struct call {
     xent_problem problem = XENT_PROBLEM_INIT;
-    const options& with;
+    xent_input loss_gradient{nullptr, XENT_F32, {0, 0, 0}};
 
-    call(const input& logits, std::size_t rows, std::size_t classes, const input& targets, const options& o)
-        : with(o) {
-        problem.flags = (o.log_probs ? std::uint32_t{XENT_FLAG_LOG_PROBS} : 0u) |
-                        (o.empty_is_zero ? std::uint32_t{XENT_FLAG_EMPTY_IS_ZERO} : 0u) |
-                        (o.accumulate ? std::uint32_t{XENT_FLAG_ACCUMULATE} : 0u);
+    call(const input& logits, std::size_t rows, std::size_t classes, const input& targets, const options& with) {
+        problem.flags = (with.log_probs ? std::uint32_t{XENT_FLAG_LOG_PROBS} : 0u) |
+                        (with.empty_is_zero ? std::uint32_t{XENT_FLAG_EMPTY_IS_ZERO} : 0u) |
+                        (with.accumulate ? std::uint32_t{XENT_FLAG_ACCUMULATE} : 0u);
         problem.rows = rows;
         problem.classes = classes;
-        problem.inner = o.inner;
-        problem.logits = logits.view();
-        problem.targets = targets.view();
-        problem.class_weights = o.class_weights.view();
-        problem.row_weights = o.row_weights.view();
-        problem.row_mask = o.row_mask.view();
-        problem.ignore_index = o.ignore_index;
-        problem.label_smoothing = o.label_smoothing;
-        problem.z_loss = o.z_loss;
-        problem.softcap = o.softcap;
-        problem.logit_scale = o.logit_scale;
-        problem.normalizer = o.normalizer;
-        problem.z_normalizer = o.z_normalizer;
-        problem.reduction = static_cast<xent_reduction>(o.reduction);
-        problem.threads = o.threads;
-        problem.pool = o.pool ? o.pool->get() : nullptr;
-        check_size("logits", problem.logits, logits.size(), rows, classes, o.inner);
+        problem.inner = with.inner;
+        problem.ignore_index = with.ignore_index;
+        problem.label_smoothing = with.label_smoothing;
+        problem.z_loss = with.z_loss;
+        problem.softcap = with.softcap;
+        problem.logit_scale = with.logit_scale;
+        problem.normalizer = with.normalizer;
+        problem.z_normalizer = with.z_normalizer;
+        problem.reduction = static_cast<xent_reduction>(with.reduction);
+        problem.threads = with.threads;
+        problem.pool = with.pool ? with.pool->get() : nullptr;
+        problem.logits = resolve("logits", logits, rows, classes, with.inner);
         // probabilities are as wide as the logits
-        check_size("targets", problem.targets, targets.size(), rows,
-                   problem.targets.dtype <= XENT_F16 ? classes : 1, o.inner);
-        check_size("class_weights", problem.class_weights, o.class_weights.size(), 1, classes, 1);
-        check_size("row_weights", problem.row_weights, o.row_weights.size(), rows, 1, o.inner);
-        check_size("row_mask", problem.row_mask, o.row_mask.size(), rows, 1, o.inner);
+        problem.targets = resolve("targets", targets, rows, is_probabilities(targets) ? classes : 1, with.inner,
+                                  is_probabilities(targets) && targets.size() == times(rows, with.inner)
+                                      ? ": floating-point targets are probabilities [rows, classes]; class indices "
+                                        "are std::int64_t, int32_t, uint32_t, uint16_t or uint8_t"
+                                      : "");
+        problem.class_weights = resolve("class_weights", with.class_weights, 1, classes, 1);
+        problem.row_weights = resolve("row_weights", with.row_weights, rows, 1, with.inner);
+        problem.row_mask = resolve("row_mask", with.row_mask, rows, 1, with.inner);
+        grad_output_ = &with.grad_output;
     }
 
-    xent_results to_fill(const results& r) const {
-        xent_results c = XENT_RESULTS_INIT;
-        c.loss = r.loss;
-        c.row_losses = r.row_losses.view();
-        c.lse = r.lse;
-        c.z_loss = r.z_loss;
-        c.normalizer = r.normalizer;
-        c.z_normalizer = r.z_normalizer;
-        c.kept_rows = r.kept_rows;
-        c.argmax = r.argmax;
-        c.correct = r.correct;
-        c.entropy = r.entropy.view();
-        check_size("row_losses", c.row_losses, r.row_losses.size(), problem.rows, 1, problem.inner);
-        check_size("entropy", c.entropy, r.entropy.size(), problem.rows, 1, problem.inner);
-        return c;
+    xent_results to_fill(const results& wanted) const {
+        xent_results filled = XENT_RESULTS_INIT;
+        filled.loss = wanted.loss;
+        filled.lse = wanted.lse;
+        filled.z_loss = wanted.z_loss;
+        filled.normalizer = wanted.normalizer;
+        filled.z_normalizer = wanted.z_normalizer;
+        filled.kept_rows = wanted.kept_rows;
+        filled.argmax = wanted.argmax;
+        filled.correct = wanted.correct;
+        filled.row_losses = resolve("row_losses", wanted.row_losses, problem.rows, 1, problem.inner);
+        filled.entropy = resolve("entropy", wanted.entropy, problem.rows, 1, problem.inner);
+        return filled;
     }
 
-    const xent_input* grad_output() const {
-        bool per_row = problem.reduction == XENT_NONE;
-        check_size("grad_output", with.grad_output.view(), with.grad_output.size(), per_row ? problem.rows : 1, 1,
-                   per_row ? problem.inner : 1);
-        return with.grad_output.absent() ? nullptr : &with.grad_output.view();
+    const xent_input* grad_output() {
+        const bool per_row = problem.reduction == XENT_NONE;
+        loss_gradient =
+            resolve("grad_output", *grad_output_, per_row ? problem.rows : 1, 1, per_row ? problem.inner : 1);
+        return grad_output_->absent() ? nullptr : &loss_gradient;
     }
 
-    const xent_output* gradient(const char* name, const output& grad) const {
-        check_size(name, grad.view(), grad.size(), problem.rows, problem.classes, problem.inner);
-        return &grad.view();
+    xent_output gradient(const char* name, const output& grad) const {
+        return resolve(name, grad, problem.rows, problem.classes, problem.inner);
     }
+
+private:
+    const input* grad_output_ = nullptr;
 };
 
 inline void need_reduced_loss(const options& with) {
     if (with.reduction == reduction::none)
-        throw error(XENT_ERR_PARAM, "reduction::none has no loss to return: ask for results.row_losses");
+        fail(XENT_ERR_PARAM, "reduction::none has no loss to return: ask for results.row_losses");
 }
 
-// What the types alone can tell is told by the compiler.
-template <class T, class I>
-constexpr void check_types() {
-    static_assert(is_float_element<T>, "logits are float, double, xent::bf16 or xent::f16");
-    static_assert(is_index_element<I> || is_float_element<I>,
-                  "targets are class indices (std::int64_t, int32_t, uint32_t, uint16_t, uint8_t) or probabilities");
+// What may stand for a container in a call. Any class or array: one that cannot be taken gets a
+// message of its own.
+template <class Type>
+inline constexpr bool is_own_type =
+    std::is_same_v<Type, input> || std::is_same_v<Type, output> || std::is_same_v<Type, results> ||
+    std::is_same_v<Type, options> || std::is_same_v<Type, softmax_options> || std::is_same_v<Type, strides> ||
+    std::is_same_v<Type, pool>;
+template <class Type>
+inline constexpr bool is_operand =
+    (std::is_class_v<std::remove_reference_t<Type>> || std::is_array_v<std::remove_reference_t<Type>>) &&
+    !is_own_type<std::remove_cv_t<std::remove_reference_t<Type>>>;
+template <class... Types>
+using if_operands = std::enable_if_t<(is_operand<Types> && ...)>;
+
+template <class Type>
+using element_of = typename container<std::remove_reference_t<Type>>::element;
+
+// What the types alone can tell is told by the compiler: one message, for the first that is wrong.
+template <class Type>
+constexpr bool check_memory() {
+    constexpr fault problem = container<std::remove_reference_t<Type>>::problem;
+    static_assert(problem != fault::memory,
+                  "xent: an operand needs data() that returns a pointer: evaluate an expression into a matrix first");
+    static_assert(problem != fault::contiguous,
+                  "xent: this operand is no contiguous range, and no matrix with rows(), cols() and strides: write "
+                  "xent::input(data, xent::strides{row, classes}) or xent::output(data, xent::strides{row, classes}), "
+                  "with the arguments rows and classes");
+    return problem != fault::memory && problem != fault::contiguous;
 }
-template <class T, class I, class G>
-constexpr void check_types() {
-    check_types<T, I>();
-    static_assert(!std::is_const_v<G>, "the gradient is written");
-    static_assert(std::is_same_v<std::remove_const_t<T>, G> || std::is_same_v<G, float>,
-                  "the gradient has the type of the logits, or float");
+template <class Element>
+constexpr bool check_logits() {
+    static_assert(is_float_element<Element>,
+                  "xent: logits are float, double, xent::bf16 or xent::f16 (or another library's half)");
+    return is_float_element<Element>;
+}
+template <class Element>
+constexpr bool check_targets() {
+    static_assert(is_element<Element>, "xent: targets are class indices (std::int64_t, int32_t, uint32_t, uint16_t or "
+                                       "uint8_t) or probabilities (float, double, xent::bf16 or xent::f16)");
+    return is_element<Element>;
+}
+template <class Element, class Gradient>
+constexpr bool check_gradient() {
+    static_assert(!std::is_const_v<Gradient>, "xent: the gradient is written, so its elements are not const");
+    constexpr bool same = dtype_of<Gradient> == dtype_of<Element> || dtype_of<Gradient> == XENT_F32;
+    static_assert(std::is_const_v<Gradient> || same, "xent: the gradient has the element type of the logits, or float");
+    return !std::is_const_v<Gradient> && same;
+}
+template <class Target, class Gradient>
+constexpr bool check_target_gradient() {
+    static_assert(is_float_element<Target>, "xent: class indices have no gradient: targets are probabilities (float, "
+                                            "double, xent::bf16 or xent::f16)");
+    constexpr bool written = !std::is_const_v<Gradient> && is_float_element<Gradient>;
+    static_assert(!is_float_element<Target> || written,
+                  "xent: the gradient is written: float, double, xent::bf16 or xent::f16, not const");
+    return is_float_element<Target> && written;
+}
+template <class Written, class... Read>
+constexpr bool check_family() {
+    static_assert(is_float_element<Written>,
+                  "xent: operands are float, double, xent::bf16 or xent::f16 (or another library's half)");
+    static_assert(!is_float_element<Written> || ((dtype_of<Written> == dtype_of<Read>) && ...),
+                  "xent: all operands of a call have one element type");
+    static_assert(!std::is_const_v<Written>, "xent: the last operand is written, so its elements are not const");
+    return is_float_element<Written> && !std::is_const_v<Written> && ((dtype_of<Written> == dtype_of<Read>) && ...);
 }
 
-template <class T, class I, class G>
-constexpr void check_target_types() {
-    check_types<T, I>();
-    static_assert(is_float_element<I>, "class indices have no gradient: targets are probabilities");
-    static_assert(!std::is_const_v<G> && is_float_element<G>, "the gradient is written: float, double or a half");
+// Those of a call's pointers.
+template <class Logit, class Target>
+constexpr bool check_types() {
+    if constexpr (check_logits<Logit>()) return check_targets<Target>();
+    else return false;
+}
+template <class Logit, class Target, class Gradient>
+constexpr bool check_types() {
+    if constexpr (check_types<Logit, Target>()) return check_gradient<Logit, Gradient>();
+    else return false;
+}
+template <class Logit, class Target, class Gradient>
+constexpr bool check_target_types() {
+    if constexpr (check_types<Logit, Target>()) return check_target_gradient<Target, Gradient>();
+    else return false;
 }
 
-template <class A, class... B>
-constexpr void check_family_types() {
-    static_assert(is_float_element<A>, "operands are float, double, xent::bf16 or xent::f16");
-    static_assert((std::is_same_v<std::remove_const_t<A>, std::remove_const_t<B>> && ...),
-                  "all operands of a call have one type");
+template <class First, class... Others>
+constexpr bool check_memories() {
+    if constexpr (!check_memory<First>()) return false;
+    else if constexpr (sizeof...(Others) != 0) return check_memories<Others...>();
+    else return true;
 }
 
-template <class C>
-using element_of = typename container<std::remove_reference_t<C>>::element;
+// Those of its containers.
+template <class Logits, class Targets>
+constexpr bool check_operands() {
+    if constexpr (check_memories<Logits, Targets>()) return check_types<element_of<Logits>, element_of<Targets>>();
+    else return false;
+}
+template <class Logits, class Targets, class Gradient>
+constexpr bool check_operands() {
+    if constexpr (check_memories<Logits, Targets, Gradient>())
+        return check_types<element_of<Logits>, element_of<Targets>, element_of<Gradient>>();
+    else return false;
+}
+template <class Logits, class Targets, class Gradient>
+constexpr bool check_target_operands() {
+    if constexpr (check_memories<Logits, Targets, Gradient>())
+        return check_target_types<element_of<Logits>, element_of<Targets>, element_of<Gradient>>();
+    else return false;
+}
+template <class Written, class... Read>
+constexpr bool check_family_operands() {
+    if constexpr (check_memories<Read..., Written>()) return check_family<element_of<Written>, element_of<Read>...>();
+    else return false;
+}
+template <class Lse>
+constexpr bool check_lse() {
+    if constexpr (check_memory<Lse>()) {
+        static_assert(dtype_of<element_of<Lse>> == XENT_F64, "xent: lse is double");
+        return dtype_of<element_of<Lse>> == XENT_F64;
+    } else return false;
+}
 
-template <class... C>
-using if_inputs = std::enable_if_t<(is_input_container<C> && ...)>;
+// The rows of logits, or of an operand like them.
+template <class Logits>
+std::size_t rows_of_logits(const Logits& logits, std::size_t classes, std::size_t inner) {
+    using traits = container<const Logits>;
+    if constexpr (traits::is_matrix) {
+        const layout shape = traits::shape(logits);
+        bool matrix = shape.rank > 1;
+        for (int axis = 0; axis < shape.rank; ++axis) matrix = matrix && shape.extents[axis] != 1;
+        if (matrix) return shape.extents[0];
+    }
+    const std::size_t per_row = times(classes, inner);
+    return per_row == 0 ? 0 : traits::elements(logits) / per_row;
+}
 
-template <class T>
-std::size_t rows_of(std::size_t size, std::size_t classes, std::size_t inner) {
-    std::size_t per_row = times(is_float_element<T> ? classes : 1, inner);
-    return per_row == 0 ? 0 : size / per_row;
+// Those of a call: of a matrix of logits, else of class indices, else of the logits.
+template <class Logits, class Targets>
+std::size_t rows_of(const Logits& logits, std::size_t classes, const Targets& targets, std::size_t inner) {
+    if constexpr (container<const Logits>::is_matrix || is_float_element<element_of<const Targets>>)
+        return rows_of_logits(logits, classes, inner);
+    else return inner == 0 ? 0 : container<const Targets>::elements(targets) / inner;
 }
 
 // Where options.log_probs leaves no lse, any container will do, an empty one too.
-template <class S>
-const double* lse_of(const S& lse, std::size_t rows, const options& with) {
-    static_assert(dtype_of<element_of<const S>> == XENT_F64, "lse is double");
-    if (!with.log_probs) check_size("lse", input(lse).view(), std::size(lse), rows, 1, with.inner);
-    return std::data(lse);
+template <class Lse>
+const double* lse_of(const Lse& lse, std::size_t rows, const options& with) {
+    const input from(lse);
+    if (with.log_probs) return static_cast<const double*>(from.view().data);
+    const xent_input view = resolve("lse", from, rows, 1, with.inner);
+    const bool packed = from.shape().rank == 0 || ((with.inner <= 1 || view.strides[2] == 1) &&
+                                                   (rows <= 1 || view.strides[0] == static_cast<std::int64_t>(with.inner)));
+    if (!packed) fail(XENT_ERR_STRIDE, "lse is read as packed memory; this one has strides");
+    return static_cast<const double*>(view.data);
 }
 
 // softmax, log_softmax and their gradients
@@ -546,44 +937,44 @@ struct family_call {
     }
 
     template <class Operand>
-    auto operand(const char* name, const Operand& operand) const {
-        check_size(name, operand.view(), operand.size(), shape.rows, shape.classes, shape.inner);
-        return &operand.view();
+    auto operand(const char* name, const Operand& from) const {
+        return resolve(name, from, shape.rows, shape.classes, shape.inner);
     }
 };
 
 using family_forward = xent_status (*)(const xent_shape*, const xent_input*, const xent_output*);
 using family_backward = xent_status (*)(const xent_shape*, const xent_input*, const xent_input*, const xent_output*);
 
-inline void run(family_forward function, const input& x, std::size_t rows, std::size_t classes, const output& y,
+inline void run(family_forward function, const input& from, std::size_t rows, std::size_t classes, const output& to,
                 const softmax_options& with) {
-    family_call call(rows, classes, with);
-    const xent_input* from = call.operand("x", x);
-    check(function(&call.shape, from, call.operand("y", y)));
+    const family_call call(rows, classes, with);
+    const xent_input read = call.operand("x", from);
+    const xent_output written = call.operand("y", to);
+    check(function(&call.shape, &read, &written));
 }
 
-inline void run(family_backward function, const input& y, std::size_t rows, std::size_t classes, const input& grad_y,
-                const output& grad_x, const softmax_options& with) {
-    family_call call(rows, classes, with);
-    const xent_input* from = call.operand("y", y);
-    const xent_input* grad = call.operand("grad_y", grad_y);
-    check(function(&call.shape, from, grad, call.operand("grad_x", grad_x)));
+inline void run(family_backward function, const input& values, std::size_t rows, std::size_t classes,
+                const input& grad_y, const output& grad_x, const softmax_options& with) {
+    const family_call call(rows, classes, with);
+    const xent_input read = call.operand("y", values);
+    const xent_input gradient = call.operand("grad_y", grad_y);
+    const xent_output written = call.operand("grad_x", grad_x);
+    check(function(&call.shape, &read, &gradient, &written));
 }
 
-template <class X, class Y>
-void run_containers(family_forward function, const X& x, std::size_t classes, Y& y, const softmax_options& with) {
-    check_family_types<element_of<const X>, element_of<Y>>();
-    static_assert(is_output_container<Y&>, "y is written");
-    run(function, input(x), rows_of<element_of<const X>>(std::size(x), classes, with.inner), classes, output(y), with);
-}
-
-template <class Y, class D, class G>
-void run_containers(family_backward function, const Y& y, std::size_t classes, const D& grad_y, G& grad_x,
+template <class From, class To>
+void run_containers(family_forward function, const From& from, std::size_t classes, To& to,
                     const softmax_options& with) {
-    check_family_types<element_of<const Y>, element_of<const D>, element_of<G>>();
-    static_assert(is_output_container<G&>, "grad_x is written");
-    run(function, input(y), rows_of<element_of<const Y>>(std::size(y), classes, with.inner), classes, input(grad_y),
-        output(grad_x), with);
+    if constexpr (check_family_operands<To, const From>())
+        run(function, input(from), rows_of_logits(from, classes, with.inner), classes, output(to), with);
+}
+
+template <class Values, class GradY, class GradX>
+void run_containers(family_backward function, const Values& values, std::size_t classes, const GradY& grad_y,
+                    GradX& grad_x, const softmax_options& with) {
+    if constexpr (check_family_operands<GradX, const Values, const GradY>())
+        run(function, input(values), rows_of_logits(values, classes, with.inner), classes, input(grad_y),
+            output(grad_x), with);
 }
 
 } // namespace detail
@@ -621,8 +1012,8 @@ inline void evaluate(const input& logits, std::size_t rows, std::size_t classes,
 inline void backward(const input& logits, std::size_t rows, std::size_t classes, const input& targets,
                      const double* lse, const output& grad, const options& with = {}) {
     detail::call call(logits, rows, classes, targets, with);
-    const xent_input* grad_output = call.grad_output();
-    detail::check(xent_backward(&call.problem, lse, grad_output, with.grad_scale, call.gradient("grad_logits", grad)));
+    const xent_output to = call.gradient("grad_logits", grad);
+    detail::check(xent_backward(&call.problem, lse, call.grad_output(), with.grad_scale, &to));
 }
 
 /// Writes (or adds) the gradient with respect to probability targets, for distillation:
@@ -631,9 +1022,8 @@ inline void backward(const input& logits, std::size_t rows, std::size_t classes,
 inline void backward_targets(const input& logits, std::size_t rows, std::size_t classes, const input& targets,
                              const double* lse, const output& grad_targets, const options& with = {}) {
     detail::call call(logits, rows, classes, targets, with);
-    const xent_input* grad_output = call.grad_output();
-    detail::check(xent_backward_targets(&call.problem, lse, grad_output, with.grad_scale,
-                                        call.gradient("grad_targets", grad_targets)));
+    const xent_output to = call.gradient("grad_targets", grad_targets);
+    detail::check(xent_backward_targets(&call.problem, lse, call.grad_output(), with.grad_scale, &to));
 }
 
 /// The gradient, and `out` filled.
@@ -641,9 +1031,8 @@ inline void forward_backward(const input& logits, std::size_t rows, std::size_t 
                              const results& out, const output& grad, const options& with = {}) {
     detail::call call(logits, rows, classes, targets, with);
     xent_results filled = call.to_fill(out);
-    const xent_input* grad_output = call.grad_output();
-    detail::check(
-        xent_forward_backward(&call.problem, grad_output, with.grad_scale, &filled, call.gradient("grad_logits", grad)));
+    const xent_output to = call.gradient("grad_logits", grad);
+    detail::check(xent_forward_backward(&call.problem, call.grad_output(), with.grad_scale, &filled, &to));
 }
 
 /// The gradient and the reduced loss. reduction::none has none: XENT_ERR_PARAM.
@@ -685,137 +1074,147 @@ inline void log_softmax_backward(const input& y, std::size_t rows, std::size_t c
 
 // ---- pointers: packed, types checked by the compiler ----------------------------------------
 
-template <class T, class I>
-double forward(const T* logits, std::size_t rows, std::size_t classes, const I* targets,
+template <class Logit, class Target>
+double forward(const Logit* logits, std::size_t rows, std::size_t classes, const Target* targets,
                const options& with = {}) {
-    detail::check_types<T, I>();
-    return forward(input(logits), rows, classes, input(targets), with);
+    if constexpr (detail::check_types<Logit, Target>())
+        return forward(input(logits), rows, classes, input(targets), with);
+    else return 0;
 }
 
-template <class T, class I, class G>
-void backward(const T* logits, std::size_t rows, std::size_t classes, const I* targets, const double* lse, G* grad,
-              const options& with = {}) {
-    detail::check_types<T, I, G>();
-    backward(input(logits), rows, classes, input(targets), lse, output(grad), with);
+template <class Logit, class Target, class Gradient>
+void backward(const Logit* logits, std::size_t rows, std::size_t classes, const Target* targets, const double* lse,
+              Gradient* grad, const options& with = {}) {
+    if constexpr (detail::check_types<Logit, Target, Gradient>())
+        backward(input(logits), rows, classes, input(targets), lse, output(grad), with);
 }
 
-template <class T, class I, class G>
-void backward_targets(const T* logits, std::size_t rows, std::size_t classes, const I* targets, const double* lse,
-                      G* grad_targets, const options& with = {}) {
-    detail::check_target_types<T, I, G>();
-    backward_targets(input(logits), rows, classes, input(targets), lse, output(grad_targets), with);
+template <class Logit, class Target, class Gradient>
+void backward_targets(const Logit* logits, std::size_t rows, std::size_t classes, const Target* targets,
+                      const double* lse, Gradient* grad_targets, const options& with = {}) {
+    if constexpr (detail::check_target_types<Logit, Target, Gradient>())
+        backward_targets(input(logits), rows, classes, input(targets), lse, output(grad_targets), with);
 }
 
-template <class T, class I, class G>
-double forward_backward(const T* logits, std::size_t rows, std::size_t classes, const I* targets, G* grad,
-                        const options& with = {}) {
-    detail::check_types<T, I, G>();
-    return forward_backward(input(logits), rows, classes, input(targets), output(grad), with);
+template <class Logit, class Target, class Gradient>
+double forward_backward(const Logit* logits, std::size_t rows, std::size_t classes, const Target* targets,
+                        Gradient* grad, const options& with = {}) {
+    if constexpr (detail::check_types<Logit, Target, Gradient>())
+        return forward_backward(input(logits), rows, classes, input(targets), output(grad), with);
+    else return 0;
 }
 
-template <class T, class U>
-void softmax(const T* x, std::size_t rows, std::size_t classes, U* y, const softmax_options& with = {}) {
-    detail::check_family_types<T, U>();
-    softmax(input(x), rows, classes, output(y), with);
+template <class From, class To>
+void softmax(const From* from, std::size_t rows, std::size_t classes, To* to, const softmax_options& with = {}) {
+    if constexpr (detail::check_family<To, From>()) softmax(input(from), rows, classes, output(to), with);
 }
 
-template <class T, class D, class G>
-void softmax_backward(const T* y, std::size_t rows, std::size_t classes, const D* grad_y, G* grad_x,
+template <class Value, class GradY, class GradX>
+void softmax_backward(const Value* values, std::size_t rows, std::size_t classes, const GradY* grad_y, GradX* grad_x,
                       const softmax_options& with = {}) {
-    detail::check_family_types<T, D, G>();
-    softmax_backward(input(y), rows, classes, input(grad_y), output(grad_x), with);
+    if constexpr (detail::check_family<GradX, Value, GradY>())
+        softmax_backward(input(values), rows, classes, input(grad_y), output(grad_x), with);
 }
 
-template <class T, class U>
-void log_softmax(const T* x, std::size_t rows, std::size_t classes, U* y, const softmax_options& with = {}) {
-    detail::check_family_types<T, U>();
-    log_softmax(input(x), rows, classes, output(y), with);
+template <class From, class To>
+void log_softmax(const From* from, std::size_t rows, std::size_t classes, To* to, const softmax_options& with = {}) {
+    if constexpr (detail::check_family<To, From>()) log_softmax(input(from), rows, classes, output(to), with);
 }
 
-template <class T, class D, class G>
-void log_softmax_backward(const T* y, std::size_t rows, std::size_t classes, const D* grad_y, G* grad_x,
-                          const softmax_options& with = {}) {
-    detail::check_family_types<T, D, G>();
-    log_softmax_backward(input(y), rows, classes, input(grad_y), output(grad_x), with);
+template <class Value, class GradY, class GradX>
+void log_softmax_backward(const Value* values, std::size_t rows, std::size_t classes, const GradY* grad_y, GradX* grad_x,
+                      const softmax_options& with = {}) {
+    if constexpr (detail::check_family<GradX, Value, GradY>())
+        log_softmax_backward(input(values), rows, classes, input(grad_y), output(grad_x), with);
 }
 
-// ---- containers: vectors, arrays, spans; sizes checked --------------------------------------
-// rows = targets.size() (divided by the classes for probabilities, by options.inner), or that of the
-// logits where there are no targets.
+// ---- containers and matrices; sizes and shapes checked ----------------------------------------
+// rows are those of the logits if they are a matrix; else targets.size() (divided by options.inner) for
+// class indices, logits.size() / classes for probabilities and where there are no targets.
 
-template <class L, class I, class = detail::if_inputs<L, I>>
-double forward(const L& logits, std::size_t classes, const I& targets, const options& with = {}) {
-    detail::check_types<detail::element_of<const L>, detail::element_of<const I>>();
-    std::size_t rows = detail::rows_of<detail::element_of<const I>>(std::size(targets), classes, with.inner);
-    return forward(input(logits), rows, classes, input(targets), with);
+template <class Logits, class Targets, class = detail::if_operands<Logits, Targets>>
+double forward(const Logits& logits, std::size_t classes, const Targets& targets, const options& with = {}) {
+    if constexpr (detail::check_operands<const Logits, const Targets>())
+        return forward(input(logits), detail::rows_of(logits, classes, targets, with.inner), classes, input(targets),
+                       with);
+    else return 0;
 }
 
-template <class L, class I, class = detail::if_inputs<L, I>>
-void forward(const L& logits, std::size_t classes, const I& targets, const results& out, const options& with = {}) {
-    detail::check_types<detail::element_of<const L>, detail::element_of<const I>>();
-    std::size_t rows = detail::rows_of<detail::element_of<const I>>(std::size(targets), classes, with.inner);
-    forward(input(logits), rows, classes, input(targets), out, with);
+template <class Logits, class Targets, class = detail::if_operands<Logits, Targets>>
+void forward(const Logits& logits, std::size_t classes, const Targets& targets, const results& out,
+             const options& with = {}) {
+    if constexpr (detail::check_operands<const Logits, const Targets>())
+        forward(input(logits), detail::rows_of(logits, classes, targets, with.inner), classes, input(targets), out,
+                with);
 }
 
-template <class L, class = detail::if_inputs<L>>
-void evaluate(const L& logits, std::size_t classes, const results& out, const options& with = {}) {
-    detail::check_types<detail::element_of<const L>, int>();
-    std::size_t rows = detail::rows_of<detail::element_of<const L>>(std::size(logits), classes, with.inner);
-    evaluate(input(logits), rows, classes, out, with);
+template <class Logits, class = detail::if_operands<Logits>>
+void evaluate(const Logits& logits, std::size_t classes, const results& out, const options& with = {}) {
+    if constexpr (detail::check_memory<const Logits>()) {
+        if constexpr (detail::check_logits<detail::element_of<const Logits>>())
+            evaluate(input(logits), detail::rows_of_logits(logits, classes, with.inner), classes, out, with);
+    }
 }
 
-template <class L, class I, class S, class G, class = detail::if_inputs<L, I, S, G>>
-void backward(const L& logits, std::size_t classes, const I& targets, const S& lse, G&& grad,
+template <class Logits, class Targets, class Lse, class Gradient,
+          class = detail::if_operands<Logits, Targets, Lse, Gradient>>
+void backward(const Logits& logits, std::size_t classes, const Targets& targets, const Lse& lse, Gradient&& grad,
               const options& with = {}) {
-    detail::check_types<detail::element_of<const L>, detail::element_of<const I>, detail::element_of<G>>();
-    std::size_t rows = detail::rows_of<detail::element_of<const I>>(std::size(targets), classes, with.inner);
-    backward(input(logits), rows, classes, input(targets), detail::lse_of(lse, rows, with), output(grad), with);
+    if constexpr (detail::check_operands<const Logits, const Targets, Gradient>() && detail::check_lse<const Lse>()) {
+        const std::size_t rows = detail::rows_of(logits, classes, targets, with.inner);
+        backward(input(logits), rows, classes, input(targets), detail::lse_of(lse, rows, with), output(grad), with);
+    }
 }
 
-template <class L, class I, class S, class G, class = detail::if_inputs<L, I, S, G>>
-void backward_targets(const L& logits, std::size_t classes, const I& targets, const S& lse, G&& grad_targets,
-                      const options& with = {}) {
-    detail::check_target_types<detail::element_of<const L>, detail::element_of<const I>, detail::element_of<G>>();
-    std::size_t rows = detail::rows_of<detail::element_of<const I>>(std::size(targets), classes, with.inner);
-    backward_targets(input(logits), rows, classes, input(targets), detail::lse_of(lse, rows, with),
-                     output(grad_targets), with);
+template <class Logits, class Targets, class Lse, class Gradient,
+          class = detail::if_operands<Logits, Targets, Lse, Gradient>>
+void backward_targets(const Logits& logits, std::size_t classes, const Targets& targets, const Lse& lse,
+                      Gradient&& grad_targets, const options& with = {}) {
+    if constexpr (detail::check_target_operands<const Logits, const Targets, Gradient>() &&
+                  detail::check_lse<const Lse>()) {
+        const std::size_t rows = detail::rows_of(logits, classes, targets, with.inner);
+        backward_targets(input(logits), rows, classes, input(targets), detail::lse_of(lse, rows, with),
+                         output(grad_targets), with);
+    }
 }
 
-template <class L, class I, class G, class = detail::if_inputs<L, I, G>>
-double forward_backward(const L& logits, std::size_t classes, const I& targets, G&& grad,
+template <class Logits, class Targets, class Gradient, class = detail::if_operands<Logits, Targets, Gradient>>
+double forward_backward(const Logits& logits, std::size_t classes, const Targets& targets, Gradient&& grad,
                         const options& with = {}) {
-    detail::check_types<detail::element_of<const L>, detail::element_of<const I>, detail::element_of<G>>();
-    std::size_t rows = detail::rows_of<detail::element_of<const I>>(std::size(targets), classes, with.inner);
-    return forward_backward(input(logits), rows, classes, input(targets), output(grad), with);
+    if constexpr (detail::check_operands<const Logits, const Targets, Gradient>())
+        return forward_backward(input(logits), detail::rows_of(logits, classes, targets, with.inner), classes,
+                                input(targets), output(grad), with);
+    else return 0;
 }
 
-template <class L, class I, class G, class = detail::if_inputs<L, I, G>>
-void forward_backward(const L& logits, std::size_t classes, const I& targets, const results& out, G&& grad,
-                      const options& with = {}) {
-    detail::check_types<detail::element_of<const L>, detail::element_of<const I>, detail::element_of<G>>();
-    std::size_t rows = detail::rows_of<detail::element_of<const I>>(std::size(targets), classes, with.inner);
-    forward_backward(input(logits), rows, classes, input(targets), out, output(grad), with);
+template <class Logits, class Targets, class Gradient, class = detail::if_operands<Logits, Targets, Gradient>>
+void forward_backward(const Logits& logits, std::size_t classes, const Targets& targets, const results& out,
+                      Gradient&& grad, const options& with = {}) {
+    if constexpr (detail::check_operands<const Logits, const Targets, Gradient>())
+        forward_backward(input(logits), detail::rows_of(logits, classes, targets, with.inner), classes, input(targets),
+                         out, output(grad), with);
 }
 
-template <class X, class Y, class = detail::if_inputs<X, Y>>
-void softmax(const X& x, std::size_t classes, Y&& y, const softmax_options& with = {}) {
-    detail::run_containers(xent_softmax, x, classes, y, with);
+template <class From, class To, class = detail::if_operands<From, To>>
+void softmax(const From& from, std::size_t classes, To&& to, const softmax_options& with = {}) {
+    detail::run_containers(xent_softmax, from, classes, to, with);
 }
 
-template <class Y, class D, class G, class = detail::if_inputs<Y, D, G>>
-void softmax_backward(const Y& y, std::size_t classes, const D& grad_y, G&& grad_x, const softmax_options& with = {}) {
-    detail::run_containers(xent_softmax_backward, y, classes, grad_y, grad_x, with);
+template <class Values, class GradY, class GradX, class = detail::if_operands<Values, GradY, GradX>>
+void softmax_backward(const Values& values, std::size_t classes, const GradY& grad_y, GradX&& grad_x,
+                      const softmax_options& with = {}) {
+    detail::run_containers(xent_softmax_backward, values, classes, grad_y, grad_x, with);
 }
 
-template <class X, class Y, class = detail::if_inputs<X, Y>>
-void log_softmax(const X& x, std::size_t classes, Y&& y, const softmax_options& with = {}) {
-    detail::run_containers(xent_log_softmax, x, classes, y, with);
+template <class From, class To, class = detail::if_operands<From, To>>
+void log_softmax(const From& from, std::size_t classes, To&& to, const softmax_options& with = {}) {
+    detail::run_containers(xent_log_softmax, from, classes, to, with);
 }
 
-template <class Y, class D, class G, class = detail::if_inputs<Y, D, G>>
-void log_softmax_backward(const Y& y, std::size_t classes, const D& grad_y, G&& grad_x,
-                          const softmax_options& with = {}) {
-    detail::run_containers(xent_log_softmax_backward, y, classes, grad_y, grad_x, with);
+template <class Values, class GradY, class GradX, class = detail::if_operands<Values, GradY, GradX>>
+void log_softmax_backward(const Values& values, std::size_t classes, const GradY& grad_y, GradX&& grad_x,
+                      const softmax_options& with = {}) {
+    detail::run_containers(xent_log_softmax_backward, values, classes, grad_y, grad_x, with);
 }
 
 // ---- about the library ----------------------------------------------------------------------
@@ -827,6 +1226,11 @@ inline const char* isa() noexcept { return xent_isa(); }
 /// "0.1.0"
 inline const char* version() noexcept { return xent_version(); }
 
+#if defined(XENT_NO_EXCEPTIONS)
+} // namespace without_exceptions
+#endif
 } // namespace xent
+
+#undef XENT_HPP_VISIBLE
 
 #endif // XENT_HPP
