@@ -1,0 +1,186 @@
+// Matrices with strides of their own, by their member functions: row-major, column-major and mdspans.
+#include <vector>
+
+// <complex.h> defines I; other headers define other letters.
+#define A [one-letter macro]
+#define B [one-letter macro]
+#define C [one-letter macro]
+#define D [one-letter macro]
+#define E [one-letter macro]
+#define F [one-letter macro]
+#define G [one-letter macro]
+#define H [one-letter macro]
+#define I [one-letter macro]
+#define J [one-letter macro]
+#define K [one-letter macro]
+#define L [one-letter macro]
+#define M [one-letter macro]
+#define N [one-letter macro]
+#define O [one-letter macro]
+#define P [one-letter macro]
+#define Q [one-letter macro]
+#define R [one-letter macro]
+#define S [one-letter macro]
+#define T [one-letter macro]
+#define U [one-letter macro]
+#define V [one-letter macro]
+#define W [one-letter macro]
+#define X [one-letter macro]
+#define Y [one-letter macro]
+#define Z [one-letter macro]
+#include "xent.hpp"
+#undef A
+#undef B
+#undef C
+#undef D
+#undef E
+#undef F
+#undef G
+#undef H
+#undef I
+#undef J
+#undef K
+#undef L
+#undef M
+#undef N
+#undef O
+#undef P
+#undef Q
+#undef R
+#undef S
+#undef T
+#undef U
+#undef V
+#undef W
+#undef X
+#undef Y
+#undef Z
+
+#include "check.hpp"
+
+// Debian installs Eigen under eigen3.
+#if __has_include(<Eigen/Core>)
+#include <Eigen/Core>
+#define HAS_EIGEN 1
+#elif __has_include(<eigen3/Eigen/Core>)
+#include <eigen3/Eigen/Core>
+#define HAS_EIGEN 1
+#else
+#define HAS_EIGEN 0
+#endif
+
+namespace {
+
+// A matrix with the member functions of an Eigen matrix.
+struct matrix {
+    float* memory;
+    std::size_t height, width;
+    std::ptrdiff_t down, right;
+    float* data() const { return memory; }
+    std::size_t rows() const { return height; }
+    std::size_t cols() const { return width; }
+    std::size_t size() const { return height * width; }
+    std::ptrdiff_t rowStride() const { return down; }
+    std::ptrdiff_t colStride() const { return right; }
+};
+
+// data() and size(), but neither iterators nor strides.
+struct shapeless {
+    std::vector<float> memory;
+    const float* data() const { return memory.data(); }
+    float* data() { return memory.data(); }
+    std::size_t size() const { return memory.size(); }
+};
+struct unstrided : std::vector<float> {
+    std::size_t rows() const { return 1; }
+    std::size_t cols() const { return size(); }
+};
+
+// The interface of std::mdspan.
+template <class Element>
+struct span2 {
+    using element_type = Element;
+    using reference = Element&;
+    Element* memory;
+    std::size_t extents[2];
+    std::ptrdiff_t strides_[2];
+    static constexpr std::size_t rank() { return 2; }
+    static constexpr bool is_always_strided() { return true; }
+    Element* data_handle() const { return memory; }
+    std::size_t extent(std::size_t axis) const { return extents[axis]; }
+    std::ptrdiff_t stride(std::size_t axis) const { return strides_[axis]; }
+};
+
+static_assert(!std::is_convertible_v<shapeless&, xent::input> && !std::is_convertible_v<shapeless&, xent::output>);
+static_assert(!std::is_convertible_v<unstrided&, xent::input>);
+static_assert(std::is_convertible_v<matrix&, xent::input> && std::is_convertible_v<span2<float>, xent::output>);
+static_assert(!std::is_convertible_v<span2<const float>, xent::output>);
+
+constexpr std::size_t rows = 4, classes = 3;
+
+} // namespace
+
+int main() {
+    std::vector<float> packed(rows * classes), gradient(rows * classes), column(rows * classes);
+    for (std::size_t i = 0; i < packed.size(); ++i) packed[i] = 0.25f * static_cast<float>((i * 29) % 17) - 2;
+    for (std::size_t row = 0; row < rows; ++row)
+        for (std::size_t c = 0; c < classes; ++c) column[c * rows + row] = packed[row * classes + c];
+    const std::vector<int> targets{2, 0, 1, 1};
+    const double loss = xent::forward_backward(packed, classes, targets, gradient);
+
+    std::vector<float> grad(rows * classes);
+    auto is_transposed = [&] {
+        bool same = true;
+        for (std::size_t row = 0; row < rows; ++row)
+            for (std::size_t c = 0; c < classes; ++c)
+                same = same && std::fabs(grad[c * rows + row] - gradient[row * classes + c]) < 1e-6f;
+        grad.assign(rows * classes, 7.0f);
+        return same;
+    };
+    matrix by_column{column.data(), rows, classes, 1, rows}, to{grad.data(), rows, classes, 1, rows};
+    CHECK_NEAR(xent::forward(by_column, classes, targets), loss, 1e-6);
+    CHECK_NEAR(xent::forward_backward(by_column, classes, targets, to), loss, 1e-6);
+    CHECK(is_transposed());
+    const span2<const float> from_span{column.data(), {rows, classes}, {1, rows}};
+    CHECK_NEAR(xent::forward_backward(from_span, classes, targets, span2<float>{grad.data(), {rows, classes}, {1, rows}}),
+               loss, 1e-6);
+    CHECK(is_transposed());
+    matrix one{column.data(), rows, classes, 0, 0}, wrong{column.data(), classes, rows, 1, classes};
+    CHECK_THROWS(XENT_ERR_STRIDE, "logits has the stride 0", xent::forward(one, classes, targets));
+    CHECK_THROWS(XENT_ERR_SHAPE, "logits is 3 x 4, needs 3 x 3", xent::forward(wrong, classes, targets));
+
+    const std::vector<float> labels(rows);
+    CHECK_THROWS(XENT_ERR_SHAPE, "class indices are std::int64_t", xent::forward(packed, classes, labels));
+
+#if HAS_EIGEN
+    using by_rows = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+    const Eigen::MatrixXf logits = Eigen::Map<const Eigen::MatrixXf>(column.data(), rows, classes);
+    const Eigen::VectorXi y = Eigen::Map<const Eigen::VectorXi>(targets.data(), rows);
+    const Eigen::MatrixXf expected = Eigen::Map<const by_rows>(gradient.data(), rows, classes);
+    CHECK_NEAR(xent::forward(logits, classes, y), loss, 1e-6);
+    CHECK_NEAR(xent::forward(by_rows(logits), classes, targets), loss, 1e-6);
+    Eigen::MatrixXf big = Eigen::MatrixXf::Constant(rows, 9, 7.0f);
+    CHECK_NEAR(xent::forward_backward(logits, classes, y, big.middleCols(5, 3)), loss, 1e-6);
+    CHECK(big.middleCols(5, 3).isApprox(expected) && (big.leftCols(5).array() == 7).all() && (big.rightCols(1).array() == 7).all());
+    Eigen::VectorXd lse(rows);
+    xent::results out;
+    out.lse = lse.data();
+    xent::forward(logits, classes, y, out);
+    Eigen::MatrixXf wide(classes, rows);
+    xent::backward(logits, classes, y, lse, wide.transpose());
+    CHECK(wide.transpose().isApprox(expected, 1e-5f));
+    const Eigen::MatrixXf twos = Eigen::MatrixXf::Constant(2, rows, 2.0f);
+    xent::options options;
+    options.row_weights = twos.row(0);
+    CHECK_NEAR(xent::forward(logits, classes, y, options), loss, 1e-6);
+    const Eigen::Matrix<Eigen::bfloat16, Eigen::Dynamic, Eigen::Dynamic> bf16 = logits.cast<Eigen::bfloat16>();
+    const Eigen::Matrix<Eigen::half, Eigen::Dynamic, Eigen::Dynamic> f16 = logits.cast<Eigen::half>();
+    static_assert(xent::dtype_of<Eigen::bfloat16> == XENT_BF16 && xent::dtype_of<Eigen::half> == XENT_F16);
+    static_assert(!std::is_convertible_v<Eigen::MatrixXf, xent::input>);
+    CHECK_NEAR(xent::forward(bf16, classes, y), loss, 1e-2);
+    CHECK_NEAR(xent::forward(f16, classes, y), loss, 1e-2);
+#else
+    std::puts("skipped: no Eigen");
+#endif
+    return report();
+}
