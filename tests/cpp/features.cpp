@@ -185,7 +185,7 @@ void probabilities(double tolerance) {
     for (std::size_t i = 0; i < count; ++i) CHECK_NEAR(wide_grad[i], 3 * grad_targets[i], 3 * tolerance);
 
     const std::vector<P> short_soft(soft.begin(), soft.end() - 1);
-    CHECK_THROWS(XENT_ERR_SHAPE, "logits has 20 elements, needs 15", xent::forward(logits, classes, short_soft, o));
+    CHECK_THROWS(XENT_ERR_SHAPE, "targets has 19 elements, needs 20", xent::forward(logits, classes, short_soft, o));
     CHECK_THROWS(XENT_ERR_SHAPE, "targets has 19",
                  xent::forward(xent::input(logits), rows, classes, short_soft, o));
     grad.assign(count - 1, 7);
