@@ -39,7 +39,9 @@ macro_rules! on_isa {
             $($x: $type),*
         ) -> $result {
             use $crate::dispatch::Isa;
-            use $crate::simd::{Simd, portable::Portable};
+            #[allow(unused_imports, reason = "an expression for the portable set alone may call no method of it")]
+            use $crate::simd::Simd;
+            use $crate::simd::portable::Portable;
 
             #[cfg(x86_sets)]
             #[target_feature(enable = "avx2,fma,f16c")]
