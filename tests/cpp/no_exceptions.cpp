@@ -27,7 +27,9 @@ int main() {
     int status = 0;
     CHECK(waitpid(child, &status, 0) == child);
     CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
-    CHECK_TEXT(text, "xent: XENT_ERR_TARGET: targets[0] = 7 is outside [0, 4)\n");
+    // An emulator adds a line of its own about the signal.
+    const std::string said(text);
+    CHECK_TEXT(said.substr(0, said.find('\n')), "xent: XENT_ERR_TARGET: targets[0] = 7 is outside [0, 4)");
     return report();
 }
 #else
