@@ -2,13 +2,14 @@
  *
  * Generated from src/ffi/mod.rs by cbindgen; do not edit.
  *
+ *   // logits[rows][50304]: 50257 classes, and padding that is not read
  *   double loss;
  *   xent_problem problem = XENT_PROBLEM_INIT;
  *   xent_results results = XENT_RESULTS_INIT;
- *   xent_output grad = {logits, XENT_F32, {0}};   // in place
- *   problem.rows = rows; problem.classes = classes;
- *   problem.logits = (xent_input){logits, XENT_F32, {0}};
- *   problem.targets = (xent_input){targets, XENT_I32, {0}};
+ *   xent_output grad = {logits, XENT_F32, {50304, 1}};    // in place; row stride, class stride
+ *   problem.rows = rows; problem.classes = 50257;
+ *   problem.logits = (xent_input){logits, XENT_F32, {50304, 1}};
+ *   problem.targets = (xent_input){targets, XENT_I32, {0}};   // {0} = packed
  *   results.loss = &loss;
  *   if (xent_forward_backward(&problem, NULL, 1.0, &results, &grad) != XENT_OK)
  *     fprintf(stderr, "%s\n", xent_last_error());
@@ -94,7 +95,11 @@ typedef uint32_t xent_dtype;
  * [rows, classes, inner] in C order, [rows, inner] for an operand without a class axis (indices,
  * row weights, row mask, row losses, entropy). xent ignores the stride of an axis of size 1, and
  * strides[1] of an operand without a class axis; neither counts for "all zero". Elements may repeat
- * (stride 0 on some axis). data == NULL = absent; an operand without elements may have any data.
+ * (stride 0 on some axis), except that the class stride of logits is not 0 beside a row stride. data ==
+ * NULL = absent; an operand without elements may have any data.
+ *
+ * Contiguous classes have a class stride of 1: rows of 50257 classes that are 50304 apart have the
+ * strides {50304, 1, 0}.
  *
  * So any axis of a tensor can be the class axis. Classes first, as in a transposed matrix
  * [classes, rows]: strides {1, rows, 1}. Images [N, C, H, W]: inner = H*W, packed. The last axis
@@ -439,7 +444,8 @@ typedef struct xent_shape {
 
 /**
  * A stride is negative, overflows, or makes elements of an output share an address: an axis of
- * an output must step over the whole span of the axes inside it.
+ * an output must step over the whole span of the axes inside it. Or the class stride of the logits or
+ * of an output is 0 beside a row stride that is not: {row, 0, 0} is what C makes of {row}.
  */
 #define XENT_ERR_STRIDE 4
 

@@ -41,7 +41,8 @@ pub struct Input<'a> {
 
 impl Input<'_> {
     /// Strides of rows, classes and inner positions, in elements. An operand without a class axis
-    /// ignores the second. All zero = packed. Elements may repeat: a stride may be 0.
+    /// ignores the second. All zero = packed. Elements may repeat: a stride may be 0, except that the
+    /// class stride of logits is not 0 beside a row stride that is not ([`Error::Stride`]).
     ///
     /// With strides any axis can be the class axis. Here the classes come first:
     ///

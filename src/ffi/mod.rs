@@ -36,7 +36,8 @@ pub const XENT_ERR_STRUCT: xent_status = 2;
 /// rows*classes*inner overflows, or there are rows without classes.
 pub const XENT_ERR_SHAPE: xent_status = 3;
 /// A stride is negative, overflows, or makes elements of an output share an address: an axis of
-/// an output must step over the whole span of the axes inside it.
+/// an output must step over the whole span of the axes inside it. Or the class stride of the logits or
+/// of an output is 0 beside a row stride that is not: {row, 0, 0} is what C makes of {row}.
 pub const XENT_ERR_STRIDE: xent_status = 4;
 /// A dtype is unknown, or not allowed for its operand or beside that of another.
 pub const XENT_ERR_DTYPE: xent_status = 5;
@@ -60,7 +61,11 @@ pub const XENT_ERR_PANIC: xent_status = 10;
 /// [rows, classes, inner] in C order, [rows, inner] for an operand without a class axis (indices,
 /// row weights, row mask, row losses, entropy). xent ignores the stride of an axis of size 1, and
 /// strides[1] of an operand without a class axis; neither counts for "all zero". Elements may repeat
-/// (stride 0 on some axis). data == NULL = absent; an operand without elements may have any data.
+/// (stride 0 on some axis), except that the class stride of logits is not 0 beside a row stride. data ==
+/// NULL = absent; an operand without elements may have any data.
+///
+/// Contiguous classes have a class stride of 1: rows of 50257 classes that are 50304 apart have the
+/// strides {50304, 1, 0}.
 ///
 /// So any axis of a tensor can be the class axis. Classes first, as in a transposed matrix
 /// [classes, rows]: strides {1, rows, 1}. Images [N, C, H, W]: inner = H*W, packed. The last axis

@@ -151,7 +151,7 @@ pub(crate) unsafe fn validate(
     // The order of the operands is the order in which messages name them: inputs come first.
     let mut slots = Slots::new();
     let all = &mut slots;
-    let logits = all.input("logits", problem.logits, Axes::Full, FLOATS, Required);
+    let logits = all.logits(problem.logits);
     let axes = if has_indices { Axes::Rows } else { Axes::Full };
     let presence = Presence::required_if(request.is_some() || results.needs_targets());
     let targets = all.input("targets", problem.targets, axes, TARGETS, presence);

@@ -60,6 +60,8 @@ impl Presence {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Access {
     Read,
+    /// It reads logits, whose classes have addresses of their own.
+    ReadLogits,
     Write,
 }
 
@@ -154,6 +156,12 @@ impl Slots {
         presence: Presence,
     ) -> Index {
         self.add(name, operand, axes, allowed, presence, Access::Read)
+    }
+
+    /// Adds the logits.
+    #[inline(always)]
+    pub fn logits(&mut self, operand: Operand) -> Index {
+        self.add("logits", operand, Axes::Full, FLOATS, Presence::Required, Access::ReadLogits)
     }
 
     /// Adds an operand that the call writes.
@@ -424,11 +432,35 @@ impl Slot {
             .checked_add(bytes)
             .ok_or_else(|| stride_error(0, "reaches past the address space"))?;
         self.bytes = (start, end);
-        if self.is_output() {
-            self.check_disjoint(&sizes)?;
+        match self.access {
+            Access::Read => {}
+            Access::ReadLogits => self.check_class_stride(&sizes)?,
+            Access::Write => {
+                self.check_class_stride(&sizes)?;
+                self.check_disjoint(&sizes)?;
+            }
         }
         self.last = last as usize;
         Ok(())
+    }
+
+    /// Checks that the class stride was not forgotten. Strides of {row, 0, 0}, which C makes of {row},
+    /// would give each row one logit for all classes, and a loss of ln C.
+    fn check_class_stride(&self, sizes: &[usize; 3]) -> Result<(), Error> {
+        let [row, class, inner] = self.strides;
+        if sizes[1] <= 1 || class != 0 || row == 0 {
+            return Ok(());
+        }
+        let (of, inner) = match inner.max(1) {
+            _ if sizes[2] <= 1 => ("if a row's classes are contiguous", [1, 0]),
+            inner => {
+                ("if the classes lie around packed positions", [inner * sizes[2] as i64, inner])
+            }
+        };
+        Err(Error::Stride(format!(
+            "{}.strides[1] = 0, the class stride, puts {} classes at one address: {of}, write {{{row}, {}, {}}}",
+            self.name, sizes[1], inner[0], inner[1]
+        )))
     }
 
     /// Checks that no two elements of an output share an address. In the order of their strides,

@@ -140,8 +140,8 @@ impl Operand {
         places
     }
 
-    /// No stride is negative, no element lies past the address space, and no two elements of an output
-    /// share an address.
+    /// No stride is negative, no element lies past the address space, no two elements of an output share
+    /// an address, and the class stride of logits is not 0 beside a row stride.
     fn has_good_strides(&self, sizes: Sizes) -> bool {
         let steps = self.steps(sizes);
         let element = size_of_dtype(self.view.dtype) as i128;
@@ -153,7 +153,8 @@ impl Operand {
             return false;
         }
         if !self.output {
-            return true;
+            let forgotten = self.sizes(sizes)[1] > 1 && steps[1] == 0 && steps[0] != 0;
+            return !(self.name == "logits" && forgotten);
         }
         // An axis must step over the whole span of the axes inside it.
         let mut axes: Vec<(i128, usize)> = steps.into_iter().zip(self.sizes(sizes)).collect();
