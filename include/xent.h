@@ -71,6 +71,16 @@
 #define XENT_FLAG_ACCUMULATE 4
 
 /**
+ * For padded vocabularies: where the row stride of grad_logits exceeds classes, xent sets the elements
+ * between the classes of a row and the next row to 0, those of ignored rows and with
+ * XENT_FLAG_ACCUMULATE too. Memory after the last row's classes stays as it is: to clear the last row's
+ * padding is the caller's part. The elements between count as written, so that no other operand may lie
+ * there. It needs inner = 1 and a class stride of 1, else XENT_ERR_PARAM. Calls without grad_logits
+ * ignore it.
+ */
+#define XENT_FLAG_ZERO_PADDING 8
+
+/**
  * A thread pool that the caller owns.
  */
 typedef struct xent_pool xent_pool;
@@ -472,8 +482,8 @@ typedef struct xent_shape {
 
 /**
  * label_smoothing outside [0, 1]; a negative or infinite normalizer, softcap or z_loss;
- * logit_scale not > 0; an option that is NaN; a result that this problem cannot have; an XENT_ISA
- * that names no available instruction set.
+ * logit_scale not > 0; an option that is NaN; a result that this problem cannot have; a flag that
+ * does not go with the layout of the gradient; an XENT_ISA that names no available instruction set.
  */
 #define XENT_ERR_PARAM 9
 
@@ -509,7 +519,8 @@ xent_status xent_forward(const struct xent_problem *problem, const struct xent_r
  * grad_logits: [rows, classes, inner], the dtype of the logits, or f32 for halves, rounded once,
  * to nearest even; any strides that keep its elements apart. It may be exactly the logits (same
  * data, dtype and strides), which the gradient then overwrites (with XENT_FLAG_ACCUMULATE that is
- * XENT_ERR_OVERLAP). Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE.
+ * XENT_ERR_OVERLAP). Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE. xent writes
+ * between rows only with XENT_FLAG_ZERO_PADDING.
  * Thread-safe. A call that fails writes nothing.
  */
 xent_status xent_backward(const struct xent_problem *problem,

@@ -398,6 +398,24 @@ impl<'a> CrossEntropy<'a> {
         self.flag(XENT_FLAG_ACCUMULATE, on)
     }
 
+    /// For padded vocabularies: where the row stride of `grad` exceeds the classes, calls set the
+    /// elements between the classes of a row and the next row to 0, those of ignored rows and with
+    /// [`accumulate`](Self::accumulate) too. What follows the last row's classes stays as it is. The
+    /// option needs one inner position and a class stride of 1, else it is an [`Error::Param`]. Calls
+    /// without a gradient of the logits ignore it.
+    ///
+    /// ```
+    /// # use xent::{CrossEntropy, Output};
+    /// let mut logits = [0.1f32, 0.2, 0.3, 9.0, 0.3, 0.2, 0.1, 9.0]; // 3 classes, padded to 4
+    /// let in_place = Output::from(&mut logits).strides([4, 1, 0]);
+    /// CrossEntropy::new(2, 3).zero_padding(true).forward_backward_in_place(in_place, &[0u8, 2])?;
+    /// assert_eq!([logits[3], logits[7]], [0.0, 9.0]);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn zero_padding(self, on: bool) -> Self {
+        self.flag(XENT_FLAG_ZERO_PADDING, on)
+    }
+
     fn flag(mut self, bit: u32, on: bool) -> Self {
         self.problem.flags = if on { self.problem.flags | bit } else { self.problem.flags & !bit };
         self

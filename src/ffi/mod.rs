@@ -49,8 +49,8 @@ pub const XENT_ERR_OVERLAP: xent_status = 7;
 /// A target index is neither ignore_index nor in [0, classes).
 pub const XENT_ERR_TARGET: xent_status = 8;
 /// label_smoothing outside [0, 1]; a negative or infinite normalizer, softcap or z_loss;
-/// logit_scale not > 0; an option that is NaN; a result that this problem cannot have; an XENT_ISA
-/// that names no available instruction set.
+/// logit_scale not > 0; an option that is NaN; a result that this problem cannot have; a flag that
+/// does not go with the layout of the gradient; an XENT_ISA that names no available instruction set.
 pub const XENT_ERR_PARAM: xent_status = 9;
 /// An internal bug, caught at the boundary; never expected. Outputs may be half-written.
 pub const XENT_ERR_PANIC: xent_status = 10;
@@ -300,7 +300,8 @@ impl xent_shape {
 }
 
 /// The flags that a problem may have.
-const FLAGS: u32 = XENT_FLAG_LOG_PROBS | XENT_FLAG_EMPTY_IS_ZERO | XENT_FLAG_ACCUMULATE;
+const FLAGS: u32 =
+    XENT_FLAG_LOG_PROBS | XENT_FLAG_EMPTY_IS_ZERO | XENT_FLAG_ACCUMULATE | XENT_FLAG_ZERO_PADDING;
 
 /// Refuses flags that this version does not know.
 fn check_flags(name: &str, flags: u32, known: u32) -> Result<(), Failure> {
@@ -493,7 +494,8 @@ pub unsafe extern "C" fn xent_forward(
 /// grad_logits: [rows, classes, inner], the dtype of the logits, or f32 for halves, rounded once,
 /// to nearest even; any strides that keep its elements apart. It may be exactly the logits (same
 /// data, dtype and strides), which the gradient then overwrites (with XENT_FLAG_ACCUMULATE that is
-/// XENT_ERR_OVERLAP). Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE.
+/// XENT_ERR_OVERLAP). Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE. xent writes
+/// between rows only with XENT_FLAG_ZERO_PADDING.
 /// Thread-safe. A call that fails writes nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_backward(

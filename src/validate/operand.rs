@@ -75,6 +75,8 @@ pub(crate) struct Slot {
     allowed: &'static [u32],
     presence: Presence,
     access: Access,
+    /// The call writes what lies between the rows, too.
+    fills_padding: bool,
     /// The strides: those of the packed layout if the caller gave none, 0 for an axis of size 1.
     strides: [i64; 3],
     /// The element farthest from the first.
@@ -137,6 +139,7 @@ impl Slots {
             allowed,
             presence,
             access,
+            fills_padding: false,
             strides: [0; 3],
             last: 0,
             bytes: (0, 0),
@@ -175,6 +178,13 @@ impl Slots {
         presence: Presence,
     ) -> Index {
         self.add(name, operand, axes, allowed, presence, Access::Write)
+    }
+
+    /// The call writes not only the output, but also what lies between its rows.
+    pub fn fill_padding(&mut self, index: Index) {
+        if let Some(slot) = index.and_then(|index| self.iter_mut().nth(index)) {
+            slot.fills_padding = true;
+        }
     }
 
     /// Adds an optional result of one number.
@@ -298,8 +308,13 @@ impl Slots {
                 {
                     continue;
                 }
-                let how =
-                    if output.is_same(other) { in_place(output, other) } else { Err("overlaps") };
+                let how = if output.is_same(other) {
+                    in_place(output, other)
+                } else if output.fills_padding {
+                    Err("with its padding overlaps")
+                } else {
+                    Err("overlaps")
+                };
                 match how {
                     Ok(()) => replaces = true,
                     Err(how) => {
@@ -496,6 +511,9 @@ impl Slot {
         let ((a, a_end), (b, b_end)) = (self.bytes, other.bytes);
         if a >= b_end || b >= a_end {
             return false;
+        }
+        if self.fills_padding || other.fills_padding {
+            return true;
         }
         // Column blocks of one matrix have the same distance between rows and are disjoint within
         // each row.

@@ -88,7 +88,7 @@ pub(crate) fn validate(problem: &Problem, isa: Option<Isa>) -> Result<Option<Val
     let g = slots.floats(g);
     let layout = layout(&shape, &x, &[Some(y), g]);
     let forward = |softmax| {
-        let output = Output { view: y, in_place, accumulate: false, stream: false };
+        let output = Output { view: y, in_place, accumulate: false, stream: false, padding: 0 };
         let operation = Operation::Softmax(softmax);
         Work::Forward(Plan { shape, layout, logits: x, output: Some(output), operation })
     };
