@@ -202,6 +202,7 @@ pub(crate) unsafe fn validate(
             ("grad_logits", "logits", true) => Err("cannot be accumulated in place of"),
             _ => Err("overlaps"),
         })?;
+    all.check_initialised(accumulate)?;
     check_options(problem, pass, results, request, has_indices && targets.is_some())?;
     let padding = match all.floats(gradient) {
         Some(gradient) if zeroes_padding => padding(&shape, &gradient)?,

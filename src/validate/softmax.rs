@@ -76,6 +76,7 @@ pub(crate) fn validate(problem: &Problem, isa: Option<Isa>) -> Result<Option<Val
         }
     }
     let in_place = slots.check_memory(&shape, |_, _| Ok(()))?;
+    slots.check_initialised(false)?;
     let dtype = float_of(input.dtype);
     let kernels = kernels(isa, dtype, dtype)?;
     let (Some(x), Some(y)) = (slots.floats(x), slots.floats(y)) else {
