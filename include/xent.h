@@ -113,7 +113,10 @@ typedef uint32_t xent_dtype;
  *
  * So any axis of a tensor can be the class axis. Classes first, as in a transposed matrix
  * [classes, rows]: strides {1, rows, 1}. Images [N, C, H, W]: inner = H*W, packed. The last axis
- * but one of [A, B, C, D]: rows = A*B, classes = C, inner = D, packed.
+ * but one of [A, B, C, D]: rows = A*B, classes = C, inner = D, packed. The causal shift of a language
+ * model, logits [B, T, V] and tokens [B, T], where position t predicts token t+1: rows = B,
+ * classes = V, inner = T-1; logits and gradient have the strides {T*V, 1, V}, and the targets are
+ * tokens + 1 with the strides {T, 0, 1}. The gradient of each last position stays as it is.
  */
 typedef struct xent_input {
   /**
