@@ -58,7 +58,8 @@
 //! # Further
 //!
 //! The module [`semantics`] shows docs/semantics.md: every formula, edge case and error bound, and
-//! every difference from PyTorch. A row has the same bits whatever the thread count, the batch
+//! every difference from PyTorch. The module [`recipes`] shows docs/recipes.md: losses of RL, CLIP,
+//! padded vocabularies, the causal shift, split batches. A row has the same bits whatever the thread count, the batch
 //! around it, and the instruction set among AVX2, AVX-512 and NEON.
 //!
 //! C and C++ trainers call the same library through `include/xent.h` and `include/xent.hpp`.
@@ -101,6 +102,15 @@ mod worker;
 )]
 #[doc = include_str!("../docs/semantics.md")]
 pub mod semantics {}
+
+// This module exists in the documentation alone; tests/recipes.rs runs its snippets.
+#[cfg(all(doc, not(doctest)))]
+#[allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the document is written for any reader of Markdown"
+)]
+#[doc = include_str!("../docs/recipes.md")]
+pub mod recipes {}
 
 pub use cross_entropy::{CrossEntropy, Reduction, Results};
 #[doc(hidden)]

@@ -269,7 +269,7 @@ pub fn examples() -> Result<Report> {
     let mut programs = Vec::new();
     let c: &[_] = &["c/features.c", "c/xor.c", "c/train_digits.c"];
     for (language, standard, files) in
-        [(&C, "-std=c11", c), (&CPP, "-std=c++17", &["cpp/features.cpp"])]
+        [(&C, "-std=c11", c), (&CPP, "-std=c++17", &["cpp/features.cpp", "cpp/recipes.cpp"])]
     {
         let flags = [&[standard], &STRICT[..]].concat();
         let example = |file: &str| [root().join("examples").join(file)];
