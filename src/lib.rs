@@ -35,7 +35,8 @@
 //! # Features
 //!
 //! All are off by default. `ndarray`: operands from arrays and views of the crate ndarray, 0.16, whose
-//! shapes the call checks ([`Error::Shape`]). `capi` and `header` serve the C library.
+//! shapes the call checks ([`Error::Shape`]). Their strides may be any but negative ones
+//! ([`Error::Stride`]). `capi` and `header` serve the C library.
 //!
 //! ```
 //! # #[cfg(feature = "ndarray")]
