@@ -244,6 +244,18 @@ fn accumulate() -> Result<(), Error> {
     Ok(())
 }
 
+/// A vocabulary of 3 in rows of 4, for the matrix products' sake: the gradient has 0 between its rows.
+/// What follows the last row stays as it is.
+fn padded_vocabulary() -> Result<(), Error> {
+    let mut logits = [0.1f32, 0.2, 0.3, 9.0, 0.3, 0.2, 0.1, 9.0];
+    let in_place = Output::from(&mut logits).strides([4, 1, 0]);
+    CrossEntropy::new(2, 3).zero_padding(true).forward_backward_in_place(in_place, &[0, 2])?;
+    logits[7] = 0.0;
+    expect("padded vocabulary: gradient at the target", logits[0], -0.349695);
+    expect("padded vocabulary: padding", logits[3], 0.0);
+    Ok(())
+}
+
 /// A loss of one's own over the row losses (here the sum of their squares): its gradient comes back
 /// as `grad_output`, one number a row.
 fn per_row() -> Result<(), Error> {
@@ -329,6 +341,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     row_results()?;
     predictions()?;
     accumulate()?;
+    padded_vocabulary()?;
     per_row()?;
     softmax_axis()?;
     log_softmax_axis()?;

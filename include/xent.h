@@ -2,13 +2,14 @@
  *
  * Generated from src/ffi/mod.rs by cbindgen; do not edit.
  *
+ *   // logits[rows][50304]: 50257 classes, and padding that is not read
  *   double loss;
  *   xent_problem problem = XENT_PROBLEM_INIT;
  *   xent_results results = XENT_RESULTS_INIT;
- *   xent_output grad = {logits, XENT_F32, {0}};   // in place
- *   problem.rows = rows; problem.classes = classes;
- *   problem.logits = (xent_input){logits, XENT_F32, {0}};
- *   problem.targets = (xent_input){targets, XENT_I32, {0}};
+ *   xent_output grad = {logits, XENT_F32, {50304, 1}};    // in place; row stride, class stride
+ *   problem.rows = rows; problem.classes = 50257;
+ *   problem.logits = (xent_input){logits, XENT_F32, {50304, 1}};
+ *   problem.targets = (xent_input){targets, XENT_I32, {0}};   // {0} = packed
  *   results.loss = &loss;
  *   if (xent_forward_backward(&problem, NULL, 1.0, &results, &grad) != XENT_OK)
  *     fprintf(stderr, "%s\n", xent_last_error());
@@ -70,6 +71,16 @@
 #define XENT_FLAG_ACCUMULATE 4
 
 /**
+ * For padded vocabularies: where the row stride of grad_logits exceeds classes, xent sets the elements
+ * between the classes of a row and the next row to 0, those of ignored rows and with
+ * XENT_FLAG_ACCUMULATE too. Memory after the last row's classes stays as it is: to clear the last row's
+ * padding is the caller's part. The elements between count as written, so that no other operand may lie
+ * there. It needs inner = 1 and a class stride of 1, else XENT_ERR_PARAM. Calls without grad_logits
+ * ignore it.
+ */
+#define XENT_FLAG_ZERO_PADDING 8
+
+/**
  * A thread pool that the caller owns.
  */
 typedef struct xent_pool xent_pool;
@@ -94,11 +105,18 @@ typedef uint32_t xent_dtype;
  * [rows, classes, inner] in C order, [rows, inner] for an operand without a class axis (indices,
  * row weights, row mask, row losses, entropy). xent ignores the stride of an axis of size 1, and
  * strides[1] of an operand without a class axis; neither counts for "all zero". Elements may repeat
- * (stride 0 on some axis). data == NULL = absent; an operand without elements may have any data.
+ * (stride 0 on some axis), except that the class stride of logits is not 0 beside a row stride. data ==
+ * NULL = absent; an operand without elements may have any data.
+ *
+ * Contiguous classes have a class stride of 1: rows of 50257 classes that are 50304 apart have the
+ * strides {50304, 1, 0}.
  *
  * So any axis of a tensor can be the class axis. Classes first, as in a transposed matrix
  * [classes, rows]: strides {1, rows, 1}. Images [N, C, H, W]: inner = H*W, packed. The last axis
- * but one of [A, B, C, D]: rows = A*B, classes = C, inner = D, packed.
+ * but one of [A, B, C, D]: rows = A*B, classes = C, inner = D, packed. The causal shift of a language
+ * model, logits [B, T, V] and tokens [B, T], where position t predicts token t+1: rows = B,
+ * classes = V, inner = T-1; logits and gradient have the strides {T*V, 1, V}, and the targets are
+ * tokens + 1 with the strides {T, 0, 1}. The gradient of each last position stays as it is.
  */
 typedef struct xent_input {
   /**
@@ -439,7 +457,8 @@ typedef struct xent_shape {
 
 /**
  * A stride is negative, overflows, or makes elements of an output share an address: an axis of
- * an output must step over the whole span of the axes inside it.
+ * an output must step over the whole span of the axes inside it. Or the class stride of the logits or
+ * of an output is 0 beside a row stride that is not: {row, 0, 0} is what C makes of {row}.
  */
 #define XENT_ERR_STRIDE 4
 
@@ -466,8 +485,8 @@ typedef struct xent_shape {
 
 /**
  * label_smoothing outside [0, 1]; a negative or infinite normalizer, softcap or z_loss;
- * logit_scale not > 0; an option that is NaN; a result that this problem cannot have; an XENT_ISA
- * that names no available instruction set.
+ * logit_scale not > 0; an option that is NaN; a result that this problem cannot have; a flag that
+ * does not go with the layout of the gradient; an XENT_ISA that names no available instruction set.
  */
 #define XENT_ERR_PARAM 9
 
@@ -503,7 +522,8 @@ xent_status xent_forward(const struct xent_problem *problem, const struct xent_r
  * grad_logits: [rows, classes, inner], the dtype of the logits, or f32 for halves, rounded once,
  * to nearest even; any strides that keep its elements apart. It may be exactly the logits (same
  * data, dtype and strides), which the gradient then overwrites (with XENT_FLAG_ACCUMULATE that is
- * XENT_ERR_OVERLAP). Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE.
+ * XENT_ERR_OVERLAP). Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE. xent writes
+ * between rows only with XENT_FLAG_ZERO_PADDING.
  * Thread-safe. A call that fails writes nothing.
  */
 xent_status xent_backward(const struct xent_problem *problem,

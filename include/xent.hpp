@@ -555,6 +555,7 @@ struct options {
     bool log_probs = false;           ///< the "logits" are log-probabilities: NLLLoss; there is no lse then
     bool empty_is_zero = false;       ///< the mean over no kept rows is 0 instead of NaN
     bool accumulate = false;          ///< add to the gradient instead of overwriting it
+    bool zero_padding = false;        ///< set what lies between the rows of the gradient to 0
 
     input class_weights{}; ///< [classes]
     input row_weights{};   ///< [rows]
@@ -706,7 +707,8 @@ struct call {
     call(const input& logits, std::size_t rows, std::size_t classes, const input& targets, const options& with) {
         problem.flags = (with.log_probs ? std::uint32_t{XENT_FLAG_LOG_PROBS} : 0u) |
                         (with.empty_is_zero ? std::uint32_t{XENT_FLAG_EMPTY_IS_ZERO} : 0u) |
-                        (with.accumulate ? std::uint32_t{XENT_FLAG_ACCUMULATE} : 0u);
+                        (with.accumulate ? std::uint32_t{XENT_FLAG_ACCUMULATE} : 0u) |
+                        (with.zero_padding ? std::uint32_t{XENT_FLAG_ZERO_PADDING} : 0u);
         problem.rows = rows;
         problem.classes = classes;
         problem.inner = with.inner;

@@ -46,3 +46,10 @@ pub const XENT_FLAG_LOG_PROBS: u32 = 0x1;
 pub const XENT_FLAG_EMPTY_IS_ZERO: u32 = 0x2;
 /// xent adds the gradient to grad_logits or grad_targets instead of overwriting it. Not in place.
 pub const XENT_FLAG_ACCUMULATE: u32 = 0x4;
+/// For padded vocabularies: where the row stride of grad_logits exceeds classes, xent sets the elements
+/// between the classes of a row and the next row to 0, those of ignored rows and with
+/// XENT_FLAG_ACCUMULATE too. Memory after the last row's classes stays as it is: to clear the last row's
+/// padding is the caller's part. The elements between count as written, so that no other operand may lie
+/// there. It needs inner = 1 and a class stride of 1, else XENT_ERR_PARAM. Calls without grad_logits
+/// ignore it.
+pub const XENT_FLAG_ZERO_PADDING: u32 = 0x8;

@@ -1,110 +1,16 @@
-//! The Rust surface of cross-entropy: it turns slices into descriptors and calls [`run`].
+//! The Rust surface of cross-entropy: it turns operands into descriptors and calls [`run`].
 
 use crate::codes::*;
 use crate::dispatch::Isa;
 use crate::error::Error;
+use crate::operand::{Input, Output};
 use crate::parallel::Team;
 use crate::plan::Pass;
-use crate::pool::Pool;
+use crate::pool::PoolRef;
 use crate::run;
 use crate::validate::cross_entropy::{GradientRequest, Problem, Results as RawResults};
 use crate::validate::operand::Operand;
 use std::marker::PhantomData;
-
-mod sealed {
-    pub trait Sealed {
-        const DTYPE: u32;
-    }
-}
-
-/// An element of an operand: f32, f64, bf16, f16, i64, i32, u32, u16 or u8. The call checks that the
-/// operand can have this type ([`Error::Dtype`]).
-pub trait Number: sealed::Sealed + Copy {}
-
-macro_rules! numbers {
-    ($($type:ty => $dtype:ident),*) => {$(
-        impl sealed::Sealed for $type {
-            const DTYPE: u32 = $dtype;
-        }
-        impl Number for $type {}
-    )*};
-}
-numbers!(half::bf16 => XENT_BF16, half::f16 => XENT_F16, f32 => XENT_F32, f64 => XENT_F64,
-    i64 => XENT_I64, i32 => XENT_I32, u32 => XENT_U32, u16 => XENT_U16, u8 => XENT_U8);
-
-/// An operand that a call reads: a slice, packed unless [`strides`](Self::strides) are given.
-#[derive(Clone, Copy)]
-pub struct Input<'a> {
-    pub(crate) operand: Operand,
-    slice: PhantomData<&'a [u8]>,
-}
-
-impl Input<'_> {
-    /// Strides of rows, classes and inner positions, in elements. An operand without a class axis
-    /// ignores the second. All zero = packed. Elements may repeat: a stride may be 0.
-    ///
-    /// With strides any axis can be the class axis. Here the classes come first:
-    ///
-    /// ```
-    /// use xent::{CrossEntropy, Input};
-    ///
-    /// let columns = [0.1f32, 2.0, 0.2, 0.0, 0.3, 0.0, 0.4, 0.0]; // [classes = 4, rows = 2]
-    /// let logits = Input::from(&columns).strides([1, 2, 1]);
-    /// let loss = CrossEntropy::new(2, 4).forward(logits, &[0i32, 0])?;
-    /// assert!((loss - (1.5425 + 0.3408) / 2.0).abs() < 1e-4);
-    /// # Ok::<(), xent::Error>(())
-    /// ```
-    pub fn strides(mut self, strides: [i64; 3]) -> Self {
-        self.operand.strides = strides;
-        self
-    }
-}
-
-/// An operand that a call writes: a slice, packed unless [`strides`](Self::strides) are given.
-pub struct Output<'a> {
-    pub(crate) operand: Operand,
-    slice: PhantomData<&'a mut [u8]>,
-}
-
-impl Output<'_> {
-    /// As [`Input::strides`]; no two elements may share an address.
-    pub fn strides(mut self, strides: [i64; 3]) -> Self {
-        self.operand.strides = strides;
-        self
-    }
-}
-
-fn operand<T: Number>(data: *const T, len: usize) -> Operand {
-    Operand { available: len, ..Operand::packed(data.cast_mut(), T::DTYPE) }
-}
-
-macro_rules! operands {
-    ($($from:ty),*) => {$(
-        impl<'a, T: Number> From<&'a $from> for Input<'a> {
-            fn from(slice: &'a $from) -> Self {
-                Input { operand: operand(slice.as_ptr(), slice.len()), slice: PhantomData }
-            }
-        }
-        impl<'a, T: Number> From<&'a mut $from> for Output<'a> {
-            fn from(slice: &'a mut $from) -> Self {
-                let len = slice.len();
-                Output { operand: operand(slice.as_mut_ptr(), len), slice: PhantomData }
-            }
-        }
-    )*};
-}
-operands!([T], Vec<T>);
-
-impl<'a, T: Number, const N: usize> From<&'a [T; N]> for Input<'a> {
-    fn from(array: &'a [T; N]) -> Self {
-        array.as_slice().into()
-    }
-}
-impl<'a, T: Number, const N: usize> From<&'a mut [T; N]> for Output<'a> {
-    fn from(array: &'a mut [T; N]) -> Self {
-        array.as_mut_slice().into()
-    }
-}
 
 /// How the loss is formed from the row losses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -234,10 +140,15 @@ pub struct CrossEntropy<'a> {
     problem: Problem,
     grad_output: Operand,
     grad_scale: f64,
-    pool: Option<&'a Pool>,
+    pool: Option<PoolRef<'a>>,
     isa: Option<Isa>,
     slices: PhantomData<&'a [u8]>,
 }
+
+// SAFETY: the operands are those of an `Input<'a>` each, which is Send and Sync; so are the other fields.
+unsafe impl Send for CrossEntropy<'_> {}
+// SAFETY: the operands are those of an `Input<'a>` each, which is Send and Sync; so are the other fields.
+unsafe impl Sync for CrossEntropy<'_> {}
 
 impl<'a> CrossEntropy<'a> {
     /// `rows` rows of `classes` classes; every option at its default.
@@ -397,6 +308,24 @@ impl<'a> CrossEntropy<'a> {
         self.flag(XENT_FLAG_ACCUMULATE, on)
     }
 
+    /// For padded vocabularies: where the row stride of `grad` exceeds the classes, calls set the
+    /// elements between the classes of a row and the next row to 0, those of ignored rows and with
+    /// [`accumulate`](Self::accumulate) too. What follows the last row's classes stays as it is. The
+    /// option needs one inner position and a class stride of 1, else it is an [`Error::Param`]. Calls
+    /// without a gradient of the logits ignore it.
+    ///
+    /// ```
+    /// # use xent::{CrossEntropy, Output};
+    /// let mut logits = [0.1f32, 0.2, 0.3, 9.0, 0.3, 0.2, 0.1, 9.0]; // 3 classes, padded to 4
+    /// let in_place = Output::from(&mut logits).strides([4, 1, 0]);
+    /// CrossEntropy::new(2, 3).zero_padding(true).forward_backward_in_place(in_place, &[0u8, 2])?;
+    /// assert_eq!([logits[3], logits[7]], [0.0, 9.0]);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn zero_padding(self, on: bool) -> Self {
+        self.flag(XENT_FLAG_ZERO_PADDING, on)
+    }
+
     fn flag(mut self, bit: u32, on: bool) -> Self {
         self.problem.flags = if on { self.problem.flags | bit } else { self.problem.flags & !bit };
         self
@@ -422,9 +351,10 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
-    /// The pool to run on. Default: rayon's global pool.
-    pub fn pool(mut self, pool: &'a Pool) -> Self {
-        self.pool = Some(pool);
+    /// The pool to run on: a [`Pool`](crate::Pool) or a `rayon::ThreadPool`. Default: rayon's global
+    /// pool.
+    pub fn pool(mut self, pool: impl Into<PoolRef<'a>>) -> Self {
+        self.pool = Some(pool.into());
         self
     }
 
@@ -437,10 +367,10 @@ impl<'a> CrossEntropy<'a> {
     }
 
     /// Computes the loss.
-    pub fn forward<'b>(
+    pub fn forward<'b, 'c>(
         &self,
         logits: impl Into<Input<'b>>,
-        targets: impl Into<Input<'b>>,
+        targets: impl Into<Input<'c>>,
     ) -> Result<f64, Error> {
         let mut loss = 0.0;
         let results = Results { loss: Some(&mut loss), ..Results::default() };
@@ -449,10 +379,10 @@ impl<'a> CrossEntropy<'a> {
     }
 
     /// Computes the results that `results` asks for.
-    pub fn forward_with<'b>(
+    pub fn forward_with<'b, 'c>(
         &self,
         logits: impl Into<Input<'b>>,
-        targets: impl Into<Input<'b>>,
+        targets: impl Into<Input<'c>>,
         results: Results<'_>,
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
@@ -491,22 +421,22 @@ impl<'a> CrossEntropy<'a> {
     /// Computes the gradient of the loss with respect to the logits, from `lse` (`[rows, inner]`) of
     /// a forward or from elsewhere. With [`log_probs`](Self::log_probs) xent ignores `lse`, and it may
     /// be empty.
-    pub fn backward<'b, 'c>(
+    pub fn backward<'b, 'c, 'd>(
         &self,
         logits: impl Into<Input<'b>>,
-        targets: impl Into<Input<'b>>,
+        targets: impl Into<Input<'c>>,
         lse: &[f64],
-        grad: impl Into<Output<'c>>,
+        grad: impl Into<Output<'d>>,
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
         self.gradient(Pass::Backward, logits, targets, lse, grad.into().operand)
     }
 
     /// As [`backward`](Self::backward); the gradient replaces the logits.
-    pub fn backward_in_place<'b>(
+    pub fn backward_in_place<'b, 'c>(
         &self,
         logits: impl Into<Output<'b>>,
-        targets: impl Into<Input<'b>>,
+        targets: impl Into<Input<'c>>,
         lse: &[f64],
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
@@ -532,23 +462,23 @@ impl<'a> CrossEntropy<'a> {
     /// assert!((grad_targets[0] - 1.5425).abs() < 1e-4); // −ln p_0
     /// # Ok::<(), xent::Error>(())
     /// ```
-    pub fn backward_targets<'b, 'c>(
+    pub fn backward_targets<'b, 'c, 'd>(
         &self,
         logits: impl Into<Input<'b>>,
-        targets: impl Into<Input<'b>>,
+        targets: impl Into<Input<'c>>,
         lse: &[f64],
-        grad_targets: impl Into<Output<'c>>,
+        grad_targets: impl Into<Output<'d>>,
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
         self.gradient(Pass::TargetGradient, logits, targets, lse, grad_targets.into().operand)
     }
 
     /// Computes the loss and its gradient. Reads the logits from memory once.
-    pub fn forward_backward<'b, 'c>(
+    pub fn forward_backward<'b, 'c, 'd>(
         &self,
         logits: impl Into<Input<'b>>,
-        targets: impl Into<Input<'b>>,
-        grad: impl Into<Output<'c>>,
+        targets: impl Into<Input<'c>>,
+        grad: impl Into<Output<'d>>,
     ) -> Result<f64, Error> {
         let mut loss = 0.0;
         let results = Results { loss: Some(&mut loss), ..Results::default() };
@@ -558,11 +488,11 @@ impl<'a> CrossEntropy<'a> {
 
     /// Computes the gradient, and the results that `results` asks for. Reads the logits from memory
     /// once.
-    pub fn forward_backward_with<'b, 'c>(
+    pub fn forward_backward_with<'b, 'c, 'd>(
         &self,
         logits: impl Into<Input<'b>>,
-        targets: impl Into<Input<'b>>,
-        grad: impl Into<Output<'c>>,
+        targets: impl Into<Input<'c>>,
+        grad: impl Into<Output<'d>>,
         results: Results<'_>,
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
@@ -631,11 +561,14 @@ impl<'a> CrossEntropy<'a> {
             scale: self.grad_scale,
             gradient,
         });
-        let team =
-            Team { pool: self.pool.and_then(Pool::rayon), threads: self.problem.threads as usize };
-        // SAFETY: every operand is a slice that the call borrows, mutably if it is an output. Its
-        // `available` is the slice's length, and validation refuses shapes and strides that reach
-        // past it.
+        let team = Team {
+            pool: self.pool.and_then(PoolRef::rayon),
+            threads: self.problem.threads as usize,
+        };
+        // SAFETY: every operand is memory that the call borrows, mutably if it is an output. Validation
+        // refuses shapes and strides that reach past the `available` elements of a slice or an array;
+        // whoever made an operand of a pointer vouched for its elements. Validation also refuses to read
+        // what is not initialised.
         unsafe { run::cross_entropy(&problem, pass, results, request.as_ref(), &team, self.isa) }
     }
 }

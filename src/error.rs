@@ -14,10 +14,11 @@ pub enum Error {
     Null(String),
     /// A C struct was not built from its initialiser. Only the C interface returns it.
     Struct(String),
-    /// The product of the sizes overflows, there are rows without classes, or a slice is too short.
-    /// A slice's length is checked after the strides, on which it depends.
+    /// The product of the sizes overflows, there are rows without classes, an array has another shape,
+    /// or a slice is too short. A slice's length is checked after the strides, on which it depends.
     Shape(String),
-    /// A stride is negative or overflows, or elements of an output share an address.
+    /// A stride is negative or overflows, elements of an output share an address, or the class stride of
+    /// the logits is 0 beside a row stride that is not.
     Stride(String),
     /// An operand cannot have its dtype.
     Dtype(String),
@@ -34,8 +35,9 @@ pub enum Error {
         /// The number of classes.
         classes: usize,
     },
-    /// An option is out of range, the problem cannot have a result that was asked for, or the
-    /// processor lacks the instruction set that was asked for.
+    /// An option is out of range or does not go with a layout, the problem cannot have a result that was
+    /// asked for, the call would read memory without values, or the processor lacks the instruction set
+    /// that was asked for.
     Param(String),
 }
 

@@ -18,11 +18,49 @@
 //!   softcap.
 //! - [`Softmax`] computes softmax and log-softmax by themselves, and the gradients through them.
 //! - [`Input`] and [`Output`] are slices of f32, f64, bf16 or f16 with any strides, so that any axis
-//!   of a tensor can be the class axis.
+//!   of a tensor can be the class axis. They are also made of pointers, of memory without values, and,
+//!   with the feature `ndarray`, of arrays and their views.
 //! - [`Pool`] runs a call on threads of the caller's. By default calls run on rayon's global pool.
 //!
+//! # Debug builds
+//!
+//! A debug build compiles the kernels of its dependencies without optimisation, and a call then takes
+//! some 200 times as long. Two lines in the program's Cargo.toml cure that:
+//!
+//! ```toml
+//! [profile.dev.package.xent]
+//! opt-level = 3
+//! ```
+//!
+//! # Features
+//!
+//! All are off by default. `ndarray`: operands from arrays and views of the crate ndarray, 0.16, whose
+//! shapes the call checks ([`Error::Shape`]). Their strides may be any but negative ones
+//! ([`Error::Stride`]). `capi` and `header` serve the C library.
+//!
+//! ```
+//! # #[cfg(feature = "ndarray")]
+//! # fn main() -> Result<(), xent::Error> {
+//! use ndarray::{Array2, arr1};
+//! use xent::CrossEntropy;
+//!
+//! let hidden = Array2::<f32>::ones((2, 8));
+//! let logits = hidden.dot(&Array2::ones((4, 8)).t());
+//! let mut grad = Array2::<f32>::zeros((2, 4));
+//! let call = CrossEntropy::new(2, 4);
+//! let loss = call.forward_backward(&logits, &arr1(&[0i64, 3]), &mut grad)?;
+//! assert!((loss - 4f64.ln()).abs() < 1e-6);
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "ndarray"))]
+//! # fn main() {}
+//! ```
+//!
+//! # Further
+//!
 //! The module [`semantics`] shows docs/semantics.md: every formula, edge case and error bound, and
-//! every difference from PyTorch. A row has the same bits whatever the thread count, the batch
+//! every difference from PyTorch. The module [`recipes`] shows docs/recipes.md: losses of RL, CLIP,
+//! padded vocabularies, the causal shift, split batches. A row has the same bits whatever the thread count, the batch
 //! around it, and the instruction set among AVX2, AVX-512 and NEON.
 //!
 //! C and C++ trainers call the same library through `include/xent.h` and `include/xent.hpp`.
@@ -42,6 +80,7 @@ mod error;
 mod ffi;
 mod kernels;
 mod math;
+mod operand;
 mod parallel;
 mod plan;
 mod pool;
@@ -65,10 +104,20 @@ mod worker;
 #[doc = include_str!("../docs/semantics.md")]
 pub mod semantics {}
 
-pub use cross_entropy::{CrossEntropy, Input, Number, Output, Reduction, Results};
+// This module exists in the documentation alone; tests/recipes.rs runs its snippets.
+#[cfg(all(doc, not(doctest)))]
+#[allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the document is written for any reader of Markdown"
+)]
+#[doc = include_str!("../docs/recipes.md")]
+pub mod recipes {}
+
+pub use cross_entropy::{CrossEntropy, Reduction, Results};
 #[doc(hidden)]
 pub use dispatch::Isa;
 pub use error::Error;
 pub use half;
-pub use pool::{Pool, PoolError};
+pub use operand::{Input, Number, Output};
+pub use pool::{Pool, PoolError, PoolRef};
 pub use softmax::Softmax;

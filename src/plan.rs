@@ -119,6 +119,8 @@ pub struct Output {
     pub accumulate: bool,
     /// Stores bypass the caches.
     pub stream: bool,
+    /// Elements between the classes of a row and the next row that are set to 0.
+    pub padding: usize,
 }
 
 /// Which call of the loss.

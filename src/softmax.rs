@@ -1,11 +1,11 @@
-//! The Rust surface of softmax and log-softmax: it turns slices into descriptors and calls [`run`].
+//! The Rust surface of softmax and log-softmax: it turns operands into descriptors and calls [`run`].
 
-use crate::cross_entropy::{Input, Output};
 use crate::dispatch::Isa;
 use crate::error::Error;
+use crate::operand::{Input, Output};
 use crate::parallel::Team;
 use crate::plan::Shape;
-use crate::pool::Pool;
+use crate::pool::PoolRef;
 use crate::run;
 use crate::validate::operand::Operand;
 use crate::validate::softmax::{Function, Problem};
@@ -44,7 +44,7 @@ use crate::validate::softmax::{Function, Problem};
 pub struct Softmax<'a> {
     shape: Shape,
     threads: u32,
-    pool: Option<&'a Pool>,
+    pool: Option<PoolRef<'a>>,
     isa: Option<Isa>,
 }
 
@@ -77,9 +77,10 @@ impl<'a> Softmax<'a> {
         self
     }
 
-    /// The pool to run on. Default: rayon's global pool.
-    pub fn pool(mut self, pool: &'a Pool) -> Self {
-        self.pool = Some(pool);
+    /// The pool to run on: a [`Pool`](crate::Pool) or a `rayon::ThreadPool`. Default: rayon's global
+    /// pool.
+    pub fn pool(mut self, pool: impl Into<PoolRef<'a>>) -> Self {
+        self.pool = Some(pool.into());
         self
     }
 
@@ -115,11 +116,11 @@ impl<'a> Softmax<'a> {
     /// assert_eq!(grad_x, [0.25, -0.25]);
     /// # Ok::<(), xent::Error>(())
     /// ```
-    pub fn softmax_backward<'b, 'c>(
+    pub fn softmax_backward<'b, 'c, 'd>(
         &self,
         y: impl Into<Input<'b>>,
-        grad_y: impl Into<Input<'b>>,
-        grad_x: impl Into<Output<'c>>,
+        grad_y: impl Into<Input<'c>>,
+        grad_x: impl Into<Output<'d>>,
     ) -> Result<(), Error> {
         let (y, grad_y) = (y.into().operand, grad_y.into().operand);
         self.run(Function::SoftmaxBackward, y, grad_y, grad_x.into().operand)
@@ -138,8 +139,8 @@ impl<'a> Softmax<'a> {
     /// As [`softmax_backward`](Self::softmax_backward); `y` becomes grad_x.
     pub fn softmax_backward_over<'b, 'c>(
         &self,
-        y: impl Into<Output<'c>>,
-        grad_y: impl Into<Input<'b>>,
+        y: impl Into<Output<'b>>,
+        grad_y: impl Into<Input<'c>>,
     ) -> Result<(), Error> {
         let y = y.into().operand;
         self.run(Function::SoftmaxBackward, y, grad_y.into().operand, y)
@@ -170,11 +171,11 @@ impl<'a> Softmax<'a> {
     /// assert!((grad[0] - 0.5).abs() < 1e-12 && (grad[1] + 0.5).abs() < 1e-12);
     /// # Ok::<(), xent::Error>(())
     /// ```
-    pub fn log_softmax_backward<'b, 'c>(
+    pub fn log_softmax_backward<'b, 'c, 'd>(
         &self,
         y: impl Into<Input<'b>>,
-        grad_y: impl Into<Input<'b>>,
-        grad_x: impl Into<Output<'c>>,
+        grad_y: impl Into<Input<'c>>,
+        grad_x: impl Into<Output<'d>>,
     ) -> Result<(), Error> {
         let (y, grad_y) = (y.into().operand, grad_y.into().operand);
         self.run(Function::LogSoftmaxBackward, y, grad_y, grad_x.into().operand)
@@ -194,8 +195,8 @@ impl<'a> Softmax<'a> {
     /// As [`log_softmax_backward`](Self::log_softmax_backward); `y` becomes grad_x.
     pub fn log_softmax_backward_over<'b, 'c>(
         &self,
-        y: impl Into<Output<'c>>,
-        grad_y: impl Into<Input<'b>>,
+        y: impl Into<Output<'b>>,
+        grad_y: impl Into<Input<'c>>,
     ) -> Result<(), Error> {
         let y = y.into().operand;
         self.run(Function::LogSoftmaxBackward, y, grad_y.into().operand, y)
@@ -213,10 +214,12 @@ impl<'a> Softmax<'a> {
         output: Operand,
     ) -> Result<(), Error> {
         let problem = Problem { function, shape: self.shape, input, grad, output };
-        let team = Team { pool: self.pool.and_then(Pool::rayon), threads: self.threads as usize };
-        // SAFETY: every operand is a slice that the call borrows, mutably if it is the output. Its
-        // `available` is the slice's length, and validation refuses shapes and strides that reach
-        // past it.
+        let team =
+            Team { pool: self.pool.and_then(PoolRef::rayon), threads: self.threads as usize };
+        // SAFETY: every operand is memory that the call borrows, mutably if it is the output. Validation
+        // refuses shapes and strides that reach past the `available` elements of a slice or an array;
+        // whoever made an operand of a pointer vouched for its elements. Validation also refuses to read
+        // what is not initialised.
         unsafe { run::softmax(&problem, &team, self.isa) }
     }
 }

@@ -1,7 +1,7 @@
 //! Invariants, for every option, dtype and layout: the instruction set, the threads, the place of a row,
 //! strides, and options at their neutral values do not change a result; equivalent calls agree.
 
-use common::operand::{Dtype, FLOATS, Operand};
+use common::operand::{Dtype, FLOATS, NO_AXIS, Operand};
 use common::random::{Kind, Rng, config};
 use common::reference;
 use common::task::{Answer, Call, Task, Wants, assert_all_same, same_bits, same_numbers};
@@ -294,7 +294,7 @@ proptest! {
                 t[(i / inner * classes + y as usize) * inner + i % inner] += 1.0 - eps;
             }
             let targets = Operand::packed(Dtype::F64, [rows, classes, inner], &t);
-            Some(targets.laid_out(&mut Rng::new(spec.seed), false))
+            Some(targets.laid_out(&mut Rng::new(spec.seed), NO_AXIS))
         };
         let one_hot = Task { targets: soft(0.0), ..task.clone() };
         let smoothed = Task { targets: soft(eps), label_smoothing: 0.0, ..task.clone() };
@@ -332,7 +332,7 @@ proptest! {
         let judge = Judge::new(&whole);
         for isa in isas() {
             let how = spec.how(isa);
-            let mut log_p = whole.logits.clone().laid_out(&mut Rng::new(spec.seed), false);
+            let mut log_p = whole.logits.clone().laid_out(&mut Rng::new(spec.seed), NO_AXIS);
             let x = whole.logits.place();
             let mut y = log_p.place_poisoned();
             let call = Softmax::new(whole.rows, whole.classes).inner(whole.inner).isa(isa);

@@ -1,7 +1,7 @@
 //! Softmax, log-softmax and their gradients: random shapes, dtypes and layouts against the oracle, on
 //! every instruction set, and the invariants of their results.
 
-use common::operand::{Dtype, FLOATS, Operand};
+use common::operand::{Dtype, FLOATS, NO_AXIS, Operand, any_axis_if};
 use common::random::{KINDS, Kind, Rng, config, fill_wide};
 use common::reference;
 use common::softmax::{Call, Problem};
@@ -72,12 +72,12 @@ impl Spec {
         let grad_y = Operand::packed(self.dtype, sizes, &grad_y);
         let to = Operand::zeros(self.dtype, sizes);
         // Only x may have elements that repeat: a call in place could not replace them.
-        let repeats = rng.one_in(4);
+        let repeats = any_axis_if(rng.one_in(4));
         let mut lay_out = |operand: Operand, repeats| {
             if self.packed { operand } else { operand.laid_out(rng, repeats) }
         };
-        let (x, y, grad_y) = (lay_out(x, repeats), lay_out(y, false), lay_out(grad_y, false));
-        Problem { sizes, log: self.log, x, y, grad_y, to: lay_out(to, false) }
+        let (x, y, grad_y) = (lay_out(x, repeats), lay_out(y, NO_AXIS), lay_out(grad_y, NO_AXIS));
+        Problem { sizes, log: self.log, x, y, grad_y, to: lay_out(to, NO_AXIS) }
     }
 }
 

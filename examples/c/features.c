@@ -354,6 +354,23 @@ static void accumulate(void) {
   expect("accumulate: gradient of both", grad[3], -0.078765);
 }
 
+/* A vocabulary of 3 in rows of 4, for the matrix products' sake: the gradient has 0 between its rows.
+ * What follows the last row stays as it is. */
+static void padded_vocabulary(void) {
+  float logits[2][4] = {{0.1f, 0.2f, 0.3f, 9}, {0.3f, 0.2f, 0.1f, 9}};
+  const int32_t targets[2] = {0, 2};
+  xent_problem problem = XENT_PROBLEM_INIT;
+  const xent_output grad_logits = {logits, XENT_F32, {4, 1}}; /* in place; row stride, class stride */
+  problem.flags = XENT_FLAG_ZERO_PADDING;
+  problem.rows = 2, problem.classes = 3;
+  problem.logits = (xent_input){logits, XENT_F32, {4, 1}};
+  problem.targets = (xent_input){targets, XENT_I32, {0}};
+  ok(xent_forward_backward(&problem, NULL, 1.0, NULL, &grad_logits));
+  logits[1][3] = 0;
+  expect("padded vocabulary: gradient at the target", logits[0][0], -0.349695);
+  expect("padded vocabulary: padding", logits[0][3], 0);
+}
+
 /* A loss of one's own over the row losses (here the sum of their squares): its gradient comes back
  * as grad_output, one number a row. */
 static void per_row(void) {
@@ -466,6 +483,7 @@ int main(void) {
   row_results();
   predictions();
   accumulate();
+  padded_vocabulary();
   per_row();
   softmax_axis();
   log_softmax_axis();

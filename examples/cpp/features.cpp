@@ -269,6 +269,21 @@ void accumulate() {
   expect("accumulate: gradient of both", grad[3], -0.078765);
 }
 
+// A vocabulary of 3 in rows of 4, for the matrix products' sake: the gradient has 0 between its rows.
+// What follows the last row stays as it is.
+void padded_vocabulary() {
+  std::vector<float> logits = {0.1f, 0.2f, 0.3f, 9, 0.3f, 0.2f, 0.1f, 9};
+  const std::vector<int> targets = {0, 2};
+  xent::options options;
+  options.zero_padding = true;
+  const xent::strides padded(4);
+  xent::forward_backward(xent::input(logits.data(), padded), 2, 3, targets, xent::output(logits.data(), padded),
+                         options);
+  logits[7] = 0;
+  expect("padded vocabulary: gradient at the target", logits[0], -0.349695);
+  expect("padded vocabulary: padding", logits[3], 0);
+}
+
 // A loss of one's own over the row losses (here the sum of their squares): its gradient comes back
 // as grad_output, one number a row.
 void per_row() {
@@ -369,6 +384,7 @@ int main() {
     row_results();
     predictions();
     accumulate();
+    padded_vocabulary();
     per_row();
     softmax_axis();
     log_softmax_axis();

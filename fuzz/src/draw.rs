@@ -4,7 +4,9 @@
 use crate::bytes::Bytes;
 use crate::values::{self, CLASSES, INNER, MANY_CLASSES, ROWS};
 use common::Reduction;
-use common::operand::{Dtype, FLOATS, INTEGERS, Operand};
+use common::operand::{
+    ANY_AXIS, AXES_OF_LOGITS, Dtype, FLOATS, INTEGERS, NO_AXIS, Operand, any_axis_if,
+};
 use common::random::Rng;
 use common::task::{Task, Wants};
 
@@ -76,7 +78,7 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
     if spreads {
         values::keep_sums_finite(&mut values);
     }
-    let logits = lay_out(Operand::packed(dtype, sizes, &values), bytes, layout, true);
+    let logits = lay_out(Operand::packed(dtype, sizes, &values), bytes, layout, AXES_OF_LOGITS);
 
     let targets = match target_kind {
         TargetKind::Nothing => None,
@@ -94,7 +96,12 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
             }
             let fits = |dtype: &&Dtype| values.iter().all(|&y| holds(**dtype, y));
             let dtype = *INTEGERS[target_dtype..].iter().find(fits).unwrap_or(&Dtype::I64);
-            Some(lay_out(Operand::packed(dtype, by_row, &values), bytes, layout, mask.is_none()))
+            Some(lay_out(
+                Operand::packed(dtype, by_row, &values),
+                bytes,
+                layout,
+                any_axis_if(mask.is_none()),
+            ))
         }
         TargetKind::Probabilities => {
             let mut rows = rows_of(bytes, classes, values::mass, &[0.25, 0.0, 1.0]);
@@ -104,7 +111,7 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
                 values[i / inner * classes * inner + i % inner] = f64::NAN;
             }
             let operand = Operand::packed(FLOATS[target_dtype % 4], sizes, &values);
-            Some(lay_out(operand, bytes, layout, mask.is_none()))
+            Some(lay_out(operand, bytes, layout, any_axis_if(mask.is_none())))
         }
     };
 
@@ -118,18 +125,19 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
         })
     };
     let class_weights =
-        weights(1, [1, classes, 1], bytes).map(|w| lay_out(w, bytes, layout, false));
+        weights(1, [1, classes, 1], bytes).map(|w| lay_out(w, bytes, layout, NO_AXIS));
     let row_weights = weights(2, by_row, bytes).map(|mut weights| {
         for i in (0..positions).filter(|&i| masked(i)) {
             weights.values[i] = f64::NAN;
         }
-        lay_out(weights, bytes, layout, mask.is_none())
+        lay_out(weights, bytes, layout, any_axis_if(mask.is_none()))
     });
     let upstream = if reduction == Reduction::None { by_row } else { [1; 3] };
-    let grad_output = weights(4, upstream, bytes).map(|grad| lay_out(grad, bytes, layout, true));
+    let grad_output =
+        weights(4, upstream, bytes).map(|grad| lay_out(grad, bytes, layout, ANY_AXIS));
     let row_mask = mask.as_ref().map(|mask| {
         let mask = Operand::packed(Dtype::U8, by_row, mask);
-        lay_out(mask, bytes, layout, false)
+        lay_out(mask, bytes, layout, NO_AXIS)
     });
 
     // The contents of the outputs that gradients are added to.
@@ -140,7 +148,7 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
         if holds && accumulate {
             operand.values.fill_with(|| dtype.round(cheap_normal(&mut old) * 0.1 * size));
         }
-        lay_out(operand, bytes, layout, false)
+        lay_out(operand, bytes, layout, NO_AXIS)
     };
     let short = if short_results { Dtype::F32 } else { Dtype::F64 };
     let grad = output(if dtype.is_half() && long_grad { Dtype::F32 } else { dtype }, sizes, true);
@@ -319,8 +327,9 @@ fn cheap_normal(rng: &mut Rng) -> f64 {
     (parts.sum::<f64>() - 2.0) * 1.75
 }
 
-/// Where the elements lie: `lie` says how far operands are packed at all.
-fn lay_out(mut operand: Operand, bytes: &mut Bytes, layout: u8, may_repeat: bool) -> Operand {
+/// Where the elements lie: `layout` says how far operands are packed at all. Elements along one of the
+/// `repeatable` axes may share an address.
+fn lay_out(mut operand: Operand, bytes: &mut Bytes, layout: u8, repeatable: &[usize]) -> Operand {
     const ORDERS: [[usize; 3]; 6] =
         [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
     const GAPS: [usize; 8] = [0, 0, 1, 2, 5, 31, 63, 64];
@@ -343,10 +352,10 @@ fn lay_out(mut operand: Operand, bytes: &mut Bytes, layout: u8, may_repeat: bool
         }
     }
     operand.offset = bytes.below(17);
-    if may_repeat && bytes.one_in(6) {
+    if !repeatable.is_empty() && bytes.one_in(6) {
         let axis = bytes.below(3);
         let others = (0..3).any(|other| other != axis && operand.sizes[other] > 1);
-        if operand.sizes[axis] > 1 && others {
+        if repeatable.contains(&axis) && operand.sizes[axis] > 1 && others {
             operand.strides[axis] = 0;
             repeat(&mut operand, axis);
         }

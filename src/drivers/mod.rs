@@ -9,6 +9,7 @@ mod batch;
 mod call;
 mod long_row;
 mod operands;
+mod padding;
 mod place;
 mod rows;
 mod scratch;
@@ -46,8 +47,13 @@ pub unsafe fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
         return totals;
     }
     if let Layout::Strided(axis) = plan.layout {
-        // SAFETY: the tiles are the plan's, and each is in one task.
-        let task = |tiles| unsafe { strided::tiles(&call, axis, tiles) };
+        // SAFETY: the tiles are the plan's, and each is in one task. Only rows of one inner position have a
+        // padding, and each tile is then of TILE of them.
+        let task = |tiles: Range<usize>| unsafe {
+            let totals = strided::tiles(&call, axis, tiles.clone());
+            padding::clear(plan, tiles.start * TILE..rows.min(tiles.end * TILE));
+            totals
+        };
         let work = Work {
             len: Place::count(&plan.shape, axis),
             elements_each: TILE.saturating_mul(classes),
@@ -64,14 +70,20 @@ pub unsafe fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
         for index in 0..rows {
             let mut row = Totals::ZERO;
             // SAFETY: the row is the plan's, and only this call accesses it.
-            unsafe { long_row::run(&call, team, threads, index, &mut row) };
+            unsafe {
+                long_row::run(&call, team, threads, index, &mut row);
+                padding::clear(plan, index..index + 1);
+            }
             totals.add(&row);
         }
         return totals;
     }
     let portion = |rows: Range<usize>, len: usize, give: &mut dyn FnMut(Totals)| {
         // SAFETY: the rows are the plan's, and each is in one portion.
-        unsafe { rows::run(&call, rows, len, give) };
+        unsafe {
+            rows::run(&call, rows.clone(), len, give);
+            padding::clear(plan, rows);
+        }
     };
     team.for_portions(&work, portion, |task| totals.add(&task));
     totals

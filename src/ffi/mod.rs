@@ -36,7 +36,8 @@ pub const XENT_ERR_STRUCT: xent_status = 2;
 /// rows*classes*inner overflows, or there are rows without classes.
 pub const XENT_ERR_SHAPE: xent_status = 3;
 /// A stride is negative, overflows, or makes elements of an output share an address: an axis of
-/// an output must step over the whole span of the axes inside it.
+/// an output must step over the whole span of the axes inside it. Or the class stride of the logits or
+/// of an output is 0 beside a row stride that is not: {row, 0, 0} is what C makes of {row}.
 pub const XENT_ERR_STRIDE: xent_status = 4;
 /// A dtype is unknown, or not allowed for its operand or beside that of another.
 pub const XENT_ERR_DTYPE: xent_status = 5;
@@ -48,8 +49,8 @@ pub const XENT_ERR_OVERLAP: xent_status = 7;
 /// A target index is neither ignore_index nor in [0, classes).
 pub const XENT_ERR_TARGET: xent_status = 8;
 /// label_smoothing outside [0, 1]; a negative or infinite normalizer, softcap or z_loss;
-/// logit_scale not > 0; an option that is NaN; a result that this problem cannot have; an XENT_ISA
-/// that names no available instruction set.
+/// logit_scale not > 0; an option that is NaN; a result that this problem cannot have; a flag that
+/// does not go with the layout of the gradient; an XENT_ISA that names no available instruction set.
 pub const XENT_ERR_PARAM: xent_status = 9;
 /// An internal bug, caught at the boundary; never expected. Outputs may be half-written.
 pub const XENT_ERR_PANIC: xent_status = 10;
@@ -60,11 +61,18 @@ pub const XENT_ERR_PANIC: xent_status = 10;
 /// [rows, classes, inner] in C order, [rows, inner] for an operand without a class axis (indices,
 /// row weights, row mask, row losses, entropy). xent ignores the stride of an axis of size 1, and
 /// strides[1] of an operand without a class axis; neither counts for "all zero". Elements may repeat
-/// (stride 0 on some axis). data == NULL = absent; an operand without elements may have any data.
+/// (stride 0 on some axis), except that the class stride of logits is not 0 beside a row stride. data ==
+/// NULL = absent; an operand without elements may have any data.
+///
+/// Contiguous classes have a class stride of 1: rows of 50257 classes that are 50304 apart have the
+/// strides {50304, 1, 0}.
 ///
 /// So any axis of a tensor can be the class axis. Classes first, as in a transposed matrix
 /// [classes, rows]: strides {1, rows, 1}. Images [N, C, H, W]: inner = H*W, packed. The last axis
-/// but one of [A, B, C, D]: rows = A*B, classes = C, inner = D, packed.
+/// but one of [A, B, C, D]: rows = A*B, classes = C, inner = D, packed. The causal shift of a language
+/// model, logits [B, T, V] and tokens [B, T], where position t predicts token t+1: rows = B,
+/// classes = V, inner = T-1; logits and gradient have the strides {T*V, 1, V}, and the targets are
+/// tokens + 1 with the strides {T, 0, 1}. The gradient of each last position stays as it is.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types, reason = "the name in C")]
@@ -295,7 +303,8 @@ impl xent_shape {
 }
 
 /// The flags that a problem may have.
-const FLAGS: u32 = XENT_FLAG_LOG_PROBS | XENT_FLAG_EMPTY_IS_ZERO | XENT_FLAG_ACCUMULATE;
+const FLAGS: u32 =
+    XENT_FLAG_LOG_PROBS | XENT_FLAG_EMPTY_IS_ZERO | XENT_FLAG_ACCUMULATE | XENT_FLAG_ZERO_PADDING;
 
 /// Refuses flags that this version does not know.
 fn check_flags(name: &str, flags: u32, known: u32) -> Result<(), Failure> {
@@ -488,7 +497,8 @@ pub unsafe extern "C" fn xent_forward(
 /// grad_logits: [rows, classes, inner], the dtype of the logits, or f32 for halves, rounded once,
 /// to nearest even; any strides that keep its elements apart. It may be exactly the logits (same
 /// data, dtype and strides), which the gradient then overwrites (with XENT_FLAG_ACCUMULATE that is
-/// XENT_ERR_OVERLAP). Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE.
+/// XENT_ERR_OVERLAP). Ignored rows get 0, or stay as they are with XENT_FLAG_ACCUMULATE. xent writes
+/// between rows only with XENT_FLAG_ZERO_PADDING.
 /// Thread-safe. A call that fails writes nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_backward(

@@ -142,6 +142,8 @@ pub(crate) unsafe fn validate(
 ) -> Result<Valid, Error> {
     use Presence::{Optional, Required};
     let accumulate = problem.flags & XENT_FLAG_ACCUMULATE != 0;
+    let zeroes_padding =
+        problem.flags & XENT_FLAG_ZERO_PADDING != 0 && pass != Pass::TargetGradient;
     let by_row = problem.reduction == XENT_NONE;
     let log_probs = problem.flags & XENT_FLAG_LOG_PROBS != 0;
     // `check_types` refuses an unknown dtype, whatever its axes.
@@ -151,7 +153,7 @@ pub(crate) unsafe fn validate(
     // The order of the operands is the order in which messages name them: inputs come first.
     let mut slots = Slots::new();
     let all = &mut slots;
-    let logits = all.input("logits", problem.logits, Axes::Full, FLOATS, Required);
+    let logits = all.logits(problem.logits);
     let axes = if has_indices { Axes::Rows } else { Axes::Full };
     let presence = Presence::required_if(request.is_some() || results.needs_targets());
     let targets = all.input("targets", problem.targets, axes, TARGETS, presence);
@@ -165,6 +167,9 @@ pub(crate) unsafe fn validate(
         grad_output = all.input("grad_output", request.output, axes, FLOATS, Optional);
         let name = if pass == Pass::TargetGradient { "grad_targets" } else { "grad_logits" };
         gradient = all.output(name, request.gradient, Axes::Full, FLOATS, Required);
+        if zeroes_padding {
+            all.fill_padding(gradient);
+        }
     }
     let lse = match pass {
         Pass::Backward | Pass::TargetGradient if log_probs => None,
@@ -197,7 +202,12 @@ pub(crate) unsafe fn validate(
             ("grad_logits", "logits", true) => Err("cannot be accumulated in place of"),
             _ => Err("overlaps"),
         })?;
+    all.check_initialised(accumulate)?;
     check_options(problem, pass, results, request, has_indices && targets.is_some())?;
+    let padding = match all.floats(gradient) {
+        Some(gradient) if zeroes_padding => padding(&shape, &gradient)?,
+        _ => 0,
+    };
     let kernels = kernels(isa, float_of(logits_dtype), float_of(grad_dtype))?;
 
     // A call without rows may leave out the logits, and reads no view.
@@ -254,7 +264,7 @@ pub(crate) unsafe fn validate(
         let is_mean = problem.reduction == XENT_MEAN;
         let bytes = shape.distributions() * shape.classes * view.dtype.size();
         let stream = strategy::streams(in_place, accumulate, view.strides[1], bytes);
-        output = Some(Output { view, in_place, accumulate, stream });
+        output = Some(Output { view, in_place, accumulate, stream, padding });
         loss.gradient = Some(GradientFactors {
             grad_output: grad_output.filter(|_| by_row),
             scale: if is_mean { scale / normalizer } else { scale },
@@ -264,6 +274,22 @@ pub(crate) unsafe fn validate(
     let layout = layout(&shape, &logits, &[]);
     let plan = Plan { shape, layout, logits, output, operation: Operation::Loss(loss) };
     Ok(Valid { plan, kernels, normalizer, z_normalizer, kept: scan.kept })
+}
+
+/// The elements between the classes of a row of a gradient and the next row.
+fn padding(shape: &Shape, gradient: &View<FloatType>) -> Result<usize, Error> {
+    let [row, class, _] = gradient.strides;
+    if shape.distributions() == 0 {
+        return Ok(0);
+    }
+    if shape.inner > 1 || (shape.classes > 1 && class != 1) {
+        return Err(Error::Param(format!(
+            "ZERO_PADDING needs rows of contiguous classes: inner = {} and grad_logits.strides[1] = {class} must be 1",
+            shape.inner
+        )));
+    }
+    // `check_memory` checked that rows do not overlap.
+    Ok(if shape.rows > 1 { row as usize - shape.classes } else { 0 })
 }
 
 /// The gradient of the logits has their dtype; that of halves may also be f32.

@@ -12,8 +12,29 @@ pub(crate) struct Operand {
     pub data: *mut u8,
     pub dtype: u32,
     pub strides: [i64; 3],
-    /// The number of elements behind `data`: the length of a slice, `usize::MAX` for a C pointer.
+    /// The memory of an output holds no values before the call.
+    pub is_uninit: bool,
+    /// The number of elements behind `data`: the length of a slice, `usize::MAX` for a pointer.
     pub available: usize,
+    /// The shape of an array, whose strides are then its own: all zero is not packed.
+    #[cfg(feature = "ndarray")]
+    pub array: Option<ArrayShape>,
+}
+
+/// The shape of an array, of at most three axes; of more axes their number alone.
+#[cfg(feature = "ndarray")]
+#[derive(Clone, Copy)]
+pub(crate) struct ArrayShape {
+    axes: usize,
+    sizes: [usize; 3],
+}
+
+#[cfg(feature = "ndarray")]
+impl ArrayShape {
+    pub fn new(sizes: &[usize]) -> ArrayShape {
+        let of = |axis: usize| sizes.get(axis).copied().unwrap_or(1);
+        ArrayShape { axes: sizes.len(), sizes: [of(0), of(1), of(2)] }
+    }
 }
 
 impl Operand {
@@ -21,8 +42,30 @@ impl Operand {
         data: std::ptr::null_mut(),
         dtype: XENT_F32,
         strides: [0; 3],
+        is_uninit: false,
         available: usize::MAX,
+        #[cfg(feature = "ndarray")]
+        array: None,
     };
+
+    /// The operand with strides that the caller names.
+    pub fn with_strides(self, strides: [i64; 3]) -> Self {
+        Operand {
+            strides,
+            #[cfg(feature = "ndarray")]
+            array: None,
+            ..self
+        }
+    }
+
+    /// All strides zero stand for packed memory.
+    fn may_be_packed(&self) -> bool {
+        #[cfg(feature = "ndarray")]
+        if self.array.is_some() {
+            return false;
+        }
+        true
+    }
 
     /// A packed operand of a known dtype.
     pub fn packed<T>(data: *mut T, dtype: u32) -> Self {
@@ -60,6 +103,8 @@ impl Presence {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Access {
     Read,
+    /// It reads logits, whose classes have addresses of their own.
+    ReadLogits,
     Write,
 }
 
@@ -73,6 +118,8 @@ pub(crate) struct Slot {
     allowed: &'static [u32],
     presence: Presence,
     access: Access,
+    /// The call writes what lies between the rows, too.
+    fills_padding: bool,
     /// The strides: those of the packed layout if the caller gave none, 0 for an axis of size 1.
     strides: [i64; 3],
     /// The element farthest from the first.
@@ -135,6 +182,7 @@ impl Slots {
             allowed,
             presence,
             access,
+            fills_padding: false,
             strides: [0; 3],
             last: 0,
             bytes: (0, 0),
@@ -156,6 +204,12 @@ impl Slots {
         self.add(name, operand, axes, allowed, presence, Access::Read)
     }
 
+    /// Adds the logits.
+    #[inline(always)]
+    pub fn logits(&mut self, operand: Operand) -> Index {
+        self.add("logits", operand, Axes::Full, FLOATS, Presence::Required, Access::ReadLogits)
+    }
+
     /// Adds an operand that the call writes.
     #[inline(always)]
     pub fn output(
@@ -167,6 +221,13 @@ impl Slots {
         presence: Presence,
     ) -> Index {
         self.add(name, operand, axes, allowed, presence, Access::Write)
+    }
+
+    /// The call writes not only the output, but also what lies between its rows.
+    pub fn fill_padding(&mut self, index: Index) {
+        if let Some(slot) = index.and_then(|index| self.iter_mut().nth(index)) {
+            slot.fills_padding = true;
+        }
     }
 
     /// Adds an optional result of one number.
@@ -232,6 +293,22 @@ impl Slots {
         Ok(())
     }
 
+    /// Checks that no operand without values is read; `accumulate` says whether gradients are.
+    pub fn check_initialised(&self, accumulate: bool) -> Result<(), Error> {
+        for slot in self.iter().filter(|slot| slot.operand.is_uninit) {
+            let read = match slot.access {
+                Access::Read | Access::ReadLogits => "in place",
+                Access::Write if accumulate && slot.name.starts_with("grad_") => "accumulating",
+                Access::Write => continue,
+            };
+            return Err(Error::Param(format!(
+                "{} is not initialised, and a call {read} reads it",
+                slot.name
+            )));
+        }
+        Ok(())
+    }
+
     /// Checks sizes, strides, lengths, alignment and overlap, in this order.
     ///
     /// `in_place(output, other)` says whether `output` may be exactly `other`, and if not, how the
@@ -254,6 +331,10 @@ impl Slots {
         }
         if classes == 0 && rows * inner > 0 {
             return Err(Error::Shape(format!("classes = 0, but there are {} rows", rows * inner)));
+        }
+        #[cfg(feature = "ndarray")]
+        for slot in self.iter() {
+            slot.check_array(shape)?;
         }
         for slot in self.iter_mut() {
             // The pointer of an operand without elements may be anything.
@@ -290,8 +371,13 @@ impl Slots {
                 {
                     continue;
                 }
-                let how =
-                    if output.is_same(other) { in_place(output, other) } else { Err("overlaps") };
+                let how = if output.is_same(other) {
+                    in_place(output, other)
+                } else if output.fills_padding {
+                    Err("with its padding overlaps")
+                } else {
+                    Err("overlaps")
+                };
                 match how {
                     Ok(()) => replaces = true,
                     Err(how) => {
@@ -387,6 +473,29 @@ impl Slot {
         self.sizes(shape).contains(&0)
     }
 
+    /// Checks that an array has the shape of the operand.
+    #[cfg(feature = "ndarray")]
+    fn check_array(&self, shape: &Shape) -> Result<(), Error> {
+        let Some(array) = self.operand.array else { return Ok(()) };
+        let [rows, classes, inner] = [shape.rows, shape.classes, shape.inner];
+        let all = [rows, classes, inner];
+        // Without the axis of inner positions if there is but one.
+        let (full, short): (&[usize], &[usize]) = match self.axes {
+            Axes::Full => (&all, &all[..2]),
+            Axes::Rows => (&[rows, inner], &[rows]),
+            Axes::Classes => (&[classes], &[classes]),
+            Axes::One => (&[1], &[]),
+        };
+        let got = &array.sizes[..array.axes.min(3)];
+        let is_short = got == short && (inner == 1 || self.axes == Axes::One);
+        if array.axes <= 3 && (got == full || is_short) {
+            return Ok(());
+        }
+        let got = if array.axes <= 3 { format!("{got:?}") } else { format!("{} axes", array.axes) };
+        let expected = if inner == 1 && !short.is_empty() { short } else { full };
+        Err(Error::Shape(format!("{} has the shape {got}, not {expected:?}", self.name)))
+    }
+
     /// Checks the strides, and computes the fields that follow from them.
     fn resolve(&mut self, shape: &Shape) -> Result<(), Error> {
         let sizes = self.sizes(shape);
@@ -396,7 +505,7 @@ impl Slot {
                     if sizes[axis] > 1 { self.operand.strides[axis] } else { 0 }
                 },
             );
-        self.strides = if given == [0; 3] {
+        self.strides = if given == [0; 3] && self.operand.may_be_packed() {
             // `check_memory` checked that the product of all sizes fits an i64.
             let packed = [(sizes[1] * sizes[2]) as i64, sizes[2] as i64, 1];
             std::array::from_fn(|axis| if sizes[axis] > 1 { packed[axis] } else { 0 })
@@ -424,11 +533,35 @@ impl Slot {
             .checked_add(bytes)
             .ok_or_else(|| stride_error(0, "reaches past the address space"))?;
         self.bytes = (start, end);
-        if self.is_output() {
-            self.check_disjoint(&sizes)?;
+        match self.access {
+            Access::Read => {}
+            Access::ReadLogits => self.check_class_stride(&sizes)?,
+            Access::Write => {
+                self.check_class_stride(&sizes)?;
+                self.check_disjoint(&sizes)?;
+            }
         }
         self.last = last as usize;
         Ok(())
+    }
+
+    /// Checks that the class stride was not forgotten. Strides of {row, 0, 0}, which C makes of {row},
+    /// would give each row one logit for all classes, and a loss of ln C.
+    fn check_class_stride(&self, sizes: &[usize; 3]) -> Result<(), Error> {
+        let [row, class, inner] = self.strides;
+        if sizes[1] <= 1 || class != 0 || row == 0 {
+            return Ok(());
+        }
+        let (of, inner) = match inner.max(1) {
+            _ if sizes[2] <= 1 => ("if a row's classes are contiguous", [1, 0]),
+            inner => {
+                ("if the classes lie around packed positions", [inner * sizes[2] as i64, inner])
+            }
+        };
+        Err(Error::Stride(format!(
+            "{}.strides[1] = 0, the class stride, puts {} classes at one address: {of}, write {{{row}, {}, {}}}",
+            self.name, sizes[1], inner[0], inner[1]
+        )))
     }
 
     /// Checks that no two elements of an output share an address. In the order of their strides,
@@ -464,6 +597,9 @@ impl Slot {
         let ((a, a_end), (b, b_end)) = (self.bytes, other.bytes);
         if a >= b_end || b >= a_end {
             return false;
+        }
+        if self.fills_padding || other.fills_padding {
+            return true;
         }
         // Column blocks of one matrix have the same distance between rows and are disjoint within
         // each row.

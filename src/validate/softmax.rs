@@ -76,6 +76,7 @@ pub(crate) fn validate(problem: &Problem, isa: Option<Isa>) -> Result<Option<Val
         }
     }
     let in_place = slots.check_memory(&shape, |_, _| Ok(()))?;
+    slots.check_initialised(false)?;
     let dtype = float_of(input.dtype);
     let kernels = kernels(isa, dtype, dtype)?;
     let (Some(x), Some(y)) = (slots.floats(x), slots.floats(y)) else {
@@ -88,7 +89,7 @@ pub(crate) fn validate(problem: &Problem, isa: Option<Isa>) -> Result<Option<Val
     let g = slots.floats(g);
     let layout = layout(&shape, &x, &[Some(y), g]);
     let forward = |softmax| {
-        let output = Output { view: y, in_place, accumulate: false, stream: false };
+        let output = Output { view: y, in_place, accumulate: false, stream: false, padding: 0 };
         let operation = Operation::Softmax(softmax);
         Work::Forward(Plan { shape, layout, logits: x, output: Some(output), operation })
     };

@@ -12,7 +12,8 @@ static xent_shape shape_at_file_scope = XENT_SHAPE_INIT;
 #if XENT_OK != 0 || XENT_ERR_PANIC != 10 || XENT_F32 != 0 || XENT_U32 != 20 || XENT_NONE != 2
 #error "a constant has another value than the first release gave it"
 #endif
-#if XENT_FLAG_LOG_PROBS != 1 || XENT_FLAG_EMPTY_IS_ZERO != 2 || XENT_FLAG_ACCUMULATE != 4
+#if XENT_FLAG_LOG_PROBS != 1 || XENT_FLAG_EMPTY_IS_ZERO != 2 || XENT_FLAG_ACCUMULATE != 4 || \
+    XENT_FLAG_ZERO_PADDING != 8
 #error "a flag has another value than the first release gave it"
 #endif
 _Static_assert(XENT_F64 == 1 && XENT_BF16 == 2 && XENT_F16 == 3 && XENT_I64 == 16 && XENT_I32 == 17 &&

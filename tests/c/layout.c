@@ -67,6 +67,64 @@ static void padded_rows(size_t rows, size_t classes, size_t logit_stride, size_t
     free(lse);
 }
 
+/* XENT_FLAG_ZERO_PADDING: 0 between the rows of the gradient, not a byte after the last row, and otherwise the bytes
+ * of the call without it; out of place, accumulating, and in place. */
+static void cleared_padding(size_t rows, size_t classes, size_t stride) {
+    uint64_t state = 7 * rows + classes;
+    size_t size = (rows * stride + 16) * sizeof(float);
+    float *logits = poisoned(size);
+    int64_t *targets = checked(malloc(rows * sizeof(int64_t)));
+    double *lse = poisoned(rows * sizeof(double));
+    for (size_t i = 0; i < rows; i++) {
+        fill(logits + i * stride, classes, -5, 5, &state);
+        targets[i] = i % 4 == 2 ? -100 : (int64_t)(random_u64(&state) % classes);
+    }
+    xent_problem p = packed(logits, rows, classes, targets);
+    p.logits = in_rows(logits, XENT_F32, (int64_t)stride);
+    xent_results r = XENT_RESULTS_INIT;
+    r.lse = lse;
+    CHECK_OK(xent_forward(&p, &r));
+    for (int way = 0; way < 5; way++) {
+        float *expected = copy_of(logits, size), *grad = copy_of(logits, size);
+        for (int clears = 0; clears < 2; clears++) {
+            float *to = clears ? grad : expected;
+            int in_place = way > 2;
+            xent_output g = out_rows(to, XENT_F32, (int64_t)stride);
+            p.flags = (way == 2 ? XENT_FLAG_ACCUMULATE : 0) | (clears ? XENT_FLAG_ZERO_PADDING : 0);
+            p.logits = in_rows(in_place ? to : logits, XENT_F32, (int64_t)stride);
+            if (way == 1 || way == 4) CHECK_OK(xent_backward(&p, lse, NULL, 1, &g));
+            else CHECK_OK(xent_forward_backward(&p, NULL, 1, NULL, &g));
+        }
+        for (size_t i = 0; i + 1 < rows; i++)
+            memset(expected + i * stride + classes, 0, (stride - classes) * sizeof(float));
+        CHECK_BYTES(grad, expected, size);
+        free(expected);
+        free(grad);
+    }
+    free(logits);
+    free(targets);
+    free(lse);
+}
+
+static void padding_that_is_none(void) {
+    struct fixture f;
+    fixture_init(&f);
+    f.problem.flags = XENT_FLAG_ZERO_PADDING;
+    WORKS(&f, EVERY_ENTRY);
+    /* classes first: between its rows are other rows */
+    f.grad_logits = (xent_output){f.grad, XENT_F32, {1, ROWS, 0}};
+    FAILS(&f, WITH_GRADIENT, XENT_ERR_PARAM, "ZERO_PADDING", "grad_logits.strides[1] = 6");
+    WORKS(&f, FORWARD);
+    /* a column beside the gradient's classes lies in its padding */
+    static float wide[ROWS * (CLASSES + 3)];
+    fixture_init(&f);
+    f.grad_logits = (xent_output){wide, XENT_F32, {CLASSES + 3, 1, 0}};
+    f.problem.row_weights = (xent_input){wide + CLASSES + 1, XENT_F32, {CLASSES + 3}};
+    WORKS(&f, WITH_GRADIENT);
+    f.problem.flags = XENT_FLAG_ZERO_PADDING;
+    FAILS(&f, WITH_GRADIENT, XENT_ERR_OVERLAP, "grad_logits with its padding overlaps row_weights");
+}
+
 /* Targets, weights, mask, grad_output and row losses with gaps, each its own. */
 static void strided_operands(void) {
     enum { rows = 9, classes = 11 };
@@ -185,6 +243,12 @@ int main(void) {
         padded_rows(3, 1000, 1001, 1024, accumulates);
         if (!sampled() || accumulates) padded_rows(300, 5000, 5003, 5001, accumulates);
     }
+    cleared_padding(1, 3, 5);
+    cleared_padding(70, 3, 5);
+    cleared_padding(7, 16, 16);
+    cleared_padding(9, 37, 64);
+    if (!sampled()) cleared_padding(300, 5000, 5003);
+    padding_that_is_none();
     strided_operands();
     strides_not_looked_at();
     return report();

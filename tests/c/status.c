@@ -127,6 +127,13 @@ static void strides(struct fixture *f) {
     fixture_init(f);
     f->grad_logits = out_rows(f->grad, XENT_F32, INT64_MAX / 4);
     FAILS(f, WITH_GRADIENT, XENT_ERR_STRIDE, "grad_logits");
+    /* {row, 0, 0}: what C makes of a class stride that is left out */
+    fixture_init(f);
+    f->problem.logits = (xent_input){f->logits, XENT_F32, {CLASSES + 2}};
+    FAILS(f, EVERY_ENTRY, XENT_ERR_STRIDE, "logits.strides[1] = 0", "class stride", "{7, 1, 0}");
+    fixture_init(f);
+    f->grad_logits = (xent_output){f->grad, XENT_F32, {CLASSES}};
+    FAILS(f, WITH_GRADIENT, XENT_ERR_STRIDE, "grad_logits.strides[1] = 0", "class stride", "{5, 1, 0}");
 }
 
 static void alignment(struct fixture *f) {

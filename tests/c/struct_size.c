@@ -62,7 +62,7 @@ int main(void) {
     WORKS(&f, EVERY_ENTRY);
 
     /* flag bits this library does not know */
-    for (int bit = 3; bit < 32; bit++) {
+    for (int bit = 4; bit < 32; bit++) {
         fixture_init(&f);
         f.problem.flags = (uint32_t)1 << bit;
         FAILS(&f, EVERY_ENTRY, XENT_ERR_STRUCT, "flags");

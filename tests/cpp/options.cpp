@@ -27,7 +27,7 @@ void defaults() {
     CHECK_NEAR(o.z_loss, p.z_loss, 0);
     CHECK_NEAR(o.softcap, p.softcap, 0);
     CHECK_NEAR(o.logit_scale, p.logit_scale, 0);
-    CHECK(!o.log_probs && !o.empty_is_zero && !o.accumulate && p.flags == 0);
+    CHECK(!o.log_probs && !o.empty_is_zero && !o.accumulate && !o.zero_padding && p.flags == 0);
     CHECK(o.class_weights.absent() && o.row_weights.absent() && o.row_mask.absent() && o.grad_output.absent());
     CHECK_NEAR(o.grad_scale, 1, 0);
     CHECK(o.inner == p.inner && o.threads == p.threads && o.pool == nullptr && p.pool == nullptr);
@@ -112,6 +112,22 @@ void gradients() {
     for (std::size_t i = 0; i < grad.size(); ++i) CHECK_NEAR(grad[i], per_row[i / classes] * one[i], 1e-6);
 }
 
+// Rows of three classes in memory for five: what lies between them becomes 0.
+void padding() {
+    std::vector<float> padded(rows * 5, 9);
+    for (std::size_t i = 0; i < rows * classes; ++i) padded[i / classes * 5 + i % classes] = logits[i];
+    std::vector<float> grad(rows * classes);
+    xent::forward_backward(logits, classes, targets, grad);
+    xent::options o;
+    o.zero_padding = true;
+    const xent::output in_place(padded.data(), xent::strides(5));
+    xent::forward_backward(xent::input(padded.data(), xent::strides(5)), rows, classes, targets, in_place, o);
+    for (std::size_t i = 0; i < padded.size(); ++i) {
+        if (i % 5 < classes) CHECK_NEAR(padded[i], grad[i / 5 * classes + i % 5], 0);
+        else CHECK_NEAR(padded[i], i < 5 * (rows - 1) ? 0 : 9, 0);
+    }
+}
+
 #if __cplusplus >= 202002L
 // C++20: options and results spelt at the call, without one form being taken for the other
 void designated() {
@@ -138,6 +154,7 @@ int main() {
     defaults();
     each();
     gradients();
+    padding();
     designated();
     return report();
 }

@@ -159,6 +159,7 @@ fn about(source: &Path) -> &'static [&'static str] {
     match &*stem(source) {
         "openmp" => &["-fopenmp"],
         "fast_math" => &["-ffast-math"],
+        "mlp_eigen" => &["-isystem/usr/include/eigen3", "-include", "Eigen/Core"],
         _ => &[],
     }
 }
@@ -259,7 +260,7 @@ pub fn examples() -> Result<Report> {
     let sh = shell()?;
     let dist = dist::build(&target().join("dist"))?;
     let (archive, shared) = (Program::statically(&dist.static_library()), shared(&dist));
-    let libraries = [("static", archive), ("shared", shared)];
+    let libraries = [("static", archive), ("shared", shared), ("compiled only", vec![])];
     let mut report = Report::default();
     let digits = decompress("digits.csv")?;
 
@@ -267,21 +268,19 @@ pub fn examples() -> Result<Report> {
     println!("ok  features (Rust)");
 
     let mut programs = Vec::new();
-    let c: &[_] = &["c/features.c", "c/xor.c", "c/train_digits.c"];
-    for (language, standard, files) in
-        [(&C, "-std=c11", c), (&CPP, "-std=c++17", &["cpp/features.cpp"])]
-    {
+    let c: &[_] = &["c/features.c", "c/openmp.c", "c/xor.c", "c/train_digits.c"];
+    let cpp: &[_] =
+        &["cpp/features.cpp", "cpp/mlp_eigen.cpp", "cpp/recipes.cpp", "cpp/train_lm.cpp"];
+    for (language, standard, files) in [(&C, "-std=c11", c), (&CPP, "-std=c++17", cpp)] {
         let flags = [&[standard], &STRICT[..]].concat();
-        let example = |file: &str| [root().join("examples").join(file)];
+        let files: Vec<_> =
+            files.iter().map(|file| vec![root().join("examples").join(file)]).collect();
         for compiler in compilers(&sh, language, &mut report)? {
-            for (label, library) in &libraries {
-                for file in files {
-                    programs.push(Program::new(&compiler, label, &flags, &example(file), library)?);
+            for file in buildable(&sh, &compiler, &files, &mut report)? {
+                let is_run = !file[0].ends_with("train_lm.cpp");
+                for (label, library) in if is_run { &libraries[..2] } else { &libraries[2..] } {
+                    programs.push(Program::new(&compiler, label, &flags, file, library)?);
                 }
-            }
-            if language.name == CPP.name {
-                let trainer = example("cpp/train_lm.cpp");
-                programs.push(Program::new(&compiler, "compiled only", &flags, &trainer, &[])?);
             }
         }
     }

@@ -33,15 +33,16 @@ const STEPS: [Step; 8] = [
     ("fmt", || cargo("fmt --all -- --check", [])),
     ("clippy", || {
         // With the C interface, and the library once more as a Rust dependent compiles it.
-        let all = "clippy --workspace --all-targets --features xent/capi -- -D warnings";
+        let all =
+            "clippy --workspace --all-targets --features xent/capi,xent/ndarray -- -D warnings";
         cargo(all, [])?;
         cargo("clippy --package xent -- -D warnings", [])
     }),
     ("docs", || {
-        let words = "doc --no-deps --workspace --features xent/capi";
+        let words = "doc --no-deps --workspace --features xent/capi,xent/ndarray";
         cargo(words, [("RUSTDOCFLAGS", "-D warnings")])
     }),
-    ("rust", || cargo("test --workspace", [])),
+    ("rust", || cargo("test --workspace --features xent/ndarray", [])),
     ("inline", inline::check),
     ("c", c::tests),
     ("examples", c::examples),

@@ -126,7 +126,7 @@ impl Compiler {
         let directory = directory("xtask")?;
         let source = directory.join("probe.c");
         sh.write_file(&source, "int main(void) { return 0; }\n")?;
-        let command = self.command(sh).args(flags).args(["-x", "c"]).arg(source);
+        let command = self.command(sh).args(flags).arg(source);
         Ok(quietly(command.arg("-o").arg(directory.join("probe"))).is_ok())
     }
 }

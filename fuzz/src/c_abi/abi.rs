@@ -16,6 +16,7 @@ pub const PARAM: i32 = 9;
 pub const LOG_PROBS: u32 = 1;
 pub const EMPTY_IS_ZERO: u32 = 2;
 pub const ACCUMULATE: u32 = 4;
+pub const ZERO_PADDING: u32 = 8;
 
 pub const F64: u32 = 1;
 pub const I64: u32 = 16;

@@ -89,6 +89,19 @@ pub fn check(arguments: &Arguments, is_unaliased: bool, before: &Snapshot, after
     }
 }
 
+/// What a call was to clear is 0: the bytes between the rows of its gradient.
+pub fn check_padding(arguments: &Arguments, after: &Snapshot) {
+    let sizes = arguments.sizes();
+    for grad in arguments.operands().iter().filter(|operand| operand.fills_padding) {
+        let elements = Operand { fills_padding: false, ..*grad }.touched(sizes);
+        for pair in elements.windows(2) {
+            for at in pair[0].end..pair[1].start {
+                assert_eq!(after.read(at), [0u8], "{at:#x} lies between rows");
+            }
+        }
+    }
+}
+
 fn how(arguments: &Arguments) -> How<'static> {
     // Work of this size stays on one thread.
     How { threads: arguments.problem.threads, ..How::on(Isa::best()) }

@@ -79,7 +79,17 @@ fn packed(name: &'static str, data: *mut c_void, dtype: u32, axes: Axes) -> Oper
     let view = View { data, dtype, strides: [0; 3] };
     let allowed = if dtype == abi::F64 { &[abi::F64] } else { &[abi::I64] };
     let (required, output) = (false, true);
-    Operand { name, view, axes, allowed, required, output, replaceable: false, replaces: false }
+    Operand {
+        name,
+        view,
+        axes,
+        allowed,
+        required,
+        output,
+        replaceable: false,
+        replaces: false,
+        fills_padding: false,
+    }
 }
 
 impl Arguments {
@@ -132,6 +142,7 @@ impl Arguments {
             output: false,
             replaceable: false,
             replaces: false,
+            fills_padding: false,
         };
         let output = |name, view, axes, allowed| Operand {
             output: true,
@@ -174,7 +185,8 @@ impl Arguments {
             let upstream = self.grad_output.unwrap_or(View::ABSENT);
             all.push(input("grad_output", upstream, axes, FLOATS, false));
             let grad = output("grad", self.grad.unwrap_or(View::ABSENT), Axes::Full, FLOATS);
-            all.push(Operand { required: true, replaces: true, ..grad });
+            let fills_padding = self.zeroes_padding();
+            all.push(Operand { required: true, replaces: true, fills_padding, ..grad });
         }
         if self.takes_lse() {
             let lse = packed("lse", self.lse, abi::F64, Axes::Rows);
@@ -205,6 +217,12 @@ impl Arguments {
         self.has_gradient() || self.wanted().is_some_and(asks)
     }
 
+    /// The call clears the padding of its gradient.
+    fn zeroes_padding(&self) -> bool {
+        self.problem.flags & abi::ZERO_PADDING != 0
+            && matches!(self.entry, Entry::Backward | Entry::ForwardBackward)
+    }
+
     /// The outcomes that the header allows. They leave open whether targets are in range.
     pub fn verdict(&self) -> Verdict {
         let just = |code: i32| Verdict { codes: vec![code] };
@@ -213,7 +231,7 @@ impl Arguments {
         if let Some(fault) = self.first.fault(problem_bytes) {
             return just(fault);
         }
-        let known = if self.is_softmax() { 0 } else { 7 };
+        let known = if self.is_softmax() { 0 } else { 15 };
         if self.problem.flags & !known != 0 {
             return just(abi::STRUCT);
         }
@@ -272,6 +290,15 @@ impl Arguments {
         let has_rows = p.rows > 0 && p.inner > 0;
         let aims_at_indices = self.has_indices() && !p.targets.data.is_null();
         if self.entry == Entry::BackwardTargets && aims_at_indices {
+            return true;
+        }
+        let sizes = self.sizes();
+        let is_contiguous = |grad: &Operand| p.classes <= 1 || grad.steps(sizes)[1] == 1;
+        if self.zeroes_padding()
+            && has_rows
+            && !(p.inner == 1
+                && self.operands().iter().all(|o| !o.fills_padding || is_contiguous(o)))
+        {
             return true;
         }
         let log_probs = p.flags & abi::LOG_PROBS != 0;

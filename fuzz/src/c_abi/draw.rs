@@ -121,7 +121,7 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
 
     let mut problem = Problem {
         struct_size: size_of::<Problem>() as u32,
-        flags: h.bytes.pick(&[0, 0, 0, 2, 4, 1, 3, 6, 5]),
+        flags: h.bytes.pick(&[0, 0, 8, 2, 4, 1, 3, 6, 5]),
         rows,
         classes,
         inner,
@@ -365,6 +365,7 @@ impl Placer<'_> {
             output,
             replaceable: false,
             replaces: false,
+            fills_padding: false,
         };
         let sizes = operand.sizes(self.sizes);
         let mut strides = [0i64; 3];
@@ -401,6 +402,7 @@ impl Placer<'_> {
             output: true,
             replaceable: false,
             replaces: false,
+            fills_padding: false,
         };
         self.put(h, operand).data
     }

@@ -87,13 +87,11 @@ impl Input {
                 .operands()
                 .iter()
                 .filter(|operand| operand.output && operand.is_present())
-                .flat_map(|operand| {
-                    let element = model::size_of_dtype(operand.view.dtype);
-                    operand.places(sizes).into_iter().map(move |at| at..at + element)
-                })
+                .flat_map(|operand| operand.touched(sizes))
                 .collect();
             let changed = before.differs(&after, &outputs);
             assert!(changed.is_none(), "an address that is no output's was written: {changed:x?}");
+            answer::check_padding(arguments, &after);
             answer::check(arguments, drawn.is_unaliased, &before, &after);
         });
     }

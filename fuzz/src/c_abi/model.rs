@@ -32,6 +32,8 @@ pub struct Operand {
     /// An output that `replaces` may be exactly this input.
     pub replaceable: bool,
     pub replaces: bool,
+    /// An output whose call writes what lies between its rows, too.
+    pub fills_padding: bool,
 }
 
 /// Rows, classes, positions.
@@ -121,6 +123,18 @@ impl Operand {
         self.address()..self.address().wrapping_add(bytes)
     }
 
+    /// The bytes that a call may access, given valid strides.
+    pub fn touched(&self, sizes: Sizes) -> Vec<Range<usize>> {
+        if self.is_empty(sizes) {
+            return Vec::new();
+        }
+        if self.fills_padding {
+            return vec![self.span(sizes)];
+        }
+        let element = size_of_dtype(self.view.dtype);
+        self.places(sizes).into_iter().map(|at| at..at + element).collect()
+    }
+
     /// The address of each element, row-major, given valid strides.
     pub fn places(&self, sizes: Sizes) -> Vec<usize> {
         if self.is_empty(sizes) {
@@ -140,8 +154,8 @@ impl Operand {
         places
     }
 
-    /// No stride is negative, no element lies past the address space, and no two elements of an output
-    /// share an address.
+    /// No stride is negative, no element lies past the address space, no two elements of an output share
+    /// an address, and the class stride of logits is not 0 beside a row stride.
     fn has_good_strides(&self, sizes: Sizes) -> bool {
         let steps = self.steps(sizes);
         let element = size_of_dtype(self.view.dtype) as i128;
@@ -153,7 +167,8 @@ impl Operand {
             return false;
         }
         if !self.output {
-            return true;
+            let forgotten = self.sizes(sizes)[1] > 1 && steps[1] == 0 && steps[0] != 0;
+            return !(self.name == "logits" && forgotten);
         }
         // An axis must step over the whole span of the axes inside it.
         let mut axes: Vec<(i128, usize)> = steps.into_iter().zip(self.sizes(sizes)).collect();
@@ -199,9 +214,7 @@ fn meeting(a: &Operand, b: &Operand, sizes: Sizes) -> Meeting {
         return Meeting::Interleaved;
     }
     let bytes = |operand: &Operand| {
-        let element = size_of_dtype(operand.view.dtype);
-        let places = operand.places(sizes).into_iter();
-        places.flat_map(|at| at..at + element).collect::<HashSet<usize>>()
+        operand.touched(sizes).into_iter().flatten().collect::<HashSet<usize>>()
     };
     let (mine, others) = (bytes(a), bytes(b));
     if mine.is_disjoint(&others) { Meeting::Interleaved } else { Meeting::Shared }
@@ -212,6 +225,9 @@ fn are_columns(a: &Operand, b: &Operand, sizes: Sizes) -> bool {
     let pitch =
         |operand: &Operand| operand.steps(sizes)[0] * size_of_dtype(operand.view.dtype) as i128;
     let rows = |operand: &Operand| operand.sizes(sizes)[0];
+    if a.fills_padding || b.fills_padding {
+        return false;
+    }
     if pitch(a) != pitch(b) || pitch(a) <= 0 || rows(a) < 2 || rows(b) < 2 {
         return false;
     }

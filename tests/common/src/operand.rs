@@ -96,6 +96,17 @@ cells! {
     u8: |x: f64| x as u8, f64::from;
 }
 
+/// Axes along which elements of an input may share an address.
+pub const NO_AXIS: &[usize] = &[];
+/// Those of logits, whose class stride is not 0.
+pub const AXES_OF_LOGITS: &[usize] = &[0, 2];
+pub const ANY_AXIS: &[usize] = &[0, 1, 2];
+
+/// [`ANY_AXIS`] if elements may repeat.
+pub fn any_axis_if(may_repeat: bool) -> &'static [usize] {
+    if may_repeat { ANY_AXIS } else { NO_AXIS }
+}
+
 /// An operand: its elements, row-major `[rows, classes, inner]`, as numbers that its dtype holds, and
 /// their layout.
 #[derive(Clone, Debug)]
@@ -224,16 +235,16 @@ impl Operand {
     /// Draws another layout. Classes stay contiguous or not; no element repeats.
     pub fn relaid(&self, rng: &mut Rng) -> Operand {
         loop {
-            let operand = self.clone().laid_out(rng, false);
+            let operand = self.clone().laid_out(rng, NO_AXIS);
             if operand.has_contiguous_classes() == self.has_contiguous_classes() {
                 return operand;
             }
         }
     }
 
-    /// Draws a layout: any order of axes, any distance between elements. With `may_repeat` elements
-    /// may share an address, which changes the values.
-    pub fn laid_out(mut self, rng: &mut Rng, may_repeat: bool) -> Operand {
+    /// Draws a layout: any order of axes, any distance between elements. Elements along one of the
+    /// `repeatable` axes may share an address, which changes the values.
+    pub fn laid_out(mut self, rng: &mut Rng, repeatable: &[usize]) -> Operand {
         let mut order = [0, 1, 2];
         match rng.below(6) {
             // Callers mostly have classes last or first.
@@ -257,10 +268,10 @@ impl Operand {
             }
         }
         self.offset = rng.below(17);
-        if may_repeat && rng.one_in(6) {
+        if !repeatable.is_empty() && rng.one_in(6) {
             let axis = rng.below(3);
             let others = (0..3).any(|other| other != axis && self.sizes[other] > 1);
-            if self.sizes[axis] > 1 && others {
+            if repeatable.contains(&axis) && self.sizes[axis] > 1 && others {
                 self.strides[axis] = 0;
                 self.repeat(axis);
             }

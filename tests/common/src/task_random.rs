@@ -1,6 +1,8 @@
 //! Random [`Task`]s: every combination of options.
 
-use crate::operand::{Dtype, FLOATS, INTEGERS, Operand};
+use crate::operand::{
+    ANY_AXIS, AXES_OF_LOGITS, Dtype, FLOATS, INTEGERS, NO_AXIS, Operand, any_axis_if,
+};
 use crate::random::{Ignore, KINDS, Kind, Rng, fill_wide};
 use crate::task::{Task, Wants};
 use crate::{How, Reduction};
@@ -197,7 +199,7 @@ fn weights(rng: &mut Rng, dtype: Dtype, sizes: [usize; 3], low: i64, high: i64) 
 }
 
 impl Spec {
-    fn lay_out(&self, operand: Operand, rng: &mut Rng, may_repeat: bool) -> Operand {
+    fn lay_out(&self, operand: Operand, rng: &mut Rng, repeatable: &[usize]) -> Operand {
         let [rows, classes, inner] = operand.sizes;
         match self.layout {
             Layout::Packed => operand,
@@ -208,7 +210,7 @@ impl Spec {
                 assert!(rows > 0);
                 Operand { strides, offset, ..operand }
             }
-            _ => operand.laid_out(rng, may_repeat),
+            _ => operand.laid_out(rng, repeatable),
         }
     }
 
@@ -251,7 +253,7 @@ impl Spec {
             }
         });
         let mut logits = Operand::packed(dtype, full, &logits);
-        logits = self.lay_out(logits, rng, true);
+        logits = self.lay_out(logits, rng, AXES_OF_LOGITS);
 
         let ignore_index = match self.ignore {
             Ignore::Nothing | Ignore::Default => -100,
@@ -303,7 +305,7 @@ impl Spec {
         let (low, high) = if self.signed { (-16, 24) } else { (0, 32) };
         let class_weights = self.class_weights.map(|dtype| {
             let operand = weights(rng, dtype, [1, classes, 1], low, high);
-            self.lay_out(operand, rng, false)
+            self.lay_out(operand, rng, NO_AXIS)
         });
         let low = if self.signed { -4 } else { 0 };
         let row_weights = self.row_weights.map(|dtype| {
@@ -313,16 +315,16 @@ impl Spec {
                     *r = f64::NAN;
                 }
             }
-            self.lay_out(operand, rng, mask.is_none())
+            self.lay_out(operand, rng, any_axis_if(mask.is_none()))
         });
         let grad_output = self.grad_output.map(|dtype| {
             let each = self.reduction == Reduction::None;
             let operand = weights(rng, dtype, if each { by_row } else { [1; 3] }, -16, 16);
-            self.lay_out(operand, rng, true)
+            self.lay_out(operand, rng, ANY_AXIS)
         });
         let row_mask = mask.map(|mask| {
             let operand = Operand::packed(Dtype::U8, by_row, &mask);
-            self.lay_out(operand, rng, false)
+            self.lay_out(operand, rng, NO_AXIS)
         });
 
         let size = if self.grad_scale == 0.0 { 1.0 } else { self.grad_scale };
@@ -337,8 +339,8 @@ impl Spec {
         let result = |dtype| Operand::zeros(dtype, by_row);
         let short = if self.short_results { Dtype::F32 } else { Dtype::F64 };
         let outputs = [result(short), result(short)];
-        let [grad, grad_targets] = grads.map(|operand| self.lay_out(operand, rng, false));
-        let [row_losses, entropy] = outputs.map(|operand| self.lay_out(operand, rng, false));
+        let [grad, grad_targets] = grads.map(|operand| self.lay_out(operand, rng, NO_AXIS));
+        let [row_losses, entropy] = outputs.map(|operand| self.lay_out(operand, rng, NO_AXIS));
         Task {
             rows,
             classes,
@@ -371,7 +373,7 @@ impl Spec {
 
     /// Elements may repeat, unless a masked row's element could become another row's.
     fn lay_targets(&self, operand: Operand, mask: &Option<Vec<f64>>, rng: &mut Rng) -> Operand {
-        self.lay_out(operand, rng, mask.is_none())
+        self.lay_out(operand, rng, any_axis_if(mask.is_none()))
     }
 
     /// Fills a row of probabilities.
