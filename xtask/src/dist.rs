@@ -37,11 +37,9 @@ pub fn install(options: &[&str]) -> Result {
         }
     }
     let dist = build_for(triple, &prefix)?;
-    let (include, lib) = (shown(&dist.include), shown(&dist.lib));
-    let libraries = SYSTEM_LIBRARIES.join(" ");
     println!("installed xent in {}", shown(&prefix));
-    println!("  static: c++ -std=c++17 app.cpp -I{include} {lib}/libxent.a {libraries}");
-    println!("  shared: c++ -std=c++17 app.cpp -I{include} -L{lib} -lxent -Wl,-rpath,{lib}");
+    println!("  CMake:       -DCMAKE_PREFIX_PATH={}, xent::xent or xent::static", shown(&prefix));
+    println!("  pkg-config:  PKG_CONFIG_PATH={}/pkgconfig", shown(&dist.lib));
     Ok(())
 }
 
@@ -51,20 +49,16 @@ pub fn build(prefix: &Path) -> Result<Dist> {
 }
 
 fn build_for(triple: Option<&str>, prefix: &Path) -> Result<Dist> {
-    ensure!(cfg!(target_os = "linux"), "dist knows the library names of Linux only");
     let sh = shell()?;
     let version = cmd!(sh, "cargo pkgid --package xent").read()?;
     let version = version.rsplit(['#', '@']).next().context("cargo names no version")?;
-    // The name that programs record. Cargo.toml tells cargo-c the same.
-    let soname = format!("libxent.so.{}", version.split('.').next().unwrap_or_default());
     let build = cmd!(sh, "cargo rustc --release --package xent --lib --features capi")
         .args(["--crate-type", "staticlib,cdylib", "--message-format", "json-render-diagnostics"])
         .args(triple.iter().flat_map(|triple| ["--target", triple]));
-    // rayon's workers run the library's code until the process ends: dlclose must not unmap it.
-    let link = [&format!("-Clink-arg=-Wl,-soname,{soname}"), "-Clink-arg=-Wl,-z,nodelete"];
+    let link = link_arguments(triple, version.split('.').next().unwrap_or_default());
     let libraries = &libraries(&without_places(build).arg("--").args(link).read()?)?;
 
-    let mut install = cmd!(sh, "packaging/install {prefix} {version} {libraries...}");
+    let mut install = cmd!(sh, "sh packaging/install {prefix} {version} {libraries...}");
     // cargo names the directory after the target if one is chosen, by --target or in its configuration.
     let triple = libraries[0].ancestors().nth(2).and_then(Path::file_name).unwrap_or_default();
     if let Some((arch, _)) = triple.to_string_lossy().split_once("-unknown-linux-")
@@ -75,6 +69,22 @@ fn build_for(triple: Option<&str>, prefix: &Path) -> Result<Dist> {
     }
     install.run()?;
     Ok(Dist { include: prefix.join("include"), lib: prefix.join("lib") })
+}
+
+/// What the shared library of a target is linked with: the name that programs record (Cargo.toml tells cargo-c the
+/// same), and on ELF that dlclose must not unmap it. rayon's workers run its code until the process ends.
+fn link_arguments(triple: Option<&str>, major: &str) -> Vec<String> {
+    let chosen = triple.map(str::to_string).or_else(|| env::var("CARGO_BUILD_TARGET").ok());
+    let target = chosen.unwrap_or_else(|| env::consts::OS.to_string());
+    let is = |names: [&str; 2]| names.iter().any(|name| target.contains(name));
+    let arguments = if is(["windows", "cygwin"]) {
+        vec![]
+    } else if is(["apple", "macos"]) {
+        vec![format!("-install_name,@rpath/libxent.{major}.dylib")]
+    } else {
+        vec![format!("-soname,libxent.so.{major}"), "-z,nodelete".to_string()]
+    };
+    arguments.iter().map(|argument| format!("-Clink-arg=-Wl,{argument}")).collect()
 }
 
 /// Takes the places of the sources on this machine out of panic messages.
@@ -100,10 +110,9 @@ fn libraries(messages: &str) -> Result<Vec<PathBuf>> {
         let types = message["target"]["crate_types"].as_array();
         if types.is_some_and(|types| types.contains(&"staticlib".into())) {
             let files = message["filenames"].as_array().into_iter().flatten();
-            found.extend(files.filter_map(Value::as_str).map(PathBuf::from));
+            found.push(files.filter_map(Value::as_str).map(PathBuf::from).collect());
         }
     }
-    let targets = found.iter().filter(|path| path.extension().is_some_and(|is| is == "a")).count();
-    ensure!(targets == 1, "cargo built {targets} static libraries: choose one target");
-    Ok(found)
+    ensure!(found.len() == 1, "cargo built for {} targets: choose one by --target", found.len());
+    Ok(found.remove(0))
 }
