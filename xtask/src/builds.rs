@@ -1,5 +1,5 @@
-//! `cargo xtask builds`: the two ends of x86-64, beside what `cargo xtask test` runs on this
-//! processor.
+//! `cargo xtask builds`: the installed library in every build system, and the two ends of x86-64, beside what
+//! `cargo xtask test` runs on this processor.
 //!
 //! A build for x86-64-v3 has AVX2 and FMA from the start: its portable vectors are fused too, as
 //! they are on NEON, and have the bits of every other set. A plain x86-64, which has neither, is
@@ -24,6 +24,7 @@ pub fn run_tests() -> Result {
     let here = cfg!(all(target_os = "linux", target_arch = "x86_64"));
     ensure!(here, "builds knows x86-64 Linux only");
     let sh = shell()?;
+    installed(&sh)?;
     if has(&sh, EMULATOR) {
         plain(&sh)?;
     } else {
@@ -34,6 +35,14 @@ pub fn run_tests() -> Result {
     }
     println!("skipped: a build for x86-64-v3 does not run on this processor");
     Ok(())
+}
+
+/// What a user installs who has named a target in the environment: cargo then builds in another directory.
+fn installed(sh: &Shell) -> Result {
+    let (xtask, prefix) = (std::env::current_exe()?, directory("builds")?.join("dist"));
+    let dist = cmd!(sh, "{xtask} dist --prefix {prefix}");
+    dist.env("CARGO_BUILD_TARGET", "x86_64-unknown-linux-gnu").run()?;
+    Ok(cmd!(sh, "tests/install/run {prefix}").run()?)
 }
 
 /// On a processor with SSE3 at most.

@@ -27,10 +27,12 @@ usage: cargo xtask <command>
   accuracy             print ulps on every instruction set, beside PyTorch's
   bench [--large]      time the targets; bench peers: beside other libraries;
                        bench pictures: draw what was recorded
-  builds               run a plain x86-64 under emulation, and compare x86-64-v3's bits
+  builds               find and link the installed library in every way, run a plain
+                       x86-64 under emulation, and compare x86-64-v3's bits
   counted [--record]   count instructions with valgrind, against benches/counted.txt
   demo [--full]        train a word model in C++ with xent; --full trains longer
-  dist [--prefix DIR]  build the C library into DIR (default target/dist)
+  dist [--prefix DIR] [--target TRIPLE]
+                       install the C library in DIR (default target/dist)
   fuzz [SECONDS] [seed=SEED] [TARGET]...
                        run the fuzz targets, 30 s each, or over their seeds alone
                        (0): problem c_abi partition; needs cargo-fuzz
@@ -53,8 +55,7 @@ fn main() -> ExitCode {
         ["counted", "--record"] => counted::run(true),
         ["demo"] => demo::run(&[]),
         ["demo", "--full"] => demo::run(&["--full"]),
-        ["dist"] => dist::install(None),
-        ["dist", "--prefix", prefix] if !prefix.is_empty() => dist::install(Some(prefix)),
+        ["dist", options @ ..] => dist::install(options),
         ["fuzz", arguments @ ..] => fuzz::run(arguments),
         ["mutants", names @ ..] => mutants::run(names),
         ["sanitize"] => sanitize::run_all(),

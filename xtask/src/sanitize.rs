@@ -8,7 +8,7 @@ use crate::c::{Program, SAMPLED, SUITES, Suite, buildable};
 use crate::check::Report;
 use crate::dist;
 use crate::tool::{
-    C, Compiler, Result, directory, has, on_all_cores, output, quietly, shell, stem,
+    C, Compiler, Result, directory, has, on_all_cores, output, quietly, root, shell, stem,
 };
 use anyhow::{bail, ensure};
 use std::path::{Path, PathBuf};
@@ -29,58 +29,6 @@ const CONCURRENT: [&str; 2] = ["parallel", "pool"];
 
 /// Programs for valgrind, which takes some thirty times as long: those that are done in seconds.
 const MEMCHECK: [&str; 4] = ["log_probs", "options", "overloads", "targets"];
-
-/// A gradient that is one element short.
-const OVERFLOW: &str = r#"
-#include <stdlib.h>
-#include <xent.h>
-int main(void) {
-  float logits[70] = {0};
-  int64_t target = 0;
-  float *grad = malloc(69 * sizeof *grad);
-  xent_problem problem = XENT_PROBLEM_INIT;
-  xent_results results = XENT_RESULTS_INIT;
-  xent_output out = {grad, XENT_F32, {0}};
-  problem.rows = 1, problem.classes = 70;
-  problem.logits = (xent_input){logits, XENT_F32, {0}};
-  problem.targets = (xent_input){&target, XENT_I64, {0}};
-  return xent_forward_backward(&problem, NULL, 1, &results, &out) != XENT_OK;
-}
-"#;
-
-/// A call, and a thread that writes the call's gradient. The thread does nothing else: locks inside the library would
-/// order two calls, and the sanitizer forgets accesses that are long past.
-const RACE: &str = r#"
-#include <pthread.h>
-#include <xent.h>
-static float logits[4000], grad[4000];
-static int64_t target;
-static void *call(void *unused) {
-  xent_problem problem = XENT_PROBLEM_INIT;
-  xent_results results = XENT_RESULTS_INIT;
-  xent_output out = {grad, XENT_F32, {0}};
-  problem.rows = 1, problem.classes = 4000;
-  problem.logits = (xent_input){logits, XENT_F32, {0}};
-  problem.targets = (xent_input){&target, XENT_I64, {0}};
-  xent_forward_backward(&problem, NULL, 1, &results, &out);
-  return unused;
-}
-int main(void) {
-  pthread_t other;
-  if (pthread_create(&other, NULL, call, NULL) != 0) return 2;
-  grad[2000] = 1;
-  return pthread_join(other, NULL);
-}
-"#;
-
-/// Functions that runtimes before LLVM 15 have under other names.
-const SHIM: &str = r#"
-#include <string.h>
-#define OLD __attribute__((weak)) void *
-OLD __tsan_memcpy(void *to, const void *from, size_t n) { return memcpy(to, from, n); }
-OLD __tsan_memmove(void *to, const void *from, size_t n) { return memmove(to, from, n); }
-OLD __tsan_memset(void *to, int byte, size_t n) { return memset(to, byte, n); }
-"#;
 
 /// `cargo xtask sanitize`.
 pub fn run_all() -> Result {
@@ -163,12 +111,6 @@ fn control(sh: &Shell, program: &Program, set: &str, fault: &str) -> Result {
     Ok(())
 }
 
-fn write(sh: &Shell, name: &str, text: &str) -> Result<PathBuf> {
-    let path = directory("sanitize")?.join(name);
-    sh.write_file(&path, text)?;
-    Ok(path)
-}
-
 /// Compiles and runs each with these variables; a finding is a failure.
 fn each(all: &[Program], variables: &[(&str, &str)]) -> Result<usize> {
     on_all_cores(all, |program| {
@@ -187,7 +129,7 @@ fn addresses(sh: &Shell, report: &mut Report) -> Result<usize> {
     for suite in &SUITES {
         let compiler = compiler(sh, suite)?;
         if suite.language.name == C.name {
-            let sources = [write(sh, "overflow.c", OVERFLOW)?];
+            let sources = [root().join("tests/sanitize/overflow.c")];
             let overflow = program(&compiler, suite, &flags, &sources, &archive)?;
             overflow.compile()?;
             for set in ["portable", "avx2", "avx512"] {
@@ -221,8 +163,7 @@ fn races(sh: &Shell, report: &mut Report) -> Result<usize> {
     let build_std = ["-Zbuild-std=std,panic_unwind", "-Zbuild-std-features=panic-unwind"];
     let archive = library(sh, "thread", THREAD_LIBRARY, &rustc, &build_std)?;
     let mut archive = Program::statically(&archive);
-    let shim = write(sh, "shim.c", SHIM)?;
-    let object = shim.with_extension("o");
+    let (shim, object) = ("tests/sanitize/shim.c", directory("sanitize")?.join("shim.o"));
     archive.insert(0, object.display().to_string());
     let flags = ["-fsanitize=thread"];
     let mut count = 0;
@@ -232,10 +173,10 @@ fn races(sh: &Shell, report: &mut Report) -> Result<usize> {
             report.skip(format!("data races in {}: no clang", suite.language.name));
             continue;
         }
-        let compile = ["-x", "c", "-O1", "-fno-builtin", "-c"];
-        quietly(compiler.command(sh).args(compile).args([&shim, Path::new("-o"), &object]))?;
+        let compile = ["-x", "c", "-O1", "-fno-builtin", "-c", shim, "-o"];
+        quietly(compiler.command(sh).args(compile).arg(&object))?;
         if suite.language.name == C.name {
-            let sources = [write(sh, "race.c", RACE)?];
+            let sources = [root().join("tests/sanitize/race.c")];
             let race = program(&compiler, suite, &flags, &sources, &archive)?;
             race.compile()?;
             control(sh, &race, "portable", "data race")?;
