@@ -23,6 +23,13 @@ pub fn run(options: &[&str]) -> Result {
     if trial { Ok(()) } else { picture::draw() }
 }
 
+/// `cargo xtask bench grid [TURNS [SHAPE]]`: a grid of shapes beside two loops of C, the worst ratios last.
+pub fn grid(options: &[&str]) -> Result {
+    let (sh, dist) = (shell()?, dist::build(&target().join("dist"))?);
+    let (include, library, output) = (&dist.include, dist.static_library(), directory("bench")?);
+    Ok(cmd!(sh, "benches/c/grid {include} {library} {output} {options...}").run()?)
+}
+
 /// One call of 1x10 from C, on each set. Returns lines of the record.
 fn tiny(sh: &Shell) -> Result<String> {
     let library = Program::statically(&dist::build(&target().join("dist"))?.static_library());
