@@ -10,6 +10,7 @@ use crate::pool::PoolRef;
 use crate::run;
 use crate::validate::cross_entropy::{GradientRequest, Problem, Results as RawResults};
 use crate::validate::operand::Operand;
+use crate::validate::plain;
 use std::marker::PhantomData;
 
 /// How the loss is formed from the row losses.
@@ -569,6 +570,14 @@ impl<'a> CrossEntropy<'a> {
         // refuses shapes and strides that reach past the `available` elements of a slice or an array;
         // whoever made an operand of a pointer vouched for its elements. Validation also refuses to read
         // what is not initialised.
-        unsafe { run::cross_entropy(&problem, pass, results, request.as_ref(), &team, self.isa) }
+        unsafe {
+            if matches!(pass, Pass::Forward | Pass::ForwardBackward)
+                && let Some(plain) = plain::recognise(&problem, results, request.as_ref())
+                && run::plain(&plain, self.isa)
+            {
+                return Ok(());
+            }
+            run::cross_entropy(&problem, pass, results, request.as_ref(), &team, self.isa)
+        }
     }
 }

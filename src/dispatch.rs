@@ -9,13 +9,17 @@ use crate::kernels::contiguous::gradient::GradientChunk;
 use crate::kernels::contiguous::reduce::Sums;
 use crate::kernels::contiguous::{convert, gradient, interleaved, reduce};
 use crate::kernels::logit_transform::{self, Transform};
-use crate::kernels::row_math::{self, OutputTerm, RowGroup, RowGroupExtras, RowInputs, RowOptions};
+use crate::kernels::row_math::{self, OutputTerm, RowGroup, RowGroupExtras, RowOptions};
 use crate::kernels::row_state::ArgMax;
 use crate::kernels::softmax_gradient::{self, Pair, Tiles};
 use crate::kernels::strided::gradient::TileGradient;
 use crate::kernels::strided::reduce::{Masses, TileMaxima};
+use crate::kernels::strided::row::StripRow;
+use crate::kernels::strided::strip::{Strip, StripGradient, StripState};
 use crate::kernels::strided::tile::{Tile, TileNumbers};
-use crate::kernels::{Kernels, LaneKernels, LogitKernels, OutputKernels, class_index, strided};
+use crate::kernels::{
+    Kernels, LaneKernels, LogitKernels, OutputKernels, class_index, ordinary, strided,
+};
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::{Base, Shift};
 use crate::simd::{Simd, portable};
@@ -165,6 +169,21 @@ macro_rules! entries {
                 fn gather[S: Simd<Real: Base>, E: Element<S>](tile: &Tile, from: *const u8, strides: [isize; 2]) -> () {
                     strided::transpose::gather::<S, E>(S::assume(), tile, from, strides)
                 }
+                fn strip_sums[S: Simd<Real: Base>, E: Element<S>](strip: &Strip, state: &mut StripState) -> () {
+                    strided::strip::sums::<S, E>(S::assume(), strip, state)
+                }
+                fn strip_row_sums[S: Simd<Real: Base>, E: Element<S>](row: &StripRow, state: &mut StripState) -> () {
+                    strided::row::sums::<S, E>(S::assume(), row, state)
+                }
+                fn strip_row_gradient[S: Simd<Real: Base>, G: Element<S>](row: &StripRow, state: &mut StripState, to: *mut u8) -> () {
+                    strided::row::gradient::<S, G>(S::assume(), row, state, to)
+                }
+                fn strip_gradient[S: Simd<Real: Base>, E: Element<S>, G: Element<S>](strip: &Strip, state: &mut StripState, to: &StripGradient) -> () {
+                    strided::strip::gradient::<S, E, G>(S::assume(), strip, state, to)
+                }
+                fn finish_strip[S: Simd<Real: Base>](count: usize, state: &mut StripState, wanted: &ordinary::Wanted) -> () {
+                    ordinary::finish::<S>(S::assume(), count, state, wanted)
+                }
                 fn write_gradient[S: Simd<Real: Base>, E: Element<S>, G: Element<S>](chunk: &GradientChunk) -> () {
                     gradient::gradient::<S, E, G>(S::assume(), chunk)
                 }
@@ -186,8 +205,8 @@ macro_rules! entries {
                 fn count_kept[](view: &View<IntegerType>, first: usize, len: usize, ignore: i64, classes: usize) -> Option<u64> {
                     class_index::count_kept(view, first, len, ignore, classes)
                 }
-                fn read_classes[](view: &View<IntegerType>, span: &Span, ignore: i64, inputs: &mut RowInputs, row: usize) -> () {
-                    class_index::read_classes(view, span, ignore, inputs, row)
+                fn read_classes[](view: &View<IntegerType>, span: &Span, ignore: i64, to: &mut [f64]) -> () {
+                    class_index::read_classes(view, span, ignore, to)
                 }
                 fn transform[S: Simd<Real: Base>](x: *mut u8, len: usize, with: &Transform, slope: *mut u8) -> () {
                     logit_transform::transform::<S>(S::assume(), x, len, with, slope)
@@ -232,6 +251,8 @@ macro_rules! entries {
                     argmax: argmax::<S, E>,
                     dot: dot::<S, E>,
                     widen: widen::<S, E>,
+                    strip_sums: strip_sums::<S, E>,
+                    strip_row_sums: strip_row_sums::<S, E>,
                     gather: gather::<S, E>,
                 }
             }
@@ -242,6 +263,8 @@ macro_rules! entries {
                     gradient: write_gradient::<S, E, G>,
                     sums_and_gradient: sums_and_gradient::<S, E, G>,
                     narrow: narrow::<S, G>,
+                    strip_gradient: strip_gradient::<S, E, G>,
+                    strip_row_gradient: strip_row_gradient::<S, G>,
                     scatter: scatter::<S, G>,
                 }
             }
@@ -250,6 +273,7 @@ macro_rules! entries {
                 LaneKernels {
                     finish_loss: finish_loss::<S>,
                     finish_softmax: finish_softmax::<S>,
+                    finish_strip: finish_strip::<S>,
                     count_kept,
                     read_classes,
                     transform: transform::<S>,

@@ -6,7 +6,7 @@
 //! no threshold and no choice of algorithm: those stand in strategy.rs.
 
 use crate::kernels::logit_transform::Transform;
-use crate::strategy::CONVERTED;
+use crate::strategy::{self, CONVERTED};
 use crate::view::{Axis, FloatType, IntegerType, Position, Span, View};
 
 /// The sizes of a problem: `rows·inner` distributions over `classes` classes.
@@ -87,6 +87,32 @@ pub struct Plan {
     pub output: Option<Output>,
     /// What is computed.
     pub operation: Operation,
+}
+
+/// A plain call. Validation checks it (validate/plain.rs).
+#[derive(Clone, Copy, Debug)]
+pub struct Plain {
+    /// N
+    pub rows: usize,
+    /// C
+    pub classes: usize,
+    /// f32 `[rows, classes]`
+    pub logits: *const u8,
+    /// `[rows]`
+    pub targets: *const u8,
+    /// The type of the targets.
+    pub target_type: IntegerType,
+    /// The target of ignored rows.
+    pub ignore_index: i64,
+    /// The loss is a mean; else a sum.
+    pub is_mean: bool,
+    /// Where the loss goes.
+    pub loss: *mut f64,
+    /// Where the gradient goes: f32 `[rows, classes]`, apart from the logits or exactly there. Null in a
+    /// forward.
+    pub gradient: *mut u8,
+    /// What it is multiplied by.
+    pub scale: f64,
 }
 
 /// What a plan computes.
@@ -260,6 +286,20 @@ impl Loss {
             Targets::Indices(_) => self.label_smoothing > 0.0 && self.pass != Pass::Backward,
             Targets::Probabilities(_) => true,
         }
+    }
+
+    /// Distributions are summed in strips, if the layout is strided: a loss over class indices without options
+    /// that change the logits, spread mass over the classes or need the lse. Which results are wanted makes no
+    /// difference.
+    #[inline(always)]
+    pub fn fits_strips(&self, classes: usize, dtype: FloatType) -> bool {
+        self.has_indices()
+            && self.computes_losses()
+            && self.transform.is_none()
+            && !self.log_probs
+            && self.label_smoothing == 0.0
+            && self.z_loss == 0.0
+            && strategy::fits_strips(classes, dtype.lane_size())
     }
 
     /// Each class of a row has a mass of its own: a class weight, or a target probability.

@@ -3,14 +3,15 @@
 //! Both surfaces, C and Rust, call these functions.
 
 use crate::codes::*;
-use crate::dispatch::Isa;
+use crate::dispatch::{self, Isa};
 use crate::drivers::{self, softmax_gradient};
 use crate::error::Error;
 use crate::parallel::Team;
-use crate::plan::Pass;
+use crate::plan::{Pass, Plain};
 use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
 use crate::validate::softmax::Work;
-use crate::validate::{self, softmax};
+use crate::validate::{self, plain, softmax};
+use crate::view::FloatType;
 
 /// Checks and computes a cross-entropy problem. A forward has `results` alone, a backward reads
 /// `results.lse` and has a `request`, a fused call has both.
@@ -53,6 +54,21 @@ pub(crate) unsafe fn cross_entropy(
         write(results.correct, sums.correct);
     }
     Ok(())
+}
+
+/// Computes a plain call; false, with nothing written, if the general way has to.
+///
+/// # Safety
+/// The operands are packed, and as [`cross_entropy`] asks.
+#[inline(always)]
+pub(crate) unsafe fn plain(call: &Plain, isa: Option<Isa>) -> bool {
+    let isa = isa.map_or_else(dispatch::selected, Ok);
+    let kernels = isa.ok().and_then(|isa| isa.kernels(FloatType::F32, FloatType::F32));
+    match kernels {
+        // SAFETY: the call is valid, and its operands are in memory that stays valid for the call (# Safety).
+        Some(kernels) if plain::is_valid(call) => unsafe { drivers::small::run(&kernels, call) },
+        _ => false,
+    }
 }
 
 /// Checks and computes softmax, log-softmax, or the gradient through one of them.

@@ -66,6 +66,25 @@ pub const TILE: usize = 64;
 /// Classes of a tile's chunk: 64 distributions of them are 8 KiB of f32.
 pub const TILE_CLASSES: usize = 32;
 
+/// Distributions of a strip at most: it reads this many neighbours of one class, then of the next.
+pub const STRIP: usize = 256;
+
+/// Bytes of a strip's exponentials, or of logits that are not where a strip needs them.
+pub const STRIP_BYTES: usize = 16 * 1024;
+
+/// Bytes that a task takes from the heap for the exponentials of a strip, where a stack would hold too few
+/// lanes; a strip of fewer lanes reads too little of each class at a time.
+pub const HEAP_STRIP_BYTES: usize = 96 * 1024;
+
+/// Rows of a small call at most: a register of AVX-512.
+pub const SMALL_ROWS: usize = 16;
+
+/// Rows of a small call up to which lanes run along the classes of one row after the other.
+pub const SINGLE_ROWS: usize = 4;
+
+/// Classes of a small call at most: those of f32 rows that are [narrow](is_narrow).
+pub const SMALL_CLASSES: usize = NARROW_BYTES / 4;
+
 /// Registers of a tile that are scanned together for their largest logits: a scan is a chain of dependent
 /// instructions, and everything up to the first exponential waits for it. Four are as many as a tile of f32
 /// has with AVX-512.
@@ -78,6 +97,10 @@ pub const HELD_BYTES: usize = 32 * 1024;
 /// the work that a row needs once is then done for many rows at once. 128 classes, or 64 of f64; about
 /// there both ways cost the same (docs/performance.md).
 const NARROW_BYTES: usize = 512;
+
+/// Classes up to which a loss is computed in strips though classes are contiguous. At 150 strips take half
+/// the time of single rows, at 300 both take as long.
+const NARROW_STRIP_CLASSES: usize = 256;
 
 /// Gradients of at least this many bytes are written around the caches (docs/performance.md).
 const STREAMED_BYTES: usize = 16 << 20;
@@ -115,8 +138,23 @@ pub const TARGET_SCAN_ELEMENTS: usize = 4;
 
 /// Whether lanes run along rows although classes are contiguous.
 #[inline(always)]
-pub fn is_narrow(classes: usize, lane_size: usize) -> bool {
-    classes <= NARROW_BYTES / lane_size
+pub fn is_narrow(classes: usize, lane_size: usize, in_strips: bool) -> bool {
+    classes <= if in_strips { NARROW_STRIP_CLASSES } else { NARROW_BYTES / lane_size }
+}
+
+/// Whether a loss over class indices is computed in strips: a class has a number in f32 lanes. A row of one
+/// class has no others to sum up.
+#[inline(always)]
+pub fn fits_strips(classes: usize, lane_size: usize) -> bool {
+    lane_size == 4 && (2..=1 << 24).contains(&classes)
+}
+
+/// Whether a task with a gradient, of so many elements and bytes of exponentials a lane, takes memory for them
+/// where distributions lie side by side.
+#[inline(always)]
+pub fn keeps_on_heap(lane_bytes: usize, elements: usize) -> bool {
+    let lanes = |bytes: usize| bytes / lane_bytes;
+    lanes(STRIP_BYTES) < TILE && lanes(HEAP_STRIP_BYTES) >= TILE && elements >= THREAD_ELEMENTS
 }
 
 /// Whether the second sweep over a row goes along with the first over the next, if the call allows it.
@@ -164,9 +202,9 @@ pub fn prefetched_rows(row_bytes: usize, most: usize) -> usize {
 }
 
 /// Whether the stores of a gradient of `bytes` bypass the caches. They do only where nothing is read from
-/// the same memory and a row's classes are contiguous.
-pub fn streams(in_place: bool, accumulate: bool, class_stride: isize, bytes: usize) -> bool {
-    !in_place && !accumulate && class_stride == 1 && bytes >= STREAMED_BYTES
+/// the same memory and neighbours are stored together: classes, or distributions.
+pub fn streams(in_place: bool, accumulate: bool, has_neighbours: bool, bytes: usize) -> bool {
+    !in_place && !accumulate && has_neighbours && bytes >= STREAMED_BYTES
 }
 
 /// Rows, or tiles, of a task: a function of the problem alone, as the order of all sums is. `elements` is

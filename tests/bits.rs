@@ -636,3 +636,55 @@ fn the_layout_of_short_rows_does_not_show_in_the_loss() {
         }
     }
 }
+
+/// A call that asks for no more than the loss and the gradient goes through fewer checks, and its rows
+/// another way. One that asks for the number of rows too does not.
+#[test]
+fn small_calls_have_the_bits_of_general_ones() {
+    let shapes =
+        (1..=17).flat_map(|rows| [2, 3, 4, 5, 7, 8, 10, 16, 17, 33, 100, 128].map(|c| (rows, c)));
+    for (rows, classes) in shapes {
+        let kinds = [&KINDS[..], &[Kind::Unit, Kind::Confident]][rows % 2];
+        let mut problem = mixed(rows, classes, kinds);
+        for ignored in [false, true] {
+            if ignored && let Indices::I64(targets) = &mut problem.targets {
+                targets[rows / 2] = -100;
+            }
+            let (x, Indices::I64(y)) = (&problem.logits, &problem.targets) else {
+                unreachable!("i64 targets");
+            };
+            let narrow: Vec<i32> = y.iter().map(|&y| y as i32).collect();
+            for isa in isas() {
+                for reduction in [xent::Reduction::Mean, xent::Reduction::Sum] {
+                    let call = CrossEntropy::new(rows, classes)
+                        .reduction(reduction)
+                        .isa(isa)
+                        .grad_scale(0.5);
+                    let what = format!("{rows}x{classes} on {}, ignored: {ignored}", isa.name());
+                    let (mut want, mut kept, mut want_grad) = (0.0, 0, vec![7f32; x.len()]);
+                    let all = Results {
+                        loss: Some(&mut want),
+                        kept_rows: Some(&mut kept),
+                        ..Results::default()
+                    };
+                    call.forward_backward_with(x, y, &mut want_grad, all).unwrap();
+                    let (mut grad, mut in_place) = (vec![7f32; x.len()], x.clone());
+                    let losses = [
+                        call.forward(x, y).unwrap(),
+                        call.forward(x, &narrow).unwrap(),
+                        call.forward_backward(x, y, &mut grad).unwrap(),
+                        call.forward_backward_in_place(&mut in_place, &narrow).unwrap(),
+                    ];
+                    for loss in losses {
+                        assert_eq!(loss.to_bits(), want.to_bits(), "{what}: {loss} for {want}");
+                    }
+                    for grad in [grad, in_place] {
+                        for (i, (a, b)) in grad.iter().zip(&want_grad).enumerate() {
+                            assert_eq!(a.to_bits(), b.to_bits(), "{what}: {a} for {b} at {i}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -277,3 +277,24 @@ fn ordinary_factors_stay_in_range() {
         panic!("{error}");
     }
 }
+
+/// The first logits of a row chose its shift. Where all of them were -inf, small exponentials of the others
+/// were flushed to 0 beside a shift of 0, and their classes had no gradient.
+#[test]
+fn heads_that_say_nothing() {
+    for isa in isas() {
+        for classes in [8, 10, 100, 200, 300] {
+            let mut logits = vec![f32::NEG_INFINITY; classes];
+            (logits[4], logits[5], logits[6], logits[7]) = (-40.0, -39.0, -100.0, -41.0);
+            let mut grad = vec![7.0f32; classes];
+            let call = CrossEntropy::new(1, classes).reduction(Reduction::Sum).isa(isa);
+            call.forward_backward(&logits, &[4i32], &mut grad).unwrap();
+            let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+            for (c, (&x, &got)) in logits.iter().zip(&grad).enumerate() {
+                let want = f64::from(x).exp() / sum - f64::from(u8::from(c == 4));
+                let error = (f64::from(got) - want).abs();
+                assert!(error <= 1e-5 * want.abs(), "{isa:?}: {got:e} for {want:e} at {c}");
+            }
+        }
+    }
+}

@@ -508,10 +508,29 @@ fn rss_of_4_gib_in_place() {
     println!("skipped: reads /proc/self/status");
 }
 
+/// A large gradient along an inner axis of some hundred classes keeps the exponentials of a strip: a task
+/// takes 96 KiB for them and gives them back, whatever N·C is.
+fn exponentials_of_inner_positions() {
+    const CLASSES: usize = 150;
+    for positions in some(&[131_072, 150_000]) {
+        let mut x = vec![0.5f32; CLASSES * positions];
+        let targets: Vec<i32> = (0..positions).map(|i| (i % CLASSES) as i32).collect();
+        let call = CrossEntropy::new(1, CLASSES).inner(positions).threads(1);
+        let (result, count) =
+            counted(|| call.forward_backward_in_place(Output::from(&mut x), &targets));
+        result.unwrap();
+        // A task is 8 tiles of 64 positions or more.
+        let tasks = positions / (8 * 64) + 1;
+        let some = (1..=tasks).contains(&count.calls);
+        assert!(count.largest <= (96 << 10) + 64 && some, "{count:?}");
+    }
+}
+
 /// A test, and whether it runs by name only.
 type Test = (&'static str, fn(), bool);
 
-const TESTS: [Test; 5] = [
+const TESTS: [Test; 6] = [
+    ("exponentials_of_inner_positions", exponentials_of_inner_positions, false),
     ("small_calls_allocate_nothing", small_calls_allocate_nothing, false),
     ("calls_on_one_thread_allocate_nothing", calls_on_one_thread_allocate_nothing, false),
     ("jobs_are_all_that_teams_allocate", jobs_are_all_that_teams_allocate, false),

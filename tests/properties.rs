@@ -194,8 +194,7 @@ proptest! {
     }
 }
 
-/// The largest errors over many rows of the shapes where the bounds are tightest, in units of the error
-/// of p alone, without rounding. `--nocapture` prints them.
+/// The largest errors over many rows of the shapes where the bounds are tightest. `--nocapture` prints them.
 #[test]
 fn worst_errors_stay_within_the_bounds() {
     let shapes: [(usize, usize, &str); 7] = [
@@ -238,7 +237,7 @@ fn worst_errors_stay_within_the_bounds() {
             println!("{}, {name}, in units of the bounds: {worst}", isa.name());
             let (fused, backward) = (judge.strict(&fused.grad), judge.strict(&backward.grad));
             println!("  fused: {fused}\n  from lse: p {:.3}", backward.other);
-            // The error includes the rounding of the product.
+            // The errors include those of factor and product.
             assert!(fused.other <= 1.0 && fused.target <= 1.0 && backward.other <= 1.0);
         }
     }

@@ -65,6 +65,8 @@ pub struct Call<'a> {
     pub wants_entropy: bool,
     /// The first sweep needs nothing of the logits but exponentials of them as they are.
     pub sums_exps_alone: bool,
+    /// See [`Loss::fits_strips`].
+    pub in_strips: bool,
     /// The first sweep stores exponentials over the logits.
     pub stores_exps: bool,
     /// The second sweep counts every exponential from the row's final shift; else from the initial one,
@@ -123,6 +125,7 @@ impl<'a> Call<'a> {
             wants_argmax: false,
             wants_entropy: false,
             sums_exps_alone: true,
+            in_strips: false,
             stores_exps: shape.may_store_exps && term == OutputTerm::Exponentials,
             final_shift: shape.is_huge,
             sweeps: Sweeps::Two,
@@ -172,6 +175,7 @@ impl<'a> Call<'a> {
             wants_argmax,
             wants_entropy: loss.entropy.is_some(),
             sums_exps_alone,
+            in_strips: loss.fits_strips(plan.shape.classes, plan.logits.dtype),
             // Nothing else may need the logits again.
             stores_exps: shape.may_store_exps
                 && fused

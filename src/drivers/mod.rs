@@ -1,8 +1,8 @@
 //! Drivers bring blocks of logits to the kernels, and rows through the row arithmetic.
 //!
 //! They know the plan and the memory that it describes. Each way over the logits is a driver: batches of
-//! contiguous rows ([`rows`]), one long row on several threads ([`long_row`]), tiles of distributions
-//! ([`strided`]), the gradient of probability targets ([`target_gradient`]) and of a softmax
+//! contiguous rows ([`rows`]), one long row on several threads ([`long_row`]), strips and tiles of
+//! distributions ([`strips`], [`strided`]), small calls ([`small`]), the gradient of probability targets ([`target_gradient`]) and of a softmax
 //! ([`softmax_gradient`]).
 
 mod batch;
@@ -12,10 +12,11 @@ mod operands;
 mod padding;
 mod place;
 mod rows;
-mod scratch;
 mod segment;
+pub mod small;
 pub mod softmax_gradient;
 mod strided;
+mod strips;
 mod target_gradient;
 mod totals;
 
@@ -50,7 +51,10 @@ pub unsafe fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
         // SAFETY: the tiles are the plan's, and each is in one task. Only rows of one inner position have a
         // padding, and each tile is then of TILE of them.
         let task = |tiles: Range<usize>| unsafe {
-            let totals = strided::tiles(&call, axis, tiles.clone());
+            let totals = match call.loss {
+                Some(loss) if call.in_strips => strips::strips(&call, loss, axis, tiles.clone()),
+                _ => strided::tiles(&call, axis, tiles.clone()),
+            };
             padding::clear(plan, tiles.start * TILE..rows.min(tiles.end * TILE));
             totals
         };

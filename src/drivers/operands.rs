@@ -31,7 +31,10 @@ pub unsafe fn read(
         (Excluded::Target, Some((loss, Targets::Indices(view)))) => {
             // SAFETY: the targets cover all rows of the plan (validation), and the span fits the group
             // (# Safety); the processor has the set of the kernels.
-            unsafe { (call.k.lanes.read_classes)(view, span, loss.ignore_index, inputs, row) };
+            unsafe {
+                let to = &mut inputs.excluded[rows.clone()];
+                (call.k.lanes.read_classes)(view, span, loss.ignore_index, to);
+            }
         }
         (Excluded::Largest, _) => {
             for (excluded, largest) in inputs.excluded[rows.clone()].iter_mut().zip(largest) {

@@ -1,10 +1,10 @@
-//! Where the tiles of a problem lie.
+//! Where the tiles and strips of a problem lie.
 
 use crate::plan::Shape;
 use crate::strategy::TILE;
 use crate::view::{Axis, ElementType, FloatType, Position, Span, View};
 
-/// At most [`TILE`] distributions that are neighbours along an axis.
+/// Distributions that are neighbours along an axis.
 #[derive(Clone, Copy)]
 pub struct Place {
     /// The axis.
@@ -25,6 +25,23 @@ impl Place {
             Axis::Inner => Position { row: outer, inner: start },
         };
         Place { axis, first, len: TILE.min(along - start) }
+    }
+
+    /// The distributions of the tiles from `index` on that are neighbours, up to tile `end`; and how many
+    /// tiles these are.
+    pub fn run(shape: &Shape, axis: Axis, index: usize, end: usize) -> (Self, usize) {
+        let tiles = tiles(shape, axis);
+        let place = Place::new(shape, axis, index);
+        let start = index % tiles;
+        let count = (tiles - start).min(end - index);
+        let len = (count * TILE).min(shape.along(axis) - start * TILE);
+        (Place { len, ..place }, count)
+    }
+
+    /// Distributions `start..start + len` as a place, or as many of them as there are.
+    pub fn part(&self, start: usize, len: usize) -> Self {
+        let Span { first, axis, len } = self.span(start, len);
+        Place { axis, first, len }
     }
 
     /// The tiles of a shape.

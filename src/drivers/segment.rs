@@ -2,7 +2,6 @@
 
 use super::batch::{InitialShift, Reduction, RowGradient};
 use super::call::Call;
-use super::scratch::Scratch;
 use crate::kernels::LogitKernels;
 use crate::kernels::contiguous::block::{Chunk, excluded_in};
 use crate::kernels::contiguous::gradient::{Bias, GradientChunk, Source};
@@ -10,6 +9,7 @@ use crate::kernels::contiguous::reduce::Sums;
 use crate::kernels::logit_transform::Transform;
 use crate::kernels::row_math::OutputTerm;
 use crate::kernels::row_state::{ExpSum, RowState};
+use crate::kernels::scratch::Scratch;
 use crate::kernels::strided::tile::Tile;
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::Shift;

@@ -1,8 +1,8 @@
 //! The gradients of softmax and log-softmax with respect to their input.
 
 use super::place::Place;
-use super::scratch::Scratch;
 use crate::kernels::Kernels;
+use crate::kernels::scratch::Scratch;
 use crate::kernels::softmax_gradient::{Pair, Tiles};
 use crate::kernels::strided::tile::Tile;
 use crate::parallel::{Team, Work};

@@ -3,11 +3,11 @@
 use super::call::{Call, Excluded};
 use super::operands;
 use super::place::Place;
-use super::scratch::Scratch;
 use super::totals::{GroupTotals, Totals};
 use crate::kernels::contiguous::gradient::split_factor;
 use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras, RowInputs, RowLanes, is_far_below};
 use crate::kernels::row_state::ArgMax;
+use crate::kernels::scratch::Scratch;
 use crate::kernels::strided::gradient::TileGradient;
 use crate::kernels::strided::reduce::{Masses, TileMaxima};
 use crate::kernels::strided::tile::{GROUPS, Tile};
@@ -27,6 +27,29 @@ struct Buffers {
     slope: Scratch<CHUNK_LANES>,
     g: Scratch<CHUNK_LANES>,
     mass: MaybeUninit<[f64; CHUNK_LANES]>,
+}
+
+impl Buffers {
+    /// Buffers that hold nothing yet.
+    #[inline(always)]
+    fn new() -> Self {
+        Buffers {
+            x: MaybeUninit::uninit(),
+            slope: Scratch::new(),
+            g: Scratch::new(),
+            mass: MaybeUninit::uninit(),
+        }
+    }
+
+    #[inline(always)]
+    fn starts(&mut self) -> BufferStarts {
+        BufferStarts {
+            x: self.x.as_mut_ptr().cast(),
+            slope: self.slope.start(),
+            g: self.g.start(),
+            mass: self.mass.as_mut_ptr().cast(),
+        }
+    }
 }
 
 /// The addresses of [`Buffers`], taken once.
@@ -144,20 +167,9 @@ unsafe fn tiles_with_buffers(
     range: Range<usize>,
     extras: Option<&mut TileExtras>,
 ) -> Totals {
-    let mut buffers = Buffers {
-        x: MaybeUninit::uninit(),
-        slope: Scratch::new(),
-        g: Scratch::new(),
-        mass: MaybeUninit::uninit(),
-    };
-    let starts = BufferStarts {
-        x: buffers.x.as_mut_ptr().cast(),
-        slope: buffers.slope.start(),
-        g: buffers.g.start(),
-        mass: buffers.mass.as_mut_ptr().cast(),
-    };
+    let mut buffers = Buffers::new();
     // SAFETY: this function's own # Safety; the buffers live as long as the call.
-    unsafe { tiles_with(call, axis, range, Some(starts), extras) }
+    unsafe { tiles_with(call, axis, range, Some(buffers.starts()), extras) }
 }
 
 /// # Safety
@@ -181,6 +193,62 @@ unsafe fn tiles_with(
         unsafe { sweeper.run(&mut totals) };
     }
     totals.total()
+}
+
+/// What [`again`] finds out about the distributions of a place.
+pub struct Again<'a> {
+    /// The losses of some.
+    pub loss: &'a mut [f64],
+    /// The lse of the same.
+    pub lse: &'a mut [f64],
+    /// Of all, if it is asked for.
+    pub entropy: [f64; TILE],
+    /// Likewise.
+    pub argmax: [usize; TILE],
+}
+
+/// Computes some distributions of a place, at most [`TILE`] long, as a tile: the losses and lse of those with
+/// a bit in `losses`, the gradients of those with a bit in `gradients`, and of all of them what a strip does
+/// not find out.
+///
+/// # Safety
+/// The place is the call's, which is a loss; no other thread accesses its distributions.
+#[cold]
+#[inline(never)]
+pub unsafe fn again(call: &Call, place: Place, losses: u64, gradients: u64, to: &mut Again) {
+    let mut buffers = Buffers::new();
+    let mut extras = TileExtras::NONE;
+    let mut groups = [RowGroup::EMPTY; GROUPS];
+    let mut sweeper = Sweeper {
+        call,
+        place,
+        buffers: Some(buffers.starts()),
+        groups: &mut groups,
+        extras: TileExtras::are_needed(call).then_some(&mut extras),
+    };
+    // SAFETY: this function's own # Safety; the sums are complete before the rows are finished, and these
+    // before the gradient is written.
+    unsafe {
+        if call.wants_argmax {
+            sweeper.find_largest();
+        }
+        if losses | gradients != 0 || call.wants_entropy {
+            let (exps, reduces) = sweeper.read_operands(place.len.div_ceil(ROWS));
+            if reduces {
+                sweeper.reduce(exps);
+            }
+            sweeper.finish(place.len.div_ceil(ROWS));
+            sweeper.write(reduces, gradients);
+        }
+    }
+    for lane in 0..place.len {
+        let (group, row) = (lane / ROWS, lane % ROWS);
+        let results = &groups[group].results;
+        if losses >> lane & 1 == 1 {
+            (to.loss[lane], to.lse[lane]) = (results.loss[row], results.lse[row]);
+        }
+        (to.entropy[lane], to.argmax[lane]) = (results.entropy[row], extras.argmax[group][row]);
+    }
 }
 
 /// Groups that hold `lanes` distributions in whole registers, of at most 16 lanes.
@@ -217,10 +285,12 @@ impl Sweeper<'_> {
             // SAFETY: this function's own # Safety.
             unsafe { self.reduce(exps) };
         }
-        // SAFETY: this function's own # Safety; the sums are complete.
-        unsafe { self.finish(used, totals) };
-        // SAFETY: this function's own # Safety; the rows are finished.
-        unsafe { self.write(reduces) };
+        // SAFETY: this function's own # Safety; the sums are complete, then the rows are finished.
+        unsafe {
+            self.finish(used);
+            self.hand_out(used, totals);
+            self.write(reduces, !0);
+        }
     }
 
     /// Reads the operands of the first `used` groups; returns whether exponentials are to be summed, and
@@ -474,12 +544,11 @@ impl Sweeper<'_> {
         }
     }
 
-    /// Runs the row arithmetic over the first `used` groups, and writes their results; adds their losses to
-    /// the totals.
+    /// Runs the row arithmetic over the first `used` groups.
     ///
     /// # Safety
     /// See above; the sums are complete.
-    unsafe fn finish(&mut self, used: usize, totals: &mut GroupTotals) {
+    unsafe fn finish(&mut self, used: usize) {
         let (call, place) = (self.call, self.place);
         let groups = &mut self.groups[..used];
         if call.from_lse {
@@ -496,8 +565,16 @@ impl Sweeper<'_> {
             }
         }
         call.finish(groups, self.extras.as_ref().map(|extras| &extras.groups[..]));
+    }
+
+    /// Writes the results of the first `used` groups, and adds their losses to the totals.
+    ///
+    /// # Safety
+    /// See above; the rows are finished.
+    unsafe fn hand_out(&mut self, used: usize, totals: &mut GroupTotals) {
+        let (call, place) = (self.call, self.place);
         let Some(loss) = call.loss.filter(|_| call.computes_losses) else { return };
-        for (i, group) in groups.iter().enumerate() {
+        for (i, group) in self.groups[..used].iter().enumerate() {
             let argmax = self.extras.as_ref().map_or(&[0; ROWS], |extras| &extras.argmax[i]);
             operands::add_group(loss, group, argmax, totals);
             // SAFETY: the distributions are the call's and this thread's (# Safety).
@@ -507,12 +584,12 @@ impl Sweeper<'_> {
         }
     }
 
-    /// The second sweep: writes the gradients. `reduced`: the first sweep went before, and its copies are
-    /// still in the buffer, if that holds all classes.
+    /// The second sweep: writes the gradients of rows with a bit in `chosen`. `reduced`: the first sweep went
+    /// before, and its copies are still in the buffer, if that holds all classes.
     ///
     /// # Safety
     /// See above; the rows are finished.
-    unsafe fn write(&mut self, reduced: bool) {
+    unsafe fn write(&mut self, reduced: bool, chosen: u64) {
         let call = self.call;
         let Some(output) = &call.plan.output else { return };
         let lanes = self.place.len;
@@ -525,7 +602,7 @@ impl Sweeper<'_> {
             fills |= group.sweeps != !0;
             extreme |= group.has_extreme_factor;
         }
-        writes &= !0 >> (TILE - lanes);
+        writes &= chosen & !0 >> (TILE - lanes);
         if writes == 0 {
             return;
         }

@@ -9,12 +9,12 @@ use crate::codes::*;
 use crate::dispatch::{self, Isa};
 use crate::error::Error;
 use crate::parallel::Team;
-use crate::plan::Pass;
-use crate::plan::Shape;
+use crate::plan::{Pass, Plain, Shape};
 use crate::pool::Pool;
 use crate::run;
 use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
 use crate::validate::operand::Operand;
+use crate::validate::plain::{is_packed, is_packed_rows, target_type};
 use crate::validate::softmax::{self, Function};
 use guard::{Failure, fail, fail_without_memory, guarded, last_error};
 use std::ffi::{c_char, c_void};
@@ -463,6 +463,122 @@ unsafe fn request(
     })
 }
 
+/// The plain call that a caller's structs are, if they are those of one; they are read where they are.
+///
+/// # Safety
+/// The pointers are NULL or valid for reads, and the structs are as [`structs`] asks.
+#[inline(always)]
+unsafe fn plain(
+    problem: *const xent_problem,
+    results: *const xent_results,
+    gradient: Option<(*const xent_input, f64, *const xent_output)>,
+) -> Option<Plain> {
+    let knows_all = |size: u32, own: usize| size as usize == own;
+    // SAFETY: the pointers are NULL or valid for reads (# Safety). A struct of another version, which may be
+    // shorter, is not read beyond its size.
+    let (problem, results) = unsafe {
+        if problem.is_null()
+            || results.is_null()
+            || !problem.is_aligned()
+            || !results.is_aligned()
+            || !knows_all(problem.cast::<u32>().read(), size_of::<xent_problem>())
+            || !knows_all(results.cast::<u32>().read(), size_of::<xent_results>())
+        {
+            return None;
+        }
+        (&*problem, &*results)
+    };
+    // All of them are named: an option to come does not compile until this function knows it.
+    let xent_problem {
+        struct_size: _,
+        flags,
+        rows,
+        classes,
+        inner,
+        logits,
+        targets,
+        class_weights,
+        row_weights,
+        row_mask,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        softcap,
+        logit_scale,
+        normalizer,
+        z_normalizer,
+        reduction,
+        threads: _,
+        pool: _,
+    } = problem;
+    let xent_results {
+        struct_size: _,
+        loss,
+        row_losses,
+        lse,
+        z_loss: z_part,
+        normalizer: n,
+        z_normalizer: z,
+        kept_rows,
+        argmax,
+        correct,
+        entropy,
+    } = results;
+    let target_type = target_type(targets.dtype)?;
+    let is_plain = (*flags == 0)
+        & (*inner == 1)
+        & (*label_smoothing == 0.0)
+        & (*z_loss == 0.0)
+        & (*softcap == 0.0)
+        & (*logit_scale == 1.0)
+        & (*normalizer == 0.0)
+        & (*z_normalizer == 0.0)
+        & matches!(*reduction, XENT_MEAN | XENT_SUM)
+        & class_weights.data.is_null()
+        & row_weights.data.is_null()
+        & row_mask.data.is_null()
+        & row_losses.data.is_null()
+        & entropy.data.is_null()
+        & lse.is_null()
+        & z_part.is_null()
+        & n.is_null()
+        & z.is_null()
+        & kept_rows.is_null()
+        & argmax.is_null()
+        & correct.is_null()
+        & (logits.dtype == XENT_F32)
+        & is_packed(&logits.strides, *classes)
+        & is_packed_rows(&targets.strides);
+    if !is_plain {
+        return None;
+    }
+    let (mut to, mut scale) = (std::ptr::null_mut(), 1.0);
+    if let Some((grad_output, grad_scale, grad)) = gradient {
+        // SAFETY: the pointer is NULL or valid for reads (# Safety).
+        let grad = unsafe { grad.as_ref() }?;
+        if !grad_output.is_null()
+            || grad.data.is_null()
+            || grad.dtype != XENT_F32
+            || !is_packed(&grad.strides, *classes)
+        {
+            return None;
+        }
+        (to, scale) = (grad.data.cast(), grad_scale);
+    }
+    Some(Plain {
+        rows: *rows,
+        classes: *classes,
+        logits: logits.data.cast(),
+        targets: targets.data.cast(),
+        target_type,
+        ignore_index: *ignore_index,
+        is_mean: *reduction == XENT_MEAN,
+        loss: *loss,
+        gradient: to,
+        scale,
+    })
+}
+
 /// Computes the loss and the other results that `results` asks for. Reads the logits from memory
 /// once.
 ///
@@ -479,6 +595,11 @@ pub unsafe extern "C" fn xent_forward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
+        if let Some(call) = plain(problem, results, None)
+            && run::plain(&call, None)
+        {
+            return Ok(());
+        }
         let (problem, checked, results) = structs(problem, results)?;
         let results = results.ok_or_else(|| null("results"))?;
         let team = team(problem.pool, problem.threads);
@@ -576,6 +697,11 @@ pub unsafe extern "C" fn xent_forward_backward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
+        if let Some(call) = plain(problem, results, Some((grad_output, grad_scale, grad_logits)))
+            && run::plain(&call, None)
+        {
+            return Ok(());
+        }
         let (problem, checked, results) = structs(problem, results)?;
         let results = results.unwrap_or(Results::NONE);
         let request = request(grad_output, grad_scale, grad_logits, "grad_logits")?;

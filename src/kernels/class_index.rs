@@ -1,5 +1,4 @@
-//! Class indices of any integer type: counted where validation checks them, and read into a group of
-//! rows.
+//! Class indices of any integer type: counted where validation checks them, and read into lanes of f64.
 //!
 //! The loops are plain Rust that the compiler vectorises for the entry point's instruction set: on 65536
 //! rows of 10 classes, a target costs as much as a logit.
@@ -47,48 +46,38 @@ unsafe fn count_of<T: Integer>(
     (!bad).then_some(kept)
 }
 
-/// Reads the targets of a span into rows of a group from `row` on: see [`RowInputs::excluded`].
+/// Reads the targets of a span: see [`RowInputs::excluded`].
 ///
 /// # Safety
-/// The view covers the span, and `row + span.len` is at most [`ROWS`].
+/// The view covers the span, and `to` has room for it.
 #[inline(always)]
-pub unsafe fn read_classes(
-    view: &View<IntegerType>,
-    span: &Span,
-    ignore: i64,
-    inputs: &mut RowInputs,
-    row: usize,
-) {
-    // SAFETY: the integers are of `T`, by the dtype; the view covers the span, which fits the group
+pub unsafe fn read_classes(view: &View<IntegerType>, span: &Span, ignore: i64, to: &mut [f64]) {
+    // SAFETY: the integers are of `T`, by the dtype; the view covers the span, for which there is room
     // (# Safety).
-    with_integer!(view.dtype, T => unsafe { read_of::<T>(view, span, ignore, inputs, row) })
+    with_integer!(view.dtype, T => unsafe { read_of::<T>(view, span, ignore, to) })
 }
 
 /// # Safety
 /// As [`read_classes`], of integers of `T`.
 #[inline(always)]
-unsafe fn read_of<T: Integer>(
-    view: &View<IntegerType>,
-    span: &Span,
-    ignore: i64,
-    inputs: &mut RowInputs,
-    row: usize,
-) {
+unsafe fn read_of<T: Integer>(view: &View<IntegerType>, span: &Span, ignore: i64, to: &mut [f64]) {
     // SAFETY: the view covers the span (# Safety of `read_classes`).
     let (p, step) = unsafe { view.span::<T>(span) };
     let mut read = |i: usize, step: isize| {
-        // SAFETY: target `i` of the span is in the view's memory and aligned (validation), and row
-        // `row + i` is in the group (# Safety of `read_classes`).
+        // SAFETY: target `i` of the span is in the view's memory and aligned (validation), and has room
+        // (# Safety of `read_classes`).
         unsafe {
             let target = (*p.wrapping_offset(i as isize * step)).value();
             let class = if target == ignore { RowInputs::IGNORED } else { target as f64 };
-            *inputs.excluded.as_mut_ptr().add(row + i) = class;
+            *to.as_mut_ptr().add(i) = class;
         }
     };
-    // Constant bounds, so that the compiler vectorises the loop.
-    if step == 1 && span.len == ROWS {
+    // A stride, and for a group of rows a length, that the compiler knows: it vectorises these loops.
+    if step != 1 {
+        (0..span.len).for_each(|i| read(i, step));
+    } else if span.len == ROWS {
         (0..ROWS).for_each(|i| read(i, 1));
     } else {
-        (0..span.len).for_each(|i| read(i, step));
+        (0..span.len).for_each(|i| read(i, 1));
     }
 }

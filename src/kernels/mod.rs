@@ -12,8 +12,10 @@
 pub mod class_index;
 pub mod contiguous;
 pub mod logit_transform;
+pub mod ordinary;
 pub mod row_math;
 pub mod row_state;
+pub mod scratch;
 pub mod softmax_gradient;
 pub mod strided;
 
@@ -24,11 +26,13 @@ use contiguous::block::Chunk;
 use contiguous::gradient::GradientChunk;
 use contiguous::reduce::Sums;
 use logit_transform::Transform;
-use row_math::{OutputTerm, RowGroup, RowGroupExtras, RowInputs, RowOptions};
+use row_math::{OutputTerm, RowGroup, RowGroupExtras, RowOptions};
 use row_state::ArgMax;
 use std::ops::Range;
 use strided::gradient::TileGradient;
 use strided::reduce::{Masses, TileMaxima};
+use strided::row::StripRow;
+use strided::strip::{Strip, StripGradient, StripState};
 use strided::tile::{Tile, TileNumbers};
 
 /// Entry points for one type of logits on one instruction set. Each does what the function of the same
@@ -54,6 +58,10 @@ pub struct LogitKernels {
     pub dot: unsafe fn(&Chunk, f64, *const f64) -> f64,
     /// See [`contiguous::convert::widen`].
     pub widen: unsafe fn(*const u8, usize, *mut u8),
+    /// See [`strided::strip::sums`].
+    pub strip_sums: unsafe fn(&Strip, &mut StripState),
+    /// See [`strided::row::sums`].
+    pub strip_row_sums: unsafe fn(&StripRow, &mut StripState),
     /// See [`strided::transpose::gather`].
     pub gather: unsafe fn(&Tile, *const u8, [isize; 2]),
 }
@@ -66,10 +74,12 @@ pub struct LaneKernels {
     pub finish_loss: unsafe fn(&mut [RowGroup], Option<&[RowGroupExtras]>, &RowOptions),
     /// See [`row_math::finish_softmax`].
     pub finish_softmax: unsafe fn(&mut [RowGroup], OutputTerm),
+    /// See [`ordinary::finish`].
+    pub finish_strip: unsafe fn(usize, &mut StripState, &ordinary::Wanted),
     /// See [`class_index::count_kept`].
     pub count_kept: unsafe fn(&View<IntegerType>, usize, usize, i64, usize) -> Option<u64>,
     /// See [`class_index::read_classes`].
-    pub read_classes: unsafe fn(&View<IntegerType>, &Span, i64, &mut RowInputs, usize),
+    pub read_classes: unsafe fn(&View<IntegerType>, &Span, i64, &mut [f64]),
     /// See [`logit_transform::transform`].
     pub transform: unsafe fn(*mut u8, usize, &Transform, *mut u8),
     /// See [`contiguous::reduce::compensated_total`].
@@ -108,6 +118,10 @@ pub struct OutputKernels {
     pub sums_and_gradient: SumsAndGradient,
     /// See [`contiguous::convert::narrow`].
     pub narrow: unsafe fn(*const u8, usize, *mut u8),
+    /// See [`strided::strip::gradient`].
+    pub strip_gradient: unsafe fn(&Strip, &mut StripState, &StripGradient),
+    /// See [`strided::row::gradient`].
+    pub strip_row_gradient: unsafe fn(&StripRow, &mut StripState, *mut u8),
     /// See [`strided::transpose::scatter`].
     pub scatter: unsafe fn(&Tile, *mut u8, [isize; 2], bool, u64),
 }

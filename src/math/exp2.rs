@@ -77,6 +77,8 @@ pub trait Base: Real {
     /// keeps the ulp of `MAGIC`. It leaves room for the term that [`Exp2::base_e`] adds to f,
     /// which is proportional to x, so that f stays in the range of the polynomial.
     const MAX_SHIFT: f64;
+    /// Terms of a logarithm that leave an error far below that of the lanes.
+    const ATANH_TERMS: usize;
     /// The coefficients of `f^0, f^1, f^2, …` in `2^f` on [-1/2, 1/2], or with a table in `1 - C·2^f`
     /// on [-1/16, 1/16].
     const POLY: &'static [Self];
@@ -95,12 +97,16 @@ impl Base for f32 {
     const EXCESS: f64 = 1.334_975_834_983_818_4e-8;
     const BIAS: f32 = 127.0;
     const MAX_SHIFT: f64 = 65_536.0;
+    const ATANH_TERMS: usize = 4;
     // Minimax in relative error (Lawson's iteration). Each coefficient was then varied by a few ulps
     // for the least error of `e` over all arguments. The relative error of the polynomial is 1.9e-8.
     const POLY: &'static [f32] = &[-0.002_567_589_3, -0.694_926_9, -0.240_881_01, -0.055_642_266];
 }
 
-/// `2^(j/8)/C` with `C = 1.002_567_606_75`. Each is off by 0.024 ulp at most.
+/// C, by which the powers of the table are divided.
+const TABLE_DIVISOR: f64 = 1.002_567_606_75;
+
+/// `2^(j/8)/C`. Each is off by 0.024 ulp at most.
 const EIGHTHS: [f32; 8] = [
     0.997_438_97,
     1.087_714_9,
@@ -137,6 +143,7 @@ impl Base for f64 {
     const EXCESS: f64 = 1.410_920_060_305_223_7e-17;
     const BIAS: f64 = 1023.0;
     const MAX_SHIFT: f64 = 562_949_953_421_312.0;
+    const ATANH_TERMS: usize = 11;
     // `(2^f - 1)/f` interpolated at 11 Chebyshev nodes, in 60 digits. With rounded coefficients, the
     // relative error of the polynomial is 2.0e-17.
     const POLY: &'static [f64] = &[
@@ -388,13 +395,33 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
         self.value_of::<C>(self.power::<C>(x))
     }
 
-    /// Returns [`value`](Self::value) for an x that is NaN or not above the range, and 0 in lanes where
-    /// `not` is set, whatever x is.
+    /// Returns the clamped [`value`](Self::value) in lanes where `mask` is set, and 0 in the others, whatever x
+    /// is. Unless `C` clamps, an x in a lane that is set is NaN or not above the range.
     #[inline(always)]
-    pub fn value_below(&self, x: S::Vector, not: S::Mask) -> S::Vector {
-        let (s, power) = (self.s, self.power::<Unclamped>(x));
-        let zero = s.either(not, self.is_zero(power.m));
-        s.select(zero, s.splat(S::Real::ZERO), self.product(power))
+    pub fn value_where<C: Clamping>(&self, x: S::Vector, mask: S::Mask) -> S::Vector {
+        let (s, power) = (self.s, self.power::<C>(x));
+        let held = s.both(mask, s.not_less(power.m, s.splat(S::Real::FIRST)));
+        s.select(held, self.product(power), s.splat(S::Real::ZERO))
+    }
+
+    /// Returns `2^(L·(x - logit) - exponent)` in f64, and m, which has to be in range. The relative error in
+    /// lanes of f32 is 4e-9, a third of it that of the polynomial of f64 lanes, which is cut to degree 4.
+    #[inline(always)]
+    pub fn wide_value(&self, x: S::Vector) -> (S::Widened, S::Vector) {
+        let (s, d) = (self.s, self.s.wide());
+        let (f, m) = self.reduce::<Unclamped>(self.shifted(x));
+        let degree = if S::Real::HAS_TABLE { 4 } else { f64::POLY.len() - 1 };
+        let (f, mut value) = (s.widen(f), s.widen(s.scale(self.table, m)));
+        for (value, &f) in value.as_mut().iter_mut().zip(f.as_ref()) {
+            let mut q = d.splat(f64::POLY[degree]);
+            for i in (1..degree).rev() {
+                q = d.mul_add(q, f, d.splat(f64::POLY[i]));
+            }
+            let power = d.mul_add(q, f, d.splat(1.0));
+            let unit = if S::Real::HAS_TABLE { -TABLE_DIVISOR } else { 1.0 };
+            *value = d.mul(d.mul(*value, d.splat(unit)), power);
+        }
+        (value, m)
     }
 
     /// Returns a logit whose exponent is close to 0. It has no meaning after [`lanes`](Self::lanes).

@@ -6,7 +6,7 @@
 
 pub mod compensated;
 #[cfg(test)]
-mod double_double;
+pub mod double_double;
 pub mod exp2;
 pub mod real;
 pub mod scalar;

@@ -108,6 +108,19 @@ pub fn ln_parts<D: Doubles>(d: D, x: D::Vector) -> (D::Vector, D::Vector) {
     (k, d.sub(t, d.mul(u, d.sub(t, d.mul(z, q)))))
 }
 
+/// Returns `2·atanh u` for |u| < 0.1716 from so many terms after the first. The relative error is below
+/// 4e-9 with 4 terms, 1e-15 with all 11.
+#[inline(always)]
+pub fn twice_atanh<D: Doubles>(d: D, u: D::Vector, terms: usize) -> D::Vector {
+    let z = d.mul(u, u);
+    let mut q = d.splat(ATANH[terms - 1]);
+    for i in (0..terms - 1).rev() {
+        q = d.mul_add(q, z, d.splat(ATANH[i]));
+    }
+    let z = d.mul(z, u);
+    d.mul_add(q, z, d.add(u, u))
+}
+
 /// Returns `(k, y)` with log2 x = k + y, k an integer and |y| ≤ 1/2, for x ≥ 0. The result is `(0, -inf)`
 /// at 0 and below the smallest normal number, `(0, inf)` at inf, and `(0, NaN)` for NaN.
 #[inline(always)]

@@ -120,6 +120,14 @@ macro_rules! mask_methods {
             avx2!($cmp::<_CMP_EQ_OQ>(a, b))
         }
         #[inline(always)]
+        fn not_less(self, a: $vector, b: $vector) -> $vector {
+            avx2!($cmp::<_CMP_NLT_UQ>(a, b))
+        }
+        #[inline(always)]
+        fn not_equal(self, a: $vector, b: $vector) -> $vector {
+            avx2!($cmp::<_CMP_NEQ_UQ>(a, b))
+        }
+        #[inline(always)]
         fn select(self, mask: $vector, a: $vector, b: $vector) -> $vector {
             avx2!($blendv(b, a, mask))
         }

@@ -65,6 +65,14 @@ macro_rules! mask_methods {
             avx512!($cmp_mask::<_CMP_EQ_OQ>(a, b))
         }
         #[inline(always)]
+        fn not_less(self, a: $vector, b: $vector) -> $mask {
+            avx512!($cmp_mask::<_CMP_NLT_UQ>(a, b))
+        }
+        #[inline(always)]
+        fn not_equal(self, a: $vector, b: $vector) -> $mask {
+            avx512!($cmp_mask::<_CMP_NEQ_UQ>(a, b))
+        }
+        #[inline(always)]
         fn select(self, mask: $mask, a: $vector, b: $vector) -> $vector {
             avx512!($mask_blend(mask, b, a))
         }

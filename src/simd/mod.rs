@@ -37,6 +37,12 @@ pub trait Real: Copy + PartialEq + PartialOrd + std::fmt::Debug + Send + Sync + 
     /// The numbers 0 to 31.
     const NUMBERS: [Self; 32];
 
+    /// `self + x`, rounded to the type.
+    fn plus(self, x: Self) -> Self;
+    /// `self - x`, rounded to the type.
+    fn minus(self, x: Self) -> Self;
+    /// `self * x`, rounded to the type.
+    fn times(self, x: Self) -> Self;
     /// Rounds to nearest.
     fn from_f64(x: f64) -> Self;
     /// Converts exactly.
@@ -58,6 +64,18 @@ macro_rules! real {
                 numbers
             };
 
+            #[inline(always)]
+            fn plus(self, x: Self) -> Self {
+                self + x
+            }
+            #[inline(always)]
+            fn minus(self, x: Self) -> Self {
+                self - x
+            }
+            #[inline(always)]
+            fn times(self, x: Self) -> Self {
+                self * x
+            }
             #[inline(always)]
             fn from_f64(x: f64) -> Self {
                 x as $type
@@ -204,6 +222,10 @@ pub trait Simd: Copy {
     fn less(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
     /// `a == b`; false if either is NaN.
     fn equal(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
+    /// Not `a < b`: true if either is NaN.
+    fn not_less(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
+    /// Not `a == b`: true if either is NaN.
+    fn not_equal(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
     /// `a` in lanes whose flag is set, `b` in the others.
     fn select(self, mask: Self::Mask, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// The logical and of two masks.

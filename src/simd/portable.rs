@@ -178,6 +178,16 @@ macro_rules! simd {
             a.simd_eq(b)
         }
         #[inline(always)]
+        fn not_less(self, a: $vector, b: $vector) -> $vector {
+            let zero = self.splat(0.0);
+            zero.simd_eq(zero) ^ a.simd_lt(b)
+        }
+        #[inline(always)]
+        fn not_equal(self, a: $vector, b: $vector) -> $vector {
+            let zero = self.splat(0.0);
+            zero.simd_eq(zero) ^ a.simd_eq(b)
+        }
+        #[inline(always)]
         fn select(self, mask: $vector, a: $vector, b: $vector) -> $vector {
             mask.bitselect(a, b)
         }

@@ -12,7 +12,9 @@ use crate::kernels::Kernels;
 use crate::kernels::logit_transform::Transform;
 use crate::math::compensated::CompensatedSum;
 use crate::parallel::{Team, Work};
-use crate::plan::{GradientFactors, Loss, Operation, Output, Pass, Plan, Shape, Target, Targets};
+use crate::plan::{
+    GradientFactors, Layout, Loss, Operation, Output, Pass, Plan, Shape, Target, Targets,
+};
 use crate::strategy::{self, TARGET_SCAN_ELEMENTS};
 use crate::view::{Axis, ElementType, FloatType, Position, View};
 use std::ops::Range;
@@ -253,6 +255,7 @@ pub(crate) unsafe fn validate(
     let given = |x: f64, usual: CompensatedSum| if x > 0.0 { x } else { usual.value() };
     let normalizer = given(problem.normalizer, scan.weight);
     let z_normalizer = given(problem.z_normalizer, scan.row_weight);
+    let layout = layout(&shape, &logits, &[], loss.fits_strips(shape.classes, logits.dtype));
     let mut output = None;
     if let Some((request, view)) = request.zip(all.floats(gradient)) {
         let grad_output = all.floats(grad_output);
@@ -263,7 +266,11 @@ pub(crate) unsafe fn validate(
         }
         let is_mean = problem.reduction == XENT_MEAN;
         let bytes = shape.distributions() * shape.classes * view.dtype.size();
-        let stream = strategy::streams(in_place, accumulate, view.strides[1], bytes);
+        let step = match layout {
+            Layout::Contiguous => view.strides[1],
+            Layout::Strided(axis) => view.stride_along(axis),
+        };
+        let stream = strategy::streams(in_place, accumulate, step == 1, bytes);
         output = Some(Output { view, in_place, accumulate, stream, padding });
         loss.gradient = Some(GradientFactors {
             grad_output: grad_output.filter(|_| by_row),
@@ -271,7 +278,6 @@ pub(crate) unsafe fn validate(
             z_scale: if is_mean { scale / z_normalizer } else { scale },
         });
     }
-    let layout = layout(&shape, &logits, &[]);
     let plan = Plan { shape, layout, logits, output, operation: Operation::Loss(loss) };
     Ok(Valid { plan, kernels, normalizer, z_normalizer, kept: scan.kept })
 }

@@ -17,6 +17,7 @@
 
 pub(crate) mod cross_entropy;
 pub(crate) mod operand;
+pub(crate) mod plain;
 pub(crate) mod softmax;
 
 use crate::dispatch::{self, Isa};
@@ -41,11 +42,17 @@ fn kernels(
     kernels.ok_or_else(|| Error::Param(format!("this processor does not have {}", isa.name())))
 }
 
-/// Which way the lanes run over operands of this shape; all of them share it.
-fn layout(shape: &Shape, logits: &View<FloatType>, others: &[Option<View<FloatType>>]) -> Layout {
+/// Which way the lanes run over operands of this shape; all of them share it. `in_strips`: see
+/// [`Loss::fits_strips`](crate::plan::Loss::fits_strips).
+fn layout(
+    shape: &Shape,
+    logits: &View<FloatType>,
+    others: &[Option<View<FloatType>>],
+    in_strips: bool,
+) -> Layout {
     let contiguous = |view: &View<FloatType>| shape.classes <= 1 || view.strides[1] == 1;
     let all = contiguous(logits) && others.iter().flatten().all(contiguous);
-    if all && !strategy::is_narrow(shape.classes, logits.dtype.lane_size()) {
+    if all && !strategy::is_narrow(shape.classes, logits.dtype.lane_size(), in_strips) {
         return Layout::Contiguous;
     }
     let inner = shape.inner > 1 && (shape.rows == 1 || logits.strides[2] <= logits.strides[0]);

@@ -59,7 +59,8 @@ impl Operand {
     }
 
     /// All strides zero stand for packed memory.
-    fn may_be_packed(&self) -> bool {
+    #[inline(always)]
+    pub fn may_be_packed(&self) -> bool {
         #[cfg(feature = "ndarray")]
         if self.array.is_some() {
             return false;

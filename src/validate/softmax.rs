@@ -87,7 +87,7 @@ pub(crate) fn validate(problem: &Problem, isa: Option<Isa>) -> Result<Option<Val
         return Ok(None);
     }
     let g = slots.floats(g);
-    let layout = layout(&shape, &x, &[Some(y), g]);
+    let layout = layout(&shape, &x, &[Some(y), g], false);
     let forward = |softmax| {
         let output = Output { view: y, in_place, accumulate: false, stream: false, padding: 0 };
         let operation = Operation::Softmax(softmax);

@@ -3,7 +3,7 @@
 use super::reduce::{Masses, excluded};
 use super::tile::{Tile, number, shift_logits, take, take_wide, zip_wide};
 use crate::kernels::row_math::{Coefficients, OutputTerm, ROWS, RowGroup, RowLanes};
-use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2};
+use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2, Unclamped};
 use crate::simd::{Real, Simd, up_to};
 
 /// What the gradient of a tile is made of.
@@ -165,7 +165,8 @@ unsafe fn sweep<S: Simd<Real: Base>, M: TileMode>(s: S, tile: &Tile, gradient: &
         }
         for c in 0..tile.classes {
             // SAFETY: `c` is a class of the tile, which has at most TILE_CLASSES (# Safety).
-            let is_excluded = s.equal(unsafe { number(s, c) }, class);
+            let number = unsafe { number(s, c) };
+            let (is_excluded, is_other) = (s.equal(number, class), s.not_equal(number, class));
             let p = tile.x.cast::<S::Real>().wrapping_add(c * tile.pitch + at);
             let g = gradient.g.cast::<S::Real>().wrapping_add(c * gradient.pitch + at);
             // SAFETY: a whole register lies within the tile; else the mask has bits for its distributions
@@ -196,7 +197,7 @@ unsafe fn sweep<S: Simd<Real: Base>, M: TileMode>(s: S, tile: &Tile, gradient: &
             let mut v = match term {
                 OutputTerm::Exponentials => {
                     let e = match bounded {
-                        true => by_exponent.value_below(x, is_excluded),
+                        true => by_exponent.value_where::<Unclamped>(x, is_other),
                         false => exp.value::<Clamped>(x),
                     };
                     s.mul_add(scaled(e), narrow_factor, minus_bias)

@@ -22,5 +22,7 @@
 
 pub mod gradient;
 pub mod reduce;
+pub mod row;
+pub mod strip;
 pub mod tile;
 pub mod transpose;

@@ -5,7 +5,7 @@ use super::tile::{
     shift_logits, take, take_wide, zip_wide,
 };
 use crate::kernels::row_math::{RowGroup, RowGroupExtras};
-use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2};
+use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2, Unclamped};
 use crate::math::real;
 use crate::simd::{Real, Simd, WideVector, up_to};
 use crate::strategy::{REGISTERS_ABREAST as ABREAST, TILE, TILE_CLASSES};
@@ -116,16 +116,10 @@ pub unsafe fn sums<S: Simd<Real: Base>>(
                 at += ABREAST * S::LANES;
                 continue;
             }
-            match (wants_moments, left >= S::LANES) {
-                (false, true) => {
-                    register_sums::<S, Sum, Whole, 1>(s, tile, groups, moments, at);
-                }
-                (false, false) => {
-                    register_sums::<S, Sum, Partial, 1>(s, tile, groups, moments, at);
-                }
-                (true, _) => {
-                    register_sums::<S, Moment, Partial, 1>(s, tile, groups, moments, at);
-                }
+            if wants_moments {
+                register_sums::<S, Moment, Partial, 1>(s, tile, groups, moments, at);
+            } else {
+                register_sums::<S, Sum, Partial, 1>(s, tile, groups, moments, at);
             }
         }
         at += S::LANES;
@@ -274,8 +268,8 @@ unsafe fn sums_after<S: Simd<Real: Base>, K: SumKind, W: Registers>(
         let exp = Exp2::<S, ByExponent>::lanes(s, logit, exponent);
         for c in 0..tile.classes {
             // SAFETY: `c` is a class of the tile, which has at most TILE_CLASSES (# Safety).
-            let is_excluded = s.equal(unsafe { number(s, c) }, excluded);
-            part.add(exp.value_below(load(c), is_excluded));
+            let is_other = s.not_equal(unsafe { number(s, c) }, excluded);
+            part.add(exp.value_where::<Unclamped>(load(c), is_other));
         }
     } else {
         let exp = Exp2::<S, ByLogit>::lanes(s, logit, exponent);

@@ -1,7 +1,7 @@
 //! The bounds of f32 results against the oracle, and the largest errors seen.
 //!
 //! The bounds are those of the accuracy table in docs/semantics.md, but for p inside a gradient, where
-//! the table allows 2^-23·(2 + |ln p|) and the tests are stricter:
+//! the table allows 2^-23·(2 + |ln p|), roundings included. Beside those, the tests allow:
 //!
 //! ```text
 //! lse          2e-7 of the larger of |max| and ln Σ exp(x - max), and 2^-22 absolute
@@ -319,7 +319,7 @@ impl<'a> Judge<'a> {
         worst
     }
 
-    /// The largest errors of p itself, without any allowance for rounding, under the sum reduction.
+    /// The largest errors of p as stored, without any allowance for its roundings, under the sum reduction.
     pub fn strict(&self, grad: &[f32]) -> Strict {
         let problem = self.problem;
         assert!(problem.reduction == Reduction::Sum && problem.label_smoothing == 0.0);
@@ -339,7 +339,7 @@ impl<'a> Judge<'a> {
                     continue;
                 }
                 let error = (f64::from(grad[at]).abs() - q).abs() / (q * U23);
-                let unit = 1.0 + log.abs();
+                let unit = 2.0 + log.abs();
                 let slot = if target_mass { &mut strict.target } else { &mut strict.other };
                 *slot = slot.max(error / unit);
                 if !target_mass && q > 0.5 {
@@ -352,7 +352,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// Errors of a probability in units of `2^-23·(1 + |ln p|)`.
+/// Errors of a probability in units of its bound, `2^-23·(2 + |ln p|)`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Strict {
     pub other: f64,
@@ -367,7 +367,7 @@ impl std::fmt::Display for Strict {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "p over 2^-23(1 + |ln p|) {:.3}, where p > 1/2 {:.3} ({:.3}·2^-23), 1 - p of the target {:.3}",
+            "p over 2^-23(2 + |ln p|) {:.3}, where p > 1/2 {:.3} ({:.3}·2^-23), 1 - p of the target {:.3}",
             self.other, self.near_one, self.near_one_ulps, self.target
         )
     }

@@ -1,7 +1,7 @@
 //! The bounds of a [`Task`]'s results against the oracle: bounds.rs for every option and dtype.
 //!
 //! The bounds are those of the accuracy table in docs/semantics.md, but for p inside a gradient, where
-//! the table allows 2^-23·(2 + |ln p|) and the tests are stricter. For f64 logits 1e-14 replaces
+//! the table allows 2^-23·(2 + |ln p|), roundings included, and the tests count these apart. For f64 logits 1e-14 replaces
 //! 2e-7, and 2⁻²³ shrinks in the same proportion.
 //!
 //! ```text

@@ -1,0 +1,143 @@
+//! Small calls: one strip, without a plan. A few rows go one by one, more of them side by side.
+
+use super::totals::GroupTotals;
+use crate::kernels::Kernels;
+use crate::kernels::ordinary::{FACTORS, Wanted};
+use crate::kernels::row_math::{ROWS, RowInputs};
+use crate::kernels::scratch::Scratch;
+use crate::kernels::strided::row::StripRow;
+use crate::kernels::strided::strip::{self, Strip, StripGradient, StripState};
+use crate::kernels::strided::tile::Tile;
+use crate::plan::Plain;
+use crate::strategy::{SINGLE_ROWS, SMALL_CLASSES, SMALL_ROWS, TILE, TILE_CLASSES};
+use crate::view::{Axis, Position, Span, View};
+
+/// Lanes of the buffer.
+const LANES: usize = SMALL_CLASSES * SMALL_ROWS / 2;
+
+/// Runs a plain call, with the bits of the general way; false, with nothing written, where it has a row that
+/// is not ordinary, a target out of range, or nothing to divide by.
+///
+/// # Safety
+/// Validation has checked the call, whose memory is the caller's; the kernels are those of f32 logits
+/// and outputs.
+pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
+    let Plain { rows, classes, .. } = *call;
+    let mut state = StripState::new();
+    let mut buffer = Scratch::<LANES>::new();
+    let targets =
+        View { data: call.targets.cast_mut(), dtype: call.target_type, strides: [1, 0, 0] };
+    let span = Span { first: Position::FIRST, axis: Axis::Rows, len: rows };
+    let (padded, padded_row) = (strip::padded(rows), strip::padded(classes));
+    let one_by_one = rows <= SINGLE_ROWS;
+    // SAFETY: the array has room for whole registers of the rows, and is written before it is read. The
+    // targets are packed; the processor has the set of the kernels.
+    let kept = unsafe {
+        let excluded = state.excluded.start().cast::<f64>();
+        for lane in rows..padded {
+            excluded.add(lane).write(RowInputs::IGNORED);
+        }
+        let excluded = std::slice::from_raw_parts_mut(excluded, rows);
+        (k.lanes.read_classes)(&targets, &span, call.ignore_index, excluded);
+        (k.lanes.count_kept)(&targets, 0, rows, call.ignore_index, classes)
+    };
+    let Some(kept @ 1..) = kept else { return false };
+    let kept = kept as f64;
+    let has_gradient = !call.gradient.is_null();
+    let scale = if call.is_mean { call.scale / kept } else { call.scale };
+    if has_gradient && scale != 0.0 && !FACTORS.contains(&scale.abs()) {
+        return false;
+    }
+
+    let exps = buffer.start();
+    let strip = Strip {
+        x: exps,
+        pitch: padded as isize,
+        lanes: rows,
+        first: 0,
+        classes,
+        ahead: 0,
+        exps: if has_gradient { exps } else { std::ptr::null_mut() },
+        exps_pitch: padded,
+    };
+    let pieces = || (0..classes).step_by(TILE_CLASSES);
+    let tile = |first: usize| Tile {
+        x: exps.wrapping_add(first * padded * 4),
+        pitch: padded,
+        lanes: rows,
+        first,
+        classes: TILE_CLASSES.min(classes - first),
+    };
+    let row = |lane: usize| StripRow {
+        x: call.logits.wrapping_add(lane * classes * 4),
+        classes,
+        lane,
+        exps: exps.wrapping_add(lane * padded_row * 4),
+    };
+    let strides = [classes as isize, 1];
+    let wanted = Wanted {
+        has_weights: false,
+        has_grad_output: false,
+        lse: false,
+        gradient: has_gradient.then_some(scale),
+    };
+    // SAFETY: the logits are there for all classes of the rows, and the buffer has room for them, in whole
+    // registers of rows or of classes. The processor has the set of the kernels.
+    unsafe {
+        if one_by_one {
+            // The arithmetic of the rows reads whole registers.
+            for of in [&mut state.class, &mut state.shift, &mut state.x_y, &mut state.sum] {
+                of.start().write_bytes(0, padded * size_of::<f64>());
+            }
+            for lane in 0..rows {
+                (k.native.strip_row_sums)(&row(lane), &mut state);
+            }
+        } else {
+            for first in pieces() {
+                (k.native.gather)(&tile(first), call.logits.wrapping_add(first * 4), strides);
+            }
+            (k.native.strip_sums)(&strip, &mut state);
+        }
+        (k.lanes.finish_strip)(rows, &mut state, &wanted);
+    }
+    let needed = if has_gradient { state.good_gradient[0] } else { state.good[0] };
+    if state.kept[0] & !needed & (!0 >> (TILE - rows)) != 0 {
+        return false;
+    }
+
+    let mut totals = GroupTotals::ZERO;
+    let groups = rows.div_ceil(ROWS);
+    // SAFETY: `finish` has set the losses of the rows, and the array has room for whole groups.
+    let losses = unsafe {
+        let loss = state.loss.start().cast::<f64>();
+        loss.wrapping_add(rows).write_bytes(0, groups * ROWS - rows);
+        std::slice::from_raw_parts(loss.cast::<[f64; ROWS]>(), groups)
+    };
+    let loss = if rows == 1 {
+        losses[0][0]
+    } else {
+        losses.iter().for_each(|group| totals.losses.add(group));
+        totals.total().loss.value()
+    };
+    // SAFETY: the loss is a place of the caller's. The gradient is there for all classes of the rows, apart
+    // from the buffer. The processor has the set of the kernels.
+    unsafe {
+        *call.loss = if call.is_mean { loss / kept } else { loss };
+        if has_gradient && one_by_one {
+            for lane in 0..rows {
+                let to = call.gradient.wrapping_add(lane * classes * 4);
+                (k.native_to_output.strip_row_gradient)(&row(lane), &mut state, to);
+            }
+        } else if has_gradient {
+            let (g, pitch, writes) = (exps, padded as isize, [!0; strip::WORDS]);
+            let (accumulate, stream, padded) = (false, false, true);
+            let to = StripGradient { g, pitch, accumulate, stream, padded, writes };
+            (k.native_to_output.strip_gradient)(&strip, &mut state, &to);
+            for first in pieces() {
+                let to = call.gradient.wrapping_add(first * 4);
+                (k.native_to_output.scatter)(&tile(first), to, strides, false, !0);
+            }
+        }
+    }
+    true
+}

@@ -1,0 +1,424 @@
+//! Strips of distributions: losses over class indices whose logits are read once.
+//!
+//! A strip goes through one sweep over its classes and the arithmetic of ordinary rows. Lanes that are not
+//! ordinary are computed again as a tile ([`strided::again`]).
+
+use super::call::Call;
+use super::place::Place;
+use super::strided;
+use super::totals::{GroupTotals, Totals};
+use crate::kernels::ordinary::{FACTORS, Wanted};
+use crate::kernels::row_math::{ROWS, RowInputs};
+use crate::kernels::scratch::Scratch;
+use crate::kernels::strided::strip::{self, Strip, StripGradient, StripState, WORDS};
+use crate::kernels::strided::tile::Tile;
+use crate::plan::{Loss, Targets};
+use crate::strategy::{self, HEAP_STRIP_BYTES, STRIP, STRIP_BYTES, TILE, TILE_CLASSES};
+use crate::view::{Axis, ElementType, FloatType, Span, View};
+use std::ops::Range;
+
+/// What goes through the sweeps of a strip's classes.
+struct Strips<'a> {
+    call: &'a Call<'a>,
+    loss: &'a Loss,
+    /// Distributions of a strip.
+    width: usize,
+    /// Classes that are in the buffer together, if any are: all of them, or a multiple of four.
+    chunk: usize,
+    /// Logits are brought into the buffer, since distributions do not lie side by side.
+    gathers: bool,
+    /// Gradients are brought from the buffer to where they go.
+    scatters: bool,
+    /// The buffer keeps the exponentials of all classes for the gradient.
+    keeps: bool,
+    /// Room for the classes of a chunk, of `width` distributions.
+    buffer: *mut u8,
+}
+
+/// Runs a range of a plan's tiles as strips; returns the sums over their rows.
+///
+/// # Safety
+/// The plan is a loss that [`Call::in_strips`] is set for. The tiles are the call's, by [`Place::count`]; no
+/// other thread accesses their distributions.
+pub unsafe fn strips(call: &Call, loss: &Loss, axis: Axis, range: Range<usize>) -> Totals {
+    let mut stack = Scratch::<{ STRIP_BYTES / 8 }>::new();
+    let mut heap = Vec::<Scratch<8>>::new();
+    let mut strips = Strips::new(call, loss, axis, stack.start(), STRIP_BYTES);
+    let elements = range.len().saturating_mul(TILE * call.plan.shape.classes);
+    let lane_bytes = call.plan.shape.classes * call.plan.logits.dtype.lane_size();
+    // Where there is no such memory, exponentials are computed twice.
+    if call.plan.output.is_some()
+        && !(strips.gathers || strips.scatters)
+        && strategy::keeps_on_heap(lane_bytes, elements)
+        && heap.try_reserve_exact(HEAP_STRIP_BYTES / size_of::<Scratch<8>>()).is_ok()
+    {
+        strips = Strips::new(call, loss, axis, heap.as_mut_ptr().cast(), HEAP_STRIP_BYTES);
+    }
+    let mut state = StripState::new();
+    let mut totals = GroupTotals::ZERO;
+    let mut index = range.start;
+    while index < range.end {
+        let (place, tiles) = Place::run(&call.plan.shape, axis, index, range.end);
+        for start in (0..place.len).step_by(strips.width) {
+            let part = place.part(start, strips.width);
+            let next = (start + strips.width < place.len).then_some(strips.width);
+            // SAFETY: the distributions are the call's, and no other thread accesses them (# Safety).
+            unsafe { strips.run(&mut state, part, next, &mut totals) };
+        }
+        index += tiles;
+    }
+    if call.streams {
+        (call.k.lanes.fence)();
+    }
+    totals.total()
+}
+
+impl<'a> Strips<'a> {
+    fn new(call: &'a Call<'a>, loss: &'a Loss, axis: Axis, buffer: *mut u8, bytes: usize) -> Self {
+        let (plan, along) = (call.plan, call.plan.shape.along(axis));
+        let classes = plan.shape.classes;
+        let lane = plan.logits.dtype.lane_size();
+        let apart = |stride: isize| along > 1 && stride != 1;
+        let gathers = apart(plan.logits.stride_along(axis));
+        let scatters = plan.output.is_some_and(|output| apart(output.view.stride_along(axis)));
+        let moves = gathers || scatters;
+        let fitting = (bytes / (classes * lane)).min(STRIP) / strip::padded(1) * strip::padded(1);
+        let holds = (moves || plan.output.is_some()) && fitting >= if moves { 1 } else { TILE };
+        let (width, chunk) = match (holds, moves) {
+            (true, _) => (fitting, classes),
+            (false, true) => (TILE, bytes / (TILE * lane) / strip::GROUP * strip::GROUP),
+            (false, false) => (STRIP, classes),
+        };
+        let keeps = plan.output.is_some() && holds;
+        Strips { call, loss, width, chunk, gathers, scatters, keeps, buffer }
+    }
+
+    /// Runs a strip; adds its losses to the totals. `next`: how many distributions from here the next one
+    /// begins, if there is one.
+    ///
+    /// # Safety
+    /// The place is the call's, at most `width` long, and no other thread accesses its distributions.
+    unsafe fn run(
+        &self,
+        state: &mut StripState,
+        place: Place,
+        next: Option<usize>,
+        totals: &mut GroupTotals,
+    ) {
+        let (call, loss) = (self.call, self.loss);
+        let span = place.span(0, place.len);
+        let gradient = loss.gradient.as_ref();
+        let by_row = loss.row_weights.is_some() || call.has_masses;
+        let wanted = Wanted {
+            has_weights: by_row,
+            has_grad_output: by_row || gradient.is_some_and(|of| of.grad_output.is_some()),
+            lse: loss.lse.is_some(),
+            gradient: gradient.map(|gradient| gradient.scale),
+        };
+        // SAFETY: the distributions are the call's and this thread's (# Safety). The processor has the set of
+        // the kernels.
+        unsafe {
+            self.read_operands(state, &span, &wanted);
+            for first in (0..call.plan.shape.classes).step_by(self.chunk) {
+                let strip = self.strip(place, first, next, true);
+                let k = if self.gathers { call.k.converted } else { call.k.native };
+                (k.strip_sums)(&strip, state);
+            }
+            (call.k.lanes.finish_strip)(place.len, state, &wanted);
+        }
+        let usual = |x: f64| x == 0.0 || FACTORS.contains(&x.abs());
+        if gradient.is_some_and(|gradient| !usual(gradient.scale)) {
+            state.good_gradient = [0; WORDS];
+        }
+        // SAFETY: the distributions are the call's and this thread's (# Safety); their sums are finished.
+        unsafe {
+            self.again(state, place, totals);
+            self.hand_out(state, &span, totals);
+            if call.plan.output.is_some() {
+                self.write(state, place);
+            }
+        }
+    }
+
+    /// Reads the targets and what options say about the rows of a strip.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    #[inline(always)]
+    unsafe fn read_operands(&self, state: &mut StripState, span: &Span, wanted: &Wanted) {
+        let (call, loss) = (self.call, self.loss);
+        let Targets::Indices(targets) = &loss.targets else {
+            unreachable!("strips are for class indices");
+        };
+        let padded = strip::padded(span.len);
+        // SAFETY: an array of a strip has room for its lanes in whole registers; f64 of any bits may be in it,
+        // and those that are read below are written first.
+        let [excluded, weight, grad_output] = unsafe {
+            [&mut state.excluded, &mut state.weight, &mut state.grad_output]
+                .map(|of| std::slice::from_raw_parts_mut(of.start().cast::<f64>(), padded))
+        };
+        excluded[span.len..].fill(RowInputs::IGNORED);
+        // SAFETY: the targets cover the distributions (validation), and the array has room for them. The
+        // processor has the set of the kernels.
+        unsafe { (call.k.lanes.read_classes)(targets, span, loss.ignore_index, excluded) };
+        if let Some(mask) = &loss.row_mask {
+            for (i, excluded) in excluded[..span.len].iter_mut().enumerate() {
+                // SAFETY: the mask covers all rows of the plan (validation).
+                if unsafe { mask.integer(span.at(i)) } == 0 {
+                    *excluded = RowInputs::IGNORED;
+                }
+            }
+        }
+        if !wanted.has_weights && !wanted.has_grad_output {
+            return;
+        }
+        weight.fill(1.0);
+        grad_output.fill(1.0);
+        let given = loss.gradient.as_ref().and_then(|of| of.grad_output.as_ref());
+        for i in 0..span.len {
+            let at = span.at(i);
+            // SAFETY: row weights and grad_output cover all rows, and class weights all classes of the plan
+            // (validation), among them the targets of rows that count.
+            unsafe {
+                if excluded[i] >= 0.0 {
+                    weight[i] = loss.row_weight(at) * loss.class_weight(excluded[i] as usize);
+                }
+                grad_output[i] = weight[i] * given.map_or(1.0, |view| view.real(at, 0));
+            }
+        }
+    }
+
+    /// Some classes of a strip: in place, or in the buffer, where `fills` brings them.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run); `first` is a class of the call.
+    unsafe fn strip(&self, place: Place, first: usize, next: Option<usize>, fills: bool) -> Strip {
+        let view = &self.call.plan.logits;
+        let classes = self.chunk.min(self.call.plan.shape.classes - first);
+        // SAFETY: the logits cover the class of the strip's first distribution (validation).
+        let from = unsafe { view.at(place.first, first) };
+        let strides = place.strides(view);
+        let pitch = strip::padded(place.len);
+        let exps = if self.keeps { self.buffer } else { std::ptr::null_mut() };
+        if !self.gathers {
+            let ahead = next.map_or(0, |next| next as isize);
+            let (x, lanes) = (from.cast_const(), place.len);
+            return Strip {
+                x,
+                pitch: strides[1],
+                lanes,
+                first,
+                classes,
+                ahead,
+                exps,
+                exps_pitch: pitch,
+            };
+        }
+        if fills {
+            let (lane, size) = (view.dtype.lane_size(), view.dtype.size() as isize);
+            for class in (0..classes).step_by(TILE_CLASSES) {
+                for lanes in (0..place.len).step_by(TILE) {
+                    let tile = Tile {
+                        x: self.buffer.wrapping_add((class * pitch + lanes) * lane),
+                        pitch,
+                        lanes: TILE.min(place.len - lanes),
+                        first: first + class,
+                        classes: TILE_CLASSES.min(classes - class),
+                    };
+                    let offset = lanes as isize * strides[0] + class as isize * strides[1];
+                    // SAFETY: the logits cover the classes of the distributions (validation). The buffer has
+                    // room for the classes of a chunk. The processor has the set of the kernels.
+                    unsafe {
+                        let from = from.wrapping_offset(offset * size);
+                        (self.call.k.native.gather)(&tile, from, strides);
+                    }
+                }
+            }
+        }
+        let (x, pitch_of_x) = (self.buffer.cast_const(), pitch as isize);
+        let lanes = place.len;
+        Strip { x, pitch: pitch_of_x, lanes, first, classes, ahead: 0, exps, exps_pitch: pitch }
+    }
+
+    /// Computes the lanes again that are not ordinary, and all of them if results are wanted that a strip does
+    /// not find out; writes these.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run); the strip is finished, and no gradient was written.
+    #[inline(always)]
+    unsafe fn again(&self, state: &mut StripState, place: Place, totals: &mut GroupTotals) {
+        let has_gradient = self.call.plan.output.is_some();
+        let others = self.call.wants_argmax || self.call.wants_entropy;
+        for word in 0..place.len.div_ceil(TILE) {
+            let lanes = !0 >> (TILE - (place.len - word * TILE).min(TILE));
+            let counts = if self.loss.lse.is_some() { lanes } else { lanes & state.kept[word] };
+            let losses = counts & !state.good[word];
+            let gradients = if has_gradient {
+                lanes & state.kept[word] & !state.good_gradient[word]
+            } else {
+                0
+            };
+            if losses | gradients != 0 || others {
+                // SAFETY: this function's own # Safety.
+                unsafe { self.tile_again(state, place, word, losses, gradients, totals) };
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`again`](Self::again); the place has lanes in `word`.
+    #[cold]
+    #[inline(never)]
+    unsafe fn tile_again(
+        &self,
+        state: &mut StripState,
+        place: Place,
+        word: usize,
+        losses: u64,
+        gradients: u64,
+        totals: &mut GroupTotals,
+    ) {
+        let place = place.part(word * TILE, TILE);
+        let span = place.span(0, place.len);
+        // SAFETY: the arrays have room for the place; f64 of any bits may be in them.
+        let [loss, lse, excluded] = unsafe {
+            [&mut state.loss, &mut state.lse, &mut state.excluded].map(|of| {
+                let of = of.start().cast::<f64>().wrapping_add(word * TILE);
+                std::slice::from_raw_parts_mut(of, place.len)
+            })
+        };
+        let (entropy, argmax) = ([0.0; TILE], [0; TILE]);
+        let mut again = strided::Again { loss, lse, entropy, argmax };
+        // SAFETY: the distributions are the call's, and this thread's (# Safety); the results cover them
+        // (validation).
+        unsafe {
+            strided::again(self.call, place, losses, gradients, &mut again);
+            if let Some(view) = &self.loss.argmax {
+                view.write_span(&span, &again.argmax);
+            }
+            if let Some(view) = &self.loss.entropy {
+                view.write_span(&span, &again.entropy);
+            }
+        }
+        if self.loss.counts_correct {
+            let hits = excluded.iter().zip(&again.argmax).filter(|(y, x)| **y == **x as f64);
+            totals.rest.correct += hits.count() as u64;
+        }
+    }
+
+    /// Writes the results of a strip, and adds its losses to the totals.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run); the losses are complete.
+    #[inline(always)]
+    unsafe fn hand_out(&self, state: &mut StripState, span: &Span, totals: &mut GroupTotals) {
+        let groups = span.len.div_ceil(ROWS);
+        // SAFETY: `finish` has set the losses of the span, and the array has room for whole groups.
+        let losses = unsafe {
+            let loss = state.loss.start().cast::<f64>();
+            loss.wrapping_add(span.len).write_bytes(0, groups * ROWS - span.len);
+            std::slice::from_raw_parts(loss.cast::<[f64; ROWS]>(), groups)
+        };
+        for group in losses {
+            totals.losses.add(group);
+        }
+        let write = |view: &Option<View<FloatType>>, values: *mut u8| {
+            let Some(view): &Option<crate::view::View<crate::view::FloatType>> = view else {
+                return;
+            };
+            // SAFETY: `finish` has set the values of the span; the result covers it (validation), and this
+            // thread alone accesses it (# Safety).
+            unsafe {
+                let values = std::slice::from_raw_parts(values.cast::<f64>(), span.len);
+                view.write_span(span, values);
+            }
+        };
+        write(&self.loss.row_losses, state.loss.start());
+        write(&self.loss.lse, state.lse.start());
+    }
+
+    /// Writes the gradient of a strip.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run); the strip is finished.
+    unsafe fn write(&self, state: &mut StripState, place: Place) {
+        let call = self.call;
+        let Some(output) = &call.plan.output else { return };
+        let view = &output.view;
+        let mut writes = [0; WORDS];
+        for (i, writes) in writes.iter_mut().enumerate() {
+            // Lanes that are not ordinary have been written.
+            *writes = !state.kept[i] | state.good_gradient[i];
+        }
+        if output.accumulate {
+            for lane in 0..place.len {
+                // SAFETY: `finish` has set the coefficients of the lanes, of f32.
+                let [factor, entry] = unsafe {
+                    [&mut state.factor, &mut state.entry].map(|of| *strip::lanes::<f32>(of, lane))
+                };
+                // Where nothing is added, an accumulated gradient stays as it is.
+                if factor == 0.0 && entry == 0.0 {
+                    writes[lane / TILE] &= !(1 << (lane % TILE));
+                }
+            }
+        }
+        let strides = place.strides(view);
+        for first in (0..call.plan.shape.classes).step_by(self.chunk) {
+            // SAFETY: the classes are the call's, and the output covers them (validation), this thread's alone
+            // (# Safety). The buffer has room for the chunk. The processor has the set of the kernels.
+            unsafe {
+                let strip = self.strip(place, first, None, !self.keeps);
+                let to = view.at(place.first, first);
+                if !self.scatters {
+                    let k = if self.gathers {
+                        call.k.converted_to_output
+                    } else {
+                        call.k.native_to_output
+                    };
+                    let gradient = StripGradient {
+                        g: to,
+                        pitch: strides[1],
+                        accumulate: output.accumulate,
+                        stream: call.streams,
+                        padded: false,
+                        writes,
+                    };
+                    (k.strip_gradient)(&strip, state, &gradient);
+                    continue;
+                }
+                let k =
+                    if self.gathers { call.k.converted_to_lanes } else { call.k.native_to_lanes };
+                let (pitch, lane) = (strip.exps_pitch, call.plan.logits.dtype.lane_size());
+                let gradient = StripGradient {
+                    g: self.buffer,
+                    pitch: pitch as isize,
+                    accumulate: false,
+                    stream: false,
+                    padded: self.keeps,
+                    writes: [!0; WORDS],
+                };
+                (k.strip_gradient)(&strip, state, &gradient);
+                for class in (0..strip.classes).step_by(TILE_CLASSES) {
+                    for lanes in (0..place.len).step_by(TILE) {
+                        let tile = Tile {
+                            x: self.buffer.wrapping_add((class * pitch + lanes) * lane),
+                            pitch,
+                            lanes: TILE.min(place.len - lanes),
+                            first: first + class,
+                            classes: TILE_CLASSES.min(strip.classes - class),
+                        };
+                        let offset = lanes as isize * strides[0] + class as isize * strides[1];
+                        let to = to.wrapping_offset(offset * view.dtype.size() as isize);
+                        (call.k.converted_to_output.scatter)(
+                            &tile,
+                            to,
+                            strides,
+                            output.accumulate,
+                            writes[lanes / TILE],
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

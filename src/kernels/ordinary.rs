@@ -1,0 +1,369 @@
+//! The arithmetic of ordinary rows, in few instructions.
+//!
+//! A row is ordinary if its sum over the classes but the target's is neither tiny nor huge, the target's
+//! exponent is not far from the shift, and both together are not small: small exponentials may have been
+//! flushed to 0. A row's own numbers decide. Such a row needs
+//! none of the cases that [`row_math`](super::row_math) tells apart:
+//!
+//! ```text
+//! q = sum·2^-t_y          Σ exp(x_c - x_y) over the other classes
+//! w = 1 + q               -logp_y = ln w      p_y = 1/w      1 - p_y = q/w
+//! ```
+//!
+//! `w` is rounded; where q < 1, the logarithm gets back what the sum has lost, so that the loss of a
+//! confident row keeps its relative accuracy. One division makes both the reciprocal of w and the argument
+//! of the logarithm: with `w = 2^k·m`, `D = 1/(m·(m + 1))`, these are `(m + 1)·D·2^-k` and
+//! `u = (m - 1)/(m + 1) = (m - 1)·(m·D)`, `ln m = 2·atanh u`.
+//!
+//! In lanes of f32, q is a sum of powers of `b = e^(1 - 1.335e-8)` (math/exp2.rs). Beside x_y they have to be
+//! powers of e: q and 2^-t_y are multiplied by `1 + 1.335e-8·ln q`, with the exponent of q for its
+//! logarithm.
+
+use crate::kernels::strided::strip::{StripState, lanes, load_wide, store_wide};
+use crate::math::exp2::{Base, ByExponent, Exp2};
+use crate::math::real;
+use crate::simd::{Doubles, Real, Simd, WideVector, up_to};
+use crate::strategy::SMALLEST_SUM;
+use std::f64::consts::LN_2;
+
+/// The sums of ordinary rows.
+pub const SUMS: std::ops::Range<f64> =
+    f64::from_bits((1023 - 100) << 52)..f64::from_bits((1023 + 120) << 52);
+
+/// How far the exponent of an ordinary row's target is from the shift at most.
+pub const EXPONENT: f64 = 80.0;
+
+/// The factors of gradients that ordinary rows may have: those times `p` stay far from the ends of f32.
+pub const FACTORS: std::ops::Range<f64> =
+    f64::from_bits((1023 - 35) << 52)..f64::from_bits((1023 + 35) << 52);
+
+/// What is wanted of the rows of a strip.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// [`StripState::weight`] is there.
+    pub has_weights: bool,
+    /// [`StripState::grad_output`] is there.
+    pub has_grad_output: bool,
+    /// The lse, of ignored rows too.
+    pub lse: bool,
+    /// The gradient, multiplied by this.
+    pub gradient: Option<f64>,
+}
+
+/// Computes the losses of a strip, and the coefficients of its gradient; finds out which lanes are ordinary.
+///
+/// # Safety
+/// [`sums`](crate::kernels::strided::strip::sums) has set the state for `count` lanes, and the driver what
+/// is [wanted](Wanted). The processor has the set of `s`.
+#[inline(always)]
+pub unsafe fn finish<S: Simd<Real: Base>>(
+    s: S,
+    count: usize,
+    state: &mut StripState,
+    wanted: &Wanted,
+) {
+    if !S::Real::HAS_TABLE {
+        // Strips have lanes of f32 (`strategy::fits_strips`).
+        return;
+    }
+    let d = s.wide();
+    let (zero, one) = (s.splat(S::Real::ZERO), s.splat(S::Real::from_f64(1.0)));
+    let splat = |x: f64| d.splat(x);
+    (state.kept, state.good, state.good_gradient) = Default::default();
+    for at in (0..count).step_by(S::LANES) {
+        // SAFETY: the arrays have room for whole registers of the lanes, and `sums` has set them (# Safety).
+        let (class, shift, x_y, sum) = unsafe {
+            (
+                s.load(lanes(&mut state.class, at)),
+                s.load(lanes(&mut state.shift, at)),
+                s.load(lanes(&mut state.x_y, at)),
+                load_wide(s, &mut state.sum, at),
+            )
+        };
+        let ignored = s.less(class, zero);
+        let own = s.widen(s.select(ignored, zero, one));
+        let exp = Exp2::<S, ByExponent>::lanes(s, zero, s.sub(zero, shift));
+        let (unit, m) = exp.wide_value(s.sub(zero, x_y));
+        let distance = s.sub(m, s.splat(S::Real::MAGIC));
+        let size = s.max(distance, s.sub(zero, distance));
+        let near = s.bits(s.less(size, s.splat(S::Real::from_f64(EXPONENT))));
+
+        let (mut held, mut fits) = (0, 0);
+        let (mut loss, mut lse, mut factor, mut entry) = (own, own, own, own);
+        let (x_y, shift) = (s.widen(x_y), s.widen(shift));
+        for i in 0..own.as_ref().len() {
+            let (sum, own) = (sum.as_ref()[i], own.as_ref()[i]);
+            let kept = d.less(splat(0.0), own);
+            let bits = |mask| d.bits(mask) << (i * <S::Wide as Simd>::LANES);
+            let row = row::<S>(s, sum, d.select(kept, unit.as_ref()[i], splat(1.0)), own);
+            let within = d.both(d.less(splat(SUMS.start), sum), d.less(sum, splat(SUMS.end)));
+            let total = d.less(d.mul(splat(SMALLEST_SUM), row.unit), row.total);
+            held |= bits(d.both(within, total));
+            let at = at + i * <S::Wide as Simd>::LANES;
+            loss.as_mut()[i] = d.select(kept, row.loss, splat(0.0));
+            if wanted.has_weights {
+                // SAFETY: the driver has set the weights of whole registers (# Safety).
+                let weight = unsafe { d.load(lanes(&mut state.weight, at)) };
+                loss.as_mut()[i] = d.mul(weight, loss.as_ref()[i]);
+            }
+            if wanted.lse {
+                let shift = d.mul(shift.as_ref()[i], splat(S::Real::INVERSE.0));
+                lse.as_mut()[i] = d.add(d.select(kept, x_y.as_ref()[i], shift), row.loss);
+            }
+            if let Some(scale) = wanted.gradient {
+                let mut scale = splat(scale);
+                if wanted.has_grad_output {
+                    // SAFETY: the driver has set the factors of whole registers (# Safety).
+                    scale = d.mul(scale, unsafe { d.load(lanes(&mut state.grad_output, at)) });
+                    let size = d.max(scale, d.sub(splat(0.0), scale));
+                    let usual = d
+                        .both(d.less(splat(FACTORS.start), size), d.less(size, splat(FACTORS.end)));
+                    fits |= bits(d.either(usual, d.equal(scale, splat(0.0))));
+                }
+                let by = d.mul(scale, row.inverse);
+                factor.as_mut()[i] = d.select(kept, d.mul(row.unit, by), splat(0.0));
+                let entry_of_kept = d.sub(splat(0.0), d.mul(row.others, by));
+                entry.as_mut()[i] = d.select(kept, entry_of_kept, splat(0.0));
+            }
+        }
+        // SAFETY: the arrays have room for whole registers of the lanes.
+        unsafe {
+            store_wide(s, &mut state.loss, at, loss);
+            if wanted.lse {
+                store_wide(s, &mut state.lse, at, lse);
+            }
+            if wanted.gradient.is_some() {
+                s.store(lanes(&mut state.factor, at), s.narrow(factor));
+                s.store(lanes(&mut state.entry, at), s.narrow(entry));
+            }
+        }
+        let ignored = s.bits(ignored);
+        let good = held & (near | ignored);
+        let good_gradient = if wanted.has_grad_output { good & fits } else { good };
+        let kept = !ignored & up_to::<S>(S::LANES);
+        for (word, bits) in [
+            (&mut state.kept, kept),
+            (&mut state.good, good),
+            (&mut state.good_gradient, good_gradient),
+        ] {
+            // SAFETY: `at` is below the lanes of a strip (# Safety), of which each word has 64.
+            unsafe { *word.get_unchecked_mut(at / 64) |= u64::from(bits) << (at % 64) };
+        }
+    }
+}
+
+/// The numbers of some rows.
+struct Row<V> {
+    /// w
+    total: V,
+    /// `ln w`
+    loss: V,
+    /// `1/w`
+    inverse: V,
+    /// `2^-t_y`, beside x_y a power of e.
+    unit: V,
+    /// q
+    others: V,
+}
+
+/// From the sum over the other classes, `2^-t_y`, and `own`: 1, or 0 for rows without a class of their own.
+#[inline(always)]
+fn row<S: Simd<Real: Base>>(
+    s: S,
+    sum: WideVector<S>,
+    unit: WideVector<S>,
+    own: WideVector<S>,
+) -> Row<WideVector<S>> {
+    let d = s.wide();
+    let splat = |x: f64| d.splat(x);
+    let one = splat(1.0);
+    let (mut q, mut unit) = (d.mul(sum, unit), unit);
+    if S::Real::HAS_TABLE {
+        let (exponent, _) = d.split(q);
+        let by = d.mul(exponent, splat(S::Real::EXCESS * LN_2));
+        (q, unit) = (d.mul_add(q, by, q), d.mul_add(unit, by, unit));
+    }
+    let w = d.add(own, q);
+    let lost = d.select(d.less(q, own), d.sub(q, d.sub(w, own)), splat(0.0));
+    let (k, m) = d.split(w);
+    let above = d.add(m, one);
+    let inverse = d.div(one, d.mul(m, above));
+    let u = d.mul(d.sub(m, one), d.mul(m, inverse));
+    let ln = d.add(real::twice_atanh(d, u, S::Real::ATANH_TERMS), lost);
+    let loss = d.mul_add(k, splat(LN_2), ln);
+    let power = d.scale((), d.sub(splat(f64::MAGIC), k));
+    Row { total: w, loss, inverse: d.mul(d.mul(above, inverse), power), unit, others: q }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::math::double_double::Dd;
+    use crate::simd::on_isa::{available, on_isa};
+
+    const COUNT: usize = 16;
+
+    /// Lanes of a strip, and what the arithmetic makes of them.
+    #[derive(Clone, Copy, Debug)]
+    struct Lanes {
+        class: [f32; COUNT],
+        shift: [f32; COUNT],
+        x_y: [f32; COUNT],
+        sum: [f64; COUNT],
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    struct Finished {
+        loss: [f64; COUNT],
+        lse: [f64; COUNT],
+        factor: [f32; COUNT],
+        entry: [f32; COUNT],
+        good: u64,
+    }
+
+    on_isa! {
+        fn finished(of: &Lanes) -> Finished = |s| all(s, of);
+    }
+
+    #[inline(always)]
+    fn all<S: Simd<Real = f32>>(s: S, of: &Lanes) -> Finished {
+        let mut state = StripState::new();
+        let wanted =
+            Wanted { has_weights: false, has_grad_output: false, lse: true, gradient: Some(1.0) };
+        // SAFETY: the lanes are set for whole registers of any set; what is read is set by `finish`. The
+        // processor has the set of `s`.
+        unsafe {
+            lanes::<[f32; COUNT]>(&mut state.class, 0).write(of.class);
+            lanes::<[f32; COUNT]>(&mut state.shift, 0).write(of.shift);
+            lanes::<[f32; COUNT]>(&mut state.x_y, 0).write(of.x_y);
+            lanes::<[f64; COUNT]>(&mut state.sum, 0).write(of.sum);
+            finish(s, COUNT, &mut state, &wanted);
+            Finished {
+                loss: lanes::<[f64; COUNT]>(&mut state.loss, 0).read(),
+                lse: lanes::<[f64; COUNT]>(&mut state.lse, 0).read(),
+                factor: lanes::<[f32; COUNT]>(&mut state.factor, 0).read(),
+                entry: lanes::<[f32; COUNT]>(&mut state.entry, 0).read(),
+                good: state.good[0],
+            }
+        }
+    }
+
+    /// Sums and targets all over the domain, against exact results in powers of e. The errors leave most of
+    /// the bounds to the sum, which is a result of f32 arithmetic.
+    #[test]
+    fn ordinary_rows_are_accurate() {
+        let mut worst = [0f64; 4];
+        for step in 0..4000u32 {
+            let mut of = Lanes {
+                class: [0.0; COUNT],
+                shift: [0.0; COUNT],
+                x_y: [0.0; COUNT],
+                sum: [0.0; COUNT],
+            };
+            for lane in 0..COUNT {
+                let n = f64::from(step * COUNT as u32 + lane as u32);
+                let part = |by: f64| (n * by).fract();
+                of.shift[lane] = (part(0.754_877_666) * 2000.0 - 1000.0).round() as f32;
+                let t = (part(0.569_840_29) * 2.0 - 1.0) * 79.0 * f64::from(step % 5) / 4.0;
+                of.x_y[lane] = ((f64::from(of.shift[lane]) + t) / std::f64::consts::LOG2_E) as f32;
+                of.sum[lane] =
+                    (part(0.324_717_957) * 160.0 - 80.0).exp2() * (1.0 + part(0.618_033_988));
+                if step % 9 == 0 {
+                    of.class[lane] = -1.0;
+                }
+            }
+            for isa in available() {
+                let got = finished(isa, &of);
+                for lane in 0..COUNT {
+                    let ignored = of.class[lane] < 0.0;
+                    let shift = Dd::from(f64::from(of.shift[lane]));
+                    let l = Dd::from(f64::from(f32::L));
+                    let t = Dd::from(f64::from(of.x_y[lane])) * l - shift;
+                    let total = of.sum[lane] + if ignored { 0.0 } else { t.hi.exp2() };
+                    let good = (t.hi.abs() < EXPONENT || ignored) && total > SMALLEST_SUM;
+                    assert!(got.good >> lane & 1 == u64::from(good), "{total:e}, {t:?}");
+                    if got.good >> lane & 1 == 0 {
+                        continue;
+                    }
+                    // In powers of b = e^(1/ratio): the logarithm of q to base b is that of the true q.
+                    let log2_q = Dd::log2(of.sum[lane]) - if ignored { Dd::from(0.0) } else { t };
+                    let ln_q = log2_q * Dd::from(f32::INVERSE.0);
+                    let (m, k) = ln_q.exp();
+                    let q = m.scaled(k);
+                    let w = if ignored { q } else { q + Dd::from(1.0) };
+                    let ln_w = match q.hi {
+                        q if q < 1.0 => Dd::ln_1p(q),
+                        _ => Dd::log2(w.hi) * Dd::LN_2,
+                    };
+                    let lse = if ignored {
+                        shift * Dd::from(f32::INVERSE.0) + ln_q
+                    } else {
+                        Dd::from(f64::from(of.x_y[lane])) + ln_w
+                    };
+                    worst[1] = worst[1].max(
+                        (lse.hi - got.lse[lane]).abs() / (1.0 + lse.hi.abs() * 2f64.powi(-26)),
+                    );
+                    if ignored {
+                        assert_eq!(
+                            (got.loss[lane], got.factor[lane], got.entry[lane]),
+                            (0.0, 0.0, 0.0)
+                        );
+                        continue;
+                    }
+                    worst[0] = worst[0].max((got.loss[lane] / ln_w.hi - 1.0).abs());
+                    let one_minus_p = (q / w).hi;
+                    if one_minus_p < 1e-37 {
+                        continue;
+                    }
+                    worst[2] =
+                        worst[2].max((f64::from(-got.entry[lane]) / one_minus_p - 1.0).abs());
+                    // p of a class is its power of b, beside x_y one of e.
+                    let unit = (Dd::from(0.0) - t * Dd::from(f32::INVERSE.0)).exp();
+                    let factor = unit.0.scaled(unit.1) / w;
+                    worst[3] = worst[3].max((f64::from(got.factor[lane]) / factor.hi - 1.0).abs());
+                }
+            }
+        }
+        println!(
+            "loss {:.2e} lse {:.2e} entry {:.2e} factor {:.2e}",
+            worst[0], worst[1], worst[2], worst[3]
+        );
+        // What is stored in f32 is rounded to it.
+        let f32_ulp = 2f64.powi(-24);
+        assert!(worst[0] < 2e-8 && worst[1] < 3e-8, "{worst:?}");
+        assert!(worst[2] < f32_ulp + 2e-8 && worst[3] < f32_ulp + 1.5e-6, "{worst:?}");
+    }
+
+    /// Lanes out of the domain say so.
+    #[test]
+    fn other_rows_are_told_apart() {
+        let lanes = Lanes {
+            class: [1.0; COUNT],
+            shift: [3.0; COUNT],
+            x_y: [2.0; COUNT],
+            sum: [5.0; COUNT],
+        };
+        let bad: [fn(&mut Lanes, usize); 10] = [
+            |of, i| (of.sum[i], of.x_y[i]) = (0.25, 0.0),
+            |of, i| of.sum[i] = 0.0,
+            |of, i| of.sum[i] = SUMS.start / 2.0,
+            |of, i| of.sum[i] = SUMS.end,
+            |of, i| of.sum[i] = f64::INFINITY,
+            |of, i| of.sum[i] = f64::NAN,
+            |of, i| of.x_y[i] = f32::NAN,
+            |of, i| of.x_y[i] = f32::INFINITY,
+            |of, i| of.x_y[i] = f32::NEG_INFINITY,
+            |of, i| of.x_y[i] = 60.0,
+        ];
+        for isa in available() {
+            assert_eq!(finished(isa, &lanes).good, 0xFFFF);
+            for spoil in bad {
+                for lane in 0..COUNT {
+                    let mut lanes = lanes;
+                    spoil(&mut lanes, lane);
+                    assert_eq!(finished(isa, &lanes).good, 0xFFFF & !(1 << lane), "{lanes:?}");
+                }
+            }
+        }
+    }
+}

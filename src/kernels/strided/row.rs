@@ -1,0 +1,129 @@
+//! A single row of a strip, with lanes along its contiguous classes: the bits that it would have beside
+//! others.
+//!
+//! The exponentials of a strip's lane do not depend on where they are computed. They are formed a register
+//! of classes at a time, and added in the order of [`strip::sums`](super::strip::sums).
+
+use super::strip::{GROUP, StripState, lanes};
+use crate::element::Element;
+use crate::math::exp2::{Base, ByExponent, Clamped, Exp2, Shift};
+use crate::simd::{Real, Simd, up_to};
+
+/// A row of contiguous classes, which is a lane of a strip.
+#[derive(Clone, Copy, Debug)]
+pub struct StripRow {
+    /// The first class.
+    pub x: *const u8,
+    /// Classes, at least two.
+    pub classes: usize,
+    /// Which lane it is.
+    pub lane: usize,
+    /// Where its exponentials are kept, in the lanes' own type.
+    pub exps: *mut u8,
+}
+
+/// Sums up the exponentials of a row.
+///
+/// # Safety
+/// The row is readable; there is room for its exponentials in whole registers, apart from the row. The
+/// excluded class of its lane was set. The processor has the set of `s`.
+#[inline(always)]
+pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
+    s: S,
+    row: &StripRow,
+    state: &mut StripState,
+) {
+    if !S::Real::HAS_TABLE || !E::NATIVE {
+        // Small calls have logits of f32 (validate/plain.rs).
+        return;
+    }
+    let (x, exps) = (row.x.cast::<E>(), row.exps.cast::<S::Real>());
+    let classes = row.classes;
+    // SAFETY: class `c` of the row is readable (# Safety).
+    let logit = |c: usize| S::Real::from_f64(unsafe { (*x.wrapping_add(c)).to_f64() });
+    let mut max = logit(0);
+    for c in 1..classes.min(GROUP) {
+        let x = logit(c);
+        max = if max > x { max } else { x };
+    }
+    // 0 where the exponent is too large for a shift, infinite or NaN.
+    let shift = {
+        let scaled = max.times(S::Real::L);
+        let nearest = scaled.plus(S::Real::ROUND).minus(S::Real::ROUND);
+        if scaled.to_f64().abs() < S::Real::MAX_SHIFT { nearest } else { S::Real::ZERO }
+    };
+    let exp = Exp2::<S, ByExponent>::new(s, Shift { logit: 0.0, exponent: shift.to_f64() });
+    for at in (0..classes).step_by(S::LANES) {
+        let lanes = up_to::<S>(classes - at);
+        // SAFETY: the mask has bits for classes of the row alone, and there is room for whole registers
+        // (# Safety).
+        unsafe {
+            let x = E::load_lanes(s, x.wrapping_add(at), lanes, S::Real::NEG_INFINITY);
+            s.store(exps.wrapping_add(at), exp.value::<Clamped>(x));
+        }
+    }
+    // SAFETY: the lane is one of the strip, whose excluded class was set, to one of the row's if it is not
+    // below 0 (# Safety); the loop above has set the exponentials of all classes in whole registers.
+    unsafe {
+        let excluded = *lanes::<f64>(&mut state.excluded, row.lane);
+        let mut x_y = S::Real::ZERO;
+        if excluded >= 0.0 {
+            x_y = logit(excluded as usize);
+            *exps.wrapping_add(excluded as usize) = S::Real::ZERO;
+        }
+        let mut sum = 0.0;
+        let whole = classes - classes % GROUP;
+        for c in (0..whole).step_by(GROUP) {
+            let e = |j: usize| *exps.wrapping_add(c + j);
+            sum += e(0).plus(e(1)).plus(e(2).plus(e(3))).to_f64();
+        }
+        if whole < classes {
+            let e = |j: usize| {
+                if whole + j < classes { *exps.wrapping_add(whole + j) } else { S::Real::ZERO }
+            };
+            sum += e(0).plus(e(1)).plus(e(2)).to_f64();
+        }
+        *lanes(&mut state.class, row.lane) = S::Real::from_f64(excluded);
+        *lanes(&mut state.shift, row.lane) = shift;
+        *lanes(&mut state.x_y, row.lane) = x_y;
+        *lanes(&mut state.sum, row.lane) = sum;
+    }
+}
+
+/// Writes the gradient of a row.
+///
+/// # Safety
+/// As [`sums`], which went before, as did the arithmetic of the rows; the gradient is writable for all
+/// classes, and the row or apart from it.
+#[inline(always)]
+pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
+    s: S,
+    row: &StripRow,
+    state: &mut StripState,
+    to: *mut u8,
+) {
+    if !S::Real::HAS_TABLE || !G::NATIVE {
+        // Small calls have gradients of f32 (validate/plain.rs).
+        return;
+    }
+    let (g, exps) = (to.cast::<G>(), row.exps.cast::<S::Real>());
+    let zero = s.splat(S::Real::ZERO);
+    // SAFETY: `sums` and the arithmetic of the rows have set the lane, which is one of the strip; the
+    // gradient is writable for the classes of the row, its excluded one among them, and the mask has bits
+    // for these alone; `sums` has set the exponentials in whole registers.
+    unsafe {
+        let excluded = *lanes::<f64>(&mut state.excluded, row.lane);
+        let factor = s.splat(*lanes(&mut state.factor, row.lane));
+        for at in (0..row.classes).step_by(S::LANES) {
+            let e = s.load(exps.wrapping_add(at));
+            // The logits of an ignored row may be anything.
+            let v = if excluded < 0.0 { zero } else { s.mul_add(e, factor, zero) };
+            let lanes = up_to::<S>(row.classes - at);
+            G::store_lanes(s, g.wrapping_add(at), lanes, v);
+        }
+        if excluded >= 0.0 {
+            let entry: S::Real = *lanes(&mut state.entry, row.lane);
+            *g.wrapping_add(excluded as usize) = G::from_f64(entry.to_f64());
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! Strips of distributions that are summed in one sweep, without a pass for the maximum.
+//!
+//! A lane is a distribution. Its shift is the integer nearest to the largest of its first four exponents,
+//! and its classes follow in groups of four:
+//!
+//! ```text
+//! sum += (2^t_0 + 2^t_1) + (2^t_2 + 2^t_3)     the group in the lanes' own type, the sum in f64
+//! ```
+//!
+//! The sum excludes the target's class, and the exponentials are kept for the gradient where there is room.
+//! Where the shift turns out to be a bad one, the sum is out of the range that [`ordinary`] takes, and the
+//! driver computes the lane again, as a [tile](super::tile) that looks for the maximum first. Every
+//! number depends on the lane's own logits alone, not on its neighbours or the length of the strip.
+//!
+//! [`ordinary`]: crate::kernels::ordinary
+
+use crate::element::Element;
+use crate::kernels::scratch::Scratch;
+use crate::math::exp2::{Base, ByExponent, Clamped, Exp2};
+use crate::simd::{Real, Simd, up_to};
+use crate::strategy::STRIP;
+
+/// Classes that are summed in the lanes' own type.
+pub const GROUP: usize = 4;
+
+/// Words of a bit for each lane.
+pub const WORDS: usize = STRIP / 64;
+
+/// Some classes of at most [`STRIP`] distributions that lie side by side.
+#[derive(Clone, Copy, Debug)]
+pub struct Strip {
+    /// The first of the classes of the first distribution.
+    pub x: *const u8,
+    /// Elements from class to class.
+    pub pitch: isize,
+    /// Distributions.
+    pub lanes: usize,
+    /// Which class the first is: a multiple of four.
+    pub first: usize,
+    /// Classes.
+    pub classes: usize,
+    /// Elements to the strip that this thread takes next, which is prefetched; 0 for none.
+    pub ahead: isize,
+    /// Where exponentials are kept, in the lanes' own type: null if they are not.
+    pub exps: *mut u8,
+    /// Lanes from class to class there.
+    pub exps_pitch: usize,
+}
+
+/// A number for each lane of a strip, in f64 or in the lanes' own type.
+pub type LaneScratch = Scratch<STRIP>;
+
+/// What is known of the lanes of a strip.
+pub struct StripState {
+    /// f64, set by the driver: the excluded class of each lane, below 0 for ignored ones, for whole
+    /// [registers](padded).
+    pub excluded: LaneScratch,
+    /// The same in the lanes' own type.
+    pub class: LaneScratch,
+    /// The exponents of the shifts, in the lanes' own type.
+    pub shift: LaneScratch,
+    /// The logits of the excluded classes, in the lanes' own type; 0 where there is none.
+    pub x_y: LaneScratch,
+    /// f64: the sums over the other classes.
+    pub sum: LaneScratch,
+    /// f64: what the loss of each lane is multiplied by, set by the driver if options ask for it.
+    pub weight: LaneScratch,
+    /// f64: what the gradient of each lane is multiplied by, likewise.
+    pub grad_output: LaneScratch,
+    /// f64: the losses, 0 for ignored lanes.
+    pub loss: LaneScratch,
+    /// f64: ln Σ exp x
+    pub lse: LaneScratch,
+    /// What exponentials are multiplied by for the gradient, in the lanes' own type.
+    pub factor: LaneScratch,
+    /// The gradients of the excluded classes, likewise.
+    pub entry: LaneScratch,
+    /// Bit i: lane i counts.
+    pub kept: [u64; WORDS],
+    /// Bit i: the loss and the lse of lane i are what the arrays say.
+    pub good: [u64; WORDS],
+    /// Bit i: so is its gradient.
+    pub good_gradient: [u64; WORDS],
+}
+
+impl StripState {
+    /// Nothing is known yet.
+    #[inline(always)]
+    pub fn new() -> Self {
+        // Made one by one: the compiler fills copies of what holds nothing.
+        StripState {
+            excluded: LaneScratch::new(),
+            class: LaneScratch::new(),
+            shift: LaneScratch::new(),
+            x_y: LaneScratch::new(),
+            sum: LaneScratch::new(),
+            weight: LaneScratch::new(),
+            grad_output: LaneScratch::new(),
+            loss: LaneScratch::new(),
+            lse: LaneScratch::new(),
+            factor: LaneScratch::new(),
+            entry: LaneScratch::new(),
+            kept: [0; WORDS],
+            good: [0; WORDS],
+            good_gradient: [0; WORDS],
+        }
+    }
+}
+
+/// Lanes in whole registers of any set.
+#[inline(always)]
+pub fn padded(lanes: usize) -> usize {
+    lanes.next_multiple_of(16)
+}
+
+/// Sums up the exponentials of a strip, beginning with class 0, or adds them to the sums over the classes
+/// before.
+///
+/// # Safety
+/// The strip is readable, and has at least one class and at most STRIP lanes; there is room for its
+/// exponentials if they are kept, apart from the strip or exactly where it is. The excluded classes were
+/// set for whole registers, and the sums over the classes before the strip's went before. The processor has
+/// the set of `s`.
+#[inline(always)]
+pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
+    s: S,
+    strip: &Strip,
+    state: &mut StripState,
+) {
+    if !S::Real::HAS_TABLE {
+        // Strips have lanes of f32 (`strategy::fits_strips`).
+        return;
+    }
+    // SAFETY: this function's own # Safety; groups end with the last class.
+    unsafe {
+        if strip.first == 0 {
+            shifts::<S, E>(s, strip, state);
+        }
+        let mut class = 0;
+        while class + GROUP <= strip.classes {
+            group::<S, E, GROUP>(s, strip, state, class);
+            class += GROUP;
+        }
+        match strip.classes - class {
+            1 => group::<S, E, 1>(s, strip, state, class),
+            2 => group::<S, E, 2>(s, strip, state, class),
+            3 => group::<S, E, 3>(s, strip, state, class),
+            _ => {}
+        }
+    }
+}
+
+/// The logits of a register of lanes from `at` on, of the strip's class `class`; -inf where there is no lane.
+///
+/// # Safety
+/// As [`sums`]; the strip has the class and the lane.
+#[inline(always)]
+unsafe fn logits<S: Simd, E: Element<S>>(
+    s: S,
+    strip: &Strip,
+    class: usize,
+    at: usize,
+) -> S::Vector {
+    let p = strip.x.cast::<E>().wrapping_offset(class as isize * strip.pitch).wrapping_add(at);
+    // SAFETY: the strip is readable (# Safety): a whole register of it, or the lanes that the mask has.
+    unsafe {
+        if strip.lanes - at >= S::LANES {
+            E::load(s, p)
+        } else {
+            E::load_lanes(s, p, up_to::<S>(strip.lanes - at), S::Real::NEG_INFINITY)
+        }
+    }
+}
+
+/// Chooses the shifts of all lanes from their first classes, and begins their sums.
+///
+/// # Safety
+/// As [`sums`].
+#[inline(always)]
+unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(s: S, strip: &Strip, state: &mut StripState) {
+    let zero = s.splat(S::Real::ZERO);
+    let (round, largest) = (s.splat(S::Real::ROUND), S::Real::from_f64(S::Real::MAX_SHIFT));
+    for at in (0..strip.lanes).step_by(S::LANES) {
+        // SAFETY: the strip has the classes and lanes. The arrays have room for whole registers of them, and
+        // the driver set the excluded classes (# Safety).
+        unsafe {
+            let mut max = logits::<S, E>(s, strip, 0, at);
+            for class in 1..strip.classes.min(GROUP) {
+                max = s.max(max, logits::<S, E>(s, strip, class, at));
+            }
+            // 0 where the exponent is too large for a shift, infinite or NaN.
+            let scaled = s.mul(max, s.splat(S::Real::L));
+            let size = s.max(scaled, s.sub(zero, scaled));
+            let nearest = s.sub(s.add(scaled, round), round);
+            let shift = s.select(s.less(size, s.splat(largest)), nearest, zero);
+            let excluded = s.narrow(load_wide(s, &mut state.excluded, at));
+            s.store(lanes(&mut state.class, at), excluded);
+            s.store(lanes(&mut state.shift, at), shift);
+            s.store(lanes(&mut state.x_y, at), zero);
+            store_wide(s, &mut state.sum, at, s.widen(zero));
+        }
+    }
+}
+
+/// Adds up `N` classes of the strip from `class` on, of all lanes: a group or less.
+///
+/// # Safety
+/// As [`sums`]; the strip has the classes, and the shifts were chosen.
+#[inline(always)]
+unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
+    s: S,
+    strip: &Strip,
+    state: &mut StripState,
+    class: usize,
+) {
+    let splat = |x: f64| s.splat(S::Real::from_f64(x));
+    let zero = s.splat(S::Real::ZERO);
+    let first = splat((strip.first + class) as f64);
+    let x = strip.x.cast::<E>().wrapping_offset(class as isize * strip.pitch);
+    for at in (0..strip.lanes).step_by(S::LANES) {
+        let mut x_of = [zero; N];
+        for (j, x_of) in x_of.iter_mut().enumerate() {
+            // SAFETY: the strip has the classes and lanes (# Safety).
+            *x_of = unsafe { logits::<S, E>(s, strip, class + j, at) };
+            if strip.ahead != 0 && (at * size_of::<E>()).is_multiple_of(64) {
+                let p = x.wrapping_offset(j as isize * strip.pitch).wrapping_add(at);
+                s.prefetch(p.wrapping_offset(strip.ahead).cast());
+            }
+        }
+        // SAFETY: the arrays have room for whole registers of the lanes, and the shifts were chosen
+        // (# Safety).
+        let (excluded, shift, mut x_y, mut sum) = unsafe {
+            (
+                s.load(lanes(&mut state.class, at)),
+                s.load(lanes(&mut state.shift, at)),
+                s.load(lanes(&mut state.x_y, at)),
+                load_wide(s, &mut state.sum, at),
+            )
+        };
+        let exp = Exp2::<S, ByExponent>::lanes(s, zero, shift);
+        let mut e = [zero; N];
+        for (j, e) in e.iter_mut().enumerate() {
+            let is_other = s.not_equal(s.add(first, splat(j as f64)), excluded);
+            x_y = s.select(is_other, x_y, x_of[j]);
+            *e = exp.value_where::<Clamped>(x_of[j], is_other);
+            if !strip.exps.is_null() {
+                let to = (class + j) * strip.exps_pitch + at;
+                // SAFETY: there is room for whole registers of all classes (# Safety).
+                unsafe { s.store(strip.exps.cast::<S::Real>().wrapping_add(to), *e) };
+            }
+        }
+        let group = s.widen(sum_of_group(s, &e));
+        for (sum, &group) in sum.as_mut().iter_mut().zip(group.as_ref()) {
+            *sum = s.wide().add(*sum, group);
+        }
+        // SAFETY: the arrays have room for whole registers of the lanes.
+        unsafe {
+            store_wide(s, &mut state.sum, at, sum);
+            s.store(lanes(&mut state.x_y, at), x_y);
+        }
+    }
+}
+
+/// `(e0 + e1) + (e2 + e3)`, or as much of it as there is.
+#[inline(always)]
+fn sum_of_group<S: Simd>(s: S, e: &[S::Vector]) -> S::Vector {
+    match *e {
+        [a] => a,
+        [a, b] => s.add(a, b),
+        [a, b, c] => s.add(s.add(a, b), c),
+        [a, b, c, d, ..] => s.add(s.add(a, b), s.add(c, d)),
+        [] => s.splat(S::Real::ZERO),
+    }
+}
+
+/// The place of lane `at`.
+#[inline(always)]
+pub fn lanes<T>(of: &mut LaneScratch, at: usize) -> *mut T {
+    debug_assert!(at < STRIP);
+    of.start().cast::<T>().wrapping_add(at)
+}
+
+/// The f64 of a register of lanes from `at` on.
+///
+/// # Safety
+/// They were set, and `at + LANES` is at most STRIP. The processor has the set of `s`.
+#[inline(always)]
+pub unsafe fn load_wide<S: Simd>(s: S, of: &mut LaneScratch, at: usize) -> S::Widened {
+    let d = s.wide();
+    let mut v = s.widen(s.splat(S::Real::ZERO));
+    for (i, v) in v.as_mut().iter_mut().enumerate() {
+        // SAFETY: lanes of the register, which were set (# Safety).
+        *v = unsafe { d.load(lanes(of, at + i * <S::Wide as Simd>::LANES)) };
+    }
+    v
+}
+
+/// Sets what [`load_wide`] loads.
+///
+/// # Safety
+/// As [`load_wide`], but for what was set.
+#[inline(always)]
+pub unsafe fn store_wide<S: Simd>(s: S, of: &mut LaneScratch, at: usize, v: S::Widened) {
+    for (i, &v) in v.as_ref().iter().enumerate() {
+        // SAFETY: lanes of the register (# Safety).
+        unsafe { s.wide().store(lanes(of, at + i * <S::Wide as Simd>::LANES), v) };
+    }
+}
+
+/// Where the gradient of a strip goes.
+#[derive(Clone, Copy, Debug)]
+pub struct StripGradient {
+    /// The first class of the first distribution.
+    pub g: *mut u8,
+    /// Elements from class to class.
+    pub pitch: isize,
+    /// The gradient is added to what the memory holds.
+    pub accumulate: bool,
+    /// Stores bypass the caches.
+    pub stream: bool,
+    /// There is room for whole registers, and the exponentials are kept.
+    pub padded: bool,
+    /// Bit i: lane i is written.
+    pub writes: [u64; WORDS],
+}
+
+/// Which lanes a sweep writes.
+trait Writing {
+    /// All of them, none is ignored, and exponentials are kept.
+    const WHOLE: bool;
+}
+
+struct Masked;
+struct All;
+
+impl Writing for Masked {
+    const WHOLE: bool = false;
+}
+impl Writing for All {
+    const WHOLE: bool = true;
+}
+
+/// Writes the gradient of a strip: the exponentials, kept or computed again, times the factors, and the
+/// entries.
+///
+/// # Safety
+/// As [`sums`], which went before, as did the arithmetic of the rows; the gradient is writable for all
+/// classes and lanes, and exactly the strip, or its exponentials, or apart from them.
+#[inline(always)]
+pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
+    s: S,
+    strip: &Strip,
+    state: &mut StripState,
+    to: &StripGradient,
+) {
+    if !S::Real::HAS_TABLE {
+        // Strips have lanes of f32 (`strategy::fits_strips`).
+        return;
+    }
+    let whole = (to.padded || strip.lanes.is_multiple_of(S::LANES)) && !to.accumulate;
+    let all = |bits: &[u64; WORDS]| {
+        let mut all = true;
+        for (word, &bits) in bits.iter().enumerate() {
+            let lanes = strip.lanes.saturating_sub(word * 64).min(64);
+            all &= lanes == 0 || bits | !(!0 >> (64 - lanes)) == !0;
+        }
+        all
+    };
+    let unit = S::LANES * size_of::<G>();
+    let aligned = (to.g as usize).is_multiple_of(unit)
+        && (to.pitch as usize).wrapping_mul(size_of::<G>()).is_multiple_of(unit);
+    let stream = to.stream && aligned;
+    // SAFETY: this function's own # Safety; `All` is for strips of whole registers that are all written
+    // from exponentials, and streams are aligned.
+    unsafe {
+        if whole && !strip.exps.is_null() && all(&to.writes) && all(&state.kept) {
+            sweep::<S, E, G, All>(s, strip, state, to, stream);
+        } else {
+            sweep::<S, E, G, Masked>(s, strip, state, to, false);
+        }
+    }
+}
+
+/// # Safety
+/// As [`gradient`]; the strip and the gradient are what `W` says, and the gradient is aligned for streams.
+#[inline(always)]
+unsafe fn sweep<S: Simd<Real: Base>, E: Element<S>, G: Element<S>, W: Writing>(
+    s: S,
+    strip: &Strip,
+    state: &mut StripState,
+    to: &StripGradient,
+    stream: bool,
+) {
+    let zero = s.splat(S::Real::ZERO);
+    let mut number = s.splat(S::Real::from_f64(strip.first as f64));
+    for class in 0..strip.classes {
+        let x = strip.x.cast::<E>().wrapping_offset(class as isize * strip.pitch);
+        let exps = strip.exps.cast::<S::Real>().wrapping_add(class * strip.exps_pitch);
+        let g = to.g.cast::<G>().wrapping_offset(class as isize * to.pitch);
+        for at in (0..strip.lanes).step_by(S::LANES) {
+            let lanes_left = up_to::<S>(strip.lanes - at);
+            // SAFETY: the arrays have room for whole registers of the strip's lanes, and `sums` and the
+            // arithmetic of the rows have set them (# Safety).
+            let (excluded, factor, entry) = unsafe {
+                (
+                    s.load(lanes(&mut state.class, at)),
+                    s.load(lanes(&mut state.factor, at)),
+                    s.load(lanes(&mut state.entry, at)),
+                )
+            };
+            let is_other = s.not_equal(number, excluded);
+            let e = if !W::WHOLE && strip.exps.is_null() {
+                // SAFETY: the mask has bits for lanes of the strip alone, which has the class; `sums` has
+                // set the shifts (# Safety).
+                let (x, shift) = unsafe {
+                    let x = E::load_lanes(s, x.wrapping_add(at), lanes_left, S::Real::ZERO);
+                    (x, s.load(lanes(&mut state.shift, at)))
+                };
+                Exp2::<S, ByExponent>::lanes(s, zero, shift).value_where::<Clamped>(x, is_other)
+            } else {
+                // SAFETY: `sums` has kept whole registers of exponentials.
+                unsafe { s.load(exps.wrapping_add(at)) }
+            };
+            let v = s.select(is_other, s.mul_add(e, factor, zero), entry);
+            let g = g.wrapping_add(at);
+            // SAFETY: the gradient is writable for the strip's lanes (# Safety), and the mask has bits for
+            // these alone, of which each word has 64; streams are aligned (`gradient`).
+            unsafe {
+                if W::WHOLE && stream {
+                    G::stream(s, g, v);
+                } else if W::WHOLE {
+                    G::store(s, g, v);
+                } else {
+                    // The logits of an ignored lane may be anything.
+                    let mut v = s.select(s.less(excluded, zero), zero, v);
+                    let word = to.writes.get_unchecked(at / 64);
+                    let writes = (word >> (at % 64)) as u32 & lanes_left;
+                    if to.accumulate {
+                        v = s.add(G::load_lanes(s, g, writes, S::Real::ZERO), v);
+                    }
+                    G::store_lanes(s, g, writes, v);
+                }
+            }
+        }
+        number = s.add(number, s.splat(S::Real::from_f64(1.0)));
+    }
+}

@@ -1,0 +1,160 @@
+//! Calls over a few short rows without options, recognised and checked in a few instructions.
+//!
+//! The checks of a general call, and its plan, take several times as long as the arithmetic of ten classes.
+//! A *plain* call has packed f32 logits, packed class indices, no option, and no result but the loss and the
+//! gradient. A surface recognises it from what its caller handed over; whatever is not plain, or has a fault,
+//! takes the general way, which names the fault.
+
+use crate::codes::*;
+use crate::plan::Plain;
+use crate::strategy::{SMALL_CLASSES, SMALL_ROWS};
+use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
+use crate::validate::operand::Operand;
+use crate::view::IntegerType;
+
+/// Whether strides say that `[rows, classes]` is packed.
+#[inline(always)]
+pub(crate) fn is_packed(strides: &[i64; 3], classes: usize) -> bool {
+    (strides[0] == classes as i64 && strides[1] == 1) || *strides == [0; 3]
+}
+
+/// Whether strides say that `[rows]` is packed.
+#[inline(always)]
+pub(crate) fn is_packed_rows(strides: &[i64; 3]) -> bool {
+    strides[0] == 1 || *strides == [0; 3]
+}
+
+/// The type of class indices that a plain call has.
+#[inline(always)]
+pub(crate) fn target_type(dtype: u32) -> Option<IntegerType> {
+    match dtype {
+        XENT_I64 => Some(IntegerType::I64),
+        XENT_I32 => Some(IntegerType::I32),
+        _ => None,
+    }
+}
+
+/// Whether the shape is one of a small call, and all memory is there, aligned, and as far apart as it
+/// has to be.
+#[inline(always)]
+pub(crate) fn is_valid(call: &Plain) -> bool {
+    let (rows, classes) = (call.rows, call.classes);
+    if !(1..=SMALL_ROWS).contains(&rows) || !(2..=SMALL_CLASSES).contains(&classes) {
+        return false;
+    }
+    let target = if call.target_type == IntegerType::I64 { 8 } else { 4 };
+    let logits = (call.logits as usize, 4 * rows * classes);
+    let targets = (call.targets as usize, target * rows);
+    let loss = (call.loss as usize, 8);
+    let apart = |a: (usize, usize), b: (usize, usize)| {
+        a.0.wrapping_sub(b.0) >= b.1 && b.0.wrapping_sub(a.0) >= a.1
+    };
+    let is_at = |of: (usize, usize), size: usize| of.0 != 0 && of.0.is_multiple_of(size);
+    let mut valid = is_at(logits, 4) & is_at(targets, target) & is_at(loss, 8);
+    valid &= apart(loss, logits) & apart(loss, targets);
+    if !call.gradient.is_null() {
+        let gradient = (call.gradient as usize, logits.1);
+        valid &= is_at(gradient, 4) & call.scale.is_finite();
+        valid &= (gradient == logits) | apart(gradient, logits);
+        valid &= apart(gradient, targets) & apart(gradient, loss);
+    }
+    valid
+}
+
+/// The plain call that a problem is, if it is one.
+#[inline(always)]
+pub(crate) fn recognise(
+    problem: &Problem,
+    results: &Results,
+    request: Option<&GradientRequest>,
+) -> Option<Plain> {
+    // All of them are named: an option to come does not compile until this function knows it.
+    let Problem {
+        flags,
+        rows,
+        classes,
+        inner,
+        logits,
+        targets,
+        class_weights,
+        row_weights,
+        row_mask,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        softcap,
+        logit_scale,
+        normalizer,
+        z_normalizer,
+        reduction,
+        threads: _,
+    } = *problem;
+    let Results {
+        loss,
+        row_losses,
+        lse,
+        z_loss: z_part,
+        normalizer: n,
+        z_normalizer: z,
+        kept_rows,
+        argmax,
+        correct,
+        entropy,
+    } = *results;
+    let target_type = target_type(targets.dtype)?;
+    let absent = |operand: &Operand| operand.data.is_null();
+    let plain = (flags == 0)
+        & (inner == 1)
+        & (label_smoothing == 0.0)
+        & (z_loss == 0.0)
+        & (softcap == 0.0)
+        & (logit_scale == 1.0)
+        & (normalizer == 0.0)
+        & (z_normalizer == 0.0)
+        & matches!(reduction, XENT_MEAN | XENT_SUM)
+        & absent(&class_weights)
+        & absent(&row_weights)
+        & absent(&row_mask)
+        & absent(&row_losses)
+        & absent(&lse)
+        & absent(&argmax)
+        & absent(&entropy)
+        & z_part.is_null()
+        & n.is_null()
+        & z.is_null()
+        & kept_rows.is_null()
+        & correct.is_null()
+        & (logits.dtype == XENT_F32)
+        & is_packed(&logits.strides, classes)
+        & is_packed_rows(&targets.strides)
+        & logits.may_be_packed()
+        & targets.may_be_packed()
+        & !logits.is_uninit
+        & (logits.available >= rows.saturating_mul(classes))
+        & (targets.available >= rows);
+    let (mut gradient, mut scale) = (std::ptr::null_mut(), 1.0);
+    if let Some(GradientRequest { output, scale: by, gradient: to }) = request {
+        let is_plain = absent(output)
+            & (to.dtype == XENT_F32)
+            & is_packed(&to.strides, classes)
+            & to.may_be_packed()
+            & (to.available >= rows.saturating_mul(classes))
+            & !absent(to);
+        if !is_plain {
+            return None;
+        }
+        (gradient, scale) = (to.data, *by);
+    }
+    plain.then_some(Plain {
+        rows,
+        classes,
+        logits: logits.data,
+        targets: targets.data,
+        target_type,
+        ignore_index,
+        is_mean: reduction == XENT_MEAN,
+        loss,
+        gradient,
+        scale,
+    })
+}
