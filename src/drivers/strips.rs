@@ -41,6 +41,7 @@ struct Strips<'a> {
 /// The plan is a loss that [`Call::in_strips`] is set for. The tiles are the call's, by [`Place::count`]; no
 /// other thread accesses their distributions.
 pub unsafe fn strips(call: &Call, loss: &Loss, axis: Axis, range: Range<usize>) -> Totals {
+    assert!(call.plan.logits.dtype.has_f32_lanes(), "strips have lanes of f32");
     let mut stack = Scratch::<{ STRIP_BYTES / 8 }>::new();
     let mut heap = Vec::<Scratch<8>>::new();
     let mut strips = Strips::new(call, loss, axis, stack.start(), STRIP_BYTES);
@@ -215,29 +216,50 @@ impl<'a> Strips<'a> {
             };
         }
         if fills {
-            let (lane, size) = (view.dtype.lane_size(), view.dtype.size() as isize);
-            for class in (0..classes).step_by(TILE_CLASSES) {
-                for lanes in (0..place.len).step_by(TILE) {
-                    let tile = Tile {
-                        x: self.buffer.wrapping_add((class * pitch + lanes) * lane),
-                        pitch,
-                        lanes: TILE.min(place.len - lanes),
-                        first: first + class,
-                        classes: TILE_CLASSES.min(classes - class),
-                    };
-                    let offset = lanes as isize * strides[0] + class as isize * strides[1];
-                    // SAFETY: the logits cover the classes of the distributions (validation). The buffer has
-                    // room for the classes of a chunk. The processor has the set of the kernels.
-                    unsafe {
-                        let from = from.wrapping_offset(offset * size);
-                        (self.call.k.native.gather)(&tile, from, strides);
-                    }
+            for (tile, _, offset) in self.pieces(place, pitch, first, classes, strides) {
+                let offset = offset * view.dtype.size() as isize;
+                // SAFETY: the logits cover the classes of the distributions (validation). The buffer has
+                // room for the classes of a chunk. The processor has the set of the kernels.
+                unsafe {
+                    (self.call.k.native.gather)(&tile, from.wrapping_offset(offset), strides);
                 }
             }
         }
-        let (x, pitch_of_x) = (self.buffer.cast_const(), pitch as isize);
-        let lanes = place.len;
-        Strip { x, pitch: pitch_of_x, lanes, first, classes, ahead: 0, exps, exps_pitch: pitch }
+        Strip {
+            x: self.buffer.cast_const(),
+            pitch: pitch as isize,
+            lanes: place.len,
+            first,
+            classes,
+            ahead: 0,
+            exps,
+            exps_pitch: pitch,
+        }
+    }
+
+    /// A chunk of a strip in the buffer, cut into tiles to be transposed: each with its first lane, and with the
+    /// elements from the chunk to the tile in an operand of these strides.
+    fn pieces(
+        &self,
+        place: Place,
+        pitch: usize,
+        first: usize,
+        classes: usize,
+        strides: [isize; 2],
+    ) -> impl Iterator<Item = (Tile, usize, isize)> {
+        let (buffer, lane_size) = (self.buffer, self.call.plan.logits.dtype.lane_size());
+        (0..classes).step_by(TILE_CLASSES).flat_map(move |class| {
+            (0..place.len).step_by(TILE).map(move |lane| {
+                let tile = Tile {
+                    x: buffer.wrapping_add((class * pitch + lane) * lane_size),
+                    pitch,
+                    lanes: TILE.min(place.len - lane),
+                    first: first + class,
+                    classes: TILE_CLASSES.min(classes - class),
+                };
+                (tile, lane, lane as isize * strides[0] + class as isize * strides[1])
+            })
+        })
     }
 
     /// Computes the lanes again that are not ordinary, and all of them if results are wanted that a strip does
@@ -388,7 +410,7 @@ impl<'a> Strips<'a> {
                 }
                 let k =
                     if self.gathers { call.k.converted_to_lanes } else { call.k.native_to_lanes };
-                let (pitch, lane) = (strip.exps_pitch, call.plan.logits.dtype.lane_size());
+                let pitch = strip.exps_pitch;
                 let gradient = StripGradient {
                     g: self.buffer,
                     pitch: pitch as isize,
@@ -398,25 +420,17 @@ impl<'a> Strips<'a> {
                     writes: [!0; WORDS],
                 };
                 (k.strip_gradient)(&strip, state, &gradient);
-                for class in (0..strip.classes).step_by(TILE_CLASSES) {
-                    for lanes in (0..place.len).step_by(TILE) {
-                        let tile = Tile {
-                            x: self.buffer.wrapping_add((class * pitch + lanes) * lane),
-                            pitch,
-                            lanes: TILE.min(place.len - lanes),
-                            first: first + class,
-                            classes: TILE_CLASSES.min(strip.classes - class),
-                        };
-                        let offset = lanes as isize * strides[0] + class as isize * strides[1];
-                        let to = to.wrapping_offset(offset * view.dtype.size() as isize);
-                        (call.k.converted_to_output.scatter)(
-                            &tile,
-                            to,
-                            strides,
-                            output.accumulate,
-                            writes[lanes / TILE],
-                        );
-                    }
+                for (tile, lane, offset) in self.pieces(place, pitch, first, strip.classes, strides)
+                {
+                    let to = to.wrapping_offset(offset * view.dtype.size() as isize);
+                    let writes = writes[lane / TILE];
+                    (call.k.converted_to_output.scatter)(
+                        &tile,
+                        to,
+                        strides,
+                        output.accumulate,
+                        writes,
+                    );
                 }
             }
         }

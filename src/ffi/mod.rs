@@ -14,7 +14,7 @@ use crate::pool::Pool;
 use crate::run;
 use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
 use crate::validate::operand::Operand;
-use crate::validate::plain::{is_packed, is_packed_rows, target_type};
+use crate::validate::plain::{Settings, is_packed, is_packed_rows, target_type};
 use crate::validate::softmax::{self, Function};
 use guard::{Failure, fail, fail_without_memory, guarded, last_error};
 use std::ffi::{c_char, c_void};
@@ -510,7 +510,7 @@ unsafe fn plain(
         reduction,
         threads: _,
         pool: _,
-    } = problem;
+    } = *problem;
     let xent_results {
         struct_size: _,
         loss,
@@ -523,17 +523,20 @@ unsafe fn plain(
         argmax,
         correct,
         entropy,
-    } = results;
+    } = *results;
     let target_type = target_type(targets.dtype)?;
-    let is_plain = (*flags == 0)
-        & (*inner == 1)
-        & (*label_smoothing == 0.0)
-        & (*z_loss == 0.0)
-        & (*softcap == 0.0)
-        & (*logit_scale == 1.0)
-        & (*normalizer == 0.0)
-        & (*z_normalizer == 0.0)
-        & matches!(*reduction, XENT_MEAN | XENT_SUM)
+    let normalizers = [normalizer, z_normalizer];
+    let settings = Settings {
+        flags,
+        inner,
+        label_smoothing,
+        z_loss,
+        softcap,
+        logit_scale,
+        normalizers,
+        reduction,
+    };
+    let is_plain = settings.are_plain()
         & class_weights.data.is_null()
         & row_weights.data.is_null()
         & row_mask.data.is_null()
@@ -547,7 +550,7 @@ unsafe fn plain(
         & argmax.is_null()
         & correct.is_null()
         & (logits.dtype == XENT_F32)
-        & is_packed(&logits.strides, *classes)
+        & is_packed(&logits.strides, classes)
         & is_packed_rows(&targets.strides);
     if !is_plain {
         return None;
@@ -559,21 +562,21 @@ unsafe fn plain(
         if !grad_output.is_null()
             || grad.data.is_null()
             || grad.dtype != XENT_F32
-            || !is_packed(&grad.strides, *classes)
+            || !is_packed(&grad.strides, classes)
         {
             return None;
         }
         (to, scale) = (grad.data.cast(), grad_scale);
     }
     Some(Plain {
-        rows: *rows,
-        classes: *classes,
+        rows,
+        classes,
         logits: logits.data.cast(),
         targets: targets.data.cast(),
         target_type,
-        ignore_index: *ignore_index,
-        is_mean: *reduction == XENT_MEAN,
-        loss: *loss,
+        ignore_index,
+        is_mean: reduction == XENT_MEAN,
+        loss,
         gradient: to,
         scale,
     })

@@ -2,8 +2,8 @@
 //!
 //! A row is ordinary if its sum over the classes but the target's is neither tiny nor huge, the target's
 //! exponent is not far from the shift, and both together are not small: small exponentials may have been
-//! flushed to 0. A row's own numbers decide. Such a row needs
-//! none of the cases that [`row_math`](super::row_math) tells apart:
+//! flushed to 0. A row's own numbers decide. Such a row needs none of the cases that
+//! [`row_math`](super::row_math) tells apart:
 //!
 //! ```text
 //! q = sum·2^-t_y          Σ exp(x_c - x_y) over the other classes

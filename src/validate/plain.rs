@@ -61,6 +61,33 @@ pub(crate) fn is_valid(call: &Plain) -> bool {
     valid
 }
 
+/// The numbers of a problem that a plain call leaves at their defaults.
+pub(crate) struct Settings {
+    pub flags: u32,
+    pub inner: usize,
+    pub label_smoothing: f64,
+    pub z_loss: f64,
+    pub softcap: f64,
+    pub logit_scale: f64,
+    pub normalizers: [f64; 2],
+    pub reduction: u32,
+}
+
+impl Settings {
+    /// Whether they are those of a plain call.
+    #[inline(always)]
+    pub fn are_plain(&self) -> bool {
+        (self.flags == 0)
+            & (self.inner == 1)
+            & (self.label_smoothing == 0.0)
+            & (self.z_loss == 0.0)
+            & (self.softcap == 0.0)
+            & (self.logit_scale == 1.0)
+            & (self.normalizers == [0.0; 2])
+            & matches!(self.reduction, XENT_MEAN | XENT_SUM)
+    }
+}
+
 /// The plain call that a problem is, if it is one.
 #[inline(always)]
 pub(crate) fn recognise(
@@ -103,15 +130,18 @@ pub(crate) fn recognise(
     } = *results;
     let target_type = target_type(targets.dtype)?;
     let absent = |operand: &Operand| operand.data.is_null();
-    let plain = (flags == 0)
-        & (inner == 1)
-        & (label_smoothing == 0.0)
-        & (z_loss == 0.0)
-        & (softcap == 0.0)
-        & (logit_scale == 1.0)
-        & (normalizer == 0.0)
-        & (z_normalizer == 0.0)
-        & matches!(reduction, XENT_MEAN | XENT_SUM)
+    let normalizers = [normalizer, z_normalizer];
+    let settings = Settings {
+        flags,
+        inner,
+        label_smoothing,
+        z_loss,
+        softcap,
+        logit_scale,
+        normalizers,
+        reduction,
+    };
+    let plain = settings.are_plain()
         & absent(&class_weights)
         & absent(&row_weights)
         & absent(&row_mask)

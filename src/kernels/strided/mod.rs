@@ -1,9 +1,11 @@
 //! Distributions side by side: lanes run along rows or inner positions.
 //!
 //! For logits whose classes are not contiguous (`[N, C, d1..dk]`, a transposed matrix), and for rows so
-//! short that lanes along classes would mostly be empty. Up to 64 distributions make a *tile*. Every lane
-//! has its own shift and sums, so nothing is ever added across lanes, and a row's bits do not depend on
-//! its neighbours:
+//! short that lanes along classes would mostly be empty. Every lane has its own shift and sums, so nothing
+//! is ever added across lanes, and a row's bits do not depend on its neighbours.
+//!
+//! Losses over class indices without further options go in [*strips*](strip) of up to 256 distributions,
+//! with one sweep. Everything else goes in *tiles* of up to 64:
 //!
 //! ```text
 //! for each chunk of 32 classes, which stays in the first level of cache:
