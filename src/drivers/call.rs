@@ -8,6 +8,7 @@ use crate::math::exp2::{Base, Shift};
 use crate::plan::{Loss, Operation, Pass, Plan, Softmax};
 use crate::strategy::{self, STORED_EXPS_CLASSES, Sweeps};
 use crate::view::{ElementType, FloatType, Position};
+use std::ops::Range;
 
 /// The class that the first sweep over a row excludes from its sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,6 +223,13 @@ impl<'a> Call<'a> {
     #[inline(always)]
     pub fn interleaves(&self) -> bool {
         self.sweeps == Sweeps::Interleaved
+    }
+
+    /// The classes of a segment.
+    #[inline(always)]
+    pub fn segment(&self, index: usize) -> Range<usize> {
+        let start = index * self.segment_len;
+        start..(start + self.segment_len).min(self.plan.shape.classes)
     }
 
     /// The shift whose exponential of `x` is nearest to 1; `x` is finite, or the shift has no meaning.

@@ -2,7 +2,7 @@
 
 use super::batch::{Batch, RowAction};
 use super::call::Call;
-use super::segment::{self, ChunkFlags};
+use super::segment::{self, ChunkFlags, PlacedRow};
 use super::totals::Totals;
 use crate::kernels::row_state::RowState;
 use crate::parallel::Team;
@@ -22,6 +22,8 @@ pub unsafe fn run(call: &Call, team: &Team, threads: usize, index: usize, totals
         batch.start(call, index, 1);
         super::rows::prepare(call, &mut batch, 0..1);
     }
+    // SAFETY: the row is the call's (# Safety).
+    let row = unsafe { PlacedRow::new(call, at) };
     if let Some(reduction) = batch.rows()[0].reduction {
         let mut state = RowState::EMPTY;
         team.map(
@@ -32,7 +34,7 @@ pub unsafe fn run(call: &Call, team: &Team, threads: usize, index: usize, totals
                     let mut part = RowState::EMPTY;
                     // SAFETY: `map` hands each segment of the row to one thread.
                     let flags =
-                        unsafe { segment::reduce(call, at, index, &reduction, None, &mut part) };
+                        unsafe { segment::reduce(call, &row, index, &reduction, None, &mut part) };
                     let [out_of_range, redone] = &all_flags[index];
                     out_of_range.store(flags.out_of_range, Ordering::Relaxed);
                     redone.store(flags.redone, Ordering::Relaxed);
@@ -65,7 +67,7 @@ pub unsafe fn run(call: &Call, team: &Team, threads: usize, index: usize, totals
                             all_flags[index].each_ref().map(|bits| bits.load(Ordering::Relaxed));
                         let flags = ChunkFlags { out_of_range, redone };
                         // SAFETY: `map` hands each segment of the row to one thread.
-                        unsafe { segment::gradient(call, at, index, flags, gradient) };
+                        unsafe { segment::gradient(call, &row, index, flags, gradient) };
                         give(());
                     }
                     if call.streams {

@@ -2,7 +2,7 @@
 
 use super::batch::{Batch, InitialShift, Row, RowAction};
 use super::call::Call;
-use super::segment::{self, ChunkFlags, PendingRow};
+use super::segment::{self, ChunkFlags, PendingRow, PlacedRow};
 use super::totals::{GroupTotals, Totals};
 use crate::kernels::row_math::ROWS;
 use crate::kernels::row_state::RowState;
@@ -39,9 +39,11 @@ impl Stage {
                 }
             }
             RowAction::Sweep(gradient) => {
+                // SAFETY: the row is the call's (# Safety).
+                let row = unsafe { PlacedRow::new(call, row.at) };
                 for (index, flags) in flags[i..][..call.segments].iter().enumerate() {
                     // SAFETY: the segment of a row of the call, this thread's alone (# Safety).
-                    unsafe { segment::gradient(call, row.at, index, *flags, gradient) };
+                    unsafe { segment::gradient(call, &row, index, *flags, gradient) };
                 }
             }
         }
@@ -60,7 +62,8 @@ pub unsafe fn prepare(call: &Call, batch: &mut Batch, rows: Range<usize>) {
         if batch.needs_exps(call, i) {
             let Row { at, excluded, .. } = batch.rows()[i];
             // SAFETY: the row is the call's, with contiguous classes (# Safety).
-            initial[i] = unsafe { segment::choose_initial_shift(call, at, excluded) };
+            initial[i] =
+                unsafe { segment::choose_initial_shift(call, &PlacedRow::new(call, at), excluded) };
         }
     }
     // SAFETY: this function's own # Safety.
@@ -164,6 +167,8 @@ unsafe fn reduce(call: &Call, stage: &mut Stage, i: usize, mut before: Option<&m
     let Stage { batch, flags } = stage;
     let Row { at, reduction, state, .. } = &mut batch.rows()[i];
     let Some(reduction) = reduction else { return };
+    // SAFETY: the row is the call's (# Safety).
+    let row = unsafe { PlacedRow::new(call, *at) };
     for index in 0..call.segments {
         let place = if call.segments == 1 { i } else { index };
         let pending = before.as_mut().and_then(|before| {
@@ -172,7 +177,8 @@ unsafe fn reduce(call: &Call, stage: &mut Stage, i: usize, mut before: Option<&m
             Some((*at, *gradient, before.flags[place]))
         });
         let pending = pending.as_ref().map(|(at, gradient, flags)| PendingRow {
-            at: *at,
+            // SAFETY: the row is the call's (# Safety).
+            row: unsafe { PlacedRow::new(call, *at) },
             flags: *flags,
             gradient,
         });
@@ -180,7 +186,7 @@ unsafe fn reduce(call: &Call, stage: &mut Stage, i: usize, mut before: Option<&m
         let mut part = RowState::EMPTY;
         let into = if call.segments == 1 { &mut *state } else { &mut part };
         // SAFETY: the segment of rows of the call, this thread's alone (# Safety).
-        flags[place] = unsafe { segment::reduce(call, *at, index, reduction, pending, into) };
+        flags[place] = unsafe { segment::reduce(call, &row, index, reduction, pending, into) };
         if call.segments > 1 {
             state.push(&part, call.l);
         }

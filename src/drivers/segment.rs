@@ -15,7 +15,7 @@ use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::Shift;
 use crate::plan::Targets;
 use crate::strategy::{CHUNK, CHUNKS_A_CALL, HEAD, LARGEST_SUM, SEGMENTS, SMALLEST_SUM};
-use crate::view::Position;
+use crate::view::{ElementType, Position, View};
 use std::ops::Range;
 
 /// What the first sweep learned about the chunks of a segment, for the second.
@@ -39,31 +39,64 @@ impl ChunkFlags {
     }
 }
 
+/// A row of contiguous classes, and where they lie: in the caller's memory, or in a buffer that holds some
+/// of them.
+#[derive(Clone, Copy, Debug)]
+pub struct PlacedRow {
+    /// Which row, for the operands that have a number for each of its classes.
+    pub at: Position,
+    /// Where the logit of class 0 is, or would be if the memory held it.
+    pub x: *const u8,
+    /// The same of the output; null if the call has none.
+    pub g: *mut u8,
+}
+
+// SAFETY: the addresses are numbers. Every access through them is unsafe, and asks its caller that no other
+// thread writes what is read, or accesses what is written.
+unsafe impl Sync for PlacedRow {}
+
+impl PlacedRow {
+    /// A row of the caller's memory.
+    ///
+    /// # Safety
+    /// The row is the call's.
+    #[inline(always)]
+    pub unsafe fn new(call: &Call, at: Position) -> PlacedRow {
+        // SAFETY: the logits and the output cover class 0 of the row (validation; # Safety).
+        unsafe {
+            let x = call.plan.logits.at(at, 0);
+            let output = call.plan.output.as_ref();
+            PlacedRow {
+                at,
+                x,
+                g: output.map_or(std::ptr::null_mut(), |output| output.view.at(at, 0)),
+            }
+        }
+    }
+}
+
 /// A row whose gradient is yet to be written, and the flags of its chunks in the segment at hand.
 #[derive(Clone, Copy)]
 pub struct PendingRow<'a> {
     /// Which.
-    pub at: Position,
+    pub row: PlacedRow,
     /// The flags of its chunks.
     pub flags: ChunkFlags,
     /// What its second sweep needs.
     pub gradient: &'a RowGradient,
 }
 
-/// The `len` classes from `class` on of the row at `at`; exponentials are not stored.
-///
-/// # Safety
-/// The row and the classes are the call's, and contiguous.
+/// The `len` classes from `class` on of a row; exponentials are not stored.
 #[inline(always)]
-unsafe fn chunk_at(
+fn chunk_at(
     call: &Call,
-    at: Position,
+    row: &PlacedRow,
     class: usize,
     len: usize,
     excluded: Option<usize>,
 ) -> Chunk {
-    // SAFETY: the logits cover the row and the class (validation; # Safety).
-    Chunk::new(unsafe { call.plan.logits.at(at, class) }, len, excluded_in(excluded, class, len))
+    let x = row.x.wrapping_add(class * call.plan.logits.dtype.size());
+    Chunk::new(x, len, excluded_in(excluded, class, len))
 }
 
 /// A chunk of logits in the lanes' type, scaled and capped.
@@ -96,15 +129,14 @@ impl TransformedChunk {
 /// Chooses the shift that a row's chunks start from: near the largest of its first logits.
 ///
 /// # Safety
-/// The row is the call's, and its classes are contiguous.
+/// The first [`HEAD`] classes of the row are readable.
 pub unsafe fn choose_initial_shift(
     call: &Call,
-    at: Position,
+    row: &PlacedRow,
     excluded: Option<usize>,
 ) -> InitialShift {
-    // SAFETY: the first classes of the row are the call's (# Safety).
-    let mut head = unsafe { chunk_at(call, at, 0, call.plan.shape.classes.min(HEAD), excluded) };
-    // SAFETY: the chunk is readable (validation), the buffer has room for HEAD lanes, and the processor has
+    let mut head = chunk_at(call, row, 0, call.plan.shape.classes.min(HEAD), excluded);
+    // SAFETY: the chunk is readable (# Safety), the buffer has room for HEAD lanes, and the processor has
     // the set of the kernels.
     let max = unsafe {
         if let Some(with) = call.plan.transform() {
@@ -134,37 +166,53 @@ pub unsafe fn choose_initial_shift(
 #[inline(always)]
 pub unsafe fn reduce(
     call: &Call,
-    at: Position,
+    row: &PlacedRow,
     segment: usize,
     reduction: &Reduction,
     pending: Option<PendingRow>,
     state: &mut RowState,
 ) -> ChunkFlags {
-    let start = segment * call.segment_len;
-    let end = (start + call.segment_len).min(call.plan.shape.classes);
+    // SAFETY: the classes are those of the segment, of both rows (# Safety).
+    unsafe { reduce_classes(call, row, call.segment(segment), reduction, pending, state) }
+}
+
+/// [`reduce`] for some classes, no more than a segment has.
+///
+/// # Safety
+/// The classes of the row are readable, and writable where exponentials are stored; no other thread accesses
+/// them, nor those of the pending row.
+#[inline(always)]
+pub unsafe fn reduce_classes(
+    call: &Call,
+    row: &PlacedRow,
+    classes: Range<usize>,
+    reduction: &Reduction,
+    pending: Option<PendingRow>,
+    state: &mut RowState,
+) -> ChunkFlags {
+    let Range { start, end } = classes;
     if !(call.sums_exps_alone && reduction.sums_exps && reduction.center.is_none()) {
-        if let Some(PendingRow { at, flags, gradient: of }) = pending {
-            // SAFETY: the segment of the pending row is the call's and this thread's (# Safety).
-            unsafe { gradient(call, at, segment, flags, of) };
+        if let Some(PendingRow { row, flags, gradient: of }) = pending {
+            // SAFETY: the classes of the pending row are this thread's (# Safety).
+            unsafe { gradient_classes(call, &row, classes.clone(), flags, of) };
         }
-        // SAFETY: the classes are those of the segment (# Safety).
-        return unsafe { reduce_general(call, at, start..end, reduction, state) };
+        // SAFETY: this function's own # Safety.
+        return unsafe { reduce_general(call, row, classes, reduction, state) };
     }
     if end - start <= CHUNK && pending.is_none() && !call.stores_exps {
         // An ordinary short row. If it is not ordinary, it is done again below.
         let shift = reduction.initial.shift;
-        // SAFETY: the classes are those of the segment (# Safety); the shift has no logit
-        // (`InitialShift`), and the processor has the set of the kernels.
-        let sums = unsafe {
-            (call.k.native.sum)(&chunk_at(call, at, start, end - start, reduction.excluded), shift)
-        };
+        let chunk = chunk_at(call, row, start, end - start, reduction.excluded);
+        // SAFETY: the classes are readable (# Safety); the shift has no logit (`InitialShift`), and the
+        // processor has the set of the kernels.
+        let sums = unsafe { (call.k.native.sum)(&chunk, shift) };
         if sums.in_range && safe_sums(&reduction.initial).contains(&sums.sum) {
             state.exps.push(&ExpSum::new(shift, sums.sum, 0.0), call.l);
             return ChunkFlags::default();
         }
     }
-    // SAFETY: the classes are those of the segment, of both rows (# Safety).
-    unsafe { reduce_exps(call, at, start..end, reduction, pending, state) }
+    // SAFETY: this function's own # Safety.
+    unsafe { reduce_exps(call, row, classes, reduction, pending, state) }
 }
 
 /// The sums of a chunk that can be relied on. If the initial shift is not of the row, a sum of 0 does not
@@ -177,10 +225,10 @@ fn safe_sums(initial: &InitialShift) -> Range<f64> {
 /// [`reduce`] where nothing is wanted but exponential sums of logits as they are.
 ///
 /// # Safety
-/// As [`reduce`], for the classes of one segment.
+/// As [`reduce_classes`].
 unsafe fn reduce_exps(
     call: &Call,
-    at: Position,
+    row: &PlacedRow,
     classes: Range<usize>,
     reduction: &Reduction,
     pending: Option<PendingRow>,
@@ -202,11 +250,9 @@ unsafe fn reduce_exps(
         let chunks_left = (classes.end - class).div_ceil(CHUNK).min(CHUNKS_A_CALL);
         if many_at_once && i != stopped && !flags.is_out_of_range(i) {
             let mut sums = [0.0; CHUNKS_A_CALL];
-            // SAFETY: the classes are those of the segment (# Safety).
-            let chunks =
-                unsafe { chunk_at(call, at, class, classes.end - class, reduction.excluded) };
+            let chunks = chunk_at(call, row, class, classes.end - class, reduction.excluded);
             let sums = &mut sums[..chunks_left];
-            // SAFETY: the chunks are readable (validation), the shift has no logit (`InitialShift`), and the
+            // SAFETY: the chunks are readable (# Safety), the shift has no logit (`InitialShift`), and the
             // processor has the set of the kernels.
             let count = unsafe { (call.k.native.sums)(&chunks, shift, &safe, sums) };
             for &sum in &sums[..count] {
@@ -218,7 +264,7 @@ unsafe fn reduce_exps(
                 continue;
             }
         }
-        if let Some(PendingRow { at: theirs, flags: seen, gradient }) = pending
+        if let Some(PendingRow { row: theirs, flags: seen, gradient }) = pending
             && i >= written
         {
             // As many chunks as are ordinary in both rows, or a single one.
@@ -231,12 +277,11 @@ unsafe fn reduce_exps(
             };
             let len = (count.max(1) * CHUNK).min(classes.end - class);
             written = i + count.max(1);
-            // SAFETY: the classes are those of the segment, of the pending row too (# Safety).
-            let chunk = unsafe { gradient_chunk(call, theirs, i, class, len, seen, gradient) };
+            // SAFETY: the classes are this thread's, those of the pending row too (# Safety).
+            let chunk = unsafe { gradient_chunk(call, &theirs, i, class, len, seen, gradient) };
             match chunk {
                 Some(chunk) if count > 0 && chunk.can_interleave(stores) => {
-                    // SAFETY: the classes are those of the segment (# Safety).
-                    let mut chunks = unsafe { chunk_at(call, at, class, len, reduction.excluded) };
+                    let mut chunks = chunk_at(call, row, class, len, reduction.excluded);
                     if stores {
                         (chunks.stored, chunks.backup) = (chunks.x.cast_mut(), backup.start());
                     }
@@ -267,8 +312,7 @@ unsafe fn reduce_exps(
             }
         }
         let len = CHUNK.min(classes.end - class);
-        // SAFETY: the classes are those of the segment (# Safety).
-        let mut chunk = unsafe { chunk_at(call, at, class, len, reduction.excluded) };
+        let mut chunk = chunk_at(call, row, class, len, reduction.excluded);
         if stores {
             (chunk.stored, chunk.backup) = (chunk.x.cast_mut(), backup.start());
         }
@@ -285,10 +329,10 @@ unsafe fn reduce_exps(
 /// [`reduce`] where more is wanted than exponential sums, or the logits are not taken as they are.
 ///
 /// # Safety
-/// As [`reduce`], for the classes of one segment.
+/// As [`reduce_classes`].
 unsafe fn reduce_general(
     call: &Call,
-    at: Position,
+    row: &PlacedRow,
     classes: Range<usize>,
     reduction: &Reduction,
     state: &mut RowState,
@@ -299,12 +343,11 @@ unsafe fn reduce_general(
     let mut flags = ChunkFlags::default();
     for (i, class) in classes.clone().step_by(CHUNK).enumerate() {
         let len = CHUNK.min(classes.end - class);
-        // SAFETY: the classes are those of the segment (# Safety).
-        let mut chunk = unsafe { chunk_at(call, at, class, len, reduction.excluded) };
+        let mut chunk = chunk_at(call, row, class, len, reduction.excluded);
         let mut kernels = call.k.native;
         let mut seen = RowState::EMPTY;
         if call.wants_argmax {
-            // SAFETY: the chunk is readable (validation); the processor has the set of the kernels.
+            // SAFETY: the chunk is readable (# Safety); the processor has the set of the kernels.
             seen.argmax = unsafe { (kernels.argmax)(chunk.x, len) };
             seen.argmax.class += class;
         }
@@ -316,7 +359,7 @@ unsafe fn reduce_general(
         if let Some(center) = reduction.center {
             // SAFETY: the chunk is readable by these kernels, and has the classes of the row from `class` on.
             (seen.weighted_logits, seen.mass) =
-                unsafe { weighted_sum(call, kernels, at, class, &chunk, center) };
+                unsafe { weighted_sum(call, kernels, row.at, class, &chunk, center) };
         }
         if reduction.sums_exps {
             if call.wants_entropy {
@@ -452,25 +495,38 @@ unsafe fn weighted_sum(
 /// As [`reduce`]; the call has an output.
 pub unsafe fn gradient(
     call: &Call,
-    at: Position,
+    row: &PlacedRow,
     segment: usize,
     flags: ChunkFlags,
-    row: &RowGradient,
+    gradient: &RowGradient,
 ) {
-    let start = segment * call.segment_len;
-    let end = (start + call.segment_len).min(call.plan.shape.classes);
-    let per_class = call.plan.transform().is_some() || (row.bias != 0.0 && call.has_masses);
-    for (i, class) in (start..end).step_by(CHUNK).enumerate() {
-        let len = CHUNK.min(end - class);
-        // SAFETY: the classes are those of the segment (# Safety).
-        let chunk = unsafe { gradient_chunk(call, at, i, class, len, flags, row) };
+    // SAFETY: the classes are those of the segment (# Safety).
+    unsafe { gradient_classes(call, row, call.segment(segment), flags, gradient) }
+}
+
+/// [`gradient`] for some classes, no more than a segment has.
+///
+/// # Safety
+/// The classes of the row are readable and those of its output writable; no other thread accesses them.
+pub unsafe fn gradient_classes(
+    call: &Call,
+    row: &PlacedRow,
+    classes: Range<usize>,
+    flags: ChunkFlags,
+    gradient: &RowGradient,
+) {
+    let per_class = call.plan.transform().is_some() || (gradient.bias != 0.0 && call.has_masses);
+    for (i, class) in classes.clone().step_by(CHUNK).enumerate() {
+        let len = CHUNK.min(classes.end - class);
+        // SAFETY: this function's own # Safety.
+        let chunk = unsafe { gradient_chunk(call, row, i, class, len, flags, gradient) };
         let Some(chunk) = chunk else { return };
         if per_class || call.scatters {
             // SAFETY: the chunk has the classes of the row from `class` on, this thread's alone (# Safety).
-            unsafe { gradient_general(call, at, class, chunk, row.bias) };
+            unsafe { gradient_general(call, row.at, class, chunk, gradient.bias) };
         } else {
-            // SAFETY: the chunk is readable and writable (validation), and this thread's alone (# Safety);
-            // the processor has the set of the kernels.
+            // SAFETY: the chunk is readable and writable, and this thread's alone (# Safety); the processor
+            // has the set of the kernels.
             unsafe { (call.k.native_to_output.gradient)(&chunk) };
         }
     }
@@ -480,32 +536,32 @@ pub unsafe fn gradient(
 /// no output.
 ///
 /// # Safety
-/// As [`gradient`].
+/// As [`gradient_classes`].
 #[inline(always)]
 unsafe fn gradient_chunk(
     call: &Call,
-    at: Position,
+    row: &PlacedRow,
     i: usize,
     class: usize,
     len: usize,
     flags: ChunkFlags,
-    row: &RowGradient,
+    gradient: &RowGradient,
 ) -> Option<GradientChunk> {
     let output = call.plan.output.as_ref()?;
     let from_final = call.final_shift || flags.is_redone(i);
-    // SAFETY: the logits and the output cover the row and the class (validation; # Safety).
-    let (x, g) = unsafe { (call.plan.logits.at(at, class), output.view.at(at, class)) };
+    let Chunk { x, excluded, .. } = chunk_at(call, row, class, len, gradient.excluded);
+    let View { dtype, strides: [_, step, _], .. } = output.view;
     Some(GradientChunk {
         x,
         len,
-        g,
-        excluded: excluded_in(row.excluded, class, len),
-        next: row.next.map_or(std::ptr::null(), |next| {
+        g: row.g.wrapping_offset(class as isize * step * dtype.size() as isize),
+        excluded,
+        next: gradient.next.map_or(std::ptr::null(), |next| {
             // SAFETY: the logits cover class `class` of every row of the call. The address is prefetched,
             // never read.
             unsafe { call.plan.logits.at(next, class) }
         }),
-        source: match row.term {
+        source: match gradient.term {
             OutputTerm::None => Source::None,
             OutputTerm::LogSoftmax => Source::LogSoftmax,
             OutputTerm::BaseE => Source::BaseE,
@@ -514,9 +570,9 @@ unsafe fn gradient_chunk(
             OutputTerm::Exponentials if !flags.is_out_of_range(i) => Source::InRange,
             OutputTerm::Exponentials => Source::Logits,
         },
-        exps: if from_final { row.from_final } else { row.from_initial },
-        bias: Bias::Uniform(row.bias),
-        scale: row.scale,
+        exps: if from_final { gradient.from_final } else { gradient.from_initial },
+        bias: Bias::Uniform(gradient.bias),
+        scale: gradient.scale,
         slope: std::ptr::null(),
         accumulate: output.accumulate,
         stream: output.stream,
