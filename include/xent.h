@@ -87,8 +87,8 @@ typedef struct xent_pool xent_pool;
 
 /**
  * 0 = ok. New versions add codes and remove none. If several apply to one call, it returns the
- * first in the order STRUCT, NULL, DTYPE, SHAPE, STRIDE, ALIGN, OVERLAP, PARAM, TARGET. A call that
- * returns anything but XENT_OK or XENT_ERR_PANIC has written nothing but this thread's
+ * first in the order STRUCT, NULL, DTYPE, SHAPE, STRIDE, ALIGN, OVERLAP, PARAM, TARGET, MEMORY. A call
+ * that returns anything but XENT_OK or XENT_ERR_PANIC has written nothing but this thread's
  * xent_last_error.
  */
 typedef int32_t xent_status;
@@ -494,6 +494,12 @@ typedef struct xent_shape {
  * An internal bug, caught at the boundary; never expected. Outputs may be half-written.
  */
 #define XENT_ERR_PANIC 10
+
+/**
+ * Working memory could not be had. A call whose threads alone need memory does the work on the
+ * calling thread instead.
+ */
+#define XENT_ERR_MEMORY 11
 
 #ifdef __cplusplus
 extern "C" {

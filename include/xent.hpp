@@ -512,10 +512,10 @@ private:
 /// that points to it must not outlive it. One that was moved from stands for the pool of the process.
 class pool {
 public:
-    /// 0 = as many threads as there are processors. Throws xent::error (XENT_ERR_PARAM) if they
+    /// 0 = as many threads as there are processors. Throws xent::error (XENT_ERR_MEMORY) if they
     /// cannot be had.
     explicit pool(std::uint32_t threads = 0) : handle_(xent_pool_new(threads)) {
-        if (!handle_) detail::fail(XENT_ERR_PARAM, xent_last_error());
+        if (!handle_) detail::fail(XENT_ERR_MEMORY, xent_last_error());
     }
     ~pool() { xent_pool_free(handle_); }
 

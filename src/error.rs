@@ -5,7 +5,8 @@ use std::fmt;
 /// Why a call was refused. A refused call has written nothing.
 ///
 /// The variants are the status codes of the C interface (`XENT_ERR_*`). If several apply, a call
-/// reports the first in the order Struct, Null, Dtype, Shape, Stride, Align, Overlap, Param, Target.
+/// reports the first in the order Struct, Null, Dtype, Shape, Stride, Align, Overlap, Param, Target,
+/// Memory.
 /// `Display` names the operand, the index and the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -39,6 +40,11 @@ pub enum Error {
     /// asked for, the call would read memory without values, or the processor lacks the instruction set
     /// that was asked for.
     Param(String),
+    /// Working memory could not be had.
+    Memory {
+        /// The bytes that were asked for.
+        bytes: usize,
+    },
 }
 
 impl fmt::Display for Error {
@@ -54,6 +60,9 @@ impl fmt::Display for Error {
             | Error::Param(what) => f.write_str(what),
             Error::Target { row, value, classes } => {
                 write!(f, "targets[{row}] = {value} is outside [0, {classes})")
+            }
+            Error::Memory { bytes } => {
+                write!(f, "out of memory: the call needs {bytes} bytes to work in")
             }
         }
     }

@@ -25,6 +25,7 @@ impl From<Error> for Failure {
             Error::Overlap(_) => XENT_ERR_OVERLAP,
             Error::Target { .. } => XENT_ERR_TARGET,
             Error::Param(_) => XENT_ERR_PARAM,
+            Error::Memory { .. } => XENT_ERR_MEMORY,
         };
         Failure { status, message: error.to_string() }
     }

@@ -20,8 +20,8 @@ use guard::{Failure, fail, fail_without_memory, guarded, last_error};
 use std::ffi::{c_char, c_void};
 
 /// 0 = ok. New versions add codes and remove none. If several apply to one call, it returns the
-/// first in the order STRUCT, NULL, DTYPE, SHAPE, STRIDE, ALIGN, OVERLAP, PARAM, TARGET. A call that
-/// returns anything but XENT_OK or XENT_ERR_PANIC has written nothing but this thread's
+/// first in the order STRUCT, NULL, DTYPE, SHAPE, STRIDE, ALIGN, OVERLAP, PARAM, TARGET, MEMORY. A call
+/// that returns anything but XENT_OK or XENT_ERR_PANIC has written nothing but this thread's
 /// xent_last_error.
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub type xent_status = i32;
@@ -54,6 +54,9 @@ pub const XENT_ERR_TARGET: xent_status = 8;
 pub const XENT_ERR_PARAM: xent_status = 9;
 /// An internal bug, caught at the boundary; never expected. Outputs may be half-written.
 pub const XENT_ERR_PANIC: xent_status = 10;
+/// Working memory could not be had. A call whose threads alone need memory does the work on the
+/// calling thread instead.
+pub const XENT_ERR_MEMORY: xent_status = 11;
 
 /// A strided operand that xent reads during the call. The memory is the caller's.
 ///
@@ -826,6 +829,7 @@ pub extern "C" fn xent_status_name(status: xent_status) -> *const c_char {
         XENT_ERR_TARGET => c"XENT_ERR_TARGET",
         XENT_ERR_PARAM => c"XENT_ERR_PARAM",
         XENT_ERR_PANIC => c"XENT_ERR_PANIC",
+        XENT_ERR_MEMORY => c"XENT_ERR_MEMORY",
         _ => c"XENT_ERR_UNKNOWN",
     };
     name.as_ptr()
@@ -857,7 +861,7 @@ pub extern "C" fn xent_pool_new(threads: u32) -> *mut xent_pool {
                 return Ok(());
             }
             Err(error) => {
-                return Err(Failure { status: XENT_ERR_PARAM, message: error.to_string() });
+                return Err(Failure { status: XENT_ERR_MEMORY, message: error.to_string() });
             }
         };
         made = Box::into_raw(Box::new(xent_pool(pool)));

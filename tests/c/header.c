@@ -9,7 +9,8 @@ static xent_problem at_file_scope = XENT_PROBLEM_INIT;
 static const xent_results results_at_file_scope = XENT_RESULTS_INIT;
 static xent_shape shape_at_file_scope = XENT_SHAPE_INIT;
 
-#if XENT_OK != 0 || XENT_ERR_PANIC != 10 || XENT_F32 != 0 || XENT_U32 != 20 || XENT_NONE != 2
+#if XENT_OK != 0 || XENT_ERR_PANIC != 10 || XENT_ERR_MEMORY != 11 || XENT_F32 != 0 || XENT_U32 != 20 || \
+    XENT_NONE != 2
 #error "a constant has another value than the first release gave it"
 #endif
 #if XENT_FLAG_LOG_PROBS != 1 || XENT_FLAG_EMPTY_IS_ZERO != 2 || XENT_FLAG_ACCUMULATE != 4 || \

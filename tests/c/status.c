@@ -19,8 +19,9 @@ static void names(void) {
     NAME(XENT_ERR_TARGET, 8);
     NAME(XENT_ERR_PARAM, 9);
     NAME(XENT_ERR_PANIC, 10); /* the one code that no test can cause */
+    NAME(XENT_ERR_MEMORY, 11);
 #undef NAME
-    static const xent_status unknown[] = {-1, 11, 1000, INT32_MAX, INT32_MIN};
+    static const xent_status unknown[] = {-1, 12, 1000, INT32_MAX, INT32_MIN};
     for (size_t k = 0; k < sizeof unknown / sizeof *unknown; k++) {
         CHECK(xent_status_name(unknown[k]) != NULL);
         CHECK(xent_status_name(unknown[k])[0] != '\0');
