@@ -54,6 +54,7 @@ fn generate() -> String {
         .with_config(config)
         .with_src("src/codes.rs")
         .with_src("src/ffi/mod.rs")
+        .with_src("src/ffi/linear.rs")
         .generate()
         .unwrap_or_else(|e| panic!("cbindgen: {e}"));
     let mut header = Vec::new();

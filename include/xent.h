@@ -51,6 +51,12 @@
   { sizeof(xent_results), NULL, {NULL, XENT_F32, {0, 0, 0}}, NULL, NULL, NULL, NULL, NULL, NULL,   \
     NULL, {NULL, XENT_F32, {0, 0, 0}} }
 #define XENT_SHAPE_INIT { sizeof(xent_shape), 0, 0, 0, 1, 0, NULL }
+#define XENT_LINEAR_INIT                                                                           \
+  { sizeof(xent_linear), 0, 0, {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},           \
+    {NULL, XENT_F32, {0, 0, 0}}, 0 }
+#define XENT_LINEAR_GRADS_INIT                                                                     \
+  { sizeof(xent_linear_grads), {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},           \
+    {NULL, XENT_F32, {0, 0, 0}} }
 
 /**
  * The logits are log-probabilities, logp_c in the formulas (NLLLoss). xent takes no lse, and the
@@ -79,6 +85,21 @@
  * ignore it.
  */
 #define XENT_FLAG_ZERO_PADDING 8
+
+/**
+ * xent adds the gradient of the hidden states to what grads.hidden holds, instead of overwriting it.
+ */
+#define XENT_LINEAR_ACCUMULATE_HIDDEN 1
+
+/**
+ * The same of grads.weight.
+ */
+#define XENT_LINEAR_ACCUMULATE_WEIGHT 2
+
+/**
+ * The same of grads.bias.
+ */
+#define XENT_LINEAR_ACCUMULATE_BIAS 4
 
 /**
  * A thread pool that the caller owns.
@@ -374,6 +395,77 @@ typedef struct xent_shape {
 } xent_shape;
 
 /**
+ * A linear layer that makes the logits of a problem: logits = hidden * weight^T + bias. xent makes them block by
+ * block and never stores them. Start from XENT_LINEAR_INIT; set features, hidden and weight.
+ *
+ * The problem beside it has no logits and an inner of 1 (else XENT_ERR_SHAPE). It may have every kind of targets,
+ * or none for an evaluation, and every option; logit_scale and softcap apply to the product. Its flags LOG_PROBS,
+ * ACCUMULATE and ZERO_PADDING are XENT_ERR_PARAM.
+ *
+ * An element of a product is a sum of chains of 256 fused multiply-adds in f32 (f64 for f64 operands), in the
+ * order of the features, classes or rows. So its bits depend neither on threads nor on the workspace, nor on
+ * whether the processor has AVX2 or AVX-512.
+ */
+typedef struct xent_linear {
+  /**
+   * Set by XENT_LINEAR_INIT; lets the struct grow.
+   */
+  uint32_t struct_size;
+  /**
+   * XENT_LINEAR_ACCUMULATE_* or'ed; default 0. Forward and gradients that are absent ignore them.
+   */
+  uint32_t flags;
+  /**
+   * D
+   */
+  size_t features;
+  /**
+   * f32, f64, bf16 or f16, [rows, features]; strides: row, feature. The feature stride must be 1
+   * (XENT_ERR_STRIDE); all zero = packed. xent does not look at the third.
+   */
+  struct xent_input hidden;
+  /**
+   * [classes, features], of the dtype of hidden (else XENT_ERR_DTYPE); strides: class, feature, as for hidden.
+   */
+  struct xent_input weight;
+  /**
+   * Optional, any float [classes].
+   */
+  struct xent_input bias;
+  /**
+   * Bytes that the call may allocate. 0, the default: as few as run near full speed, for f32 at most 2 MiB a
+   * thread, and features KiB a thread more where a gradient of 16 bits needs sums in f32, beside 150 bytes a row.
+   * With less memory than all threads need, fewer work; less than one needs is XENT_ERR_PARAM, whose message
+   * names the least.
+   */
+  size_t workspace;
+} xent_linear;
+
+/**
+ * Where the gradients of a linear layer go. Start from XENT_LINEAR_GRADS_INIT. One that is absent is not computed,
+ * nor is its product. Gradients overlap no operand and no other gradient.
+ */
+typedef struct xent_linear_grads {
+  /**
+   * Set by XENT_LINEAR_GRADS_INIT; lets the struct grow.
+   */
+  uint32_t struct_size;
+  /**
+   * [rows, features]: the dtype of hidden, or f32, rounded once; strides: row, feature (1). Ignored rows get 0,
+   * or stay as they are with XENT_LINEAR_ACCUMULATE_HIDDEN.
+   */
+  struct xent_output hidden;
+  /**
+   * [classes, features]: the dtype of weight, or f32; strides: class, feature (1).
+   */
+  struct xent_output weight;
+  /**
+   * [classes], any float.
+   */
+  struct xent_output bias;
+} xent_linear_grads;
+
+/**
  * float
  */
 #define XENT_F32 0
@@ -653,6 +745,86 @@ const char *xent_isa(void);
  * The version, "0.1.0". Static; never NULL.
  */
 const char *xent_version(void);
+
+/**
+ * Computes the loss of a linear layer's logits, and the other results that `results` asks for.
+ *
+ * problem, linear, results: not NULL. Ignored rows cost no arithmetic, unless lse, argmax or entropy are asked for,
+ * which are results of all rows. Thread-safe. A call that fails writes nothing; XENT_ERR_MEMORY: the working
+ * memory could not be had.
+ */
+xent_status xent_linear_forward(const struct xent_problem *problem,
+                                const struct xent_linear *linear,
+                                const struct xent_results *results);
+
+/**
+ * Computes the gradients of a linear layer from the f64 lse of a forward: for losses whose factors depend on the
+ * row losses, such as those of reinforcement learning.
+ *
+ * problem, linear, lse, grads: not NULL. lse: [rows], packed. grad_output, grad_scale: as in xent_backward.
+ * Otherwise as xent_linear_forward_backward.
+ */
+xent_status xent_linear_backward(const struct xent_problem *problem,
+                                 const struct xent_linear *linear,
+                                 const double *lse,
+                                 const struct xent_input *grad_output,
+                                 double grad_scale,
+                                 const struct xent_linear_grads *grads);
+
+/**
+ * Computes the loss, the other results and the gradients of a linear layer together.
+ *
+ * problem, linear, grads: not NULL; results may be NULL. grad_output: the gradient of what follows the loss, NULL =
+ * 1; any float, one element, or [rows] with XENT_NONE. grad_scale: a further factor, finite. Ignored rows cost no
+ * arithmetic, as in xent_linear_forward, and what their hidden states hold affects no gradient. Thread-safe. A
+ * call that fails writes nothing; XENT_ERR_MEMORY: the working memory could not be had.
+ */
+xent_status xent_linear_forward_backward(const struct xent_problem *problem,
+                                         const struct xent_linear *linear,
+                                         const struct xent_input *grad_output,
+                                         double grad_scale,
+                                         const struct xent_results *results,
+                                         const struct xent_linear_grads *grads);
+
+/**
+ * Computes the loss of a linear layer's logits, and the other results that `results` asks for.
+ *
+ * problem, linear, results: not NULL. Ignored rows cost no arithmetic, unless lse, argmax or entropy are asked for,
+ * which are results of all rows. Thread-safe. A call that fails writes nothing; XENT_ERR_MEMORY: the working
+ * memory could not be had.
+ */
+xent_status xent_linear_forward(const struct xent_problem *problem,
+                                const struct xent_linear *linear,
+                                const struct xent_results *results);
+
+/**
+ * Computes the gradients of a linear layer from the f64 lse of a forward: for losses whose factors depend on the
+ * row losses, such as those of reinforcement learning.
+ *
+ * problem, linear, lse, grads: not NULL. lse: [rows], packed. grad_output, grad_scale: as in xent_backward.
+ * Otherwise as xent_linear_forward_backward.
+ */
+xent_status xent_linear_backward(const struct xent_problem *problem,
+                                 const struct xent_linear *linear,
+                                 const double *lse,
+                                 const struct xent_input *grad_output,
+                                 double grad_scale,
+                                 const struct xent_linear_grads *grads);
+
+/**
+ * Computes the loss, the other results and the gradients of a linear layer together.
+ *
+ * problem, linear, grads: not NULL; results may be NULL. grad_output: the gradient of what follows the loss, NULL =
+ * 1; any float, one element, or [rows] with XENT_NONE. grad_scale: a further factor, finite. Ignored rows cost no
+ * arithmetic, as in xent_linear_forward, and what their hidden states hold affects no gradient. Thread-safe. A
+ * call that fails writes nothing; XENT_ERR_MEMORY: the working memory could not be had.
+ */
+xent_status xent_linear_forward_backward(const struct xent_problem *problem,
+                                         const struct xent_linear *linear,
+                                         const struct xent_input *grad_output,
+                                         double grad_scale,
+                                         const struct xent_results *results,
+                                         const struct xent_linear_grads *grads);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -53,3 +53,10 @@ pub const XENT_FLAG_ACCUMULATE: u32 = 0x4;
 /// there. It needs inner = 1 and a class stride of 1, else XENT_ERR_PARAM. Calls without grad_logits
 /// ignore it.
 pub const XENT_FLAG_ZERO_PADDING: u32 = 0x8;
+
+/// xent adds the gradient of the hidden states to what grads.hidden holds, instead of overwriting it.
+pub const XENT_LINEAR_ACCUMULATE_HIDDEN: u32 = 0x1;
+/// The same of grads.weight.
+pub const XENT_LINEAR_ACCUMULATE_WEIGHT: u32 = 0x2;
+/// The same of grads.bias.
+pub const XENT_LINEAR_ACCUMULATE_BIAS: u32 = 0x4;

@@ -76,7 +76,7 @@ pub struct Results<'a> {
 }
 
 impl Results<'_> {
-    fn raw(self) -> RawResults {
+    pub(crate) fn raw(self) -> RawResults {
         fn pointer<T>(result: Option<&mut T>) -> *mut T {
             result.map_or(std::ptr::null_mut(), |to| to)
         }
@@ -138,11 +138,11 @@ impl Results<'_> {
 #[derive(Clone, Copy)]
 #[must_use]
 pub struct CrossEntropy<'a> {
-    problem: Problem,
-    grad_output: Operand,
-    grad_scale: f64,
+    pub(crate) problem: Problem,
+    pub(crate) grad_output: Operand,
+    pub(crate) grad_scale: f64,
     pool: Option<PoolRef<'a>>,
-    isa: Option<Isa>,
+    pub(crate) isa: Option<Isa>,
     slices: PhantomData<&'a [u8]>,
 }
 
@@ -367,6 +367,11 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
+    /// The threads that a call may use.
+    pub(crate) fn team(&self) -> Team<'a> {
+        Team { pool: self.pool.and_then(PoolRef::rayon), threads: self.problem.threads as usize }
+    }
+
     /// Computes the loss.
     pub fn forward<'b, 'c>(
         &self,
@@ -562,10 +567,7 @@ impl<'a> CrossEntropy<'a> {
             scale: self.grad_scale,
             gradient,
         });
-        let team = Team {
-            pool: self.pool.and_then(PoolRef::rayon),
-            threads: self.problem.threads as usize,
-        };
+        let team = self.team();
         // SAFETY: every operand is memory that the call borrows, mutably if it is an output. Validation
         // refuses shapes and strides that reach past the `available` elements of a slice or an array;
         // whoever made an operand of a pointer vouched for its elements. Validation also refuses to read

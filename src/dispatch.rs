@@ -9,6 +9,7 @@ use crate::kernels::contiguous::gradient::GradientChunk;
 use crate::kernels::contiguous::reduce::Sums;
 use crate::kernels::contiguous::{convert, gradient, interleaved, reduce};
 use crate::kernels::logit_transform::{self, Transform};
+use crate::kernels::product::{self, Product, pack};
 use crate::kernels::row_math::{self, OutputTerm, RowGroup, RowGroupExtras, RowOptions};
 use crate::kernels::row_state::ArgMax;
 use crate::kernels::softmax_gradient::{self, Pair, Tiles};
@@ -18,7 +19,8 @@ use crate::kernels::strided::row::StripRow;
 use crate::kernels::strided::strip::{Strip, StripGradient, StripState};
 use crate::kernels::strided::tile::{Tile, TileNumbers};
 use crate::kernels::{
-    Kernels, LaneKernels, LogitKernels, OutputKernels, class_index, ordinary, strided,
+    Kernels, LaneKernels, LogitKernels, OutputKernels, ProductKernels, class_index, ordinary,
+    strided,
 };
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::{Base, Shift};
@@ -104,6 +106,23 @@ impl Isa {
             Isa::Avx2 => avx2_entries::kernels(logits, output),
             #[cfg(x86_sets)]
             Isa::Avx512 => avx512_entries::kernels(logits, output),
+            #[cfg(not(x86_sets))]
+            Isa::Avx2 | Isa::Avx512 => None,
+        }
+    }
+
+    /// Its entry points for products of operands of a type, if the processor has it: see
+    /// [`kernels`](Isa::kernels).
+    pub(crate) fn product_kernels(self, dtype: FloatType) -> Option<&'static ProductKernels> {
+        if !self.is_available() {
+            return None;
+        }
+        match self {
+            Isa::Portable => Some(portable_entries::product_kernels(dtype)),
+            #[cfg(x86_sets)]
+            Isa::Avx2 => Some(avx2_entries::product_kernels(dtype)),
+            #[cfg(x86_sets)]
+            Isa::Avx512 => Some(avx512_entries::product_kernels(dtype)),
             #[cfg(not(x86_sets))]
             Isa::Avx2 | Isa::Avx512 => None,
         }
@@ -235,6 +254,18 @@ macro_rules! entries {
                 fn tile_products[S: Simd<Real: Base>](tiles: &Tiles, sums: &mut [TileNumbers; 2]) -> () {
                     softmax_gradient::tile_products::<S>(S::assume(), tiles, sums)
                 }
+                fn multiply[S: Simd<Real: Base>](product: &Product) -> () {
+                    product::multiply::<S>(S::assume(), product)
+                }
+                fn add_columns[S: Simd<Real: Base>](rows: &[*const u8], columns: usize, sums: &mut [f64]) -> () {
+                    product::add_columns::<S>(S::assume(), rows, columns, sums)
+                }
+                fn pack_rows[S: Simd<Real: Base>, E: Element<S>](rows: &[*const u8], columns: usize, to: *mut u8) -> () {
+                    pack::rows::<S, E>(S::assume(), rows, columns, to)
+                }
+                fn pack_columns[S: Simd<Real: Base>, E: Element<S>](rows: &[*const u8], depth: usize, to: *mut u8) -> () {
+                    pack::columns::<S, E>(S::assume(), rows, depth, to)
+                }
                 fn tile_combine[S: Simd<Real: Base>](tiles: &Tiles, sums: &[TileNumbers; 2]) -> () {
                     softmax_gradient::tile_combine::<S>(S::assume(), tiles, sums)
                 }
@@ -311,6 +342,28 @@ macro_rules! entries {
                     native_to_lanes: const { &output_kernels::<S, E, R>() },
                     converted_to_lanes: const { &output_kernels::<S, R, R>() },
                     lanes: const { &lane_kernels::<S>() },
+                }
+            }
+
+            const fn product_table<S: Simd<Real: Base> + 'static, E: Element<S>>() -> ProductKernels {
+                ProductKernels {
+                    panel: product::panel::<S>(),
+                    multiply: multiply::<S>,
+                    add_columns: add_columns::<S>,
+                    pack_rows: pack_rows::<S, E>,
+                    pack_columns: pack_columns::<S, E>,
+                    widen: widen::<S, E>,
+                    narrow: narrow::<S, E>,
+                }
+            }
+
+            /// The entry points for products of operands of this type.
+            pub fn product_kernels(dtype: FloatType) -> &'static ProductKernels {
+                match dtype {
+                    FloatType::F32 => const { &product_table::<$short, f32>() },
+                    FloatType::F64 => const { &product_table::<$long, f64>() },
+                    FloatType::Bf16 => const { &product_table::<$short, bf16>() },
+                    FloatType::F16 => const { &product_table::<$short, f16>() },
                 }
             }
 

@@ -79,6 +79,7 @@ mod error;
 #[cfg(all(feature = "capi", not(test)))]
 mod ffi;
 mod kernels;
+mod linear;
 mod math;
 mod operand;
 mod parallel;
@@ -118,6 +119,7 @@ pub use cross_entropy::{CrossEntropy, Reduction, Results};
 pub use dispatch::Isa;
 pub use error::Error;
 pub use half;
+pub use linear::{Linear, LinearGrads};
 pub use operand::{Input, Number, Output};
 pub use pool::{Pool, PoolError, PoolRef};
 pub use softmax::Softmax;

@@ -115,6 +115,37 @@ pub struct Plain {
     pub scale: f64,
 }
 
+/// A linear layer that makes the logits of a loss: `hidden · weightᵀ + bias`. They are never stored, so the plan of
+/// the loss has views of no logits and of no gradient; their type is that of the lanes.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    /// D
+    pub features: usize,
+    /// `[rows, features]`; the features of a row are contiguous, here and below.
+    pub hidden: View<FloatType>,
+    /// `[classes, features]`, of the same type.
+    pub weight: View<FloatType>,
+    /// `[classes]`
+    pub bias: Option<View<FloatType>>,
+    /// Where the gradient of the hidden states goes.
+    pub hidden_gradient: Option<LinearGradient>,
+    /// Where that of the weight goes.
+    pub weight_gradient: Option<LinearGradient>,
+    /// Where that of the bias goes.
+    pub bias_gradient: Option<LinearGradient>,
+    /// Bytes that the call may allocate; 0 for as few as run near full speed.
+    pub workspace: usize,
+}
+
+/// A gradient of a linear layer: of the operand's type, or f32.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearGradient {
+    /// Where it goes.
+    pub view: View<FloatType>,
+    /// It is added to what the memory holds.
+    pub accumulate: bool,
+}
+
 /// What a plan computes.
 #[derive(Clone, Copy, Debug)]
 #[allow(clippy::large_enum_variant, reason = "a plan stays on the stack: calls allocate nothing")]

@@ -4,13 +4,13 @@
 
 use crate::codes::*;
 use crate::dispatch::{self, Isa};
-use crate::drivers::{self, softmax_gradient};
+use crate::drivers::{self, Totals, softmax_gradient};
 use crate::error::Error;
 use crate::parallel::Team;
 use crate::plan::{Pass, Plain};
-use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
+use crate::validate::cross_entropy::{Denominators, GradientRequest, Problem, Results};
 use crate::validate::softmax::Work;
-use crate::validate::{self, plain, softmax};
+use crate::validate::{self, linear, plain, softmax};
 use crate::view::FloatType;
 
 /// Checks and computes a cross-entropy problem. A forward has `results` alone, a backward reads
@@ -34,7 +34,24 @@ pub(crate) unsafe fn cross_entropy(
     // SAFETY: `validate` made the plan and found the kernels for it; the operands stay valid for the call
     // (# Safety).
     let sums = unsafe { drivers::run(&valid.plan, &valid.kernels, team) };
-    let empty = valid.kept == 0 && problem.flags & XENT_FLAG_EMPTY_IS_ZERO != 0;
+    // SAFETY: the results are the caller's (# Safety), and `validate` checked them.
+    unsafe { write_results(problem, results, &valid.denominators, &sums) };
+    Ok(())
+}
+
+/// Reduces the sums over rows, and writes the results that have one number.
+///
+/// # Safety
+/// The pointers are null or writable for one element; validation checked that they are aligned and that no two
+/// of them overlap.
+unsafe fn write_results(
+    problem: &Problem,
+    results: &Results,
+    denominators: &Denominators,
+    sums: &Totals,
+) {
+    let Denominators { normalizer, z_normalizer, kept } = *denominators;
+    let empty = kept == 0 && problem.flags & XENT_FLAG_EMPTY_IS_ZERO != 0;
     let reduced = |sum: f64, normalizer: f64| match problem.reduction {
         XENT_MEAN if empty => 0.0,
         XENT_MEAN => sum / normalizer,
@@ -42,17 +59,42 @@ pub(crate) unsafe fn cross_entropy(
     };
     // A z-loss that is off is 0, not the 0/0 of a mean over no rows.
     let z_loss =
-        if problem.z_loss == 0.0 { 0.0 } else { reduced(sums.z_loss.value(), valid.z_normalizer) };
-    // SAFETY: the pointers are null or writable for one element (# Safety); `validate` checked
-    // that they are aligned and that no two of them overlap.
+        if problem.z_loss == 0.0 { 0.0 } else { reduced(sums.z_loss.value(), z_normalizer) };
+    // SAFETY: this function's own # Safety.
     unsafe {
-        write(results.loss, reduced(sums.loss.value(), valid.normalizer) + z_loss);
+        write(results.loss, reduced(sums.loss.value(), normalizer) + z_loss);
         write(results.z_loss, z_loss);
-        write(results.normalizer, valid.normalizer);
-        write(results.z_normalizer, valid.z_normalizer);
-        write(results.kept_rows, valid.kept);
+        write(results.normalizer, normalizer);
+        write(results.z_normalizer, z_normalizer);
+        write(results.kept_rows, kept);
         write(results.correct, sums.correct);
     }
+}
+
+/// Checks and computes a linear cross-entropy: see [`cross_entropy`] for what goes with which pass.
+///
+/// # Safety
+/// The operands are as [`cross_entropy`] asks.
+#[allow(clippy::too_many_arguments, reason = "each is a struct of the surfaces")]
+pub(crate) unsafe fn linear(
+    problem: &Problem,
+    layer: &linear::Layer,
+    pass: Pass,
+    results: &Results,
+    request: Option<&linear::Request>,
+    team: &Team,
+    isa: Option<Isa>,
+) -> Result<(), Error> {
+    // SAFETY: the operands cover their shapes in valid memory (# Safety).
+    let valid = unsafe { linear::validate(problem, layer, pass, results, request, team, isa)? };
+    // SAFETY: `validate` made the plan and found the kernels for it; the operands stay valid for the call
+    // (# Safety).
+    let sums = unsafe {
+        let linear::Valid { plan, loss, linear, kernels, products, .. } = &valid;
+        drivers::linear::run(plan, loss, linear, kernels, products, team)?
+    };
+    // SAFETY: the results are the caller's (# Safety), and `validate` checked them.
+    unsafe { write_results(problem, results, &valid.denominators, &sums) };
     Ok(())
 }
 

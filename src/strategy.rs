@@ -123,6 +123,22 @@ pub const THREAD_ELEMENTS: usize = 64 * 1024;
 /// them evenly busy.
 const SHARED_ROWS: usize = 4;
 
+/// Steps of a product that are added up in one chain of registers, before the sum goes to memory: with more, the
+/// panel that a chain reads leaves the first level of cache on AVX2, and the roundings of a chain grow.
+pub const PRODUCT_DEPTH: usize = 256;
+
+/// Classes of a block of logits that a linear layer forms at a time.
+pub const VOCABULARY_BLOCK: usize = 256;
+
+/// Rows of a row block of a linear layer at most. Each block packs the whole weight, which more rows share.
+pub const LINEAR_ROWS: usize = 512;
+
+/// Rows of a row block are a multiple of it: of the rows that a product keeps in registers, and of a group.
+pub const LINEAR_ROWS_UNIT: usize = 24;
+
+/// Fused multiply-adds of a product that take as long as an element of logits.
+pub const MACS_OF_AN_ELEMENT: usize = 16;
+
 /// Whether the threads share each row. They do only where every row is a task, so that the sums over rows
 /// are the same either way.
 #[inline(always)]

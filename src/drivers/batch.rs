@@ -238,25 +238,10 @@ impl Batch {
         let Batch { group, extras, argmax, rows, .. } = self;
         // SAFETY: `start` wrote the first `len` rows.
         let rows = unsafe { assume_rows(rows, len) };
-        let RowGroupExtras { moments, weighted, .. } = extras;
         group.sums.clear_shift_logits();
         for (i, Row { reduction, state, .. }) in rows.iter().enumerate() {
-            let Shift { logit, exponent } = state.exps.shift;
-            if logit != 0.0 {
-                (group.sums.shift_logit[i], group.sums.by_logit) = (logit, true);
-            }
-            group.sums.shift_exponent[i] = exponent;
-            group.sums.sum[i] = state.exps.sum.value();
-            if call.wants_entropy {
-                moments.sum[i] = state.moments.sum.value();
-                moments.first_moment[i] = state.moments.first_moment;
-            }
-            if call.spreads_mass {
-                weighted.dot[i] = state.weighted_logits;
-                weighted.mass[i] = state.mass.value();
-                weighted.center[i] =
-                    reduction.and_then(|reduction| reduction.center).unwrap_or(0.0);
-            }
+            let center = reduction.and_then(|reduction| reduction.center);
+            set_sums(call, i, state, center, group, extras);
             argmax[i] = state.argmax.class;
         }
         if call.from_lse {
@@ -327,6 +312,33 @@ impl Batch {
             // alone accesses (# Safety).
             unsafe { output.view.set_real(row.at, class, entry) };
         }
+    }
+}
+
+/// Gives row `i` of a group, whose sums have no logits in their shifts yet, the sums of its state.
+#[inline(always)]
+pub fn set_sums(
+    call: &Call,
+    i: usize,
+    state: &RowState,
+    center: Option<f64>,
+    group: &mut RowGroup,
+    extras: &mut RowGroupExtras,
+) {
+    let Shift { logit, exponent } = state.exps.shift;
+    if logit != 0.0 {
+        (group.sums.shift_logit[i], group.sums.by_logit) = (logit, true);
+    }
+    group.sums.shift_exponent[i] = exponent;
+    group.sums.sum[i] = state.exps.sum.value();
+    if call.wants_entropy {
+        extras.moments.sum[i] = state.moments.sum.value();
+        extras.moments.first_moment[i] = state.moments.first_moment;
+    }
+    if call.spreads_mass {
+        extras.weighted.dot[i] = state.weighted_logits;
+        extras.weighted.mass[i] = state.mass.value();
+        extras.weighted.center[i] = center.unwrap_or(0.0);
     }
 }
 

@@ -98,6 +98,21 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// The call for a loss whose logits are made block by block, in the lanes' type: no sweep finds anything that
+    /// an earlier one has left.
+    ///
+    /// # Safety
+    /// As [`new`](Self::new).
+    pub unsafe fn of_blocks(plan: &'a Plan, k: &'a Kernels, loss: &'a Loss) -> Self {
+        let mut call = Call::of_loss(plan, k, loss);
+        (call.stores_exps, call.final_shift, call.in_strips) = (false, true, false);
+        if call.from_lse && call.excluded == Excluded::Largest {
+            // To look for it would take another product.
+            call.excluded = Excluded::None;
+        }
+        call
+    }
+
     #[inline(always)]
     fn of_softmax(plan: &'a Plan, k: &'a Kernels, softmax: Softmax) -> Self {
         let term = match softmax {

@@ -7,6 +7,7 @@
 
 mod batch;
 mod call;
+pub mod linear;
 mod long_row;
 mod operands;
 mod padding;

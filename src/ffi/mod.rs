@@ -4,6 +4,7 @@
 //! header and are written for a C reader.
 
 mod guard;
+mod linear;
 
 use crate::codes::*;
 use crate::dispatch::{self, Isa};

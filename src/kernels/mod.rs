@@ -13,6 +13,7 @@ pub mod class_index;
 pub mod contiguous;
 pub mod logit_transform;
 pub mod ordinary;
+pub mod product;
 pub mod row_math;
 pub mod row_state;
 pub mod scratch;
@@ -144,4 +145,24 @@ pub struct Kernels {
     pub converted_to_lanes: &'static OutputKernels,
     /// Everything that sees no element type.
     pub lanes: &'static LaneKernels,
+}
+
+/// Entry points for one type of the operands of a linear layer on one instruction set. Each does what the function
+/// of the same name in product/ does. What [`LogitKernels`] says of safety holds for them too.
+#[derive(Clone, Copy, Debug)]
+pub struct ProductKernels {
+    /// Columns of a panel: see [`product::panel`].
+    pub panel: usize,
+    /// See [`product::multiply`].
+    pub multiply: unsafe fn(&product::Product),
+    /// See [`product::add_columns`].
+    pub add_columns: unsafe fn(&[*const u8], usize, &mut [f64]),
+    /// See [`product::pack::rows`].
+    pub pack_rows: unsafe fn(&[*const u8], usize, *mut u8),
+    /// See [`product::pack::columns`].
+    pub pack_columns: unsafe fn(&[*const u8], usize, *mut u8),
+    /// See [`contiguous::convert::widen`].
+    pub widen: unsafe fn(*const u8, usize, *mut u8),
+    /// See [`contiguous::convert::narrow`].
+    pub narrow: unsafe fn(*const u8, usize, *mut u8),
 }

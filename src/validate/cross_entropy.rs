@@ -1,8 +1,8 @@
 //! Cross-entropy problems as they are handed in, their checks, and the plans made of them.
 
 use super::operand::{
-    Axes, BYTES, F64_ONLY, FLOATS, LOSSES, Operand, Presence, Slots, TARGETS, WORDS, dtype_name,
-    float_of,
+    Axes, BYTES, F64_ONLY, FLOATS, Index, LOSSES, Operand, Presence, Slots, TARGETS, WORDS,
+    dtype_name, float_of,
 };
 use super::{kernels, layout};
 use crate::codes::*;
@@ -96,7 +96,7 @@ impl Results {
     };
 
     /// The results include one that does not exist without targets.
-    fn needs_targets(&self) -> bool {
+    pub fn needs_targets(&self) -> bool {
         !(self.loss.is_null()
             && self.row_losses.data.is_null()
             && self.z_loss.is_null()
@@ -122,12 +122,183 @@ pub(crate) struct GradientRequest {
 pub(crate) struct Valid {
     pub plan: Plan,
     pub kernels: Kernels,
-    /// The denominator of a mean's cross-entropy part.
+    pub denominators: Denominators,
+}
+
+/// Where the operands of a problem are among the slots, but for its logits.
+pub(super) struct ProblemSlots {
+    has_indices: bool,
+    targets: Index,
+    class_weights: Index,
+    row_weights: Index,
+    row_mask: Index,
+}
+
+impl ProblemSlots {
+    /// Adds the operands; `is_complete` says that the call needs targets.
+    #[inline(always)]
+    pub fn add(all: &mut Slots, problem: &Problem, is_complete: bool) -> ProblemSlots {
+        use Presence::Optional;
+        // `check_types` refuses an unknown dtype, whatever its axes.
+        let has_indices = float_of(problem.targets.dtype).is_none();
+        let axes = if has_indices { Axes::Rows } else { Axes::Full };
+        let presence = Presence::required_if(is_complete);
+        let (class_weights, row_weights) = (problem.class_weights, problem.row_weights);
+        ProblemSlots {
+            has_indices,
+            targets: all.input("targets", problem.targets, axes, TARGETS, presence),
+            class_weights: all.input(
+                "class_weights",
+                class_weights,
+                Axes::Classes,
+                FLOATS,
+                Optional,
+            ),
+            row_weights: all.input("row_weights", row_weights, Axes::Rows, FLOATS, Optional),
+            row_mask: all.input("row_mask", problem.row_mask, Axes::Rows, BYTES, Optional),
+        }
+    }
+
+    /// The targets are there, and class indices.
+    #[inline(always)]
+    pub fn are_indices(&self) -> bool {
+        self.has_indices && self.targets.is_some()
+    }
+}
+
+/// Where the results that have a number for each row are among the slots.
+pub(super) struct ResultSlots {
+    lse: Index,
+    row_losses: Index,
+    argmax: Index,
+    entropy: Index,
+}
+
+impl ResultSlots {
+    /// Adds the results.
+    #[inline(always)]
+    pub fn add(all: &mut Slots, results: &Results, pass: Pass, log_probs: bool) -> ResultSlots {
+        use Presence::{Optional, Required};
+        let lse = match pass {
+            Pass::Backward | Pass::TargetGradient if log_probs => None,
+            Pass::Backward | Pass::TargetGradient => {
+                all.input("lse", results.lse, Axes::Rows, F64_ONLY, Required)
+            }
+            _ => all.output("lse", results.lse, Axes::Rows, F64_ONLY, Optional),
+        };
+        all.scalar("loss", results.loss, F64_ONLY);
+        let row_losses = all.output("row_losses", results.row_losses, Axes::Rows, LOSSES, Optional);
+        all.scalar("z_loss", results.z_loss, F64_ONLY);
+        all.scalar("normalizer", results.normalizer, F64_ONLY);
+        all.scalar("z_normalizer", results.z_normalizer, F64_ONLY);
+        all.scalar("kept_rows", results.kept_rows, WORDS);
+        let argmax = all.output("argmax", results.argmax, Axes::Rows, WORDS, Optional);
+        all.scalar("correct", results.correct, WORDS);
+        let entropy = all.output("entropy", results.entropy, Axes::Rows, LOSSES, Optional);
+        ResultSlots { lse, row_losses, argmax, entropy }
+    }
+}
+
+/// The loss of a problem whose operands are checked, without a gradient.
+#[inline(always)]
+pub(super) fn loss_of(
+    problem: &Problem,
+    pass: Pass,
+    results: &Results,
+    all: &Slots,
+    of_problem: &ProblemSlots,
+    of_results: &ResultSlots,
+) -> Loss {
+    let indices = all.integers(of_problem.targets).map(Targets::Indices);
+    let probabilities = || all.floats(of_problem.targets).map(Targets::Probabilities);
+    let transforms = problem.logit_scale != 1.0 || problem.softcap > 0.0;
+    Loss {
+        pass,
+        targets: indices.or_else(probabilities).unwrap_or(Targets::Absent),
+        class_weights: all.floats(of_problem.class_weights),
+        weight_total: problem.classes as f64,
+        row_weights: all.floats(of_problem.row_weights),
+        row_mask: all.integers(of_problem.row_mask),
+        ignore_index: problem.ignore_index,
+        label_smoothing: problem.label_smoothing,
+        z_loss: problem.z_loss,
+        transform: transforms
+            .then_some(Transform { scale: problem.logit_scale, cap: problem.softcap }),
+        log_probs: problem.flags & XENT_FLAG_LOG_PROBS != 0,
+        lse: all.floats(of_results.lse),
+        row_losses: all.floats(of_results.row_losses),
+        argmax: all.integers(of_results.argmax),
+        entropy: all.floats(of_results.entropy),
+        counts_correct: !results.correct.is_null(),
+        gradient: None,
+    }
+}
+
+/// What a mean is divided by.
+#[derive(Clone, Copy)]
+pub(crate) struct Denominators {
+    /// That of the cross-entropy part.
     pub normalizer: f64,
-    /// The denominator of a mean's z-loss part.
+    /// That of the z-loss part.
     pub z_normalizer: f64,
     /// Rows that are not ignored.
     pub kept: u64,
+}
+
+/// Checks all targets, finds the denominators of a mean, and adds up the class weights if the loss needs them.
+///
+/// # Safety
+/// The loss's views cover the shape in readable memory.
+#[inline(always)]
+pub(super) unsafe fn scan(
+    kernels: &Kernels,
+    shape: &Shape,
+    loss: &mut Loss,
+    problem: &Problem,
+    team: &Team,
+) -> Result<Denominators, Error> {
+    // SAFETY: this function's own # Safety.
+    let scan = unsafe { scan_targets(kernels, shape, loss, team)? };
+    let spreads = loss.label_smoothing > 0.0 && loss.has_indices();
+    if let Some(weights) = loss.class_weights.filter(|_| spreads) {
+        let mut total = CompensatedSum::ZERO;
+        for class in 0..shape.classes {
+            // SAFETY: class weights cover all classes (# Safety).
+            total.add(unsafe { weights.real(Position::FIRST, class) });
+        }
+        loss.weight_total = total.value();
+    }
+    let given = |x: f64, usual: CompensatedSum| if x > 0.0 { x } else { usual.value() };
+    Ok(Denominators {
+        normalizer: given(problem.normalizer, scan.weight),
+        z_normalizer: given(problem.z_normalizer, scan.row_weight),
+        kept: scan.kept,
+    })
+}
+
+/// What the gradient of every row is multiplied by.
+///
+/// # Safety
+/// Without reduction none, `grad_output` has one readable element.
+#[inline(always)]
+pub(super) unsafe fn gradient_factors(
+    problem: &Problem,
+    grad_output: Option<View<FloatType>>,
+    scale: f64,
+    denominators: &Denominators,
+) -> GradientFactors {
+    let (by_row, is_mean) = (problem.reduction == XENT_NONE, problem.reduction == XENT_MEAN);
+    let mut scale = scale;
+    if let (Some(view), false) = (&grad_output, by_row) {
+        // SAFETY: grad_output has one element (# Safety).
+        scale *= unsafe { view.real(Position::FIRST, 0) };
+    }
+    let Denominators { normalizer, z_normalizer, .. } = denominators;
+    GradientFactors {
+        grad_output: grad_output.filter(|_| by_row),
+        scale: if is_mean { scale / normalizer } else { scale },
+        z_scale: if is_mean { scale / z_normalizer } else { scale },
+    }
 }
 
 /// Checks a problem, scans its targets, and makes the plan.
@@ -148,21 +319,13 @@ pub(crate) unsafe fn validate(
         problem.flags & XENT_FLAG_ZERO_PADDING != 0 && pass != Pass::TargetGradient;
     let by_row = problem.reduction == XENT_NONE;
     let log_probs = problem.flags & XENT_FLAG_LOG_PROBS != 0;
-    // `check_types` refuses an unknown dtype, whatever its axes.
-    let has_indices = float_of(problem.targets.dtype).is_none();
     let shape = Shape { rows: problem.rows, classes: problem.classes, inner: problem.inner };
 
     // The order of the operands is the order in which messages name them: inputs come first.
     let mut slots = Slots::new();
     let all = &mut slots;
     let logits = all.logits(problem.logits);
-    let axes = if has_indices { Axes::Rows } else { Axes::Full };
-    let presence = Presence::required_if(request.is_some() || results.needs_targets());
-    let targets = all.input("targets", problem.targets, axes, TARGETS, presence);
-    let class_weights =
-        all.input("class_weights", problem.class_weights, Axes::Classes, FLOATS, Optional);
-    let row_weights = all.input("row_weights", problem.row_weights, Axes::Rows, FLOATS, Optional);
-    let row_mask = all.input("row_mask", problem.row_mask, Axes::Rows, BYTES, Optional);
+    let of_problem = ProblemSlots::add(all, problem, request.is_some() || results.needs_targets());
     let (mut grad_output, mut gradient) = (None, None);
     if let Some(request) = request {
         let axes = if by_row { Axes::Rows } else { Axes::One };
@@ -173,22 +336,7 @@ pub(crate) unsafe fn validate(
             all.fill_padding(gradient);
         }
     }
-    let lse = match pass {
-        Pass::Backward | Pass::TargetGradient if log_probs => None,
-        Pass::Backward | Pass::TargetGradient => {
-            all.input("lse", results.lse, Axes::Rows, F64_ONLY, Required)
-        }
-        _ => all.output("lse", results.lse, Axes::Rows, F64_ONLY, Optional),
-    };
-    all.scalar("loss", results.loss, F64_ONLY);
-    let row_losses = all.output("row_losses", results.row_losses, Axes::Rows, LOSSES, Optional);
-    all.scalar("z_loss", results.z_loss, F64_ONLY);
-    all.scalar("normalizer", results.normalizer, F64_ONLY);
-    all.scalar("z_normalizer", results.z_normalizer, F64_ONLY);
-    all.scalar("kept_rows", results.kept_rows, WORDS);
-    let argmax = all.output("argmax", results.argmax, Axes::Rows, WORDS, Optional);
-    all.scalar("correct", results.correct, WORDS);
-    let entropy = all.output("entropy", results.entropy, Axes::Rows, LOSSES, Optional);
+    let of_results = ResultSlots::add(all, results, pass, log_probs);
 
     all.check_types(&shape)?;
     let logits_dtype = problem.logits.dtype;
@@ -205,7 +353,8 @@ pub(crate) unsafe fn validate(
             _ => Err("overlaps"),
         })?;
     all.check_initialised(accumulate)?;
-    check_options(problem, pass, results, request, has_indices && targets.is_some())?;
+    let scale = request.map(|request| request.scale);
+    check_options(problem, pass, results, scale, of_problem.are_indices())?;
     let padding = match all.floats(gradient) {
         Some(gradient) if zeroes_padding => padding(&shape, &gradient)?,
         _ => 0,
@@ -215,56 +364,13 @@ pub(crate) unsafe fn validate(
     // A call without rows may leave out the logits, and reads no view.
     let nothing = View { data: std::ptr::null_mut(), dtype: FloatType::F32, strides: [0; 3] };
     let logits = all.floats(logits).unwrap_or(nothing);
-    let indices = all.integers(targets).map(Targets::Indices);
-    let probabilities = || all.floats(targets).map(Targets::Probabilities);
-    let transforms = problem.logit_scale != 1.0 || problem.softcap > 0.0;
-    let mut loss = Loss {
-        pass,
-        targets: indices.or_else(probabilities).unwrap_or(Targets::Absent),
-        class_weights: all.floats(class_weights),
-        weight_total: shape.classes as f64,
-        row_weights: all.floats(row_weights),
-        row_mask: all.integers(row_mask),
-        ignore_index: problem.ignore_index,
-        label_smoothing: problem.label_smoothing,
-        z_loss: problem.z_loss,
-        transform: transforms
-            .then_some(Transform { scale: problem.logit_scale, cap: problem.softcap }),
-        log_probs,
-        lse: all.floats(lse),
-        row_losses: all.floats(row_losses),
-        argmax: all.integers(argmax),
-        entropy: all.floats(entropy),
-        counts_correct: !results.correct.is_null(),
-        gradient: None,
-    };
-
+    let mut loss = loss_of(problem, pass, results, all, &of_problem, &of_results);
     // SAFETY: `check_memory` checked that the views cover the problem's shape in the caller's memory,
     // which is valid for the call (# Safety).
-    let scan = unsafe { scan_targets(&kernels, &shape, &loss, team)? };
-
-    let spreads = loss.label_smoothing > 0.0 && loss.has_indices();
-    if let Some(weights) = loss.class_weights.filter(|_| spreads) {
-        let mut total = CompensatedSum::ZERO;
-        for class in 0..shape.classes {
-            // SAFETY: `check_memory` has checked that class weights cover all classes.
-            total.add(unsafe { weights.real(Position::FIRST, class) });
-        }
-        loss.weight_total = total.value();
-    }
-    let given = |x: f64, usual: CompensatedSum| if x > 0.0 { x } else { usual.value() };
-    let normalizer = given(problem.normalizer, scan.weight);
-    let z_normalizer = given(problem.z_normalizer, scan.row_weight);
+    let denominators = unsafe { scan(&kernels, &shape, &mut loss, problem, team)? };
     let layout = layout(&shape, &logits, &[], loss.fits_strips(shape.classes, logits.dtype));
     let mut output = None;
     if let Some((request, view)) = request.zip(all.floats(gradient)) {
-        let grad_output = all.floats(grad_output);
-        let mut scale = request.scale;
-        if let (Some(view), false) = (&grad_output, by_row) {
-            // SAFETY: without reduction none, `check_memory` has checked that grad_output has one element.
-            scale *= unsafe { view.real(Position::FIRST, 0) };
-        }
-        let is_mean = problem.reduction == XENT_MEAN;
         let bytes = shape.distributions() * shape.classes * view.dtype.size();
         let step = match layout {
             Layout::Contiguous => view.strides[1],
@@ -272,14 +378,13 @@ pub(crate) unsafe fn validate(
         };
         let stream = strategy::streams(in_place, accumulate, step == 1, bytes);
         output = Some(Output { view, in_place, accumulate, stream, padding });
-        loss.gradient = Some(GradientFactors {
-            grad_output: grad_output.filter(|_| by_row),
-            scale: if is_mean { scale / normalizer } else { scale },
-            z_scale: if is_mean { scale / z_normalizer } else { scale },
-        });
+        let grad_output = all.floats(grad_output);
+        // SAFETY: without reduction none, `check_memory` has checked that grad_output has one element.
+        loss.gradient =
+            Some(unsafe { gradient_factors(problem, grad_output, request.scale, &denominators) });
     }
     let plan = Plan { shape, layout, logits, output, operation: Operation::Loss(loss) };
-    Ok(Valid { plan, kernels, normalizer, z_normalizer, kept: scan.kept })
+    Ok(Valid { plan, kernels, denominators })
 }
 
 /// The elements between the classes of a row of a gradient and the next row.
@@ -313,11 +418,11 @@ fn check_gradient_dtype(gradient: u32, logits: u32) -> Result<(), Error> {
 }
 
 /// Checks that the options are in range and that the problem has the results that are asked for.
-fn check_options(
+pub(super) fn check_options(
     problem: &Problem,
     pass: Pass,
     results: &Results,
-    request: Option<&GradientRequest>,
+    scale: Option<f64>,
     has_indices: bool,
 ) -> Result<(), Error> {
     let param = |what: String| Err(Error::Param(what));
@@ -337,10 +442,10 @@ fn check_options(
     if !(problem.logit_scale > 0.0 && problem.logit_scale.is_finite()) {
         return param(format!("logit_scale = {} is not a finite number > 0", problem.logit_scale));
     }
-    if let Some(request) = request
-        && !request.scale.is_finite()
+    if let Some(scale) = scale
+        && !scale.is_finite()
     {
-        return param(format!("grad_scale = {} is not finite", request.scale));
+        return param(format!("grad_scale = {scale} is not finite"));
     }
     match problem.reduction {
         XENT_MEAN | XENT_SUM => {}

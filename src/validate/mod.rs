@@ -16,6 +16,7 @@
 //! [`Error::Struct`] comes before all of them, and the C surface reports it.
 
 pub(crate) mod cross_entropy;
+pub(crate) mod linear;
 pub(crate) mod operand;
 pub(crate) mod plain;
 pub(crate) mod softmax;

@@ -83,6 +83,10 @@ pub(crate) enum Axes {
     Rows,
     /// `[classes]`
     Classes,
+    /// `[rows, features]`, with so many features.
+    RowFeatures(usize),
+    /// `[classes, features]`
+    ClassFeatures(usize),
     /// One element.
     One,
 }
@@ -130,7 +134,7 @@ pub(crate) struct Slot {
 }
 
 /// The most operands that a call can have.
-const SLOTS: usize = 18;
+const SLOTS: usize = 22;
 
 /// The operands of a call, in the order in which they are checked.
 pub(crate) struct Slots {
@@ -302,10 +306,16 @@ impl Slots {
                 Access::Write if accumulate && slot.name.starts_with("grad_") => "accumulating",
                 Access::Write => continue,
             };
-            return Err(Error::Param(format!(
-                "{} is not initialised, and a call {read} reads it",
-                slot.name
-            )));
+            return Err(uninitialised(slot.name, read));
+        }
+        Ok(())
+    }
+
+    /// Checks that an output without values is not accumulated.
+    pub fn check_output_initialised(&self, index: Index, accumulate: bool) -> Result<(), Error> {
+        let Some(slot) = index.map(|index| &self.all()[index]) else { return Ok(()) };
+        if accumulate && slot.operand.is_uninit {
+            return Err(uninitialised(slot.name, "accumulating"));
         }
         Ok(())
     }
@@ -394,6 +404,11 @@ impl Slots {
     }
 }
 
+/// The fault of an operand without values that a call would read.
+fn uninitialised(name: &str, read: &str) -> Error {
+    Error::Param(format!("{name} is not initialised, and a call {read} reads it"))
+}
+
 /// The type of the elements of an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dtype {
@@ -465,6 +480,8 @@ impl Slot {
             Axes::Full => [shape.rows, shape.classes, shape.inner],
             Axes::Rows => [shape.rows, 1, shape.inner],
             Axes::Classes => [1, shape.classes, 1],
+            Axes::RowFeatures(features) => [shape.rows, features, 1],
+            Axes::ClassFeatures(features) => [shape.classes, features, 1],
             Axes::One => [1, 1, 1],
         }
     }
@@ -485,6 +502,8 @@ impl Slot {
             Axes::Full => (&all, &all[..2]),
             Axes::Rows => (&[rows, inner], &[rows]),
             Axes::Classes => (&[classes], &[classes]),
+            Axes::RowFeatures(features) => (&[rows, features], &[rows, features]),
+            Axes::ClassFeatures(features) => (&[classes, features], &[classes, features]),
             Axes::One => (&[1], &[]),
         };
         let got = &array.sizes[..array.axes.min(3)];
@@ -516,6 +535,12 @@ impl Slot {
         let stride_error = |axis: usize, why: &str| {
             Error::Stride(format!("{}.strides[{axis}] = {} {why}", self.name, self.strides[axis]))
         };
+        if matches!(self.axes, Axes::RowFeatures(_) | Axes::ClassFeatures(_))
+            && sizes[1] > 1
+            && self.strides[1] != 1
+        {
+            return Err(stride_error(1, "is not 1: the features of a row must be contiguous"));
+        }
         let size = self.element_size() as i64;
         let mut last = 0i64;
         for (axis, &axis_size) in sizes.iter().enumerate() {

@@ -1,0 +1,199 @@
+//! The memory of a linear loss: a fixed amount for each thread, all of it taken before anything is written.
+
+use super::Job;
+use crate::drivers::batch::Reduction;
+use crate::error::Error;
+use crate::kernels::product::DEPTH;
+use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras};
+use crate::kernels::row_state::{ArgMax, RowState};
+use crate::strategy::{self, VOCABULARY_BLOCK};
+use crate::view::FloatType;
+use std::mem::MaybeUninit;
+use std::sync::{Mutex, PoisonError};
+
+/// An empty vector with room for `len` elements.
+pub fn reserve<T>(len: usize) -> Result<Vec<T>, Error> {
+    let mut vec = Vec::new();
+    match vec.try_reserve_exact(len) {
+        Ok(()) => Ok(vec),
+        Err(_) => Err(Error::Memory { bytes: len.saturating_mul(size_of::<T>()) }),
+    }
+}
+
+/// Bytes of a cache line that may hold nothing yet.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[allow(dead_code, reason = "raw memory")] MaybeUninit<[u8; 64]>);
+
+/// Memory that holds nothing yet, aligned to a cache line.
+pub struct Memory(Vec<Line>);
+
+impl Memory {
+    /// So many bytes, rounded up to lines.
+    fn new(bytes: usize) -> Result<Memory, Error> {
+        Ok(Memory(reserve(bytes.div_ceil(size_of::<Line>()))?))
+    }
+
+    /// The first byte.
+    #[inline(always)]
+    pub fn start(&self) -> *mut u8 {
+        self.0.as_ptr().cast::<u8>().cast_mut()
+    }
+}
+
+/// How a call divides its rows, and the bytes that it takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs {
+    /// Rows of a row block.
+    pub block_rows: usize,
+    /// Rows that the gradient of the weight takes at a time, whatever the number of threads.
+    pub weight_rows: usize,
+    /// Threads that work.
+    pub threads: usize,
+    /// Bytes of the sums of a gradient that has another type than the lanes.
+    sums: usize,
+}
+
+/// What one thread works in.
+pub struct Worker {
+    /// A block of logits, or of their gradient.
+    pub tile: Memory,
+    /// The packed operand of a product.
+    pub pack: Memory,
+    /// Hidden states in the lanes' type, if they have another.
+    pub left: Memory,
+    /// The sums of a gradient that has another type than the lanes.
+    pub sums: Memory,
+    /// The rows of a row block on their way through the row arithmetic.
+    pub groups: Vec<RowGroup>,
+    /// See `groups`.
+    pub extras: Vec<RowGroupExtras>,
+    /// What is known of each row.
+    pub states: Vec<RowState>,
+    /// What the sweeps over each row are to do.
+    pub reductions: Vec<Option<Reduction>>,
+    /// The largest logit of each row, if that is excluded.
+    pub largest: Vec<ArgMax>,
+    /// The rows of a product's first operand.
+    pub left_rows: Vec<*const u8>,
+    /// The rows of its second operand.
+    pub packed_rows: Vec<*const u8>,
+    /// The rows of the product.
+    pub out: Vec<*mut u8>,
+    /// The same from a later column on.
+    pub shifted: Vec<*mut u8>,
+}
+
+// SAFETY: the addresses are of this worker's memory and of operands; every access through them is unsafe, and
+// asks its caller that no other thread accesses what is written.
+unsafe impl Send for Worker {}
+
+impl Worker {
+    fn new(needs: &Needs, job: &Job) -> Result<Worker, Error> {
+        let rows = needs.block_rows;
+        let tile_rows = rows.max(needs.weight_rows);
+        let most = tile_rows.max(VOCABULARY_BLOCK);
+        let groups = rows.div_ceil(ROWS);
+        Ok(Worker {
+            tile: Memory::new(tile_rows * VOCABULARY_BLOCK * job.lane)?,
+            pack: Memory::new(DEPTH * VOCABULARY_BLOCK * job.lane)?,
+            left: Memory::new(job.left_bytes(tile_rows))?,
+            sums: Memory::new(needs.sums)?,
+            groups: reserve(groups)?,
+            extras: reserve(groups)?,
+            states: reserve(rows)?,
+            reductions: reserve(rows)?,
+            largest: reserve(rows)?,
+            left_rows: reserve(most)?,
+            packed_rows: reserve(most)?,
+            out: reserve(most)?,
+            shifted: reserve(most)?,
+        })
+    }
+}
+
+/// One worker for each thread.
+pub struct Workers(Mutex<Vec<Worker>>);
+
+impl Workers {
+    /// Takes the memory of all threads.
+    pub fn new(needs: &Needs, job: &Job) -> Result<Workers, Error> {
+        let mut workers = reserve(needs.threads)?;
+        for _ in 0..needs.threads {
+            workers.push(Worker::new(needs, job)?);
+        }
+        Ok(Workers(Mutex::new(workers)))
+    }
+
+    /// Lends a worker to the calling thread.
+    pub fn with(&self, f: impl FnOnce(&mut Worker)) {
+        let workers = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let worker = workers().pop();
+        let mut worker = worker.expect("there is a worker for each thread");
+        f(&mut worker);
+        workers().push(worker);
+    }
+}
+
+impl Job<'_> {
+    /// Bytes of hidden states in the lanes' type.
+    fn left_bytes(&self, rows: usize) -> usize {
+        if self.linear.hidden.dtype.is_lane_type() { 0 } else { rows * DEPTH * self.lane }
+    }
+
+    /// Bytes of the sums of gradients, for so many rows of a row block.
+    fn sums_bytes(&self, rows: usize) -> usize {
+        let of = |gradient: Option<_>, rows: usize| match gradient {
+            Some(gradient) if !self.is_direct(&gradient) => rows,
+            _ => 0,
+        };
+        let rows = of(self.linear.hidden_gradient, rows)
+            .max(of(self.linear.weight_gradient, VOCABULARY_BLOCK));
+        rows * self.linear.features * self.lane
+    }
+
+    /// Bytes that a thread works in.
+    fn worker_bytes(&self, needs: &Needs) -> usize {
+        let (rows, tile_rows) = (needs.block_rows, needs.block_rows.max(needs.weight_rows));
+        let blocks =
+            (tile_rows + DEPTH) * VOCABULARY_BLOCK * self.lane + self.left_bytes(tile_rows);
+        let per_row = size_of::<RowState>()
+            + size_of::<Option<Reduction>>()
+            + size_of::<ArgMax>()
+            + (size_of::<RowGroup>() + size_of::<RowGroupExtras>()) / ROWS;
+        let addresses = 4 * tile_rows.max(VOCABULARY_BLOCK) * size_of::<usize>();
+        blocks + needs.sums + rows.next_multiple_of(ROWS) * per_row + addresses
+    }
+
+    /// Decides how rows are divided among threads, within the workspace.
+    pub fn choose_block(&self, rows: usize, threads: usize) -> Result<Needs, Error> {
+        let most = match self.linear.hidden.dtype {
+            FloatType::F32 => strategy::LINEAR_ROWS,
+            // Twice the bytes, or buffers of sums and hidden states beside the tile.
+            FloatType::F64 | FloatType::Bf16 | FloatType::F16 => strategy::LINEAR_ROWS / 2,
+        };
+        // As many blocks as keep all threads busy until the end.
+        let blocks = rows.div_ceil(most).next_multiple_of(threads).max(1);
+        let block_rows =
+            rows.max(1).div_ceil(blocks).next_multiple_of(strategy::LINEAR_ROWS_UNIT).min(most);
+        let has_weight_pass =
+            self.linear.weight_gradient.is_some() || self.linear.bias_gradient.is_some();
+        let weight_rows = if has_weight_pass { most } else { 0 };
+        let sums = self.sums_bytes(block_rows);
+        let mut needs = Needs { block_rows, weight_rows, threads, sums };
+        let workspace = self.linear.workspace;
+        if workspace > 0 {
+            let fixed = rows * (size_of::<usize>() + size_of::<super::RowRecord>());
+            let each = self.worker_bytes(&needs);
+            let affordable = workspace.saturating_sub(fixed) / each;
+            if affordable == 0 {
+                return Err(Error::Param(format!(
+                    "workspace = {workspace} is less than the {} bytes that this call needs",
+                    fixed + each
+                )));
+            }
+            needs.threads = threads.min(affordable);
+        }
+        Ok(needs)
+    }
+}

@@ -1,0 +1,390 @@
+//! One row block through all classes: from its operands over the sums to results, coefficients, and the gradient
+//! of its hidden states.
+
+use super::memory::Worker;
+use super::{Excluded, Job, RowRecord};
+use crate::drivers::batch::{InitialShift, Reduction, set_sums};
+use crate::drivers::operands;
+use crate::drivers::segment::{self, PlacedRow};
+use crate::drivers::totals::Totals;
+use crate::kernels::contiguous::gradient::ExpScale;
+use crate::kernels::product::Left;
+use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras};
+use crate::kernels::row_state::{ArgMax, ExpSum, RowState};
+use crate::math::compensated::CompensatedSum;
+use crate::math::exp2::Shift;
+use crate::math::scalar::exp2;
+use crate::strategy::VOCABULARY_BLOCK;
+use crate::view::{Axis, Position, Span};
+use std::ops::Range;
+
+/// A row as a span.
+#[inline(always)]
+fn span(row: usize) -> Span {
+    Span { first: Position { row, inner: 0 }, axis: Axis::Rows, len: 1 }
+}
+
+impl Job<'_> {
+    /// The blocks of classes.
+    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        let classes = self.call.plan.shape.classes;
+        (0..classes)
+            .step_by(VOCABULARY_BLOCK)
+            .map(move |start| start..classes.min(start + VOCABULARY_BLOCK))
+    }
+
+    /// Computes the results of some rows, their records, and the gradient of their hidden states.
+    ///
+    /// # Safety
+    /// The rows are the plan's, at most `block_rows`, each with a record; no other thread accesses them.
+    pub unsafe fn rows(&self, worker: &mut Worker, rows: &[usize], records: &mut [RowRecord]) {
+        // SAFETY: this function's own # Safety.
+        unsafe {
+            self.start(worker, rows);
+            if self.call.from_lse {
+                for (i, &row) in rows.iter().enumerate() {
+                    operands::read_lse(
+                        &self.call,
+                        &span(row),
+                        i % ROWS,
+                        &mut worker.groups[i / ROWS],
+                    );
+                    if self.call.spreads_mass {
+                        worker.states[i].mass = self.mass(row);
+                    }
+                }
+            } else {
+                for classes in self.blocks() {
+                    self.logits(worker, rows.iter().copied(), classes.len(), |i| classes.start + i);
+                    for (i, &row) in rows.iter().enumerate() {
+                        self.reduce(worker, i, row, classes.clone());
+                    }
+                }
+            }
+            self.finish(worker, rows, records);
+            if self.linear.hidden_gradient.is_some() {
+                self.hidden_gradient(worker, records);
+            }
+        }
+    }
+
+    /// Reads the operands of rows, and the logits of their targets.
+    ///
+    /// # Safety
+    /// As [`rows`](Self::rows).
+    unsafe fn start(&self, worker: &mut Worker, rows: &[usize]) {
+        let call = &self.call;
+        let groups = rows.len().div_ceil(ROWS);
+        worker.groups.clear();
+        worker.groups.resize(groups, RowGroup::EMPTY);
+        worker.extras.clear();
+        worker.extras.resize(groups, RowGroupExtras::NONE);
+        worker.states.clear();
+        worker.states.resize(rows.len(), RowState::EMPTY);
+        worker.reductions.clear();
+        worker.reductions.resize(rows.len(), None);
+        worker.largest.clear();
+        worker.largest.resize(rows.len(), ArgMax { class: 0, ..ArgMax::NONE });
+        for (i, &row) in rows.iter().enumerate() {
+            let (inputs, factors) =
+                (&mut worker.groups[i / ROWS].inputs, &mut worker.extras[i / ROWS].factors);
+            // A largest logit is not known yet; it is read again in `finish`.
+            let largest = &worker.largest[i..=i];
+            // SAFETY: the row is the plan's and this thread's (# Safety).
+            unsafe { operands::read(call, &span(row), i % ROWS, inputs, Some(factors), largest) };
+        }
+        if call.excluded == Excluded::Target {
+            // SAFETY: the rows are the plan's and this thread's (# Safety).
+            unsafe { self.target_logits(worker, rows) };
+            self.transform_excluded(worker, rows.len());
+        }
+    }
+
+    /// Scales and caps the logits of the excluded classes.
+    fn transform_excluded(&self, worker: &mut Worker, rows: usize) {
+        for (i, group) in worker.groups.iter_mut().enumerate() {
+            let factors = &mut worker.extras[i].factors;
+            let rows = 0..ROWS.min(rows - i * ROWS);
+            operands::transform_excluded(&self.call, &mut group.inputs, factors, rows);
+        }
+    }
+
+    /// Computes the logits of the targets, to the bits that the blocks have: a small block for a few rows has them
+    /// on its diagonal.
+    ///
+    /// # Safety
+    /// As [`rows`](Self::rows); the operands are read.
+    unsafe fn target_logits(&self, worker: &mut Worker, rows: &[usize]) {
+        let pitch = VOCABULARY_BLOCK * self.lane;
+        for (start, rows) in
+            rows.chunks(self.k.panel).enumerate().map(|(i, rows)| (i * self.k.panel, rows))
+        {
+            let mut targets = [0; VOCABULARY_BLOCK];
+            let mut any = false;
+            for (i, target) in targets[..rows.len()].iter_mut().enumerate() {
+                let at = start + i;
+                if let Some(class) = worker.groups[at / ROWS].inputs.class(at % ROWS) {
+                    (*target, any) = (class, true);
+                }
+            }
+            if !any {
+                continue;
+            }
+            // SAFETY: the rows are the plan's (# Safety); so are the classes, targets in range (validation) or 0.
+            unsafe { self.logits(worker, rows.iter().copied(), rows.len(), |i| targets[i]) };
+            for i in 0..rows.len() {
+                let inputs = &mut worker.groups[(start + i) / ROWS].inputs;
+                if inputs.class((start + i) % ROWS).is_some() {
+                    let row = worker.tile.start().wrapping_add(i * pitch);
+                    // SAFETY: the tile holds a block of as many classes as rows.
+                    inputs.x_y[(start + i) % ROWS] = unsafe { self.lane_at(row, i) };
+                }
+            }
+        }
+    }
+
+    /// Adds a block of logits, in the tile, to the state of row `i` of the row block.
+    ///
+    /// # Safety
+    /// The tile holds these classes of the row.
+    unsafe fn reduce(&self, worker: &mut Worker, i: usize, row: usize, classes: Range<usize>) {
+        let call = &self.call;
+        let place = self.placed(worker, i, row, classes.start);
+        if classes.start == 0 {
+            // SAFETY: the tile holds the row's first classes (# Safety).
+            worker.reductions[i] = unsafe { self.decide(worker, i, &place) };
+        }
+        let Some(reduction) = &mut worker.reductions[i] else { return };
+        let state = &mut worker.states[i];
+        let is_kept = worker.groups[i / ROWS].inputs.is_kept(i % ROWS);
+        if call.excluded != Excluded::Largest || !is_kept {
+            // SAFETY: the tile holds the classes (# Safety), this thread's alone.
+            unsafe {
+                segment::reduce_classes(call, &place, classes, reduction, None, state);
+            }
+            return;
+        }
+        // The largest of this block, for as long as it is the largest of the row.
+        // SAFETY: as before.
+        let mut found = unsafe {
+            let x = place.x.wrapping_add(classes.start * self.lane);
+            (call.k.native.argmax)(x, classes.len())
+        };
+        found.class += classes.start;
+        reduction.excluded = Some(found.class);
+        // SAFETY: as before.
+        unsafe { segment::reduce_classes(call, &place, classes.clone(), reduction, None, state) };
+        if classes.start == 0 {
+            worker.largest[i] = found;
+            return;
+        }
+        let before = worker.largest[i];
+        worker.largest[i].push(found);
+        let other = if worker.largest[i].class == before.class { found } else { before };
+        // SAFETY: the row and the class are the plan's.
+        unsafe { self.include(place.at, other, reduction.center, state) };
+    }
+
+    /// What the sweeps over row `i` are to do.
+    ///
+    /// # Safety
+    /// The row's first classes are readable.
+    unsafe fn decide(&self, worker: &Worker, i: usize, place: &PlacedRow) -> Option<Reduction> {
+        let call = &self.call;
+        let inputs = &worker.groups[i / ROWS].inputs;
+        let factors = &worker.extras[i / ROWS].factors;
+        let row = i % ROWS;
+        if !operands::needs_reduction(call, inputs, row) {
+            return None;
+        }
+        let sums_exps = operands::needs_exps(call, inputs, row);
+        let excluded = match call.excluded {
+            Excluded::Target => inputs.class(row),
+            Excluded::Largest | Excluded::None => None,
+        };
+        let initial = if sums_exps {
+            // SAFETY: the row's first classes are readable (# Safety).
+            unsafe { segment::choose_initial_shift(call, place, excluded) }
+        } else {
+            InitialShift::NONE
+        };
+        let start = initial.shift.exponent / call.l;
+        let center = (call.spreads_mass && inputs.is_kept(row)).then(|| {
+            let others = initial.is_of_row.then_some(start);
+            match call.excluded {
+                Excluded::Target => operands::center(call, inputs, factors, row, start, others),
+                Excluded::Largest | Excluded::None => start,
+            }
+        });
+        Some(Reduction { sums_exps, excluded, initial, center })
+    }
+
+    /// Adds a class to a state that has excluded it so far.
+    ///
+    /// # Safety
+    /// The row and the class are the plan's.
+    unsafe fn include(
+        &self,
+        at: Position,
+        class: ArgMax,
+        center: Option<f64>,
+        state: &mut RowState,
+    ) {
+        let call = &self.call;
+        let mut x = class.value;
+        if let Some(with) = call.plan.transform() {
+            operands::transform::<1>(call, with, std::slice::from_mut(&mut x), None);
+        }
+        if x != f64::NEG_INFINITY {
+            let shift = if x.is_finite() { call.shift_at(x) } else { Shift::ZERO };
+            let t = (x - shift.logit) * call.l - shift.exponent;
+            let e = if x.is_finite() { exp2(t) } else { x };
+            state.exps.push(&ExpSum::new(shift, e, 0.0), call.l);
+            if call.wants_entropy {
+                state.moments.push(&ExpSum::new(shift, e, t * e), call.l);
+            }
+        }
+        if let Some(center) = center {
+            let mut mass = 0.0;
+            // SAFETY: the row and the class are the plan's (# Safety).
+            unsafe { call.masses(at, class.class, std::slice::from_mut(&mut mass)) };
+            if mass != 0.0 {
+                state.weighted_logits += mass * (x - center);
+            }
+        }
+    }
+
+    /// The sum of a row's masses, of probability targets: all that a gradient from an lse needs of a first sweep.
+    ///
+    /// # Safety
+    /// The row is the plan's.
+    unsafe fn mass(&self, row: usize) -> CompensatedSum {
+        let mut sum = CompensatedSum::ZERO;
+        for classes in self.blocks() {
+            let mut masses = [0.0; VOCABULARY_BLOCK];
+            let masses = &mut masses[..classes.len()];
+            // SAFETY: the row and the classes are the plan's (# Safety); the processor has the set of the kernels.
+            unsafe {
+                self.call.masses(Position { row, inner: 0 }, classes.start, masses);
+                sum.merge((self.call.k.lanes.compensated_total)(masses.as_ptr(), masses.len()));
+            }
+        }
+        sum
+    }
+
+    /// Runs the row arithmetic, writes the results, and fills in the records.
+    ///
+    /// # Safety
+    /// As [`rows`](Self::rows); the states are complete.
+    unsafe fn finish(&self, worker: &mut Worker, rows: &[usize], records: &mut [RowRecord]) {
+        let call = &self.call;
+        if call.excluded == Excluded::Largest {
+            for (i, &row) in rows.iter().enumerate() {
+                let largest = worker.largest[i];
+                let (group, extras) = (&mut worker.groups[i / ROWS], &mut worker.extras[i / ROWS]);
+                let (inputs, factors) = (&mut group.inputs, &mut extras.factors);
+                // SAFETY: the row is the plan's and this thread's (# Safety), and so is the class.
+                unsafe {
+                    operands::read(call, &span(row), i % ROWS, inputs, Some(factors), &[largest]);
+                }
+                if inputs.is_kept(i % ROWS) {
+                    inputs.x_y[i % ROWS] = largest.value;
+                }
+            }
+            self.transform_excluded(worker, rows.len());
+        }
+        let Worker { groups, extras, states, reductions, .. } = worker;
+        let mut argmax = [0; ROWS];
+        for (index, (rows, records)) in rows.chunks(ROWS).zip(records.chunks_mut(ROWS)).enumerate()
+        {
+            let (group, extras) = (&mut groups[index], &mut extras[index]);
+            group.sums.clear_shift_logits();
+            for i in 0..rows.len() {
+                let state = &states[index * ROWS + i];
+                let reduction = &reductions[index * ROWS + i];
+                let center = reduction.and_then(|reduction| reduction.center);
+                set_sums(call, i, state, center, group, extras);
+                argmax[i] = state.argmax.class;
+            }
+            call.finish(std::slice::from_mut(group), Some(std::slice::from_ref(extras)));
+            for (i, (&row, record)) in rows.iter().zip(records).enumerate() {
+                let mut totals = Totals::ZERO;
+                if call.computes_losses {
+                    operands::add_row(self.loss, group, &argmax, i, &mut totals);
+                    // SAFETY: the row is the plan's and this thread's (# Safety).
+                    unsafe { operands::write(self.loss, &span(row), i, &group.results, &argmax) };
+                }
+                let RowGroup { inputs, sums, coefficients, .. } = &*group;
+                let shift = Shift { logit: sums.shift_logit[i], exponent: sums.shift_exponent[i] };
+                *record = RowRecord {
+                    row,
+                    loss: totals.loss.value(),
+                    z_loss: totals.z_loss.value(),
+                    is_correct: totals.correct > 0,
+                    excluded: inputs.class(i),
+                    entry: coefficients.entry[i],
+                    action: coefficients.action(i),
+                    exps: ExpScale { shift, factor: coefficients.factor[i] },
+                    bias: if call.has_bias() { coefficients.bias[i] } else { 0.0 },
+                    scale: coefficients.scale[i],
+                };
+            }
+        }
+    }
+
+    /// Computes the gradient of the hidden states of a row block.
+    ///
+    /// # Safety
+    /// The records are those of the block's rows; no other thread accesses the rows' gradient.
+    unsafe fn hidden_gradient(&self, worker: &mut Worker, records: &mut [RowRecord]) {
+        let Some(gradient) = &self.linear.hidden_gradient else { return };
+        for record in records.iter().filter(|record| !record.has_gradient()) {
+            // SAFETY: the row is this thread's (# Safety).
+            unsafe { self.clear_hidden_gradient(record.row) };
+        }
+        // Those that have a gradient come first. The passes to come take records in any order that depends on the
+        // problem alone.
+        let records = match records.iter().all(RowRecord::has_gradient) {
+            true => records,
+            false => {
+                records.sort_unstable_by_key(|record| (!record.has_gradient(), record.row));
+                let count = records.partition_point(RowRecord::has_gradient);
+                &mut records[..count]
+            }
+        };
+        if records.is_empty() {
+            return;
+        }
+        let mut adds = self.is_direct(gradient) && gradient.accumulate;
+        for classes in self.blocks() {
+            let rows = records.iter().map(|record| record.row);
+            // SAFETY: the rows and classes are the plan's, and the tile has room for them.
+            unsafe {
+                self.logits(worker, rows.clone(), classes.len(), |i| classes.start + i);
+                self.gradient(worker, records, classes.clone());
+            }
+            let tile = worker.tile.start();
+            let pitch = VOCABULARY_BLOCK * self.lane;
+            let mut left = std::mem::take(&mut worker.left_rows);
+            left.clear();
+            left.extend((0..records.len()).map(|i| tile.wrapping_add(i * pitch).cast_const()));
+            self.place_out(worker, gradient, rows);
+            let weight = &self.linear.weight;
+            // SAFETY: the tile holds the rows and classes; `out` has the rows.
+            unsafe {
+                self.multiply_gradient(
+                    worker,
+                    Left::Rows(&left),
+                    classes.len(),
+                    weight,
+                    |i| classes.start + i,
+                    adds,
+                );
+            }
+            worker.left_rows = left;
+            adds = true;
+        }
+        // SAFETY: the buffer holds the sums, if they are not direct; the rows are this thread's (# Safety).
+        unsafe { self.round_out(worker, gradient, records.iter().map(|record| record.row)) };
+    }
+}

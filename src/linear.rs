@@ -1,0 +1,213 @@
+//! The Rust surface of linear layers whose logits are never stored.
+
+use crate::codes::*;
+use crate::cross_entropy::{CrossEntropy, Results};
+use crate::error::Error;
+use crate::operand::{Input, Output};
+use crate::plan::Pass;
+use crate::run;
+use crate::validate::cross_entropy::{Problem, Results as RawResults};
+use crate::validate::linear::{Layer, Request};
+use crate::validate::operand::Operand;
+
+/// Where the gradients of a [`Linear`] go. A call computes no gradient that is `None`, nor its matrix product.
+/// Gradients overlap no operand and no other gradient.
+#[derive(Default)]
+pub struct LinearGrads<'a> {
+    /// `[rows, features]`: the dtype of the hidden states, or f32. Ignored rows get 0.
+    pub hidden: Option<Output<'a>>,
+    /// `[classes, features]`: the dtype of the weight, or f32.
+    pub weight: Option<Output<'a>>,
+    /// `[classes]`, any float.
+    pub bias: Option<Output<'a>>,
+}
+
+/// A linear layer and the cross-entropy of its outputs: `logits = hidden · weightᵀ + bias`. xent makes the logits
+/// block by block and never stores them, nor their gradient.
+///
+/// ```
+/// use xent::{CrossEntropy, Linear, LinearGrads};
+///
+/// let hidden = [1.0f32, 2.0, 0.5, -1.0]; // [rows = 2, features = 2]
+/// let weight = [0.1f32, 0.2, 0.3, -0.4, 0.5, 0.6]; // [classes = 3, features = 2]
+/// let (mut grad_hidden, mut grad_weight) = ([0f32; 4], [0f32; 6]);
+/// let grads = LinearGrads {
+///     hidden: Some((&mut grad_hidden).into()),
+///     weight: Some((&mut grad_weight).into()),
+///     ..LinearGrads::default()
+/// };
+/// let loss = Linear::new(CrossEntropy::new(2, 3), 2)
+///     .forward_backward(&hidden, &weight, &[2i64, 0], grads)?;
+/// // The logits are (0.5, -0.5, 1.7) and (-0.15, 0.55, -0.35).
+/// assert!((loss - (0.3423 + 1.3560) / 2.0).abs() < 1e-3);
+/// # Ok::<(), xent::Error>(())
+/// ```
+///
+/// The options are those of the [`CrossEntropy`] that it is made of; logit scale and soft cap apply to the logits.
+/// [`log_probs`](CrossEntropy::log_probs), [`accumulate`](CrossEntropy::accumulate) and
+/// [`zero_padding`](CrossEntropy::zero_padding) are an [`Error::Param`], and
+/// [`inner`](CrossEntropy::inner) positions other than 1 an [`Error::Shape`].
+///
+/// - `hidden`: f32, f64, bf16 or f16, `[rows, features]`; `weight`: the same dtype, `[classes, features]`. The strides
+///   of rows and classes are free, that of the features is 1.
+/// - `targets`: as for [`CrossEntropy`].
+///
+/// Ignored rows cost no arithmetic, unless `lse`, `argmax` or `entropy` are asked for, which are results of all rows.
+/// What the hidden states of ignored rows hold affects no gradient.
+///
+/// A call checks everything, and takes all its memory, before it writes a byte.
+#[derive(Clone, Copy)]
+#[must_use]
+pub struct Linear<'a> {
+    problem: CrossEntropy<'a>,
+    layer: Layer,
+}
+
+// SAFETY: the bias is that of an `Input<'a>`, which is Send and Sync; so is the problem.
+unsafe impl Send for Linear<'_> {}
+// SAFETY: the bias is that of an `Input<'a>`, which is Send and Sync; so is the problem.
+unsafe impl Sync for Linear<'_> {}
+
+impl<'a> Linear<'a> {
+    /// The loss of `problem` over the outputs of a layer of `features` inputs.
+    pub fn new(problem: CrossEntropy<'a>, features: usize) -> Self {
+        Linear { problem, layer: Layer { features, ..Layer::INIT } }
+    }
+
+    /// Any float `[classes]`. Default: none.
+    pub fn bias(mut self, bias: impl Into<Input<'a>>) -> Self {
+        self.layer.bias = bias.into().operand;
+        self
+    }
+
+    /// Bytes that a call may allocate. 0, the default: as few as run near full speed, for f32 at most 2 MiB a
+    /// thread, and `features` KiB a thread more where a gradient of 16 bits needs sums in f32, beside 150 bytes a
+    /// row. With less memory than all threads need, fewer work; less than one needs is an [`Error::Param`].
+    pub fn workspace(mut self, bytes: usize) -> Self {
+        self.layer.workspace = bytes;
+        self
+    }
+
+    /// Calls add the gradient of the hidden states to what the output holds.
+    pub fn accumulate_hidden(self, on: bool) -> Self {
+        self.flag(XENT_LINEAR_ACCUMULATE_HIDDEN, on)
+    }
+
+    /// Calls add the gradient of the weight to what the output holds.
+    pub fn accumulate_weight(self, on: bool) -> Self {
+        self.flag(XENT_LINEAR_ACCUMULATE_WEIGHT, on)
+    }
+
+    /// Calls add the gradient of the bias to what the output holds.
+    pub fn accumulate_bias(self, on: bool) -> Self {
+        self.flag(XENT_LINEAR_ACCUMULATE_BIAS, on)
+    }
+
+    fn flag(mut self, bit: u32, on: bool) -> Self {
+        self.layer.flags = if on { self.layer.flags | bit } else { self.layer.flags & !bit };
+        self
+    }
+
+    /// Computes the loss.
+    pub fn forward<'b, 'c, 'd>(
+        &self,
+        hidden: impl Into<Input<'b>>,
+        weight: impl Into<Input<'c>>,
+        targets: impl Into<Input<'d>>,
+    ) -> Result<f64, Error> {
+        let mut loss = 0.0;
+        let results = Results { loss: Some(&mut loss), ..Results::default() };
+        self.forward_with(hidden, weight, targets, results)?;
+        Ok(loss)
+    }
+
+    /// Computes the results that `results` asks for.
+    pub fn forward_with<'b, 'c, 'd>(
+        &self,
+        hidden: impl Into<Input<'b>>,
+        weight: impl Into<Input<'c>>,
+        targets: impl Into<Input<'d>>,
+        results: Results<'_>,
+    ) -> Result<(), Error> {
+        let operands = [hidden.into(), weight.into(), targets.into()].map(|of| of.operand);
+        self.run(Pass::Forward, operands, &results.raw(), None)
+    }
+
+    /// Computes results without targets: [`lse`](Results::lse), [`argmax`](Results::argmax),
+    /// [`entropy`](Results::entropy). Any other result is an [`Error::Null`].
+    pub fn evaluate<'b, 'c>(
+        &self,
+        hidden: impl Into<Input<'b>>,
+        weight: impl Into<Input<'c>>,
+        results: Results<'_>,
+    ) -> Result<(), Error> {
+        let operands = [hidden.into().operand, weight.into().operand, Operand::ABSENT];
+        self.run(Pass::Forward, operands, &results.raw(), None)
+    }
+
+    /// Computes the gradients from `lse` (`[rows]`) of a forward: for losses whose factors depend on the row losses.
+    pub fn backward<'b, 'c, 'd>(
+        &self,
+        hidden: impl Into<Input<'b>>,
+        weight: impl Into<Input<'c>>,
+        targets: impl Into<Input<'d>>,
+        lse: &[f64],
+        grads: LinearGrads<'_>,
+    ) -> Result<(), Error> {
+        let operands = [hidden.into(), weight.into(), targets.into()].map(|of| of.operand);
+        let results = RawResults { lse: Input::from(lse).operand, ..RawResults::NONE };
+        self.run(Pass::Backward, operands, &results, Some(grads))
+    }
+
+    /// Computes the loss and the gradients that `grads` asks for.
+    pub fn forward_backward<'b, 'c, 'd>(
+        &self,
+        hidden: impl Into<Input<'b>>,
+        weight: impl Into<Input<'c>>,
+        targets: impl Into<Input<'d>>,
+        grads: LinearGrads<'_>,
+    ) -> Result<f64, Error> {
+        let mut loss = 0.0;
+        let results = Results { loss: Some(&mut loss), ..Results::default() };
+        self.forward_backward_with(hidden, weight, targets, grads, results)?;
+        Ok(loss)
+    }
+
+    /// Computes the gradients and the results that are asked for.
+    pub fn forward_backward_with<'b, 'c, 'd>(
+        &self,
+        hidden: impl Into<Input<'b>>,
+        weight: impl Into<Input<'c>>,
+        targets: impl Into<Input<'d>>,
+        grads: LinearGrads<'_>,
+        results: Results<'_>,
+    ) -> Result<(), Error> {
+        let operands = [hidden.into(), weight.into(), targets.into()].map(|of| of.operand);
+        self.run(Pass::ForwardBackward, operands, &results.raw(), Some(grads))
+    }
+
+    fn run(
+        &self,
+        pass: Pass,
+        [hidden, weight, targets]: [Operand; 3],
+        results: &RawResults,
+        grads: Option<LinearGrads>,
+    ) -> Result<(), Error> {
+        let problem = Problem { targets, ..self.problem.problem };
+        let layer = Layer { hidden, weight, ..self.layer };
+        let to = |output: Option<Output>| output.map_or(Operand::ABSENT, |output| output.operand);
+        let request = grads.map(|grads| Request {
+            output: self.problem.grad_output,
+            scale: self.problem.grad_scale,
+            hidden: to(grads.hidden),
+            weight: to(grads.weight),
+            bias: to(grads.bias),
+        });
+        let (team, isa) = (self.problem.team(), self.problem.isa);
+        // SAFETY: every operand is memory that the call borrows, mutably if it is an output. Validation
+        // refuses shapes and strides that reach past the `available` elements of a slice or an array;
+        // whoever made an operand of a pointer vouched for its elements. Validation also refuses to read
+        // what is not initialised.
+        unsafe { run::linear(&problem, &layer, pass, results, request.as_ref(), &team, isa) }
+    }
+}
