@@ -34,6 +34,10 @@ pub const BLOCKS_A_FLUSH: usize = 4;
 /// from overflow.
 pub const LARGEST_SUM: f64 = (1u64 << 60) as f64;
 
+/// The same where exponentials are multiplied with a weight before they get their factor: the products must not
+/// overflow.
+pub const LARGEST_PRODUCT_SUM: f64 = (1u64 << 30) as f64;
+
 /// If the initial shift is not a logit of the row, a sum below this is redone too: the exponentials that
 /// were flushed to 0 are then less than 2^-125 of the row.
 pub const SMALLEST_SUM: f64 = 0.5;

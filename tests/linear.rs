@@ -106,13 +106,13 @@ impl Layer {
         let mut weight = vec![0.0; classes * features];
         let mut bias = vec![0.0; classes];
         for row in 0..rows {
-            for class in 0..classes {
+            for (class, bias) in bias.iter_mut().enumerate() {
                 let g = outcome.grad_logits[row * classes + class];
                 // An ignored row affects nothing, whatever it holds.
                 if g == 0.0 {
                     continue;
                 }
-                bias[class] += g;
+                *bias += g;
                 for feature in 0..features {
                     let (h, w) = (row * features + feature, class * features + feature);
                     hidden[h] += g * self.weight.values[w];

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::kernels::product::DEPTH;
 use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras};
 use crate::kernels::row_state::{ArgMax, RowState};
+use crate::math::exp2::Shift;
 use crate::strategy::{self, VOCABULARY_BLOCK};
 use crate::view::FloatType;
 use std::mem::MaybeUninit;
@@ -72,6 +73,8 @@ pub struct Worker {
     pub states: Vec<RowState>,
     /// What the sweeps over each row are to do.
     pub reductions: Vec<Option<Reduction>>,
+    /// Where the exponents of each row are counted from, if exponentials are multiplied.
+    pub shifts: Vec<Shift>,
     /// The largest logit of each row, if that is excluded.
     pub largest: Vec<ArgMax>,
     /// The rows of a product's first operand.
@@ -103,6 +106,7 @@ impl Worker {
             extras: reserve(groups)?,
             states: reserve(rows)?,
             reductions: reserve(rows)?,
+            shifts: reserve(rows)?,
             largest: reserve(rows)?,
             left_rows: reserve(most)?,
             packed_rows: reserve(most)?,
@@ -159,6 +163,7 @@ impl Job<'_> {
             (tile_rows + DEPTH) * VOCABULARY_BLOCK * self.lane + self.left_bytes(tile_rows);
         let per_row = size_of::<RowState>()
             + size_of::<Option<Reduction>>()
+            + size_of::<Shift>()
             + size_of::<ArgMax>()
             + (size_of::<RowGroup>() + size_of::<RowGroupExtras>()) / ROWS;
         let addresses = 4 * tile_rows.max(VOCABULARY_BLOCK) * size_of::<usize>();

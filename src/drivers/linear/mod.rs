@@ -8,6 +8,7 @@
 //!
 //! Ignored rows are left out of all products.
 
+mod exps;
 mod memory;
 mod rows;
 
@@ -441,6 +442,32 @@ impl Job<'_> {
         }
     }
 
+    /// Sets `worker.left_rows` to the first rows of the tile.
+    fn tile_rows(&self, worker: &mut Worker, count: usize) {
+        let (tile, pitch) = (worker.tile.start(), VOCABULARY_BLOCK * self.lane);
+        worker.left_rows.clear();
+        worker.left_rows.extend((0..count).map(|i| tile.wrapping_add(i * pitch).cast_const()));
+    }
+
+    /// [`multiply_gradient`](Self::multiply_gradient) with the rows of the tile for `left`, which `worker.left_rows`
+    /// names.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn multiply_weight(
+        &self,
+        worker: &mut Worker,
+        depth: usize,
+        from: &View<FloatType>,
+        packed: impl Fn(usize) -> usize,
+        adds: bool,
+    ) {
+        let rows = std::mem::take(&mut worker.left_rows);
+        // SAFETY: this function's own # Safety.
+        unsafe { self.multiply_gradient(worker, Left::Rows(&rows), depth, from, packed, adds) };
+        worker.left_rows = rows;
+    }
+
     /// Where the rows of a gradient are added up: in its own memory, or in the worker's buffer if that has another
     /// type than the lanes.
     fn is_direct(&self, gradient: &LinearGradient) -> bool {
@@ -528,12 +555,7 @@ impl Job<'_> {
                 self.gradient(worker, records, classes.clone());
             }
             if self.linear.bias_gradient.is_some() {
-                let tile = worker.tile.start();
-                let pitch = VOCABULARY_BLOCK * self.lane;
-                worker.left_rows.clear();
-                worker
-                    .left_rows
-                    .extend((0..records.len()).map(|i| tile.wrapping_add(i * pitch).cast_const()));
+                self.tile_rows(worker, records.len());
                 // SAFETY: the tile holds the rows and classes; the processor has the set of the kernels.
                 unsafe { (self.k.add_columns)(&worker.left_rows, classes.len(), &mut bias) };
             }

@@ -8,7 +8,6 @@ use crate::drivers::operands;
 use crate::drivers::segment::{self, PlacedRow};
 use crate::drivers::totals::Totals;
 use crate::kernels::contiguous::gradient::ExpScale;
-use crate::kernels::product::Left;
 use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras};
 use crate::kernels::row_state::{ArgMax, ExpSum, RowState};
 use crate::math::compensated::CompensatedSum;
@@ -38,6 +37,7 @@ impl Job<'_> {
     /// # Safety
     /// The rows are the plan's, at most `block_rows`, each with a record; no other thread accesses them.
     pub unsafe fn rows(&self, worker: &mut Worker, rows: &[usize], records: &mut [RowRecord]) {
+        let multiplies_exps = self.multiplies_exps();
         // SAFETY: this function's own # Safety.
         unsafe {
             self.start(worker, rows);
@@ -56,13 +56,19 @@ impl Job<'_> {
             } else {
                 for classes in self.blocks() {
                     self.logits(worker, rows.iter().copied(), classes.len(), |i| classes.start + i);
+                    if multiplies_exps {
+                        self.multiply_exps(worker, rows, classes);
+                        continue;
+                    }
                     for (i, &row) in rows.iter().enumerate() {
                         self.reduce(worker, i, row, classes.clone());
                     }
                 }
             }
             self.finish(worker, rows, records);
-            if self.linear.hidden_gradient.is_some() {
+            if multiplies_exps {
+                self.finish_exps(worker, records);
+            } else if self.linear.hidden_gradient.is_some() {
                 self.hidden_gradient(worker, records);
             }
         }
@@ -83,6 +89,8 @@ impl Job<'_> {
         worker.states.resize(rows.len(), RowState::EMPTY);
         worker.reductions.clear();
         worker.reductions.resize(rows.len(), None);
+        worker.shifts.clear();
+        worker.shifts.resize(rows.len(), Shift::ZERO);
         worker.largest.clear();
         worker.largest.resize(rows.len(), ArgMax { class: 0, ..ArgMax::NONE });
         for (i, &row) in rows.iter().enumerate() {
@@ -189,7 +197,7 @@ impl Job<'_> {
     ///
     /// # Safety
     /// The row's first classes are readable.
-    unsafe fn decide(&self, worker: &Worker, i: usize, place: &PlacedRow) -> Option<Reduction> {
+    pub unsafe fn decide(&self, worker: &Worker, i: usize, place: &PlacedRow) -> Option<Reduction> {
         let call = &self.call;
         let inputs = &worker.groups[i / ROWS].inputs;
         let factors = &worker.extras[i / ROWS].factors;
@@ -363,25 +371,13 @@ impl Job<'_> {
                 self.logits(worker, rows.clone(), classes.len(), |i| classes.start + i);
                 self.gradient(worker, records, classes.clone());
             }
-            let tile = worker.tile.start();
-            let pitch = VOCABULARY_BLOCK * self.lane;
-            let mut left = std::mem::take(&mut worker.left_rows);
-            left.clear();
-            left.extend((0..records.len()).map(|i| tile.wrapping_add(i * pitch).cast_const()));
+            self.tile_rows(worker, records.len());
             self.place_out(worker, gradient, rows);
             let weight = &self.linear.weight;
             // SAFETY: the tile holds the rows and classes; `out` has the rows.
             unsafe {
-                self.multiply_gradient(
-                    worker,
-                    Left::Rows(&left),
-                    classes.len(),
-                    weight,
-                    |i| classes.start + i,
-                    adds,
-                );
+                self.multiply_weight(worker, classes.len(), weight, |i| classes.start + i, adds);
             }
-            worker.left_rows = left;
             adds = true;
         }
         // SAFETY: the buffer holds the sums, if they are not direct; the rows are this thread's (# Safety).
