@@ -7,7 +7,7 @@ use crate::kernels::product::DEPTH;
 use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras};
 use crate::kernels::row_state::{ArgMax, RowState};
 use crate::math::exp2::Shift;
-use crate::strategy::{self, VOCABULARY_BLOCK};
+use crate::strategy::{self, VOCABULARY_BLOCK, VOCABULARY_PITCH};
 use crate::view::FloatType;
 use std::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
@@ -98,7 +98,7 @@ impl Worker {
         let most = tile_rows.max(VOCABULARY_BLOCK);
         let groups = rows.div_ceil(ROWS);
         Ok(Worker {
-            tile: Memory::new(tile_rows * VOCABULARY_BLOCK * job.lane)?,
+            tile: Memory::new(tile_rows * VOCABULARY_PITCH * job.lane)?,
             pack: Memory::new(DEPTH * VOCABULARY_BLOCK * job.lane)?,
             left: Memory::new(job.left_bytes(tile_rows))?,
             sums: Memory::new(needs.sums)?,
@@ -159,8 +159,8 @@ impl Job<'_> {
     /// Bytes that a thread works in.
     fn worker_bytes(&self, needs: &Needs) -> usize {
         let (rows, tile_rows) = (needs.block_rows, needs.block_rows.max(needs.weight_rows));
-        let blocks =
-            (tile_rows + DEPTH) * VOCABULARY_BLOCK * self.lane + self.left_bytes(tile_rows);
+        let tile = tile_rows * VOCABULARY_PITCH + DEPTH * VOCABULARY_BLOCK;
+        let blocks = tile * self.lane + self.left_bytes(tile_rows);
         let per_row = size_of::<RowState>()
             + size_of::<Option<Reduction>>()
             + size_of::<Shift>()

@@ -23,7 +23,7 @@ use crate::kernels::row_math::GradientAction;
 use crate::kernels::{Kernels, ProductKernels};
 use crate::parallel::{Team, Work};
 use crate::plan::{Linear, LinearGradient, Loss, Plan, Target};
-use crate::strategy::{self, VOCABULARY_BLOCK};
+use crate::strategy::{self, VOCABULARY_BLOCK, VOCABULARY_PITCH};
 use crate::view::{ElementType, FloatType, Position, View};
 use memory::{Worker, Workers, reserve};
 use std::ops::Range;
@@ -238,7 +238,7 @@ impl Job<'_> {
     ) {
         let count = rows.len();
         let features = self.linear.features;
-        let pitch = VOCABULARY_BLOCK * self.lane;
+        let pitch = VOCABULARY_PITCH * self.lane;
         let tile = worker.tile.start();
         worker.out.clear();
         worker.out.extend((0..count).map(|i| tile.wrapping_add(i * pitch)));
@@ -338,7 +338,7 @@ impl Job<'_> {
     /// Row `i` of the worker's tile, which holds the classes from `class` on.
     #[inline(always)]
     fn placed(&self, worker: &Worker, i: usize, row: usize, class: usize) -> PlacedRow {
-        let start = worker.tile.start().wrapping_add(i * VOCABULARY_BLOCK * self.lane);
+        let start = worker.tile.start().wrapping_add(i * VOCABULARY_PITCH * self.lane);
         let zero = start.wrapping_sub(class * self.lane);
         PlacedRow { at: Position { row, inner: 0 }, x: zero, g: zero }
     }
@@ -444,7 +444,7 @@ impl Job<'_> {
 
     /// Sets `worker.left_rows` to the first rows of the tile.
     fn tile_rows(&self, worker: &mut Worker, count: usize) {
-        let (tile, pitch) = (worker.tile.start(), VOCABULARY_BLOCK * self.lane);
+        let (tile, pitch) = (worker.tile.start(), VOCABULARY_PITCH * self.lane);
         worker.left_rows.clear();
         worker.left_rows.extend((0..count).map(|i| tile.wrapping_add(i * pitch).cast_const()));
     }
@@ -563,8 +563,8 @@ impl Job<'_> {
             for first in (0..records.len()).step_by(DEPTH) {
                 let steps = &records[first..records.len().min(first + DEPTH)];
                 let left = Left::Columns {
-                    first: worker.tile.start().wrapping_add(first * VOCABULARY_BLOCK * self.lane),
-                    pitch: VOCABULARY_BLOCK,
+                    first: worker.tile.start().wrapping_add(first * VOCABULARY_PITCH * self.lane),
+                    pitch: VOCABULARY_PITCH,
                     rows: classes.len(),
                 };
                 self.place_out(worker, weight, classes.clone());

@@ -13,7 +13,7 @@ use crate::kernels::row_state::{ArgMax, ExpSum, RowState};
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::Shift;
 use crate::math::scalar::exp2;
-use crate::strategy::VOCABULARY_BLOCK;
+use crate::strategy::{VOCABULARY_BLOCK, VOCABULARY_PITCH};
 use crate::view::{Axis, Position, Span};
 use std::ops::Range;
 
@@ -123,7 +123,7 @@ impl Job<'_> {
     /// # Safety
     /// As [`rows`](Self::rows); the operands are read.
     unsafe fn target_logits(&self, worker: &mut Worker, rows: &[usize]) {
-        let pitch = VOCABULARY_BLOCK * self.lane;
+        let pitch = VOCABULARY_PITCH * self.lane;
         for (start, rows) in
             rows.chunks(self.k.panel).enumerate().map(|(i, rows)| (i * self.k.panel, rows))
         {

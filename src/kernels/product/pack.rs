@@ -60,6 +60,18 @@ pub unsafe fn columns<S: Simd, E: Element<S>>(s: S, rows: &[*const u8], depth: u
     let group = 16 / size_of::<S::Real>();
     let panels = rows.len().div_ceil(width);
     for first in (0..panels * width).step_by(S::LANES) {
+        let to = to.cast::<S::Real>().wrapping_add(first / width * depth * width + first % width);
+        // Rows at equal distances are read where they lie, if whole groups of elements are.
+        let pitch = match rows.get(first..first + S::LANES) {
+            Some(rows) if E::NATIVE && depth.is_multiple_of(group) => equal_distances::<S>(rows),
+            _ => None,
+        };
+        if let Some(pitch) = pitch {
+            // SAFETY: the rows are `pitch` apart, and each has `depth` elements of the lanes' type (# Safety), which
+            // come in whole groups; `to` has room for them.
+            unsafe { transpose(s, rows[first].cast(), pitch, depth, to) };
+            continue;
+        }
         for lane in 0..S::LANES {
             // SAFETY: the buffer has LANES rows of PITCH elements.
             let to = unsafe { buffer.add(lane * PITCH) };
@@ -76,15 +88,46 @@ pub unsafe fn columns<S: Simd, E: Element<S>>(s: S, rows: &[*const u8], depth: u
                 }
             }
         }
-        let to = to.cast::<S::Real>().wrapping_add(first / width * depth * width + first % width);
-        for step in (0..depth).step_by(group) {
-            // SAFETY: the rows of the buffer reach past `depth` by a register.
-            let four = unsafe { s.load_rows(buffer.add(step), PITCH as isize) };
-            for (i, &x) in four.as_ref().iter().enumerate() {
-                if step + i < depth {
-                    // SAFETY: `to` has room for the step (# Safety).
-                    unsafe { s.store(to.add((step + i) * width), x) };
-                }
+        // SAFETY: the rows of the buffer are PITCH apart and reach past `depth` by a register; `to` has room for the
+        // steps (# Safety).
+        unsafe { transpose(s, buffer, PITCH as isize, depth, to) };
+    }
+}
+
+/// The distance of rows in elements of the lanes' type, if all have the same.
+#[inline(always)]
+fn equal_distances<S: Simd>(rows: &[*const u8]) -> Option<isize> {
+    let size = size_of::<S::Real>() as isize;
+    let distance = |i: usize| (rows[i] as isize).wrapping_sub(rows[i - 1] as isize);
+    for i in 2..rows.len() {
+        if distance(i) != distance(1) {
+            return None;
+        }
+    }
+    (distance(1) % size == 0).then_some(distance(1) / size)
+}
+
+/// Turns LANES rows into steps of a panel.
+///
+/// # Safety
+/// The rows are `pitch` elements apart; each has `depth` readable elements, rounded up to groups of 16 bytes. `to` has
+/// room for the steps.
+#[inline(always)]
+unsafe fn transpose<S: Simd>(
+    s: S,
+    from: *const S::Real,
+    pitch: isize,
+    depth: usize,
+    to: *mut S::Real,
+) {
+    let (width, group) = (panel::<S>(), 16 / size_of::<S::Real>());
+    for step in (0..depth).step_by(group) {
+        // SAFETY: each row has a group of elements from `step` on (# Safety).
+        let some = unsafe { s.load_rows(from.add(step), pitch) };
+        for (i, &x) in some.as_ref().iter().enumerate() {
+            if step + i < depth {
+                // SAFETY: `to` has room for the step (# Safety).
+                unsafe { s.store(to.add((step + i) * width), x) };
             }
         }
     }
