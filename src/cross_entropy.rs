@@ -76,7 +76,7 @@ pub struct Results<'a> {
 }
 
 impl Results<'_> {
-    fn raw(self) -> RawResults {
+    pub(crate) fn raw(self) -> RawResults {
         fn pointer<T>(result: Option<&mut T>) -> *mut T {
             result.map_or(std::ptr::null_mut(), |to| to)
         }
@@ -138,11 +138,11 @@ impl Results<'_> {
 #[derive(Clone, Copy)]
 #[must_use]
 pub struct CrossEntropy<'a> {
-    problem: Problem,
+    pub(crate) problem: Problem,
     grad_output: Operand,
     grad_scale: f64,
     pool: Option<PoolRef<'a>>,
-    isa: Option<Isa>,
+    pub(crate) isa: Option<Isa>,
     slices: PhantomData<&'a [u8]>,
 }
 
@@ -557,15 +557,8 @@ impl<'a> CrossEntropy<'a> {
         grad: Option<Operand>,
     ) -> Result<(), Error> {
         let problem = Problem { logits, targets, ..self.problem };
-        let request = grad.map(|gradient| GradientRequest {
-            output: self.grad_output,
-            scale: self.grad_scale,
-            gradient,
-        });
-        let team = Team {
-            pool: self.pool.and_then(PoolRef::rayon),
-            threads: self.problem.threads as usize,
-        };
+        let request = grad.map(|gradient| self.request(gradient));
+        let team = self.team();
         // SAFETY: every operand is memory that the call borrows, mutably if it is an output. Validation
         // refuses shapes and strides that reach past the `available` elements of a slice or an array;
         // whoever made an operand of a pointer vouched for its elements. Validation also refuses to read
@@ -579,5 +572,14 @@ impl<'a> CrossEntropy<'a> {
             }
             run::cross_entropy(&problem, pass, results, request.as_ref(), &team, self.isa)
         }
+    }
+
+    /// What a gradient is multiplied by, and where it goes.
+    pub(crate) fn request(&self, gradient: Operand) -> GradientRequest {
+        GradientRequest { output: self.grad_output, scale: self.grad_scale, gradient }
+    }
+
+    pub(crate) fn team(&self) -> Team<'a> {
+        Team { pool: self.pool.and_then(PoolRef::rayon), threads: self.problem.threads as usize }
     }
 }

@@ -4,11 +4,12 @@
 
 use crate::codes::*;
 use crate::dispatch::{self, Isa};
-use crate::drivers::{self, softmax_gradient};
+use crate::drivers::{self, Totals, softmax_gradient};
 use crate::error::Error;
 use crate::parallel::Team;
 use crate::plan::{Pass, Plain};
 use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
+use crate::validate::shards::Place;
 use crate::validate::softmax::Work;
 use crate::validate::{self, plain, softmax};
 use crate::view::FloatType;
@@ -34,24 +35,91 @@ pub(crate) unsafe fn cross_entropy(
     // SAFETY: `validate` made the plan and found the kernels for it; the operands stay valid for the call
     // (# Safety).
     let sums = unsafe { drivers::run(&valid.plan, &valid.kernels, team) };
-    let empty = valid.kept == 0 && problem.flags & XENT_FLAG_EMPTY_IS_ZERO != 0;
+    let normalizers = [valid.normalizer, valid.z_normalizer];
+    // SAFETY: the scalar results are null or writable (# Safety); `validate` checked that they are aligned
+    // and that no two of them overlap.
+    unsafe { write_scalars(problem, results, normalizers, valid.kept, &sums) };
+    Ok(())
+}
+
+/// Writes the scalar results of a loss, from the sums over its rows.
+///
+/// # Safety
+/// The pointers are null, or aligned and valid for a write; no two of them overlap.
+unsafe fn write_scalars(
+    problem: &Problem,
+    results: &Results,
+    normalizers: [f64; 2],
+    kept: u64,
+    sums: &Totals,
+) {
+    let empty = kept == 0 && problem.flags & XENT_FLAG_EMPTY_IS_ZERO != 0;
     let reduced = |sum: f64, normalizer: f64| match problem.reduction {
         XENT_MEAN if empty => 0.0,
         XENT_MEAN => sum / normalizer,
         _ => sum,
     };
+    let [normalizer, z_normalizer] = normalizers;
     // A z-loss that is off is 0, not the 0/0 of a mean over no rows.
     let z_loss =
-        if problem.z_loss == 0.0 { 0.0 } else { reduced(sums.z_loss.value(), valid.z_normalizer) };
-    // SAFETY: the pointers are null or writable for one element (# Safety); `validate` checked
-    // that they are aligned and that no two of them overlap.
+        if problem.z_loss == 0.0 { 0.0 } else { reduced(sums.z_loss.value(), z_normalizer) };
+    // SAFETY: this function's own # Safety.
     unsafe {
-        write(results.loss, reduced(sums.loss.value(), valid.normalizer) + z_loss);
+        write(results.loss, reduced(sums.loss.value(), normalizer) + z_loss);
         write(results.z_loss, z_loss);
-        write(results.normalizer, valid.normalizer);
-        write(results.z_normalizer, valid.z_normalizer);
-        write(results.kept_rows, valid.kept);
+        write(results.normalizer, normalizer);
+        write(results.z_normalizer, z_normalizer);
+        write(results.kept_rows, kept);
         write(results.correct, sums.correct);
+    }
+}
+
+/// Checks and computes the states of a shard's rows, or, with a request, the gradient of its logits from
+/// merged states.
+///
+/// # Safety
+/// The operands are as [`cross_entropy`] asks; class weights cover all classes of the vocabulary. The states
+/// are [rows, inner], packed, and are written without a request and read with one.
+pub(crate) unsafe fn partial(
+    problem: &Problem,
+    place: &Place,
+    request: Option<&GradientRequest>,
+    team: &Team,
+    isa: Option<Isa>,
+) -> Result<(), Error> {
+    // SAFETY: the operands cover their shapes in valid memory (# Safety).
+    let call = unsafe { validate::shards::shard(problem, place, request, team, isa)? };
+    // SAFETY: validation made the plan and found the kernels for it; the operands stay valid for the call
+    // (# Safety).
+    unsafe {
+        if call.plan.shape.classes > 0 {
+            drivers::run(&call.plan, &call.kernels, team);
+        } else if request.is_none() {
+            drivers::shards::clear(&call.plan.shape, &call.shard);
+        }
+    }
+    Ok(())
+}
+
+/// Checks merged states and computes results from them.
+///
+/// # Safety
+/// The states, the results, and of the problem all operands but logits and probabilities, are as
+/// [`cross_entropy`] asks.
+pub(crate) unsafe fn partial_finish(
+    problem: &Problem,
+    place: &Place,
+    results: &Results,
+    team: &Team,
+    isa: Option<Isa>,
+) -> Result<(), Error> {
+    // SAFETY: the operands cover their shapes in valid memory (# Safety).
+    let call = unsafe { validate::shards::finish(problem, place, results, team, isa)? };
+    // SAFETY: validation made the loss for this shape; the operands stay valid for the call, and it checked
+    // that scalar results are aligned and apart (# Safety).
+    unsafe {
+        let sums = drivers::shards::finish(&call.shape, &call.loss, &call.shard, team);
+        write_scalars(problem, results, call.normalizers, call.kept, &sums);
     }
     Ok(())
 }

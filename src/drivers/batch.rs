@@ -3,6 +3,7 @@
 
 use super::call::{Call, Excluded};
 use super::operands;
+use super::shards;
 use super::totals::{GroupTotals, Totals};
 use crate::kernels::contiguous::gradient::ExpScale;
 use crate::kernels::row_math::{
@@ -238,7 +239,7 @@ impl Batch {
         let Batch { group, extras, argmax, rows, .. } = self;
         // SAFETY: `start` wrote the first `len` rows.
         let rows = unsafe { assume_rows(rows, len) };
-        let RowGroupExtras { moments, weighted, .. } = extras;
+        let RowGroupExtras { moments, weighted, .. } = &mut *extras;
         group.sums.clear_shift_logits();
         for (i, Row { reduction, state, .. }) in rows.iter().enumerate() {
             let Shift { logit, exponent } = state.exps.shift;
@@ -262,14 +263,22 @@ impl Batch {
         if call.from_lse {
             for (row, span) in call.plan.shape.spans(first, len) {
                 // SAFETY: the rows are the call's and this thread's (# Safety).
-                unsafe { operands::read_lse(call, &span, row, group) };
+                unsafe {
+                    operands::read_lse(call, &span, row, group);
+                    if let Some(shard) = call.mass_of_shard {
+                        shards::read_masses(shard, &span, row, &mut weighted.mass);
+                    }
+                }
             }
         }
         call.finish(std::slice::from_mut(group), Some(std::slice::from_ref(extras)));
         if let Some(loss) = call.loss.filter(|_| call.computes_losses) {
             for (row, span) in call.plan.shape.spans(first, len) {
                 // SAFETY: the rows are the call's and this thread's (# Safety).
-                unsafe { operands::write(loss, &span, row, &group.results, argmax) };
+                unsafe {
+                    operands::write(loss, &span, row, &group.results, argmax);
+                    shards::write(call, &span, row, group, extras, argmax);
+                }
             }
         }
         if call.plan.output.is_none() {

@@ -96,7 +96,7 @@ impl Results {
     };
 
     /// The results include one that does not exist without targets.
-    fn needs_targets(&self) -> bool {
+    pub fn needs_targets(&self) -> bool {
         !(self.loss.is_null()
             && self.row_losses.data.is_null()
             && self.z_loss.is_null()
@@ -217,7 +217,6 @@ pub(crate) unsafe fn validate(
     let logits = all.floats(logits).unwrap_or(nothing);
     let indices = all.integers(targets).map(Targets::Indices);
     let probabilities = || all.floats(targets).map(Targets::Probabilities);
-    let transforms = problem.logit_scale != 1.0 || problem.softcap > 0.0;
     let mut loss = Loss {
         pass,
         targets: indices.or_else(probabilities).unwrap_or(Targets::Absent),
@@ -227,9 +226,9 @@ pub(crate) unsafe fn validate(
         row_mask: all.integers(row_mask),
         ignore_index: problem.ignore_index,
         label_smoothing: problem.label_smoothing,
+        smoothing_share: problem.label_smoothing / shape.classes as f64,
         z_loss: problem.z_loss,
-        transform: transforms
-            .then_some(Transform { scale: problem.logit_scale, cap: problem.softcap }),
+        transform: transform(problem),
         log_probs,
         lse: all.floats(lse),
         row_losses: all.floats(row_losses),
@@ -237,53 +236,106 @@ pub(crate) unsafe fn validate(
         entropy: all.floats(entropy),
         counts_correct: !results.correct.is_null(),
         gradient: None,
+        shard: None,
     };
 
     // SAFETY: `check_memory` checked that the views cover the problem's shape in the caller's memory,
     // which is valid for the call (# Safety).
     let scan = unsafe { scan_targets(&kernels, &shape, &loss, team)? };
 
-    let spreads = loss.label_smoothing > 0.0 && loss.has_indices();
-    if let Some(weights) = loss.class_weights.filter(|_| spreads) {
-        let mut total = CompensatedSum::ZERO;
-        for class in 0..shape.classes {
-            // SAFETY: `check_memory` has checked that class weights cover all classes.
-            total.add(unsafe { weights.real(Position::FIRST, class) });
-        }
-        loss.weight_total = total.value();
+    if let Some(weights) = loss.class_weights.filter(|_| loss.spreads_smoothing()) {
+        // SAFETY: `check_memory` has checked that class weights cover all classes.
+        loss.weight_total = unsafe { total_weight(&weights, 0..shape.classes) };
     }
-    let given = |x: f64, usual: CompensatedSum| if x > 0.0 { x } else { usual.value() };
-    let normalizer = given(problem.normalizer, scan.weight);
-    let z_normalizer = given(problem.z_normalizer, scan.row_weight);
+    let normalizers = scan.normalizers(problem);
     let layout = layout(&shape, &logits, &[], loss.fits_strips(shape.classes, logits.dtype));
     let mut output = None;
     if let Some((request, view)) = request.zip(all.floats(gradient)) {
-        let grad_output = all.floats(grad_output);
+        let to = GradientOperands { view, in_place, padding, grad_output: all.floats(grad_output) };
+        // SAFETY: `check_memory` checked that grad_output has an element for each row under reduction none,
+        // and one otherwise.
+        let (to, factors) = unsafe { to.output(problem, request, &shape, layout, normalizers) };
+        (output, loss.gradient) = (Some(to), Some(factors));
+    }
+    let plan = Plan { shape, layout, logits, output, operation: Operation::Loss(loss) };
+    let [normalizer, z_normalizer] = normalizers;
+    Ok(Valid { plan, kernels, normalizer, z_normalizer, kept: scan.kept })
+}
+
+/// Scale and cap, where they change anything.
+pub(super) fn transform(problem: &Problem) -> Option<Transform> {
+    let transforms = problem.logit_scale != 1.0 || problem.softcap > 0.0;
+    transforms.then_some(Transform { scale: problem.logit_scale, cap: problem.softcap })
+}
+
+/// Σ of the weights of some classes.
+///
+/// # Safety
+/// The view covers the classes in readable memory.
+pub(super) unsafe fn total_weight(weights: &View<FloatType>, classes: Range<usize>) -> f64 {
+    let mut total = CompensatedSum::ZERO;
+    for class in classes {
+        // SAFETY: the view covers the class (# Safety).
+        total.add(unsafe { weights.real(Position::FIRST, class) });
+    }
+    total.value()
+}
+
+/// The operands that a gradient is made with, once they are checked.
+pub(super) struct GradientOperands {
+    /// Where the gradient goes.
+    pub view: View<FloatType>,
+    /// It replaces the logits.
+    pub in_place: bool,
+    /// See [`padding`].
+    pub padding: usize,
+    /// The gradient of what follows.
+    pub grad_output: Option<View<FloatType>>,
+}
+
+impl GradientOperands {
+    /// The output of the plan, and what every gradient is multiplied by. `normalizers` are the denominators of
+    /// a mean's two parts.
+    ///
+    /// # Safety
+    /// `grad_output` covers the rows under reduction none, else one element, in readable memory.
+    pub unsafe fn output(
+        self,
+        problem: &Problem,
+        request: &GradientRequest,
+        shape: &Shape,
+        layout: Layout,
+        normalizers: [f64; 2],
+    ) -> (Output, GradientFactors) {
+        let GradientOperands { view, in_place, padding, grad_output } = self;
+        let accumulate = problem.flags & XENT_FLAG_ACCUMULATE != 0;
+        let by_row = problem.reduction == XENT_NONE;
         let mut scale = request.scale;
         if let (Some(view), false) = (&grad_output, by_row) {
-            // SAFETY: without reduction none, `check_memory` has checked that grad_output has one element.
+            // SAFETY: without reduction none, grad_output has one element (# Safety).
             scale *= unsafe { view.real(Position::FIRST, 0) };
         }
-        let is_mean = problem.reduction == XENT_MEAN;
         let bytes = shape.distributions() * shape.classes * view.dtype.size();
         let step = match layout {
             Layout::Contiguous => view.strides[1],
             Layout::Strided(axis) => view.stride_along(axis),
         };
         let stream = strategy::streams(in_place, accumulate, step == 1, bytes);
-        output = Some(Output { view, in_place, accumulate, stream, padding });
-        loss.gradient = Some(GradientFactors {
+        let scales = match problem.reduction {
+            XENT_MEAN => normalizers.map(|normalizer| scale / normalizer),
+            _ => [scale; 2],
+        };
+        let factors = GradientFactors {
             grad_output: grad_output.filter(|_| by_row),
-            scale: if is_mean { scale / normalizer } else { scale },
-            z_scale: if is_mean { scale / z_normalizer } else { scale },
-        });
+            scale: scales[0],
+            z_scale: scales[1],
+        };
+        (Output { view, in_place, accumulate, stream, padding }, factors)
     }
-    let plan = Plan { shape, layout, logits, output, operation: Operation::Loss(loss) };
-    Ok(Valid { plan, kernels, normalizer, z_normalizer, kept: scan.kept })
 }
 
 /// The elements between the classes of a row of a gradient and the next row.
-fn padding(shape: &Shape, gradient: &View<FloatType>) -> Result<usize, Error> {
+pub(super) fn padding(shape: &Shape, gradient: &View<FloatType>) -> Result<usize, Error> {
     let [row, class, _] = gradient.strides;
     if shape.distributions() == 0 {
         return Ok(0);
@@ -299,7 +351,7 @@ fn padding(shape: &Shape, gradient: &View<FloatType>) -> Result<usize, Error> {
 }
 
 /// The gradient of the logits has their dtype; that of halves may also be f32.
-fn check_gradient_dtype(gradient: u32, logits: u32) -> Result<(), Error> {
+pub(super) fn check_gradient_dtype(gradient: u32, logits: u32) -> Result<(), Error> {
     let is_half = matches!(logits, XENT_BF16 | XENT_F16);
     if gradient == logits || (is_half && gradient == XENT_F32) {
         return Ok(());
@@ -313,7 +365,7 @@ fn check_gradient_dtype(gradient: u32, logits: u32) -> Result<(), Error> {
 }
 
 /// Checks that the options are in range and that the problem has the results that are asked for.
-fn check_options(
+pub(super) fn check_options(
     problem: &Problem,
     pass: Pass,
     results: &Results,
@@ -375,9 +427,9 @@ fn check_options(
 
 /// What the targets and the weights of some rows contribute to the denominators of a mean.
 #[derive(Clone, Copy)]
-struct Scan {
+pub(super) struct Scan {
     /// Rows that are not ignored.
-    kept: u64,
+    pub kept: u64,
     /// Σ r·w_y over kept rows for class indices, Σ r for probabilities.
     weight: CompensatedSum,
     /// Σ r over kept rows.
@@ -387,6 +439,12 @@ struct Scan {
 impl Scan {
     const NONE: Scan =
         Scan { kept: 0, weight: CompensatedSum::ZERO, row_weight: CompensatedSum::ZERO };
+
+    /// The denominators of a mean's cross-entropy part and of its z-loss part.
+    pub fn normalizers(&self, problem: &Problem) -> [f64; 2] {
+        let given = |x: f64, usual: CompensatedSum| if x > 0.0 { x } else { usual.value() };
+        [given(problem.normalizer, self.weight), given(problem.z_normalizer, self.row_weight)]
+    }
 
     /// `kept` rows of weight 1.
     fn unweighted(kept: u64) -> Scan {
@@ -409,7 +467,7 @@ impl Scan {
 ///
 /// # Safety
 /// The loss's views cover the shape in readable memory.
-unsafe fn scan_targets(
+pub(super) unsafe fn scan_targets(
     k: &Kernels,
     shape: &Shape,
     loss: &Loss,
