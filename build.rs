@@ -1,4 +1,4 @@
-//! Sets `cfg(x86_sets)` for x86-64. With the feature `header`, generates include/xent.h from src/ffi/mod.rs.
+//! Sets `cfg(x86_sets)` for x86-64. With the feature `header`, generates include/xent.h from src/ffi/.
 
 use std::env;
 #[cfg(feature = "header")]
