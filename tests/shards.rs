@@ -464,9 +464,9 @@ fn edges_are_those_of_the_whole() {
 fn confident_rows() {
     for isa in isas() {
         for offset in [0.0, 100.0, -1e4] {
-            for gap in [5.0, 20.0, 30.0, 50.0] {
+            for gap in [5.0f64, 20.0, 30.0, 50.0] {
                 let x = [offset - gap, offset, offset - gap - 1.0, offset - gap - 2.0];
-                let exact = ((-gap as f64).exp() * (1.0 + (-1f64).exp() + (-2f64).exp())).ln_1p();
+                let exact = ((-gap).exp() * (1.0 + (-1f64).exp() + (-2f64).exp())).ln_1p();
                 let lse = offset + exact;
                 for cut in 0..=4 {
                     let [results, grad] = of_cut(&x, 1, cut, 0.0, isa);
