@@ -1,4 +1,4 @@
-//! Sets `cfg(x86_sets)` for x86-64. With the feature `header`, generates include/xent.h from src/ffi/mod.rs.
+//! Sets `cfg(x86_sets)` for x86-64. With the feature `header`, generates include/xent.h from src/ffi/.
 
 use std::env;
 #[cfg(feature = "header")]
@@ -54,7 +54,6 @@ fn generate() -> String {
         .with_config(config)
         .with_src("src/codes.rs")
         .with_src("src/ffi/mod.rs")
-        .with_src("src/ffi/linear.rs")
         .generate()
         .unwrap_or_else(|e| panic!("cbindgen: {e}"));
     let mut header = Vec::new();

@@ -3,7 +3,7 @@
 //! `cargo run --example features` prints each figure, and panics if a figure is not as expected.
 
 use xent::half::{bf16, f16};
-use xent::{CrossEntropy, Error, Input, Output, Pool, Reduction, Results, Softmax};
+use xent::{CrossEntropy, Error, Input, Output, Partial, Pool, Reduction, Results, Softmax};
 
 fn expect(what: &str, got: impl Into<f64>, expected: f64) {
     let got = got.into();
@@ -301,6 +301,32 @@ fn log_softmax_axis() -> Result<(), Error> {
     Ok(())
 }
 
+/// A vocabulary in shards, as blocks of one matrix here, or with processes and machines: the states of their
+/// rows merge in any order into the results and the gradient of the whole.
+fn shards() -> Result<(), Error> {
+    let mut logits = [0.1f32, 0.2, 0.3, 0.4, 0.4, 0.3, 0.2, 0.1]; // [rows = 2, classes = 4]
+    let targets = [0, 3];
+    let mut merged = [Partial::EMPTY; 2];
+    for (offset, classes) in [(0, 1), (1, 3)] {
+        let mut partials = [Partial::EMPTY; 2];
+        let columns = Input::from(&logits[offset..]).strides([4, 1, 0]);
+        let shard = CrossEntropy::new(2, classes);
+        shard.partial_forward(columns, &targets, offset, 4, &mut partials)?;
+        Partial::merge_all(&mut merged, &partials);
+    }
+    let mut loss = 0.0;
+    let results = Results { loss: Some(&mut loss), ..Results::default() };
+    CrossEntropy::new(2, 4).partial_finish(&targets, 4, &merged, results)?;
+    expect("shards: loss", loss, 1.542536);
+    for (offset, classes) in [(0, 1), (1, 3)] {
+        let in_place = Output::from(&mut logits[offset..]).strides([4, 1, 0]);
+        let shard = CrossEntropy::new(2, classes);
+        shard.partial_backward_in_place(in_place, &targets, offset, 4, &merged)?;
+    }
+    expect("shards: gradient at a target", logits[7], -0.393081);
+    Ok(())
+}
+
 /// The calling thread alone, or threads apart from those of the process; the bits are the same.
 fn threads() -> Result<(), Box<dyn std::error::Error>> {
     let (rows, classes) = (64, 4096);
@@ -345,6 +371,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     per_row()?;
     softmax_axis()?;
     log_softmax_axis()?;
+    shards()?;
     threads()?;
     errors();
     Ok(())

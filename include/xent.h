@@ -1,6 +1,6 @@
 /* xent: softmax cross-entropy for CPU trainers.
  *
- * Generated from src/ffi/mod.rs by cbindgen; do not edit.
+ * Generated from src/ffi/ by cbindgen; do not edit.
  *
  *   // logits[rows][50304]: 50257 classes, and padding that is not read
  *   double loss;
@@ -24,6 +24,10 @@
  *   shape.rows = rows; shape.classes = classes;
  *   xent_status status = xent_log_softmax(&shape, &x, &y);
  *
+ * A vocabulary may lie in shards, with threads, processes or machines: xent_partial_forward over the
+ * columns of each shard, xent_partial_merge of what these calls find out, in any order, and of that
+ * xent_partial_finish makes the results, xent_partial_backward the gradient of each shard's columns.
+ *
  * Memory is the caller's: xent reads and writes it during the call and keeps nothing. Any number
  * of threads may call any function at once. No call prints, exits or throws.
  */
@@ -32,6 +36,7 @@
 #ifndef XENT_H
 #define XENT_H
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -57,6 +62,8 @@
 #define XENT_LINEAR_GRADS_INIT                                                                     \
   { sizeof(xent_linear_grads), {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},           \
     {NULL, XENT_F32, {0, 0, 0}} }
+/* The state of no classes. */
+#define XENT_PARTIAL_INIT { -INFINITY, 0.0, 0.0, 0.0, -INFINITY, -1 }
 
 /**
  * The logits are log-probabilities, logp_c in the formulas (NLLLoss). xent takes no lse, and the
@@ -466,6 +473,41 @@ typedef struct xent_linear_grads {
 } xent_linear_grads;
 
 /**
+ * What is known of a row after the classes of one shard of a vocabulary, or of several: plain data of
+ * 48 bytes, without pointers, that processes and machines can exchange. Start from XENT_PARTIAL_INIT.
+ *
+ * x_c are the logits after scale and cap. m_c is the mass that the row's targets put on class c: w_c *
+ * t'_c with probabilities, (1-e) * w_y * [c=y] + e/C * w_c with an index y, where C and w are those of the
+ * whole vocabulary.
+ */
+typedef struct xent_partial {
+  /**
+   * ln sum_c exp x_c; -inf for no classes.
+   */
+  double lse;
+  /**
+   * sum_c m_c * x_c, without the terms whose mass is 0; 0 in ignored rows.
+   */
+  double target_dot;
+  /**
+   * sum_c m_c; 0 in ignored rows.
+   */
+  double target_mass;
+  /**
+   * sum_c p_c * x_c under the softmax over these classes; 0 if lse is -inf.
+   */
+  double logit_mean;
+  /**
+   * The largest logit as stored. NaN is larger than every number; -inf for no classes.
+   */
+  double max;
+  /**
+   * The class of max in the whole vocabulary, the lowest on ties; -1 for no classes.
+   */
+  int64_t argmax;
+} xent_partial;
+
+/**
  * float
  */
 #define XENT_F32 0
@@ -787,44 +829,63 @@ xent_status xent_linear_forward_backward(const struct xent_problem *problem,
                                          const struct xent_linear_grads *grads);
 
 /**
- * Computes the loss of a linear layer's logits, and the other results that `results` asks for.
+ * Computes the state of each row over one shard of a vocabulary: over the classes class_offset ..
+ * class_offset + problem.classes of total_classes. Reads the logits from memory once.
  *
- * problem, linear, results: not NULL. Ignored rows cost no arithmetic, unless lse, argmax or entropy are asked for,
- * which are results of all rows. Thread-safe. A call that fails writes nothing; XENT_ERR_MEMORY: the working
- * memory could not be had.
+ * problem describes the shard: logits, and probability targets, are its columns, [rows, classes, inner].
+ * classes may be 0; logits and such targets may then be NULL, and the states are XENT_PARTIAL_INIT. Index
+ * targets and class_weights are those of the whole vocabulary, and so is the C of label smoothing's e/C.
+ * Without targets the states have what lse, argmax and entropy need.
+ * partials: not NULL, [rows, inner], packed; it overlaps no operand.
+ * A shard that exceeds total_classes is XENT_ERR_SHAPE, XENT_FLAG_LOG_PROBS is XENT_ERR_PARAM.
+ * Thread-safe. A call that fails writes nothing.
  */
-xent_status xent_linear_forward(const struct xent_problem *problem,
-                                const struct xent_linear *linear,
+xent_status xent_partial_forward(const struct xent_problem *problem,
+                                 size_t class_offset,
+                                 size_t total_classes,
+                                 struct xent_partial *partials);
+
+/**
+ * Merges `count` states of some shards into as many states of other shards, each into the one at its
+ * place.
+ *
+ * Commutative to the bit, and associative up to rounding; max and argmax are associative exactly.
+ * XENT_PARTIAL_INIT, on either side, changes no bit. So any order and any tree of merges serves, such as that
+ * of an MPI_Op. The arrays are the same or do not overlap. The call cannot fail.
+ */
+void xent_partial_merge(struct xent_partial *into,
+                        const struct xent_partial *from,
+                        size_t count);
+
+/**
+ * Computes the results that `results` asks for from the merged states of all shards.
+ *
+ * Of problem it reads rows, inner, the options, and index targets, class_weights and row operands as the
+ * other calls do. It looks at neither logits nor the values of probability targets, whose part the states
+ * have: the problem of any shard serves.
+ * problem, merged, results: not NULL. merged: [rows, inner], packed. Thread-safe. A call that fails writes
+ * nothing.
+ */
+xent_status xent_partial_finish(const struct xent_problem *problem,
+                                size_t total_classes,
+                                const struct xent_partial *merged,
                                 const struct xent_results *results);
 
 /**
- * Computes the gradients of a linear layer from the f64 lse of a forward: for losses whose factors depend on the
- * row losses, such as those of reinforcement learning.
+ * Computes the gradient of the loss with respect to the logits of one shard, from the merged states of all
+ * shards.
  *
- * problem, linear, lse, grads: not NULL. lse: [rows], packed. grad_output, grad_scale: as in xent_backward.
- * Otherwise as xent_linear_forward_backward.
+ * problem, class_offset and total_classes are those of xent_partial_forward, with targets; merged is not
+ * NULL, [rows, inner], packed. grad_output, grad_scale and grad_logits are those of xent_backward; without
+ * classes grad_logits may have data == NULL. Thread-safe. A call that fails writes nothing.
  */
-xent_status xent_linear_backward(const struct xent_problem *problem,
-                                 const struct xent_linear *linear,
-                                 const double *lse,
-                                 const struct xent_input *grad_output,
-                                 double grad_scale,
-                                 const struct xent_linear_grads *grads);
-
-/**
- * Computes the loss, the other results and the gradients of a linear layer together.
- *
- * problem, linear, grads: not NULL; results may be NULL. grad_output: the gradient of what follows the loss, NULL =
- * 1; any float, one element, or [rows] with XENT_NONE. grad_scale: a further factor, finite. Ignored rows cost no
- * arithmetic, as in xent_linear_forward, and what their hidden states hold affects no gradient. Thread-safe. A
- * call that fails writes nothing; XENT_ERR_MEMORY: the working memory could not be had.
- */
-xent_status xent_linear_forward_backward(const struct xent_problem *problem,
-                                         const struct xent_linear *linear,
-                                         const struct xent_input *grad_output,
-                                         double grad_scale,
-                                         const struct xent_results *results,
-                                         const struct xent_linear_grads *grads);
+xent_status xent_partial_backward(const struct xent_problem *problem,
+                                  size_t class_offset,
+                                  size_t total_classes,
+                                  const struct xent_partial *merged,
+                                  const struct xent_input *grad_output,
+                                  double grad_scale,
+                                  const struct xent_output *grad_logits);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -18,7 +18,8 @@
 //     backward_targets   d loss / d targets, where these are probabilities
 //     evaluate           what there is without targets: lse, argmax, entropy
 //
-// softmax and log_softmax by themselves, and softmax_backward, log_softmax_backward. Each call in
+// softmax and log_softmax by themselves, and softmax_backward, log_softmax_backward. partial_forward,
+// partial_merge, partial_finish and partial_backward where a vocabulary lies in shards. Each call in
 // several forms:
 //
 //     (logits, classes, targets, ...)         containers: vectors, arrays, spans; matrices. Every size is
@@ -704,7 +705,12 @@ struct call {
     xent_problem problem = XENT_PROBLEM_INIT;
     xent_input loss_gradient{nullptr, XENT_F32, {0, 0, 0}};
 
-    call(const input& logits, std::size_t rows, std::size_t classes, const input& targets, const options& with) {
+    call(const input& logits, std::size_t rows, std::size_t classes, const input& targets, const options& with)
+        : call(logits, rows, classes, targets, with, classes) {}
+
+    // over a shard of a vocabulary, whose classes all have weights
+    call(const input& logits, std::size_t rows, std::size_t classes, const input& targets, const options& with,
+         std::size_t total_classes) {
         problem.flags = (with.log_probs ? std::uint32_t{XENT_FLAG_LOG_PROBS} : 0u) |
                         (with.empty_is_zero ? std::uint32_t{XENT_FLAG_EMPTY_IS_ZERO} : 0u) |
                         (with.accumulate ? std::uint32_t{XENT_FLAG_ACCUMULATE} : 0u) |
@@ -729,7 +735,7 @@ struct call {
                                       ? ": floating-point targets are probabilities [rows, classes]; class indices "
                                         "are std::int64_t, int32_t, uint32_t, uint16_t or uint8_t"
                                       : "");
-        problem.class_weights = resolve("class_weights", with.class_weights, 1, classes, 1);
+        problem.class_weights = resolve("class_weights", with.class_weights, 1, total_classes, 1);
         problem.row_weights = resolve("row_weights", with.row_weights, rows, 1, with.inner);
         problem.row_mask = resolve("row_mask", with.row_mask, rows, 1, with.inner);
         grad_output_ = &with.grad_output;
@@ -892,6 +898,24 @@ constexpr bool check_lse() {
     } else return false;
 }
 
+// A contiguous range of the states of rows.
+template <class States>
+auto states_of(States& states) {
+    auto* data = std::data(states);
+    static_assert(std::is_same_v<std::remove_const_t<std::remove_pointer_t<decltype(data)>>, xent_partial>,
+                  "xent: states are a contiguous range of xent::partial");
+    return data;
+}
+
+// The rows of a call, of which each state is one.
+template <class States>
+std::size_t rows_of_states(const char* name, const States& states, std::size_t inner) {
+    const auto size = static_cast<std::size_t>(std::size(states));
+    const std::size_t rows = inner == 0 ? 0 : size / inner;
+    if (times(rows, inner) != size) size_error(name, size, times(rows, inner), "", ": one for each row and position");
+    return rows;
+}
+
 // The rows of logits, or of an operand like them.
 template <class Logits>
 std::size_t rows_of_logits(const Logits& logits, std::size_t classes, std::size_t inner) {
@@ -1048,6 +1072,63 @@ inline double forward_backward(const input& logits, std::size_t rows, std::size_
     return loss;
 }
 
+/// What is known of a row after the classes of some shards of a vocabulary: plain data of 48 bytes, which
+/// processes and machines can exchange.
+using partial = xent_partial;
+
+/// The state of no classes, where a merge starts.
+inline constexpr partial empty_partial = XENT_PARTIAL_INIT;
+
+/// Writes the state of each row over one shard: over the classes class_offset .. class_offset + classes of
+/// total_classes. Logits, and probability targets, are the shard's columns; target indices and
+/// options.class_weights are those of the whole vocabulary. `partials` holds rows * inner states.
+inline void partial_forward(const input& logits, std::size_t rows, std::size_t classes, const input& targets,
+                            std::size_t class_offset, std::size_t total_classes, partial* partials,
+                            const options& with = {}) {
+    detail::call call(logits, rows, classes, targets, with, total_classes);
+    detail::check(xent_partial_forward(&call.problem, class_offset, total_classes, partials));
+}
+
+/// Merges each of `count` states of some shards into the one of other shards at its place: in any order, by any
+/// tree.
+inline void partial_merge(partial* into, const partial* from, std::size_t count) noexcept {
+    xent_partial_merge(into, from, count);
+}
+
+/// Fills `out` from the merged states of all shards. Of the targets it reads indices alone: probabilities of
+/// any shard serve.
+inline void partial_finish(std::size_t rows, const input& targets, std::size_t total_classes, const partial* merged,
+                           const results& out, const options& with = {}) {
+    const bool reads = !detail::is_probabilities(targets);
+    detail::call call(input(), rows, 0, reads ? targets : input(), with, total_classes);
+    if (!reads) call.problem.targets = targets.view();
+    call.problem.classes = targets.absent() ? 1 : 0;
+    const xent_results filled = call.to_fill(out);
+    detail::check(xent_partial_finish(&call.problem, total_classes, merged, &filled));
+}
+
+/// The reduced loss. reduction::none has none: XENT_ERR_PARAM.
+inline double partial_finish(std::size_t rows, const input& targets, std::size_t total_classes, const partial* merged,
+                             const options& with = {}) {
+    detail::need_reduced_loss(with);
+    double loss = 0;
+    results out;
+    out.loss = &loss;
+    partial_finish(rows, targets, total_classes, merged, out, with);
+    return loss;
+}
+
+/// Writes (or adds) the gradient with respect to the logits of one shard, from the merged states of all shards.
+/// The operands are those of partial_forward; `grad` is as in backward.
+inline void partial_backward(const input& logits, std::size_t rows, std::size_t classes, const input& targets,
+                             std::size_t class_offset, std::size_t total_classes, const partial* merged,
+                             const output& grad, const options& with = {}) {
+    detail::call call(logits, rows, classes, targets, with, total_classes);
+    const xent_output to = call.gradient("grad_logits", grad);
+    detail::check(xent_partial_backward(&call.problem, class_offset, total_classes, merged, call.grad_output(),
+                                        with.grad_scale, &to));
+}
+
 /// y = softmax of x over the classes. x and y have one type (XENT_ERR_DTYPE) and any layout: any axis of any tensor.
 /// y may be exactly x.
 inline void softmax(const input& x, std::size_t rows, std::size_t classes, const output& y,
@@ -1195,6 +1276,47 @@ void forward_backward(const Logits& logits, std::size_t classes, const Targets& 
     if constexpr (detail::check_operands<const Logits, const Targets, Gradient>())
         forward_backward(input(logits), detail::rows_of(logits, classes, targets, with.inner), classes, input(targets),
                          out, output(grad), with);
+}
+
+// Of shards, the rows are those of the states.
+
+template <class Logits, class Targets, class States, class = detail::if_operands<Logits, Targets, States>>
+void partial_forward(const Logits& logits, std::size_t classes, const Targets& targets, std::size_t class_offset,
+                     std::size_t total_classes, States&& partials, const options& with = {}) {
+    if constexpr (detail::check_operands<const Logits, const Targets>())
+        partial_forward(input(logits), detail::rows_of_states("partials", partials, with.inner), classes,
+                        input(targets), class_offset, total_classes, detail::states_of(partials), with);
+}
+
+template <class Into, class From, class = detail::if_operands<Into, From>>
+void partial_merge(Into&& into, const From& from) {
+    const auto size = static_cast<std::size_t>(std::size(from));
+    if (static_cast<std::size_t>(std::size(into)) != size)
+        detail::size_error("into", static_cast<std::size_t>(std::size(into)), size, "", ": one for each state of from");
+    partial_merge(detail::states_of(into), detail::states_of(from), size);
+}
+
+template <class Targets, class States, class = detail::if_operands<Targets, States>>
+double partial_finish(const Targets& targets, std::size_t total_classes, const States& merged,
+                      const options& with = {}) {
+    return partial_finish(detail::rows_of_states("merged", merged, with.inner), input(targets), total_classes,
+                          detail::states_of(merged), with);
+}
+
+template <class Targets, class States, class = detail::if_operands<Targets, States>>
+void partial_finish(const Targets& targets, std::size_t total_classes, const States& merged, const results& out,
+                    const options& with = {}) {
+    partial_finish(detail::rows_of_states("merged", merged, with.inner), input(targets), total_classes,
+                   detail::states_of(merged), out, with);
+}
+
+template <class Logits, class Targets, class States, class Gradient,
+          class = detail::if_operands<Logits, Targets, States, Gradient>>
+void partial_backward(const Logits& logits, std::size_t classes, const Targets& targets, std::size_t class_offset,
+                      std::size_t total_classes, const States& merged, Gradient&& grad, const options& with = {}) {
+    if constexpr (detail::check_operands<const Logits, const Targets, Gradient>())
+        partial_backward(input(logits), detail::rows_of_states("merged", merged, with.inner), classes,
+                         input(targets), class_offset, total_classes, detail::states_of(merged), output(grad), with);
 }
 
 template <class From, class To, class = detail::if_operands<From, To>>

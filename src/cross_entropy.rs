@@ -367,11 +367,6 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
-    /// The threads that a call may use.
-    pub(crate) fn team(&self) -> Team<'a> {
-        Team { pool: self.pool.and_then(PoolRef::rayon), threads: self.problem.threads as usize }
-    }
-
     /// Computes the loss.
     pub fn forward<'b, 'c>(
         &self,
@@ -562,11 +557,7 @@ impl<'a> CrossEntropy<'a> {
         grad: Option<Operand>,
     ) -> Result<(), Error> {
         let problem = Problem { logits, targets, ..self.problem };
-        let request = grad.map(|gradient| GradientRequest {
-            output: self.grad_output,
-            scale: self.grad_scale,
-            gradient,
-        });
+        let request = grad.map(|gradient| self.request(gradient));
         let team = self.team();
         // SAFETY: every operand is memory that the call borrows, mutably if it is an output. Validation
         // refuses shapes and strides that reach past the `available` elements of a slice or an array;
@@ -581,5 +572,15 @@ impl<'a> CrossEntropy<'a> {
             }
             run::cross_entropy(&problem, pass, results, request.as_ref(), &team, self.isa)
         }
+    }
+
+    /// What a gradient is multiplied by, and where it goes.
+    pub(crate) fn request(&self, gradient: Operand) -> GradientRequest {
+        GradientRequest { output: self.grad_output, scale: self.grad_scale, gradient }
+    }
+
+    /// The threads that a call may use.
+    pub(crate) fn team(&self) -> Team<'a> {
+        Team { pool: self.pool.and_then(PoolRef::rayon), threads: self.problem.threads as usize }
     }
 }

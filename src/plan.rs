@@ -212,6 +212,8 @@ pub struct Loss {
     pub ignore_index: i64,
     /// ε
     pub label_smoothing: f64,
+    /// ε/C
+    pub smoothing_share: f64,
     /// λ
     pub z_loss: f64,
     /// None where it would change nothing.
@@ -230,6 +232,23 @@ pub struct Loss {
     pub counts_correct: bool,
     /// What the gradient is multiplied by; absent in a forward.
     pub gradient: Option<GradientFactors>,
+    /// The plan's classes are a shard of a larger vocabulary.
+    pub shard: Option<Shard>,
+}
+
+/// A block of the classes of a vocabulary. Target indices are those of the whole; so is C in ε/C, and so are
+/// the class weights that [`Loss::weight_total`] adds up.
+#[derive(Clone, Copy, Debug)]
+pub struct Shard {
+    /// The first class of the shard.
+    pub offset: usize,
+    /// The weights of all classes of the vocabulary; [`Loss::class_weights`] are those of the shard.
+    pub all_weights: Option<View<FloatType>>,
+    /// Σ of the weights of the shard's classes; their number without weights.
+    pub own_weight: f64,
+    /// `[rows, inner]`, f64: the first member of each row's [`Partial`](crate::partial::Partial), which a
+    /// forward writes and a backward reads.
+    pub states: View<FloatType>,
 }
 
 /// What the rows are to predict.
@@ -314,9 +333,16 @@ impl Loss {
     pub fn spreads_mass(&self) -> bool {
         match self.targets {
             Targets::Absent => false,
-            Targets::Indices(_) => self.label_smoothing > 0.0 && self.pass != Pass::Backward,
-            Targets::Probabilities(_) => true,
+            Targets::Indices(_) => self.spreads_smoothing() && self.pass != Pass::Backward,
+            // The states of a shard have the total mass.
+            Targets::Probabilities(_) => self.pass != Pass::Backward || self.shard.is_none(),
         }
+    }
+
+    /// Label smoothing spreads a mass over the classes of index targets.
+    #[inline(always)]
+    pub fn spreads_smoothing(&self) -> bool {
+        self.label_smoothing > 0.0 && self.has_indices()
     }
 
     /// Distributions are summed in strips, if the layout is strided: a loss over class indices without options
@@ -330,6 +356,7 @@ impl Loss {
             && !self.log_probs
             && self.label_smoothing == 0.0
             && self.z_loss == 0.0
+            && self.shard.is_none()
             && strategy::fits_strips(classes, dtype.lane_size())
     }
 
@@ -398,12 +425,29 @@ impl Loss {
         }
     }
 
+    /// The weight of the class of a target index.
+    ///
+    /// # Safety
+    /// The class is one of the vocabulary's.
+    #[inline(always)]
+    pub unsafe fn target_weight(&self, class: usize) -> f64 {
+        match &self.shard {
+            // SAFETY: these weights cover all classes of the vocabulary (validation).
+            Some(Shard { all_weights: Some(view), .. }) => unsafe {
+                view.real(Position::FIRST, class)
+            },
+            // SAFETY: without a shard the vocabulary is the plan's classes; a shard without weights has none
+            // here either.
+            _ => unsafe { self.class_weight(class) },
+        }
+    }
+
     /// The masses of the classes from `class` on: `w_c·t'_c` for probability targets; otherwise `w_c`,
     /// over which label smoothing spreads ε/C.
     ///
     /// # Safety
-    /// The row, and the classes `class..class + to.len()`, are the plan's, which has `classes` of them.
-    pub unsafe fn masses(&self, classes: usize, at: Position, class: usize, to: &mut [f64]) {
+    /// The row, and the classes `class..class + to.len()`, are the plan's.
+    pub unsafe fn masses(&self, at: Position, class: usize, to: &mut [f64]) {
         let Targets::Probabilities(targets) = &self.targets else {
             match &self.class_weights {
                 // SAFETY: class weights cover all classes of the plan (validation).
@@ -412,7 +456,7 @@ impl Loss {
             }
             return;
         };
-        let (keep, spread) = (1.0 - self.label_smoothing, self.label_smoothing / classes as f64);
+        let (keep, spread) = (1.0 - self.label_smoothing, self.smoothing_share);
         if keep == 0.0 {
             to.fill(spread);
         } else {

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::parallel::Team;
 use crate::plan::{Pass, Plain};
 use crate::validate::cross_entropy::{Denominators, GradientRequest, Problem, Results};
+use crate::validate::shards::Place;
 use crate::validate::softmax::Work;
 use crate::validate::{self, linear, plain, softmax};
 use crate::view::FloatType;
@@ -95,6 +96,56 @@ pub(crate) unsafe fn linear(
     };
     // SAFETY: the results are the caller's (# Safety), and `validate` checked them.
     unsafe { write_results(problem, results, &valid.denominators, &sums) };
+    Ok(())
+}
+
+/// Checks and computes the states of a shard's rows, or, with a request, the gradient of its logits from
+/// merged states.
+///
+/// # Safety
+/// The operands are as [`cross_entropy`] asks; class weights cover all classes of the vocabulary. The states
+/// are [rows, inner], packed, and are written without a request and read with one.
+pub(crate) unsafe fn partial(
+    problem: &Problem,
+    place: &Place,
+    request: Option<&GradientRequest>,
+    team: &Team,
+    isa: Option<Isa>,
+) -> Result<(), Error> {
+    // SAFETY: the operands cover their shapes in valid memory (# Safety).
+    let call = unsafe { validate::shards::shard(problem, place, request, team, isa)? };
+    // SAFETY: validation made the plan and found the kernels for it; the operands stay valid for the call
+    // (# Safety).
+    unsafe {
+        if call.plan.shape.classes > 0 {
+            drivers::run(&call.plan, &call.kernels, team);
+        } else if request.is_none() {
+            drivers::shards::clear(&call.plan.shape, &call.shard);
+        }
+    }
+    Ok(())
+}
+
+/// Checks merged states and computes results from them.
+///
+/// # Safety
+/// The states, the results, and of the problem all operands but logits and probabilities, are as
+/// [`cross_entropy`] asks.
+pub(crate) unsafe fn partial_finish(
+    problem: &Problem,
+    place: &Place,
+    results: &Results,
+    team: &Team,
+    isa: Option<Isa>,
+) -> Result<(), Error> {
+    // SAFETY: the operands cover their shapes in valid memory (# Safety).
+    let call = unsafe { validate::shards::finish(problem, place, results, team, isa)? };
+    // SAFETY: validation made the loss for this shape; the operands stay valid for the call, and it checked
+    // that scalar results are aligned and apart (# Safety).
+    unsafe {
+        let sums = drivers::shards::finish(&call.shape, &call.loss, &call.shard, team);
+        write_results(problem, results, &call.denominators, &sums);
+    }
     Ok(())
 }
 

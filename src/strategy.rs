@@ -160,6 +160,10 @@ pub const CONVERTED: usize = 256;
 /// What a scan of one target costs, in elements of logits.
 pub const TARGET_SCAN_ELEMENTS: usize = 4;
 
+/// What the results of one merged state cost, in elements of logits: a dozen operations and as many reads and
+/// writes, as a target in the scan, and the sums over rows.
+pub const MERGED_ROW_ELEMENTS: usize = 32;
+
 /// Whether lanes run along rows although classes are contiguous.
 #[inline(always)]
 pub fn is_narrow(classes: usize, lane_size: usize, in_strips: bool) -> bool {

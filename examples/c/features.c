@@ -424,6 +424,36 @@ static void log_softmax_axis(void) {
   expect("log-softmax over an axis: gradient", grad[2][0], 0.334759);
 }
 
+/* A vocabulary in shards, as blocks of one matrix here, or with processes and machines: the states of their rows
+ * merge in any order into the results and the gradient of the whole. */
+static void shards(void) {
+  float logits[2][4] = {{0.1f, 0.2f, 0.3f, 0.4f}, {0.4f, 0.3f, 0.2f, 0.1f}};
+  const int32_t targets[2] = {0, 3};
+  const size_t offset[2] = {0, 1}, classes[2] = {1, 3};
+  xent_partial merged[2] = {XENT_PARTIAL_INIT, XENT_PARTIAL_INIT}, partials[2];
+  double loss = 0;
+  xent_problem problem = XENT_PROBLEM_INIT;
+  xent_results results = XENT_RESULTS_INIT;
+  problem.rows = 2;
+  problem.targets = (xent_input){targets, XENT_I32, {0}};
+  for (int k = 0; k < 2; k++) {
+    problem.classes = classes[k];
+    problem.logits = (xent_input){&logits[0][offset[k]], XENT_F32, {4, 1}};
+    ok(xent_partial_forward(&problem, offset[k], 4, partials));
+    xent_partial_merge(merged, partials, 2);
+  }
+  results.loss = &loss;
+  ok(xent_partial_finish(&problem, 4, merged, &results));
+  expect("shards: loss", loss, 1.542536);
+  for (int k = 0; k < 2; k++) {
+    const xent_output in_place = {&logits[0][offset[k]], XENT_F32, {4, 1}};
+    problem.classes = classes[k];
+    problem.logits = (xent_input){&logits[0][offset[k]], XENT_F32, {4, 1}};
+    ok(xent_partial_backward(&problem, offset[k], 4, merged, NULL, 1.0, &in_place));
+  }
+  expect("shards: gradient at a target", logits[1][3], -0.393081);
+}
+
 /* The calling thread alone, or threads apart from those of the process; the bits are the same. */
 static void threads(void) {
   enum { ROWS = 64, CLASSES = 4096 };
@@ -487,6 +517,7 @@ int main(void) {
   per_row();
   softmax_axis();
   log_softmax_axis();
+  shards();
   threads();
   errors();
   return failures != 0;

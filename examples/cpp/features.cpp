@@ -330,6 +330,21 @@ void log_softmax_axis() {
   expect("log-softmax over an axis: gradient", grad[4], 0.334759);
 }
 
+// A vocabulary in shards, as blocks of one matrix here, or with processes and machines: the states of their rows
+// merge in any order into the results and the gradient of the whole.
+void shards() {
+  const std::vector<float> first = {0.1f, 0.4f}, others = {0.2f, 0.3f, 0.4f, 0.3f, 0.2f, 0.1f}; // of 4 classes
+  const std::vector<int> targets = {0, 3};
+  std::vector<xent::partial> merged(2), partials(2);
+  xent::partial_forward(first, 1, targets, 0, 4, merged);
+  xent::partial_forward(others, 3, targets, 1, 4, partials);
+  xent::partial_merge(merged, partials);
+  expect("shards: loss", xent::partial_finish(targets, 4, merged), 1.542536);
+  std::vector<float> grad(6);
+  xent::partial_backward(others, 3, targets, 1, 4, merged, grad);
+  expect("shards: gradient at a target", grad[5], -0.393081);
+}
+
 // The calling thread alone, or threads apart from those of the process; the bits are the same.
 void threads() {
   const size_t rows = 64, classes = 4096;
@@ -388,6 +403,7 @@ int main() {
     per_row();
     softmax_axis();
     log_softmax_axis();
+    shards();
     threads();
     errors();
   } catch (const std::exception &error) {

@@ -3,6 +3,7 @@
 
 use super::call::{Call, Excluded};
 use super::operands;
+use super::shards;
 use super::totals::{GroupTotals, Totals};
 use crate::kernels::contiguous::gradient::ExpScale;
 use crate::kernels::row_math::{
@@ -247,14 +248,22 @@ impl Batch {
         if call.from_lse {
             for (row, span) in call.plan.shape.spans(first, len) {
                 // SAFETY: the rows are the call's and this thread's (# Safety).
-                unsafe { operands::read_lse(call, &span, row, group) };
+                unsafe {
+                    operands::read_lse(call, &span, row, group);
+                    if let Some(shard) = call.mass_of_shard {
+                        shards::read_masses(shard, &span, row, &mut extras.weighted.mass);
+                    }
+                }
             }
         }
         call.finish(std::slice::from_mut(group), Some(std::slice::from_ref(extras)));
         if let Some(loss) = call.loss.filter(|_| call.computes_losses) {
             for (row, span) in call.plan.shape.spans(first, len) {
                 // SAFETY: the rows are the call's and this thread's (# Safety).
-                unsafe { operands::write(loss, &span, row, &group.results, argmax) };
+                unsafe {
+                    operands::write(loss, &span, row, &group.results, argmax);
+                    shards::write(call, &span, row, group, extras, argmax);
+                }
             }
         }
         if call.plan.output.is_none() {

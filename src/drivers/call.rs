@@ -5,7 +5,7 @@ use crate::kernels::row_math::{
     GradientOptions, LseSource, OutputTerm, RowGroup, RowGroupExtras, RowOptions,
 };
 use crate::math::exp2::{Base, Shift};
-use crate::plan::{Loss, Operation, Pass, Plan, Softmax};
+use crate::plan::{Loss, Operation, Pass, Plan, Shard, Softmax};
 use crate::strategy::{self, STORED_EXPS_CLASSES, Sweeps};
 use crate::view::{ElementType, FloatType, Position};
 use std::ops::Range;
@@ -60,6 +60,8 @@ pub struct Call<'a> {
     pub spreads_mass: bool,
     /// Classes have masses of their own.
     pub has_masses: bool,
+    /// The shard whose states have the total masses that a gradient of probability targets needs.
+    pub mass_of_shard: Option<&'a Shard>,
     /// The largest logit of each row is looked for.
     pub wants_argmax: bool,
     /// The entropy of each row is wanted.
@@ -138,6 +140,7 @@ impl<'a> Call<'a> {
             computes_losses: false,
             spreads_mass: false,
             has_masses: false,
+            mass_of_shard: None,
             wants_argmax: false,
             wants_entropy: false,
             sums_exps_alone: true,
@@ -188,6 +191,10 @@ impl<'a> Call<'a> {
             computes_losses: loss.computes_losses(),
             spreads_mass: loss.spreads_mass(),
             has_masses: loss.has_masses(),
+            mass_of_shard: loss
+                .shard
+                .as_ref()
+                .filter(|_| loss.has_probabilities() && loss.pass == Pass::Backward),
             wants_argmax,
             wants_entropy: loss.entropy.is_some(),
             sums_exps_alone,
@@ -260,7 +267,7 @@ impl<'a> Call<'a> {
     pub unsafe fn masses(&self, at: Position, class: usize, to: &mut [f64]) {
         match self.loss {
             // SAFETY: the row and the classes are the plan's (# Safety).
-            Some(loss) => unsafe { loss.masses(self.plan.shape.classes, at, class, to) },
+            Some(loss) => unsafe { loss.masses(at, class, to) },
             None => to.fill(1.0),
         }
     }
@@ -327,7 +334,7 @@ fn row_options(plan: &Plan, loss: &Loss) -> RowOptions {
         has_class_masses: loss.has_masses(),
         has_row_weights: loss.row_weights.is_some(),
         label_smoothing: loss.label_smoothing,
-        smoothing_share: loss.label_smoothing / plan.shape.classes as f64,
+        smoothing_share: loss.smoothing_share,
         weight_total: loss.weight_total,
         z_loss: loss.z_loss,
         transform: loss.transform,

@@ -3,7 +3,7 @@
 //! They know the plan and the memory that it describes. Each way over the logits is a driver: batches of
 //! contiguous rows ([`rows`]), one long row on several threads ([`long_row`]), strips and tiles of
 //! distributions ([`strips`], [`strided`]), small calls ([`small`]), the gradient of probability targets ([`target_gradient`]) and of a softmax
-//! ([`softmax_gradient`]).
+//! ([`softmax_gradient`]). [`shards`] has what a shard of a vocabulary adds to these ways.
 
 mod batch;
 mod call;
@@ -14,6 +14,7 @@ mod padding;
 mod place;
 mod rows;
 mod segment;
+pub mod shards;
 pub mod small;
 pub mod softmax_gradient;
 mod strided;

@@ -1,6 +1,7 @@
 //! The operands and results of rows that have one number each: targets, weights, lse, losses.
 
 use super::call::{Call, Excluded};
+use super::shards;
 use super::totals::{GroupTotals, Totals};
 use crate::kernels::logit_transform::Transform;
 use crate::kernels::row_math::{
@@ -58,20 +59,25 @@ pub unsafe fn read(
         }
     }
     // Without them, no option needs any.
-    let Some(factors) = factors else { return };
-    // SAFETY: row weights and grad_output cover all rows of the plan (validation), the span's among them.
-    unsafe {
-        if let Some(view) = &loss.row_weights {
-            view.read_span(span, &mut factors.row_weight[rows.clone()]);
+    if let Some(factors) = factors {
+        // SAFETY: row weights and grad_output cover all rows of the plan (validation), the span's among
+        // them.
+        unsafe {
+            if let Some(view) = &loss.row_weights {
+                view.read_span(span, &mut factors.row_weight[rows.clone()]);
+            }
+            if let Some(view) =
+                loss.gradient.as_ref().and_then(|gradient| gradient.grad_output.as_ref())
+            {
+                view.read_span(span, &mut factors.grad_output[rows.clone()]);
+            }
+            if call.has_masses {
+                read_class_masses(call, loss, span, row, inputs, factors);
+            }
         }
-        if let Some(view) =
-            loss.gradient.as_ref().and_then(|gradient| gradient.grad_output.as_ref())
-        {
-            view.read_span(span, &mut factors.grad_output[rows]);
-        }
-        if call.has_masses {
-            read_class_masses(call, loss, span, row, inputs, factors);
-        }
+    }
+    if let (Some(shard), Targets::Indices(_)) = (&loss.shard, &loss.targets) {
+        shards::localise(shard, call.plan.shape.classes, &mut inputs.excluded[rows]);
     }
 }
 
@@ -99,7 +105,7 @@ unsafe fn read_class_masses(
                     call.masses(span.at(i), class, std::slice::from_mut(&mut mass));
                     mass
                 }
-                Targets::Indices(_) | Targets::Absent => loss.class_weight(class),
+                Targets::Indices(_) | Targets::Absent => loss.target_weight(class),
             }
         };
     }

@@ -3,6 +3,7 @@
 use super::call::{Call, Excluded};
 use super::operands;
 use super::place::Place;
+use super::shards;
 use super::totals::{GroupTotals, Totals};
 use crate::kernels::contiguous::gradient::split_factor;
 use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras, RowInputs, RowLanes, is_far_below};
@@ -553,8 +554,14 @@ impl Sweeper<'_> {
         let groups = &mut self.groups[..used];
         if call.from_lse {
             for (i, group) in groups.iter_mut().enumerate() {
+                let span = place.span(i * ROWS, ROWS);
                 // SAFETY: the distributions are the call's and this thread's (# Safety).
-                unsafe { operands::read_lse(call, &place.span(i * ROWS, ROWS), 0, group) };
+                unsafe {
+                    operands::read_lse(call, &span, 0, group);
+                    if let (Some(shard), Some(extras)) = (call.mass_of_shard, &mut self.extras) {
+                        shards::read_masses(shard, &span, 0, &mut extras.groups[i].weighted.mass);
+                    }
+                }
             }
         }
         if let Some(extras) = self.extras.as_mut().filter(|_| call.wants_entropy) {
@@ -577,10 +584,14 @@ impl Sweeper<'_> {
         for (i, group) in self.groups[..used].iter().enumerate() {
             let argmax = self.extras.as_ref().map_or(&[0; ROWS], |extras| &extras.argmax[i]);
             operands::add_group(loss, group, argmax, totals);
+            let span = place.span(i * ROWS, ROWS);
             // SAFETY: the distributions are the call's and this thread's (# Safety).
             unsafe {
-                operands::write(loss, &place.span(i * ROWS, ROWS), 0, &group.results, argmax)
-            };
+                operands::write(loss, &span, 0, &group.results, argmax);
+                if let Some(extras) = &self.extras {
+                    shards::write(call, &span, 0, group, &extras.groups[i], argmax);
+                }
+            }
         }
     }
 

@@ -1,10 +1,11 @@
 //! The C interface: it reads the caller's structs, calls [`run`], and returns a status.
 //!
-//! build.rs generates include/xent.h from this file. The doc comments become the comments of the
+//! build.rs generates include/xent.h from this file and shards.rs. The doc comments become the comments of the
 //! header and are written for a C reader.
 
 mod guard;
 mod linear;
+mod shards;
 
 use crate::codes::*;
 use crate::dispatch::{self, Isa};

@@ -127,7 +127,6 @@ pub(crate) struct Valid {
 
 /// Where the operands of a problem are among the slots, but for its logits.
 pub(super) struct ProblemSlots {
-    has_indices: bool,
     targets: Index,
     class_weights: Index,
     row_weights: Index,
@@ -138,22 +137,33 @@ impl ProblemSlots {
     /// Adds the operands; `is_complete` says that the call needs targets.
     #[inline(always)]
     pub fn add(all: &mut Slots, problem: &Problem, is_complete: bool) -> ProblemSlots {
-        use Presence::Optional;
+        let targets = ProblemSlots::add_targets(all, problem, is_complete);
+        ProblemSlots::add_others(all, problem, targets, Axes::Classes)
+    }
+
+    /// Adds the targets.
+    #[inline(always)]
+    pub fn add_targets(all: &mut Slots, problem: &Problem, is_complete: bool) -> Index {
         // `check_types` refuses an unknown dtype, whatever its axes.
         let has_indices = float_of(problem.targets.dtype).is_none();
         let axes = if has_indices { Axes::Rows } else { Axes::Full };
         let presence = Presence::required_if(is_complete);
+        all.input("targets", problem.targets, axes, TARGETS, presence)
+    }
+
+    /// Adds the other operands; class weights have the axes `of_classes`.
+    #[inline(always)]
+    pub fn add_others(
+        all: &mut Slots,
+        problem: &Problem,
+        targets: Index,
+        of_classes: Axes,
+    ) -> ProblemSlots {
+        use Presence::Optional;
         let (class_weights, row_weights) = (problem.class_weights, problem.row_weights);
         ProblemSlots {
-            has_indices,
-            targets: all.input("targets", problem.targets, axes, TARGETS, presence),
-            class_weights: all.input(
-                "class_weights",
-                class_weights,
-                Axes::Classes,
-                FLOATS,
-                Optional,
-            ),
+            targets,
+            class_weights: all.input("class_weights", class_weights, of_classes, FLOATS, Optional),
             row_weights: all.input("row_weights", row_weights, Axes::Rows, FLOATS, Optional),
             row_mask: all.input("row_mask", problem.row_mask, Axes::Rows, BYTES, Optional),
         }
@@ -161,8 +171,38 @@ impl ProblemSlots {
 
     /// The targets are there, and class indices.
     #[inline(always)]
-    pub fn are_indices(&self) -> bool {
-        self.has_indices && self.targets.is_some()
+    pub fn are_indices(&self, problem: &Problem) -> bool {
+        self.targets.is_some() && float_of(problem.targets.dtype).is_none()
+    }
+
+    /// The loss of a problem of so many classes whose operands are checked, without results and gradient.
+    #[inline(always)]
+    pub fn loss(&self, all: &Slots, problem: &Problem, pass: Pass, classes: usize) -> Loss {
+        let indices = all.integers(self.targets).map(Targets::Indices);
+        let probabilities = || all.floats(self.targets).map(Targets::Probabilities);
+        let transforms = problem.logit_scale != 1.0 || problem.softcap > 0.0;
+        Loss {
+            pass,
+            targets: indices.or_else(probabilities).unwrap_or(Targets::Absent),
+            class_weights: all.floats(self.class_weights),
+            weight_total: classes as f64,
+            row_weights: all.floats(self.row_weights),
+            row_mask: all.integers(self.row_mask),
+            ignore_index: problem.ignore_index,
+            label_smoothing: problem.label_smoothing,
+            smoothing_share: problem.label_smoothing / classes as f64,
+            z_loss: problem.z_loss,
+            transform: transforms
+                .then_some(Transform { scale: problem.logit_scale, cap: problem.softcap }),
+            log_probs: problem.flags & XENT_FLAG_LOG_PROBS != 0,
+            lse: None,
+            row_losses: None,
+            argmax: None,
+            entropy: None,
+            counts_correct: false,
+            gradient: None,
+            shard: None,
+        }
     }
 }
 
@@ -197,40 +237,15 @@ impl ResultSlots {
         let entropy = all.output("entropy", results.entropy, Axes::Rows, LOSSES, Optional);
         ResultSlots { lse, row_losses, argmax, entropy }
     }
-}
 
-/// The loss of a problem whose operands are checked, without a gradient.
-#[inline(always)]
-pub(super) fn loss_of(
-    problem: &Problem,
-    pass: Pass,
-    results: &Results,
-    all: &Slots,
-    of_problem: &ProblemSlots,
-    of_results: &ResultSlots,
-) -> Loss {
-    let indices = all.integers(of_problem.targets).map(Targets::Indices);
-    let probabilities = || all.floats(of_problem.targets).map(Targets::Probabilities);
-    let transforms = problem.logit_scale != 1.0 || problem.softcap > 0.0;
-    Loss {
-        pass,
-        targets: indices.or_else(probabilities).unwrap_or(Targets::Absent),
-        class_weights: all.floats(of_problem.class_weights),
-        weight_total: problem.classes as f64,
-        row_weights: all.floats(of_problem.row_weights),
-        row_mask: all.integers(of_problem.row_mask),
-        ignore_index: problem.ignore_index,
-        label_smoothing: problem.label_smoothing,
-        z_loss: problem.z_loss,
-        transform: transforms
-            .then_some(Transform { scale: problem.logit_scale, cap: problem.softcap }),
-        log_probs: problem.flags & XENT_FLAG_LOG_PROBS != 0,
-        lse: all.floats(of_results.lse),
-        row_losses: all.floats(of_results.row_losses),
-        argmax: all.integers(of_results.argmax),
-        entropy: all.floats(of_results.entropy),
-        counts_correct: !results.correct.is_null(),
-        gradient: None,
+    /// Gives a loss its results.
+    #[inline(always)]
+    pub fn set(&self, all: &Slots, results: &Results, loss: &mut Loss) {
+        loss.lse = all.floats(self.lse);
+        loss.row_losses = all.floats(self.row_losses);
+        loss.argmax = all.integers(self.argmax);
+        loss.entropy = all.floats(self.entropy);
+        loss.counts_correct = !results.correct.is_null();
     }
 }
 
@@ -259,21 +274,24 @@ pub(super) unsafe fn scan(
 ) -> Result<Denominators, Error> {
     // SAFETY: this function's own # Safety.
     let scan = unsafe { scan_targets(kernels, shape, loss, team)? };
-    let spreads = loss.label_smoothing > 0.0 && loss.has_indices();
-    if let Some(weights) = loss.class_weights.filter(|_| spreads) {
-        let mut total = CompensatedSum::ZERO;
-        for class in 0..shape.classes {
-            // SAFETY: class weights cover all classes (# Safety).
-            total.add(unsafe { weights.real(Position::FIRST, class) });
-        }
-        loss.weight_total = total.value();
+    if let Some(weights) = loss.class_weights.filter(|_| loss.spreads_smoothing()) {
+        // SAFETY: class weights cover all classes (# Safety).
+        loss.weight_total = unsafe { total_weight(&weights, 0..shape.classes) };
     }
-    let given = |x: f64, usual: CompensatedSum| if x > 0.0 { x } else { usual.value() };
-    Ok(Denominators {
-        normalizer: given(problem.normalizer, scan.weight),
-        z_normalizer: given(problem.z_normalizer, scan.row_weight),
-        kept: scan.kept,
-    })
+    Ok(scan.denominators(problem))
+}
+
+/// Σ of the weights of some classes.
+///
+/// # Safety
+/// The view covers the classes in readable memory.
+pub(super) unsafe fn total_weight(weights: &View<FloatType>, classes: Range<usize>) -> f64 {
+    let mut total = CompensatedSum::ZERO;
+    for class in classes {
+        // SAFETY: the view covers the class (# Safety).
+        total.add(unsafe { weights.real(Position::FIRST, class) });
+    }
+    total.value()
 }
 
 /// What the gradient of every row is multiplied by.
@@ -298,6 +316,47 @@ pub(super) unsafe fn gradient_factors(
         grad_output: grad_output.filter(|_| by_row),
         scale: if is_mean { scale / normalizer } else { scale },
         z_scale: if is_mean { scale / z_normalizer } else { scale },
+    }
+}
+
+/// The operands that a gradient of logits is made with, once they are checked.
+pub(super) struct GradientOperands {
+    /// Where the gradient goes.
+    pub view: View<FloatType>,
+    /// It replaces the logits.
+    pub in_place: bool,
+    /// See [`padding`].
+    pub padding: usize,
+    /// The gradient of what follows.
+    pub grad_output: Option<View<FloatType>>,
+}
+
+impl GradientOperands {
+    /// The output of the plan, and what every gradient is multiplied by.
+    ///
+    /// # Safety
+    /// As [`gradient_factors`].
+    #[inline(always)]
+    pub unsafe fn output(
+        self,
+        problem: &Problem,
+        request: &GradientRequest,
+        shape: &Shape,
+        layout: Layout,
+        denominators: &Denominators,
+    ) -> (Output, GradientFactors) {
+        let GradientOperands { view, in_place, padding, grad_output } = self;
+        let accumulate = problem.flags & XENT_FLAG_ACCUMULATE != 0;
+        let bytes = shape.distributions() * shape.classes * view.dtype.size();
+        let step = match layout {
+            Layout::Contiguous => view.strides[1],
+            Layout::Strided(axis) => view.stride_along(axis),
+        };
+        let stream = strategy::streams(in_place, accumulate, step == 1, bytes);
+        // SAFETY: this function's own # Safety.
+        let factors =
+            unsafe { gradient_factors(problem, grad_output, request.scale, denominators) };
+        (Output { view, in_place, accumulate, stream, padding }, factors)
     }
 }
 
@@ -354,7 +413,7 @@ pub(crate) unsafe fn validate(
         })?;
     all.check_initialised(accumulate)?;
     let scale = request.map(|request| request.scale);
-    check_options(problem, pass, results, scale, of_problem.are_indices())?;
+    check_options(problem, pass, results, scale, of_problem.are_indices(problem))?;
     let padding = match all.floats(gradient) {
         Some(gradient) if zeroes_padding => padding(&shape, &gradient)?,
         _ => 0,
@@ -364,31 +423,26 @@ pub(crate) unsafe fn validate(
     // A call without rows may leave out the logits, and reads no view.
     let nothing = View { data: std::ptr::null_mut(), dtype: FloatType::F32, strides: [0; 3] };
     let logits = all.floats(logits).unwrap_or(nothing);
-    let mut loss = loss_of(problem, pass, results, all, &of_problem, &of_results);
+    let mut loss = of_problem.loss(all, problem, pass, shape.classes);
+    of_results.set(all, results, &mut loss);
     // SAFETY: `check_memory` checked that the views cover the problem's shape in the caller's memory,
     // which is valid for the call (# Safety).
     let denominators = unsafe { scan(&kernels, &shape, &mut loss, problem, team)? };
     let layout = layout(&shape, &logits, &[], loss.fits_strips(shape.classes, logits.dtype));
     let mut output = None;
     if let Some((request, view)) = request.zip(all.floats(gradient)) {
-        let bytes = shape.distributions() * shape.classes * view.dtype.size();
-        let step = match layout {
-            Layout::Contiguous => view.strides[1],
-            Layout::Strided(axis) => view.stride_along(axis),
-        };
-        let stream = strategy::streams(in_place, accumulate, step == 1, bytes);
-        output = Some(Output { view, in_place, accumulate, stream, padding });
-        let grad_output = all.floats(grad_output);
-        // SAFETY: without reduction none, `check_memory` has checked that grad_output has one element.
-        loss.gradient =
-            Some(unsafe { gradient_factors(problem, grad_output, request.scale, &denominators) });
+        let to = GradientOperands { view, in_place, padding, grad_output: all.floats(grad_output) };
+        // SAFETY: `check_memory` checked that grad_output has an element for each row under reduction none,
+        // and one otherwise.
+        let (to, factors) = unsafe { to.output(problem, request, &shape, layout, &denominators) };
+        (output, loss.gradient) = (Some(to), Some(factors));
     }
     let plan = Plan { shape, layout, logits, output, operation: Operation::Loss(loss) };
     Ok(Valid { plan, kernels, denominators })
 }
 
 /// The elements between the classes of a row of a gradient and the next row.
-fn padding(shape: &Shape, gradient: &View<FloatType>) -> Result<usize, Error> {
+pub(super) fn padding(shape: &Shape, gradient: &View<FloatType>) -> Result<usize, Error> {
     let [row, class, _] = gradient.strides;
     if shape.distributions() == 0 {
         return Ok(0);
@@ -404,7 +458,7 @@ fn padding(shape: &Shape, gradient: &View<FloatType>) -> Result<usize, Error> {
 }
 
 /// The gradient of the logits has their dtype; that of halves may also be f32.
-fn check_gradient_dtype(gradient: u32, logits: u32) -> Result<(), Error> {
+pub(super) fn check_gradient_dtype(gradient: u32, logits: u32) -> Result<(), Error> {
     let is_half = matches!(logits, XENT_BF16 | XENT_F16);
     if gradient == logits || (is_half && gradient == XENT_F32) {
         return Ok(());
@@ -480,7 +534,7 @@ pub(super) fn check_options(
 
 /// What the targets and the weights of some rows contribute to the denominators of a mean.
 #[derive(Clone, Copy)]
-struct Scan {
+pub(super) struct Scan {
     /// Rows that are not ignored.
     kept: u64,
     /// Σ r·w_y over kept rows for class indices, Σ r for probabilities.
@@ -492,6 +546,16 @@ struct Scan {
 impl Scan {
     const NONE: Scan =
         Scan { kept: 0, weight: CompensatedSum::ZERO, row_weight: CompensatedSum::ZERO };
+
+    /// What a mean is divided by.
+    pub fn denominators(&self, problem: &Problem) -> Denominators {
+        let given = |x: f64, usual: CompensatedSum| if x > 0.0 { x } else { usual.value() };
+        Denominators {
+            normalizer: given(problem.normalizer, self.weight),
+            z_normalizer: given(problem.z_normalizer, self.row_weight),
+            kept: self.kept,
+        }
+    }
 
     /// `kept` rows of weight 1.
     fn unweighted(kept: u64) -> Scan {
@@ -514,7 +578,7 @@ impl Scan {
 ///
 /// # Safety
 /// The loss's views cover the shape in readable memory.
-unsafe fn scan_targets(
+pub(super) unsafe fn scan_targets(
     k: &Kernels,
     shape: &Shape,
     loss: &Loss,

@@ -2,7 +2,7 @@
 
 use super::cross_entropy::{
     Denominators, Problem, ProblemSlots, ResultSlots, Results, check_options, gradient_factors,
-    loss_of, scan,
+    scan,
 };
 use super::kernels;
 use super::operand::{Axes, FLOATS, Index, Operand, Presence, Slots, dtype_name, float_of};
@@ -127,7 +127,7 @@ pub(crate) unsafe fn validate(
         all.check_output_initialised(index, layer.flags & flag != 0)?;
     }
     let scale = request.map(|request| request.scale);
-    check_options(problem, pass, results, scale, of_problem.are_indices())?;
+    check_options(problem, pass, results, scale, of_problem.are_indices(problem))?;
     for (name, flag) in [
         ("LOG_PROBS", XENT_FLAG_LOG_PROBS),
         ("ACCUMULATE", XENT_FLAG_ACCUMULATE),
@@ -148,7 +148,8 @@ pub(crate) unsafe fn validate(
         .ok_or_else(|| Error::Param(format!("this processor does not have {}", isa.name())))?;
     let dtype = lanes.unwrap_or(FloatType::F32);
 
-    let mut loss = loss_of(problem, pass, results, all, &of_problem, &of_results);
+    let mut loss = of_problem.loss(all, problem, pass, shape.classes);
+    of_results.set(all, results, &mut loss);
     // SAFETY: `check_memory` checked that the views cover the problem's shape in the caller's memory, which is
     // valid for the call (# Safety).
     let denominators = unsafe { scan(&kernels, &shape, &mut loss, problem, team)? };

@@ -1,8 +1,8 @@
 //! The checks that every call passes before a byte is written.
 //!
 //! The surfaces (ffi, cross_entropy.rs, softmax.rs) hand over descriptors: addresses, dtypes,
-//! strides and options. [`cross_entropy::validate`] and [`softmax::validate`] check them and return
-//! a plan and the kernels that carry it out. Both check in the order of the status codes:
+//! strides and options. [`cross_entropy::validate`], [`softmax::validate`] and [`shards`] check them and
+//! return a plan and the kernels that carry it out. All check in the order of the status codes:
 //!
 //! 1. A required operand is absent: [`Error::Null`].
 //! 2. An operand has a dtype that it cannot have: [`Error::Dtype`].
@@ -19,6 +19,7 @@ pub(crate) mod cross_entropy;
 pub(crate) mod linear;
 pub(crate) mod operand;
 pub(crate) mod plain;
+pub(crate) mod shards;
 pub(crate) mod softmax;
 
 use crate::dispatch::{self, Isa};

@@ -87,6 +87,8 @@ pub(crate) enum Axes {
     RowFeatures(usize),
     /// `[classes, features]`
     ClassFeatures(usize),
+    /// So many elements, whatever the shape.
+    Elements(usize),
     /// One element.
     One,
 }
@@ -140,6 +142,8 @@ const SLOTS: usize = 22;
 pub(crate) struct Slots {
     slots: [MaybeUninit<Slot>; SLOTS],
     len: usize,
+    /// Rows may have no classes: the call is over an empty shard.
+    allows_no_classes: bool,
 }
 
 /// The place of an operand among the slots; `None` if the operand is absent.
@@ -162,7 +166,12 @@ pub(crate) const WORDS: &[u32] = &[XENT_I64];
 impl Slots {
     #[inline(always)]
     pub fn new() -> Self {
-        Slots { slots: [const { MaybeUninit::uninit() }; SLOTS], len: 0 }
+        Slots { slots: [const { MaybeUninit::uninit() }; SLOTS], len: 0, allows_no_classes: false }
+    }
+
+    /// Lets rows have no classes; operands without elements may then be absent.
+    pub fn allow_no_classes(&mut self) {
+        self.allows_no_classes = true;
     }
 
     // Most of the operands that a call can have are absent. An absent one takes no slot.
@@ -278,7 +287,9 @@ impl Slots {
     /// can have. A call without rows may leave out any operand.
     pub fn check_types(&self, shape: &Shape) -> Result<(), Error> {
         for slot in self.iter() {
-            let absent = slot.presence == Presence::Required && slot.operand.data.is_null();
+            let needless = self.allows_no_classes && slot.is_empty(shape);
+            let required = slot.presence == Presence::Required && !needless;
+            let absent = required && slot.operand.data.is_null();
             if absent && shape.rows > 0 && shape.inner > 0 {
                 return Err(Error::Null(format!("{} is NULL", slot.name)));
             }
@@ -340,7 +351,7 @@ impl Slots {
                 "rows*classes*inner = {rows}*{classes}*{inner} overflows"
             )));
         }
-        if classes == 0 && rows * inner > 0 {
+        if classes == 0 && rows * inner > 0 && !self.allows_no_classes {
             return Err(Error::Shape(format!("classes = 0, but there are {} rows", rows * inner)));
         }
         #[cfg(feature = "ndarray")]
@@ -482,6 +493,7 @@ impl Slot {
             Axes::Classes => [1, shape.classes, 1],
             Axes::RowFeatures(features) => [shape.rows, features, 1],
             Axes::ClassFeatures(features) => [shape.classes, features, 1],
+            Axes::Elements(len) => [1, len, 1],
             Axes::One => [1, 1, 1],
         }
     }
@@ -497,6 +509,7 @@ impl Slot {
         let Some(array) = self.operand.array else { return Ok(()) };
         let [rows, classes, inner] = [shape.rows, shape.classes, shape.inner];
         let all = [rows, classes, inner];
+        let list;
         // Without the axis of inner positions if there is but one.
         let (full, short): (&[usize], &[usize]) = match self.axes {
             Axes::Full => (&all, &all[..2]),
@@ -504,6 +517,10 @@ impl Slot {
             Axes::Classes => (&[classes], &[classes]),
             Axes::RowFeatures(features) => (&[rows, features], &[rows, features]),
             Axes::ClassFeatures(features) => (&[classes, features], &[classes, features]),
+            Axes::Elements(len) => {
+                list = [len];
+                (&list, &list)
+            }
             Axes::One => (&[1], &[]),
         };
         let got = &array.sizes[..array.axes.min(3)];

@@ -8,6 +8,7 @@
 //! lse            2e-7 of the larger of |max| and lse − max, and 2^-22 absolute
 //! loss           2e-7 of the largest term; of a confident row 2^-22·(1 + |ln loss|) relative; 2^-23
 //!                times the mass that multiplies lse
+//!                from states of shards: 2^-50·(|M·lse| + Σ |m_c·x_c|) more, M = Σ m_c
 //! z-loss         the error of lse, times 2λ·|lse|
 //! entropy        1e-6·(1 + |lse|)
 //! p inside       2^-23·(1 + |ln p|) relative, 1e-37 absolute; 2^-52·|lse| more from an lse; and a
@@ -118,9 +119,16 @@ pub struct Judge<'a> {
     /// The result of [`Judge::find_moved`] for each row.
     moved: Vec<f64>,
     units: Units,
+    /// Losses are computed from the merged states of shards.
+    from_states: bool,
 }
 
 impl<'a> Judge<'a> {
+    /// The judge of results from merged states.
+    pub fn of_shards(task: &'a Task) -> Judge<'a> {
+        Judge { from_states: true, ..Judge::new(task) }
+    }
+
     pub fn new(task: &'a Task) -> Judge<'a> {
         let case = task.case();
         // Under the sum reduction the gradient of the targets is lse − x, after scale and cap.
@@ -139,6 +147,7 @@ impl<'a> Judge<'a> {
             nll: reference::evaluate(&plain).grad_targets,
             moved: Vec::new(),
             units: Units::of(task.logits.dtype),
+            from_states: false,
             case,
         };
         judge.moved = (0..task.positions()).map(|i| judge.find_moved(i)).collect();
@@ -263,11 +272,32 @@ impl<'a> Judge<'a> {
         size * (2.0 * lse.abs() * self.bound_of_lse(i) + self.units.sum * lse * lse)
     }
 
+    /// What a loss loses more if it is the difference of mass·lse and a sum of mass·logit.
+    fn bound_of_states(&self, i: usize) -> f64 {
+        let lse = self.out.lse[i];
+        if !self.from_states || !lse.is_finite() {
+            return 0.0;
+        }
+        let mass = self.mass(i);
+        let total: f64 = mass.iter().sum();
+        let product = |(class, &m): (usize, &f64)| {
+            let x = lse - self.nll[self.at(i, class)];
+            if m == 0.0 || !x.is_finite() { 0.0 } else { (m * x).abs() }
+        };
+        let products: f64 = mass.iter().enumerate().map(product).sum();
+        self.row_weight(i).abs() * 4.0 * f64::EPSILON * ((total * lse).abs() + products)
+    }
+
     fn bound_of_cross_entropy(&self, i: usize) -> f64 {
         let r = self.row_weight(i).abs();
         if !self.is_kept(i) || r == 0.0 {
             return 0.0;
         }
+        self.bound_of_states(i) + self.bound_of_own_cross_entropy(i)
+    }
+
+    fn bound_of_own_cross_entropy(&self, i: usize) -> f64 {
+        let r = self.row_weight(i).abs();
         let mass = self.mass(i);
         let term = |class: usize| match mass[class] {
             0.0 => 0.0,

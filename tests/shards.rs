@@ -1,0 +1,561 @@
+//! Vocabularies in shards: any split, any order of merging, against the whole call and the oracle.
+
+use common::operand::{Dtype, Operand};
+use common::random::{Rng, config};
+use common::task::{Answer, Task, Wants, same_bits};
+use common::task_bounds::{Judge, Worst};
+use common::task_random::tasks;
+use common::{How, Reduction, fused_isas, isas};
+use proptest::prelude::*;
+use std::ops::Range;
+use xent::{CrossEntropy, Error, Input, Isa, Output, Partial, Pool, Results};
+
+const INF: f64 = f64::INFINITY;
+const NAN: f64 = f64::NAN;
+
+/// Every result that does not depend on the kind of targets.
+const EVERYTHING: Wants = Wants { entropy: true, argmax: true, correct: true };
+
+/// The numbers of a state, NaN by one pattern.
+fn numbers(states: &[Partial]) -> Vec<f64> {
+    let of =
+        |s: &Partial| [s.lse, s.target_dot, s.target_mass, s.logit_mean, s.max, s.argmax as f64];
+    states.iter().flat_map(of).collect()
+}
+
+/// A task whose classes are cut into shards, some of them empty; each has a layout of its own.
+struct Split {
+    task: Task,
+    shards: Vec<Shard>,
+}
+
+struct Shard {
+    classes: Range<usize>,
+    logits: Operand,
+    /// Probabilities of the shard's classes.
+    targets: Option<Operand>,
+    grad: Operand,
+}
+
+/// The elements of some classes, in a layout of their own.
+fn columns(operand: &Operand, classes: &Range<usize>, layout: Option<&mut Rng>) -> Operand {
+    let [rows, all, inner] = operand.sizes;
+    let mut values = Vec::new();
+    for row in 0..rows {
+        let at = |class: usize| (row * all + class) * inner;
+        values.extend_from_slice(&operand.values[at(classes.start)..at(classes.end)]);
+    }
+    let own = Operand::packed(operand.dtype, [rows, classes.len(), inner], &values);
+    match layout {
+        Some(rng) if !classes.is_empty() => own.laid_out(rng, &[]),
+        _ => own,
+    }
+}
+
+impl Split {
+    fn new(task: &Task, seed: u64) -> Split {
+        let mut rng = Rng::new(seed);
+        let count = 1 + rng.below(5);
+        let mut cuts: Vec<usize> = (1..count).map(|_| rng.below(task.classes + 1)).collect();
+        cuts.extend([0, task.classes]);
+        cuts.sort_unstable();
+        let shard = |cut: &[usize]| {
+            let classes = cut[0]..cut[1];
+            // Classes of half of the shards stay side by side.
+            let own = rng.one_in(2);
+            let mut layout =
+                |operand: &Operand| columns(operand, &classes, own.then_some(&mut rng));
+            Shard {
+                logits: layout(&task.logits),
+                targets: task.targets.as_ref().filter(|t| t.dtype.is_float()).map(&mut layout),
+                grad: layout(&task.grad),
+                classes,
+            }
+        };
+        Split { task: task.clone(), shards: cuts.windows(2).map(shard).collect() }
+    }
+
+    /// Calls with a builder that has the task's options, for a number of classes.
+    fn call<T>(&self, classes: usize, how: &How, f: impl FnOnce(CrossEntropy) -> T) -> T {
+        let task = &self.task;
+        let place = |operand: &Option<Operand>| operand.as_ref().map(Operand::place);
+        let class_weights = place(&task.class_weights);
+        let row_weights = place(&task.row_weights);
+        let row_mask = place(&task.row_mask);
+        let grad_output = place(&task.grad_output);
+        let mut call = CrossEntropy::new(task.rows, classes)
+            .inner(task.inner)
+            .ignore_index(task.ignore_index)
+            .label_smoothing(task.label_smoothing)
+            .z_loss(task.z_loss)
+            .softcap(task.softcap)
+            .logit_scale(task.logit_scale)
+            .reduction(task.reduction)
+            .normalizer(task.normalizer)
+            .z_normalizer(task.z_normalizer)
+            .empty_is_zero(task.empty_is_zero)
+            .accumulate(task.accumulate)
+            .grad_scale(task.grad_scale)
+            .isa(how.isa)
+            .threads(how.threads);
+        if let Some(pool) = how.pool {
+            call = call.pool(pool);
+        }
+        if let Some(weights) = &class_weights {
+            call = call.class_weights(weights.input());
+        }
+        if let Some(weights) = &row_weights {
+            call = call.row_weights(weights.input());
+        }
+        if let Some(mask) = &row_mask {
+            call = call.row_mask(mask.input());
+        }
+        if let Some(grad) = &grad_output {
+            call = call.grad_output(grad.input());
+        }
+        f(call)
+    }
+
+    /// The targets that the call over a shard gets.
+    fn targets<'a>(&'a self, shard: &'a Shard) -> Option<&'a Operand> {
+        shard.targets.as_ref().or(self.task.targets.as_ref())
+    }
+
+    /// The states of a shard.
+    fn partial(&self, shard: &Shard, how: &How) -> Vec<Partial> {
+        let nonsense = Partial { lse: 7.5, argmax: 77, max: 3.0, ..Partial::EMPTY };
+        let mut partials = vec![nonsense; self.task.positions()];
+        let logits = shard.logits.place();
+        let targets = self.targets(shard).map(Operand::place);
+        let (offset, total) = (shard.classes.start, self.task.classes);
+        self.call(shard.classes.len(), how, |call| match &targets {
+            Some(targets) => {
+                let targets = targets.input();
+                call.partial_forward(logits.input(), targets, offset, total, &mut partials)
+            }
+            None => call.partial_evaluate(logits.input(), offset, total, &mut partials),
+        })
+        .unwrap();
+        logits.assert_untouched("logits");
+        partials
+    }
+
+    fn partials(&self, how: &How) -> Vec<Vec<Partial>> {
+        self.shards.iter().map(|shard| self.partial(shard, how)).collect()
+    }
+
+    /// Results of merged states.
+    fn finish(&self, merged: &[Partial], how: &How) -> Answer {
+        let task = &self.task;
+        let (positions, has_targets) = (task.positions(), task.targets.is_some());
+        let reduces = has_targets && task.reduction != Reduction::None;
+        let mut row_losses = task.row_losses.place_poisoned();
+        let mut entropy = task.entropy.place_poisoned();
+        let (mut lse, mut argmax) = (vec![0.25; positions], vec![-9; positions]);
+        let [mut loss, mut z_loss, mut normalizer, mut z_normalizer] = [7.0; 4];
+        let (mut kept, mut correct) = (9, 9);
+        let has_indices = task.has_indices();
+        let results = Results {
+            loss: reduces.then_some(&mut loss),
+            row_losses: has_targets.then(|| row_losses.output()),
+            lse: Some(&mut lse),
+            z_loss: reduces.then_some(&mut z_loss),
+            normalizer: has_targets.then_some(&mut normalizer),
+            z_normalizer: has_targets.then_some(&mut z_normalizer),
+            kept_rows: has_targets.then_some(&mut kept),
+            argmax: Some(&mut argmax),
+            correct: has_indices.then_some(&mut correct),
+            entropy: Some(entropy.output()),
+        };
+        // Probabilities of any shard serve.
+        let shard = self.shards.last().unwrap();
+        let targets = self.targets(shard).map(Operand::place);
+        self.call(shard.classes.len(), how, |call| match &targets {
+            Some(targets) => call.partial_finish(targets.input(), task.classes, merged, results),
+            None => call.partial_finish_evaluate(task.classes, merged, results),
+        })
+        .unwrap();
+        Answer {
+            loss: reduces.then_some(loss),
+            z_loss: reduces.then_some(z_loss),
+            normalizer: has_targets.then_some(normalizer),
+            z_normalizer: has_targets.then_some(z_normalizer),
+            kept_rows: has_targets.then_some(kept),
+            correct: has_indices.then_some(correct),
+            row_losses: if has_targets { row_losses.take("row losses") } else { Vec::new() },
+            lse,
+            entropy: entropy.take("entropy"),
+            argmax,
+            grad: Vec::new(),
+        }
+    }
+
+    /// The gradient of all shards, put together.
+    fn gradient(&self, merged: &[Partial], how: &How) -> Vec<f64> {
+        let task = &self.task;
+        let mut whole = vec![f64::NAN; task.positions() * task.classes];
+        for shard in &self.shards {
+            let (logits, classes) = (shard.logits.place(), &shard.classes);
+            let targets = self.targets(shard).expect("targets").place();
+            let mut grad =
+                if task.accumulate { shard.grad.place() } else { shard.grad.place_poisoned() };
+            self.call(classes.len(), how, |call| {
+                let (offset, total) = (classes.start, task.classes);
+                let (logits, grad) = (logits.input(), grad.output());
+                call.partial_backward(logits, targets.input(), offset, total, merged, grad)
+            })
+            .unwrap();
+            logits.assert_untouched("logits");
+            let grad = grad.take("gradient");
+            for (i, x) in grad.into_iter().enumerate() {
+                let [_, own, inner] = shard.logits.sizes;
+                let (row, class) = (i / (own * inner), classes.start + i / inner % own);
+                whole[(row * task.classes + class) * inner + i % inner] = x;
+            }
+        }
+        whole
+    }
+}
+
+/// Merges the states of shards in random order by a random tree, empty states among them.
+fn merge(mut all: Vec<Vec<Partial>>, rng: &mut Rng) -> Vec<Partial> {
+    let positions = all[0].len();
+    if rng.one_in(3) {
+        all.push(vec![Partial::EMPTY; positions]);
+    }
+    while all.len() > 1 {
+        let from = all.swap_remove(rng.below(all.len()));
+        let into = rng.below(all.len());
+        Partial::merge_all(&mut all[into], &from);
+    }
+    all.remove(0)
+}
+
+/// Any split, any order and any tree of merges is within the bounds of the whole.
+#[test]
+fn random_splits_agree_with_the_oracle() {
+    let worst = std::sync::Mutex::new(Worst::default());
+    let mut runner = proptest::test_runner::TestRunner::new(config(400));
+    let outcome = runner.run(&(tasks(5_000), any::<u64>()), |(spec, seed)| {
+        let mut task = spec.task();
+        task.log_probs = false;
+        task.wants = EVERYTHING;
+        let judge = Judge::of_shards(&task);
+        let split = Split::new(&task, seed);
+        for isa in isas() {
+            let how = spec.how(isa);
+            let merged = merge(split.partials(&how), &mut Rng::new(seed));
+            let answer = split.finish(&merged, &how);
+            let mut seen = judge.losses(&answer);
+            if task.targets.is_some() {
+                let grad = split.gradient(&merged, &how);
+                let old = task.accumulate.then_some(task.grad.values.as_slice());
+                seen.add(&judge.gradient(&grad, task.grad.dtype, old, Some(&answer.lse)));
+            }
+            worst.lock().unwrap().add(&seen);
+        }
+        Ok(())
+    });
+    println!("errors in units of the bounds: {}", worst.into_inner().unwrap());
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+}
+
+/// The bits of everything that follows from a split.
+fn bits(split: &Split, how: &How) -> (Vec<Vec<f64>>, Answer) {
+    let partials = split.partials(how);
+    let all = partials.iter().map(|states| numbers(states)).collect();
+    let merged = merge(partials, &mut Rng::new(1));
+    let mut answer = split.finish(&merged, how);
+    if split.task.targets.is_some() {
+        answer.grad = split.gradient(&merged, how);
+    }
+    (all, answer)
+}
+
+#[track_caller]
+fn assert_same(a: &(Vec<Vec<f64>>, Answer), b: &(Vec<Vec<f64>>, Answer), what: &str) {
+    for (a, b) in a.0.iter().zip(&b.0) {
+        same_bits(a, b, &format!("{what}: states"));
+    }
+    a.1.assert_same(&b.1, what);
+}
+
+proptest! {
+    #![proptest_config(config(120))]
+
+    /// The bits of a given split are the same on every set with fused multiply-add.
+    #[test]
+    fn instruction_sets_with_fma_agree(spec in tasks(4_000), seed in any::<u64>()) {
+        let task = Task { log_probs: false, ..spec.task() };
+        let split = Split::new(&task, seed);
+        let isas = fused_isas();
+        let first = isas.first().map(|&isa| bits(&split, &spec.how(isa)));
+        for &isa in isas.iter().skip(1) {
+            assert_same(&bits(&split, &spec.how(isa)), first.as_ref().unwrap(), isa.name());
+        }
+    }
+
+    /// The state and the gradient of a row do not depend on the rows around it.
+    #[test]
+    fn rows_do_not_depend_on_others(spec in tasks(2_000), seed in any::<u64>()) {
+        let task = Task { log_probs: false, normalizer: 3.0, z_normalizer: 3.0, ..spec.task() };
+        let split = Split::new(&task, seed);
+        let how = spec.how(Isa::Portable);
+        let (all, answer) = bits(&split, &how);
+        for i in 0..task.positions() {
+            let (row, k) = (i / task.inner, i % task.inner);
+            let single = |operand: &Operand| operand.single(row, k);
+            let shard = |shard: &Shard| Shard {
+                classes: shard.classes.clone(),
+                logits: if shard.classes.is_empty() {
+                    Operand::zeros(task.logits.dtype, [1, 0, 1])
+                } else {
+                    single(&shard.logits)
+                },
+                targets: shard.targets.as_ref().map(|targets| match shard.classes.len() {
+                    0 => Operand::zeros(targets.dtype, [1, 0, 1]),
+                    _ => single(targets),
+                }),
+                grad: if shard.classes.is_empty() {
+                    Operand::zeros(task.grad.dtype, [1, 0, 1])
+                } else {
+                    single(&shard.grad)
+                },
+            };
+            let alone = Split { task: task.single(row, k), shards: split.shards.iter().map(shard).collect() };
+            let (own, own_answer) = bits(&alone, &how);
+            for (own, all) in own.iter().zip(&all) {
+                same_bits(own, &all[6 * i..][..6], "state");
+            }
+            same_bits(&own_answer.lse, &answer.lse[i..=i], "lse");
+            let grad = |class: usize| answer.grad[(row * task.classes + class) * task.inner + k];
+            if task.targets.is_some() {
+                same_bits(&own_answer.grad, &(0..task.classes).map(grad).collect::<Vec<_>>(), "gradient");
+                same_bits(&own_answer.row_losses, &answer.row_losses[i..=i], "row loss");
+            }
+        }
+    }
+}
+
+/// A task without options over logits and targets from a generator.
+fn plain(dtype: Dtype, rows: usize, classes: usize, probabilities: bool) -> Task {
+    let mut rng = Rng::new((rows * classes) as u64);
+    let logits: Vec<f64> = (0..rows * classes).map(|_| 3.0 * rng.normal()).collect();
+    let targets = if probabilities {
+        let t: Vec<f64> = (0..rows * classes).map(|_| rng.uniform(0.0, 1e-3)).collect();
+        Operand::packed(Dtype::F32, [rows, classes, 1], &t)
+    } else {
+        let y: Vec<f64> = (0..rows).map(|_| rng.below(classes) as f64).collect();
+        Operand::packed(Dtype::I32, [rows, 1, 1], &y)
+    };
+    Task::new(Operand::packed(dtype, [rows, classes, 1], &logits), targets)
+}
+
+/// Threads over rows, over the segments of long rows, and over merged states change no bit.
+#[test]
+fn threads_do_not_matter() {
+    let pool = Pool::new(4).unwrap();
+    for (rows, classes, probabilities, smoothing) in [
+        (3, 200_000, false, 0.0),
+        (2, 200_000, false, 0.1),
+        (3, 150_000, true, 0.0),
+        (3_000, 90, false, 0.1),
+        (30_000, 5, false, 0.0),
+    ] {
+        let task = Task {
+            label_smoothing: smoothing,
+            z_loss: 1e-3,
+            ..plain(Dtype::F32, rows, classes, probabilities)
+        };
+        let split = Split::new(&task, 5);
+        for isa in isas() {
+            let one = bits(&split, &How { threads: 1, ..How::on(isa) });
+            for threads in [2, 3, 0] {
+                let how = How { threads, pool: Some(&pool), ..How::on(isa) };
+                assert_same(&bits(&split, &how), &one, &format!("{threads} threads"));
+            }
+        }
+    }
+}
+
+/// The results of rows of f64 logits cut after `cut` classes: lse, entropy, row loss, argmax, gradient.
+fn of_cut(x: &[f64], y: i64, cut: usize, smoothing: f64, isa: Isa) -> [Vec<f64>; 2] {
+    let n = x.len();
+    let call = |classes: usize| CrossEntropy::new(1, classes).label_smoothing(smoothing).isa(isa);
+    let mut merged = [Partial::EMPTY];
+    for classes in [cut..n, 0..cut] {
+        let mut partials = [Partial::EMPTY];
+        let logits = &x[classes.clone()];
+        call(classes.len()).partial_forward(logits, &[y], classes.start, n, &mut partials).unwrap();
+        Partial::merge_all(&mut merged, &partials);
+    }
+    let (mut lse, mut entropy, mut loss, mut argmax) = ([0.0], [0.0], [0.0], [0]);
+    let results = Results {
+        lse: Some(&mut lse),
+        entropy: Some((&mut entropy).into()),
+        row_losses: Some((&mut loss).into()),
+        argmax: Some(&mut argmax),
+        ..Results::default()
+    };
+    call(n).partial_finish(&[y], n, &merged, results).unwrap();
+    let mut grad = vec![7.0; n];
+    for classes in [cut..n, 0..cut] {
+        let (logits, to) = (&x[classes.clone()], &mut grad[classes.clone()]);
+        call(classes.len()).partial_backward(logits, &[y], classes.start, n, &merged, to).unwrap();
+    }
+    [vec![lse[0], entropy[0], loss[0], argmax[0] as f64], grad]
+}
+
+/// The same of the whole row.
+fn of_whole(x: &[f64], y: i64, smoothing: f64, isa: Isa) -> [Vec<f64>; 2] {
+    let call = CrossEntropy::new(1, x.len()).label_smoothing(smoothing).isa(isa);
+    let (mut lse, mut entropy, mut loss, mut argmax) = ([0.0], [0.0], [0.0], [0]);
+    let results = Results {
+        lse: Some(&mut lse),
+        entropy: Some((&mut entropy).into()),
+        row_losses: Some((&mut loss).into()),
+        argmax: Some(&mut argmax),
+        ..Results::default()
+    };
+    let mut grad = vec![7.0; x.len()];
+    call.forward_backward_with(x, &[y], &mut grad, results).unwrap();
+    [vec![lse[0], entropy[0], loss[0], argmax[0] as f64], grad]
+}
+
+/// Infinities, NaN, ignored rows, targets of another shard, and a dominant class, wherever the cut is.
+#[test]
+fn edges_are_those_of_the_whole() {
+    let rows: [&[f64]; 10] = [
+        &[0.5, -1.0, 2.0, 0.0],
+        &[-INF, -INF, 1.0, 2.0],
+        &[1.0, -INF, -INF, -INF],
+        &[-INF; 4],
+        &[0.0, NAN, 1.0, -INF],
+        &[0.0, INF, 1.0, NAN],
+        &[INF, 0.0, 0.0, INF],
+        &[3.0, 3.0, 3.0, 3.0],
+        &[0.0, 900.0, 1.0, -900.0],
+        &[1e4, 1e4 + 1.0, 1e4 - 2.0, 1e4],
+    ];
+    for isa in isas() {
+        for (x, y, smoothing) in rows.iter().flat_map(|x| {
+            [-100, 0, 1, 2, 3].into_iter().flat_map(move |y| [0.0, 0.2].map(|s| (*x, y, s)))
+        }) {
+            let whole = of_whole(x, y, smoothing, isa);
+            for cut in 0..=4 {
+                let split = of_cut(x, y, cut, smoothing, isa);
+                for (a, b) in split.iter().flatten().zip(whole.iter().flatten()) {
+                    let size =
+                        x.iter().filter(|x| x.is_finite()).fold(1.0, |m: f64, x| m.max(x.abs()));
+                    let near = (a - b).abs() <= 1e-15 * size * 8.0;
+                    let what = format!("{x:?}, target {y}, cut {cut}: {split:?}, not {whole:?}");
+                    assert!(near || a == b || a.is_nan() && b.is_nan(), "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// The loss of a confident row keeps an absolute accuracy of 2^-50·|lse|, and its gradient a relative one down
+/// to 2^-52·|lse|.
+#[test]
+fn confident_rows() {
+    for isa in isas() {
+        for offset in [0.0, 100.0, -1e4] {
+            for gap in [5.0f64, 20.0, 30.0, 50.0] {
+                let x = [offset - gap, offset, offset - gap - 1.0, offset - gap - 2.0];
+                let exact = ((-gap).exp() * (1.0 + (-1f64).exp() + (-2f64).exp())).ln_1p();
+                let lse = offset + exact;
+                for cut in 0..=4 {
+                    let [results, grad] = of_cut(&x, 1, cut, 0.0, isa);
+                    let bound = 2f64.powi(-50) * lse.abs() + 1e-14 * exact;
+                    assert!((results[2] - exact).abs() <= bound, "{x:?}, cut {cut}: {results:?}");
+                    let minus = -(-exact).exp_m1();
+                    let bound = 2f64.powi(-52) * (1.0 + lse.abs()) + 1e-14 * minus;
+                    assert!((grad[1] + minus).abs() <= bound, "{x:?}, cut {cut}: {grad:?}");
+                }
+            }
+        }
+    }
+}
+
+/// In place, into padded rows, and accumulated.
+#[test]
+fn gradients_in_place_and_into_padding() {
+    let x = [0.1f32, 0.2, 0.3, 9.0, 0.4, 0.3, 0.2, 9.0]; // the second shard of 5 classes: 3 of them
+    let merged = {
+        let mut merged = [Partial::EMPTY; 2];
+        let columns = Input::from(&x).strides([4, 1, 0]);
+        CrossEntropy::new(2, 3).partial_forward(columns, &[4i32, 0], 2, 5, &mut merged).unwrap();
+        let mut others = [Partial::EMPTY; 2];
+        CrossEntropy::new(2, 2).partial_forward(&[0f32; 4], &[4i32, 0], 0, 5, &mut others).unwrap();
+        Partial::merge_all(&mut merged, &others);
+        merged
+    };
+    let call = CrossEntropy::new(2, 3).zero_padding(true);
+    let mut grad = [0.5f32; 6];
+    let columns = Input::from(&x).strides([4, 1, 0]);
+    call.partial_backward(columns, &[4i32, 0], 2, 5, &merged, &mut grad).unwrap();
+    let mut place = x;
+    let in_place = Output::from(&mut place).strides([4, 1, 0]);
+    call.partial_backward_in_place(in_place, &[4i32, 0], 2, 5, &merged).unwrap();
+    assert_eq!(place[..3], grad[..3]);
+    assert_eq!(place[4..7], grad[3..]);
+    assert_eq!([place[3], place[7]], [0.0, 9.0]);
+    // All gradients of a row add up to 0; the other shard has those of the first two classes.
+    assert!(grad[0] > 0.0 && grad[2] < 0.0 && grad[3..].iter().all(|g| *g > 0.0), "{grad:?}");
+    let mut twice = grad;
+    let accumulating = call.accumulate(true);
+    accumulating.partial_backward(columns, &[4i32, 0], 2, 5, &merged, &mut twice).unwrap();
+    assert!(twice.iter().zip(grad).all(|(twice, once)| (twice - 2.0 * once).abs() < 1e-7));
+}
+
+/// What only the Rust surface can get wrong; tests/c/shards.c has the rest.
+#[test]
+fn refused_slices() {
+    let (x, y) = ([0f32; 6], [0i32, 1]);
+    let mut partials = [Partial { lse: 7.0, ..Partial::EMPTY }; 2];
+    let call = CrossEntropy::new(2, 3);
+    let error = call.partial_forward(&x, &y, 0, 3, &mut partials[..1]).unwrap_err();
+    assert_eq!(error, Error::Shape("partials has 1 states, but there are 2 rows".to_string()));
+    let error = call.partial_forward(&x[..5], &y, 0, 3, &mut partials).unwrap_err();
+    assert!(matches!(error, Error::Shape(what) if what.contains("logits has 5 elements")));
+    let error = call.partial_forward(&x, &y, 1, 3, &mut partials).unwrap_err();
+    assert!(matches!(error, Error::Shape(what) if what.contains("class_offset + classes = 1 + 3")));
+    assert_eq!(partials.map(|state| state.lse), [7.0; 2]);
+    let mut grad = [7f32; 6];
+    let error = call.partial_backward(&x, &y, 0, 3, &partials[..1], &mut grad).unwrap_err();
+    assert_eq!(error, Error::Shape("merged has 1 states, but there are 2 rows".to_string()));
+    assert_eq!(grad, [7.0; 6]);
+    let mut uninit = [const { std::mem::MaybeUninit::<f32>::uninit() }; 6];
+    let adding = call.accumulate(true);
+    let error = adding.partial_backward(&x, &y, 0, 3, &partials, &mut uninit).unwrap_err();
+    assert!(matches!(error, Error::Param(what) if what.contains("not initialised")));
+    let weights = [1f32; 3];
+    let weighted = call.class_weights(&weights);
+    let error = weighted.partial_forward(&x, &y, 0, 4, &mut partials).unwrap_err();
+    assert!(matches!(error, Error::Shape(what) if what.contains("class_weights has 3 elements")));
+    let mut loss = 7.0;
+    let results = Results { loss: Some(&mut loss), ..Results::default() };
+    let error = call.partial_finish(&y, 3, &partials[..1], results).unwrap_err();
+    assert!(matches!(error, Error::Shape(what) if what.starts_with("merged has 1 states")));
+    let results = Results { loss: Some(&mut loss), ..Results::default() };
+    let error = call.partial_finish_evaluate(3, &partials, results).unwrap_err();
+    assert_eq!(error, Error::Null("targets is NULL".to_string()));
+    assert_eq!(loss, 7.0);
+}
+
+/// No rows: nothing is read or written, and a mean is NaN.
+#[test]
+fn no_rows() {
+    let call = CrossEntropy::new(0, 3);
+    let (x, y): ([f32; 0], [i32; 0]) = ([], []);
+    call.partial_forward(&x, &y, 0, 3, &mut []).unwrap();
+    call.partial_backward(&x, &y, 0, 3, &[], &mut [0f32; 0]).unwrap();
+    let mut loss = 7.0;
+    let results = Results { loss: Some(&mut loss), ..Results::default() };
+    call.partial_finish(&y, 3, &[], results).unwrap();
+    assert!(loss.is_nan());
+}
