@@ -3,7 +3,10 @@
 //! `cargo run --example features` prints each figure, and panics if a figure is not as expected.
 
 use xent::half::{bf16, f16};
-use xent::{CrossEntropy, Error, Input, Output, Partial, Pool, Reduction, Results, Softmax};
+use xent::{
+    CrossEntropy, Error, Input, Linear, LinearGrads, Output, Partial, Pool, Reduction, Results,
+    Softmax,
+};
 
 fn expect(what: &str, got: impl Into<f64>, expected: f64) {
     let got = got.into();
@@ -340,6 +343,23 @@ fn threads() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// A linear layer and its loss: the logits (0.5, -0.5, 1.7) and (-0.15, 0.55, -0.35) are never stored.
+fn linear_layer() -> Result<(), Error> {
+    let hidden = [1f32, 2.0, 0.5, -1.0];
+    let weight = [0.1f32, 0.2, 0.3, -0.4, 0.5, 0.6];
+    let (mut grad_hidden, mut grad_weight) = ([0f32; 4], [0f32; 6]);
+    let grads = LinearGrads {
+        hidden: Some((&mut grad_hidden).into()),
+        weight: Some((&mut grad_weight).into()),
+        ..LinearGrads::default()
+    };
+    let layer = Linear::new(CrossEntropy::new(2, 3), 2);
+    let loss = layer.forward_backward(&hidden, &weight, &[2i64, 0], grads)?;
+    expect("linear layer: loss", loss, 0.844259);
+    expect("linear layer: gradient of the weight", f64::from(grad_weight[0]), -0.078113);
+    Ok(())
+}
+
 /// A failure says what was wrong, and has written nothing.
 fn errors() {
     let mut logits = [0f32, 0.0, 0.0, 2.0];
@@ -372,6 +392,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     softmax_axis()?;
     log_softmax_axis()?;
     shards()?;
+    linear_layer()?;
     threads()?;
     errors();
     Ok(())

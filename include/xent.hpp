@@ -19,7 +19,8 @@
 //     evaluate           what there is without targets: lse, argmax, entropy
 //
 // softmax and log_softmax by themselves, and softmax_backward, log_softmax_backward. partial_forward,
-// partial_merge, partial_finish and partial_backward where a vocabulary lies in shards. Each call in
+// partial_merge, partial_finish and partial_backward where a vocabulary lies in shards. forward, evaluate,
+// backward and forward_backward of an xent::linear, a layer whose logits are never stored. Each call in
 // several forms:
 //
 //     (logits, classes, targets, ...)         containers: vectors, arrays, spans; matrices. Every size is
@@ -587,6 +588,25 @@ struct results {
     output entropy{};                  ///< float or double [rows]: entropy of the softmax
 };
 
+/// A linear layer that makes the logits: hidden * weight^T + bias. They are never stored.
+struct linear {
+    std::size_t features = 0;
+    input hidden{};            ///< float, double or a half, [rows, features]; the features of a row are contiguous
+    input weight{};            ///< [classes, features], of the element type of hidden
+    input bias{};              ///< [classes]
+    std::size_t workspace = 0; ///< bytes that a call may allocate; 0 = as few as run near full speed
+};
+
+/// Where the gradients of a linear layer go. One that is absent is not computed, nor its matrix product.
+struct linear_grads {
+    output hidden{}; ///< [rows, features]: the element type of hidden, or float; ignored rows get 0
+    output weight{}; ///< [classes, features]: the element type of weight, or float
+    output bias{};   ///< [classes], any floating type
+    bool accumulate_hidden = false; ///< add to what hidden holds
+    bool accumulate_weight = false; ///< ... to what weight holds
+    bool accumulate_bias = false;   ///< ... to what bias holds
+};
+
 /// Options of softmax and log_softmax.
 struct softmax_options {
     std::size_t inner = 1;            ///< inner positions: operands are [rows, classes, inner]
@@ -771,6 +791,29 @@ private:
     const input* grad_output_ = nullptr;
 };
 
+// A call of a linear layer.
+struct linear_call {
+    detail::call call;
+    xent_linear layer = XENT_LINEAR_INIT;
+    xent_linear_grads grads = XENT_LINEAR_GRADS_INIT;
+
+    linear_call(const linear& from, std::size_t rows, std::size_t classes, const input& targets, const options& with,
+                const linear_grads& to = {})
+        : call(input(), rows, classes, targets, with) {
+        layer.features = from.features;
+        layer.hidden = resolve("hidden", from.hidden, rows, from.features, 1);
+        layer.weight = resolve("weight", from.weight, classes, from.features, 1);
+        layer.bias = resolve("bias", from.bias, 1, classes, 1);
+        layer.workspace = from.workspace;
+        layer.flags = (to.accumulate_hidden ? std::uint32_t{XENT_LINEAR_ACCUMULATE_HIDDEN} : 0u) |
+                      (to.accumulate_weight ? std::uint32_t{XENT_LINEAR_ACCUMULATE_WEIGHT} : 0u) |
+                      (to.accumulate_bias ? std::uint32_t{XENT_LINEAR_ACCUMULATE_BIAS} : 0u);
+        grads.hidden = resolve("grads.hidden", to.hidden, rows, from.features, 1);
+        grads.weight = resolve("grads.weight", to.weight, classes, from.features, 1);
+        grads.bias = resolve("grads.bias", to.bias, 1, classes, 1);
+    }
+};
+
 inline void need_reduced_loss(const options& with) {
     if (with.reduction == reduction::none)
         fail(XENT_ERR_PARAM, "reduction::none has no loss to return: ask for results.row_losses");
@@ -782,7 +825,7 @@ template <class Type>
 inline constexpr bool is_own_type =
     std::is_same_v<Type, input> || std::is_same_v<Type, output> || std::is_same_v<Type, results> ||
     std::is_same_v<Type, options> || std::is_same_v<Type, softmax_options> || std::is_same_v<Type, strides> ||
-    std::is_same_v<Type, pool>;
+    std::is_same_v<Type, pool> || std::is_same_v<Type, linear> || std::is_same_v<Type, linear_grads>;
 template <class Type>
 inline constexpr bool is_operand =
     (std::is_class_v<std::remove_reference_t<Type>> || std::is_array_v<std::remove_reference_t<Type>>) &&
@@ -1069,6 +1112,61 @@ inline double forward_backward(const input& logits, std::size_t rows, std::size_
     results out;
     out.loss = &loss;
     forward_backward(logits, rows, classes, targets, out, grad, with);
+    return loss;
+}
+
+/// Fills `out` with the loss of a linear layer's logits and other results. Ignored rows cost no arithmetic, unless
+/// lse, argmax or entropy are wanted, which are results of all rows.
+inline void forward(const linear& layer, std::size_t rows, std::size_t classes, const input& targets,
+                    const results& out, const options& with = {}) {
+    detail::linear_call call(layer, rows, classes, targets, with);
+    const xent_results filled = call.call.to_fill(out);
+    detail::check(xent_linear_forward(&call.call.problem, &call.layer, &filled));
+}
+
+/// The reduced loss. reduction::none has none: XENT_ERR_PARAM.
+inline double forward(const linear& layer, std::size_t rows, std::size_t classes, const input& targets,
+                      const options& with = {}) {
+    detail::need_reduced_loss(with);
+    double loss = 0;
+    results out;
+    out.loss = &loss;
+    forward(layer, rows, classes, targets, out, with);
+    return loss;
+}
+
+/// Fills `out` with what there is without targets: lse, argmax, entropy.
+inline void evaluate(const linear& layer, std::size_t rows, std::size_t classes, const results& out,
+                     const options& with = {}) {
+    forward(layer, rows, classes, input(), out, with);
+}
+
+/// The gradients of a linear layer, from results.lse of a forward: for losses whose factors depend on the row
+/// losses.
+inline void backward(const linear& layer, std::size_t rows, std::size_t classes, const input& targets,
+                     const double* lse, const linear_grads& grads, const options& with = {}) {
+    detail::linear_call call(layer, rows, classes, targets, with, grads);
+    detail::check(xent_linear_backward(&call.call.problem, &call.layer, lse, call.call.grad_output(), with.grad_scale,
+                                       &call.grads));
+}
+
+/// The gradients of a linear layer, and `out` filled.
+inline void forward_backward(const linear& layer, std::size_t rows, std::size_t classes, const input& targets,
+                             const results& out, const linear_grads& grads, const options& with = {}) {
+    detail::linear_call call(layer, rows, classes, targets, with, grads);
+    const xent_results filled = call.call.to_fill(out);
+    detail::check(xent_linear_forward_backward(&call.call.problem, &call.layer, call.call.grad_output(),
+                                               with.grad_scale, &filled, &call.grads));
+}
+
+/// The gradients of a linear layer, and the reduced loss. reduction::none has none: XENT_ERR_PARAM.
+inline double forward_backward(const linear& layer, std::size_t rows, std::size_t classes, const input& targets,
+                               const linear_grads& grads, const options& with = {}) {
+    detail::need_reduced_loss(with);
+    double loss = 0;
+    results out;
+    out.loss = &loss;
+    forward_backward(layer, rows, classes, targets, out, grads, with);
     return loss;
 }
 

@@ -4,7 +4,9 @@
 
 use common::is_sampled;
 use xent::half::{bf16, f16};
-use xent::{CrossEntropy, Input, Isa, Number, Output, Reduction, Results, Softmax};
+use xent::{
+    CrossEntropy, Input, Isa, Linear, LinearGrads, Number, Output, Reduction, Results, Softmax,
+};
 
 /// A multiple of the page size of every system.
 const PAGE: usize = 1 << 16;
@@ -141,6 +143,45 @@ fn calls<T: Number>(of: fn(f64) -> T, isa: Isa) {
     }
 }
 
+/// `[rows, classes, features]`.
+const LAYERS: [[usize; 3]; 6] =
+    [[1, 1, 1], [3, 5, 7], [7, 300, 33], [13, 67, 260], [25, 16, 64], [70, 257, 17]];
+
+fn layers<T: Number>(of: fn(f64) -> T, isa: Isa) {
+    for [rows, classes, features] in LAYERS {
+        let numbers =
+            |n: usize| -> Vec<T> { (0..n).map(|i| of((i * 7 % 23) as f64 / 8.0 - 1.0)).collect() };
+        for at_end in [true, false] {
+            let fence = |values: &[T]| Fenced::new(values, at_end);
+            let (h, w) = (fence(&numbers(rows * features)), fence(&numbers(classes * features)));
+            let (mut dh, mut dw) =
+                (fence(&numbers(rows * features)), fence(&numbers(classes * features)));
+            let (b, mut db) = (fence(&numbers(classes)), fence(&numbers(classes)));
+            let labels: Vec<i32> = (0..rows).map(|i| (i * 5 % classes) as i32).collect();
+            let (y, p) = (Fenced::new(&labels, at_end), fence(&numbers(rows * classes)));
+            for softcap in [0.0, 4.0] {
+                let call = CrossEntropy::new(rows, classes).isa(isa).softcap(softcap).threads(1);
+                let layer = Linear::new(call, features).bias(b.get());
+                macro_rules! grads {
+                    () => {
+                        LinearGrads {
+                            hidden: Some(dh.get_mut().into()),
+                            weight: Some(dw.get_mut().into()),
+                            bias: Some(db.get_mut().into()),
+                        }
+                    };
+                }
+                layer.forward_backward(h.get(), w.get(), y.get(), grads!()).unwrap();
+                layer.forward_backward(h.get(), w.get(), p.get(), grads!()).unwrap();
+                let mut lse = Fenced::new(&vec![0f64; rows], at_end);
+                let results = Results { lse: Some(lse.get_mut()), ..Results::default() };
+                layer.evaluate(h.get(), w.get(), results).unwrap();
+                layer.backward(h.get(), w.get(), y.get(), lse.get(), grads!()).unwrap();
+            }
+        }
+    }
+}
+
 fn input<T: Number>(of: &Fenced<T>, strides: [i64; 3]) -> Input<'_> {
     Input::from(of.get()).strides(strides)
 }
@@ -156,5 +197,9 @@ fn nothing_past_an_operand_is_touched() {
         calls::<f64>(|x| x, isa);
         calls::<bf16>(bf16::from_f64, isa);
         calls::<f16>(f16::from_f64, isa);
+        layers::<f32>(|x| x as f32, isa);
+        layers::<f64>(|x| x, isa);
+        layers::<bf16>(bf16::from_f64, isa);
+        layers::<f16>(f16::from_f64, isa);
     }
 }

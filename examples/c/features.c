@@ -480,6 +480,29 @@ static void threads(void) {
   expect("threads and pool: same bits", alone > pooled || alone < pooled, 0);
 }
 
+/* A linear layer and its loss: the logits (0.5, -0.5, 1.7) and (-0.15, 0.55, -0.35) are never stored. */
+static void linear_layer(void) {
+  const float hidden[4] = {1, 2, 0.5f, -1}, weight[6] = {0.1f, 0.2f, 0.3f, -0.4f, 0.5f, 0.6f};
+  const int64_t targets[2] = {2, 0};
+  float grad_hidden[4], grad_weight[6];
+  double loss;
+  xent_problem problem = XENT_PROBLEM_INIT;
+  xent_linear linear = XENT_LINEAR_INIT;
+  xent_results results = XENT_RESULTS_INIT;
+  xent_linear_grads grads = XENT_LINEAR_GRADS_INIT;
+  problem.rows = 2, problem.classes = 3; /* no logits */
+  problem.targets = (xent_input){targets, XENT_I64, {0}};
+  linear.features = 2;
+  linear.hidden = (xent_input){hidden, XENT_F32, {0}};
+  linear.weight = (xent_input){weight, XENT_F32, {0}};
+  results.loss = &loss;
+  grads.hidden = (xent_output){grad_hidden, XENT_F32, {0}};
+  grads.weight = (xent_output){grad_weight, XENT_F32, {0}};
+  ok(xent_linear_forward_backward(&problem, &linear, NULL, 1.0, &results, &grads));
+  expect("linear layer: loss", loss, 0.844259);
+  expect("linear layer: gradient of the weight", grad_weight[0], -0.078113);
+}
+
 /* A failure has a status and a message, and has written nothing. */
 static void errors(void) {
   float logits[4] = {0, 0, 0, 2};
@@ -518,6 +541,7 @@ int main(void) {
   softmax_axis();
   log_softmax_axis();
   shards();
+  linear_layer();
   threads();
   errors();
   return failures != 0;

@@ -363,6 +363,22 @@ void threads() {
   expect("threads and pool: same bits", alone > pooled || alone < pooled, 0);
 }
 
+// A linear layer and its loss: the logits (0.5, -0.5, 1.7) and (-0.15, 0.55, -0.35) are never stored.
+void linear_layer() {
+  const std::vector<float> hidden = {1, 2, 0.5f, -1}, weight = {0.1f, 0.2f, 0.3f, -0.4f, 0.5f, 0.6f};
+  const std::vector<std::int64_t> targets = {2, 0};
+  std::vector<float> grad_hidden(4), grad_weight(6);
+  xent::linear layer;
+  layer.features = 2;
+  layer.hidden = hidden;
+  layer.weight = weight;
+  xent::linear_grads grads;
+  grads.hidden = grad_hidden;
+  grads.weight = grad_weight;
+  expect("linear layer: loss", xent::forward_backward(layer, 2, 3, targets, grads), 0.844259);
+  expect("linear layer: gradient of the weight", grad_weight[0], -0.078113);
+}
+
 // A failure throws, with a status and a message, and has written nothing.
 void errors() {
   std::vector<float> logits = {0, 0, 0, 2};
@@ -404,6 +420,7 @@ int main() {
     softmax_axis();
     log_softmax_axis();
     shards();
+    linear_layer();
     threads();
     errors();
   } catch (const std::exception &error) {

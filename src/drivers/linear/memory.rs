@@ -161,13 +161,15 @@ impl Job<'_> {
         let (rows, tile_rows) = (needs.block_rows, needs.block_rows.max(needs.weight_rows));
         let tile = tile_rows * VOCABULARY_PITCH + DEPTH * VOCABULARY_BLOCK;
         let blocks = tile * self.lane + self.left_bytes(tile_rows);
+        let groups = rows.div_ceil(ROWS) * (size_of::<RowGroup>() + size_of::<RowGroupExtras>());
         let per_row = size_of::<RowState>()
             + size_of::<Option<Reduction>>()
             + size_of::<Shift>()
-            + size_of::<ArgMax>()
-            + (size_of::<RowGroup>() + size_of::<RowGroupExtras>()) / ROWS;
+            + size_of::<ArgMax>();
         let addresses = 4 * tile_rows.max(VOCABULARY_BLOCK) * size_of::<usize>();
-        blocks + needs.sums + rows.next_multiple_of(ROWS) * per_row + addresses
+        // Each of the four blocks of memory is rounded up to a line.
+        let fixed = size_of::<Worker>() + 4 * size_of::<Line>();
+        blocks + needs.sums + groups + rows * per_row + addresses + fixed
     }
 
     /// Decides how rows are divided among threads, within the workspace.
