@@ -304,6 +304,33 @@ impl Batch {
         }
     }
 
+    /// Writes what is left to write of row `i`'s gradient; `sweep` makes its second sweep, if it has one.
+    ///
+    /// # Safety
+    /// See [`Batch`]; `sweep` writes the row's gradient but for the entry of the excluded class.
+    #[inline(always)]
+    pub unsafe fn write(
+        &mut self,
+        call: &Call,
+        i: usize,
+        sweep: impl FnOnce(Position, &RowGradient),
+    ) {
+        let row = &self.rows()[i];
+        match &row.action {
+            RowAction::Nothing => return,
+            RowAction::Entry => {}
+            RowAction::Fill(value) => {
+                if let Some(output) = &call.plan.output {
+                    // SAFETY: the output covers the row (validation), this thread's alone (# Safety).
+                    unsafe { output.view.fill_row(row.at, call.plan.shape.classes, *value) };
+                }
+            }
+            RowAction::Sweep(gradient) => sweep(row.at, gradient),
+        }
+        // SAFETY: this function's own # Safety.
+        unsafe { self.write_entry(call, i) };
+    }
+
     /// Writes the gradient of row `i`'s excluded class, where the sweep left a value without meaning.
     ///
     /// # Safety

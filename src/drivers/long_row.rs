@@ -1,6 +1,6 @@
 //! One long row, its segments shared by several threads.
 
-use super::batch::{Batch, RowAction};
+use super::batch::{Batch, RowGradient};
 use super::call::Call;
 use super::segment::{self, ChunkFlags, PlacedRow};
 use super::totals::Totals;
@@ -48,36 +48,27 @@ pub unsafe fn run(call: &Call, team: &Team, threads: usize, index: usize, totals
     // SAFETY: the row is the call's, and all threads are done with it (`map` returned).
     unsafe { batch.finish(call) };
     batch.add_row(call, 0, totals);
-    match &batch.rows()[0].action {
-        RowAction::Nothing => return,
-        RowAction::Entry => {}
-        RowAction::Fill(value) => {
-            if let Some(output) = &call.plan.output {
-                // SAFETY: the output covers the row (validation), which nobody else accesses (# Safety).
-                unsafe { output.view.fill_row(at, call.plan.shape.classes, *value) };
-            }
-        }
-        RowAction::Sweep(gradient) => {
-            team.map(
-                threads,
-                call.segments,
-                |segments, give| {
-                    for index in segments {
-                        let [out_of_range, redone] =
-                            all_flags[index].each_ref().map(|bits| bits.load(Ordering::Relaxed));
-                        let flags = ChunkFlags { out_of_range, redone };
-                        // SAFETY: `map` hands each segment of the row to one thread.
-                        unsafe { segment::gradient(call, &row, index, flags, gradient) };
-                        give(());
-                    }
-                    if call.streams {
-                        (call.k.lanes.fence)();
-                    }
-                },
-                |()| (),
-            );
-        }
-    }
-    // SAFETY: the row is the call's, and all threads are done with it (`map` returned).
-    unsafe { batch.write_entry(call, 0) };
+    let sweep = |_, gradient: &RowGradient| {
+        team.map(
+            threads,
+            call.segments,
+            |segments, give| {
+                for index in segments {
+                    let [out_of_range, redone] =
+                        all_flags[index].each_ref().map(|bits| bits.load(Ordering::Relaxed));
+                    let flags = ChunkFlags { out_of_range, redone };
+                    // SAFETY: `map` hands each segment of the row to one thread.
+                    unsafe { segment::gradient(call, &row, index, flags, gradient) };
+                    give(());
+                }
+                if call.streams {
+                    (call.k.lanes.fence)();
+                }
+            },
+            |()| (),
+        );
+    };
+    // SAFETY: the row is the call's, and all threads are done with it (`map` returned); the sweep writes all its
+    // segments.
+    unsafe { batch.write(call, 0, sweep) };
 }

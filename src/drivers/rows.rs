@@ -28,27 +28,15 @@ impl Stage {
     /// The row is the call's, and no other thread accesses it.
     unsafe fn write(&mut self, call: &Call, i: usize) {
         let Stage { batch, flags } = self;
-        let row = &mut batch.rows()[i];
-        match &row.action {
-            RowAction::Nothing => return,
-            RowAction::Entry => {}
-            RowAction::Fill(value) => {
-                if let Some(output) = &call.plan.output {
-                    // SAFETY: the output covers the row (validation), this thread's alone (# Safety).
-                    unsafe { output.view.fill_row(row.at, call.plan.shape.classes, *value) };
-                }
-            }
-            RowAction::Sweep(gradient) => {
-                // SAFETY: the row is the call's (# Safety).
-                let row = unsafe { PlacedRow::new(call, row.at) };
+        // SAFETY: the row is the call's, and this thread's alone (# Safety); the sweep writes all its segments.
+        unsafe {
+            batch.write(call, i, |at, gradient| {
+                let row = PlacedRow::new(call, at);
                 for (index, flags) in flags[i..][..call.segments].iter().enumerate() {
-                    // SAFETY: the segment of a row of the call, this thread's alone (# Safety).
-                    unsafe { segment::gradient(call, &row, index, *flags, gradient) };
+                    segment::gradient(call, &row, index, *flags, gradient);
                 }
-            }
+            });
         }
-        // SAFETY: the row is the call's, and this thread's alone (# Safety).
-        unsafe { batch.write_entry(call, i) };
     }
 }
 

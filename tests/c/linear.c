@@ -2,7 +2,7 @@
  * target and option; what a call refuses, and that it then writes nothing. */
 #include "check.h"
 
-enum { ROWS = 37, CLASSES = 301, FEATURES = 45, PITCH = 48 };
+enum { N = 37, C = 301, D = 45, STEP = 48 };
 
 static uint64_t state = 21;
 
@@ -11,9 +11,9 @@ struct layer {
     xent_linear linear;
     void *hidden, *weight;
     float *logits; /* the stored form, in f32 or f64 as the lanes are */
-    int64_t targets[ROWS];
-    float probabilities[ROWS * CLASSES], bias[CLASSES], class_weights[CLASSES], row_weights[ROWS];
-    uint8_t mask[ROWS];
+    int64_t targets[N];
+    float probabilities[N * C], bias[C], class_weights[C], row_weights[N];
+    uint8_t mask[N];
 };
 
 static xent_dtype lanes(xent_dtype dtype) { return dtype == XENT_F64 ? XENT_F64 : XENT_F32; }
@@ -22,35 +22,35 @@ static xent_dtype lanes(xent_dtype dtype) { return dtype == XENT_F64 ? XENT_F64 
 static void make(struct layer *l, xent_dtype dtype) {
     xent_problem problem = XENT_PROBLEM_INIT;
     xent_linear linear = XENT_LINEAR_INIT;
-    l->hidden = checked(calloc(ROWS * PITCH, size_of(dtype)));
-    l->weight = checked(calloc(CLASSES * FEATURES, size_of(dtype)));
-    l->logits = checked(calloc(ROWS * CLASSES, sizeof(double)));
-    for (int i = 0; i < ROWS * PITCH; i++) set(l->hidden, dtype, i, 2 * uniform(&state) - 1);
-    for (int i = 0; i < CLASSES * FEATURES; i++) set(l->weight, dtype, i, uniform(&state) - 0.5);
-    fill(l->bias, CLASSES, -1, 1, &state);
-    fill(l->probabilities, ROWS * CLASSES, 0, 2.0 / CLASSES, &state);
-    fill(l->class_weights, CLASSES, 0.5, 1.5, &state);
-    fill(l->row_weights, ROWS, 0.5, 1.5, &state);
-    for (int i = 0; i < ROWS; i++) {
-        l->targets[i] = i % 5 == 4 ? -100 : (int64_t)(random_u64(&state) % CLASSES);
+    l->hidden = checked(calloc(N * STEP, size_of(dtype)));
+    l->weight = checked(calloc(C * D, size_of(dtype)));
+    l->logits = checked(calloc(N * C, sizeof(double)));
+    for (int i = 0; i < N * STEP; i++) set(l->hidden, dtype, i, 2 * uniform(&state) - 1);
+    for (int i = 0; i < C * D; i++) set(l->weight, dtype, i, uniform(&state) - 0.5);
+    fill(l->bias, C, -1, 1, &state);
+    fill(l->probabilities, N * C, 0, 2.0 / C, &state);
+    fill(l->class_weights, C, 0.5, 1.5, &state);
+    fill(l->row_weights, N, 0.5, 1.5, &state);
+    for (int i = 0; i < N; i++) {
+        l->targets[i] = i % 5 == 4 ? -100 : (int64_t)(random_u64(&state) % C);
         l->mask[i] = i % 7 != 3;
     }
-    problem.rows = ROWS, problem.classes = CLASSES;
+    problem.rows = N, problem.classes = C;
     problem.targets = (xent_input){l->targets, XENT_I64, {0}};
-    linear.features = FEATURES;
-    linear.hidden = (xent_input){l->hidden, dtype, {PITCH, 1}};
+    linear.features = D;
+    linear.hidden = (xent_input){l->hidden, dtype, {STEP, 1}};
     linear.weight = (xent_input){l->weight, dtype, {0}};
     l->problem = problem, l->linear = linear;
 }
 
 static void make_logits(struct layer *l) {
     xent_dtype dtype = l->linear.hidden.dtype;
-    for (int i = 0; i < ROWS; i++)
-        for (int c = 0; c < CLASSES; c++) {
+    for (int i = 0; i < N; i++)
+        for (int c = 0; c < C; c++) {
             double x = l->linear.bias.data ? (double)l->bias[c] : 0;
-            for (int j = 0; j < FEATURES; j++)
-                x += get(l->hidden, dtype, i * PITCH + j) * get(l->weight, dtype, c * FEATURES + j);
-            set(l->logits, lanes(dtype), i * CLASSES + c, x);
+            for (int j = 0; j < D; j++)
+                x += get(l->hidden, dtype, i * STEP + j) * get(l->weight, dtype, c * D + j);
+            set(l->logits, lanes(dtype), i * C + c, x);
         }
 }
 
@@ -63,10 +63,10 @@ static void check_layer(struct layer *l, double grad_scale) {
     make_logits(l);
     xent_problem stored = l->problem;
     stored.logits = (xent_input){l->logits, wide, {0}};
-    static double logit_grad[ROWS * CLASSES], lse[2][ROWS], row_losses[2][ROWS], entropy[2][ROWS];
+    static double logit_grad[N * C], lse[2][N], row_losses[2][N], entropy[2][N];
     double loss[2] = {0, 0}, normalizer[2];
     uint64_t kept[2];
-    static float grad_hidden[2][ROWS * FEATURES], grad_weight[2][CLASSES * FEATURES], grad_bias[2][CLASSES];
+    static float grad_hidden[2][N * D], grad_weight[2][C * D], grad_bias[2][C];
     xent_results r[2] = {XENT_RESULTS_INIT, XENT_RESULTS_INIT};
     for (int k = 0; k < 2; k++) {
         if (l->problem.reduction != XENT_NONE) r[k].loss = &loss[k];
@@ -96,26 +96,26 @@ static void check_layer(struct layer *l, double grad_scale) {
         CHECK_NEAR(loss[1], loss[0], near_enough);
         CHECK_NEAR(normalizer[1], normalizer[0], 0);
         CHECK_U64(kept[1], kept[0]);
-        for (int i = 0; i < ROWS; i++) {
+        for (int i = 0; i < N; i++) {
             CHECK_NEAR(lse[1][i], lse[0][i], near_enough);
             CHECK_NEAR(row_losses[1][i], row_losses[0][i], 2 * near_enough);
             CHECK_NEAR(entropy[1][i], entropy[0][i], 2 * near_enough);
-            for (int j = 0; j < FEATURES; j++) {
+            for (int j = 0; j < D; j++) {
                 double sum = 0;
-                for (int c = 0; c < CLASSES; c++)
-                    sum += get(logit_grad, wide, i * CLASSES + c) * get(l->weight, dtype, c * FEATURES + j);
-                CHECK_NEAR(grad_hidden[backward][i * FEATURES + j], sum, 2e-5);
+                for (int c = 0; c < C; c++)
+                    sum += get(logit_grad, wide, i * C + c) * get(l->weight, dtype, c * D + j);
+                CHECK_NEAR(grad_hidden[backward][i * D + j], sum, 2e-5);
             }
         }
-        for (int c = 0; c < CLASSES; c++) {
+        for (int c = 0; c < C; c++) {
             double sum = 0;
-            for (int i = 0; i < ROWS; i++) sum += get(logit_grad, wide, i * CLASSES + c);
+            for (int i = 0; i < N; i++) sum += get(logit_grad, wide, i * C + c);
             CHECK_NEAR(grad_bias[backward][c], sum, 2e-5);
-            for (int j = 0; j < FEATURES; j++) {
+            for (int j = 0; j < D; j++) {
                 sum = 0;
-                for (int i = 0; i < ROWS; i++)
-                    sum += get(logit_grad, wide, i * CLASSES + c) * get(l->hidden, dtype, i * PITCH + j);
-                CHECK_NEAR(grad_weight[backward][c * FEATURES + j], sum, 2e-5);
+                for (int i = 0; i < N; i++)
+                    sum += get(logit_grad, wide, i * C + c) * get(l->hidden, dtype, i * STEP + j);
+                CHECK_NEAR(grad_weight[backward][c * D + j], sum, 2e-5);
             }
         }
     }
@@ -148,7 +148,7 @@ static void options(void) {
 static void accumulates(void) {
     static struct layer l;
     make(&l, XENT_F32);
-    static float once[CLASSES * FEATURES], twice[CLASSES * FEATURES];
+    static float once[C * D], twice[C * D];
     xent_linear_grads grads = XENT_LINEAR_GRADS_INIT;
     grads.weight = (xent_output){once, XENT_F32, {0}};
     CHECK_OK(xent_linear_forward_backward(&l.problem, &l.linear, NULL, 1.0, NULL, &grads));
@@ -156,14 +156,14 @@ static void accumulates(void) {
     l.linear.flags = XENT_LINEAR_ACCUMULATE_WEIGHT;
     grads.weight.data = twice;
     CHECK_OK(xent_linear_forward_backward(&l.problem, &l.linear, NULL, 1.0, NULL, &grads));
-    for (int i = 0; i < CLASSES * FEATURES; i++) CHECK_NEAR(twice[i], 2 * once[i], 1e-6);
+    for (int i = 0; i < C * D; i++) CHECK_NEAR(twice[i], 2 * once[i], 1e-6);
     discard(&l);
 }
 
 static void refused(void) {
     static struct layer l;
     make(&l, XENT_F32);
-    static float hidden[ROWS * FEATURES], weight[CLASSES * FEATURES];
+    static float hidden[N * D], weight[C * D];
     memset(hidden, POISON, sizeof hidden), memset(weight, POISON, sizeof weight);
     double loss = -7;
     float *before = copy_of(hidden, sizeof hidden);
@@ -191,11 +191,11 @@ static void refused(void) {
     REFUSED(XENT_ERR_NULL, "weight is NULL", linear.weight.data = NULL);
     REFUSED(XENT_ERR_NULL, "targets is NULL", problem.targets.data = NULL);
     REFUSED(XENT_ERR_SHAPE, "logits is given", problem.logits = linear.hidden);
-    REFUSED(XENT_ERR_SHAPE, "inner = 2", problem.inner = 2; problem.rows = ROWS / 2);
+    REFUSED(XENT_ERR_SHAPE, "inner = 2", problem.inner = 2; problem.rows = N / 2);
     REFUSED(XENT_ERR_SHAPE, "overflows", linear.features = SIZE_MAX / 64);
     REFUSED(XENT_ERR_STRIDE, "hidden.strides[1] = 2", linear.hidden.strides[1] = 2);
     REFUSED(XENT_ERR_STRIDE, "weight.strides[0] = -1", linear.weight.strides[0] = -1; linear.weight.strides[1] = 1);
-    REFUSED(XENT_ERR_STRIDE, "grads.hidden.strides[0]", to.hidden.strides[0] = 1; to.hidden.strides[1] = 1);
+    REFUSED(XENT_ERR_STRIDE, "makes elements of an output share an address", to.hidden.strides[0] = 1; to.hidden.strides[1] = 1);
     REFUSED(XENT_ERR_DTYPE, "weight.dtype", linear.weight.dtype = XENT_BF16);
     REFUSED(XENT_ERR_DTYPE, "grads.weight.dtype", to.weight.dtype = XENT_F64);
     REFUSED(XENT_ERR_DTYPE, "hidden.dtype", linear.hidden.dtype = XENT_I32);

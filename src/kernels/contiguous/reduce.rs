@@ -2,6 +2,7 @@
 
 use super::block::{Blocks, Chunk, Interleaved, LINE, NoInterleaved, excluded_in};
 use crate::element::Element;
+use crate::kernels::ONES;
 use crate::kernels::row_state::ArgMax;
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::{
@@ -447,9 +448,6 @@ impl Masses for EqualMasses {
 impl Masses for OwnMasses {
     const EQUAL: bool = false;
 }
-
-/// The masses of a register if all are equal.
-static ONES: [f64; 16] = [1.0; 16];
 
 /// # Safety
 /// As [`dot`]; `mass` is not null unless `M::EQUAL`.

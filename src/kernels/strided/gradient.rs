@@ -2,6 +2,7 @@
 
 use super::reduce::{Masses, excluded};
 use super::tile::{Tile, number, shift_logits, take, take_wide, zip_wide};
+use crate::kernels::ONES;
 use crate::kernels::row_math::{Coefficients, OutputTerm, ROWS, RowGroup, RowLanes};
 use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2, Unclamped};
 use crate::simd::{Real, Simd, up_to};
@@ -64,8 +65,6 @@ impl TileGradient<'_> {
     }
 }
 
-/// 1 in every lane.
-static ONES: [f64; 16] = [1.0; 16];
 /// NaN in every lane.
 static NANS: [f64; 16] = [f64::NAN; 16];
 
