@@ -122,7 +122,7 @@ fn threads_over_the_longest_rows() {
                     }
                 }
             }
-            all.extend(good.filter(|_| common::is_fused(isa)));
+            all.extend(good);
         }
         for run in &all {
             run.assert_same(&all[0], "instruction sets");
@@ -268,15 +268,14 @@ fn dfdx_764_nested_pools() {
 proptest! {
     #![proptest_config(config(600))]
 
-    /// All sets with fused multiply-add give the same bits.
     #[test]
-    fn instruction_sets_with_fma_agree(spec in specs()) {
-        let fused: Vec<Isa> = common::fused_isas();
+    fn instruction_sets_agree(spec in specs()) {
+        let sets: Vec<Isa> = isas();
         let problem = spec.problem();
         let problems = [problem.clone(), Problem { accumulate: None, ..problem }];
         for problem in problems {
             let mut good: Option<[Run; 5]> = None;
-            for &isa in &fused {
+            for &isa in &sets {
                 let how = spec.how(isa);
                 let runs = if problem.accumulate.is_some() {
                     let run = problem.run(Pass::Fused, &how);
@@ -311,8 +310,7 @@ fn lse_alone() {
             }
             match &good {
                 Some(good) => assert_same(&lse, good, isa.name()),
-                None if common::is_fused(isa) => good = Some(lse),
-                None => {}
+                None => good = Some(lse),
             }
         }
     }

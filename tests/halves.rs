@@ -253,11 +253,10 @@ impl<H: Half> Case<H> {
         }
     }
 
-    /// Compares with the upcast problem on every set, and between 1, 2 and 3 threads and between the
-    /// sets with fused multiply-add.
+    /// Compares with the upcast problem on every set, between 1, 2 and 3 threads and between the sets.
     #[track_caller]
     fn check(&self, how: impl Fn(Isa) -> How<'static>) {
-        let mut fma: Option<Vec<Answer<H>>> = None;
+        let mut other: Option<Vec<Answer<H>>> = None;
         for isa in isas() {
             let what = format!("{} on {}", H::NAME, isa.name());
             let alone = How { threads: 1, ..how(isa) };
@@ -267,10 +266,9 @@ impl<H: Half> Case<H> {
                 let how = How { threads, pool: Some(three()), ..alone };
                 assert_all_same(&self.answers(&how), &good, &format!("{what}, {threads} threads"));
             }
-            match &fma {
-                Some(fma) => assert_all_same(&good, fma, &what),
-                None if common::is_fused(isa) => fma = Some(good),
-                None => {}
+            match &other {
+                Some(other) => assert_all_same(&good, other, &what),
+                None => other = Some(good),
             }
         }
     }

@@ -1,12 +1,10 @@
 //! The bits of a fixed set of problems equal those of the committed table `tests/golden/hashes.txt`.
-//! There is one table for all instruction sets with fused multiply-add, including NEON, and for every
-//! later version. Whoever changes a bit on purpose rewrites the table:
+//! There is one table for all instruction sets and for every later version. Whoever changes a bit on
+//! purpose rewrites the table:
 //!
 //! ```sh
 //! XENT_WRITE_HASHES=1 cargo test --test hashes golden
 //! ```
-//!
-//! Sets without fused multiply-add (baseline x86-64) have other bits by design and are not tested here.
 
 #[path = "hashes/problems.rs"]
 mod problems;
@@ -14,7 +12,7 @@ mod problems;
 use common::operand::{Dtype, FLOATS, Operand};
 use common::random::Rng;
 use common::task::{Answer, Call, Task, assert_all_same, same_bits};
-use common::{How, Reduction, fused_isas, is_sampled, isas, some};
+use common::{How, Reduction, is_sampled, isas, some};
 use problems::{CHOICES, Choice, LAYOUTS, Layout, PAIRS, sizes, task};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -256,17 +254,12 @@ fn difference(got: &str, want: &str) -> String {
     text
 }
 
-/// Promise 2, over time and over processors: AVX2, AVX-512 and NEON have these bits.
+/// Promise 2, over time and over processors: every set has these bits.
 #[test]
 fn golden() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/hashes.txt");
-    let fused = fused_isas();
-    if fused.is_empty() {
-        println!("SKIPPED: this processor has no set with fused multiply-add");
-        return;
-    }
     let tables: Vec<(Isa, String)> =
-        fused.into_iter().map(|isa| (isa, written(&table(isa)))).collect();
+        isas().into_iter().map(|isa| (isa, written(&table(isa)))).collect();
     let (first, good) = &tables[0];
     for (isa, text) in &tables {
         let difference = difference(text, good);

@@ -167,7 +167,7 @@ pub unsafe fn tile_products<S: Simd>(s: S, tiles: &Tiles, sums: &mut [TileNumber
                 let term = if tiles.log { g } else { d.mul(g, y) };
                 let (next, mut error) = real::sum(d, *v, term);
                 if !tiles.log {
-                    error = d.add(error, d.mul_sub_exact(g, y, term));
+                    error = d.add(error, d.mul_sub(g, y, term));
                 }
                 *v = next;
                 *lost = d.add(*lost, error);

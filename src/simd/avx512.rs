@@ -141,7 +141,7 @@ impl Simd for Avx512 {
         mul(a, b): _mm512_mul_ps,
         div(a, b): _mm512_div_ps,
         mul_add(a, b, c): _mm512_fmadd_ps,
-        mul_sub_exact(a, b, c): _mm512_fmsub_ps,
+        mul_sub(a, b, c): _mm512_fmsub_ps,
         max(bound, x): _mm512_max_ps,
         min(bound, x): _mm512_min_ps,
     }
@@ -303,7 +303,7 @@ impl Simd for Avx512Wide {
         mul(a, b): _mm512_mul_pd,
         div(a, b): _mm512_div_pd,
         mul_add(a, b, c): _mm512_fmadd_pd,
-        mul_sub_exact(a, b, c): _mm512_fmsub_pd,
+        mul_sub(a, b, c): _mm512_fmsub_pd,
         max(bound, x): _mm512_max_pd,
         min(bound, x): _mm512_min_pd,
     }

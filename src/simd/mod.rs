@@ -3,8 +3,9 @@
 //! A kernel never sees the width of a register. It works on a *block* of virtual lanes: 64 of f32
 //! or 32 of f64. Each instruction set covers a block with as many registers as it needs. The trees
 //! in this file fix the order in which lanes are summed, so the register that a lane sits in never
-//! changes a result: every set with fused multiply-add gives the same bits.
+//! changes a result: every set gives the same bits.
 
+mod fused;
 #[cfg(test)]
 pub mod on_isa;
 pub mod portable;
@@ -199,11 +200,16 @@ pub trait Simd: Copy {
     fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// `a / b`
     fn div(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// `a * b + c`, with one rounding if the set has fused multiply-add, else with two.
+    /// `a * b + c`, rounded once.
     fn mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
-    /// `a * b - c`. No set rounds the product: argument reduction relies on that where product and
-    /// subtrahend nearly cancel.
-    fn mul_sub_exact(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+    /// `a * b - c`, rounded once.
+    fn mul_sub(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+    /// Returns `f()`, a long computation of lanes. A set without fused multiply-add calls it as a function,
+    /// since inlined it would be most of the code of each kernel. `f` is `#[inline(always)]`.
+    #[inline(always)]
+    fn apart<R>(self, f: impl FnOnce() -> R) -> R {
+        f()
+    }
     /// The larger of the two; `x` if either is NaN.
     fn max(self, bound: Self::Vector, x: Self::Vector) -> Self::Vector;
     /// The smaller of the two; `x` if either is NaN.

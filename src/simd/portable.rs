@@ -1,9 +1,9 @@
 //! The vectors of the `wide` crate, which use the vector unit of the build's target: NEON on AArch64,
-//! SSE2 on a plain x86-64, scalars elsewhere.
+//! SSE2 on a plain x86-64, scalars elsewhere. A target without fused multiply-add computes it in software.
 
 use super::{
     Doubles, EIGHTH_SHIFT, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, Simd, TOTALS, TWO_52,
-    TWO_52_AND_BIAS, f64_lanes, read_lanes, write_lanes,
+    TWO_52_AND_BIAS, f64_lanes, fused, read_lanes, write_lanes,
 };
 use wide::{f32x8, f64x4, u32x8, u64x4};
 
@@ -11,7 +11,7 @@ use wide::{f32x8, f64x4, u32x8, u64x4};
 pub const NAME: &str =
     if cfg!(all(target_arch = "aarch64", target_feature = "neon")) { "neon" } else { "portable" };
 
-/// Whether `mul_add` rounds once in this build.
+/// Whether the vectors' own `mul_add` rounds once in this build.
 const FUSED: bool =
     cfg!(any(all(target_arch = "aarch64", target_feature = "neon"), target_feature = "fma"));
 
@@ -22,6 +22,17 @@ pub struct Portable;
 /// 4 lanes of f64. The token proves nothing, since these vectors run on every processor.
 #[derive(Clone, Copy)]
 pub struct PortableWide;
+
+/// [`Simd::apart`]. Targets without fused multiply-add have no instructions for the conversions of halves and
+/// for looking up tables either.
+#[inline(always)]
+fn apart<R>(f: impl FnOnce() -> R) -> R {
+    #[inline(never)]
+    fn out_of_line<R>(f: impl FnOnce() -> R) -> R {
+        f()
+    }
+    if FUSED { f() } else { out_of_line(f) }
+}
 
 /// Looks up the entries of a table that the lowest three bits of each number select.
 #[inline(always)]
@@ -48,7 +59,7 @@ fn look_up(table: [u32; 8], at: [u32; 8]) -> [u32; 8] {
 
 /// The part of an `impl Simd` in which f32 and f64 differ only in names.
 macro_rules! simd {
-    ($token:ident, $real:ty, $vector:ident, $bits:ident, $lanes:expr) => {
+    ($token:ident, $real:ty, $vector:ident, $bits:ident, $lanes:expr, $fused:path) => {
         type Real = $real;
         type Vector = $vector;
         type Block = [$vector; 8];
@@ -159,7 +170,15 @@ macro_rules! simd {
         }
         #[inline(always)]
         fn mul_add(self, a: $vector, b: $vector, c: $vector) -> $vector {
-            a.mul_add(b, c)
+            if FUSED { a.mul_add(b, c) } else { $fused(a, b, c) }
+        }
+        #[inline(always)]
+        fn mul_sub(self, a: $vector, b: $vector, c: $vector) -> $vector {
+            if FUSED { a.mul_sub(b, c) } else { $fused(a, b, -c) }
+        }
+        #[inline(always)]
+        fn apart<R>(self, f: impl FnOnce() -> R) -> R {
+            apart(f)
         }
         #[inline(always)]
         fn max(self, bound: $vector, x: $vector) -> $vector {
@@ -234,7 +253,7 @@ macro_rules! simd {
 }
 
 impl Simd for Portable {
-    simd!(Portable, f32, f32x8, u32x8, 8);
+    simd!(Portable, f32, f32x8, u32x8, 8, fused::mul_add);
     type Widened = [f64x4; 2];
     type Exp2Table = [u32; 8];
 
@@ -244,34 +263,21 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn scale(self, table: [u32; 8], m: f32x8) -> f32x8 {
-        let m = m.to_array().map(f32::to_bits);
-        let entries = look_up(table, m);
-        let bits = |i: usize| (m[i] << EIGHTH_SHIFT).wrapping_add(entries[i]);
-        f32x8::from(std::array::from_fn(|i| f32::from_bits(bits(i))))
+        apart(|| {
+            let m = m.to_array().map(f32::to_bits);
+            let entries = look_up(table, m);
+            let bits = |i: usize| (m[i] << EIGHTH_SHIFT).wrapping_add(entries[i]);
+            f32x8::from(std::array::from_fn(|i| f32::from_bits(bits(i))))
+        })
     }
 
     #[inline(always)]
-    fn mul_sub_exact(self, a: f32x8, b: f32x8, c: f32x8) -> f32x8 {
-        if FUSED {
-            return a.mul_sub(b, c);
-        }
-        // An f64 holds the product of two f32 exactly, so only the difference is rounded: first to f64,
-        // then to f32.
-        let (a, b, c) = (a.to_array(), b.to_array(), c.to_array());
-        f32x8::from(std::array::from_fn(|i| {
-            (f64::from(a[i]) * f64::from(b[i]) - f64::from(c[i])) as f32
-        }))
-    }
-    #[inline(always)]
     fn widen(self, v: f32x8) -> [f64x4; 2] {
-        let v = v.to_array();
-        let half = |from: usize| f64x4::from(std::array::from_fn(|i| f64::from(v[from + i])));
-        [half(0), half(4)]
+        fused::widen(v)
     }
     #[inline(always)]
     fn narrow(self, v: [f64x4; 2]) -> f32x8 {
-        let v = v.map(f64x4::to_array);
-        f32x8::from(std::array::from_fn(|i| v[i / 4][i % 4] as f32))
+        fused::narrow(v)
     }
 }
 
@@ -309,36 +315,26 @@ impl Halves for Portable {
     }
     #[inline(always)]
     fn narrow_bf16(self, v: f32x8) -> [u16; 8] {
-        v.to_array().map(|x| half::bf16::from_f32(x).to_bits())
+        apart(|| v.to_array().map(|x| half::bf16::from_f32(x).to_bits()))
     }
     #[inline(always)]
     fn widen_f16(self, v: [u16; 8]) -> f32x8 {
-        f32x8::from(v.map(|bits| half::f16::from_bits(bits).to_f32()))
+        apart(|| f32x8::from(v.map(|bits| half::f16::from_bits(bits).to_f32())))
     }
     #[inline(always)]
     fn narrow_f16(self, v: f32x8) -> [u16; 8] {
-        v.to_array().map(|x| half::f16::from_f32(x).to_bits())
+        apart(|| v.to_array().map(|x| half::f16::from_f32(x).to_bits()))
     }
 }
 
 impl Simd for PortableWide {
-    simd!(PortableWide, f64, f64x4, u64x4, 4);
+    simd!(PortableWide, f64, f64x4, u64x4, 4, fused::mul_add_wide);
     type Widened = [f64x4; 1];
     f64_lanes!(f64x4);
 
     #[inline(always)]
     fn scale(self, (): (), m: f64x4) -> f64x4 {
         f64x4::from(m.to_array().map(|m| f64::from_bits(m.to_bits() << 52)))
-    }
-
-    #[inline(always)]
-    fn mul_sub_exact(self, a: f64x4, b: f64x4, c: f64x4) -> f64x4 {
-        if FUSED {
-            return a.mul_sub(b, c);
-        }
-        // The platform's fma rounds once by definition. It is slow.
-        let (a, b, c) = (a.to_array(), b.to_array(), c.to_array());
-        f64x4::from(std::array::from_fn(|i| a[i].mul_add(b[i], -c[i])))
     }
 }
 

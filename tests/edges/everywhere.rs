@@ -6,7 +6,7 @@
 //! 0.
 
 use common::reference::{self, Case, Outcome, Reduction, Targets};
-use common::{is_fused, is_sampled, isas};
+use common::{is_sampled, isas};
 use std::fmt::Debug;
 use xent::half::{bf16, f16};
 use xent::{CrossEntropy, Input, Isa, Number, Output, Results};
@@ -428,7 +428,7 @@ fn in_layouts<T: Float>(case: &Case, look: &dyn Fn(&Got)) {
     let want = reference::evaluate(&case);
     let logits: Vec<T> = case.logits.iter().map(|&x| T::of(x)).collect();
     for layout in Layout::ALL {
-        let mut fused: Option<Got> = None;
+        let mut other: Option<Got> = None;
         for isa in isas() {
             let problem = Problem {
                 case: &case,
@@ -446,14 +446,12 @@ fn in_layouts<T: Float>(case: &Case, look: &dyn Fn(&Got)) {
             let got = problem.run();
             got.judge(&case, &want, |x| T::of(x).get(), T::LEAST);
             look(&got);
-            if is_fused(isa) {
-                if let Some(first) = &fused {
-                    first.assert_same_results(&got);
-                    same(&first.grad, &got.grad, || format!("gradient, {}", got.at));
-                    same(&first.backward, &got.backward, || format!("backward, {}", got.at));
-                }
-                fused = Some(got);
+            if let Some(other) = &other {
+                other.assert_same_results(&got);
+                same(&other.grad, &got.grad, || format!("gradient, {}", got.at));
+                same(&other.backward, &got.backward, || format!("backward, {}", got.at));
             }
+            other = Some(got);
         }
     }
 }

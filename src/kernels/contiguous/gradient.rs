@@ -276,7 +276,7 @@ impl<S: Simd<Real: Base>, M: SweepMode> Sweep<S, M> {
                 let (d, mut wide) = (s.wide(), s.widen(x));
                 let [logit, exponent, minus_lse, l, inverse] = self.log.map(|x| d.splat(x));
                 for x in wide.as_mut() {
-                    let above = d.mul_sub_exact(d.sub(*x, logit), l, exponent);
+                    let above = d.mul_sub(d.sub(*x, logit), l, exponent);
                     *x = d.mul_add(above, inverse, minus_lse);
                 }
                 return s.narrow(wide);

@@ -205,8 +205,7 @@ unsafe fn sweep<S: Simd<Real: Base>, M: TileMode>(s: S, tile: &Tile, gradient: &
                 OutputTerm::None => minus_bias,
                 OutputTerm::LogSoftmax => {
                     let above = zip_wide::<S>(s.widen(x), shift_logit, |x, logit| d.sub(x, logit));
-                    let above =
-                        zip_wide::<S>(above, shift_exponent, |x, by| d.mul_sub_exact(x, l, by));
+                    let above = zip_wide::<S>(above, shift_exponent, |x, by| d.mul_sub(x, l, by));
                     s.narrow(zip_wide::<S>(above, factor, |x, lse| d.sub(d.mul(x, inverse), lse)))
                 }
             };

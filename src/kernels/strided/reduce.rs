@@ -428,7 +428,7 @@ pub unsafe fn dots<S: Simd>(
                 let (x, center) = (x.as_ref()[i], center.as_ref()[i]);
                 let (high, low) = real::difference(d, x, center);
                 let term = d.select(nothing, zero, d.mul(m, high));
-                let low = d.mul_add(m, low, d.mul_sub_exact(m, high, term));
+                let low = d.mul_add(m, low, d.mul_sub(m, high, term));
                 let (sum, error) = real::sum(d, *dot, term);
                 // An infinite term has no error.
                 let error = d.add(error, d.select(nothing, zero, low));

@@ -44,18 +44,6 @@ pub fn some<I: IntoIterator>(all: I, each: usize) -> impl Iterator<Item = I::Ite
     all.into_iter().step_by(if is_sampled() { each } else { 1 })
 }
 
-/// The sets of [`isas`] with fused multiply-add, which give the same bits. `portable` is one of them
-/// if the target of the build has fused multiply-add, as NEON and x86-64-v3 do.
-pub fn fused_isas() -> Vec<Isa> {
-    isas().into_iter().filter(|&isa| is_fused(isa)).collect()
-}
-
-/// Whether the set multiplies and adds in one rounding.
-pub fn is_fused(isa: Isa) -> bool {
-    isa != Isa::Portable
-        || cfg!(any(all(target_arch = "aarch64", target_feature = "neon"), target_feature = "fma"))
-}
-
 /// Elements of buffers, with two bit patterns that no computation produces.
 pub trait Element: Number + PartialEq + std::fmt::Debug + 'static {
     /// Around an operand and between its rows.
