@@ -16,6 +16,8 @@
 //!   yields ([`Results`]): row losses, lse, argmax, entropy. Targets are class indices or
 //!   probabilities. Options are label smoothing, class and row weights, z-loss, a logit scale and a
 //!   softcap.
+//! - [`Partial`] is what is known of a row after one shard of a vocabulary: calls over the shards merge, on one
+//!   machine or on many, into the results and the gradient of the whole.
 //! - [`Softmax`] computes softmax and log-softmax by themselves, and the gradients through them.
 //! - [`Input`] and [`Output`] are slices of f32, f64, bf16 or f16 with any strides, so that any axis
 //!   of a tensor can be the class axis. They are also made of pointers, of memory without values, and,

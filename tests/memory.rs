@@ -11,8 +11,8 @@ use std::backtrace::Backtrace;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use xent::half::{bf16, f16};
 use xent::{
-    CrossEntropy, Error, Input, Isa, Linear, LinearGrads, Number, Output, Pool, Reduction, Results,
-    Softmax,
+    CrossEntropy, Error, Input, Isa, Linear, LinearGrads, Number, Output, Partial, Pool, Reduction,
+    Results, Softmax,
 };
 
 /// The system's allocator, which counts the requests.
@@ -233,7 +233,7 @@ fn every_call<L: Float, G: Float>(shape: &Shape, isa: Isa, watch: &mut Watch<'_>
     let upstream = vec![-0.5f32; rows];
     let (mut loss, mut z_loss, mut kept, mut correct) = (0.0, 0.0, 0, 0);
     let (mut losses, mut lse, mut entropy) = (vec![0f32; rows], vec![1.0; rows], vec![0.0; rows]);
-    let mut argmax = vec![0; rows];
+    let (mut argmax, mut states) = (vec![0; rows], vec![Partial::EMPTY; rows]);
     let [n, inner] = shape.rows_and_inner();
     let pool =
         |call: CrossEntropy<'static>| call.inner(inner).isa(isa).threads(watch.team.threads());
@@ -296,6 +296,18 @@ fn every_call<L: Float, G: Float>(shape: &Shape, isa: Isa, watch: &mut Watch<'_>
                 let grad = Output::from(&mut grad).strides(strides);
                 call.backward(input(&x[..]), targets, &lse, grad)
             });
+            if !log_probs {
+                watch.call(&name("partial_forward"), || {
+                    call.partial_forward(input(&x[..]), targets, 0, classes, &mut states)
+                });
+                watch.call(&name("partial_finish"), || {
+                    call.partial_finish(targets, classes, &states, results!())
+                });
+                watch.call(&name("partial_backward"), || {
+                    let grad = Output::from(&mut grad).strides(strides);
+                    call.partial_backward(input(&x[..]), targets, 0, classes, &states, grad)
+                });
+            }
             if !is_index {
                 watch.call(&name("backward_targets"), || {
                     let grad = Output::from(&mut grad_soft).strides(packed.strides());

@@ -2,6 +2,7 @@
 
 use common::operand::{Dtype, Operand};
 use common::random::{Rng, config};
+use common::reference;
 use common::task::{Answer, Task, Wants, same_bits};
 use common::task_bounds::{Judge, Worst};
 use common::task_random::tasks;
@@ -244,7 +245,11 @@ fn random_splits_agree_with_the_oracle() {
         let split = Split::new(&task, seed);
         for isa in isas() {
             let how = spec.how(isa);
-            let merged = merge(split.partials(&how), &mut Rng::new(seed));
+            let partials = split.partials(&how);
+            for (shard, states) in split.shards.iter().zip(&partials) {
+                check_states(&split, shard, states);
+            }
+            let merged = merge(partials, &mut Rng::new(seed));
             let answer = split.finish(&merged, &how);
             let mut seen = judge.losses(&answer);
             if task.targets.is_some() {
@@ -259,6 +264,39 @@ fn random_splits_agree_with_the_oracle() {
     println!("errors in units of the bounds: {}", worst.into_inner().unwrap());
     if let Err(error) = outcome {
         panic!("{error}");
+    }
+}
+
+/// Compares the states of a shard with the oracle's.
+#[track_caller]
+fn check_states(split: &Split, shard: &Shard, got: &[Partial]) {
+    let task = &split.task;
+    let wide = task.logits.dtype == Dtype::F64;
+    let (unit, entropy) = if wide { (1e-14, 1e-13) } else { (2e-7, 1e-6) };
+    // A capped logit of f32 may be rounded another way than the oracle's.
+    let of_x = if task.softcap > 0.0 && !wide { 1.2e-7 } else { 1e-14 };
+    let want = reference::states(&task.case(), shard.classes.clone());
+    assert_eq!(got.len(), want.len());
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        let what = || format!("state {i} of {:?}: {got:?}, not {want:?}", shard.classes);
+        let close = |got: f64, want: f64, bound: f64| {
+            let near = (got - want).abs() <= bound;
+            assert!(near || got == want || got.is_nan() && want.is_nan(), "{}", what());
+        };
+        assert_eq!(got.argmax, want.argmax, "{}", what());
+        close(got.max, want.max, 0.0);
+        close(got.target_mass, want.target_mass, 1e-13 * want.mass_scale);
+        let size = want.reach.max(want.lse.abs());
+        let moved = of_x * want.reach;
+        close(got.lse, want.lse, unit * size + 2.4e-7 * (unit / 2e-7) + moved);
+        if want.lse.is_nan() || want.lse == INF {
+            continue; // The row is NaN, whatever else is known of it.
+        }
+        // A center of any logit is subtracted and added again.
+        let dot = want.dot_scale + want.mass_scale * want.reach;
+        close(got.target_dot, want.target_dot, of_x * dot + 1e-300);
+        let mean = entropy * (1.0 + want.lse.abs()) + unit * size + moved;
+        close(got.logit_mean, want.logit_mean, mean);
     }
 }
 

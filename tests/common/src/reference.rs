@@ -574,6 +574,75 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
     (ce, z)
 }
 
+/// What is known of a row after the classes of one shard.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// `ln Σ exp x_c`; −inf for no classes.
+    pub lse: f64,
+    /// `Σ m_c·x_c`, the terms of mass 0 left out.
+    pub target_dot: f64,
+    /// `Σ m_c`.
+    pub target_mass: f64,
+    /// `Σ p_c·x_c` under the softmax over these classes; 0 if their lse is −inf.
+    pub logit_mean: f64,
+    /// The largest logit as stored, or the first NaN; −inf for no classes.
+    pub max: f64,
+    /// Its class, −1 for no classes.
+    pub argmax: i64,
+    /// `Σ |m_c·x_c|` over finite logits.
+    pub dot_scale: f64,
+    /// `Σ |m_c|`.
+    pub mass_scale: f64,
+    /// The largest `|x_c|` of a finite logit.
+    pub reach: f64,
+}
+
+/// The state of each row, `[rows, inner]`, after some of the classes of `case`.
+///
+/// # Panics
+///
+/// If the case is malformed.
+pub fn states(case: &Case, classes: std::ops::Range<usize>) -> Vec<State> {
+    case.check();
+    let state = |i: usize| {
+        let (row, k) = (i / case.inner, i % case.inner);
+        let stored: Vec<f64> = classes.clone().map(|c| case.logits[case.at(row, c, k)]).collect();
+        let x: Vec<f64> = stored.iter().map(|&v| case.scaled(v).0).collect();
+        let mut mass = vec![0.0; x.len()];
+        if case.targets != Targets::None && case.is_kept(i) {
+            mass.copy_from_slice(&Mass::new(case, row, k).both[classes.clone()]);
+        }
+        let products = || mass.iter().zip(&x).map(|(&m, &x)| times(m, x));
+        let softmax = Distribution::new(&x);
+        let mean = sum(softmax.p.iter().zip(&x).map(|(&p, &x)| times(p, x)));
+        let best = argmax(&stored);
+        State {
+            lse: softmax.lse,
+            target_dot: sum(products()),
+            target_mass: sum(mass.iter().copied()),
+            logit_mean: if softmax.lse == f64::NEG_INFINITY { 0.0 } else { mean },
+            max: stored[best],
+            argmax: (classes.start + best) as i64,
+            dot_scale: products().filter(|x| x.is_finite()).map(f64::abs).sum(),
+            mass_scale: mass.iter().map(|m| m.abs()).sum(),
+            reach: x.iter().filter(|x| x.is_finite()).fold(0.0, |m, x| m.max(x.abs())),
+        }
+    };
+    let nothing = State {
+        lse: f64::NEG_INFINITY,
+        target_dot: 0.0,
+        target_mass: 0.0,
+        logit_mean: 0.0,
+        max: f64::NEG_INFINITY,
+        argmax: -1,
+        dot_scale: 0.0,
+        mass_scale: 0.0,
+        reach: 0.0,
+    };
+    let of = |i| if classes.is_empty() { nothing.clone() } else { state(i) };
+    (0..case.rows * case.inner).map(of).collect()
+}
+
 /// Applies `f` to every row of `x`, `[rows, classes, inner]`; its second argument holds the same
 /// row of `y`.
 fn map_rows(
