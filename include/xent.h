@@ -26,6 +26,10 @@
  *
  * Memory is the caller's: xent reads and writes it during the call and keeps nothing. Any number
  * of threads may call any function at once. No call prints, exits or throws.
+ *
+ * Floating-point exceptions do not trap inside a call, whatever the program has enabled with
+ * feenableexcept, and a call leaves the exception flags, the rounding mode and the flushing of
+ * subnormals as it found them.
  */
 
 

@@ -1,5 +1,5 @@
-//! Threads that xent starts or borrows: how they start, the floating-point modes that they compute under,
-//! and the memory that giving them work takes.
+//! The threads of a call, the calling one among them: the floating-point modes that they compute under, how
+//! those that xent starts do so, and the memory that giving them work takes.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::hint::black_box;
@@ -101,51 +101,84 @@ pub fn job_bytes(jobs: usize) -> usize {
     jobs.saturating_mul(128).saturating_add(1600)
 }
 
-/// The floating-point modes of a thread: rounding, and whether subnormals are flushed to zero. They change the
-/// bits of results, so all threads of a call compute under those of the calling thread.
+/// The floating-point modes of a call: rounding, whether subnormals are flushed to zero, and no traps. They change
+/// the bits of results, so all threads of a call compute under those of the calling thread.
 #[derive(Clone, Copy)]
 pub struct Modes(control::Register);
 
 impl Modes {
-    /// Those of this thread.
+    /// Those of this thread, in a call or not.
     pub fn current() -> Modes {
-        Modes(control::get() & control::MODES)
+        Modes(control::untrapped(control::get()) & control::MODES)
     }
 
-    /// Sets them on this thread until the result is dropped. Whether exceptions trap stays as it is.
+    /// Sets them on this thread until the result is dropped.
     pub fn enter(self) -> Entered {
-        let before = control::get();
-        let inside = before & !control::MODES | self.0;
-        if inside != before {
-            control::set(inside);
-        }
-        Entered { before }
+        Entered::with(|before| before & !control::MODES | self.0)
     }
 }
 
 /// Restores the thread's own modes, and its exception flags, when dropped.
 pub struct Entered {
     before: control::Register,
+    flags: control::Flags,
+}
+
+impl Entered {
+    /// Keeps floating-point exceptions from trapping on this thread, in whose calls they mean nothing: lanes
+    /// without a logit compute with whatever they hold, and kernels try sums that may overflow.
+    #[inline(always)]
+    pub fn untrapped() -> Entered {
+        Entered::with(control::untrapped)
+    }
+
+    #[inline(always)]
+    fn with(inside: impl Fn(control::Register) -> control::Register) -> Entered {
+        let (before, flags) = (control::get(), control::flags());
+        let inside = inside(before);
+        if inside != before {
+            control::set(inside);
+        }
+        Entered { before, flags }
+    }
 }
 
 impl Drop for Entered {
+    #[inline(always)]
     fn drop(&mut self) {
         if control::get() != self.before {
             control::set(self.before);
         }
+        control::set_flags(self.flags);
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod control {
-    //! MXCSR.
+    //! MXCSR, which has the exception flags too.
     use std::arch::asm;
 
     pub type Register = u32;
+    pub type Flags = ();
 
-    /// Flush to zero, rounding control, denormals are zeros.
-    pub const MODES: Register = 0x8000 | 0x6000 | 0x40;
+    /// Exceptions that do not trap.
+    const MASKS: Register = 0x1f80;
 
+    /// Flush to zero, rounding control, denormals are zeros, masks.
+    pub const MODES: Register = 0x8000 | 0x6000 | 0x40 | MASKS;
+
+    #[inline(always)]
+    pub fn untrapped(value: Register) -> Register {
+        value | MASKS
+    }
+
+    #[inline(always)]
+    pub fn flags() -> Flags {}
+
+    #[inline(always)]
+    pub fn set_flags((): Flags) {}
+
+    #[inline(always)]
     pub fn get() -> Register {
         let mut value: Register = 0;
         // SAFETY: the instruction stores four bytes, at `value`.
@@ -155,9 +188,10 @@ mod control {
         value
     }
 
+    #[inline(always)]
     pub fn set(value: Register) {
-        // SAFETY: `value` came from `get`, at most with the modes of another thread, so no reserved bit is
-        // set. The kernels compute under whatever modes the calling thread has.
+        // SAFETY: `value` came from `get`, at most with the modes of another thread and with masks, so no
+        // reserved bit is set. The kernels compute under whatever modes the calling thread has.
         unsafe {
             asm!("ldmxcsr [{}]", in(reg) &raw const value, options(nostack, preserves_flags));
         }
@@ -166,14 +200,35 @@ mod control {
 
 #[cfg(target_arch = "aarch64")]
 mod control {
-    //! FPCR.
+    //! FPCR, and the exception flags in FPSR.
     use std::arch::asm;
 
     pub type Register = u64;
+    pub type Flags = u64;
 
-    /// All but the bits that enable traps (IOE, DZE, OFE, UFE, IXE, IDE).
-    pub const MODES: Register = !0x9f00;
+    pub const MODES: Register = !0;
 
+    /// Without the bits that enable traps: IOE, DZE, OFE, UFE, IXE, IDE.
+    #[inline(always)]
+    pub fn untrapped(value: Register) -> Register {
+        value & !0x9f00
+    }
+
+    #[inline(always)]
+    pub fn flags() -> Flags {
+        let value: Flags;
+        // SAFETY: the instruction reads a register that every thread may read.
+        unsafe { asm!("mrs {}, fpsr", out(reg) value, options(nostack, preserves_flags)) };
+        value
+    }
+
+    #[inline(always)]
+    pub fn set_flags(value: Flags) {
+        // SAFETY: `value` came from `flags` on this thread.
+        unsafe { asm!("msr fpsr, {}", in(reg) value, options(nostack, preserves_flags)) };
+    }
+
+    #[inline(always)]
     pub fn get() -> Register {
         let value: Register;
         // SAFETY: the instruction reads a register that every thread may read.
@@ -181,6 +236,7 @@ mod control {
         value
     }
 
+    #[inline(always)]
     pub fn set(value: Register) {
         // SAFETY: `value` came from `get`, at most with the modes of another thread. The kernels compute
         // under whatever modes the calling thread has.
@@ -192,8 +248,17 @@ mod control {
 mod control {
     //! Other processors: the threads keep their own modes.
     pub type Register = u32;
+    pub type Flags = ();
 
     pub const MODES: Register = 0;
+
+    pub fn untrapped(value: Register) -> Register {
+        value
+    }
+
+    pub fn flags() -> Flags {}
+
+    pub fn set_flags((): Flags) {}
 
     pub fn get() -> Register {
         0
