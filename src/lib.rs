@@ -128,3 +128,4 @@ pub use operand::{Input, Number, Output};
 pub use partial::Partial;
 pub use pool::{Pool, PoolError, PoolRef};
 pub use softmax::Softmax;
+pub use worker::stack_bytes;

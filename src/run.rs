@@ -13,6 +13,7 @@ use crate::validate::shards::Place;
 use crate::validate::softmax::Work;
 use crate::validate::{self, linear, plain, softmax};
 use crate::view::FloatType;
+use crate::worker::Entered;
 
 /// Checks and computes a cross-entropy problem. A forward has `results` alone, a backward reads
 /// `results.lse` and has a `request`, a fused call has both.
@@ -29,6 +30,7 @@ pub(crate) unsafe fn cross_entropy(
     team: &Team,
     isa: Option<Isa>,
 ) -> Result<(), Error> {
+    let _untrapped = Entered::untrapped();
     // SAFETY: the operands cover their shapes in valid memory (# Safety).
     let valid =
         unsafe { validate::cross_entropy::validate(problem, pass, results, request, team, isa)? };
@@ -155,6 +157,7 @@ pub(crate) unsafe fn partial_finish(
 /// The operands are packed, and as [`cross_entropy`] asks.
 #[inline(always)]
 pub(crate) unsafe fn plain(call: &Plain, isa: Option<Isa>) -> bool {
+    let _untrapped = Entered::untrapped();
     let isa = isa.map_or_else(dispatch::selected, Ok);
     let kernels = isa.ok().and_then(|isa| isa.kernels(FloatType::F32, FloatType::F32));
     match kernels {
@@ -173,6 +176,7 @@ pub(crate) unsafe fn softmax(
     team: &Team,
     isa: Option<Isa>,
 ) -> Result<(), Error> {
+    let _untrapped = Entered::untrapped();
     let Some(valid) = softmax::validate(problem, isa)? else {
         return Ok(());
     };

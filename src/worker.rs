@@ -1,7 +1,7 @@
-//! Threads that xent starts or borrows: how they start, the floating-point modes that they compute under,
-//! and the memory that giving them work takes.
+//! The threads of a call, the calling one among them: the floating-point modes that they compute under, how
+//! those that xent starts do so, and the memory that giving them work takes.
 
-use std::alloc::{Layout, alloc, dealloc};
+use std::alloc::{GlobalAlloc, Layout};
 use std::hint::black_box;
 use std::io;
 use std::thread::{Builder, JoinHandle, available_parallelism};
@@ -65,20 +65,51 @@ mod signals {
     }
 }
 
+/// The most stack, in bytes, that a call takes on the calling thread, and on each other one: 48 KiB whatever the
+/// sizes, dtypes, strides and options are. A build without optimisation takes more.
+///
+/// For threads with little stack: coroutines, or those of a C library that gives them 128 KiB.
+pub const fn stack_bytes() -> usize {
+    48 * 1024
+}
+
 /// Whether the allocator has so many bytes. Rayon aborts the process where an allocation of its own fails.
 /// Without memory a call therefore gives rayon no work.
 pub fn has_memory(bytes: usize) -> bool {
+    // The C library's own has a reserve, which is not for this.
+    #[cfg(xent_c_library)]
+    let allocator = std::alloc::System;
+    #[cfg(not(xent_c_library))]
+    let allocator = Global;
     let Ok(layout) = Layout::from_size_align(bytes.max(1), 16) else { return false };
     // SAFETY: the layout's size is not 0, and `dealloc` gets the block and the layout of `alloc`.
     // `black_box` keeps the compiler from leaving the pair out.
     unsafe {
-        let block = black_box(alloc(layout));
+        let block = black_box(allocator.alloc(layout));
         if block.is_null() {
             return false;
         }
-        dealloc(block, layout);
+        allocator.dealloc(block, layout);
     }
     true
+}
+
+/// The allocator of the program.
+#[cfg(not(xent_c_library))]
+struct Global;
+
+#[cfg(not(xent_c_library))]
+// SAFETY: every method passes its arguments on to the program's allocator and returns its result.
+unsafe impl GlobalAlloc for Global {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the contract of `alloc`, which is also that of the program's.
+        unsafe { std::alloc::alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `dealloc`, which is also that of the program's.
+        unsafe { std::alloc::dealloc(block, layout) }
+    }
 }
 
 /// Whether there is memory to start a pool of so many threads, stacks excepted. 0 = one for each core.
@@ -101,51 +132,89 @@ pub fn job_bytes(jobs: usize) -> usize {
     jobs.saturating_mul(128).saturating_add(1600)
 }
 
-/// The floating-point modes of a thread: rounding, and whether subnormals are flushed to zero. They change the
-/// bits of results, so all threads of a call compute under those of the calling thread.
+/// The floating-point modes of a call: rounding, whether subnormals are flushed to zero, and no traps. They change
+/// the bits of results, so all threads of a call compute under those of the calling thread.
 #[derive(Clone, Copy)]
 pub struct Modes(control::Register);
 
 impl Modes {
-    /// Those of this thread.
+    /// Those of this thread, in a call or not.
     pub fn current() -> Modes {
-        Modes(control::get() & control::MODES)
+        Modes(control::untrapped(control::get()) & control::MODES)
     }
 
-    /// Sets them on this thread until the result is dropped. Whether exceptions trap stays as it is.
+    /// Sets them on this thread until the result is dropped.
     pub fn enter(self) -> Entered {
-        let before = control::get();
-        let inside = before & !control::MODES | self.0;
-        if inside != before {
-            control::set(inside);
-        }
-        Entered { before }
+        Entered::with(|before| before & !control::MODES | self.0)
     }
 }
 
 /// Restores the thread's own modes, and its exception flags, when dropped.
 pub struct Entered {
     before: control::Register,
+    flags: control::Flags,
+}
+
+impl Entered {
+    /// Keeps floating-point exceptions from trapping on this thread, in whose calls they mean nothing: lanes
+    /// without a logit compute with whatever they hold, and kernels try sums that may overflow.
+    #[inline(always)]
+    pub fn untrapped() -> Entered {
+        Entered::with(control::untrapped)
+    }
+
+    #[inline(always)]
+    fn with(inside: impl Fn(control::Register) -> control::Register) -> Entered {
+        let (before, flags) = (control::get(), control::flags());
+        let inside = inside(before);
+        if inside != before {
+            control::set(inside);
+        }
+        Entered { before, flags }
+    }
 }
 
 impl Drop for Entered {
+    #[inline(always)]
     fn drop(&mut self) {
         if control::get() != self.before {
             control::set(self.before);
         }
+        control::set_flags(self.flags);
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod control {
-    //! MXCSR.
+    //! MXCSR, which has the exception flags too.
     use std::arch::asm;
 
     pub type Register = u32;
 
-    /// Flush to zero, rounding control, denormals are zeros.
-    pub const MODES: Register = 0x8000 | 0x6000 | 0x40;
+    /// There are none beside.
+    #[derive(Clone, Copy)]
+    pub struct Flags;
 
+    /// Exceptions that do not trap.
+    const MASKS: Register = 0x1f80;
+
+    /// Flush to zero, rounding control, denormals are zeros, masks.
+    pub const MODES: Register = 0x8000 | 0x6000 | 0x40 | MASKS;
+
+    #[inline(always)]
+    pub fn untrapped(value: Register) -> Register {
+        value | MASKS
+    }
+
+    #[inline(always)]
+    pub fn flags() -> Flags {
+        Flags
+    }
+
+    #[inline(always)]
+    pub fn set_flags(_: Flags) {}
+
+    #[inline(always)]
     pub fn get() -> Register {
         let mut value: Register = 0;
         // SAFETY: the instruction stores four bytes, at `value`.
@@ -155,9 +224,10 @@ mod control {
         value
     }
 
+    #[inline(always)]
     pub fn set(value: Register) {
-        // SAFETY: `value` came from `get`, at most with the modes of another thread, so no reserved bit is
-        // set. The kernels compute under whatever modes the calling thread has.
+        // SAFETY: `value` came from `get`, at most with the modes of another thread and with masks, so no
+        // reserved bit is set. The kernels compute under whatever modes the calling thread has.
         unsafe {
             asm!("ldmxcsr [{}]", in(reg) &raw const value, options(nostack, preserves_flags));
         }
@@ -166,14 +236,35 @@ mod control {
 
 #[cfg(target_arch = "aarch64")]
 mod control {
-    //! FPCR.
+    //! FPCR, and the exception flags in FPSR.
     use std::arch::asm;
 
     pub type Register = u64;
+    pub type Flags = u64;
 
-    /// All but the bits that enable traps (IOE, DZE, OFE, UFE, IXE, IDE).
-    pub const MODES: Register = !0x9f00;
+    pub const MODES: Register = !0;
 
+    /// Without the bits that enable traps: IOE, DZE, OFE, UFE, IXE, IDE.
+    #[inline(always)]
+    pub fn untrapped(value: Register) -> Register {
+        value & !0x9f00
+    }
+
+    #[inline(always)]
+    pub fn flags() -> Flags {
+        let value: Flags;
+        // SAFETY: the instruction reads a register that every thread may read.
+        unsafe { asm!("mrs {}, fpsr", out(reg) value, options(nostack, preserves_flags)) };
+        value
+    }
+
+    #[inline(always)]
+    pub fn set_flags(value: Flags) {
+        // SAFETY: `value` came from `flags` on this thread.
+        unsafe { asm!("msr fpsr, {}", in(reg) value, options(nostack, preserves_flags)) };
+    }
+
+    #[inline(always)]
     pub fn get() -> Register {
         let value: Register;
         // SAFETY: the instruction reads a register that every thread may read.
@@ -181,6 +272,7 @@ mod control {
         value
     }
 
+    #[inline(always)]
     pub fn set(value: Register) {
         // SAFETY: `value` came from `get`, at most with the modes of another thread. The kernels compute
         // under whatever modes the calling thread has.
@@ -193,7 +285,21 @@ mod control {
     //! Other processors: the threads keep their own modes.
     pub type Register = u32;
 
+    /// There are none beside.
+    #[derive(Clone, Copy)]
+    pub struct Flags;
+
     pub const MODES: Register = 0;
+
+    pub fn untrapped(value: Register) -> Register {
+        value
+    }
+
+    pub fn flags() -> Flags {
+        Flags
+    }
+
+    pub fn set_flags(_: Flags) {}
 
     pub fn get() -> Register {
         0

@@ -6,7 +6,7 @@ use common::reference;
 use common::task::{Answer, Task, Wants, same_bits};
 use common::task_bounds::{Judge, Worst};
 use common::task_random::tasks;
-use common::{How, Reduction, fused_isas, isas};
+use common::{How, Reduction, isas};
 use proptest::prelude::*;
 use std::ops::Range;
 use xent::{CrossEntropy, Error, Input, Isa, Output, Partial, Pool, Results};
@@ -328,7 +328,7 @@ proptest! {
     fn instruction_sets_with_fma_agree(spec in tasks(4_000), seed in any::<u64>()) {
         let task = Task { log_probs: false, ..spec.task() };
         let split = Split::new(&task, seed);
-        let isas = fused_isas();
+        let isas = isas();
         let first = isas.first().map(|&isa| bits(&split, &spec.how(isa)));
         for &isa in isas.iter().skip(1) {
             assert_same(&bits(&split, &spec.how(isa)), first.as_ref().unwrap(), isa.name());

@@ -86,9 +86,10 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
     unsafe {
         if one_by_one {
             // The arithmetic of the rows reads whole registers.
-            for of in [&mut state.class, &mut state.shift, &mut state.x_y, &mut state.sum] {
-                of.start().write_bytes(0, padded * size_of::<f64>());
+            for of in [&mut state.class, &mut state.shift, &mut state.x_y] {
+                of.start().write_bytes(0, padded * size_of::<f32>());
             }
+            state.sum_then_loss.start().write_bytes(0, padded * size_of::<f64>());
             for lane in 0..rows {
                 (k.native.strip_row_sums)(&row(lane), &mut state);
             }
@@ -109,7 +110,7 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
     let groups = rows.div_ceil(ROWS);
     // SAFETY: `finish` has set the losses of the rows, and the array has room for whole groups.
     let losses = unsafe {
-        let loss = state.loss.start().cast::<f64>();
+        let loss = state.sum_then_loss.start().cast::<f64>();
         loss.wrapping_add(rows).write_bytes(0, groups * ROWS - rows);
         std::slice::from_raw_parts(loss.cast::<[f64; ROWS]>(), groups)
     };

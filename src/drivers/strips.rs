@@ -5,7 +5,7 @@
 
 use super::call::Call;
 use super::place::Place;
-use super::strided;
+use super::strided::{self, AGAIN};
 use super::totals::{GroupTotals, Totals};
 use crate::kernels::ordinary::{FACTORS, Wanted};
 use crate::kernels::row_math::{ROWS, RowInputs};
@@ -121,7 +121,7 @@ impl<'a> Strips<'a> {
         unsafe {
             self.read_operands(state, &span, &wanted);
             for first in (0..call.plan.shape.classes).step_by(self.chunk) {
-                let strip = self.strip(place, first, next, true);
+                let strip = self.strip(place, first, next, true, self.keeps);
                 let k = if self.gathers { call.k.converted } else { call.k.native };
                 (k.strip_sums)(&strip, state);
             }
@@ -133,10 +133,10 @@ impl<'a> Strips<'a> {
         }
         // SAFETY: the distributions are the call's and this thread's (# Safety); their sums are finished.
         unsafe {
-            self.again(state, place, totals);
+            let is_disturbed = self.again(state, place, totals);
             self.hand_out(state, &span, totals);
             if call.plan.output.is_some() {
-                self.write(state, place);
+                self.write(state, place, self.keeps && !is_disturbed);
             }
         }
     }
@@ -155,7 +155,7 @@ impl<'a> Strips<'a> {
         // SAFETY: an array of a strip has room for its lanes in whole registers; f64 of any bits may be in it,
         // and those that are read below are written first.
         let [excluded, weight, grad_output] = unsafe {
-            [&mut state.excluded, &mut state.weight, &mut state.grad_output]
+            [&mut state.excluded, &mut state.weight_then_lse, &mut state.grad_output]
                 .map(|of| std::slice::from_raw_parts_mut(of.start().cast::<f64>(), padded))
         };
         excluded[span.len..].fill(RowInputs::IGNORED);
@@ -189,18 +189,26 @@ impl<'a> Strips<'a> {
         }
     }
 
-    /// Some classes of a strip: in place, or in the buffer, where `fills` brings them.
+    /// Some classes of a strip: in place, or in the buffer, where `fills` brings them. `keeps`: the buffer has, or
+    /// is to have, their exponentials.
     ///
     /// # Safety
     /// As [`run`](Self::run); `first` is a class of the call.
-    unsafe fn strip(&self, place: Place, first: usize, next: Option<usize>, fills: bool) -> Strip {
+    unsafe fn strip(
+        &self,
+        place: Place,
+        first: usize,
+        next: Option<usize>,
+        fills: bool,
+        keeps: bool,
+    ) -> Strip {
         let view = &self.call.plan.logits;
         let classes = self.chunk.min(self.call.plan.shape.classes - first);
         // SAFETY: the logits cover the class of the strip's first distribution (validation).
         let from = unsafe { view.at(place.first, first) };
         let strides = place.strides(view);
         let pitch = strip::padded(place.len);
-        let exps = if self.keeps { self.buffer } else { std::ptr::null_mut() };
+        let exps = if keeps { self.buffer } else { std::ptr::null_mut() };
         if !self.gathers {
             let ahead = next.map_or(0, |next| next as isize);
             let (x, lanes) = (from.cast_const(), place.len);
@@ -263,12 +271,13 @@ impl<'a> Strips<'a> {
     }
 
     /// Computes the lanes again that are not ordinary, and all of them if results are wanted that a strip does
-    /// not find out; writes these.
+    /// not find out; writes these. True if there are such lanes: the buffer has then been used for them.
     ///
     /// # Safety
     /// As [`run`](Self::run); the strip is finished, and no gradient was written.
     #[inline(always)]
-    unsafe fn again(&self, state: &mut StripState, place: Place, totals: &mut GroupTotals) {
+    unsafe fn again(&self, state: &mut StripState, place: Place, totals: &mut GroupTotals) -> bool {
+        let mut is_disturbed = false;
         let has_gradient = self.call.plan.output.is_some();
         let others = self.call.wants_argmax || self.call.wants_entropy;
         for word in 0..place.len.div_ceil(TILE) {
@@ -281,10 +290,12 @@ impl<'a> Strips<'a> {
                 0
             };
             if losses | gradients != 0 || others {
+                is_disturbed = true;
                 // SAFETY: this function's own # Safety.
                 unsafe { self.tile_again(state, place, word, losses, gradients, totals) };
             }
         }
+        is_disturbed
     }
 
     /// # Safety
@@ -300,31 +311,37 @@ impl<'a> Strips<'a> {
         gradients: u64,
         totals: &mut GroupTotals,
     ) {
-        let place = place.part(word * TILE, TILE);
-        let span = place.span(0, place.len);
-        // SAFETY: the arrays have room for the place; f64 of any bits may be in them.
-        let [loss, lse, excluded] = unsafe {
-            [&mut state.loss, &mut state.lse, &mut state.excluded].map(|of| {
-                let of = of.start().cast::<f64>().wrapping_add(word * TILE);
-                std::slice::from_raw_parts_mut(of, place.len)
-            })
-        };
-        let (entropy, argmax) = ([0.0; TILE], [0; TILE]);
-        let mut again = strided::Again { loss, lse, entropy, argmax };
-        // SAFETY: the distributions are the call's, and this thread's (# Safety); the results cover them
-        // (validation).
-        unsafe {
-            strided::again(self.call, place, losses, gradients, &mut again);
-            if let Some(view) = &self.loss.argmax {
-                view.write_span(&span, &again.argmax);
+        for start in (word * TILE..place.len.min((word + 1) * TILE)).step_by(AGAIN) {
+            let place = place.part(start, AGAIN);
+            let span = place.span(0, place.len);
+            let bits = |of: u64| of >> (start % TILE) & ((1 << AGAIN) - 1);
+            // SAFETY: the arrays have room for the place; f64 of any bits may be in them.
+            let [loss, lse, excluded] = unsafe {
+                [&mut state.sum_then_loss, &mut state.weight_then_lse, &mut state.excluded].map(
+                    |of| {
+                        let of = of.start().cast::<f64>().wrapping_add(start);
+                        std::slice::from_raw_parts_mut(of, place.len)
+                    },
+                )
+            };
+            let (entropy, argmax) = ([0.0; AGAIN], [0; AGAIN]);
+            let mut again = strided::Again { loss, lse, entropy, argmax };
+            // SAFETY: the distributions are the call's, and this thread's (# Safety); the results cover them
+            // (validation). The buffer has STRIP_BYTES, and what it holds is not looked at any more (`run`).
+            unsafe {
+                let (losses, gradients) = (bits(losses), bits(gradients));
+                strided::again(self.call, place, losses, gradients, self.buffer, &mut again);
+                if let Some(view) = &self.loss.argmax {
+                    view.write_span(&span, &again.argmax);
+                }
+                if let Some(view) = &self.loss.entropy {
+                    view.write_span(&span, &again.entropy);
+                }
             }
-            if let Some(view) = &self.loss.entropy {
-                view.write_span(&span, &again.entropy);
+            if self.loss.counts_correct {
+                let hits = excluded.iter().zip(&again.argmax).filter(|(y, x)| **y == **x as f64);
+                totals.rest.correct += hits.count() as u64;
             }
-        }
-        if self.loss.counts_correct {
-            let hits = excluded.iter().zip(&again.argmax).filter(|(y, x)| **y == **x as f64);
-            totals.rest.correct += hits.count() as u64;
         }
     }
 
@@ -337,7 +354,7 @@ impl<'a> Strips<'a> {
         let groups = span.len.div_ceil(ROWS);
         // SAFETY: `finish` has set the losses of the span, and the array has room for whole groups.
         let losses = unsafe {
-            let loss = state.loss.start().cast::<f64>();
+            let loss = state.sum_then_loss.start().cast::<f64>();
             loss.wrapping_add(span.len).write_bytes(0, groups * ROWS - span.len);
             std::slice::from_raw_parts(loss.cast::<[f64; ROWS]>(), groups)
         };
@@ -355,15 +372,15 @@ impl<'a> Strips<'a> {
                 view.write_span(span, values);
             }
         };
-        write(&self.loss.row_losses, state.loss.start());
-        write(&self.loss.lse, state.lse.start());
+        write(&self.loss.row_losses, state.sum_then_loss.start());
+        write(&self.loss.lse, state.weight_then_lse.start());
     }
 
-    /// Writes the gradient of a strip.
+    /// Writes the gradient of a strip. `keeps`: the buffer still has its exponentials.
     ///
     /// # Safety
     /// As [`run`](Self::run); the strip is finished.
-    unsafe fn write(&self, state: &mut StripState, place: Place) {
+    unsafe fn write(&self, state: &mut StripState, place: Place, keeps: bool) {
         let call = self.call;
         let Some(output) = &call.plan.output else { return };
         let view = &output.view;
@@ -375,8 +392,8 @@ impl<'a> Strips<'a> {
         if output.accumulate {
             for lane in 0..place.len {
                 // SAFETY: `finish` has set the coefficients of the lanes, of f32.
-                let [factor, entry] = unsafe {
-                    [&mut state.factor, &mut state.entry].map(|of| *strip::lanes::<f32>(of, lane))
+                let [factor, entry]: [f32; 2] = unsafe {
+                    [&mut state.factor, &mut state.entry].map(|of| *strip::lanes(of, lane))
                 };
                 // Where nothing is added, an accumulated gradient stays as it is.
                 if factor == 0.0 && entry == 0.0 {
@@ -389,7 +406,7 @@ impl<'a> Strips<'a> {
             // SAFETY: the classes are the call's, and the output covers them (validation), this thread's alone
             // (# Safety). The buffer has room for the chunk. The processor has the set of the kernels.
             unsafe {
-                let strip = self.strip(place, first, None, !self.keeps);
+                let strip = self.strip(place, first, None, !keeps, keeps);
                 let to = view.at(place.first, first);
                 if !self.scatters {
                     let k = if self.gathers {
@@ -416,7 +433,7 @@ impl<'a> Strips<'a> {
                     pitch: pitch as isize,
                     accumulate: false,
                     stream: false,
-                    padded: self.keeps,
+                    padded: keeps,
                     writes: [!0; WORDS],
                 };
                 (k.strip_gradient)(&strip, state, &gradient);

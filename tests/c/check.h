@@ -17,6 +17,21 @@
 
 #include "xent.h"
 
+/* ---- the build ------------------------------------------------------------------------ */
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+#if !defined(SANITIZED) && (defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__))
+#define SANITIZED 1
+#endif
+/* A program may take the place of glibc's functions, which a sanitizer replaces itself. */
+#if defined(__GLIBC__) && !defined(SANITIZED)
+#define GLIBC_ALONE 1
+#endif
+
 /* ---- checks ------------------------------------------------------------------------- */
 
 static atomic_int failures; /* counted from several threads */

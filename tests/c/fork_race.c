@@ -2,13 +2,7 @@
  * pthread_atfork does not see: they work at once, without threads and without waiting. */
 #include "check.h"
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(SANITIZED)
+#if defined(SANITIZED)
 
 int main(void) {
     puts("skipped: a child that pthread_atfork does not see inherits a sanitizer's locks");

@@ -3,13 +3,7 @@
  * tests/memory.rs tests calls over threads. */
 #include "check.h"
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-
-#if !defined(__GLIBC__) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(SANITIZED)
+#if !defined(GLIBC_ALONE)
 
 int main(void) {
     puts("skipped: counts what glibc's malloc is asked for, which a sanitizer replaces");

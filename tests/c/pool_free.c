@@ -2,13 +2,7 @@
  * then. The program starts xent's threads by a pthread_create of its own, which notes when they end. */
 #include "check.h"
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-
-#if !defined(__GLIBC__) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(SANITIZED)
+#if !defined(GLIBC_ALONE)
 
 int main(void) {
     puts("skipped: takes the place of glibc's pthread_create, which a sanitizer replaces");
