@@ -7,7 +7,8 @@
 
 enum kind_entry {
     KIND_FORWARD, KIND_BACKWARD, KIND_FUSED, KIND_IN_PLACE, KIND_BACKWARD_IN_PLACE, KIND_TARGETS,
-    KIND_SOFTMAX, KIND_LOG_SOFTMAX, KIND_SOFTMAX_BACKWARD, KIND_LOG_SOFTMAX_BACKWARD, KIND_ENTRIES
+    KIND_SOFTMAX, KIND_LOG_SOFTMAX, KIND_SOFTMAX_BACKWARD, KIND_LOG_SOFTMAX_BACKWARD,
+    KIND_LINEAR_FORWARD, KIND_LINEAR_BACKWARD, KIND_LINEAR_FUSED, KIND_ENTRIES
 };
 
 /* A call, ready to be made by kind_call. */
@@ -21,12 +22,15 @@ struct kind {
     double grad_scale;
     const double *lse;
     xent_shape shape;
+    xent_linear linear;
+    xent_linear_grads grads;
     int in_place; /* the call overwrites the logits */
 };
 
-enum { KIND_ROWS = 320, KIND_CLASSES = 70001, KIND_MOST = 320000 };
+enum { KIND_ROWS = 320, KIND_CLASSES = 70001, KIND_MOST = 320000, KIND_FEATURES = 4 };
 
 static double kind_logits[KIND_MOST], kind_given[KIND_MOST], kind_soft[KIND_MOST], kind_out[KIND_MOST];
+static double kind_weight_out[KIND_MOST], kind_bias_out[KIND_CLASSES];
 static double kind_weights[KIND_CLASSES], kind_rows[3][KIND_ROWS], kind_scalars[4];
 static int64_t kind_targets[KIND_ROWS], kind_argmax[KIND_ROWS];
 static uint8_t kind_mask[KIND_ROWS];
@@ -35,10 +39,11 @@ static uint64_t kind_counts[2];
 static inline const char *kind_name(const struct kind *k) {
     static const char *const entries[KIND_ENTRIES] = {
         "forward", "backward", "forward_backward", "forward_backward in place", "backward in place", "backward_targets",
-        "softmax", "log_softmax", "softmax_backward", "log_softmax_backward"};
+        "softmax", "log_softmax", "softmax_backward", "log_softmax_backward",
+        "linear_forward", "linear_backward", "linear_forward_backward"};
     static char text[256];
     snprintf(text, sizeof text, "%s: dtype %u to %u, %zu x %zu x %zu, %s, %s, %s", entries[k->entry],
-             k->problem.logits.dtype, k->gradient.dtype, k->problem.rows, k->problem.classes, k->problem.inner,
+             k->linear.hidden.dtype, k->gradient.dtype, k->problem.rows, k->problem.classes, k->problem.inner,
              k->layout, k->option, k->values);
     return text;
 }
@@ -54,6 +59,11 @@ static inline xent_status kind_call(const struct kind *k) {
     case KIND_LOG_SOFTMAX: return xent_log_softmax(&k->shape, x, &k->gradient);
     case KIND_SOFTMAX_BACKWARD: return xent_softmax_backward(&k->shape, x, &k->problem.targets, &k->gradient);
     case KIND_LOG_SOFTMAX_BACKWARD: return xent_log_softmax_backward(&k->shape, x, &k->problem.targets, &k->gradient);
+    case KIND_LINEAR_FORWARD: return xent_linear_forward(&k->problem, &k->linear, &k->results);
+    case KIND_LINEAR_BACKWARD:
+        return xent_linear_backward(&k->problem, &k->linear, k->lse, grad_output, k->grad_scale, &k->grads);
+    case KIND_LINEAR_FUSED:
+        return xent_linear_forward_backward(&k->problem, &k->linear, grad_output, k->grad_scale, &k->results, &k->grads);
     default: return xent_forward_backward(&k->problem, grad_output, k->grad_scale, &k->results, &k->gradient);
     }
 }
@@ -101,7 +111,7 @@ static inline int kind_option(struct kind *k, int option, int layout) {
     xent_problem *p = &k->problem;
     xent_results *r = &k->results;
     int soft = option == 8 || option == 9 || option == 11 || option == 14, log_probs = option == 10 || option == 11;
-    int gradient = k->entry != KIND_FORWARD;
+    int gradient = k->entry != KIND_FORWARD && k->entry != KIND_LINEAR_FORWARD;
     k->option = names[option];
     r->loss = &kind_scalars[0];
     if (option == 1 || option == 7 || option == 9 || option == 13) p->label_smoothing = 0.1;
@@ -143,6 +153,24 @@ static inline int kind_option(struct kind *k, int option, int layout) {
     return 1;
 }
 
+/* Makes a call of a linear layer of the call over logits; false if that has options that no layer has. */
+static inline int kind_linear(struct kind *k, int layout, const xent_problem *p) {
+    int accumulates = p->flags & XENT_FLAG_ACCUMULATE ? 7 : 0;
+    if (layout != 0 || p->inner != 1 || p->flags & (XENT_FLAG_LOG_PROBS | XENT_FLAG_ZERO_PADDING)) return 0;
+    if (p->classes * KIND_FEATURES > KIND_MOST) return 0;
+    k->linear.flags = (uint32_t)accumulates;
+    k->linear.features = KIND_FEATURES;
+    k->linear.hidden = in(kind_logits, p->logits.dtype);
+    k->linear.weight = in(kind_soft, p->logits.dtype);
+    k->linear.bias = in(kind_weights, XENT_F64);
+    k->grads.hidden = out(kind_out, k->gradient.dtype);
+    k->grads.weight = out(kind_weight_out, k->gradient.dtype);
+    k->grads.bias = out(kind_bias_out, XENT_F64);
+    k->problem.logits.data = NULL;
+    k->problem.flags &= ~(uint32_t)XENT_FLAG_ACCUMULATE;
+    return 1;
+}
+
 /* Makes every `step`-th of the calls. Values of kind 4 are not finite. */
 static inline size_t every_kind(size_t step, int values, const xent_pool *pool, void (*each)(const struct kind *)) {
     static const size_t shapes[][3] = {
@@ -157,6 +185,8 @@ static inline size_t every_kind(size_t step, int values, const xent_pool *pool, 
     static const xent_problem no_problem = XENT_PROBLEM_INIT;
     static const xent_results no_results = XENT_RESULTS_INIT;
     static const xent_shape no_shape = XENT_SHAPE_INIT;
+    static const xent_linear no_linear = XENT_LINEAR_INIT;
+    static const xent_linear_grads no_grads = XENT_LINEAR_GRADS_INIT;
     size_t number = 0, made = 0;
     for (int i = 0; i < KIND_ROWS; i++) {
         kind_targets[i] = i % 7 == 5 ? -100 : i % 4;
@@ -176,13 +206,13 @@ static inline size_t every_kind(size_t step, int values, const xent_pool *pool, 
                         for (int option = 0; option < KIND_OPTIONS; option++) {
                             struct kind k = {(enum kind_entry)entry, layouts[layout], "", names[v], no_problem,
                                              no_results, out(kind_out, dtypes[d][1]), in(NULL, 0), 0.5, kind_rows[0],
-                                             no_shape, 0};
-                            int softmax = entry >= KIND_SOFTMAX;
+                                             no_shape, no_linear, no_grads, 0};
+                            int softmax = entry >= KIND_SOFTMAX && entry <= KIND_LOG_SOFTMAX_BACKWARD;
                             k.problem.rows = k.shape.rows = shapes[s][0];
                             k.problem.classes = k.shape.classes = shapes[s][1];
                             k.problem.inner = k.shape.inner = shapes[s][2];
                             k.problem.pool = k.shape.pool = pool;
-                            k.problem.logits = in(kind_logits, dtype);
+                            k.problem.logits = k.linear.hidden = in(kind_logits, dtype);
                             k.problem.targets = in(kind_targets, XENT_I64);
                             k.in_place = entry == KIND_IN_PLACE || entry == KIND_BACKWARD_IN_PLACE ||
                                          (softmax && option == 1);
@@ -198,9 +228,12 @@ static inline size_t every_kind(size_t step, int values, const xent_pool *pool, 
                                 k.option = option ? "in place" : "apart";
                             } else if (!kind_option(&k, option, layout)) {
                                 continue;
+                            } else if (entry >= KIND_LINEAR_FORWARD && !kind_linear(&k, layout, &k.problem)) {
+                                continue;
                             }
                             if (number++ % step != 0) continue;
-                            if (k.problem.flags & XENT_FLAG_ACCUMULATE) kind_fill(kind_out, k.gradient.dtype, 0);
+                            if ((k.problem.flags & XENT_FLAG_ACCUMULATE) | k.linear.flags)
+                                kind_fill(kind_out, k.gradient.dtype, 0);
                             each(&k);
                             made++;
                             if (k.in_place) memcpy(kind_logits, kind_given, sizeof kind_logits);

@@ -90,7 +90,8 @@ static int64_t none_of_them[KIND_ROWS];
 
 static void refuse(const struct kind *k) {
     struct kind wrong = *k;
-    if (k->entry >= KIND_TARGETS || k->problem.targets.data != kind_targets) return;
+    int softmax = k->entry >= KIND_TARGETS && k->entry <= KIND_LOG_SOFTMAX_BACKWARD;
+    if (softmax || k->problem.targets.data != kind_targets) return;
     wrong.problem.targets.data = none_of_them;
     measure(&wrong);
 }
