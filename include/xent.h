@@ -57,7 +57,7 @@
     NULL, {NULL, XENT_F32, {0, 0, 0}} }
 #define XENT_SHAPE_INIT { sizeof(xent_shape), 0, 0, 0, 1, 0, NULL }
 /* The state of no classes. */
-#define XENT_PARTIAL_INIT { -INFINITY, 0.0, 0.0, 0.0, -INFINITY, -1 }
+#define XENT_PARTIAL_INIT { -HUGE_VAL, 0.0, 0.0, 0.0, -HUGE_VAL, -1 }
 
 /**
  * The logits are log-probabilities, logp_c in the formulas (NLLLoss). xent takes no lse, and the
