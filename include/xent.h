@@ -70,7 +70,7 @@
   { sizeof(xent_linear_grads), {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},           \
     {NULL, XENT_F32, {0, 0, 0}} }
 /* The state of no classes. */
-#define XENT_PARTIAL_INIT { -INFINITY, 0.0, 0.0, 0.0, -INFINITY, -1 }
+#define XENT_PARTIAL_INIT { -HUGE_VAL, 0.0, 0.0, 0.0, -HUGE_VAL, -1 }
 
 /**
  * The logits are log-probabilities, logp_c in the formulas (NLLLoss). xent takes no lse, and the

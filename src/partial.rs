@@ -13,7 +13,7 @@ use std::f64::consts::LOG2_E;
 /// the classes: `w_c·t'_c` for probabilities, `(1−ε)·w_y·[c = y] + (ε/C)·w_c` for an index y. C and w are
 /// those of the whole vocabulary.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Partial {
     /// `ln Σ exp x_c`; −inf for no classes.
     pub lse: f64,

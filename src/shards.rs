@@ -12,9 +12,9 @@ use crate::validate::shards::Place;
 /// # Shards of a vocabulary
 ///
 /// A vocabulary may lie in shards: in blocks of one matrix, or with threads, processes or machines. Each
-/// holds the columns of some classes, the call's [`classes`](Self::new), 0 among others. What is known of a
-/// row after one shard is its [`Partial`]; merged over all shards, it gives the results and the gradient of
-/// the whole.
+/// holds the columns of some consecutive classes. Their number is the call's [`classes`](Self::new), and may
+/// be 0. What is known of a row after one shard is its [`Partial`]. Merged over all shards, the states give
+/// the results and the gradient of the whole.
 ///
 /// 1. [`partial_forward`](Self::partial_forward) over each shard;
 /// 2. [`Partial::merge_all`] of the shards' states, in any order;

@@ -274,10 +274,10 @@ impl<'a> Judge<'a> {
 
     /// What a loss loses more if it is the difference of mass·lse and a sum of mass·logit.
     fn bound_of_states(&self, i: usize) -> f64 {
-        let lse = self.out.lse[i];
-        if !self.from_states || !lse.is_finite() {
-            return 0.0;
-        }
+        let lse = match self.out.lse.get(i) {
+            Some(lse) if self.from_states && lse.is_finite() => *lse,
+            _ => return 0.0,
+        };
         let mass = self.mass(i);
         let total: f64 = mass.iter().sum();
         let product = |(class, &m): (usize, &f64)| {
