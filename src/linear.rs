@@ -83,6 +83,10 @@ impl<'a> Linear<'a> {
     /// Bytes that a call may allocate. 0, the default: as few as run near full speed, for f32 at most 2 MiB a
     /// thread, and `features` KiB a thread more where a gradient of 16 bits needs sums in f32, beside 150 bytes a
     /// row. With less memory than all threads need, fewer work; less than one needs is an [`Error::Param`].
+    ///
+    /// With enough beside that for the logits of 64 rows or more, up to 256 at a time, a call with gradients keeps
+    /// them and does three matrix products in place of four. Where the gradient of the weight has 16 bits, it then
+    /// needs 4 bytes for each of its elements too.
     pub fn workspace(mut self, bytes: usize) -> Self {
         self.layer.workspace = bytes;
         self

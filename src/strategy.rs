@@ -139,6 +139,14 @@ pub const VOCABULARY_PITCH: usize = VOCABULARY_BLOCK + 16;
 /// Rows of a row block of a linear layer at most. Each block packs the whole weight, which more rows share.
 pub const LINEAR_ROWS: usize = 512;
 
+/// Rows at most of a chunk whose logits a workspace keeps: the depth of one chain of the product that makes the gradient
+/// of the weight.
+pub const CHUNK_ROWS: usize = PRODUCT_DEPTH;
+
+/// Rows at least of a chunk, unless there are no more. Each chunk packs the weight twice; with fewer rows the product
+/// that it spares would not pay for that.
+pub const LEAST_CHUNK_ROWS: usize = 64;
+
 /// Rows of a row block are a multiple of it: of the rows that a product keeps in registers, and of a group.
 pub const LINEAR_ROWS_UNIT: usize = 24;
 

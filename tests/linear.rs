@@ -361,11 +361,16 @@ fn shapes() {
     let mut rng = Rng::new(1);
     for dtype in FLOATS {
         for [rows, classes, features] in SHAPES {
-            let layer = Layer::new(dtype, rows, classes, features, &mut rng);
+            let mut layer = Layer::new(dtype, rows, classes, features, &mut rng);
             layer.check_all(&format!("{dtype:?} {rows}x{classes}x{features}"));
+            layer.workspace = CHUNKS;
+            layer.check_all(&format!("{dtype:?} {rows}x{classes}x{features} in chunks"));
         }
     }
 }
+
+/// A workspace that keeps the logits of a chunk of rows.
+const CHUNKS: usize = 64 << 20;
 
 /// Draws every option.
 fn with_options(mut layer: Layer, rng: &mut Rng) -> Layer {
@@ -433,6 +438,7 @@ fn with_options(mut layer: Layer, rng: &mut Rng) -> Layer {
         }
     }
     layer.accumulates = [rng.one_in(3), rng.one_in(3), rng.one_in(3)];
+    layer.workspace = if rng.one_in(3) { CHUNKS } else { 0 };
     layer
 }
 
@@ -483,6 +489,7 @@ fn ignored_rows_affect_nothing() {
         let Targets::Indices(mut targets) = layer.case.targets.clone() else { unreachable!() };
         (0..rows).step_by(3).for_each(|row| targets[row] = -100);
         layer.set_targets(targets);
+        layer.workspace = if dtype.is_half() { CHUNKS } else { 0 };
         let clean = layer.run(Pass::Fused, Isa::best(), 0);
         for row in (0..rows).step_by(3) {
             layer.hidden.values[row * features..][..features].fill(f64::NAN);
@@ -520,7 +527,7 @@ fn extreme_operands() {
     }
 }
 
-/// The bits do not depend on the workspace or the pool; too little is refused, and names the least.
+/// The bits do not depend on the pool, nor on how little a workspace is; too little is refused, and names the least.
 #[test]
 fn workspaces() {
     let mut rng = Rng::new(6);
@@ -540,6 +547,11 @@ fn workspaces() {
         .expect("the message names the least");
     layer.workspace = least;
     same(&layer.run(Pass::Fused, Isa::best(), 0), &want, "the least workspace");
+    // Too little for a chunk, and enough for one that is not the whole.
+    layer.workspace = least + 100_000;
+    same(&layer.run(Pass::Fused, Isa::best(), 1), &want, "a workspace without a chunk");
+    layer.workspace = least + 70 * 4 * 640;
+    layer.check(Pass::Fused, Isa::best(), "chunks of about 70 rows");
     layer.workspace = least - 1;
     assert!(layer.try_run(Pass::Fused, Isa::best(), 1, None).is_err());
 }

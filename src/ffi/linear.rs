@@ -21,8 +21,8 @@ use crate::validate::operand::Operand;
 /// ACCUMULATE and ZERO_PADDING are XENT_ERR_PARAM.
 ///
 /// An element of a product is a sum of chains of 256 fused multiply-adds in f32 (f64 for f64 operands), in the
-/// order of the features, classes or rows. So its bits depend neither on threads nor on the workspace, nor on
-/// whether the processor has AVX2 or AVX-512.
+/// order of the features, classes or rows. So its bits do not depend on threads, nor on whether the
+/// processor has AVX2 or AVX-512.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types, reason = "the name in C")]
@@ -43,7 +43,9 @@ pub struct xent_linear {
     /// Bytes that the call may allocate. 0, the default: as few as run near full speed, for f32 at most 2 MiB a
     /// thread, and features KiB a thread more where a gradient of 16 bits needs sums in f32, beside 150 bytes a row.
     /// With less memory than all threads need, fewer work; less than one needs is XENT_ERR_PARAM, whose message
-    /// names the least.
+    /// names the least. With enough beside that for the logits of 64 rows or more, up to 256 at a time, a call with
+    /// gradients keeps them and does three matrix products in place of four; where grads.weight has 16 bits, it then
+    /// needs 4 bytes for each of its elements too.
     pub workspace: usize,
 }
 

@@ -9,7 +9,7 @@
 //! one, to which what is added up so far is brought.
 
 use super::memory::Worker;
-use super::{Excluded, Job, RowRecord, add};
+use super::{Excluded, Job, RowRecord, Tile, add};
 use crate::drivers::batch::RowGradient;
 use crate::drivers::segment::{self, ChunkFlags};
 use crate::kernels::contiguous::block::{Chunk, excluded_in};
@@ -45,20 +45,24 @@ impl Job<'_> {
     ///
     /// # Safety
     /// The tile holds these classes of the rows, which are the plan's; no other thread accesses their gradient.
-    pub unsafe fn multiply_exps(&self, worker: &mut Worker, rows: &[usize], classes: Range<usize>) {
+    pub unsafe fn multiply_exps(
+        &self,
+        worker: &mut Worker,
+        tile: &Tile,
+        rows: &[usize],
+        classes: Range<usize>,
+    ) {
         let Some(gradient) = &self.linear.hidden_gradient else { return };
         for (i, &row) in rows.iter().enumerate() {
             // SAFETY: the tile holds the classes of the row (# Safety).
-            unsafe { self.exps(worker, i, row, classes.clone(), gradient) };
+            unsafe { self.exps(worker, tile, i, row, classes.clone(), gradient) };
         }
-        self.tile_rows(worker, rows.len());
-        self.place_out(worker, gradient, rows.iter().copied());
-        let weight = &self.linear.weight;
+        self.tile_rows(worker, tile, classes.start, 0..rows.len());
+        let sums = worker.sums.start();
+        self.place_out(worker, gradient, sums, rows.iter().copied());
         let adds = classes.start > 0;
         // SAFETY: the tile holds the rows and classes; `out` has the rows.
-        unsafe {
-            self.multiply_weight(worker, classes.len(), weight, |i| classes.start + i, adds);
-        }
+        unsafe { self.multiply_weight(worker, classes, 0..self.linear.features, adds) };
     }
 
     /// Replaces the logits of row `i` by their exponentials, and adds them to the row's state; brings the row's sums to
@@ -69,13 +73,14 @@ impl Job<'_> {
     unsafe fn exps(
         &self,
         worker: &mut Worker,
+        tile: &Tile,
         i: usize,
         row: usize,
         classes: Range<usize>,
         gradient: &LinearGradient,
     ) {
         let call = &self.call;
-        let place = self.placed(worker, i, row, classes.start);
+        let place = self.placed(tile, i, row);
         let start = place.g.wrapping_add(classes.start * self.lane);
         if classes.start == 0 {
             // SAFETY: the tile holds the row's first classes (# Safety).

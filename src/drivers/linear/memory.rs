@@ -7,6 +7,7 @@ use crate::kernels::product::DEPTH;
 use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras};
 use crate::kernels::row_state::{ArgMax, RowState};
 use crate::math::exp2::Shift;
+use crate::plan::LinearGradient;
 use crate::strategy::{self, VOCABULARY_BLOCK, VOCABULARY_PITCH};
 use crate::view::FloatType;
 use std::mem::MaybeUninit;
@@ -31,7 +32,7 @@ pub struct Memory(Vec<Line>);
 
 impl Memory {
     /// So many bytes, rounded up to lines.
-    fn new(bytes: usize) -> Result<Memory, Error> {
+    pub fn new(bytes: usize) -> Result<Memory, Error> {
         Ok(Memory(reserve(bytes.div_ceil(size_of::<Line>()))?))
     }
 
@@ -42,6 +43,9 @@ impl Memory {
     }
 }
 
+/// Bytes of a vocabulary block of zeros.
+const ZERO_BYTES: usize = VOCABULARY_BLOCK * size_of::<f64>();
+
 /// How a call divides its rows, and the bytes that it takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs {
@@ -49,6 +53,8 @@ pub struct Needs {
     pub block_rows: usize,
     /// Rows that the gradient of the weight takes at a time, whatever the number of threads.
     pub weight_rows: usize,
+    /// Rows of a chunk whose logits are kept; 0 if none are.
+    pub chunk_rows: usize,
     /// Threads that work.
     pub threads: usize,
     /// Bytes of the sums of a gradient that has another type than the lanes.
@@ -65,6 +71,8 @@ pub struct Worker {
     pub left: Memory,
     /// The sums of a gradient that has another type than the lanes.
     pub sums: Memory,
+    /// A vocabulary block of zeros, of any type.
+    pub zeros: Memory,
     /// The rows of a row block on their way through the row arithmetic.
     pub groups: Vec<RowGroup>,
     /// See `groups`.
@@ -97,7 +105,11 @@ impl Worker {
         let tile_rows = rows.max(needs.weight_rows);
         let most = tile_rows.max(VOCABULARY_BLOCK);
         let groups = rows.div_ceil(ROWS);
+        let zeros = Memory::new(ZERO_BYTES)?;
+        // SAFETY: the memory has so many bytes.
+        unsafe { zeros.start().write_bytes(0, ZERO_BYTES) };
         Ok(Worker {
+            zeros,
             tile: Memory::new(tile_rows * VOCABULARY_PITCH * job.lane)?,
             pack: Memory::new(DEPTH * VOCABULARY_BLOCK * job.lane)?,
             left: Memory::new(job.left_bytes(tile_rows))?,
@@ -168,7 +180,7 @@ impl Job<'_> {
             + size_of::<ArgMax>();
         let addresses = 4 * tile_rows.max(VOCABULARY_BLOCK) * size_of::<usize>();
         // Each of the four blocks of memory is rounded up to a line.
-        let fixed = size_of::<Worker>() + 4 * size_of::<Line>();
+        let fixed = size_of::<Worker>() + 4 * size_of::<Line>() + ZERO_BYTES;
         blocks + needs.sums + groups + rows * per_row + addresses + fixed
     }
 
@@ -187,7 +199,7 @@ impl Job<'_> {
             self.linear.weight_gradient.is_some() || self.linear.bias_gradient.is_some();
         let weight_rows = if has_weight_pass { most } else { 0 };
         let sums = self.sums_bytes(block_rows);
-        let mut needs = Needs { block_rows, weight_rows, threads, sums };
+        let mut needs = Needs { block_rows, weight_rows, chunk_rows: 0, threads, sums };
         let workspace = self.linear.workspace;
         if workspace > 0 {
             let fixed = rows * (size_of::<usize>() + size_of::<super::RowRecord>());
@@ -200,7 +212,46 @@ impl Job<'_> {
                 )));
             }
             needs.threads = threads.min(affordable);
+            if self.call.plan.output.is_some() {
+                needs.chunk_rows = self.chunk_rows(rows, workspace - fixed - needs.threads * each);
+            }
         }
         Ok(needs)
+    }
+
+    /// Bytes of a chunk of so many rows: of its logits, and of the sums of the gradients of hidden states, weight and
+    /// bias.
+    pub fn chunk_bytes(&self, rows: usize) -> [usize; 4] {
+        let classes = self.call.plan.shape.classes;
+        let of = |gradient: Option<LinearGradient>, rows: usize| match gradient {
+            Some(gradient) if !self.is_direct(&gradient) => {
+                rows.saturating_mul(self.linear.features * self.lane)
+            }
+            _ => 0,
+        };
+        let row = (classes + VOCABULARY_PITCH - VOCABULARY_BLOCK) * self.lane;
+        [
+            rows.saturating_mul(row.next_multiple_of(size_of::<Line>())),
+            of(self.linear.hidden_gradient, rows),
+            of(self.linear.weight_gradient, classes),
+            self.linear.bias_gradient.map_or(0, |_| classes * size_of::<f64>()),
+        ]
+    }
+
+    /// Rows of a chunk that so many bytes are enough for; 0 if they are too few to be worth it.
+    fn chunk_rows(&self, rows: usize, bytes: usize) -> usize {
+        let total = |rows: usize| {
+            let sum = self.chunk_bytes(rows).into_iter().fold(0, usize::saturating_add);
+            // Each block of memory is rounded up to a line.
+            sum.saturating_add(4 * size_of::<Line>())
+        };
+        let each = total(1) - total(0);
+        let affordable = bytes.saturating_sub(total(0)) / each;
+        let most = rows.min(strategy::CHUNK_ROWS);
+        match affordable.min(most) {
+            enough if enough == most && most > 0 => most,
+            some if some >= strategy::LEAST_CHUNK_ROWS => some,
+            _ => 0,
+        }
     }
 }

@@ -6,8 +6,12 @@
 //! logits, from logits that are made again to the same bits, and multiplies it with the weight. The gradient of
 //! the weight is a third pass, in which each thread takes blocks of classes through all rows.
 //!
+//! With a workspace, the logits of a chunk of rows stay until both gradients are made from them (`chunk.rs`), which
+//! spares one product more.
+//!
 //! Ignored rows are left out of all products.
 
+mod chunk;
 mod exps;
 mod memory;
 mod rows;
@@ -25,6 +29,7 @@ use crate::parallel::{Team, Work};
 use crate::plan::{Linear, LinearGradient, Loss, Plan, Target};
 use crate::strategy::{self, VOCABULARY_BLOCK, VOCABULARY_PITCH};
 use crate::view::{ElementType, FloatType, Position, View};
+use chunk::Chunk;
 use memory::{Worker, Workers, reserve};
 use std::ops::Range;
 
@@ -40,6 +45,27 @@ struct Job<'a> {
     block_rows: usize,
     /// Rows that the gradient of the weight takes at a time.
     weight_rows: usize,
+}
+
+/// Where a block of logits is.
+#[derive(Clone, Copy)]
+struct Tile {
+    /// Where class 0 of the first row is, or would be.
+    zero: *mut u8,
+    /// Bytes from one row to the next.
+    pitch: usize,
+}
+
+// SAFETY: an address and a number. Every access through it is unsafe, and asks that no other thread accesses what is
+// written.
+unsafe impl Sync for Tile {}
+
+impl Tile {
+    /// Where class 0 of row `i` is, or would be.
+    #[inline(always)]
+    fn row(&self, i: usize) -> *mut u8 {
+        self.zero.wrapping_add(i * self.pitch)
+    }
 }
 
 /// What the passes over the gradient need to know of a row, and what is added up over the rows.
@@ -110,37 +136,28 @@ pub unsafe fn run(
     let mut kept = reserve::<usize>(plan.shape.rows)?;
     // SAFETY: the rows are the plan's (# Safety).
     kept.extend((0..plan.shape.rows).filter(|&row| unsafe { job.computes(row) }));
-    let macs = kept.len().saturating_mul(plan.shape.classes).saturating_mul(linear.features);
-    let elements = macs / strategy::MACS_OF_AN_ELEMENT;
-    let threads = team.size(elements);
+    let threads = team.size(job.elements(kept.len()));
     let needs = job.choose_block(kept.len(), threads)?;
     let threads = needs.threads;
     (job.block_rows, job.weight_rows) = (needs.block_rows, needs.weight_rows);
     let mut records = reserve::<RowRecord>(kept.len())?;
     records.resize(kept.len(), RowRecord::EMPTY);
     let workers = Workers::new(&needs, &job)?;
+    let chunk = Chunk::new(&needs, &job)?;
     let team = Team { threads, ..*team };
     // Nothing has been written yet, and nothing below can fail.
 
-    let blocks = kept.len().div_ceil(job.block_rows);
-    let work = Work { len: blocks, elements_each: usize::MAX, elements };
-    let shared = Shared(records.as_mut_ptr());
-    let task = |range: Range<usize>| {
-        let shared = &shared;
-        workers.with(|worker| {
-            for block in range {
-                let start = block * job.block_rows;
-                let rows = &kept[start..kept.len().min(start + job.block_rows)];
-                // SAFETY: each row is in one block, and so are its record, results and gradient; there are as
-                // many records as rows.
-                unsafe {
-                    let records = std::slice::from_raw_parts_mut(shared.0.add(start), rows.len());
-                    job.rows(worker, rows, records);
-                }
-            }
-        });
-    };
-    team.for_tasks(&work, task, |()| ());
+    match &chunk {
+        // SAFETY: the rows are the plan's, each with a record, and no other thread is at work.
+        Some(chunk) => unsafe { job.chunks(chunk, &workers, &team, &kept, &mut records) },
+        None => {
+            let task = |range: Range<usize>, records: &mut [RowRecord]| {
+                // SAFETY: each row is in one block, and so are its record, results and gradient.
+                workers.with(|worker| unsafe { job.rows(worker, &kept[range], records) });
+            };
+            for_rows(&team, &kept, job.block_rows, job.elements(kept.len()), &mut records, task);
+        }
+    }
 
     let mut totals = Totals::ZERO;
     for record in &records {
@@ -150,26 +167,64 @@ pub unsafe fn run(
     }
     // SAFETY: the rows that no block has are the plan's, and no other thread is at work.
     unsafe { job.clear_left_out(&kept) };
-    if linear.weight_gradient.is_some() || linear.bias_gradient.is_some() {
+    if chunk.is_none() && (linear.weight_gradient.is_some() || linear.bias_gradient.is_some()) {
         records.retain(RowRecord::has_gradient);
-        let blocks = plan.shape.classes.div_ceil(VOCABULARY_BLOCK);
-        let work = Work { len: blocks, elements_each: usize::MAX, elements };
-        let task = |range: Range<usize>| {
-            workers.with(|worker| {
-                for block in range {
-                    let start = block * VOCABULARY_BLOCK;
-                    let classes = start..plan.shape.classes.min(start + VOCABULARY_BLOCK);
-                    // SAFETY: each class is in one block, and so is its gradient.
-                    unsafe { job.classes(worker, &records, classes) };
-                }
-            });
+        let task = |classes: Range<usize>| {
+            // SAFETY: each class is in one block, and so is its gradient.
+            workers.with(|worker| unsafe { job.classes(worker, &records, classes) });
         };
-        team.for_tasks(&work, task, |()| ());
+        for_each(&team, job.blocks().len(), job.elements(kept.len()), |block| {
+            task(job.block(block));
+        });
     }
     Ok(totals)
 }
 
+/// Calls `task` with every index below `count`, over the threads.
+fn for_each(team: &Team, count: usize, elements: usize, task: impl Fn(usize) + Sync) {
+    let work = Work { len: count, elements_each: usize::MAX, elements };
+    team.for_tasks(&work, |range| range.for_each(&task), |()| ());
+}
+
+/// Calls `task` with ranges of `len` rows and their records, over the threads.
+fn for_rows(
+    team: &Team,
+    rows: &[usize],
+    len: usize,
+    elements: usize,
+    records: &mut [RowRecord],
+    task: impl Fn(Range<usize>, &mut [RowRecord]) + Sync,
+) {
+    assert_eq!(rows.len(), records.len());
+    let shared = Shared(records.as_mut_ptr());
+    for_each(team, rows.len().div_ceil(len), elements, |index| {
+        let range = index * len..rows.len().min((index + 1) * len);
+        let shared = &shared;
+        // SAFETY: there are as many records as rows, and each range is in one task.
+        let records =
+            unsafe { std::slice::from_raw_parts_mut(shared.0.add(range.start), range.len()) };
+        task(range, records);
+    });
+}
+
 impl Job<'_> {
+    /// The work of a product over so many rows, in elements of logits.
+    fn elements(&self, rows: usize) -> usize {
+        let macs = rows.saturating_mul(self.call.plan.shape.classes);
+        macs.saturating_mul(self.linear.features) / strategy::MACS_OF_AN_ELEMENT
+    }
+
+    /// The classes of a block.
+    fn block(&self, index: usize) -> Range<usize> {
+        let start = index * VOCABULARY_BLOCK;
+        start..self.call.plan.shape.classes.min(start + VOCABULARY_BLOCK)
+    }
+
+    /// The blocks of classes.
+    fn blocks(&self) -> impl ExactSizeIterator<Item = Range<usize>> {
+        (0..self.call.plan.shape.classes.div_ceil(VOCABULARY_BLOCK)).map(|index| self.block(index))
+    }
+
     /// Whether a row takes part in products: it counts, or a result of rows that do not is wanted.
     ///
     /// # Safety
@@ -225,23 +280,32 @@ impl Job<'_> {
         view.data.wrapping_offset(offset * view.dtype.size() as isize)
     }
 
-    /// Computes a block of logits into the worker's tile: `rows` by the weight's rows that `class` names.
+    /// The worker's tile, which holds the classes from `class` on.
+    #[inline(always)]
+    fn tile(&self, worker: &Worker, class: usize) -> Tile {
+        let zero = worker.tile.start().wrapping_sub(class * self.lane);
+        Tile { zero, pitch: VOCABULARY_PITCH * self.lane }
+    }
+
+    /// Computes a block of logits: `rows` by the weight's rows that `class` names. The first column is class `first`
+    /// of the tile.
     ///
     /// # Safety
-    /// The rows and the `classes` classes are the plan's, no more than the tile has room for.
+    /// The rows and the `classes` classes are the plan's, no more than the tile has room for; no other thread accesses
+    /// it.
+    #[allow(clippy::too_many_arguments, reason = "where to, and the two sides of a product")]
     unsafe fn logits(
         &self,
         worker: &mut Worker,
+        tile: &Tile,
+        first: usize,
         rows: impl ExactSizeIterator<Item = usize> + Clone,
         classes: usize,
         class: impl Fn(usize) -> usize,
     ) {
-        let count = rows.len();
         let features = self.linear.features;
-        let pitch = VOCABULARY_PITCH * self.lane;
-        let tile = worker.tile.start();
         worker.out.clear();
-        worker.out.extend((0..count).map(|i| tile.wrapping_add(i * pitch)));
+        worker.out.extend((0..rows.len()).map(|i| tile.row(i).wrapping_add(first * self.lane)));
         let has_bias = self.linear.bias.is_some() || features == 0;
         if has_bias {
             // SAFETY: the classes are the plan's, and the tile has room for the rows (# Safety).
@@ -335,21 +399,19 @@ impl Job<'_> {
         }
     }
 
-    /// Row `i` of the worker's tile, which holds the classes from `class` on.
+    /// Row `i` of a tile.
     #[inline(always)]
-    fn placed(&self, worker: &Worker, i: usize, row: usize, class: usize) -> PlacedRow {
-        let start = worker.tile.start().wrapping_add(i * VOCABULARY_PITCH * self.lane);
-        let zero = start.wrapping_sub(class * self.lane);
-        PlacedRow { at: Position { row, inner: 0 }, x: zero, g: zero }
+    fn placed(&self, tile: &Tile, i: usize, row: usize) -> PlacedRow {
+        PlacedRow { at: Position { row, inner: 0 }, x: tile.row(i), g: tile.row(i) }
     }
 
     /// Turns a block of logits into their gradient, in place.
     ///
     /// # Safety
     /// The tile holds the logits of the records' rows and of these classes.
-    unsafe fn gradient(&self, worker: &Worker, records: &[RowRecord], classes: Range<usize>) {
+    unsafe fn gradient(&self, tile: &Tile, records: &[RowRecord], classes: Range<usize>) {
         for (i, record) in records.iter().enumerate() {
-            let place = self.placed(worker, i, record.row, classes.start);
+            let place = self.placed(tile, i, record.row);
             let tile = place.g.wrapping_add(classes.start * self.lane);
             match record.action {
                 GradientAction::Sweep => {
@@ -405,28 +467,26 @@ impl Job<'_> {
         }
     }
 
-    /// Multiplies the gradient of a block of logits, in the tile, with rows of a matrix: with those of the weight,
-    /// one for each class, if `left` has the tile's rows, or with hidden states, one for each row of the tile, if it
-    /// has its columns. The rows of the product are at `worker.out`, each for all features.
+    /// Multiplies the gradient of a block of logits with rows of a matrix, for these features: with those of the weight,
+    /// one for each class, if `left` has a tile's rows, or with hidden states, one for each row of the tile, if it has
+    /// its columns. The rows of the product are at `worker.out`, each for all features.
     ///
     /// # Safety
-    /// `packed(i)` is a row of `from`, for each of the `depth` steps; `out` has room for a row for each of `left`'s.
+    /// `packed` finds the features of a row, for each of the `depth` steps, at most [`DEPTH`]; `out` has room for a row
+    /// for each of `left`'s.
     unsafe fn multiply_gradient(
         &self,
         worker: &mut Worker,
         left: Left,
         depth: usize,
-        from: &View<FloatType>,
-        packed: impl Fn(usize) -> usize,
+        features: Range<usize>,
+        packed: impl Fn(usize, usize) -> *const u8,
         adds: bool,
     ) {
-        let features = self.linear.features;
-        for feature in (0..features).step_by(VOCABULARY_BLOCK) {
-            let columns = VOCABULARY_BLOCK.min(features - feature);
+        for feature in features.clone().step_by(VOCABULARY_BLOCK) {
+            let columns = VOCABULARY_BLOCK.min(features.end - feature);
             worker.packed_rows.clear();
-            worker.packed_rows.extend(
-                (0..depth).map(|i| Self::features_of(from, packed(i), feature).cast_const()),
-            );
+            worker.packed_rows.extend((0..depth).map(|i| packed(i, feature)));
             worker.shifted.clear();
             worker
                 .shifted
@@ -442,30 +502,73 @@ impl Job<'_> {
         }
     }
 
-    /// Sets `worker.left_rows` to the first rows of the tile.
-    fn tile_rows(&self, worker: &mut Worker, count: usize) {
-        let (tile, pitch) = (worker.tile.start(), VOCABULARY_PITCH * self.lane);
+    /// Sets `worker.left_rows` to rows of a tile, from class `first` on.
+    fn tile_rows(
+        &self,
+        worker: &mut Worker,
+        tile: &Tile,
+        first: usize,
+        rows: impl Iterator<Item = usize>,
+    ) {
+        let start = first * self.lane;
         worker.left_rows.clear();
-        worker.left_rows.extend((0..count).map(|i| tile.wrapping_add(i * pitch).cast_const()));
+        worker.left_rows.extend(rows.map(|i| tile.row(i).wrapping_add(start).cast_const()));
     }
 
-    /// [`multiply_gradient`](Self::multiply_gradient) with the rows of the tile for `left`, which `worker.left_rows`
-    /// names.
+    /// Multiplies rows of a tile, which `worker.left_rows` names, with the weight of these classes: see
+    /// [`multiply_gradient`](Self::multiply_gradient).
     ///
     /// # Safety
-    /// As there.
+    /// The tile's rows hold the classes; `out` has room for a row for each.
     unsafe fn multiply_weight(
         &self,
         worker: &mut Worker,
-        depth: usize,
-        from: &View<FloatType>,
-        packed: impl Fn(usize) -> usize,
+        classes: Range<usize>,
+        features: Range<usize>,
         adds: bool,
     ) {
         let rows = std::mem::take(&mut worker.left_rows);
-        // SAFETY: this function's own # Safety.
-        unsafe { self.multiply_gradient(worker, Left::Rows(&rows), depth, from, packed, adds) };
+        let (left, weight) = (Left::Rows(&rows), &self.linear.weight);
+        let packed = |i: usize, feature: usize| {
+            Self::features_of(weight, classes.start + i, feature).cast_const()
+        };
+        // SAFETY: this function's own # Safety; the weight covers the classes (validation).
+        unsafe { self.multiply_gradient(worker, left, classes.len(), features, packed, adds) };
         worker.left_rows = rows;
+    }
+
+    /// Multiplies the columns of a tile, which holds these classes, with the hidden states of the records' rows, in
+    /// chains of [`DEPTH`] rows: see [`multiply_gradient`](Self::multiply_gradient). Rows without a gradient take part
+    /// as zeros, whatever their hidden states hold.
+    ///
+    /// # Safety
+    /// The tile has the records' rows and the classes; `out` has room for a row for each class.
+    unsafe fn multiply_hidden(
+        &self,
+        worker: &mut Worker,
+        tile: &Tile,
+        records: &[RowRecord],
+        classes: Range<usize>,
+        mut adds: bool,
+    ) {
+        let (hidden, zeros) = (&self.linear.hidden, worker.zeros.start().cast_const());
+        for first in (0..records.len()).step_by(DEPTH) {
+            let steps = &records[first..records.len().min(first + DEPTH)];
+            let left = Left::Columns {
+                first: tile.row(first).wrapping_add(classes.start * self.lane),
+                pitch: tile.pitch / self.lane,
+                rows: classes.len(),
+            };
+            let packed = |i: usize, feature: usize| match steps[i].has_gradient() {
+                true => Self::features_of(hidden, steps[i].row, feature).cast_const(),
+                false => zeros,
+            };
+            let features = 0..self.linear.features;
+            // SAFETY: the tile has the steps' rows, and the hidden states cover them (validation); there are zeros for
+            // a vocabulary block of columns.
+            unsafe { self.multiply_gradient(worker, left, steps.len(), features, packed, adds) };
+            adds = true;
+        }
     }
 
     /// Where the rows of a gradient are added up: in its own memory, or in the worker's buffer if that has another
@@ -474,48 +577,49 @@ impl Job<'_> {
         gradient.view.dtype == self.call.plan.logits.dtype
     }
 
-    /// Sets `worker.out` to the rows of a gradient.
+    /// Sets `worker.out` to the rows of a gradient, or of its sums.
     fn place_out(
         &self,
         worker: &mut Worker,
         gradient: &LinearGradient,
+        sums: *mut u8,
         rows: impl Iterator<Item = usize>,
     ) {
-        let start = worker.sums.start();
         let pitch = self.linear.features * self.lane;
         worker.out.clear();
         if self.is_direct(gradient) {
             worker.out.extend(rows.map(|row| Self::features_of(&gradient.view, row, 0)));
         } else {
-            worker.out.extend(rows.enumerate().map(|(i, _)| start.wrapping_add(i * pitch)));
+            worker.out.extend(rows.enumerate().map(|(i, _)| sums.wrapping_add(i * pitch)));
         }
     }
 
-    /// Rounds rows of sums in the worker's buffer to the type of their gradient.
+    /// Rounds the sums of some features of rows to the type of their gradient, unless they are in its own memory.
     ///
     /// # Safety
-    /// The buffer holds the sums of the rows, and no other thread accesses these rows of the gradient.
+    /// The memory at `sums` holds the sums of the rows, and no other thread accesses these features of the gradient.
     unsafe fn round_out(
         &self,
-        worker: &Worker,
         gradient: &LinearGradient,
+        sums: *const u8,
         rows: impl Iterator<Item = usize>,
+        features: Range<usize>,
     ) {
         if self.is_direct(gradient) {
             return;
         }
-        let features = self.linear.features;
         for (i, row) in rows.enumerate() {
-            let from = worker.sums.start().wrapping_add(i * features * self.lane);
+            let from = sums.wrapping_add(i * self.linear.features * self.lane);
             if gradient.view.dtype == self.linear.hidden.dtype && !gradient.accumulate {
-                let to = Self::features_of(&gradient.view, row, 0);
-                // SAFETY: the buffer holds the row's sums, and the gradient covers the row (validation), this
-                // thread's alone (# Safety); the processor has the set of the kernels.
-                unsafe { (self.k.narrow)(from, features, to) };
+                let from = from.wrapping_add(features.start * self.lane);
+                let to = Self::features_of(&gradient.view, row, features.start);
+                // SAFETY: the sums are there (# Safety), and the gradient covers the row (validation), this
+                // thread's alone; the processor has the set of the kernels.
+                unsafe { (self.k.narrow)(from, features.len(), to) };
                 continue;
             }
-            for feature in 0..features {
-                // SAFETY: the buffer holds the row's sums.
+            for feature in features.clone() {
+                // SAFETY: the sums are there (# Safety).
                 let sum = unsafe { self.lane_at(from, feature) };
                 // SAFETY: the gradient covers the row (validation), this thread's alone (# Safety).
                 unsafe { add(gradient, Position { row, inner: 0 }, feature, sum) };
@@ -543,59 +647,83 @@ impl Job<'_> {
     /// The records are all of the rows that have a gradient; no other thread accesses these classes' gradients.
     unsafe fn classes(&self, worker: &mut Worker, records: &[RowRecord], classes: Range<usize>) {
         let mut bias = [0.0; VOCABULARY_BLOCK];
-        let mut adds = self
-            .linear
-            .weight_gradient
-            .is_some_and(|weight| self.is_direct(&weight) && weight.accumulate);
+        let mut adds = false;
+        let tile = self.tile(worker, classes.start);
         for records in records.chunks(self.weight_rows) {
             let rows = records.iter().map(|record| record.row);
             // SAFETY: the rows and classes are the plan's, no more than the tile has room for.
             unsafe {
-                self.logits(worker, rows, classes.len(), |i| classes.start + i);
-                self.gradient(worker, records, classes.clone());
+                self.logits(worker, &tile, classes.start, rows, classes.len(), |i| {
+                    classes.start + i
+                });
+                self.gradient(&tile, records, classes.clone());
+                let sums = worker.sums.start();
+                self.add_classes(worker, &tile, records, classes.clone(), sums, &mut bias, adds);
             }
-            if self.linear.bias_gradient.is_some() {
-                self.tile_rows(worker, records.len());
-                // SAFETY: the tile holds the rows and classes; the processor has the set of the kernels.
-                unsafe { (self.k.add_columns)(&worker.left_rows, classes.len(), &mut bias) };
-            }
-            let Some(weight) = &self.linear.weight_gradient else { continue };
-            for first in (0..records.len()).step_by(DEPTH) {
-                let steps = &records[first..records.len().min(first + DEPTH)];
-                let left = Left::Columns {
-                    first: worker.tile.start().wrapping_add(first * VOCABULARY_PITCH * self.lane),
-                    pitch: VOCABULARY_PITCH,
-                    rows: classes.len(),
-                };
-                self.place_out(worker, weight, classes.clone());
-                // SAFETY: the tile holds the rows and classes, and the rows are the plan's.
-                unsafe {
-                    self.multiply_gradient(
-                        worker,
-                        left,
-                        steps.len(),
-                        &self.linear.hidden,
-                        |i| steps[i].row,
-                        adds,
-                    );
-                }
-                adds = true;
-            }
+            adds = true;
+        }
+        let sums = worker.sums.start();
+        // SAFETY: the sums are those of all records; the classes are this thread's (# Safety).
+        unsafe { self.finish_classes(classes, sums, &bias, adds) };
+    }
+
+    /// Adds what the records' rows contribute to the gradients of the weight and the bias of some classes. Without
+    /// `adds`, sums begin.
+    ///
+    /// # Safety
+    /// The tile has the gradient of the records' rows and of the classes, for whose sums there is room at `sums` and in
+    /// `bias`; no other thread accesses them.
+    #[allow(clippy::too_many_arguments, reason = "a block, and where its two sums go")]
+    unsafe fn add_classes(
+        &self,
+        worker: &mut Worker,
+        tile: &Tile,
+        records: &[RowRecord],
+        classes: Range<usize>,
+        sums: *mut u8,
+        bias: &mut [f64],
+        adds: bool,
+    ) {
+        if self.linear.bias_gradient.is_some() {
+            self.tile_rows(worker, tile, classes.start, 0..records.len());
+            // SAFETY: the tile has the rows and classes (# Safety); the processor has the set of the kernels.
+            unsafe { (self.k.add_columns)(&worker.left_rows, classes.len(), bias) };
         }
         if let Some(weight) = &self.linear.weight_gradient {
-            if adds {
-                // SAFETY: the buffer holds the sums, if they are not direct; the classes are this thread's.
-                unsafe { self.round_out(worker, weight, classes.clone()) };
+            self.place_out(worker, weight, sums, classes.clone());
+            let adds = adds || (self.is_direct(weight) && weight.accumulate);
+            // SAFETY: this function's own # Safety.
+            unsafe { self.multiply_hidden(worker, tile, records, classes, adds) };
+        }
+    }
+
+    /// Writes the gradients of the weight and the bias of some classes, once their sums are complete; `has_sums` says
+    /// whether there were any rows.
+    ///
+    /// # Safety
+    /// The sums are as [`add_classes`](Self::add_classes) left them; no other thread accesses the classes' gradients.
+    unsafe fn finish_classes(
+        &self,
+        classes: Range<usize>,
+        sums: *const u8,
+        bias: &[f64],
+        has_sums: bool,
+    ) {
+        let features = self.linear.features;
+        if let Some(weight) = &self.linear.weight_gradient {
+            if has_sums {
+                // SAFETY: the sums are complete (# Safety), and the classes are this thread's.
+                unsafe { self.round_out(weight, sums, classes.clone(), 0..features) };
             } else if !weight.accumulate {
                 for class in classes.clone() {
                     let at = Position { row: class, inner: 0 };
                     // SAFETY: the gradient covers the class (validation), this thread's alone (# Safety).
-                    unsafe { weight.view.fill_row(at, self.linear.features, 0.0) };
+                    unsafe { weight.view.fill_row(at, features, 0.0) };
                 }
             }
         }
         if let Some(gradient) = &self.linear.bias_gradient {
-            for (class, &sum) in classes.zip(&bias) {
+            for (class, &sum) in classes.zip(bias) {
                 // SAFETY: the gradient covers the class (validation), this thread's alone (# Safety).
                 unsafe { add(gradient, Position::FIRST, class, sum) };
             }

@@ -2,7 +2,7 @@
 //! of its hidden states.
 
 use super::memory::Worker;
-use super::{Excluded, Job, RowRecord};
+use super::{Excluded, Job, RowRecord, Tile};
 use crate::drivers::batch::{InitialShift, Reduction, set_sums};
 use crate::drivers::operands;
 use crate::drivers::segment::{self, PlacedRow};
@@ -13,7 +13,7 @@ use crate::kernels::row_state::{ArgMax, ExpSum, RowState};
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::Shift;
 use crate::math::scalar::exp2;
-use crate::strategy::{VOCABULARY_BLOCK, VOCABULARY_PITCH};
+use crate::strategy::VOCABULARY_BLOCK;
 use crate::view::{Axis, Position, Span};
 use std::ops::Range;
 
@@ -24,14 +24,6 @@ fn span(row: usize) -> Span {
 }
 
 impl Job<'_> {
-    /// The blocks of classes.
-    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
-        let classes = self.call.plan.shape.classes;
-        (0..classes)
-            .step_by(VOCABULARY_BLOCK)
-            .map(move |start| start..classes.min(start + VOCABULARY_BLOCK))
-    }
-
     /// Computes the results of some rows, their records, and the gradient of their hidden states.
     ///
     /// # Safety
@@ -40,28 +32,20 @@ impl Job<'_> {
         let multiplies_exps = self.multiplies_exps();
         // SAFETY: this function's own # Safety.
         unsafe {
-            self.start(worker, rows);
+            self.start(worker, rows, None);
             if self.call.from_lse {
-                for (i, &row) in rows.iter().enumerate() {
-                    operands::read_lse(
-                        &self.call,
-                        &span(row),
-                        i % ROWS,
-                        &mut worker.groups[i / ROWS],
-                    );
-                    if self.call.spreads_mass {
-                        worker.states[i].mass = self.mass(row);
-                    }
-                }
+                self.read_lse(worker, rows);
             } else {
                 for classes in self.blocks() {
-                    self.logits(worker, rows.iter().copied(), classes.len(), |i| classes.start + i);
+                    let (first, tile) = (classes.start, self.tile(worker, classes.start));
+                    let class = |i: usize| first + i;
+                    self.logits(worker, &tile, first, rows.iter().copied(), classes.len(), class);
                     if multiplies_exps {
-                        self.multiply_exps(worker, rows, classes);
+                        self.multiply_exps(worker, &tile, rows, classes);
                         continue;
                     }
                     for (i, &row) in rows.iter().enumerate() {
-                        self.reduce(worker, i, row, classes.clone());
+                        self.reduce(worker, &tile, i, row, classes.clone());
                     }
                 }
             }
@@ -74,11 +58,30 @@ impl Job<'_> {
         }
     }
 
-    /// Reads the operands of rows, and the logits of their targets.
+    /// Reads the lse of rows, and adds up the masses of probability targets: all that a gradient from an lse needs of a
+    /// first sweep.
+    ///
+    /// # Safety
+    /// As [`rows`](Self::rows); the operands are read.
+    pub unsafe fn read_lse(&self, worker: &mut Worker, rows: &[usize]) {
+        for (i, &row) in rows.iter().enumerate() {
+            let group = &mut worker.groups[i / ROWS];
+            // SAFETY: the row is the plan's and this thread's (# Safety).
+            unsafe {
+                operands::read_lse(&self.call, &span(row), i % ROWS, group);
+                if self.call.spreads_mass {
+                    worker.states[i].mass = self.mass(row);
+                }
+            }
+        }
+    }
+
+    /// Reads the operands of rows, and the logits of their targets: from a tile that has all of their logits, if there
+    /// is one.
     ///
     /// # Safety
     /// As [`rows`](Self::rows).
-    unsafe fn start(&self, worker: &mut Worker, rows: &[usize]) {
+    pub unsafe fn start(&self, worker: &mut Worker, rows: &[usize], made: Option<&Tile>) {
         let call = &self.call;
         let groups = rows.len().div_ceil(ROWS);
         worker.groups.clear();
@@ -102,8 +105,19 @@ impl Job<'_> {
             unsafe { operands::read(call, &span(row), i % ROWS, inputs, Some(factors), largest) };
         }
         if call.excluded == Excluded::Target {
-            // SAFETY: the rows are the plan's and this thread's (# Safety).
-            unsafe { self.target_logits(worker, rows) };
+            match made {
+                Some(tile) => {
+                    for i in 0..rows.len() {
+                        let inputs = &mut worker.groups[i / ROWS].inputs;
+                        if let Some(class) = inputs.class(i % ROWS) {
+                            // SAFETY: the tile has all classes of the row (# Safety), this one among them.
+                            inputs.x_y[i % ROWS] = unsafe { self.lane_at(tile.row(i), class) };
+                        }
+                    }
+                }
+                // SAFETY: the rows are the plan's and this thread's (# Safety).
+                None => unsafe { self.target_logits(worker, rows) },
+            }
             self.transform_excluded(worker, rows.len());
         }
     }
@@ -123,7 +137,7 @@ impl Job<'_> {
     /// # Safety
     /// As [`rows`](Self::rows); the operands are read.
     unsafe fn target_logits(&self, worker: &mut Worker, rows: &[usize]) {
-        let pitch = VOCABULARY_PITCH * self.lane;
+        let tile = self.tile(worker, 0);
         for (start, rows) in
             rows.chunks(self.k.panel).enumerate().map(|(i, rows)| (i * self.k.panel, rows))
         {
@@ -139,25 +153,33 @@ impl Job<'_> {
                 continue;
             }
             // SAFETY: the rows are the plan's (# Safety); so are the classes, targets in range (validation) or 0.
-            unsafe { self.logits(worker, rows.iter().copied(), rows.len(), |i| targets[i]) };
+            unsafe {
+                self.logits(worker, &tile, 0, rows.iter().copied(), rows.len(), |i| targets[i])
+            };
             for i in 0..rows.len() {
                 let inputs = &mut worker.groups[(start + i) / ROWS].inputs;
                 if inputs.class((start + i) % ROWS).is_some() {
-                    let row = worker.tile.start().wrapping_add(i * pitch);
                     // SAFETY: the tile holds a block of as many classes as rows.
-                    inputs.x_y[(start + i) % ROWS] = unsafe { self.lane_at(row, i) };
+                    inputs.x_y[(start + i) % ROWS] = unsafe { self.lane_at(tile.row(i), i) };
                 }
             }
         }
     }
 
-    /// Adds a block of logits, in the tile, to the state of row `i` of the row block.
+    /// Adds a block of logits, in a tile, to the state of row `i` of the row block.
     ///
     /// # Safety
     /// The tile holds these classes of the row.
-    unsafe fn reduce(&self, worker: &mut Worker, i: usize, row: usize, classes: Range<usize>) {
+    pub unsafe fn reduce(
+        &self,
+        worker: &mut Worker,
+        tile: &Tile,
+        i: usize,
+        row: usize,
+        classes: Range<usize>,
+    ) {
         let call = &self.call;
-        let place = self.placed(worker, i, row, classes.start);
+        let place = self.placed(tile, i, row);
         if classes.start == 0 {
             // SAFETY: the tile holds the row's first classes (# Safety).
             worker.reductions[i] = unsafe { self.decide(worker, i, &place) };
@@ -284,7 +306,7 @@ impl Job<'_> {
     ///
     /// # Safety
     /// As [`rows`](Self::rows); the states are complete.
-    unsafe fn finish(&self, worker: &mut Worker, rows: &[usize], records: &mut [RowRecord]) {
+    pub unsafe fn finish(&self, worker: &mut Worker, rows: &[usize], records: &mut [RowRecord]) {
         let call = &self.call;
         if call.excluded == Excluded::Largest {
             for (i, &row) in rows.iter().enumerate() {
@@ -364,23 +386,22 @@ impl Job<'_> {
             return;
         }
         let mut adds = self.is_direct(gradient) && gradient.accumulate;
+        let sums = worker.sums.start();
         for classes in self.blocks() {
+            let (first, tile) = (classes.start, self.tile(worker, classes.start));
             let rows = records.iter().map(|record| record.row);
-            // SAFETY: the rows and classes are the plan's, and the tile has room for them.
+            // SAFETY: the rows and classes are the plan's, and the tile has room for them; `out` has the rows.
             unsafe {
-                self.logits(worker, rows.clone(), classes.len(), |i| classes.start + i);
-                self.gradient(worker, records, classes.clone());
-            }
-            self.tile_rows(worker, records.len());
-            self.place_out(worker, gradient, rows);
-            let weight = &self.linear.weight;
-            // SAFETY: the tile holds the rows and classes; `out` has the rows.
-            unsafe {
-                self.multiply_weight(worker, classes.len(), weight, |i| classes.start + i, adds);
+                self.logits(worker, &tile, first, rows.clone(), classes.len(), |i| first + i);
+                self.gradient(&tile, records, classes.clone());
+                self.tile_rows(worker, &tile, first, 0..records.len());
+                self.place_out(worker, gradient, sums, rows);
+                self.multiply_weight(worker, classes, 0..self.linear.features, adds);
             }
             adds = true;
         }
-        // SAFETY: the buffer holds the sums, if they are not direct; the rows are this thread's (# Safety).
-        unsafe { self.round_out(worker, gradient, records.iter().map(|record| record.row)) };
+        let rows = records.iter().map(|record| record.row);
+        // SAFETY: the sums are complete, and the rows are this thread's (# Safety).
+        unsafe { self.round_out(gradient, sums, rows, 0..self.linear.features) };
     }
 }
