@@ -22,6 +22,9 @@ use std::ops::Range;
 /// Distributions that [`again`] computes at most: few, for a strip's numbers are on the stack too.
 pub const AGAIN: usize = 16;
 
+/// Bytes of their buffer: a chunk of f32.
+pub const AGAIN_BYTES: usize = AGAIN * TILE_CLASSES * size_of::<f32>();
+
 /// Copies of what cannot stay where it is: logits, which gradients replace, their slopes, and masses.
 #[derive(Clone, Copy)]
 struct Buffers {
@@ -228,7 +231,7 @@ pub struct Again<'a> {
 ///
 /// # Safety
 /// The place is the call's, a loss over class indices without a transform. No other thread accesses its
-/// distributions. `buffer` has [`STRIP_BYTES`] bytes.
+/// distributions. `buffer` has [`AGAIN_BYTES`] bytes.
 #[cold]
 #[inline(never)]
 pub unsafe fn again(
@@ -242,13 +245,12 @@ pub unsafe fn again(
     let mut masses = [0.0; TILE_CLASSES];
     let mut extras = ExtrasOf::<{ AGAIN / ROWS }>::NONE;
     let mut groups = [RowGroup::EMPTY; AGAIN / ROWS];
-    let classes = STRIP_BYTES / (AGAIN * call.plan.logits.dtype.lane_size());
     let buffers = Buffers {
         x: buffer,
         slope: std::ptr::null_mut(),
         mass: masses.as_mut_ptr(),
         width: AGAIN,
-        classes,
+        classes: TILE_CLASSES,
     };
     let mut sweeper = Sweeper {
         call,

@@ -5,7 +5,7 @@
 
 use super::call::Call;
 use super::place::Place;
-use super::strided::{self, AGAIN};
+use super::strided::{self, AGAIN, AGAIN_BYTES};
 use super::totals::{GroupTotals, Totals};
 use crate::kernels::ordinary::{FACTORS, Wanted};
 use crate::kernels::row_math::{ROWS, RowInputs};
@@ -33,6 +33,8 @@ struct Strips<'a> {
     keeps: bool,
     /// Room for the classes of a chunk, of `width` distributions.
     buffer: *mut u8,
+    /// Room of [`AGAIN_BYTES`] for lanes that are computed again.
+    room: *mut u8,
 }
 
 /// Runs a range of a plan's tiles as strips; returns the sums over their rows.
@@ -42,9 +44,10 @@ struct Strips<'a> {
 /// other thread accesses their distributions.
 pub unsafe fn strips(call: &Call, loss: &Loss, axis: Axis, range: Range<usize>) -> Totals {
     assert!(call.plan.logits.dtype.has_f32_lanes(), "strips have lanes of f32");
-    let mut stack = Scratch::<{ STRIP_BYTES / 8 }>::new();
+    let mut stack = Scratch::<{ (STRIP_BYTES + AGAIN_BYTES) / 8 }>::new();
     let mut heap = Vec::<Scratch<8>>::new();
-    let mut strips = Strips::new(call, loss, axis, stack.start(), STRIP_BYTES);
+    let room = stack.start().wrapping_add(STRIP_BYTES);
+    let mut strips = Strips::new(call, loss, axis, stack.start(), STRIP_BYTES, room);
     let elements = range.len().saturating_mul(TILE * call.plan.shape.classes);
     let lane_bytes = call.plan.shape.classes * call.plan.logits.dtype.lane_size();
     // Where there is no such memory, exponentials are computed twice.
@@ -53,7 +56,8 @@ pub unsafe fn strips(call: &Call, loss: &Loss, axis: Axis, range: Range<usize>) 
         && strategy::keeps_on_heap(lane_bytes, elements)
         && heap.try_reserve_exact(HEAP_STRIP_BYTES / size_of::<Scratch<8>>()).is_ok()
     {
-        strips = Strips::new(call, loss, axis, heap.as_mut_ptr().cast(), HEAP_STRIP_BYTES);
+        let buffer = heap.as_mut_ptr().cast();
+        strips = Strips::new(call, loss, axis, buffer, HEAP_STRIP_BYTES, room);
     }
     let mut state = StripState::new();
     let mut totals = GroupTotals::ZERO;
@@ -75,7 +79,14 @@ pub unsafe fn strips(call: &Call, loss: &Loss, axis: Axis, range: Range<usize>) 
 }
 
 impl<'a> Strips<'a> {
-    fn new(call: &'a Call<'a>, loss: &'a Loss, axis: Axis, buffer: *mut u8, bytes: usize) -> Self {
+    fn new(
+        call: &'a Call<'a>,
+        loss: &'a Loss,
+        axis: Axis,
+        buffer: *mut u8,
+        bytes: usize,
+        room: *mut u8,
+    ) -> Self {
         let (plan, along) = (call.plan, call.plan.shape.along(axis));
         let classes = plan.shape.classes;
         let lane = plan.logits.dtype.lane_size();
@@ -91,7 +102,7 @@ impl<'a> Strips<'a> {
             (false, false) => (STRIP, classes),
         };
         let keeps = plan.output.is_some() && holds;
-        Strips { call, loss, width, chunk, gathers, scatters, keeps, buffer }
+        Strips { call, loss, width, chunk, gathers, scatters, keeps, buffer, room }
     }
 
     /// Runs a strip; adds its losses to the totals. `next`: how many distributions from here the next one
@@ -121,7 +132,7 @@ impl<'a> Strips<'a> {
         unsafe {
             self.read_operands(state, &span, &wanted);
             for first in (0..call.plan.shape.classes).step_by(self.chunk) {
-                let strip = self.strip(place, first, next, true, self.keeps);
+                let strip = self.strip(place, first, next, true);
                 let k = if self.gathers { call.k.converted } else { call.k.native };
                 (k.strip_sums)(&strip, state);
             }
@@ -133,10 +144,10 @@ impl<'a> Strips<'a> {
         }
         // SAFETY: the distributions are the call's and this thread's (# Safety); their sums are finished.
         unsafe {
-            let is_disturbed = self.again(state, place, totals);
+            self.again(state, place, totals);
             self.hand_out(state, &span, totals);
             if call.plan.output.is_some() {
-                self.write(state, place, self.keeps && !is_disturbed);
+                self.write(state, place);
             }
         }
     }
@@ -155,7 +166,7 @@ impl<'a> Strips<'a> {
         // SAFETY: an array of a strip has room for its lanes in whole registers; f64 of any bits may be in it,
         // and those that are read below are written first.
         let [excluded, weight, grad_output] = unsafe {
-            [&mut state.excluded, &mut state.weight_then_lse, &mut state.grad_output]
+            [&mut state.excluded_sum_loss, &mut state.weight_then_lse, &mut state.grad_output]
                 .map(|of| std::slice::from_raw_parts_mut(of.start().cast::<f64>(), padded))
         };
         excluded[span.len..].fill(RowInputs::IGNORED);
@@ -189,26 +200,18 @@ impl<'a> Strips<'a> {
         }
     }
 
-    /// Some classes of a strip: in place, or in the buffer, where `fills` brings them. `keeps`: the buffer has, or
-    /// is to have, their exponentials.
+    /// Some classes of a strip: in place, or in the buffer, where `fills` brings them.
     ///
     /// # Safety
     /// As [`run`](Self::run); `first` is a class of the call.
-    unsafe fn strip(
-        &self,
-        place: Place,
-        first: usize,
-        next: Option<usize>,
-        fills: bool,
-        keeps: bool,
-    ) -> Strip {
+    unsafe fn strip(&self, place: Place, first: usize, next: Option<usize>, fills: bool) -> Strip {
         let view = &self.call.plan.logits;
         let classes = self.chunk.min(self.call.plan.shape.classes - first);
         // SAFETY: the logits cover the class of the strip's first distribution (validation).
         let from = unsafe { view.at(place.first, first) };
         let strides = place.strides(view);
         let pitch = strip::padded(place.len);
-        let exps = if keeps { self.buffer } else { std::ptr::null_mut() };
+        let exps = if self.keeps { self.buffer } else { std::ptr::null_mut() };
         if !self.gathers {
             let ahead = next.map_or(0, |next| next as isize);
             let (x, lanes) = (from.cast_const(), place.len);
@@ -271,13 +274,12 @@ impl<'a> Strips<'a> {
     }
 
     /// Computes the lanes again that are not ordinary, and all of them if results are wanted that a strip does
-    /// not find out; writes these. True if there are such lanes: the buffer has then been used for them.
+    /// not find out; writes these.
     ///
     /// # Safety
     /// As [`run`](Self::run); the strip is finished, and no gradient was written.
     #[inline(always)]
-    unsafe fn again(&self, state: &mut StripState, place: Place, totals: &mut GroupTotals) -> bool {
-        let mut is_disturbed = false;
+    unsafe fn again(&self, state: &mut StripState, place: Place, totals: &mut GroupTotals) {
         let has_gradient = self.call.plan.output.is_some();
         let others = self.call.wants_argmax || self.call.wants_entropy;
         for word in 0..place.len.div_ceil(TILE) {
@@ -290,12 +292,10 @@ impl<'a> Strips<'a> {
                 0
             };
             if losses | gradients != 0 || others {
-                is_disturbed = true;
                 // SAFETY: this function's own # Safety.
                 unsafe { self.tile_again(state, place, word, losses, gradients, totals) };
             }
         }
-        is_disturbed
     }
 
     /// # Safety
@@ -315,22 +315,23 @@ impl<'a> Strips<'a> {
             let place = place.part(start, AGAIN);
             let span = place.span(0, place.len);
             let bits = |of: u64| of >> (start % TILE) & ((1 << AGAIN) - 1);
-            // SAFETY: the arrays have room for the place; f64 of any bits may be in them.
-            let [loss, lse, excluded] = unsafe {
-                [&mut state.sum_then_loss, &mut state.weight_then_lse, &mut state.excluded].map(
-                    |of| {
-                        let of = of.start().cast::<f64>().wrapping_add(start);
-                        std::slice::from_raw_parts_mut(of, place.len)
-                    },
-                )
+            // SAFETY: the arrays have room for the place, and `strip_sums` and `finish_strip` have set its lanes; what
+            // nobody wanted may have any bits, of f64.
+            let ([loss, lse], class) = unsafe {
+                let of = [&mut state.excluded_sum_loss, &mut state.weight_then_lse];
+                let wide = of.map(|of| {
+                    std::slice::from_raw_parts_mut(strip::lanes::<f64, _>(of, start), place.len)
+                });
+                let class = strip::lanes::<f32, _>(&mut state.class, start);
+                (wide, std::slice::from_raw_parts(class, place.len))
             };
             let (entropy, argmax) = ([0.0; AGAIN], [0; AGAIN]);
             let mut again = strided::Again { loss, lse, entropy, argmax };
             // SAFETY: the distributions are the call's, and this thread's (# Safety); the results cover them
-            // (validation). The buffer has STRIP_BYTES, and what it holds is not looked at any more (`run`).
+            // (validation). The room has AGAIN_BYTES.
             unsafe {
                 let (losses, gradients) = (bits(losses), bits(gradients));
-                strided::again(self.call, place, losses, gradients, self.buffer, &mut again);
+                strided::again(self.call, place, losses, gradients, self.room, &mut again);
                 if let Some(view) = &self.loss.argmax {
                     view.write_span(&span, &again.argmax);
                 }
@@ -339,7 +340,8 @@ impl<'a> Strips<'a> {
                 }
             }
             if self.loss.counts_correct {
-                let hits = excluded.iter().zip(&again.argmax).filter(|(y, x)| **y == **x as f64);
+                let hits = class.iter().zip(&again.argmax);
+                let hits = hits.filter(|(y, x)| f64::from(**y) == **x as f64);
                 totals.rest.correct += hits.count() as u64;
             }
         }
@@ -354,7 +356,7 @@ impl<'a> Strips<'a> {
         let groups = span.len.div_ceil(ROWS);
         // SAFETY: `finish` has set the losses of the span, and the array has room for whole groups.
         let losses = unsafe {
-            let loss = state.sum_then_loss.start().cast::<f64>();
+            let loss = state.excluded_sum_loss.start().cast::<f64>();
             loss.wrapping_add(span.len).write_bytes(0, groups * ROWS - span.len);
             std::slice::from_raw_parts(loss.cast::<[f64; ROWS]>(), groups)
         };
@@ -372,15 +374,15 @@ impl<'a> Strips<'a> {
                 view.write_span(span, values);
             }
         };
-        write(&self.loss.row_losses, state.sum_then_loss.start());
+        write(&self.loss.row_losses, state.excluded_sum_loss.start());
         write(&self.loss.lse, state.weight_then_lse.start());
     }
 
-    /// Writes the gradient of a strip. `keeps`: the buffer still has its exponentials.
+    /// Writes the gradient of a strip.
     ///
     /// # Safety
     /// As [`run`](Self::run); the strip is finished.
-    unsafe fn write(&self, state: &mut StripState, place: Place, keeps: bool) {
+    unsafe fn write(&self, state: &mut StripState, place: Place) {
         let call = self.call;
         let Some(output) = &call.plan.output else { return };
         let view = &output.view;
@@ -406,7 +408,7 @@ impl<'a> Strips<'a> {
             // SAFETY: the classes are the call's, and the output covers them (validation), this thread's alone
             // (# Safety). The buffer has room for the chunk. The processor has the set of the kernels.
             unsafe {
-                let strip = self.strip(place, first, None, !keeps, keeps);
+                let strip = self.strip(place, first, None, !self.keeps);
                 let to = view.at(place.first, first);
                 if !self.scatters {
                     let k = if self.gathers {
@@ -433,7 +435,7 @@ impl<'a> Strips<'a> {
                     pitch: pitch as isize,
                     accumulate: false,
                     stream: false,
-                    padded: keeps,
+                    padded: self.keeps,
                     writes: [!0; WORDS],
                 };
                 (k.strip_gradient)(&strip, state, &gradient);

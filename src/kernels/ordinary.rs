@@ -77,7 +77,7 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
                 s.load(lanes(&mut state.class, at)),
                 s.load(lanes(&mut state.shift, at)),
                 s.load(lanes(&mut state.x_y, at)),
-                load_wide(s, &mut state.sum_then_loss, at),
+                load_wide(s, &mut state.excluded_sum_loss, at),
             )
         };
         let ignored = s.less(class, zero);
@@ -128,7 +128,7 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
         }
         // SAFETY: the arrays have room for whole registers of the lanes.
         unsafe {
-            store_wide(s, &mut state.sum_then_loss, at, loss);
+            store_wide(s, &mut state.excluded_sum_loss, at, loss);
             if wanted.lse {
                 store_wide(s, &mut state.weight_then_lse, at, lse);
             }
@@ -236,10 +236,10 @@ mod tests {
             lanes::<[f32; COUNT], _>(&mut state.class, 0).write(of.class);
             lanes::<[f32; COUNT], _>(&mut state.shift, 0).write(of.shift);
             lanes::<[f32; COUNT], _>(&mut state.x_y, 0).write(of.x_y);
-            lanes::<[f64; COUNT], _>(&mut state.sum_then_loss, 0).write(of.sum);
+            lanes::<[f64; COUNT], _>(&mut state.excluded_sum_loss, 0).write(of.sum);
             finish(s, COUNT, &mut state, &wanted);
             Finished {
-                loss: lanes::<[f64; COUNT], _>(&mut state.sum_then_loss, 0).read(),
+                loss: lanes::<[f64; COUNT], _>(&mut state.excluded_sum_loss, 0).read(),
                 lse: lanes::<[f64; COUNT], _>(&mut state.weight_then_lse, 0).read(),
                 factor: lanes::<[f32; COUNT], _>(&mut state.factor, 0).read(),
                 entry: lanes::<[f32; COUNT], _>(&mut state.entry, 0).read(),

@@ -54,17 +54,15 @@ pub type NarrowScratch = Scratch<{ STRIP / 2 }>;
 
 /// What is known of the lanes of a strip.
 pub struct StripState {
-    /// Set by the driver: the excluded class of each lane, below 0 for ignored ones, for whole
-    /// [registers](padded).
-    pub excluded: LaneScratch,
-    /// The same in the lanes' own type.
+    /// One after the other: the excluded class of each lane, below 0 for ignored ones, which the driver sets for
+    /// whole [registers](padded); the sum over the other classes; the loss, 0 for ignored lanes.
+    pub excluded_sum_loss: LaneScratch,
+    /// The excluded classes in the lanes' own type.
     pub class: NarrowScratch,
     /// The exponents of the shifts.
     pub shift: NarrowScratch,
     /// The logits of the excluded classes; 0 where there is none.
     pub x_y: NarrowScratch,
-    /// The sums over the other classes, then the losses, 0 for ignored lanes.
-    pub sum_then_loss: LaneScratch,
     /// What the loss of each lane is multiplied by, set by the driver if options ask for it; then ln Σ exp x, if it
     /// is wanted.
     pub weight_then_lse: LaneScratch,
@@ -88,11 +86,10 @@ impl StripState {
     pub fn new() -> Self {
         // Made one by one: the compiler fills copies of what holds nothing.
         StripState {
-            excluded: LaneScratch::new(),
             class: NarrowScratch::new(),
             shift: NarrowScratch::new(),
             x_y: NarrowScratch::new(),
-            sum_then_loss: LaneScratch::new(),
+            excluded_sum_loss: LaneScratch::new(),
             weight_then_lse: LaneScratch::new(),
             grad_output: LaneScratch::new(),
             factor: NarrowScratch::new(),
@@ -190,11 +187,11 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(s: S, strip: &Strip, state:
             let size = s.max(scaled, s.sub(zero, scaled));
             let nearest = s.sub(s.add(scaled, round), round);
             let shift = s.select(s.less(size, s.splat(largest)), nearest, zero);
-            let excluded = s.narrow(load_wide(s, &mut state.excluded, at));
+            let excluded = s.narrow(load_wide(s, &mut state.excluded_sum_loss, at));
             s.store(lanes(&mut state.class, at), excluded);
             s.store(lanes(&mut state.shift, at), shift);
             s.store(lanes(&mut state.x_y, at), zero);
-            store_wide(s, &mut state.sum_then_loss, at, s.widen(zero));
+            store_wide(s, &mut state.excluded_sum_loss, at, s.widen(zero));
         }
     }
 }
@@ -231,7 +228,7 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
                 s.load(lanes(&mut state.class, at)),
                 s.load(lanes(&mut state.shift, at)),
                 s.load(lanes(&mut state.x_y, at)),
-                load_wide(s, &mut state.sum_then_loss, at),
+                load_wide(s, &mut state.excluded_sum_loss, at),
             )
         };
         let exp = Exp2::<S, ByExponent>::lanes(s, zero, shift);
@@ -252,7 +249,7 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
         }
         // SAFETY: the arrays have room for whole registers of the lanes.
         unsafe {
-            store_wide(s, &mut state.sum_then_loss, at, sum);
+            store_wide(s, &mut state.excluded_sum_loss, at, sum);
             s.store(lanes(&mut state.x_y, at), x_y);
         }
     }
