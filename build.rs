@@ -11,7 +11,8 @@ fn main() {
     println!("cargo::rerun-if-changed=include/xent.h");
     println!("cargo::rerun-if-env-changed=XENT_CHECK_HEADER");
     // `--cfg xent_portable` builds the portable set alone: ThreadSanitizer does not instrument masked stores.
-    println!("cargo::rustc-check-cfg=cfg(x86_sets, xent_portable)");
+    // `--cfg xent_c_library` is for the crate as the C library, which has an allocator of its own.
+    println!("cargo::rustc-check-cfg=cfg(x86_sets, xent_portable, xent_c_library)");
     if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64")
         && env::var_os("CARGO_CFG_XENT_PORTABLE").is_none()
     {

@@ -4,7 +4,7 @@
 //! the bits do not depend on how many threads there are, or on which of them was faster: only who
 //! computes a task does.
 
-use crate::strategy::{PORTIONS, TASKS, THREAD_ELEMENTS, task_len};
+use crate::strategy::{PORTIONS, THREAD_ELEMENTS, task_len};
 use crate::worker::{self, Modes};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -89,7 +89,7 @@ impl Team<'_> {
         }
     }
 
-    /// Calls `f` with all indices below `count`, at most TASKS, on `size` threads: with ranges that follow
+    /// Calls `f` with all indices below `count` on `size` threads: with ranges that follow
     /// one another, each index in one of them. `f` gives away a result for each index, in order; `each`
     /// gets all results on the calling thread, in order.
     pub fn map<T: Send>(
@@ -99,18 +99,34 @@ impl Team<'_> {
         f: impl Fn(Range<usize>, &mut dyn FnMut(T)) + Sync,
         mut each: impl FnMut(T),
     ) {
-        assert!(count <= TASKS);
         let size = size.min(count);
-        if size <= 1 {
+        // Where there is no memory for results out of order, one thread has them in order.
+        let mut slots = Vec::new();
+        if size <= 1 || slots.try_reserve_exact(count).is_err() {
             f(0..count, &mut each);
             return;
         }
-        let mut slots = [const { MaybeUninit::<T>::uninit() }; TASKS];
+        self.fill(size, &mut slots.spare_capacity_mut()[..count], f);
+        // SAFETY: `fill` has written `count` slots.
+        unsafe { slots.set_len(count) };
+        slots.into_iter().for_each(each);
+    }
+
+    /// Writes every slot: the result of `f` for its index.
+    fn fill<T: Send>(
+        &self,
+        size: usize,
+        slots: &mut [MaybeUninit<T>],
+        f: impl Fn(Range<usize>, &mut dyn FnMut(T)) + Sync,
+    ) {
+        let count = slots.len();
         let shared = Slots(slots.as_mut_ptr());
         let next = AtomicUsize::new(0);
         // One thread takes neighbours, since it prefetches one while it works on the other; but in
         // portions so small that threads end together.
         let portion = (count / (size * PORTIONS)).max(1);
+        // `run` passes on a panic in `f`, or for want of a result: if it returns, every index was handed out, and
+        // its slot written.
         self.run(size, &|| {
             let shared = &shared;
             loop {
@@ -122,18 +138,13 @@ impl Team<'_> {
                 let mut i = start;
                 f(start..end, &mut |result| {
                     assert!(i < end, "a result too many");
-                    // SAFETY: `i < end <= count <= TASKS`, and the counter hands out every index once.
+                    // SAFETY: `i < end <= count`, and the counter hands out every index once.
                     unsafe { (*shared.0.add(i)).write(result) };
                     i += 1;
                 });
                 assert!(i == end, "a result is missing");
             }
         });
-        for slot in &slots[..count] {
-            // SAFETY: `run` returned, so every index below `count` was handed out, and its slot written:
-            // `run` would have passed on a panic in `f`, or for want of a result.
-            each(unsafe { slot.assume_init_read() });
-        }
     }
 
     /// Calls `f` with ranges of tasks that follow one another, and the length of a task; `f` gives away a

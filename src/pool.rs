@@ -157,14 +157,6 @@ enum Why {
     Memory,
 }
 
-impl PoolError {
-    /// Whether memory was short, so that even a message may find none.
-    #[cfg(all(feature = "capi", not(test)))]
-    pub(crate) fn is_out_of_memory(&self) -> bool {
-        matches!(self.0, Why::Memory)
-    }
-}
-
 impl std::fmt::Display for PoolError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("cannot start the threads of a pool: ")?;

@@ -1,7 +1,7 @@
 //! The threads of a call, the calling one among them: the floating-point modes that they compute under, how
 //! those that xent starts do so, and the memory that giving them work takes.
 
-use std::alloc::{Layout, alloc, dealloc};
+use std::alloc::{GlobalAlloc, Layout};
 use std::hint::black_box;
 use std::io;
 use std::thread::{Builder, JoinHandle, available_parallelism};
@@ -68,17 +68,40 @@ mod signals {
 /// Whether the allocator has so many bytes. Rayon aborts the process where an allocation of its own fails.
 /// Without memory a call therefore gives rayon no work.
 pub fn has_memory(bytes: usize) -> bool {
+    // The C library's own has a reserve, which is not for this.
+    #[cfg(xent_c_library)]
+    let allocator = std::alloc::System;
+    #[cfg(not(xent_c_library))]
+    let allocator = Global;
     let Ok(layout) = Layout::from_size_align(bytes.max(1), 16) else { return false };
     // SAFETY: the layout's size is not 0, and `dealloc` gets the block and the layout of `alloc`.
     // `black_box` keeps the compiler from leaving the pair out.
     unsafe {
-        let block = black_box(alloc(layout));
+        let block = black_box(allocator.alloc(layout));
         if block.is_null() {
             return false;
         }
-        dealloc(block, layout);
+        allocator.dealloc(block, layout);
     }
     true
+}
+
+/// The allocator of the program.
+#[cfg(not(xent_c_library))]
+struct Global;
+
+#[cfg(not(xent_c_library))]
+// SAFETY: every method passes its arguments on to the program's allocator and returns its result.
+unsafe impl GlobalAlloc for Global {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the contract of `alloc`, which is also that of the program's.
+        unsafe { std::alloc::alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `dealloc`, which is also that of the program's.
+        unsafe { std::alloc::dealloc(block, layout) }
+    }
 }
 
 /// Whether there is memory to start a pool of so many threads, stacks excepted. 0 = one for each core.
@@ -159,7 +182,10 @@ mod control {
     use std::arch::asm;
 
     pub type Register = u32;
-    pub type Flags = ();
+
+    /// There are none beside.
+    #[derive(Clone, Copy)]
+    pub struct Flags;
 
     /// Exceptions that do not trap.
     const MASKS: Register = 0x1f80;
@@ -173,10 +199,12 @@ mod control {
     }
 
     #[inline(always)]
-    pub fn flags() -> Flags {}
+    pub fn flags() -> Flags {
+        Flags
+    }
 
     #[inline(always)]
-    pub fn set_flags((): Flags) {}
+    pub fn set_flags(_: Flags) {}
 
     #[inline(always)]
     pub fn get() -> Register {
@@ -248,7 +276,10 @@ mod control {
 mod control {
     //! Other processors: the threads keep their own modes.
     pub type Register = u32;
-    pub type Flags = ();
+
+    /// There are none beside.
+    #[derive(Clone, Copy)]
+    pub struct Flags;
 
     pub const MODES: Register = 0;
 
@@ -256,9 +287,11 @@ mod control {
         value
     }
 
-    pub fn flags() -> Flags {}
+    pub fn flags() -> Flags {
+        Flags
+    }
 
-    pub fn set_flags((): Flags) {}
+    pub fn set_flags(_: Flags) {}
 
     pub fn get() -> Register {
         0

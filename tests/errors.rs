@@ -107,6 +107,12 @@ fn param(text: &str) -> Error {
 }
 
 #[test]
+fn memory() {
+    let error = Error::Memory { bytes: 4096 };
+    assert_eq!(error.to_string(), "out of memory: the call needs 4096 bytes to work in");
+}
+
+#[test]
 fn targets() {
     for (targets, row, value) in
         [([0i64, 1, 4], 2, 4), ([-1, 9, 2], 0, -1), ([0, i64::MIN, 2], 1, i64::MIN)]

@@ -1,8 +1,7 @@
 //! Turns errors and panics into a status and into the calling thread's last message.
 
 use super::*;
-use std::cell::{Cell, RefCell};
-use std::ffi::{CStr, CString};
+use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A status other than XENT_OK, and its message.
@@ -31,11 +30,12 @@ impl From<Error> for Failure {
     }
 }
 
+/// Bytes of a message at most, with the zero that ends it. Longer ones are cut off.
+const MESSAGE: usize = 512;
+
 thread_local! {
-    static LAST_ERROR: RefCell<CString> = RefCell::default();
-    /// The last message instead, if it was set without memory. It has no destructor, which a thread would
-    /// need memory to register.
-    static LAST_STATIC: Cell<Option<&'static CStr>> = const { Cell::new(None) };
+    /// The last message. It needs no memory, and no destructor, which a thread would need memory to register.
+    static LAST_ERROR: UnsafeCell<[u8; MESSAGE]> = const { UnsafeCell::new([0; MESSAGE]) };
 }
 
 /// Runs the body of an entry point. A panic becomes XENT_ERR_PANIC.
@@ -58,21 +58,23 @@ pub fn guarded(body: impl FnOnce() -> Result<(), Failure>) -> xent_status {
 
 /// Makes a failure this thread's last.
 pub fn fail(failure: &Failure) {
-    let message = CString::new(failure.message.replace('\0', " ")).unwrap_or_default();
-    // A thread that is ending may have dropped its message already.
-    let _ = LAST_ERROR.try_with(|last| last.replace(message));
-    LAST_STATIC.set(None);
-}
-
-/// Makes a message this thread's last, without allocating.
-pub fn fail_without_memory(message: &'static CStr) {
-    LAST_STATIC.set(Some(message));
+    let mut end = failure.message.len().min(MESSAGE - 1);
+    while !failure.message.is_char_boundary(end) {
+        end -= 1;
+    }
+    let text = &failure.message[..end];
+    LAST_ERROR.with(|last| {
+        // SAFETY: the message is this thread's, and nobody refers to it here: `last_error` gives a pointer away.
+        let last = unsafe { &mut *last.get() };
+        for (to, byte) in last.iter_mut().zip(text.bytes().chain([0])) {
+            *to = byte;
+        }
+        // A zero inside, from an operand's name in Rust, would end the message.
+        last[..text.len()].iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
+    });
 }
 
 /// This thread's last message.
 pub fn last_error() -> *const c_char {
-    if let Some(message) = LAST_STATIC.get() {
-        return message.as_ptr();
-    }
-    LAST_ERROR.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
+    LAST_ERROR.with(|last| last.get().cast::<c_char>().cast_const())
 }

@@ -4,6 +4,8 @@
 //! header and are written for a C reader.
 
 mod guard;
+#[cfg(xent_c_library)]
+mod reserve;
 
 use crate::codes::*;
 use crate::dispatch::{self, Isa};
@@ -16,7 +18,7 @@ use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
 use crate::validate::operand::Operand;
 use crate::validate::plain::{Settings, is_packed, is_packed_rows, target_type};
 use crate::validate::softmax::{self, Function};
-use guard::{Failure, fail, fail_without_memory, guarded, last_error};
+use guard::{Failure, fail, guarded, last_error};
 use std::ffi::{c_char, c_void};
 
 /// 0 = ok. New versions add codes and remove none. If several apply to one call, it returns the
@@ -854,16 +856,8 @@ pub extern "C" fn xent_last_error() -> *const c_char {
 pub extern "C" fn xent_pool_new(threads: u32) -> *mut xent_pool {
     let mut made = std::ptr::null_mut();
     guarded(|| {
-        let pool = match Pool::new(threads as usize) {
-            Ok(pool) => pool,
-            Err(error) if error.is_out_of_memory() => {
-                fail_without_memory(c"cannot start the threads of a pool: out of memory");
-                return Ok(());
-            }
-            Err(error) => {
-                return Err(Failure { status: XENT_ERR_MEMORY, message: error.to_string() });
-            }
-        };
+        let pool = Pool::new(threads as usize)
+            .map_err(|error| Failure { status: XENT_ERR_MEMORY, message: error.to_string() })?;
         made = Box::into_raw(Box::new(xent_pool(pool)));
         Ok(())
     });

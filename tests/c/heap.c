@@ -1,6 +1,7 @@
-/* A call over threads where the heap is exhausted: the calling thread does the work alone, with the same
- * bits. No call prints or ends the process. */
-#include "check.h"
+/* A call over threads where the heap is exhausted: the calling thread does the work alone, with the same bits. So it
+ * does wherever memory runs out on its way: each allocation of every kind of call fails once, with all that follow. No
+ * call prints or ends the process. */
+#include "kinds.h"
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -19,14 +20,23 @@ void *__libc_calloc(size_t count, size_t size);
 void *__libc_realloc(void *old, size_t size);
 void *__libc_memalign(size_t alignment, size_t size);
 
-static atomic_int exhausted;
+enum { ENDLESS = 1 << 30 };
 
-void *malloc(size_t size) { return exhausted ? NULL : __libc_malloc(size); }
-void *calloc(size_t count, size_t size) { return exhausted ? NULL : __libc_calloc(count, size); }
-void *realloc(void *old, size_t size) { return exhausted ? NULL : __libc_realloc(old, size); }
-void *aligned_alloc(size_t alignment, size_t size) { return exhausted ? NULL : __libc_memalign(alignment, size); }
+/* Allocations that there is memory for. */
+static atomic_int left = ENDLESS;
+
+static int exhausted(void) {
+    int now = left;
+    while (now > 0 && now < ENDLESS && !atomic_compare_exchange_weak(&left, &now, now - 1)) {}
+    return now == 0;
+}
+
+void *malloc(size_t size) { return exhausted() ? NULL : __libc_malloc(size); }
+void *calloc(size_t count, size_t size) { return exhausted() ? NULL : __libc_calloc(count, size); }
+void *realloc(void *old, size_t size) { return exhausted() ? NULL : __libc_realloc(old, size); }
+void *aligned_alloc(size_t alignment, size_t size) { return exhausted() ? NULL : __libc_memalign(alignment, size); }
 int posix_memalign(void **to, size_t alignment, size_t size) {
-    *to = exhausted ? NULL : __libc_memalign(alignment, size);
+    *to = exhausted() ? NULL : __libc_memalign(alignment, size);
     return *to == NULL;
 }
 
@@ -59,12 +69,12 @@ static int without_memory(int started) {
         usleep(100000); /* the threads have begun to wait for work */
     }
     xent_status status[2][2];
-    exhausted = 1;
+    left = 0;
     for (int k = 0; k < 2; k++)
         for (int one_row = 0; one_row < 2; one_row++)
             status[k][one_row] = compute(0, k ? pool : NULL, one_row, &loss[k][one_row]);
     if (!started) none = xent_pool_new(2);
-    exhausted = 0;
+    left = ENDLESS;
     for (int k = 0; k < 2; k++)
         for (int one_row = 0; one_row < 2; one_row++) {
             CHECK_OK(status[k][one_row]);
@@ -81,19 +91,90 @@ static int without_memory(int started) {
     return report();
 }
 
+static size_t failed_once;
+
+/* What a call has written: the loss, and the gradient. */
+static uint64_t written(const struct kind *k) {
+    uint64_t hash = 0;
+    size_t elements = k->problem.rows * k->problem.inner * (2 * k->problem.classes + 3);
+    const unsigned char *bytes = k->gradient.data;
+    for (size_t i = 0; i < elements * size_of(k->gradient.dtype); i++) hash = (hash ^ bytes[i]) * 0x100000001b3u;
+    for (size_t i = 0; i < sizeof kind_scalars; i++) hash = (hash ^ ((unsigned char *)kind_scalars)[i]) * 0x100000001b3u;
+    return hash;
+}
+
+static xent_status afresh(const struct kind *k, int allocations) {
+    if (k->in_place) memcpy(kind_logits, kind_given, sizeof kind_logits);
+    else memset(kind_out, 0, sizeof kind_out);
+    memset(kind_scalars, 0, sizeof kind_scalars);
+    left = allocations;
+    xent_status status = kind_call(k);
+    allocations = left;
+    left = ENDLESS;
+    failed_once += allocations == 0;
+    return status;
+}
+
+static void each_allocation(const struct kind *k) {
+    CHECK_OK(afresh(k, ENDLESS));
+    uint64_t expected = written(k);
+    for (int n = 0, more = 1; more; n++) {
+        size_t before = failed_once;
+        CHECK_OK(afresh(k, n));
+        CHECK_U64(written(k), expected);
+        more = failed_once > before;
+    }
+}
+
+static void each_message(const struct kind *k) {
+    struct kind wrong = *k;
+    wrong.problem.classes = SIZE_MAX / 2;
+    wrong.shape.classes = SIZE_MAX / 2;
+    for (int n = 0; n < 3; n++) {
+        left = n;
+        xent_status status = kind_call(&wrong);
+        left = ENDLESS;
+        CHECK_STATUS(status, XENT_ERR_SHAPE);
+        CHECK_MENTIONS(xent_last_error(), "overflow");
+    }
+}
+
+static int on_the_way(int unused) {
+    (void)unused;
+    xent_pool *pool = xent_pool_new(2);
+    size_t step = sampled() ? 1999 : 397;
+    double loss = 0;
+    CHECK_OK(compute(0, pool, 0, &loss));
+    usleep(100000); /* the threads have begun to wait for work */
+    CHECK(every_kind(step, KIND_VALUES, pool, each_allocation) > 50);
+    CHECK(every_kind(step * 5, KIND_VALUES, pool, each_message) > 20);
+    CHECK(failed_once > 20);
+    printf("%zu allocations failed\n", failed_once);
+    xent_pool_free(pool);
+    return report();
+}
+
+/* Runs a part of the test in a process of its own. */
+static void apart(int (*part)(int), int argument) {
+    fflush(NULL);
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        int failed_part = part(argument);
+        fflush(NULL);
+        _exit(failed_part);
+    }
+    int status = 0;
+    CHECK(waitpid(pid, &status, 0) == pid);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 int main(void) {
     uint64_t state = 33;
     fill(logits, (size_t)rows * classes, -4, 4, &state);
     for (int i = 0; i < rows; i++) targets[i] = i;
-    for (int started = 0; started < 2; started++) {
-        fflush(NULL);
-        pid_t pid = fork();
-        CHECK(pid >= 0);
-        if (pid == 0) _exit(without_memory(started));
-        int status = 0;
-        CHECK(waitpid(pid, &status, 0) == pid);
-        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    }
+    for (int started = 0; started < 2; started++) apart(without_memory, started);
+    apart(on_the_way, 0);
     return report();
 }
 

@@ -56,7 +56,8 @@ fn build_for(triple: Option<&str>, prefix: &Path) -> Result<Dist> {
         .args(["--crate-type", "staticlib,cdylib", "--message-format", "json-render-diagnostics"])
         .args(triple.iter().flat_map(|triple| ["--target", triple]));
     let link = link_arguments(triple, version.split('.').next().unwrap_or_default());
-    let libraries = &libraries(&without_places(build).arg("--").args(link).read()?)?;
+    let libraries =
+        &libraries(&without_places(build).args(["--", "--cfg=xent_c_library"]).args(link).read()?)?;
 
     let mut install = cmd!(sh, "sh packaging/install {prefix} {version} {libraries...}");
     // cargo names the directory after the target if one is chosen, by --target or in its configuration.
