@@ -27,6 +27,9 @@
  * Memory is the caller's: xent reads and writes it during the call and keeps nothing. Any number
  * of threads may call any function at once. No call prints, exits or throws.
  *
+ * A call takes at most xent_stack_bytes() of stack, 48 KiB. Where there is no memory to give other
+ * threads work, the calling thread does it alone.
+ *
  * Floating-point exceptions do not trap inside a call, whatever the program has enabled with
  * feenableexcept, and a call leaves the exception flags, the rounding mode and the flushing of
  * subnormals as it found them.
@@ -645,6 +648,13 @@ struct xent_pool *xent_pool_new(uint32_t threads);
  * running on the pool, and no pool may be freed twice. NULL is a no-op.
  */
 void xent_pool_free(struct xent_pool *pool);
+
+/**
+ * The most stack that a call takes, in bytes: on the calling thread, and on each thread of a pool. At most
+ * 48 KiB, whatever the sizes, dtypes, strides and options are. For threads with little stack, as
+ * coroutines and musl's threads are.
+ */
+size_t xent_stack_bytes(void);
 
 /**
  * The instruction set in use: "avx512", "avx2", "neon" or "portable". A non-empty environment

@@ -1225,6 +1225,9 @@ void log_softmax_backward(const Values& values, std::size_t classes, const GradY
 /// can lower it.
 inline const char* isa() noexcept { return xent_isa(); }
 
+/// The most stack that a call takes on a thread, in bytes; at most 48 KiB.
+inline std::size_t stack_bytes() noexcept { return xent_stack_bytes(); }
+
 /// "0.1.0"
 inline const char* version() noexcept { return xent_version(); }
 

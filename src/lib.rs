@@ -121,3 +121,4 @@ pub use half;
 pub use operand::{Input, Number, Output};
 pub use pool::{Pool, PoolError, PoolRef};
 pub use softmax::Softmax;
+pub use worker::stack_bytes;

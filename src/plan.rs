@@ -6,7 +6,7 @@
 //! no threshold and no choice of algorithm: those stand in strategy.rs.
 
 use crate::kernels::logit_transform::Transform;
-use crate::strategy::{self, CONVERTED};
+use crate::strategy;
 use crate::view::{Axis, FloatType, IntegerType, Position, Span, View};
 
 /// The sizes of a problem: `rows·inner` distributions over `classes` classes.
@@ -392,11 +392,13 @@ impl Loss {
             }
         }
         if let Some(weights) = &self.class_weights {
-            let mut buffer = [0.0; CONVERTED];
-            for (i, to) in to.chunks_mut(buffer.len()).enumerate() {
+            // A short one: below every caller, the stack is at its deepest.
+            const LEN: usize = 64;
+            let mut buffer = [0.0; LEN];
+            for (i, to) in to.chunks_mut(LEN).enumerate() {
                 let w = &mut buffer[..to.len()];
                 // SAFETY: class weights cover all classes of the plan (validation).
-                unsafe { weights.read_row(Position::FIRST, class + i * CONVERTED, w) };
+                unsafe { weights.read_row(Position::FIRST, class + i * LEN, w) };
                 for (to, w) in to.iter_mut().zip(w) {
                     *to = if *w == 0.0 { 0.0 } else { *to * *w };
                 }

@@ -69,7 +69,8 @@ pub const TILE_CLASSES: usize = 32;
 /// Distributions of a strip at most: it reads this many neighbours of one class, then of the next.
 pub const STRIP: usize = 256;
 
-/// Bytes of a strip's exponentials, or of logits that are not where a strip needs them.
+/// Bytes of a strip's exponentials, or of logits that are not where a strip needs them; and of a tile's logits,
+/// slopes and masses. They are on the stack, of which a call takes 48 KiB at most.
 pub const STRIP_BYTES: usize = 16 * 1024;
 
 /// Bytes that a task takes from the heap for the exponentials of a strip, where a stack would hold too few
@@ -89,9 +90,6 @@ pub const SMALL_CLASSES: usize = NARROW_BYTES / 4;
 /// instructions, and everything up to the first exponential waits for it. Four are as many as a tile of f32
 /// has with AVX-512.
 pub const REGISTERS_ABREAST: usize = 4;
-
-/// Bytes of logits that a tile keeps from the first sweep to the second: 128 classes of f32.
-pub const HELD_BYTES: usize = 32 * 1024;
 
 /// Bytes of a row, in the lanes' type, up to which lanes run along rows though classes are contiguous:
 /// the work that a row needs once is then done for many rows at once. 128 classes, or 64 of f64; about

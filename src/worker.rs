@@ -65,6 +65,14 @@ mod signals {
     }
 }
 
+/// The most stack, in bytes, that a call takes on the calling thread, and on each other one: 48 KiB whatever the
+/// sizes, dtypes, strides and options are. A build without optimisation takes more.
+///
+/// For threads with little stack: coroutines, or those of a C library that gives them 128 KiB.
+pub const fn stack_bytes() -> usize {
+    48 * 1024
+}
+
 /// Whether the allocator has so many bytes. Rayon aborts the process where an allocation of its own fails.
 /// Without memory a call therefore gives rayon no work.
 pub fn has_memory(bytes: usize) -> bool {

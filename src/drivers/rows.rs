@@ -75,6 +75,43 @@ pub unsafe fn prepare(call: &Call, batch: &mut Batch, rows: Range<usize>) {
 /// # Safety
 /// The rows are the call's, with contiguous classes, and no other thread accesses them.
 pub unsafe fn run(call: &Call, range: Range<usize>, len: usize, give: &mut dyn FnMut(Totals)) {
+    // SAFETY: this function's own # Safety.
+    unsafe {
+        if call.interleaves() {
+            run_interleaved(call, range, len, give);
+        } else {
+            run_batches(call, range, len, give, None);
+        }
+    }
+}
+
+/// A function of its own, for the second stage: the stack frame of the other calls stays small.
+///
+/// # Safety
+/// As [`run`].
+#[inline(never)]
+unsafe fn run_interleaved(
+    call: &Call,
+    range: Range<usize>,
+    len: usize,
+    give: &mut dyn FnMut(Totals),
+) {
+    let mut other = Stage::EMPTY;
+    // SAFETY: this function's own # Safety.
+    unsafe { run_batches(call, range, len, give, Some(&mut other)) }
+}
+
+/// `other`: where the batch before stays until its gradient is written, if sweeps are interleaved.
+///
+/// # Safety
+/// As [`run`].
+unsafe fn run_batches(
+    call: &Call,
+    range: Range<usize>,
+    len: usize,
+    give: &mut dyn FnMut(Totals),
+    other: Option<&mut Stage>,
+) {
     let classes = call.plan.shape.classes;
     let row_bytes = classes * call.plan.logits.dtype.size();
     let size = strategy::batch_len(classes, row_bytes, call.sweeps, ROWS);
@@ -82,10 +119,13 @@ pub unsafe fn run(call: &Call, range: Range<usize>, len: usize, give: &mut dyn F
     // Every call has these rows in the same batches, whoever works on them, with a gradient or without.
     let by_batch = classes <= BATCHED_CLASSES && len.is_multiple_of(ROWS);
     let (mut totals, mut left) = (GroupTotals::ZERO, len);
-    let mut stage = Stage::EMPTY;
-    let mut before: Option<Stage> = None;
+    let mut own = Stage::EMPTY;
+    // Both live as long as this call from here on, so that they can change places.
+    let (mut stage, mut other) = (&mut own, other.map(|other| &mut *other));
     for start in range.clone().step_by(size) {
         let count = size.min(range.end - start);
+        // The first batch has none before it.
+        let mut before = other.as_deref_mut().filter(|_| start > range.start);
         // SAFETY: the rows are the call's and this thread's (# Safety).
         unsafe { stage.batch.start(call, start, count) };
         for i in 0..count {
@@ -94,7 +134,7 @@ pub unsafe fn run(call: &Call, range: Range<usize>, len: usize, give: &mut dyn F
                 unsafe { prepare(call, &mut stage.batch, i..count.min(i + prefetched)) };
             }
             // SAFETY: the rows of both batches are the call's and this thread's (# Safety).
-            unsafe { reduce(call, &mut stage, i, before.as_mut()) };
+            unsafe { reduce(call, stage, i, before.as_deref_mut()) };
         }
         // SAFETY: the rows are the call's and this thread's (# Safety).
         unsafe { stage.batch.finish(call) };
@@ -118,14 +158,14 @@ pub unsafe fn run(call: &Call, range: Range<usize>, len: usize, give: &mut dyn F
         if call.plan.output.is_none() {
             continue;
         }
-        if let Some(before) = &mut before {
+        if let Some(before) = before {
             for i in 0..before.batch.rows().len() {
                 // SAFETY: the row is the call's and this thread's (# Safety).
                 unsafe { before.write(call, i) };
             }
         }
-        if call.interleaves() {
-            std::mem::swap(&mut stage, before.get_or_insert(Stage::EMPTY));
+        if let Some(other) = &mut other {
+            std::mem::swap(&mut stage, other);
             continue;
         }
         // Backwards: the row that was summed last is the one that the cache still has all of.
@@ -141,10 +181,10 @@ pub unsafe fn run(call: &Call, range: Range<usize>, len: usize, give: &mut dyn F
             unsafe { stage.write(call, i) };
         }
     }
-    if let Some(mut before) = before {
-        for i in 0..before.batch.rows().len() {
+    if let Some(last) = other.filter(|_| !range.is_empty()) {
+        for i in 0..last.batch.rows().len() {
             // SAFETY: the row is the call's and this thread's (# Safety).
-            unsafe { before.write(call, i) };
+            unsafe { last.write(call, i) };
         }
     }
     if left < len {

@@ -14,8 +14,8 @@ use crate::kernels::strided::tile::Tile;
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::Shift;
 use crate::plan::Targets;
-use crate::strategy::{CHUNK, CHUNKS_A_CALL, HEAD, LARGEST_SUM, SEGMENTS, SMALLEST_SUM};
-use crate::view::Position;
+use crate::strategy::{CHUNK, CHUNKS_A_CALL, CONVERTED, HEAD, LARGEST_SUM, SEGMENTS, SMALLEST_SUM};
+use crate::view::{ElementType, Position};
 use std::ops::Range;
 
 /// What the first sweep learned about the chunks of a segment, for the second.
@@ -66,31 +66,18 @@ unsafe fn chunk_at(
     Chunk::new(unsafe { call.plan.logits.at(at, class) }, len, excluded_in(excluded, class, len))
 }
 
-/// A chunk of logits in the lanes' type, scaled and capped.
-struct TransformedChunk {
-    x: Scratch<CHUNK>,
-    slope: Scratch<CHUNK>,
-}
-
-impl TransformedChunk {
-    fn new() -> Self {
-        TransformedChunk { x: Scratch::new(), slope: Scratch::new() }
+/// Brings a chunk into a buffer in the lanes' type, scaled and capped: it then refers to this copy. Slopes go to
+/// `slope`, unless that is null.
+///
+/// # Safety
+/// The chunk is the call's, and the buffers have room for it. The processor has the set of the kernels.
+unsafe fn transform(call: &Call, with: &Transform, chunk: &mut Chunk, to: *mut u8, slope: *mut u8) {
+    // SAFETY: this function's own # Safety.
+    unsafe {
+        (call.k.native.widen)(chunk.x, chunk.len, to);
+        (call.k.lanes.transform)(to, chunk.len, with, slope);
     }
-
-    /// Transforms a chunk: it then refers to this copy, in the lanes' type.
-    ///
-    /// # Safety
-    /// The chunk has at most CHUNK logits, which are the call's.
-    unsafe fn fill(&mut self, call: &Call, with: &Transform, chunk: &mut Chunk, slope: bool) {
-        let slope = if slope { self.slope.start() } else { std::ptr::null_mut() };
-        // SAFETY: the chunk is readable (# Safety), both buffers have room for CHUNK lanes, and the
-        // processor has the set of the kernels.
-        unsafe {
-            (call.k.native.widen)(chunk.x, chunk.len, self.x.start());
-            (call.k.lanes.transform)(self.x.start(), chunk.len, with, slope);
-        }
-        chunk.x = self.x.start();
-    }
+    chunk.x = to;
 }
 
 /// Chooses the shift that a row's chunks start from: near the largest of its first logits.
@@ -294,8 +281,9 @@ unsafe fn reduce_general(
     state: &mut RowState,
 ) -> ChunkFlags {
     let stores = call.stores_exps && reduction.excluded.is_some();
-    let mut backup = Scratch::<CHUNK>::new();
-    let mut transformed = TransformedChunk::new();
+    let mut transformed = Scratch::<CHUNK>::new();
+    // First for the masses of a chunk, then for the logits that its exponentials are stored over.
+    let mut room = Scratch::<CHUNK>::new();
     let mut flags = ChunkFlags::default();
     for (i, class) in classes.clone().step_by(CHUNK).enumerate() {
         let len = CHUNK.min(classes.end - class);
@@ -309,14 +297,16 @@ unsafe fn reduce_general(
             seen.argmax.class += class;
         }
         if let Some(with) = call.plan.transform() {
-            // SAFETY: the chunk is the call's, and at most CHUNK long.
-            unsafe { transformed.fill(call, with, &mut chunk, false) };
+            // SAFETY: the chunk is the call's, and at most CHUNK long, as is the buffer.
+            unsafe { transform(call, with, &mut chunk, transformed.start(), std::ptr::null_mut()) };
             kernels = call.k.converted;
         }
         if let Some(center) = reduction.center {
-            // SAFETY: the chunk is readable by these kernels, and has the classes of the row from `class` on.
+            let masses = room.start().cast();
+            // SAFETY: the chunk is readable by these kernels, and has the classes of the row from `class` on. There
+            // is room for CHUNK masses.
             (seen.weighted_logits, seen.mass) =
-                unsafe { weighted_sum(call, kernels, at, class, &chunk, center) };
+                unsafe { weighted_sum(call, kernels, at, class, &chunk, center, masses) };
         }
         if reduction.sums_exps {
             if call.wants_entropy {
@@ -324,7 +314,7 @@ unsafe fn reduce_general(
                 seen.moments = unsafe { sum_from_max(call, kernels, &chunk) };
             }
             if stores {
-                (chunk.stored, chunk.backup) = (chunk.x.cast_mut(), backup.start());
+                (chunk.stored, chunk.backup) = (chunk.x.cast_mut(), room.start());
             }
             // SAFETY: the chunk is readable by these kernels, and writable where exponentials are stored,
             // since the output is the logits (`Call::stores_exps`); the backup has room for a chunk.
@@ -415,7 +405,7 @@ unsafe fn sum_from_max(call: &Call, kernels: &LogitKernels, chunk: &Chunk) -> Ex
 ///
 /// # Safety
 /// The chunk has the classes of the row from `class` on, at most CHUNK, and is readable by the kernels,
-/// whose set the processor has.
+/// whose set the processor has. `masses` has room for as many, where their values do not matter.
 unsafe fn weighted_sum(
     call: &Call,
     kernels: &LogitKernels,
@@ -423,6 +413,7 @@ unsafe fn weighted_sum(
     class: usize,
     chunk: &Chunk,
     center: f64,
+    masses: *mut f64,
 ) -> (f64, CompensatedSum) {
     let has_indices = call.loss.is_some_and(|loss| matches!(loss.targets, Targets::Indices(_)));
     if has_indices && !call.has_masses {
@@ -430,8 +421,11 @@ unsafe fn weighted_sum(
         let dot = unsafe { (kernels.dot)(chunk, center, std::ptr::null()) };
         return (dot, CompensatedSum::ZERO);
     }
-    let mut masses = [0.0; CHUNK];
-    let masses = &mut masses[..chunk.len];
+    // SAFETY: there is room for the masses (# Safety), and zeros are values of f64.
+    let masses = unsafe {
+        masses.write_bytes(0, chunk.len);
+        std::slice::from_raw_parts_mut(masses, chunk.len)
+    };
     // SAFETY: the row and the classes are the call's (# Safety).
     unsafe { call.masses(at, class, masses) };
     // SAFETY: the chunk is readable (# Safety), and has a mass for each logit.
@@ -523,10 +517,13 @@ unsafe fn gradient_chunk(
     })
 }
 
+/// Bytes of each buffer that [`gradient_general`] has: a chunk of f32, or half of one of f64.
+const PIECE_BYTES: usize = CHUNK * size_of::<f32>();
+
 /// Writes a chunk of the gradient whose logits are scaled and capped first, whose biases differ by class,
 /// or whose classes are not contiguous in the output.
 ///
-/// A function of its own, for its buffers: a frame of 80 KiB is probed page by page wherever it is set up.
+/// A function of its own, for its buffers: a frame of 24 KiB is probed page by page wherever it is set up.
 ///
 /// # Safety
 /// The chunk has the classes of the row at `at` from `class` on, at most CHUNK, and no other thread
@@ -536,60 +533,102 @@ unsafe fn gradient_general(
     call: &Call,
     at: Position,
     class: usize,
-    mut chunk: GradientChunk,
+    chunk: GradientChunk,
     bias: f64,
 ) {
-    let mut biases = Scratch::<CHUNK>::new();
-    if bias != 0.0 && call.has_masses {
-        let mut masses = [0.0; CHUNK];
-        let masses = &mut masses[..chunk.len];
+    let mut biases = Scratch::<{ PIECE_BYTES / 8 }>::new();
+    let mut lanes = Scratch::<{ PIECE_BYTES / 8 }>::new();
+    let mut slope = Scratch::<{ PIECE_BYTES / 8 }>::new();
+    let (x_size, lane_size) = (call.plan.logits.dtype.size(), call.plan.logits.dtype.lane_size());
+    let Some(output) = &call.plan.output else { return };
+    let piece = PIECE_BYTES / lane_size;
+    for start in (0..chunk.len).step_by(piece) {
+        let len = piece.min(chunk.len - start);
+        let mut part = GradientChunk {
+            x: chunk.x.wrapping_add(start * x_size),
+            len,
+            excluded: excluded_in(chunk.excluded, start, len),
+            next: match chunk.next.is_null() {
+                true => chunk.next,
+                false => chunk.next.wrapping_add(start * x_size),
+            },
+            // SAFETY: the output covers the class of the row (validation; # Safety).
+            g: unsafe { output.view.at(at, class + start) },
+            ..chunk
+        };
+        if bias != 0.0 && call.has_masses {
+            // SAFETY: the classes are the row's (# Safety), and the buffer has room for a piece.
+            unsafe { scale_masses(call, at, class + start, len, bias, biases.start()) };
+            part.bias = Bias::PerClass(biases.start());
+        }
+        let transformed = call.plan.transform();
+        if let Some(with) = transformed {
+            let mut logits = Chunk::new(part.x, len, None);
+            let slopes = slope.start();
+            // SAFETY: the piece is the call's (# Safety), and the buffers have room for it.
+            unsafe { transform(call, with, &mut logits, lanes.start(), slopes) };
+            (part.x, part.next) = (logits.x, std::ptr::null());
+            if with.is_capped() {
+                part.slope = slopes;
+            }
+        }
+        let from_lanes = transformed.is_some();
+        if !call.scatters {
+            let k = if from_lanes { call.k.converted_to_output } else { call.k.native_to_output };
+            // SAFETY: the piece is readable and writable (validation), this thread's alone (# Safety), and in the
+            // lanes' type if it was transformed; the processor has the set of the kernels.
+            unsafe { (k.gradient)(&part) };
+            continue;
+        }
+        let (g, accumulate) = (part.g, part.accumulate);
+        // In place of the transformed logits, or where these would be.
+        (part.g, part.accumulate) = (lanes.start(), false);
+        let k = if from_lanes { call.k.converted_to_lanes } else { call.k.native_to_lanes };
+        let tile = Tile { x: part.g, pitch: 1, lanes: 1, first: 0, classes: len };
+        // SAFETY: the buffer has room for the piece, and is then one distribution of a tile; the output covers
+        // the classes by its stride (validation), this thread's alone (# Safety). The processor has the set of
+        // the kernels.
+        unsafe {
+            (k.gradient)(&part);
+            (call.k.converted_to_output.scatter)(
+                &tile,
+                g,
+                [0, output.view.strides[1]],
+                accumulate,
+                1,
+            );
+        }
+    }
+}
+
+/// Writes `bias` times the masses of `len` classes, in the lanes' type.
+///
+/// # Safety
+/// The classes are those of the row at `at` from `class` on, and `to` has room for as many lanes.
+unsafe fn scale_masses(
+    call: &Call,
+    at: Position,
+    class: usize,
+    len: usize,
+    bias: f64,
+    to: *mut u8,
+) {
+    let short = call.plan.logits.dtype.has_f32_lanes();
+    let mut masses = [0.0; CONVERTED];
+    for start in (0..len).step_by(CONVERTED) {
+        let masses = &mut masses[..CONVERTED.min(len - start)];
         // SAFETY: the row and the classes are the call's (# Safety).
-        unsafe { call.masses(at, class, masses) };
-        let short = call.plan.logits.dtype.has_f32_lanes();
-        let to = biases.start();
+        unsafe { call.masses(at, class + start, masses) };
         for (i, &m) in masses.iter().enumerate() {
             let bias = if m == 0.0 { 0.0 } else { bias * m };
-            // SAFETY: the buffer has room for CHUNK lanes of either type, and `i` is below the chunk's length.
+            // SAFETY: the buffer has room for `len` lanes of either type (# Safety).
             unsafe {
                 if short {
-                    to.cast::<f32>().add(i).write(bias as f32);
+                    to.cast::<f32>().add(start + i).write(bias as f32);
                 } else {
-                    to.cast::<f64>().add(i).write(bias);
+                    to.cast::<f64>().add(start + i).write(bias);
                 }
             }
         }
-        chunk.bias = Bias::PerClass(to);
-    }
-    let mut transformed = TransformedChunk::new();
-    let transform = call.plan.transform();
-    if let Some(with) = transform {
-        let mut logits = Chunk::new(chunk.x, chunk.len, None);
-        // SAFETY: the chunk is the call's, and at most CHUNK long (# Safety).
-        unsafe { transformed.fill(call, with, &mut logits, true) };
-        chunk.x = logits.x;
-        chunk.next = std::ptr::null();
-        if with.is_capped() {
-            chunk.slope = transformed.slope.start();
-        }
-    }
-    let from_lanes = transform.is_some();
-    if !call.scatters {
-        let kernels = if from_lanes { call.k.converted_to_output } else { call.k.native_to_output };
-        // SAFETY: the chunk is readable and writable (validation), this thread's alone (# Safety), and in the
-        // lanes' type if it was transformed; the processor has the set of the kernels.
-        return unsafe { (kernels.gradient)(&chunk) };
-    }
-    let mut lanes = Scratch::<CHUNK>::new();
-    let (g, accumulate) = (chunk.g, chunk.accumulate);
-    (chunk.g, chunk.accumulate) = (lanes.start(), false);
-    let kernels = if from_lanes { call.k.converted_to_lanes } else { call.k.native_to_lanes };
-    let stride = call.plan.output.as_ref().map_or(1, |output| output.view.strides[1]);
-    let tile = Tile { x: chunk.g, pitch: 1, lanes: 1, first: 0, classes: chunk.len };
-    // SAFETY: the buffer has room for CHUNK lanes, and is then one distribution of a tile; the output covers
-    // the classes by its stride (validation), this thread's alone (# Safety). The processor has the set of
-    // the kernels.
-    unsafe {
-        (kernels.gradient)(&chunk);
-        (call.k.converted_to_output.scatter)(&tile, g, [0, stride], accumulate, 1);
     }
 }

@@ -33,7 +33,7 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
     // SAFETY: the array has room for whole registers of the rows, and is written before it is read. The
     // targets are packed; the processor has the set of the kernels.
     let kept = unsafe {
-        let excluded = state.excluded.start().cast::<f64>();
+        let excluded = state.excluded_sum_loss.start().cast::<f64>();
         for lane in rows..padded {
             excluded.add(lane).write(RowInputs::IGNORED);
         }
@@ -86,9 +86,11 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
     unsafe {
         if one_by_one {
             // The arithmetic of the rows reads whole registers.
-            for of in [&mut state.class, &mut state.shift, &mut state.x_y, &mut state.sum] {
-                of.start().write_bytes(0, padded * size_of::<f64>());
+            for of in [&mut state.class, &mut state.shift, &mut state.x_y] {
+                of.start().write_bytes(0, padded * size_of::<f32>());
             }
+            let sum = state.excluded_sum_loss.start().cast::<f64>();
+            sum.add(rows).write_bytes(0, padded - rows);
             for lane in 0..rows {
                 (k.native.strip_row_sums)(&row(lane), &mut state);
             }
@@ -109,7 +111,7 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
     let groups = rows.div_ceil(ROWS);
     // SAFETY: `finish` has set the losses of the rows, and the array has room for whole groups.
     let losses = unsafe {
-        let loss = state.loss.start().cast::<f64>();
+        let loss = state.excluded_sum_loss.start().cast::<f64>();
         loss.wrapping_add(rows).write_bytes(0, groups * ROWS - rows);
         std::slice::from_raw_parts(loss.cast::<[f64; ROWS]>(), groups)
     };

@@ -71,8 +71,9 @@ unsafe fn task(k: &Kernels, problem: &SoftmaxGradient, range: Range<usize>) {
 unsafe fn row(k: &Kernels, problem: &SoftmaxGradient, at: Position) {
     let SoftmaxGradient { y, g, to, log, .. } = problem;
     let classes = problem.shape.classes;
-    let (mut y_buffer, mut g_buffer) = (Scratch::<CHUNK>::new(), Scratch::<CHUNK>::new());
-    let (y_start, g_start) = (y_buffer.start(), g_buffer.start());
+    // Halves alone are converted: to f32.
+    let mut buffers = [const { Scratch::<{ CHUNK / 2 }>::new() }; 2];
+    let [y_start, g_start] = buffers.each_mut().map(Scratch::start);
     let converts = !y.dtype.is_lane_type();
     let pair = |class: usize| {
         let len = CHUNK.min(classes - class);
@@ -118,8 +119,8 @@ unsafe fn tile(k: &Kernels, problem: &SoftmaxGradient, place: &Place) {
     const LANES: usize = TILE_CLASSES * TILE;
     let SoftmaxGradient { y, g, to, log, .. } = problem;
     let classes = problem.shape.classes;
-    let mut buffers = [Scratch::<LANES>::new(), Scratch::<LANES>::new(), Scratch::<LANES>::new()];
-    let [y_start, g_start, to_start] = buffers.each_mut().map(Scratch::start);
+    let mut buffers = [const { Scratch::<LANES>::new() }; 2];
+    let [y_start, g_start] = buffers.each_mut().map(Scratch::start);
     let bring = |view: &View<FloatType>, class: usize, buffer: *mut u8| {
         let classes = TILE_CLASSES.min(classes - class);
         // SAFETY: the operand covers the class of the first distribution (validation).
@@ -140,7 +141,8 @@ unsafe fn tile(k: &Kernels, problem: &SoftmaxGradient, place: &Place) {
             // SAFETY: the output covers the class of the first distribution (validation).
             Tile { x: unsafe { to.at(place.first, class) }, pitch: to.strides[1] as usize, ..y }
         } else {
-            Tile { x: to_start, pitch: TILE, ..y }
+            // In place of y's copy, or where that would be.
+            Tile { x: y_start, pitch: TILE, ..y }
         };
         Tiles { y, g, to, log: *log }
     };

@@ -12,54 +12,52 @@ use crate::kernels::strided::gradient::TileGradient;
 use crate::kernels::strided::reduce::{Masses, TileMaxima};
 use crate::kernels::strided::tile::{GROUPS, Tile};
 use crate::math::compensated::CompensatedSum;
-use crate::plan::Targets;
-use crate::strategy::{HELD_BYTES, TILE, TILE_CLASSES};
+use crate::plan::{Loss, Targets};
+use crate::strategy::{STRIP_BYTES, TILE, TILE_CLASSES};
 use crate::view::{Axis, Position};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Lanes of a chunk of a tile.
-const CHUNK_LANES: usize = TILE_CLASSES * TILE;
+/// Distributions that [`again`] computes at most: few, for a strip's numbers are on the stack too.
+pub const AGAIN: usize = 16;
 
-/// Copies of what cannot stay where it is.
+/// Bytes of their buffer: a chunk of f32.
+pub const AGAIN_BYTES: usize = AGAIN * TILE_CLASSES * size_of::<f32>();
+
+/// Copies of what cannot stay where it is: logits, which gradients replace, their slopes, and masses.
+#[derive(Clone, Copy)]
 struct Buffers {
-    x: MaybeUninit<[Scratch<CHUNK_LANES>; HELD_BYTES / size_of::<Scratch<CHUNK_LANES>>()]>,
-    slope: Scratch<CHUNK_LANES>,
-    g: Scratch<CHUNK_LANES>,
-    mass: MaybeUninit<[f64; CHUNK_LANES]>,
+    x: *mut u8,
+    slope: *mut u8,
+    mass: *mut f64,
+    /// Distributions of a tile at most, and from class to class.
+    width: usize,
+    /// Classes of logits that there is room for, at least those of a chunk.
+    classes: usize,
 }
 
 impl Buffers {
-    /// Buffers that hold nothing yet.
-    #[inline(always)]
-    fn new() -> Self {
-        Buffers {
-            x: MaybeUninit::uninit(),
-            slope: Scratch::new(),
-            g: Scratch::new(),
-            mass: MaybeUninit::uninit(),
+    /// Buffers in [`TILE_BYTES`] bytes. The more a distribution needs, the fewer a tile has.
+    fn new(call: &Call, start: *mut u8) -> Self {
+        let lane = call.plan.logits.dtype.lane_size();
+        let by_row = call.has_masses && call.loss.is_some_and(Loss::has_probabilities);
+        let slope = if call.plan.transform().is_some() { TILE_CLASSES * lane } else { 0 };
+        let mass = if by_row { TILE_CLASSES * size_of::<f64>() } else { 0 };
+        let mut width = TILE;
+        while width * (TILE_CLASSES * lane + slope + mass) > STRIP_BYTES {
+            width /= 2;
         }
-    }
-
-    #[inline(always)]
-    fn starts(&mut self) -> BufferStarts {
-        BufferStarts {
-            x: self.x.as_mut_ptr().cast(),
-            slope: self.slope.start(),
-            g: self.g.start(),
-            mass: self.mass.as_mut_ptr().cast(),
-        }
+        // Masses of the classes alone are there once for all distributions.
+        let masses = if by_row { width * mass } else { TILE_BYTES - STRIP_BYTES };
+        let slopes = start.wrapping_add(masses);
+        let x = slopes.wrapping_add(width * slope);
+        let left = TILE_BYTES - masses - width * slope;
+        Buffers { x, slope: slopes, mass: start.cast(), width, classes: left / (width * lane) }
     }
 }
 
-/// The addresses of [`Buffers`], taken once.
-#[derive(Clone, Copy)]
-struct BufferStarts {
-    x: *mut u8,
-    slope: *mut u8,
-    g: *mut u8,
-    mass: *mut f64,
-}
+/// Bytes of a tile's buffers: those of a strip, and a mass for each class.
+const TILE_BYTES: usize = STRIP_BYTES + TILE_CLASSES * size_of::<f64>();
 
 /// Whether all tiles of a call are read and written in place, with nothing beside them.
 fn needs_no_buffers(call: &Call, axis: Axis) -> bool {
@@ -72,19 +70,33 @@ fn needs_no_buffers(call: &Call, axis: Axis) -> bool {
 }
 
 /// What options need of the rows of a tile.
-struct TileExtras {
-    groups: [RowGroupExtras; GROUPS],
-    argmax: [[usize; ROWS]; GROUPS],
-    largest: [ArgMax; TILE],
+struct TileExtras<'a> {
+    groups: &'a mut [RowGroupExtras],
+    argmax: &'a mut [[usize; ROWS]],
+    largest: &'a mut [[ArgMax; ROWS]],
 }
 
-impl TileExtras {
-    const NONE: TileExtras = TileExtras {
-        groups: [RowGroupExtras::NONE; GROUPS],
-        argmax: [[0; ROWS]; GROUPS],
-        largest: [ArgMax::NONE; TILE],
+/// The same for `N` groups.
+struct ExtrasOf<const N: usize> {
+    groups: [RowGroupExtras; N],
+    argmax: [[usize; ROWS]; N],
+    largest: [[ArgMax; ROWS]; N],
+}
+
+impl<const N: usize> ExtrasOf<N> {
+    const NONE: Self = ExtrasOf {
+        groups: [RowGroupExtras::NONE; N],
+        argmax: [[0; ROWS]; N],
+        largest: [[ArgMax::NONE; ROWS]; N],
     };
 
+    fn lend(&mut self) -> TileExtras<'_> {
+        let ExtrasOf { groups, argmax, largest } = self;
+        TileExtras { groups, argmax, largest }
+    }
+}
+
+impl TileExtras<'_> {
     /// Whether a call needs them.
     fn are_needed(call: &Call) -> bool {
         call.excluded == Excluded::Largest
@@ -105,10 +117,10 @@ struct Sweeper<'a> {
     call: &'a Call<'a>,
     place: Place,
     /// None where tiles [need none](needs_no_buffers).
-    buffers: Option<BufferStarts>,
+    buffers: Option<Buffers>,
     groups: &'a mut [RowGroup],
     /// None where [no option needs them](TileExtras::are_needed).
-    extras: Option<&'a mut TileExtras>,
+    extras: Option<TileExtras<'a>>,
 }
 
 /// Runs a range of a plan's tiles; returns the sums over their rows.
@@ -132,9 +144,9 @@ pub unsafe fn tiles(call: &Call, axis: Axis, range: Range<usize>) -> Totals {
 /// As [`tiles`].
 #[inline(never)]
 unsafe fn tiles_with_extras(call: &Call, axis: Axis, range: Range<usize>) -> Totals {
-    let mut extras = TileExtras::NONE;
+    let mut extras = ExtrasOf::<GROUPS>::NONE;
     // SAFETY: this function's own # Safety.
-    unsafe { tiles_in_place_or_not(call, axis, range, Some(&mut extras)) }
+    unsafe { tiles_in_place_or_not(call, axis, range, Some(extras.lend())) }
 }
 
 /// # Safety
@@ -144,7 +156,7 @@ unsafe fn tiles_in_place_or_not(
     call: &Call,
     axis: Axis,
     range: Range<usize>,
-    extras: Option<&mut TileExtras>,
+    extras: Option<TileExtras>,
 ) -> Totals {
     // SAFETY: this function's own # Safety.
     unsafe {
@@ -156,7 +168,7 @@ unsafe fn tiles_in_place_or_not(
     }
 }
 
-/// A function of its own, for its buffers: a frame of 80 KiB is probed page by page wherever it is set up.
+/// A function of its own, for its buffers: their frame is probed page by page wherever it is set up.
 ///
 /// # Safety
 /// As [`tiles`]; there are extras if the call needs them.
@@ -165,11 +177,12 @@ unsafe fn tiles_with_buffers(
     call: &Call,
     axis: Axis,
     range: Range<usize>,
-    extras: Option<&mut TileExtras>,
+    extras: Option<TileExtras>,
 ) -> Totals {
-    let mut buffers = Buffers::new();
+    let mut room = Scratch::<{ TILE_BYTES / 8 }>::new();
+    let buffers = Buffers::new(call, room.start());
     // SAFETY: this function's own # Safety; the buffers live as long as the call.
-    unsafe { tiles_with(call, axis, range, Some(buffers.starts()), extras) }
+    unsafe { tiles_with(call, axis, range, Some(buffers), extras) }
 }
 
 /// # Safety
@@ -178,19 +191,23 @@ unsafe fn tiles_with(
     call: &Call,
     axis: Axis,
     range: Range<usize>,
-    buffers: Option<BufferStarts>,
-    extras: Option<&mut TileExtras>,
+    buffers: Option<Buffers>,
+    extras: Option<TileExtras>,
 ) -> Totals {
     let mut totals = GroupTotals::ZERO;
-    let count = register_groups(TILE.min(call.plan.shape.along(axis)));
+    let width = buffers.map_or(TILE, |buffers| buffers.width);
+    let count = register_groups(width.min(call.plan.shape.along(axis)));
     let mut groups = [const { MaybeUninit::<RowGroup>::uninit() }; GROUPS];
     let groups = fill(&mut groups, count, RowGroup::EMPTY);
     let place = Place::new(&call.plan.shape, axis, range.start);
     let mut sweeper = Sweeper { call, place, buffers, groups, extras };
     for index in range {
-        sweeper.place = Place::new(&call.plan.shape, axis, index);
-        // SAFETY: the tile is the call's, and no other thread accesses it (# Safety).
-        unsafe { sweeper.run(&mut totals) };
+        let tile = Place::new(&call.plan.shape, axis, index);
+        for start in (0..tile.len).step_by(width) {
+            sweeper.place = tile.part(start, width);
+            // SAFETY: the tile is the call's, and no other thread accesses it (# Safety).
+            unsafe { sweeper.run(&mut totals) };
+        }
     }
     totals.total()
 }
@@ -202,29 +219,44 @@ pub struct Again<'a> {
     /// The lse of the same.
     pub lse: &'a mut [f64],
     /// Of all, if it is asked for.
-    pub entropy: [f64; TILE],
+    pub entropy: [f64; AGAIN],
     /// Likewise.
-    pub argmax: [usize; TILE],
+    pub argmax: [usize; AGAIN],
 }
 
-/// Computes some distributions of a place, at most [`TILE`] long, as a tile: the losses and lse of those with
+/// Computes some distributions of a place, at most [`AGAIN`] long, as a tile: the losses and lse of those with
 /// a bit in `losses`, the gradients of those with a bit in `gradients`, and of all of them what a strip does
 /// not find out.
 ///
 /// # Safety
-/// The place is the call's, which is a loss; no other thread accesses its distributions.
+/// The place is the call's, a loss over class indices without a transform. No other thread accesses its
+/// distributions. `buffer` has [`AGAIN_BYTES`] bytes.
 #[cold]
 #[inline(never)]
-pub unsafe fn again(call: &Call, place: Place, losses: u64, gradients: u64, to: &mut Again) {
-    let mut buffers = Buffers::new();
-    let mut extras = TileExtras::NONE;
-    let mut groups = [RowGroup::EMPTY; GROUPS];
+pub unsafe fn again(
+    call: &Call,
+    place: Place,
+    losses: u64,
+    gradients: u64,
+    buffer: *mut u8,
+    to: &mut Again,
+) {
+    let mut masses = [0.0; TILE_CLASSES];
+    let mut extras = ExtrasOf::<{ AGAIN / ROWS }>::NONE;
+    let mut groups = [RowGroup::EMPTY; AGAIN / ROWS];
+    let buffers = Buffers {
+        x: buffer,
+        slope: std::ptr::null_mut(),
+        mass: masses.as_mut_ptr(),
+        width: AGAIN,
+        classes: TILE_CLASSES,
+    };
     let mut sweeper = Sweeper {
         call,
         place,
-        buffers: Some(buffers.starts()),
+        buffers: Some(buffers),
         groups: &mut groups,
-        extras: TileExtras::are_needed(call).then_some(&mut extras),
+        extras: TileExtras::are_needed(call).then(|| extras.lend()),
     };
     // SAFETY: this function's own # Safety; the sums are complete before the rows are finished, and these
     // before the gradient is written.
@@ -321,7 +353,7 @@ impl Sweeper<'_> {
                 let group = &mut extras.groups[i];
                 (group.weighted.dot, group.weighted.error) = ([0.0; ROWS], [0.0; ROWS]);
                 factors = Some(&mut group.factors);
-                largest = &extras.largest[i * ROWS..];
+                largest = &extras.largest[i][..];
             }
             // SAFETY: the distributions are the call's and this thread's (# Safety).
             unsafe {
@@ -342,20 +374,27 @@ impl Sweeper<'_> {
         (exps, reduces)
     }
 
-    fn buffers(&self) -> BufferStarts {
+    fn buffers(&self) -> Buffers {
         self.buffers.expect("buffers where tiles do not stay where they are")
     }
 
     /// Bytes of a class in the buffers.
     fn pitch(&self) -> usize {
-        TILE * self.call.plan.logits.dtype.lane_size()
+        self.buffers().width * self.call.plan.logits.dtype.lane_size()
     }
 
     /// Whether the buffer holds all classes side by side from the first sweep to the second.
     fn holds(&self) -> bool {
+        let Some(buffers) = self.buffers else { return false };
         let alone = self.call.plan.transform().is_some() || self.call.plan.output.is_none();
-        let most = if alone { TILE_CLASSES } else { HELD_BYTES / self.pitch() };
+        let most = if alone { TILE_CLASSES } else { buffers.classes };
         self.call.plan.shape.classes <= most
+    }
+
+    /// Whether tiles are read where they are.
+    fn stays(&self) -> bool {
+        let plan = self.call.plan;
+        self.place.is_in_place(&plan.logits) && plan.transform().is_none()
     }
 
     /// The tile's classes from `first` on, as stored but in the lanes' own type. `seen`: the first sweep
@@ -370,12 +409,12 @@ impl Sweeper<'_> {
         let strides = place.strides(view);
         // SAFETY: the logits cover the class of the tile's first distribution (validation).
         let from = unsafe { view.at(place.first, first) };
-        if place.is_in_place(view) && call.plan.transform().is_none() {
+        if self.stays() {
             return Tile { x: from, pitch: strides[1] as usize, lanes, first, classes };
         }
         let at = if self.holds() { first * self.pitch() } else { 0 };
         let x = self.buffers().x.wrapping_add(at);
-        let tile = Tile { x, pitch: TILE, lanes, first, classes };
+        let tile = Tile { x, pitch: self.buffers().width, lanes, first, classes };
         if !seen {
             // SAFETY: the logits cover the tile (validation); the buffer has room for a chunk, or for all
             // classes if it holds them. The processor has the set of the kernels.
@@ -409,7 +448,7 @@ impl Sweeper<'_> {
         if !call.has_masses {
             return Masses::ONE;
         }
-        let to = self.buffers().mass;
+        let Buffers { mass: to, width, .. } = self.buffers();
         let mut row = [0.0; TILE_CLASSES];
         let row = &mut row[..tile.classes];
         match call.loss.map(|loss| &loss.targets) {
@@ -417,18 +456,18 @@ impl Sweeper<'_> {
                 let mut none = [CompensatedSum::ZERO; TILE];
                 let total = total.unwrap_or(&mut none);
                 // Lanes without a distribution are read with the others.
-                // SAFETY: the buffer has room for TILE masses of each class of a chunk.
-                unsafe { to.write_bytes(0, tile.classes * TILE) };
+                // SAFETY: the buffer has room for `width` masses of each class of a chunk.
+                unsafe { to.write_bytes(0, tile.classes * width) };
                 for (lane, total) in total[..tile.lanes].iter_mut().enumerate() {
                     // SAFETY: the distribution and the classes are the call's (# Safety).
                     unsafe { call.masses(place.at(lane), tile.first, row) };
                     for (c, &m) in row.iter().enumerate() {
-                        // SAFETY: `c` is below the tile's classes, `lane` below TILE.
-                        unsafe { to.add(c * TILE + lane).write(m) };
+                        // SAFETY: `c` is below the tile's classes, `lane` below `width`.
+                        unsafe { to.add(c * width + lane).write(m) };
                         total.add(m);
                     }
                 }
-                Masses { data: to, pitch: TILE }
+                Masses { data: to, pitch: width }
             }
             Some(Targets::Indices(_) | Targets::Absent) | None => {
                 // SAFETY: the distribution and the classes are the call's (# Safety); the buffer has room for
@@ -449,23 +488,26 @@ impl Sweeper<'_> {
     unsafe fn find_largest(&mut self) {
         let call = self.call;
         let mut maxima = TileMaxima::EMPTY;
-        let mut largest = [ArgMax::NONE; TILE];
+        if let Some(extras) = &mut self.extras {
+            extras.largest.fill([ArgMax::NONE; ROWS]);
+        }
         for first in (0..call.plan.shape.classes).step_by(TILE_CLASSES) {
             // SAFETY: the classes are the call's; the processor has the set of the kernels.
             unsafe {
                 let tile = self.tile(first, false);
                 (call.k.lanes.tile_argmax)(&tile, &mut maxima);
             }
-            for (lane, largest) in largest[..self.place.len].iter_mut().enumerate() {
+            let Some(extras) = &mut self.extras else { continue };
+            let largest = &mut extras.largest.as_flattened_mut()[..self.place.len];
+            for (lane, largest) in largest.iter_mut().enumerate() {
                 let class = first + maxima.class[lane] as usize;
                 largest.push(ArgMax { value: maxima.value[lane], class });
             }
         }
-        if let Some(extras) = &mut self.extras {
-            for (lane, largest) in largest[..self.place.len].iter().enumerate() {
-                extras.argmax[lane / ROWS][lane % ROWS] = largest.class;
+        if let Some(TileExtras { largest, argmax, .. }) = &mut self.extras {
+            for (argmax, largest) in argmax.iter_mut().zip(largest.iter()) {
+                *argmax = largest.map(|largest| largest.class);
             }
-            extras.largest = largest;
         }
     }
 
@@ -558,7 +600,7 @@ impl Sweeper<'_> {
             }
         }
         if let Some(extras) = self.extras.as_mut().filter(|_| call.wants_entropy) {
-            for (group, extras) in groups.iter().zip(&mut extras.groups) {
+            for (group, extras) in groups.iter().zip(extras.groups.iter_mut()) {
                 for row in 0..ROWS {
                     extras.moments.sum[row] = group.sums.sum[row] + group.sums.error[row];
                 }
@@ -626,8 +668,12 @@ impl Sweeper<'_> {
                 }
                 let masses = self.masses(&tile, None);
                 let to = view.at(self.place.first, first);
-                let (g, pitch) =
-                    if in_place { (to, strides[1] as usize) } else { (self.buffers().g, TILE) };
+                let (g, pitch) = match in_place {
+                    true => (to, strides[1] as usize),
+                    // Beside logits that stay where they are, the buffer is free.
+                    false if self.stays() => (self.buffers().x, self.buffers().width),
+                    false => (tile.x, tile.pitch),
+                };
                 (call.k.lanes.tile_gradient)(
                     &tile,
                     &TileGradient {
@@ -647,7 +693,7 @@ impl Sweeper<'_> {
                     },
                 );
                 if !in_place {
-                    let from = Tile { x: g, pitch: TILE, ..tile };
+                    let from = Tile { x: g, pitch, ..tile };
                     (call.k.converted_to_output.scatter)(
                         &from,
                         to,

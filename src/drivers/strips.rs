@@ -5,7 +5,7 @@
 
 use super::call::Call;
 use super::place::Place;
-use super::strided;
+use super::strided::{self, AGAIN, AGAIN_BYTES};
 use super::totals::{GroupTotals, Totals};
 use crate::kernels::ordinary::{FACTORS, Wanted};
 use crate::kernels::row_math::{ROWS, RowInputs};
@@ -33,6 +33,8 @@ struct Strips<'a> {
     keeps: bool,
     /// Room for the classes of a chunk, of `width` distributions.
     buffer: *mut u8,
+    /// Room of [`AGAIN_BYTES`] for lanes that are computed again.
+    room: *mut u8,
 }
 
 /// Runs a range of a plan's tiles as strips; returns the sums over their rows.
@@ -42,9 +44,10 @@ struct Strips<'a> {
 /// other thread accesses their distributions.
 pub unsafe fn strips(call: &Call, loss: &Loss, axis: Axis, range: Range<usize>) -> Totals {
     assert!(call.plan.logits.dtype.has_f32_lanes(), "strips have lanes of f32");
-    let mut stack = Scratch::<{ STRIP_BYTES / 8 }>::new();
+    let mut stack = Scratch::<{ (STRIP_BYTES + AGAIN_BYTES) / 8 }>::new();
     let mut heap = Vec::<Scratch<8>>::new();
-    let mut strips = Strips::new(call, loss, axis, stack.start(), STRIP_BYTES);
+    let room = stack.start().wrapping_add(STRIP_BYTES);
+    let mut strips = Strips::new(call, loss, axis, stack.start(), STRIP_BYTES, room);
     let elements = range.len().saturating_mul(TILE * call.plan.shape.classes);
     let lane_bytes = call.plan.shape.classes * call.plan.logits.dtype.lane_size();
     // Where there is no such memory, exponentials are computed twice.
@@ -53,7 +56,8 @@ pub unsafe fn strips(call: &Call, loss: &Loss, axis: Axis, range: Range<usize>) 
         && strategy::keeps_on_heap(lane_bytes, elements)
         && heap.try_reserve_exact(HEAP_STRIP_BYTES / size_of::<Scratch<8>>()).is_ok()
     {
-        strips = Strips::new(call, loss, axis, heap.as_mut_ptr().cast(), HEAP_STRIP_BYTES);
+        let buffer = heap.as_mut_ptr().cast();
+        strips = Strips::new(call, loss, axis, buffer, HEAP_STRIP_BYTES, room);
     }
     let mut state = StripState::new();
     let mut totals = GroupTotals::ZERO;
@@ -75,7 +79,14 @@ pub unsafe fn strips(call: &Call, loss: &Loss, axis: Axis, range: Range<usize>) 
 }
 
 impl<'a> Strips<'a> {
-    fn new(call: &'a Call<'a>, loss: &'a Loss, axis: Axis, buffer: *mut u8, bytes: usize) -> Self {
+    fn new(
+        call: &'a Call<'a>,
+        loss: &'a Loss,
+        axis: Axis,
+        buffer: *mut u8,
+        bytes: usize,
+        room: *mut u8,
+    ) -> Self {
         let (plan, along) = (call.plan, call.plan.shape.along(axis));
         let classes = plan.shape.classes;
         let lane = plan.logits.dtype.lane_size();
@@ -91,7 +102,7 @@ impl<'a> Strips<'a> {
             (false, false) => (STRIP, classes),
         };
         let keeps = plan.output.is_some() && holds;
-        Strips { call, loss, width, chunk, gathers, scatters, keeps, buffer }
+        Strips { call, loss, width, chunk, gathers, scatters, keeps, buffer, room }
     }
 
     /// Runs a strip; adds its losses to the totals. `next`: how many distributions from here the next one
@@ -155,7 +166,7 @@ impl<'a> Strips<'a> {
         // SAFETY: an array of a strip has room for its lanes in whole registers; f64 of any bits may be in it,
         // and those that are read below are written first.
         let [excluded, weight, grad_output] = unsafe {
-            [&mut state.excluded, &mut state.weight, &mut state.grad_output]
+            [&mut state.excluded_sum_loss, &mut state.weight_then_lse, &mut state.grad_output]
                 .map(|of| std::slice::from_raw_parts_mut(of.start().cast::<f64>(), padded))
         };
         excluded[span.len..].fill(RowInputs::IGNORED);
@@ -300,31 +311,39 @@ impl<'a> Strips<'a> {
         gradients: u64,
         totals: &mut GroupTotals,
     ) {
-        let place = place.part(word * TILE, TILE);
-        let span = place.span(0, place.len);
-        // SAFETY: the arrays have room for the place; f64 of any bits may be in them.
-        let [loss, lse, excluded] = unsafe {
-            [&mut state.loss, &mut state.lse, &mut state.excluded].map(|of| {
-                let of = of.start().cast::<f64>().wrapping_add(word * TILE);
-                std::slice::from_raw_parts_mut(of, place.len)
-            })
-        };
-        let (entropy, argmax) = ([0.0; TILE], [0; TILE]);
-        let mut again = strided::Again { loss, lse, entropy, argmax };
-        // SAFETY: the distributions are the call's, and this thread's (# Safety); the results cover them
-        // (validation).
-        unsafe {
-            strided::again(self.call, place, losses, gradients, &mut again);
-            if let Some(view) = &self.loss.argmax {
-                view.write_span(&span, &again.argmax);
+        for start in (word * TILE..place.len.min((word + 1) * TILE)).step_by(AGAIN) {
+            let place = place.part(start, AGAIN);
+            let span = place.span(0, place.len);
+            let bits = |of: u64| of >> (start % TILE) & ((1 << AGAIN) - 1);
+            // SAFETY: the arrays have room for the place, and `strip_sums` and `finish_strip` have set its lanes; what
+            // nobody wanted may have any bits, of f64.
+            let ([loss, lse], class) = unsafe {
+                let of = [&mut state.excluded_sum_loss, &mut state.weight_then_lse];
+                let wide = of.map(|of| {
+                    std::slice::from_raw_parts_mut(strip::lanes::<f64, _>(of, start), place.len)
+                });
+                let class = strip::lanes::<f32, _>(&mut state.class, start);
+                (wide, std::slice::from_raw_parts(class, place.len))
+            };
+            let (entropy, argmax) = ([0.0; AGAIN], [0; AGAIN]);
+            let mut again = strided::Again { loss, lse, entropy, argmax };
+            // SAFETY: the distributions are the call's, and this thread's (# Safety); the results cover them
+            // (validation). The room has AGAIN_BYTES.
+            unsafe {
+                let (losses, gradients) = (bits(losses), bits(gradients));
+                strided::again(self.call, place, losses, gradients, self.room, &mut again);
+                if let Some(view) = &self.loss.argmax {
+                    view.write_span(&span, &again.argmax);
+                }
+                if let Some(view) = &self.loss.entropy {
+                    view.write_span(&span, &again.entropy);
+                }
             }
-            if let Some(view) = &self.loss.entropy {
-                view.write_span(&span, &again.entropy);
+            if self.loss.counts_correct {
+                let hits = class.iter().zip(&again.argmax);
+                let hits = hits.filter(|(y, x)| f64::from(**y) == **x as f64);
+                totals.rest.correct += hits.count() as u64;
             }
-        }
-        if self.loss.counts_correct {
-            let hits = excluded.iter().zip(&again.argmax).filter(|(y, x)| **y == **x as f64);
-            totals.rest.correct += hits.count() as u64;
         }
     }
 
@@ -337,7 +356,7 @@ impl<'a> Strips<'a> {
         let groups = span.len.div_ceil(ROWS);
         // SAFETY: `finish` has set the losses of the span, and the array has room for whole groups.
         let losses = unsafe {
-            let loss = state.loss.start().cast::<f64>();
+            let loss = state.excluded_sum_loss.start().cast::<f64>();
             loss.wrapping_add(span.len).write_bytes(0, groups * ROWS - span.len);
             std::slice::from_raw_parts(loss.cast::<[f64; ROWS]>(), groups)
         };
@@ -355,8 +374,8 @@ impl<'a> Strips<'a> {
                 view.write_span(span, values);
             }
         };
-        write(&self.loss.row_losses, state.loss.start());
-        write(&self.loss.lse, state.lse.start());
+        write(&self.loss.row_losses, state.excluded_sum_loss.start());
+        write(&self.loss.lse, state.weight_then_lse.start());
     }
 
     /// Writes the gradient of a strip.
@@ -375,8 +394,8 @@ impl<'a> Strips<'a> {
         if output.accumulate {
             for lane in 0..place.len {
                 // SAFETY: `finish` has set the coefficients of the lanes, of f32.
-                let [factor, entry] = unsafe {
-                    [&mut state.factor, &mut state.entry].map(|of| *strip::lanes::<f32>(of, lane))
+                let [factor, entry]: [f32; 2] = unsafe {
+                    [&mut state.factor, &mut state.entry].map(|of| *strip::lanes(of, lane))
                 };
                 // Where nothing is added, an accumulated gradient stays as it is.
                 if factor == 0.0 && entry == 0.0 {

@@ -18,6 +18,7 @@ use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
 use crate::validate::operand::Operand;
 use crate::validate::plain::{Settings, is_packed, is_packed_rows, target_type};
 use crate::validate::softmax::{self, Function};
+use crate::worker;
 use guard::{Failure, fail, guarded, last_error};
 use std::ffi::{c_char, c_void};
 
@@ -877,6 +878,14 @@ pub unsafe extern "C" fn xent_pool_free(pool: *mut xent_pool) {
             Ok(())
         });
     }
+}
+
+/// The most stack that a call takes, in bytes: on the calling thread, and on each thread of a pool. At most
+/// 48 KiB, whatever the sizes, dtypes, strides and options are. For threads with little stack, as
+/// coroutines and musl's threads are.
+#[unsafe(no_mangle)]
+pub extern "C" fn xent_stack_bytes() -> usize {
+    worker::stack_bytes()
 }
 
 /// The instruction set in use: "avx512", "avx2", "neon" or "portable". A non-empty environment

@@ -40,7 +40,7 @@ pub const FACTORS: std::ops::Range<f64> =
 /// What is wanted of the rows of a strip.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// [`StripState::weight`] is there.
+    /// [`StripState::weight_then_lse`] is there.
     pub has_weights: bool,
     /// [`StripState::grad_output`] is there.
     pub has_grad_output: bool,
@@ -77,7 +77,7 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
                 s.load(lanes(&mut state.class, at)),
                 s.load(lanes(&mut state.shift, at)),
                 s.load(lanes(&mut state.x_y, at)),
-                load_wide(s, &mut state.sum, at),
+                load_wide(s, &mut state.excluded_sum_loss, at),
             )
         };
         let ignored = s.less(class, zero);
@@ -103,7 +103,7 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
             loss.as_mut()[i] = d.select(kept, row.loss, splat(0.0));
             if wanted.has_weights {
                 // SAFETY: the driver has set the weights of whole registers (# Safety).
-                let weight = unsafe { d.load(lanes(&mut state.weight, at)) };
+                let weight = unsafe { d.load(lanes(&mut state.weight_then_lse, at)) };
                 loss.as_mut()[i] = d.mul(weight, loss.as_ref()[i]);
             }
             if wanted.lse {
@@ -128,9 +128,9 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
         }
         // SAFETY: the arrays have room for whole registers of the lanes.
         unsafe {
-            store_wide(s, &mut state.loss, at, loss);
+            store_wide(s, &mut state.excluded_sum_loss, at, loss);
             if wanted.lse {
-                store_wide(s, &mut state.lse, at, lse);
+                store_wide(s, &mut state.weight_then_lse, at, lse);
             }
             if wanted.gradient.is_some() {
                 s.store(lanes(&mut state.factor, at), s.narrow(factor));
@@ -233,16 +233,16 @@ mod tests {
         // SAFETY: the lanes are set for whole registers of any set; what is read is set by `finish`. The
         // processor has the set of `s`.
         unsafe {
-            lanes::<[f32; COUNT]>(&mut state.class, 0).write(of.class);
-            lanes::<[f32; COUNT]>(&mut state.shift, 0).write(of.shift);
-            lanes::<[f32; COUNT]>(&mut state.x_y, 0).write(of.x_y);
-            lanes::<[f64; COUNT]>(&mut state.sum, 0).write(of.sum);
+            lanes::<[f32; COUNT], _>(&mut state.class, 0).write(of.class);
+            lanes::<[f32; COUNT], _>(&mut state.shift, 0).write(of.shift);
+            lanes::<[f32; COUNT], _>(&mut state.x_y, 0).write(of.x_y);
+            lanes::<[f64; COUNT], _>(&mut state.excluded_sum_loss, 0).write(of.sum);
             finish(s, COUNT, &mut state, &wanted);
             Finished {
-                loss: lanes::<[f64; COUNT]>(&mut state.loss, 0).read(),
-                lse: lanes::<[f64; COUNT]>(&mut state.lse, 0).read(),
-                factor: lanes::<[f32; COUNT]>(&mut state.factor, 0).read(),
-                entry: lanes::<[f32; COUNT]>(&mut state.entry, 0).read(),
+                loss: lanes::<[f64; COUNT], _>(&mut state.excluded_sum_loss, 0).read(),
+                lse: lanes::<[f64; COUNT], _>(&mut state.weight_then_lse, 0).read(),
+                factor: lanes::<[f32; COUNT], _>(&mut state.factor, 0).read(),
+                entry: lanes::<[f32; COUNT], _>(&mut state.entry, 0).read(),
                 good: state.good[0],
             }
         }

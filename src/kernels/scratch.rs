@@ -10,7 +10,7 @@ pub struct Scratch<const N: usize>(MaybeUninit<[f64; N]>);
 impl<const N: usize> Scratch<N> {
     /// Room that holds nothing yet.
     #[inline(always)]
-    pub fn new() -> Self {
+    pub const fn new() -> Self {
         Scratch(MaybeUninit::uninit())
     }
 

@@ -62,5 +62,6 @@ int main() {
     CHECK_NEAR(loss(std::uint8_t{0}), 1.5425, 5e-5);
     CHECK_TEXT(version(), xent_version());
     CHECK_TEXT(isa(), xent_isa());
+    CHECK(stack_bytes() == xent_stack_bytes() && stack_bytes() > 0);
     return report();
 }

@@ -23,12 +23,13 @@ const COMPILERS: [&str; 2] = ["aarch64-linux-gnu-gcc", "aarch64-linux-gnu-g++"];
 const SAMPLED: (&str, &str) = ("XENT_TEST_STRIDE", "257");
 
 /// The tests that cannot run in the emulator, and why.
-const LEFT_OUT: [(&str, &str); 7] = [
+const LEFT_OUT: [(&str, &str); 8] = [
     ("tests/c/fork.c", "a child that starts threads stops this emulator"),
     ("tests/c/fork_race.c", "a child that starts threads stops this emulator"),
     ("tests/c/sigwait.c", "a child that starts threads stops this emulator"),
     ("tests/c/heap.c", "it has a malloc of its own, which a statically linked glibc rules out"),
     ("tests/c/pool_free.c", "it has a pthread_create of its own, which glibc rules out likewise"),
+    ("tests/c/stack.c", "it has a pthread_create of its own, which glibc rules out likewise"),
     // `tests/memory.rs` counts allocations there.
     ("tests/c/memory.c", "it has a malloc of its own, which a statically linked glibc rules out"),
     // `tests/c/large.c` and `edges` have strides past 2^32 that are few enough.

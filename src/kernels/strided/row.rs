@@ -65,7 +65,7 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     // SAFETY: the lane is one of the strip, whose excluded class was set, to one of the row's if it is not
     // below 0 (# Safety); the loop above has set the exponentials of all classes in whole registers.
     unsafe {
-        let excluded = *lanes::<f64>(&mut state.excluded, row.lane);
+        let excluded: f64 = *lanes(&mut state.excluded_sum_loss, row.lane);
         let mut x_y = S::Real::ZERO;
         if excluded >= 0.0 {
             x_y = logit(excluded as usize);
@@ -86,7 +86,7 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
         *lanes(&mut state.class, row.lane) = S::Real::from_f64(excluded);
         *lanes(&mut state.shift, row.lane) = shift;
         *lanes(&mut state.x_y, row.lane) = x_y;
-        *lanes(&mut state.sum, row.lane) = sum;
+        *lanes(&mut state.excluded_sum_loss, row.lane) = sum;
     }
 }
 
@@ -112,7 +112,8 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
     // gradient is writable for the classes of the row, its excluded one among them, and the mask has bits
     // for these alone; `sums` has set the exponentials in whole registers.
     unsafe {
-        let excluded = *lanes::<f64>(&mut state.excluded, row.lane);
+        let excluded: S::Real = *lanes(&mut state.class, row.lane);
+        let excluded = excluded.to_f64();
         let factor = s.splat(*lanes(&mut state.factor, row.lane));
         for at in (0..row.classes).step_by(S::LANES) {
             let e = s.load(exps.wrapping_add(at));

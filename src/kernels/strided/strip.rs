@@ -47,34 +47,31 @@ pub struct Strip {
     pub exps_pitch: usize,
 }
 
-/// A number for each lane of a strip, in f64 or in the lanes' own type.
+/// An f64 for each lane of a strip.
 pub type LaneScratch = Scratch<STRIP>;
+/// A number in the lanes' own type, f32, for each lane of a strip.
+pub type NarrowScratch = Scratch<{ STRIP / 2 }>;
 
 /// What is known of the lanes of a strip.
 pub struct StripState {
-    /// f64, set by the driver: the excluded class of each lane, below 0 for ignored ones, for whole
-    /// [registers](padded).
-    pub excluded: LaneScratch,
-    /// The same in the lanes' own type.
-    pub class: LaneScratch,
-    /// The exponents of the shifts, in the lanes' own type.
-    pub shift: LaneScratch,
-    /// The logits of the excluded classes, in the lanes' own type; 0 where there is none.
-    pub x_y: LaneScratch,
-    /// f64: the sums over the other classes.
-    pub sum: LaneScratch,
-    /// f64: what the loss of each lane is multiplied by, set by the driver if options ask for it.
-    pub weight: LaneScratch,
-    /// f64: what the gradient of each lane is multiplied by, likewise.
+    /// One after the other: the excluded class of each lane, below 0 for ignored ones, which the driver sets for
+    /// whole [registers](padded); the sum over the other classes; the loss, 0 for ignored lanes.
+    pub excluded_sum_loss: LaneScratch,
+    /// The excluded classes in the lanes' own type.
+    pub class: NarrowScratch,
+    /// The exponents of the shifts.
+    pub shift: NarrowScratch,
+    /// The logits of the excluded classes; 0 where there is none.
+    pub x_y: NarrowScratch,
+    /// What the loss of each lane is multiplied by, set by the driver if options ask for it; then ln Σ exp x, if it
+    /// is wanted.
+    pub weight_then_lse: LaneScratch,
+    /// What the gradient of each lane is multiplied by, set by the driver if options ask for it.
     pub grad_output: LaneScratch,
-    /// f64: the losses, 0 for ignored lanes.
-    pub loss: LaneScratch,
-    /// f64: ln Σ exp x
-    pub lse: LaneScratch,
-    /// What exponentials are multiplied by for the gradient, in the lanes' own type.
-    pub factor: LaneScratch,
-    /// The gradients of the excluded classes, likewise.
-    pub entry: LaneScratch,
+    /// What exponentials are multiplied by for the gradient.
+    pub factor: NarrowScratch,
+    /// The gradients of the excluded classes.
+    pub entry: NarrowScratch,
     /// Bit i: lane i counts.
     pub kept: [u64; WORDS],
     /// Bit i: the loss and the lse of lane i are what the arrays say.
@@ -89,17 +86,14 @@ impl StripState {
     pub fn new() -> Self {
         // Made one by one: the compiler fills copies of what holds nothing.
         StripState {
-            excluded: LaneScratch::new(),
-            class: LaneScratch::new(),
-            shift: LaneScratch::new(),
-            x_y: LaneScratch::new(),
-            sum: LaneScratch::new(),
-            weight: LaneScratch::new(),
+            class: NarrowScratch::new(),
+            shift: NarrowScratch::new(),
+            x_y: NarrowScratch::new(),
+            excluded_sum_loss: LaneScratch::new(),
+            weight_then_lse: LaneScratch::new(),
             grad_output: LaneScratch::new(),
-            loss: LaneScratch::new(),
-            lse: LaneScratch::new(),
-            factor: LaneScratch::new(),
-            entry: LaneScratch::new(),
+            factor: NarrowScratch::new(),
+            entry: NarrowScratch::new(),
             kept: [0; WORDS],
             good: [0; WORDS],
             good_gradient: [0; WORDS],
@@ -193,11 +187,11 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(s: S, strip: &Strip, state:
             let size = s.max(scaled, s.sub(zero, scaled));
             let nearest = s.sub(s.add(scaled, round), round);
             let shift = s.select(s.less(size, s.splat(largest)), nearest, zero);
-            let excluded = s.narrow(load_wide(s, &mut state.excluded, at));
+            let excluded = s.narrow(load_wide(s, &mut state.excluded_sum_loss, at));
             s.store(lanes(&mut state.class, at), excluded);
             s.store(lanes(&mut state.shift, at), shift);
             s.store(lanes(&mut state.x_y, at), zero);
-            store_wide(s, &mut state.sum, at, s.widen(zero));
+            store_wide(s, &mut state.excluded_sum_loss, at, s.widen(zero));
         }
     }
 }
@@ -234,7 +228,7 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
                 s.load(lanes(&mut state.class, at)),
                 s.load(lanes(&mut state.shift, at)),
                 s.load(lanes(&mut state.x_y, at)),
-                load_wide(s, &mut state.sum, at),
+                load_wide(s, &mut state.excluded_sum_loss, at),
             )
         };
         let exp = Exp2::<S, ByExponent>::lanes(s, zero, shift);
@@ -255,7 +249,7 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
         }
         // SAFETY: the arrays have room for whole registers of the lanes.
         unsafe {
-            store_wide(s, &mut state.sum, at, sum);
+            store_wide(s, &mut state.excluded_sum_loss, at, sum);
             s.store(lanes(&mut state.x_y, at), x_y);
         }
     }
@@ -275,7 +269,7 @@ fn sum_of_group<S: Simd>(s: S, e: &[S::Vector]) -> S::Vector {
 
 /// The place of lane `at`.
 #[inline(always)]
-pub fn lanes<T>(of: &mut LaneScratch, at: usize) -> *mut T {
+pub fn lanes<T, const N: usize>(of: &mut Scratch<N>, at: usize) -> *mut T {
     debug_assert!(at < STRIP);
     of.start().cast::<T>().wrapping_add(at)
 }

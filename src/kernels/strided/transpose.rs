@@ -3,8 +3,11 @@
 use super::tile::Tile;
 use crate::element::Element;
 use crate::simd::{Real, Simd, up_to};
-use crate::strategy::{TILE, TILE_CLASSES};
+use crate::strategy::TILE_CLASSES;
 use std::mem::MaybeUninit;
+
+/// Distributions that are converted together: a multiple of every set's lanes.
+const BLOCK: usize = 16;
 
 /// Brings elements of type `E` into a tile: the distributions are `strides[0]` elements apart, their
 /// classes `strides[1]`.
@@ -40,37 +43,43 @@ pub unsafe fn gather<S: Simd, E: Element<S>>(
     let mut first = 0;
     if pitch == 1 && tile.classes >= chunk {
         first = tile.lanes - tile.lanes % S::LANES;
-        let mut buffer = MaybeUninit::<[S::Real; TILE_CLASSES * TILE]>::uninit();
-        let (mut rows, mut apart) = (from.cast::<S::Real>(), step);
-        if !E::NATIVE {
-            let to = buffer.as_mut_ptr().cast::<S::Real>();
-            (rows, apart) = (to, tile.classes as isize);
-            // Rows without gaps are converted in one go.
-            let (count, len) =
-                if step == apart { (1, first * tile.classes) } else { (first, tile.classes) };
-            for row in 0..count {
-                for at in (0..len).step_by(S::LANES) {
-                    let lanes = up_to::<S>(len - at);
-                    let p = from.wrapping_offset(row as isize * step).wrapping_add(at);
-                    // SAFETY: `lanes` keeps to the classes of rows of the tile, which are readable
-                    // (# Safety); the buffer has room for all classes of a tile's distributions.
-                    unsafe {
-                        let v = E::load_lanes(s, p, lanes, S::Real::ZERO);
-                        s.store_lanes(to.wrapping_add(row * len + at), lanes, v);
+        let mut buffer = MaybeUninit::<[S::Real; TILE_CLASSES * BLOCK]>::uninit();
+        let block = if E::NATIVE { first.max(1) } else { BLOCK };
+        for start in (0..first).step_by(block) {
+            let lanes = block.min(first - start);
+            let from = from.wrapping_offset(start as isize * step);
+            let (mut rows, mut apart) = (from.cast::<S::Real>(), step);
+            if !E::NATIVE {
+                let to = buffer.as_mut_ptr().cast::<S::Real>();
+                (rows, apart) = (to, tile.classes as isize);
+                // Rows without gaps are converted in one go.
+                let (count, len) =
+                    if step == apart { (1, lanes * tile.classes) } else { (lanes, tile.classes) };
+                for row in 0..count {
+                    for at in (0..len).step_by(S::LANES) {
+                        let lanes = up_to::<S>(len - at);
+                        let p = from.wrapping_offset(row as isize * step).wrapping_add(at);
+                        // SAFETY: `lanes` keeps to the classes of a block's rows of the tile, which are readable
+                        // (# Safety); the buffer has room for all of them.
+                        unsafe {
+                            let v = E::load_lanes(s, p, lanes, S::Real::ZERO);
+                            s.store_lanes(to.wrapping_add(row * len + at), lanes, v);
+                        }
                     }
                 }
             }
-        }
-        for at in (0..first).step_by(S::LANES) {
-            for c in (0..tile.classes).step_by(chunk) {
-                // The last chunk may overlap the one before.
-                let c = c.min(tile.classes - chunk);
-                let p = rows.wrapping_offset(at as isize * apart).wrapping_add(c);
-                // SAFETY: `chunk` classes of `S::LANES` rows from `first`'s block on are readable, in the
-                // caller's memory (# Safety) or in the buffer that was filled above.
-                unsafe {
-                    for (i, &v) in s.load_rows(p, apart).as_ref().iter().enumerate() {
-                        s.store(to.wrapping_add((c + i) * tile.pitch + at), v);
+            let to = to.wrapping_add(start);
+            for at in (0..lanes).step_by(S::LANES) {
+                for c in (0..tile.classes).step_by(chunk) {
+                    // The last chunk may overlap the one before.
+                    let c = c.min(tile.classes - chunk);
+                    let p = rows.wrapping_offset(at as isize * apart).wrapping_add(c);
+                    // SAFETY: `chunk` classes of `S::LANES` rows of the block are readable, in the caller's
+                    // memory (# Safety) or in the buffer that was filled above.
+                    unsafe {
+                        for (i, &v) in s.load_rows(p, apart).as_ref().iter().enumerate() {
+                            s.store(to.wrapping_add((c + i) * tile.pitch + at), v);
+                        }
                     }
                 }
             }
@@ -130,37 +139,43 @@ pub unsafe fn scatter<S: Simd, G: Element<S>>(
     let all = writes.trailing_ones() as usize >= tile.lanes;
     if pitch == 1 && tile.classes >= chunk && all && !accumulate {
         first = tile.lanes - tile.lanes % S::LANES;
-        let mut buffer = MaybeUninit::<[S::Real; TILE_CLASSES * TILE]>::uninit();
-        let (mut rows, mut apart) = (to.cast::<S::Real>(), step);
-        if !G::NATIVE {
-            (rows, apart) = (buffer.as_mut_ptr().cast::<S::Real>(), tile.classes as isize);
-        }
-        for at in (0..first).step_by(S::LANES) {
-            for c in (0..tile.classes).step_by(chunk) {
-                // The last chunk may overlap the one before.
-                let c = c.min(tile.classes - chunk);
-                let p = rows.wrapping_offset(at as isize * apart).wrapping_add(c);
-                // SAFETY: the tile has `chunk` classes from `c` on and `S::LANES` distributions from `at` on;
-                // their places in the output are writable (# Safety), and the buffer has room for all of a
-                // tile.
-                unsafe {
-                    let mut v = s.splat_rows(S::Real::ZERO);
-                    for (i, v) in v.as_mut().iter_mut().enumerate() {
-                        *v = s.load(from.wrapping_add((c + i) * tile.pitch + at));
+        let mut buffer = MaybeUninit::<[S::Real; TILE_CLASSES * BLOCK]>::uninit();
+        let block = if G::NATIVE { first.max(1) } else { BLOCK };
+        for start in (0..first).step_by(block) {
+            let lanes = block.min(first - start);
+            let (from, to) = (from.wrapping_add(start), to.wrapping_offset(start as isize * step));
+            let (mut rows, mut apart) = (to.cast::<S::Real>(), step);
+            if !G::NATIVE {
+                (rows, apart) = (buffer.as_mut_ptr().cast::<S::Real>(), tile.classes as isize);
+            }
+            for at in (0..lanes).step_by(S::LANES) {
+                for c in (0..tile.classes).step_by(chunk) {
+                    // The last chunk may overlap the one before.
+                    let c = c.min(tile.classes - chunk);
+                    let p = rows.wrapping_offset(at as isize * apart).wrapping_add(c);
+                    // SAFETY: the tile has `chunk` classes from `c` on and `S::LANES` distributions of the block
+                    // from `at` on; their places in the output are writable (# Safety), and the buffer has room
+                    // for a block.
+                    unsafe {
+                        let mut v = s.splat_rows(S::Real::ZERO);
+                        for (i, v) in v.as_mut().iter_mut().enumerate() {
+                            *v = s.load(from.wrapping_add((c + i) * tile.pitch + at));
+                        }
+                        s.store_rows(p, apart, v);
                     }
-                    s.store_rows(p, apart, v);
                 }
             }
-        }
-        if !G::NATIVE {
+            if G::NATIVE {
+                continue;
+            }
             // Rows without gaps are converted in one go.
             let (count, len) =
-                if step == apart { (1, first * tile.classes) } else { (first, tile.classes) };
+                if step == apart { (1, lanes * tile.classes) } else { (lanes, tile.classes) };
             for row in 0..count {
                 for at in (0..len).step_by(S::LANES) {
                     let lanes = up_to::<S>(len - at);
                     let p = to.wrapping_offset(row as isize * step).wrapping_add(at);
-                    // SAFETY: `lanes` keeps to the classes of rows of the output, which are writable
+                    // SAFETY: `lanes` keeps to the classes of a block's rows of the output, which are writable
                     // (# Safety); the loop above has filled the buffer with them.
                     unsafe {
                         let from = rows.wrapping_add(row * len + at);
