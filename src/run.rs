@@ -88,6 +88,7 @@ pub(crate) unsafe fn linear(
     team: &Team,
     isa: Option<Isa>,
 ) -> Result<(), Error> {
+    let _untrapped = Entered::untrapped();
     // SAFETY: the operands cover their shapes in valid memory (# Safety).
     let valid = unsafe { linear::validate(problem, layer, pass, results, request, team, isa)? };
     // SAFETY: `validate` made the plan and found the kernels for it; the operands stay valid for the call
@@ -114,6 +115,7 @@ pub(crate) unsafe fn partial(
     team: &Team,
     isa: Option<Isa>,
 ) -> Result<(), Error> {
+    let _untrapped = Entered::untrapped();
     // SAFETY: the operands cover their shapes in valid memory (# Safety).
     let call = unsafe { validate::shards::shard(problem, place, request, team, isa)? };
     // SAFETY: validation made the plan and found the kernels for it; the operands stay valid for the call
@@ -140,6 +142,7 @@ pub(crate) unsafe fn partial_finish(
     team: &Team,
     isa: Option<Isa>,
 ) -> Result<(), Error> {
+    let _untrapped = Entered::untrapped();
     // SAFETY: the operands cover their shapes in valid memory (# Safety).
     let call = unsafe { validate::shards::finish(problem, place, results, team, isa)? };
     // SAFETY: validation made the loss for this shape; the operands stay valid for the call, and it checked

@@ -73,6 +73,10 @@ pub const fn stack_bytes() -> usize {
     48 * 1024
 }
 
+/// The C library's reserve of memory (src/ffi/reserve.rs) serves no request of so many bytes: a call that can do without
+/// its memory, or say that there is none, asks for as many at least.
+pub const UNRESERVED: usize = 16 * 1024;
+
 /// Whether the allocator has so many bytes. Rayon aborts the process where an allocation of its own fails.
 /// Without memory a call therefore gives rayon no work.
 pub fn has_memory(bytes: usize) -> bool {

@@ -209,10 +209,12 @@ fn safe_sums(initial: &InitialShift) -> Range<f64> {
     if initial.is_of_row { 0.0..LARGEST_SUM } else { SMALLEST_SUM..LARGEST_SUM }
 }
 
-/// [`reduce`] where nothing is wanted but exponential sums of logits as they are.
+/// [`reduce`] where nothing is wanted but exponential sums of logits as they are. A function of its own, for its
+/// buffer, as [`reduce_general`] is.
 ///
 /// # Safety
 /// As [`reduce_classes`].
+#[inline(never)]
 unsafe fn reduce_exps(
     call: &Call,
     row: &PlacedRow,
@@ -317,6 +319,7 @@ unsafe fn reduce_exps(
 ///
 /// # Safety
 /// As [`reduce_classes`].
+#[inline(never)]
 unsafe fn reduce_general(
     call: &Call,
     row: &PlacedRow,

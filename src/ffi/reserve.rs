@@ -5,6 +5,7 @@
 //! thread takes after that look comes from the reserve, as does the text of an error. A Rust program has its own
 //! allocator, and this one is not in it: `cargo xtask dist` and cargo-c set `xent_c_library`.
 
+use crate::worker::UNRESERVED;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
 use std::ptr;
@@ -33,7 +34,7 @@ const BLOCK: u64 = 1 << 32;
 
 fn take(layout: Layout) -> *mut u8 {
     let size = layout.size().max(1).next_multiple_of(ALIGN);
-    if layout.align() > ALIGN || size > BYTES {
+    if layout.align() > ALIGN || size >= UNRESERVED {
         return ptr::null_mut();
     }
     let given = TAKEN.fetch_update(Ordering::Acquire, Ordering::Relaxed, |taken| {

@@ -10,12 +10,19 @@ use crate::math::exp2::Shift;
 use crate::plan::LinearGradient;
 use crate::strategy::{self, VOCABULARY_BLOCK, VOCABULARY_PITCH};
 use crate::view::FloatType;
+use crate::worker::UNRESERVED;
 use std::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
+
+/// Bytes that [`reserve`] asks for, for so many elements.
+fn reserved_bytes<T>(len: usize) -> usize {
+    len.saturating_mul(size_of::<T>()).max(if len == 0 { 0 } else { UNRESERVED })
+}
 
 /// An empty vector with room for `len` elements.
 pub fn reserve<T>(len: usize) -> Result<Vec<T>, Error> {
     let mut vec = Vec::new();
+    let len = reserved_bytes::<T>(len).div_ceil(size_of::<T>());
     match vec.try_reserve_exact(len) {
         Ok(()) => Ok(vec),
         Err(_) => Err(Error::Memory { bytes: len.saturating_mul(size_of::<T>()) }),
@@ -173,15 +180,23 @@ impl Job<'_> {
         let (rows, tile_rows) = (needs.block_rows, needs.block_rows.max(needs.weight_rows));
         let tile = tile_rows * VOCABULARY_PITCH + DEPTH * VOCABULARY_BLOCK;
         let blocks = tile * self.lane + self.left_bytes(tile_rows);
-        let groups = rows.div_ceil(ROWS) * (size_of::<RowGroup>() + size_of::<RowGroupExtras>());
-        let per_row = size_of::<RowState>()
-            + size_of::<Option<Reduction>>()
-            + size_of::<Shift>()
-            + size_of::<ArgMax>();
-        let addresses = 4 * tile_rows.max(VOCABULARY_BLOCK) * size_of::<usize>();
-        // Each of the four blocks of memory is rounded up to a line.
-        let fixed = size_of::<Worker>() + 4 * size_of::<Line>() + ZERO_BYTES;
-        blocks + needs.sums + groups + rows * per_row + addresses + fixed
+        let groups = rows.div_ceil(ROWS);
+        let states = reserved_bytes::<RowGroup>(groups)
+            + reserved_bytes::<RowGroupExtras>(groups)
+            + reserved_bytes::<RowState>(rows)
+            + reserved_bytes::<Option<Reduction>>(rows)
+            + reserved_bytes::<Shift>(rows)
+            + reserved_bytes::<ArgMax>(rows);
+        let addresses = 4 * reserved_bytes::<usize>(tile_rows.max(VOCABULARY_BLOCK));
+        // Each of the four blocks of memory is rounded up to a line, each vector to whole elements.
+        let fixed = size_of::<Worker>()
+            + 4 * size_of::<Line>()
+            + reserved_bytes::<Line>(1)
+            + size_of::<RowGroup>()
+            + size_of::<RowGroupExtras>()
+            + size_of::<RowState>()
+            + size_of::<Option<Reduction>>();
+        blocks + needs.sums + states + addresses + fixed
     }
 
     /// Decides how rows are divided among threads, within the workspace.
@@ -202,7 +217,10 @@ impl Job<'_> {
         let mut needs = Needs { block_rows, weight_rows, chunk_rows: 0, threads, sums };
         let workspace = self.linear.workspace;
         if workspace > 0 {
-            let fixed = rows * (size_of::<usize>() + size_of::<super::RowRecord>());
+            let fixed = reserved_bytes::<usize>(rows)
+                + reserved_bytes::<super::RowRecord>(rows)
+                + reserved_bytes::<Worker>(threads)
+                + size_of::<super::RowRecord>();
             let each = self.worker_bytes(&needs);
             let affordable = workspace.saturating_sub(fixed) / each;
             if affordable == 0 {
@@ -213,7 +231,8 @@ impl Job<'_> {
             }
             needs.threads = threads.min(affordable);
             if self.call.plan.output.is_some() {
-                needs.chunk_rows = self.chunk_rows(rows, workspace - fixed - needs.threads * each);
+                let left = workspace - fixed - needs.threads * each;
+                needs.chunk_rows = self.chunk_rows(rows, left);
             }
         }
         Ok(needs)
@@ -242,8 +261,8 @@ impl Job<'_> {
     fn chunk_rows(&self, rows: usize, bytes: usize) -> usize {
         let total = |rows: usize| {
             let sum = self.chunk_bytes(rows).into_iter().fold(0, usize::saturating_add);
-            // Each block of memory is rounded up to a line.
-            sum.saturating_add(4 * size_of::<Line>())
+            // Each block of memory is rounded up to a line, and has UNRESERVED bytes at least.
+            sum.saturating_add(4 * (size_of::<Line>() + UNRESERVED))
         };
         let each = total(1) - total(0);
         let affordable = bytes.saturating_sub(total(0)) / each;
