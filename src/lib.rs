@@ -63,7 +63,7 @@
 //! The module [`semantics`] shows docs/semantics.md: every formula, edge case and error bound, and
 //! every difference from PyTorch. The module [`recipes`] shows docs/recipes.md: losses of RL, CLIP,
 //! padded vocabularies, the causal shift, split batches. A row has the same bits whatever the thread count, the batch
-//! around it, and the instruction set among AVX2, AVX-512 and NEON.
+//! around it, and the instruction set.
 //!
 //! C and C++ trainers call the same library through `include/xent.h` and `include/xent.hpp`.
 
