@@ -9,10 +9,11 @@ use crate::parallel::Team;
 use crate::strategy::SEGMENTS;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Runs one row on `threads` threads; adds it to the totals.
+/// Runs one row on `threads` threads; adds it to the totals. A function of its own, for its batch on the stack.
 ///
 /// # Safety
 /// The row is the call's, with contiguous classes, and nobody else accesses it.
+#[inline(never)]
 pub unsafe fn run(call: &Call, team: &Team, threads: usize, index: usize, totals: &mut Totals) {
     let all_flags = [const { [AtomicU64::new(0), AtomicU64::new(0)] }; SEGMENTS];
     let at = call.plan.shape.position(index);

@@ -11,39 +11,72 @@ use std::cell::UnsafeCell;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The bytes of the reserve: some jobs for each of 64 threads, or what a small pool is made of.
+/// Bytes of the reserve: some jobs for each of 64 threads, or what a small pool is made of.
 const BYTES: usize = 64 * 1024;
 
-/// Every block begins at a multiple of this, which no layout of the standard library's or rayon's exceeds but those
-/// aligned to cache lines.
+/// Every block begins at a multiple of this, which no layout of the standard library's or rayon's exceeds.
 const ALIGN: usize = 128;
 
 #[repr(align(128))]
 struct Room(UnsafeCell<[u8; BYTES]>);
 
-// SAFETY: `take` gives away each part of it once until all are given back; whoever has a part alone accesses it.
+// SAFETY: `take` gives away each block of it once until it is given back; whoever has a block alone accesses it.
 unsafe impl Sync for Room {}
 
 static ROOM: Room = Room(UnsafeCell::new([0; BYTES]));
 
-/// Bytes given away (low half) and blocks among them that are in use (high half). When the last block is given back,
-/// all of the room is free again.
-static TAKEN: AtomicU64 = AtomicU64::new(0);
+/// Blocks of one size. Taking and giving back is one atomic operation, so that a child that is forked meanwhile finds
+/// no lock held.
+struct Class {
+    /// Bytes of a block.
+    size: usize,
+    /// Where the first block is.
+    start: usize,
+    /// How many there are, at most 64.
+    count: usize,
+    /// Bit i: block i is in use.
+    used: AtomicU64,
+}
 
-const BLOCK: u64 = 1 << 32;
+impl Class {
+    const fn new(size: usize, start: usize, count: usize) -> Class {
+        assert!(size.is_multiple_of(ALIGN) && size < UNRESERVED);
+        assert!(count <= 64 && start + size * count <= BYTES);
+        Class { size, start, count, used: AtomicU64::new(0) }
+    }
+
+    /// The offset of a block that was free.
+    fn take(&self) -> Option<usize> {
+        let free = |used: u64| (!used).trailing_zeros() as usize;
+        let one = |used: u64| (free(used) < self.count).then(|| used | 1 << free(used));
+        let before = self.used.fetch_update(Ordering::Acquire, Ordering::Relaxed, one).ok()?;
+        Some(self.start + free(before) * self.size)
+    }
+
+    /// Frees the block at an offset, if it is one of these.
+    fn give_back(&self, offset: usize) {
+        let index = offset.wrapping_sub(self.start) / self.size;
+        if index < self.count {
+            self.used.fetch_and(!(1 << index), Ordering::Release);
+        }
+    }
+}
+
+static CLASSES: [Class; 4] = [
+    Class::new(128, 0, 64),
+    Class::new(256, 8 << 10, 64),
+    Class::new(2 << 10, 24 << 10, 12),
+    Class::new(8 << 10, 48 << 10, 2),
+];
 
 fn take(layout: Layout) -> *mut u8 {
-    let size = layout.size().max(1).next_multiple_of(ALIGN);
-    if layout.align() > ALIGN || size >= UNRESERVED {
+    let fits = |class: &&Class| layout.size() <= class.size;
+    if layout.align() > ALIGN {
         return ptr::null_mut();
     }
-    let given = TAKEN.fetch_update(Ordering::Acquire, Ordering::Relaxed, |taken| {
-        let end = (taken % BLOCK) as usize + size;
-        (end <= BYTES).then(|| taken + BLOCK + size as u64)
-    });
-    match given {
-        Ok(taken) => ROOM.0.get().cast::<u8>().wrapping_add((taken % BLOCK) as usize),
-        Err(_) => ptr::null_mut(),
+    match CLASSES.iter().filter(fits).find_map(Class::take) {
+        Some(offset) => ROOM.0.get().cast::<u8>().wrapping_add(offset),
+        None => ptr::null_mut(),
     }
 }
 
@@ -52,9 +85,9 @@ fn is_taken(block: *mut u8) -> bool {
     (start..start.wrapping_add(BYTES)).contains(&block)
 }
 
-fn give_back() {
-    let back = |taken: u64| Some(if taken / BLOCK == 1 { 0 } else { taken - BLOCK });
-    let _ = TAKEN.fetch_update(Ordering::Release, Ordering::Relaxed, back);
+fn give_back(block: *mut u8) {
+    let offset = block as usize - ROOM.0.get() as usize;
+    CLASSES.iter().for_each(|class| class.give_back(offset));
 }
 
 /// The allocator.
@@ -88,7 +121,7 @@ unsafe impl GlobalAlloc for WithReserve {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         if is_taken(block) {
-            return give_back();
+            return give_back(block);
         }
         // SAFETY: the block is not of the reserve, so the system gave it away with this layout.
         unsafe { System.dealloc(block, layout) }
