@@ -11,7 +11,7 @@ use common::aligned::Aligned;
 use common::call::{Call, Layout, Operands, Shape};
 use common::scalar::Scalar;
 use std::hint::black_box;
-use xent::Isa;
+use xent::{CrossEntropy, Isa, Linear, LinearGrads};
 use xent::half::{bf16, f16};
 
 /// The function that callgrind counts in. `cargo xtask counted` gives callgrind its name.
@@ -53,6 +53,34 @@ fn each<T: Scalar>() {
     }
 }
 
+/// Counts the calls of a linear layer, by the logit that is not stored.
+fn count_linear<T: Scalar>() {
+    let (rows, classes, features) = (96, 1000, 256);
+    let value = |i: usize| T::of((i * 37 % 64) as f64 / 64.0 - 0.5);
+    let hidden: Vec<T> = (0..rows * features).map(value).collect();
+    let weight: Vec<T> = (0..classes * features).map(value).collect();
+    let targets: Vec<i32> = (0..rows).map(|row| (row * 7 % classes) as i32).collect();
+    let (mut grad_hidden, mut grad_weight) = (hidden.clone(), weight.clone());
+    let call = CrossEntropy::new(rows, classes).isa(Isa::Avx2).threads(1);
+    let linear = Linear::new(call, features);
+    let mut forward = || {
+        linear.forward(&hidden, &weight, &targets).expect("a valid call");
+    };
+    forward();
+    xent_counted_call(&mut forward);
+    println!("{} {} linear {rows}x{features}x{classes} forward", rows * classes, T::NAME);
+    let mut both = || {
+        let grads = LinearGrads {
+            hidden: Some((&mut grad_hidden).into()),
+            weight: Some((&mut grad_weight).into()),
+            ..LinearGrads::default()
+        };
+        linear.forward_backward(&hidden, &weight, &targets, grads).expect("a valid call");
+    };
+    xent_counted_call(&mut both);
+    println!("{} {} linear {rows}x{features}x{classes} both", rows * classes, T::NAME);
+}
+
 fn main() {
     if !Isa::Avx2.is_available() {
         println!("skipped: no AVX2");
@@ -62,6 +90,9 @@ fn main() {
     each::<f64>();
     each::<bf16>();
     each::<f16>();
+    count_linear::<f32>();
+    count_linear::<f64>();
+    count_linear::<bf16>();
     let shape = Shape::rows(64, 1000);
     for call in Call::ALL.into_iter().skip(4) {
         count::<f32>(shape, call, shape.elements());
