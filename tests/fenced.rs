@@ -144,8 +144,8 @@ fn calls<T: Number>(of: fn(f64) -> T, isa: Isa) {
 }
 
 /// `[rows, classes, features]`.
-const LAYERS: [[usize; 3]; 6] =
-    [[1, 1, 1], [3, 5, 7], [7, 300, 33], [13, 67, 260], [25, 16, 64], [70, 257, 17]];
+const LAYERS: [[usize; 3]; 7] =
+    [[1, 1, 1], [3, 5, 7], [7, 300, 33], [13, 67, 260], [25, 16, 64], [70, 257, 17], [5, 32, 33]];
 
 fn layers<T: Number>(of: fn(f64) -> T, isa: Isa) {
     for [rows, classes, features] in LAYERS {

@@ -11,8 +11,8 @@ use common::aligned::Aligned;
 use common::call::{Call, Layout, Operands, Shape};
 use common::scalar::Scalar;
 use std::hint::black_box;
-use xent::{CrossEntropy, Isa, Linear, LinearGrads};
 use xent::half::{bf16, f16};
+use xent::{CrossEntropy, Isa, Linear, LinearGrads};
 
 /// The function that callgrind counts in. `cargo xtask counted` gives callgrind its name.
 #[unsafe(no_mangle)]
