@@ -845,6 +845,37 @@ xent_status xent_linear_forward_backward(const struct xent_problem *problem,
                                          const struct xent_linear_grads *grads);
 
 /**
+ * Computes the state of each row over one shard of a vocabulary, as xent_partial_forward does, where a linear layer
+ * makes the logits: weight and bias are those of the shard's classes.
+ *
+ * problem, linear, partials: not NULL. Otherwise as xent_partial_forward and xent_linear_forward. States are results of
+ * all rows. Thread-safe. A call that fails writes nothing.
+ */
+xent_status xent_linear_partial_forward(const struct xent_problem *problem,
+                                        const struct xent_linear *linear,
+                                        size_t class_offset,
+                                        size_t total_classes,
+                                        struct xent_partial *partials);
+
+/**
+ * Computes what one shard contributes to the gradients of a linear layer, from the merged states of all shards. The
+ * gradients of weight and bias are those of the shard's classes. That of the hidden states is a part: the sum of all
+ * shards' parts is the gradient.
+ *
+ * problem, linear, class_offset and total_classes are those of xent_linear_partial_forward, with targets; merged and
+ * grads are not NULL. Otherwise as xent_partial_backward and xent_linear_backward. Thread-safe. A call that fails writes
+ * nothing.
+ */
+xent_status xent_linear_partial_backward(const struct xent_problem *problem,
+                                         const struct xent_linear *linear,
+                                         size_t class_offset,
+                                         size_t total_classes,
+                                         const struct xent_partial *merged,
+                                         const struct xent_input *grad_output,
+                                         double grad_scale,
+                                         const struct xent_linear_grads *grads);
+
+/**
  * Computes the state of each row over one shard of a vocabulary: over the classes class_offset ..
  * class_offset + problem.classes of total_classes. Reads the logits from memory once.
  *

@@ -799,7 +799,12 @@ struct linear_call {
 
     linear_call(const linear& from, std::size_t rows, std::size_t classes, const input& targets, const options& with,
                 const linear_grads& to = {})
-        : call(input(), rows, classes, targets, with) {
+        : linear_call(from, rows, classes, targets, with, to, classes) {}
+
+    // over a shard of a vocabulary
+    linear_call(const linear& from, std::size_t rows, std::size_t classes, const input& targets, const options& with,
+                const linear_grads& to, std::size_t total_classes)
+        : call(input(), rows, classes, targets, with, total_classes) {
         layer.features = from.features;
         layer.hidden = resolve("hidden", from.hidden, rows, from.features, 1);
         layer.weight = resolve("weight", from.weight, classes, from.features, 1);
@@ -1225,6 +1230,25 @@ inline void partial_backward(const input& logits, std::size_t rows, std::size_t 
     const xent_output to = call.gradient("grad_logits", grad);
     detail::check(xent_partial_backward(&call.problem, class_offset, total_classes, merged, call.grad_output(),
                                         with.grad_scale, &to));
+}
+
+/// Writes the state of each row over one shard whose logits a linear layer makes: weight and bias are those of the
+/// shard's classes. partial_finish takes the merged states.
+inline void partial_forward(const linear& layer, std::size_t rows, std::size_t classes, const input& targets,
+                            std::size_t class_offset, std::size_t total_classes, partial* partials,
+                            const options& with = {}) {
+    detail::linear_call call(layer, rows, classes, targets, with, {}, total_classes);
+    detail::check(xent_linear_partial_forward(&call.call.problem, &call.layer, class_offset, total_classes, partials));
+}
+
+/// What one shard contributes to the gradients of a linear layer, from the merged states of all shards. The gradients
+/// of weight and bias are those of the shard's classes; that of the hidden states is a part, which the shards add up.
+inline void partial_backward(const linear& layer, std::size_t rows, std::size_t classes, const input& targets,
+                             std::size_t class_offset, std::size_t total_classes, const partial* merged,
+                             const linear_grads& grads, const options& with = {}) {
+    detail::linear_call call(layer, rows, classes, targets, with, grads, total_classes);
+    detail::check(xent_linear_partial_backward(&call.call.problem, &call.layer, class_offset, total_classes, merged,
+                                               call.call.grad_output(), with.grad_scale, &call.grads));
 }
 
 /// y = softmax of x over the classes. x and y have one type (XENT_ERR_DTYPE) and any layout: any axis of any tensor.

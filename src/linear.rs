@@ -4,11 +4,14 @@ use crate::codes::*;
 use crate::cross_entropy::{CrossEntropy, Results};
 use crate::error::Error;
 use crate::operand::{Input, Output};
+use crate::partial::Partial;
 use crate::plan::Pass;
 use crate::run;
+use crate::shards::{merged_place, partials_place};
 use crate::validate::cross_entropy::{Problem, Results as RawResults};
 use crate::validate::linear::{Layer, Request};
 use crate::validate::operand::Operand;
+use crate::validate::shards::Place;
 
 /// Where the gradients of a [`Linear`] go. A call computes no gradient that is `None`, nor its matrix product.
 /// Gradients overlap no operand and no other gradient.
@@ -190,6 +193,74 @@ impl<'a> Linear<'a> {
         self.run(Pass::ForwardBackward, operands, &results.raw(), Some(grads))
     }
 
+    /// Computes the state of each row over one shard of a vocabulary, as
+    /// [`CrossEntropy::partial_forward`] does: weight and bias are those of the shard's classes. The loss and the other
+    /// results of merged states come from [`CrossEntropy::partial_finish`].
+    pub fn partial_forward<'b, 'c, 'd>(
+        &self,
+        hidden: impl Into<Input<'b>>,
+        weight: impl Into<Input<'c>>,
+        targets: impl Into<Input<'d>>,
+        class_offset: usize,
+        total_classes: usize,
+        partials: &mut [Partial],
+    ) -> Result<(), Error> {
+        let operands = [hidden.into(), weight.into(), targets.into()].map(|of| of.operand);
+        let place = partials_place(class_offset, total_classes, partials);
+        self.partial(operands, &place, None)
+    }
+
+    /// Computes what one shard contributes to the gradients, from the merged states of all shards. The gradients of
+    /// weight and bias are those of the shard's classes. That of the hidden states is a part: the sum of all shards'
+    /// parts is the gradient.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the operands, the shard's place, and where the gradients go"
+    )]
+    pub fn partial_backward<'b, 'c, 'd>(
+        &self,
+        hidden: impl Into<Input<'b>>,
+        weight: impl Into<Input<'c>>,
+        targets: impl Into<Input<'d>>,
+        class_offset: usize,
+        total_classes: usize,
+        merged: &[Partial],
+        grads: LinearGrads<'_>,
+    ) -> Result<(), Error> {
+        let operands = [hidden.into(), weight.into(), targets.into()].map(|of| of.operand);
+        let place = merged_place(class_offset, total_classes, merged);
+        self.partial(operands, &place, Some(grads))
+    }
+
+    fn partial(
+        &self,
+        [hidden, weight, targets]: [Operand; 3],
+        place: &Place,
+        grads: Option<LinearGrads>,
+    ) -> Result<(), Error> {
+        let problem = Problem { targets, ..self.problem.problem };
+        let layer = Layer { hidden, weight, ..self.layer };
+        let request = grads.map(|grads| self.request(grads));
+        let (team, isa) = (self.problem.team(), self.problem.isa);
+        // SAFETY: every operand is memory that the call borrows, mutably if it is an output; the states are written only
+        // without gradients, by `partial_forward`, which borrows them mutably. Validation refuses shapes and strides that
+        // reach past the end of a slice or an array; whoever made an operand of a pointer vouched for its elements.
+        // Validation also refuses to read what is not initialised.
+        unsafe { run::linear_partial(&problem, &layer, place, request.as_ref(), &team, isa) }
+    }
+
+    /// What the gradients are multiplied by, and where they go.
+    fn request(&self, grads: LinearGrads) -> Request {
+        let to = |output: Option<Output>| output.map_or(Operand::ABSENT, |output| output.operand);
+        Request {
+            output: self.problem.grad_output,
+            scale: self.problem.grad_scale,
+            hidden: to(grads.hidden),
+            weight: to(grads.weight),
+            bias: to(grads.bias),
+        }
+    }
+
     fn run(
         &self,
         pass: Pass,
@@ -199,14 +270,7 @@ impl<'a> Linear<'a> {
     ) -> Result<(), Error> {
         let problem = Problem { targets, ..self.problem.problem };
         let layer = Layer { hidden, weight, ..self.layer };
-        let to = |output: Option<Output>| output.map_or(Operand::ABSENT, |output| output.operand);
-        let request = grads.map(|grads| Request {
-            output: self.problem.grad_output,
-            scale: self.problem.grad_scale,
-            hidden: to(grads.hidden),
-            weight: to(grads.weight),
-            bias: to(grads.bias),
-        });
+        let request = grads.map(|grads| self.request(grads));
         let (team, isa) = (self.problem.team(), self.problem.isa);
         // SAFETY: every operand is memory that the call borrows, mutably if it is an output. Validation
         // refuses shapes and strides that reach past the `available` elements of a slice or an array;

@@ -90,7 +90,8 @@ pub(crate) unsafe fn linear(
 ) -> Result<(), Error> {
     let _untrapped = Entered::untrapped();
     // SAFETY: the operands cover their shapes in valid memory (# Safety).
-    let valid = unsafe { linear::validate(problem, layer, pass, results, request, team, isa)? };
+    let valid =
+        unsafe { linear::validate(problem, layer, pass, results, request, None, team, isa)? };
     // SAFETY: `validate` made the plan and found the kernels for it; the operands stay valid for the call
     // (# Safety).
     let sums = unsafe {
@@ -125,6 +126,42 @@ pub(crate) unsafe fn partial(
             drivers::run(&call.plan, &call.kernels, team);
         } else if request.is_none() {
             drivers::shards::clear(&call.plan.shape, &call.shard);
+        }
+    }
+    Ok(())
+}
+
+/// Checks and computes the states of a shard's rows whose logits a linear layer makes, or, with a request, the gradients
+/// of the layer from merged states.
+///
+/// # Safety
+/// The operands are as [`partial`] asks.
+pub(crate) unsafe fn linear_partial(
+    problem: &Problem,
+    layer: &linear::Layer,
+    place: &Place,
+    request: Option<&linear::Request>,
+    team: &Team,
+    isa: Option<Isa>,
+) -> Result<(), Error> {
+    let _untrapped = Entered::untrapped();
+    let pass = if request.is_some() { Pass::Backward } else { Pass::Forward };
+    let (results, shard) = (&Results::NONE, Some(place));
+    // SAFETY: the operands cover their shapes in valid memory (# Safety).
+    let valid =
+        unsafe { linear::validate(problem, layer, pass, results, request, shard, team, isa)? };
+    let linear::Valid { plan, loss, linear, kernels, products, .. } = &valid;
+    // SAFETY: `validate` made the plan and found the kernels for it; the operands stay valid for the call
+    // (# Safety).
+    unsafe {
+        match &loss.shard {
+            Some(shard) if plan.shape.classes == 0 => match request {
+                None => drivers::shards::clear(&plan.shape, shard),
+                Some(_) => drivers::linear::clear_hidden_gradient(linear, plan.shape.rows),
+            },
+            _ => {
+                drivers::linear::run(plan, loss, linear, kernels, products, team)?;
+            }
         }
     }
     Ok(())

@@ -64,12 +64,7 @@ impl CrossEntropy<'_> {
         partials: &mut [Partial],
     ) -> Result<(), Error> {
         let (logits, targets) = (logits.into().operand, targets.into().operand);
-        let place = Place {
-            offset: class_offset,
-            total: total_classes,
-            states: partials.as_mut_ptr(),
-            available: partials.len(),
-        };
+        let place = partials_place(class_offset, total_classes, partials);
         self.partial(logits, targets, &place, None)
     }
 
@@ -81,12 +76,7 @@ impl CrossEntropy<'_> {
         total_classes: usize,
         partials: &mut [Partial],
     ) -> Result<(), Error> {
-        let place = Place {
-            offset: class_offset,
-            total: total_classes,
-            states: partials.as_mut_ptr(),
-            available: partials.len(),
-        };
+        let place = partials_place(class_offset, total_classes, partials);
         self.partial(logits.into().operand, Operand::ABSENT, &place, None)
     }
 
@@ -178,6 +168,11 @@ impl CrossEntropy<'_> {
 }
 
 /// The place of merged states, which the call only reads.
-fn merged_place(offset: usize, total: usize, merged: &[Partial]) -> Place {
+pub(crate) fn merged_place(offset: usize, total: usize, merged: &[Partial]) -> Place {
     Place { offset, total, states: merged.as_ptr().cast_mut(), available: merged.len() }
+}
+
+/// The place of states that a call writes.
+pub(crate) fn partials_place(offset: usize, total: usize, partials: &mut [Partial]) -> Place {
+    Place { offset, total, states: partials.as_mut_ptr(), available: partials.len() }
 }

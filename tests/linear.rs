@@ -5,7 +5,7 @@ use common::operand::{Dtype, FLOATS, Operand, Placed};
 use common::random::Rng;
 use common::reference::{Case, Outcome, Targets, evaluate};
 use common::{INF, Reduction, is_sampled, isas};
-use xent::{CrossEntropy, Error, Input, Isa, Linear, LinearGrads, Pool, Results};
+use xent::{CrossEntropy, Error, Input, Isa, Linear, LinearGrads, Partial, Pool, Results};
 
 /// A layer and a loss.
 #[derive(Clone)]
@@ -83,6 +83,14 @@ impl Layer {
         self.case.targets = Targets::Indices(targets);
     }
 
+    fn reduction(&self) -> Reduction {
+        match self.case.reduction {
+            common::reference::Reduction::Mean => Reduction::Mean,
+            common::reference::Reduction::Sum => Reduction::Sum,
+            common::reference::Reduction::None => Reduction::None,
+        }
+    }
+
     /// What the oracle says of logits in f64.
     fn outcome(&self) -> Outcome {
         let [rows, classes, features] = self.sizes();
@@ -150,11 +158,7 @@ impl Layer {
             .softcap(case.softcap)
             .logit_scale(case.logit_scale)
             .grad_scale(case.grad_scale)
-            .reduction(match case.reduction {
-                common::reference::Reduction::Mean => Reduction::Mean,
-                common::reference::Reduction::Sum => Reduction::Sum,
-                common::reference::Reduction::None => Reduction::None,
-            });
+            .reduction(self.reduction());
         if let Some(pool) = pool {
             call = call.pool(pool);
         }
@@ -650,6 +654,147 @@ fn accuracy() {
             let bound = if name == "bias" { 1e-6 } else { bound };
             assert!(error <= bound, "{dtype:?}: the gradient of {name} is off by {error}");
             println!("{dtype:?} {name}: {error:.2e}");
+        }
+    }
+}
+
+/// The classes of a layer as shards: the losses and gradients are those of the oracle, the hidden states' as the sum of
+/// all parts.
+#[test]
+fn shards() {
+    let mut rng = Rng::new(9);
+    for round in 0..24 {
+        let dtype = FLOATS[round % 4];
+        let (rows, classes, features) = (1 + rng.below(40), 2 + rng.below(700), 1 + rng.below(40));
+        let layer = Layer::new(dtype, rows, classes, features, &mut rng);
+        let mut layer = with_options(layer, &mut rng);
+        // The parts of a gradient are summed in f64 here.
+        layer.grads = [if dtype == Dtype::F64 { dtype } else { Dtype::F32 }; 2];
+        layer.accumulates = [false; 3];
+        layer.hidden.strides = [0; 3];
+        layer.weight.strides = [0; 3];
+        let cuts = [0, rng.below(classes + 1), rng.below(classes + 1), classes];
+        let mut cuts = cuts.to_vec();
+        cuts.sort_unstable();
+        for isa in isas() {
+            layer.check_shards(&cuts, isa, &format!("round {round}, {dtype:?} cut at {cuts:?}"));
+        }
+    }
+}
+
+impl Layer {
+    /// Some classes of an operand whose axis `axis` has the classes.
+    fn own(operand: &Operand, axis: usize, classes: &std::ops::Range<usize>) -> Operand {
+        let [rows, width, _] = operand.sizes;
+        let values: Vec<f64> = match axis {
+            0 => operand.values[classes.start * width..classes.end * width].to_vec(),
+            _ => (0..rows)
+                .flat_map(|row| &operand.values[row * width..][classes.clone()])
+                .copied()
+                .collect(),
+        };
+        let sizes = if axis == 0 { [classes.len(), width, 1] } else { [rows, classes.len(), 1] };
+        Operand { strides: [0; 3], ..Operand::packed(operand.dtype, sizes, &values) }
+    }
+
+    fn check_shards(&self, cuts: &[usize], isa: Isa, what: &str) {
+        let what = &format!("{what} on {}", isa.name());
+        let [rows, classes, features] = self.sizes();
+        let (hidden, case) = (self.hidden.place(), &self.case);
+        let place = |operand: &Option<Operand>| operand.as_ref().map(Operand::place);
+        let (class_weights, row_weights) = (place(&self.class_weights), place(&self.row_weights));
+        let (row_mask, grad_output) = (place(&self.row_mask), place(&self.grad_output));
+        let has_probabilities = matches!(case.targets, Targets::Probabilities(_));
+        let mut merged = vec![Partial::EMPTY; rows];
+        let mut parts = vec![0.0; rows * features];
+        let mut grads: [Vec<f64>; 2] = [Vec::new(), Vec::new()];
+        let whole = self.targets.place();
+        for backward in [false, true] {
+            for cut in cuts.windows(2) {
+                let own = cut[0]..cut[1];
+                let mut call = CrossEntropy::new(rows, own.len())
+                    .isa(isa)
+                    .ignore_index(case.ignore_index)
+                    .label_smoothing(case.label_smoothing)
+                    .z_loss(case.z_loss)
+                    .softcap(case.softcap)
+                    .logit_scale(case.logit_scale)
+                    .grad_scale(case.grad_scale)
+                    .reduction(self.reduction());
+                if let Some(weights) = &class_weights {
+                    call = call.class_weights(weights.input());
+                }
+                if let Some(weights) = &row_weights {
+                    call = call.row_weights(weights.input());
+                }
+                if let Some(mask) = &row_mask {
+                    call = call.row_mask(mask.input());
+                }
+                if let Some(grad_output) = &grad_output {
+                    call = call.grad_output(grad_output.input());
+                }
+                let weight = Layer::own(&self.weight, 0, &own).place();
+                let bias = self.bias.as_ref().map(|bias| Layer::own(bias, 1, &own).place());
+                let targets = match has_probabilities {
+                    true => Layer::own(&self.targets, 1, &own).place(),
+                    false => self.targets.place(),
+                };
+                let mut linear = Linear::new(call, features);
+                if let Some(bias) = &bias {
+                    linear = linear.bias(bias.input());
+                }
+                let (h, w, t) = (hidden.input(), weight.input(), targets.input());
+                if !backward {
+                    let mut partials = vec![Partial::EMPTY; rows];
+                    linear.partial_forward(h, w, t, own.start, classes, &mut partials).expect(what);
+                    Partial::merge_all(&mut merged, &partials);
+                    continue;
+                }
+                let of = |sizes| Operand::zeros(self.grads[0], sizes).place_poisoned();
+                let (mut dh, mut dw) = (of([rows, features, 1]), of([own.len(), features, 1]));
+                let mut db = Operand::zeros(Dtype::F64, [1, own.len(), 1]).place_poisoned();
+                let to = LinearGrads {
+                    hidden: Some(dh.output()),
+                    weight: Some(dw.output()),
+                    bias: Some(db.output()),
+                };
+                linear.partial_backward(h, w, t, own.start, classes, &merged, to).expect(what);
+                let part = dh.take(what);
+                parts.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+                grads[0].extend(dw.take(what));
+                grads[1].extend(db.take(what));
+            }
+        }
+        let outcome = self.outcome();
+        let bound = if self.dtype() == Dtype::F64 { 1e-13 } else { 2e-5 };
+        let mut row_losses = vec![0f64; rows];
+        let results = Results { row_losses: Some((&mut row_losses).into()), ..Results::default() };
+        let mut call = CrossEntropy::new(rows, classes)
+            .ignore_index(case.ignore_index)
+            .z_loss(case.z_loss)
+            .label_smoothing(case.label_smoothing)
+            .reduction(Reduction::None);
+        if let Some(weights) = &row_weights {
+            call = call.row_weights(weights.input());
+        }
+        if let Some(mask) = &row_mask {
+            call = call.row_mask(mask.input());
+        }
+        call.partial_finish(whole.input(), classes, &merged, results).expect(what);
+        for (got, want) in row_losses.iter().zip(&outcome.row_losses) {
+            assert!(
+                (got - want).abs() <= bound * (1.0 + want.abs()),
+                "{what}: {got} is not {want}"
+            );
+        }
+        let [hidden, weight, bias] = self.gradients(&outcome);
+        for (name, got, want) in
+            [("hidden", &parts, hidden), ("weight", &grads[0], weight), ("bias", &grads[1], bias)]
+        {
+            let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+            let error = norm(&mut got.iter().zip(&want).map(|(a, b)| a - b));
+            let size = norm(&mut want.iter().copied());
+            assert!(error <= bound * (1.0 + size), "{what}: {name} is off by {error} of {size}");
         }
     }
 }

@@ -41,7 +41,8 @@ unsafe fn state(shard: &Shard, at: Position) -> *mut Partial {
 /// and `argmax` has the largest logit's class of each row.
 ///
 /// # Safety
-/// The span is the plan's, which is the forward of a shard; no other thread accesses its states.
+/// The span is the plan's, which is the forward of a shard over stored logits; no other thread accesses its
+/// states.
 pub unsafe fn write(
     call: &Call,
     span: &Span,
@@ -49,6 +50,25 @@ pub unsafe fn write(
     group: &RowGroup,
     extras: &RowGroupExtras,
     argmax: &[usize; ROWS],
+) {
+    // SAFETY: the row is the plan's (# Safety), and its largest logit's class is one of its logits'.
+    let max = |i: usize| unsafe { call.plan.logits.real(span.at(i), argmax[row + i]) };
+    // SAFETY: this function's own # Safety.
+    unsafe { write_with(call, span, row, group, extras, argmax, max) }
+}
+
+/// [`write`] where the largest logits are known: `max(i)` is that of row `i` of the span.
+///
+/// # Safety
+/// The span is the plan's, which is the forward of a shard; no other thread accesses its states.
+pub unsafe fn write_with(
+    call: &Call,
+    span: &Span,
+    row: usize,
+    group: &RowGroup,
+    extras: &RowGroupExtras,
+    argmax: &[usize; ROWS],
+    max: impl Fn(usize) -> f64,
 ) {
     let Some((loss, shard)) = call.loss.and_then(|loss| Some((loss, loss.shard.as_ref()?))) else {
         return;
@@ -60,11 +80,9 @@ pub unsafe fn write(
         let logit_mean =
             if lse == f64::NEG_INFINITY { 0.0 } else { lse - group.results.entropy[lane] };
         let (target_mass, target_dot) = targets(loss, shard, lane, &group.inputs, extras);
-        // SAFETY: the row is the plan's and its state this thread's (# Safety); `class` is the class of one
-        // of its logits.
+        let (max, argmax) = (max(i), (shard.offset + class) as i64);
+        // SAFETY: the row is the plan's, and its state this thread's (# Safety).
         unsafe {
-            let max = call.plan.logits.real(at, class);
-            let argmax = (shard.offset + class) as i64;
             *state(shard, at) = Partial { lse, target_dot, target_mass, logit_mean, max, argmax };
         }
     }

@@ -2,6 +2,7 @@
 //! this file.
 
 use super::guard::{Failure, guarded};
+use super::shards::{place, xent_partial};
 use super::{
     Sized32, check_flags, null, structs, team, xent_input, xent_output, xent_problem, xent_results,
     xent_status,
@@ -214,6 +215,60 @@ pub unsafe extern "C" fn xent_linear_forward_backward(
         let team = team(problem.pool, problem.threads);
         let pass = Pass::ForwardBackward;
         run::linear(&checked, &layer, pass, &results, Some(&request), &team, None)?;
+        Ok(())
+    })
+}
+
+/// Computes the state of each row over one shard of a vocabulary, as xent_partial_forward does, where a linear layer
+/// makes the logits: weight and bias are those of the shard's classes.
+///
+/// problem, linear, partials: not NULL. Otherwise as xent_partial_forward and xent_linear_forward. States are results of
+/// all rows. Thread-safe. A call that fails writes nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xent_linear_partial_forward(
+    problem: *const xent_problem,
+    linear: *const xent_linear,
+    class_offset: usize,
+    total_classes: usize,
+    partials: *mut xent_partial,
+) -> xent_status {
+    // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
+    // the caller for that.
+    guarded(|| unsafe {
+        let Call { problem, checked, layer, .. } = read(problem, linear, std::ptr::null())?;
+        let team = team(problem.pool, problem.threads);
+        let place = place(class_offset, total_classes, partials);
+        run::linear_partial(&checked, &layer, &place, None, &team, None)?;
+        Ok(())
+    })
+}
+
+/// Computes what one shard contributes to the gradients of a linear layer, from the merged states of all shards. The
+/// gradients of weight and bias are those of the shard's classes. That of the hidden states is a part: the sum of all
+/// shards' parts is the gradient.
+///
+/// problem, linear, class_offset and total_classes are those of xent_linear_partial_forward, with targets; merged and
+/// grads are not NULL. Otherwise as xent_partial_backward and xent_linear_backward. Thread-safe. A call that fails writes
+/// nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xent_linear_partial_backward(
+    problem: *const xent_problem,
+    linear: *const xent_linear,
+    class_offset: usize,
+    total_classes: usize,
+    merged: *const xent_partial,
+    grad_output: *const xent_input,
+    grad_scale: f64,
+    grads: *const xent_linear_grads,
+) -> xent_status {
+    // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
+    // the caller for that.
+    guarded(|| unsafe {
+        let Call { problem, checked, layer, .. } = read(problem, linear, std::ptr::null())?;
+        let request = request(grad_output, grad_scale, grads)?;
+        let team = team(problem.pool, problem.threads);
+        let place = place(class_offset, total_classes, merged.cast_mut());
+        run::linear_partial(&checked, &layer, &place, Some(&request), &team, None)?;
         Ok(())
     })
 }

@@ -32,7 +32,7 @@ pub struct xent_partial {
 const _: () = assert!(size_of::<xent_partial>() == size_of::<Partial>());
 
 /// The place of states that a call writes or reads.
-fn place(offset: usize, total: usize, states: *mut xent_partial) -> Place {
+pub(super) fn place(offset: usize, total: usize, states: *mut xent_partial) -> Place {
     Place { offset, total, states: states.cast(), available: usize::MAX }
 }
 

@@ -6,6 +6,7 @@ use super::cross_entropy::{
 };
 use super::kernels;
 use super::operand::{Axes, FLOATS, Index, Operand, Presence, Slots, dtype_name, float_of};
+use super::shards::Place;
 use crate::codes::*;
 use crate::dispatch::{self, Isa};
 use crate::error::Error;
@@ -60,16 +61,19 @@ pub(crate) struct Valid {
     pub denominators: Denominators,
 }
 
-/// Checks a problem and its layer, scans the targets, and makes the plan.
+/// Checks a problem and its layer, scans the targets, and makes the plan; `shard` is the place of the problem's
+/// classes in their vocabulary, if they are some of it.
 ///
 /// # Safety
 /// The operands are as [`run::linear`](crate::run::linear) asks.
+#[allow(clippy::too_many_arguments, reason = "each is a struct of the surfaces")]
 pub(crate) unsafe fn validate(
     problem: &Problem,
     layer: &Layer,
     pass: Pass,
     results: &Results,
     request: Option<&Request>,
+    shard: Option<&Place>,
     team: &Team,
     isa: Option<Isa>,
 ) -> Result<Valid, Error> {
@@ -83,7 +87,15 @@ pub(crate) unsafe fn validate(
     let hidden = all.input("hidden", layer.hidden, of_rows, FLOATS, Required);
     let weight = all.input("weight", layer.weight, of_classes, FLOATS, Required);
     let bias = all.input("bias", layer.bias, Axes::Classes, FLOATS, Optional);
-    let of_problem = ProblemSlots::add(all, problem, request.is_some() || results.needs_targets());
+    let is_complete = request.is_some() || results.needs_targets();
+    let of_problem = match shard {
+        None => ProblemSlots::add(all, problem, is_complete),
+        Some(place) => {
+            all.allow_no_classes();
+            let targets = ProblemSlots::add_targets(all, problem, is_complete);
+            ProblemSlots::add_others(all, problem, targets, Axes::Elements(place.total))
+        }
+    };
     let mut grad_output = None;
     let mut gradients: [Index; 3] = [None; 3];
     if let Some(request) = request {
@@ -95,7 +107,11 @@ pub(crate) unsafe fn validate(
             all.output("grads.bias", request.bias, Axes::Classes, FLOATS, Optional),
         ];
     }
-    let of_results = ResultSlots::add(all, results, pass, false);
+    let states = shard.and_then(|place| place.add(all, &shape, request.is_some()));
+    let of_results = match shard {
+        None => Some(ResultSlots::add(all, results, pass, false)),
+        Some(_) => None,
+    };
 
     all.check_types(&shape)?;
     let dtype = layer.hidden.dtype;
@@ -122,7 +138,13 @@ pub(crate) unsafe fn validate(
         }
     }
     check_shape(problem, &shape, features)?;
+    if let Some(place) = shard {
+        place.check_vocabulary(&shape)?;
+    }
     all.check_memory(&shape, |_, _| Err("overlaps"))?;
+    if let Some(place) = shard {
+        place.check_length(Place::name(request.is_some()), &shape)?;
+    }
     for (index, flag) in gradients.into_iter().zip(ACCUMULATES) {
         all.check_output_initialised(index, layer.flags & flag != 0)?;
     }
@@ -148,11 +170,18 @@ pub(crate) unsafe fn validate(
         .ok_or_else(|| Error::Param(format!("this processor does not have {}", isa.name())))?;
     let dtype = lanes.unwrap_or(FloatType::F32);
 
-    let mut loss = of_problem.loss(all, problem, pass, shape.classes);
-    of_results.set(all, results, &mut loss);
-    // SAFETY: `check_memory` checked that the views cover the problem's shape in the caller's memory, which is
-    // valid for the call (# Safety).
-    let denominators = unsafe { scan(&kernels, &shape, &mut loss, problem, team)? };
+    let whole = Shape { classes: shard.map_or(shape.classes, |place| place.total), ..shape };
+    let mut loss = of_problem.loss(all, problem, pass, whole.classes);
+    if let Some(of_results) = of_results {
+        of_results.set(all, results, &mut loss);
+    }
+    // SAFETY: `check_memory` checked that the views cover the problem's shape, and class weights all classes of the
+    // vocabulary, in the caller's memory, which is valid for the call (# Safety).
+    let denominators = unsafe { scan(&kernels, &whole, &mut loss, problem, team)? };
+    if let Some(place) = shard {
+        // SAFETY: as before; `check_vocabulary` checked that the shard's classes are among those of the vocabulary.
+        unsafe { place.attach(all, states, &shape, &mut loss, request.is_some()) };
+    }
     // The logits and their gradient are never stored.
     let logits = View { data: std::ptr::null_mut(), dtype, strides: [0, 1, 0] };
     let mut output = None;

@@ -58,6 +58,49 @@ const NOTHING: View<FloatType> =
     View { data: std::ptr::null_mut(), dtype: FloatType::F32, strides: [0; 3] };
 
 impl Place {
+    /// Adds the states to the operands of a call: of a backward, which reads them, or of a forward.
+    pub fn add(&self, all: &mut Slots, shape: &Shape, is_backward: bool) -> Index {
+        let (axes, name) = (Place::axes(shape), Place::name(is_backward));
+        match is_backward {
+            true => all.input(name, self.operand(), axes, F64_ONLY, Presence::Required),
+            false => all.output(name, self.operand(), axes, F64_ONLY, Presence::Required),
+        }
+    }
+
+    /// What messages call the states.
+    pub fn name(is_backward: bool) -> &'static str {
+        if is_backward { "merged" } else { "partials" }
+    }
+
+    /// Makes a loss that of the shard; its class weights become those of the shard's classes.
+    ///
+    /// # Safety
+    /// The class weights cover all classes, of which the shard's are some, in readable memory.
+    pub unsafe fn attach(
+        &self,
+        all: &Slots,
+        states: Index,
+        shape: &Shape,
+        loss: &mut Loss,
+        is_backward: bool,
+    ) -> Shard {
+        // SAFETY: this function's own # Safety.
+        let shard = unsafe { self.shard(all, states, shape, loss) };
+        loss.shard = Some(shard);
+        loss.lse = Some(shard.states);
+        if !is_backward {
+            let member = |offset: usize| shard.states.data.wrapping_add(offset);
+            let entropy = member(offset_of!(Partial, logit_mean));
+            loss.entropy = Some(View { data: entropy, ..shard.states });
+            loss.argmax = Some(View {
+                data: member(offset_of!(Partial, argmax)),
+                dtype: IntegerType::I64,
+                strides: shard.states.strides,
+            });
+        }
+        shard
+    }
+
     /// The states as an operand of numbers.
     fn operand(&self) -> Operand {
         Operand::packed(self.states, XENT_F64)
@@ -69,7 +112,7 @@ impl Place {
     }
 
     /// Checks that the shard lies in the vocabulary, and that sizes fit an address space and f64.
-    fn check_vocabulary(&self, shape: &Shape) -> Result<(), Error> {
+    pub fn check_vocabulary(&self, shape: &Shape) -> Result<(), Error> {
         let Place { offset, total, .. } = *self;
         let Shape { rows, classes, inner } = *shape;
         let elements = rows.checked_mul(inner).and_then(|n| {
@@ -99,7 +142,7 @@ impl Place {
     }
 
     /// Checks that there is a state for each row.
-    fn check_length(&self, name: &str, shape: &Shape) -> Result<(), Error> {
+    pub fn check_length(&self, name: &str, shape: &Shape) -> Result<(), Error> {
         let rows = shape.distributions();
         if self.available < rows {
             return Err(Error::Shape(format!(
@@ -150,7 +193,7 @@ fn offset_data(view: &View<FloatType>, class: usize) -> *mut u8 {
     view.data.wrapping_offset(offset)
 }
 
-fn refuse_log_probs(problem: &Problem) -> Result<(), Error> {
+pub(super) fn refuse_log_probs(problem: &Problem) -> Result<(), Error> {
     if problem.flags & XENT_FLAG_LOG_PROBS != 0 {
         return Err(Error::Param(
             "log-probabilities (LOG_PROBS) have no partial states".to_string(),
@@ -184,19 +227,16 @@ pub(crate) unsafe fn shard(
     let targets = ProblemSlots::add_targets(all, problem, request.is_some());
     let of_problem = ProblemSlots::add_others(all, problem, targets, Axes::Elements(place.total));
     let (mut grad_output, mut gradient) = (None, None);
-    let name = if request.is_some() { "merged" } else { "partials" };
-    let states = Place::axes(&shape);
-    let states = if let Some(request) = request {
+    if let Some(request) = request {
         let axes = if by_row { Axes::Rows } else { Axes::One };
         grad_output = all.input("grad_output", request.output, axes, FLOATS, Optional);
         gradient = all.output("grad_logits", request.gradient, Axes::Full, FLOATS, Required);
         if zeroes_padding {
             all.fill_padding(gradient);
         }
-        all.input(name, place.operand(), states, F64_ONLY, Required)
-    } else {
-        all.output(name, place.operand(), states, F64_ONLY, Required)
-    };
+    }
+    let is_backward = request.is_some();
+    let states = place.add(all, &shape, is_backward);
 
     all.check_types(&shape)?;
     let logits_dtype = problem.logits.dtype;
@@ -209,7 +249,7 @@ pub(crate) unsafe fn shard(
             ("grad_logits", "logits", true) => Err("cannot be accumulated in place of"),
             _ => Err("overlaps"),
         })?;
-    place.check_length(name, &shape)?;
+    place.check_length(Place::name(is_backward), &shape)?;
     all.check_initialised(accumulate)?;
     let scale = request.map(|request| request.scale);
     check_options(problem, pass, &Results::NONE, scale, of_problem.are_indices(problem))?;
@@ -227,19 +267,7 @@ pub(crate) unsafe fn shard(
     let scan = unsafe { scan_targets(&kernels, &whole, &loss, team)? };
     // SAFETY: `check_memory` checked that class weights cover all classes of the vocabulary, and
     // `check_vocabulary` that the shard's are among them.
-    let shard = unsafe { place.shard(all, states, &shape, &mut loss) };
-    loss.shard = Some(shard);
-    loss.lse = Some(shard.states);
-    if request.is_none() {
-        let member = |offset: usize| shard.states.data.wrapping_add(offset);
-        let entropy = member(offset_of!(Partial, logit_mean));
-        loss.entropy = Some(View { data: entropy, ..shard.states });
-        loss.argmax = Some(View {
-            data: member(offset_of!(Partial, argmax)),
-            dtype: IntegerType::I64,
-            strides: shard.states.strides,
-        });
-    }
+    let shard = unsafe { place.attach(all, states, &shape, &mut loss, is_backward) };
     let logits = all.floats(logits).unwrap_or(NOTHING);
     let layout = layout(&shape, &logits, &[], false);
     let mut output = None;

@@ -160,6 +160,56 @@ static void accumulates(void) {
     discard(&l);
 }
 
+/* The classes in three shards give the loss and the gradients of the whole. */
+static void shards(void) {
+    static const size_t cuts[4] = {0, 100, 101, C};
+    static const xent_partial none = XENT_PARTIAL_INIT;
+    static struct layer l;
+    static float whole[N * D], part[N * D], weight[2][C * D];
+    static double sum[N * D];
+    xent_partial merged[N], partials[N];
+    double loss[2] = {0, 0};
+    xent_results results = XENT_RESULTS_INIT;
+    xent_linear_grads grads = XENT_LINEAR_GRADS_INIT;
+    make(&l, XENT_F32);
+    l.problem.label_smoothing = 0.1;
+    results.loss = &loss[0];
+    grads.hidden = (xent_output){whole, XENT_F32, {0}};
+    grads.weight = (xent_output){weight[0], XENT_F32, {0}};
+    CHECK_OK(xent_linear_forward_backward(&l.problem, &l.linear, NULL, 1.0, &results, &grads));
+    for (int i = 0; i < N; i++) merged[i] = none;
+    for (int i = 0; i < N * D; i++) sum[i] = 0;
+    for (int backward = 0; backward < 2; backward++)
+        for (int k = 0; k < 3; k++) {
+            xent_problem problem = l.problem;
+            xent_linear linear = l.linear;
+            problem.classes = cuts[k + 1] - cuts[k];
+            linear.weight.data = (const float *)l.weight + cuts[k] * D;
+            if (!backward) {
+                CHECK_OK(xent_linear_partial_forward(&problem, &linear, cuts[k], C, partials));
+                xent_partial_merge(merged, partials, N);
+                continue;
+            }
+            grads.hidden.data = part;
+            grads.weight.data = weight[1] + cuts[k] * D;
+            CHECK_OK(xent_linear_partial_backward(&problem, &linear, cuts[k], C, merged, NULL, 1.0, &grads));
+            for (int i = 0; i < N * D; i++) sum[i] += (double)part[i];
+        }
+    results.loss = &loss[1];
+    CHECK_OK(xent_partial_finish(&l.problem, C, merged, &results));
+    CHECK_NEAR(loss[1], loss[0], 1e-6);
+    for (int i = 0; i < N * D; i++) CHECK_NEAR(sum[i], (double)whole[i], 1e-6);
+    for (int i = 0; i < C * D; i++) CHECK_NEAR((double)weight[1][i], (double)weight[0][i], 1e-6);
+    xent_problem beyond = l.problem;
+    CHECK_STATUS(xent_linear_partial_forward(&beyond, &l.linear, 1, C, partials), XENT_ERR_SHAPE);
+    CHECK_MENTIONS(xent_last_error(), "exceeds total_classes");
+    CHECK_STATUS(xent_linear_partial_forward(&beyond, &l.linear, 0, C, NULL), XENT_ERR_NULL);
+    beyond.classes = 0;
+    CHECK_OK(xent_linear_partial_forward(&beyond, &l.linear, 5, C, partials));
+    CHECK_BYTES(&partials[N - 1], &none, sizeof none);
+    discard(&l);
+}
+
 static void refused(void) {
     static struct layer l;
     make(&l, XENT_F32);
@@ -225,6 +275,7 @@ static void refused(void) {
 int main(void) {
     options();
     accumulates();
+    shards();
     refused();
     return report();
 }

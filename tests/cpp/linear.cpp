@@ -92,6 +92,33 @@ void gradients() {
     for (std::size_t i = 0; i < weight.size(); ++i) CHECK_NEAR(again[i], weight[i] + 1, 1e-5);
 }
 
+void shards() {
+    const data d;
+    std::vector<float> hidden(rows * features), part(rows * features);
+    std::vector<double> sum(rows * features);
+    std::vector<xent::partial> merged(rows, xent::empty_partial), partials(rows);
+    xent::linear_grads grads;
+    grads.hidden = hidden;
+    const double loss = xent::forward_backward(d.layer, rows, classes, d.targets, grads, d.options);
+    grads.hidden = part;
+    for (int backward = 0; backward < 2; ++backward)
+        for (std::size_t first = 0; first < classes; first += 4) {
+            const std::size_t own = classes - first < 4 ? classes - first : 4;
+            xent::linear shard = d.layer;
+            shard.weight = d.weight.data() + first * features;
+            shard.bias = d.bias.data() + first;
+            if (backward == 0) {
+                xent::partial_forward(shard, rows, own, d.targets, first, classes, partials.data(), d.options);
+                xent::partial_merge(merged.data(), partials.data(), rows);
+                continue;
+            }
+            xent::partial_backward(shard, rows, own, d.targets, first, classes, merged.data(), grads, d.options);
+            for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += static_cast<double>(part[i]);
+        }
+    CHECK_NEAR(xent::partial_finish(rows, d.targets, classes, merged.data(), d.options), loss, 1e-6);
+    for (std::size_t i = 0; i < sum.size(); ++i) CHECK_NEAR(sum[i], static_cast<double>(hidden[i]), 1e-6);
+}
+
 // Rows further apart than they are long.
 void strides() {
     data d;
@@ -121,6 +148,7 @@ void errors() {
 int main() {
     losses();
     gradients();
+    shards();
     strides();
     errors();
     return report();

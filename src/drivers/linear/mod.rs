@@ -207,6 +207,19 @@ fn for_rows(
     });
 }
 
+/// Sets the gradient of hidden states to 0, unless it is accumulated: that of a shard without classes.
+///
+/// # Safety
+/// The gradient covers so many rows of the features, and no other thread accesses them.
+pub unsafe fn clear_hidden_gradient(linear: &Linear, rows: usize) {
+    if let Some(LinearGradient { view, accumulate: false }) = &linear.hidden_gradient {
+        for row in 0..rows {
+            // SAFETY: this function's own # Safety.
+            unsafe { view.fill_row(Position { row, inner: 0 }, linear.features, 0.0) };
+        }
+    }
+}
+
 impl Job<'_> {
     /// The work of a product over so many rows, in elements of logits.
     fn elements(&self, rows: usize) -> usize {

@@ -6,6 +6,7 @@ use super::{Excluded, Job, RowRecord, Tile};
 use crate::drivers::batch::{InitialShift, Reduction, set_sums};
 use crate::drivers::operands;
 use crate::drivers::segment::{self, PlacedRow};
+use crate::drivers::shards;
 use crate::drivers::totals::Totals;
 use crate::kernels::contiguous::gradient::ExpScale;
 use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras};
@@ -71,6 +72,10 @@ impl Job<'_> {
                 operands::read_lse(&self.call, &span(row), i % ROWS, group);
                 if self.call.spreads_mass {
                     worker.states[i].mass = self.mass(row);
+                }
+                if let Some(shard) = self.call.mass_of_shard {
+                    let mass = &mut worker.extras[i / ROWS].weighted.mass;
+                    shards::read_masses(shard, &span(row), i % ROWS, mass);
                 }
             }
         }
@@ -341,8 +346,12 @@ impl Job<'_> {
                 let mut totals = Totals::ZERO;
                 if call.computes_losses {
                     operands::add_row(self.loss, group, &argmax, i, &mut totals);
+                    let max = |_| states[index * ROWS + i].argmax.value;
                     // SAFETY: the row is the plan's and this thread's (# Safety).
-                    unsafe { operands::write(self.loss, &span(row), i, &group.results, &argmax) };
+                    unsafe {
+                        operands::write(self.loss, &span(row), i, &group.results, &argmax);
+                        shards::write_with(call, &span(row), i, group, extras, &argmax, max);
+                    }
                 }
                 let RowGroup { inputs, sums, coefficients, .. } = &*group;
                 let shift = Shift { logit: sums.shift_logit[i], exponent: sums.shift_exponent[i] };
