@@ -157,7 +157,7 @@ pub(crate) unsafe fn linear_partial(
         match &loss.shard {
             Some(shard) if plan.shape.classes == 0 => match request {
                 None => drivers::shards::clear(&plan.shape, shard),
-                Some(_) => drivers::linear::clear_hidden_gradient(linear, plan.shape.rows),
+                Some(_) => drivers::linear::clear(linear, plan.shape.rows),
             },
             _ => {
                 drivers::linear::run(plan, loss, linear, kernels, products, team)?;

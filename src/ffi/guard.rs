@@ -1,7 +1,9 @@
 //! Turns errors and panics into a status and into the calling thread's last message.
 
-use super::*;
+use super::status::*;
+use crate::error::Error;
 use std::cell::UnsafeCell;
+use std::ffi::c_char;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A status other than XENT_OK, and its message.

@@ -36,9 +36,6 @@ use strided::row::StripRow;
 use strided::strip::{Strip, StripGradient, StripState};
 use strided::tile::{Tile, TileNumbers};
 
-/// A 1 for each lane of a register, of whatever set.
-static ONES: [f64; 16] = [1.0; 16];
-
 /// Entry points for one type of logits on one instruction set. Each does what the function of the same
 /// name in contiguous/ or strided/ does, and asks for what that function's `# Safety` asks for. The
 /// processor has the set: whoever hands out the table has checked it (`Isa::kernels`).

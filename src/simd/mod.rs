@@ -27,6 +27,9 @@ pub const EIGHTH_SHIFT: u32 = 20;
 /// The number of f64 lanes that a block is summed into.
 pub const TOTALS: usize = 16;
 
+/// A 1 for each lane of a register of f64, of whatever set.
+pub static ONES: [f64; 16] = [1.0; 16];
+
 /// The type of a lane: f32 or f64.
 pub trait Real: Copy + PartialEq + PartialOrd + std::fmt::Debug + Send + Sync + 'static {
     /// Negative infinity.

@@ -4,8 +4,8 @@
 //! A chunk goes through three phases, each over all threads: blocks of classes make the logits, groups of rows turn
 //! them into their gradient, and blocks of features and of classes make the two gradients.
 
-use super::memory::{Memory, Needs, Worker, Workers};
-use super::{Job, RowRecord, Tile, for_each, for_rows};
+use super::job::{Job, RowRecord, Tile, clear_hidden_gradient, for_each, for_rows};
+use super::memory::{Memory, Needs, Sizes, Worker, Workers};
 use crate::error::Error;
 use crate::kernels::row_math::ROWS;
 use crate::parallel::Team;
@@ -30,11 +30,11 @@ pub struct Chunk {
 
 impl Chunk {
     /// Takes the memory of a chunk, if the call has one.
-    pub fn new(needs: &Needs, job: &Job) -> Result<Option<Chunk>, Error> {
+    pub fn new(needs: &Needs, sizes: &Sizes) -> Result<Option<Chunk>, Error> {
         if needs.chunk_rows == 0 {
             return Ok(None);
         }
-        let [logits, hidden, weight, bias] = job.chunk_bytes(needs.chunk_rows);
+        let [logits, hidden, weight, bias] = sizes.chunk_bytes(needs.chunk_rows);
         Ok(Some(Chunk {
             rows: needs.chunk_rows,
             logits: Memory::new(logits)?,
@@ -186,7 +186,7 @@ impl Job<'_> {
                 self.gradient(tile, records, classes);
             }
             for record in records.iter().filter(|record| !record.has_gradient()) {
-                self.clear_hidden_gradient(record.row);
+                clear_hidden_gradient(self.linear, record.row);
             }
         }
     }

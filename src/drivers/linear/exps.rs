@@ -8,9 +8,10 @@
 //! Exponents are counted from the row's initial shift for as long as the sums stay in range, and then from a higher
 //! one, to which what is added up so far is brought.
 
+use super::job::{Job, RowRecord, Tile, add, clear_hidden_gradient};
 use super::memory::Worker;
-use super::{Excluded, Job, RowRecord, Tile, add};
 use crate::drivers::batch::RowGradient;
+use crate::drivers::call::Excluded;
 use crate::drivers::segment::{self, ChunkFlags};
 use crate::kernels::contiguous::block::{Chunk, excluded_in};
 use crate::kernels::contiguous::gradient::ExpScale;
@@ -186,7 +187,7 @@ impl Job<'_> {
         for (i, record) in records.iter().enumerate() {
             if !record.has_gradient() {
                 // SAFETY: the row is this thread's (# Safety).
-                unsafe { self.clear_hidden_gradient(record.row) };
+                unsafe { clear_hidden_gradient(self.linear, record.row) };
                 continue;
             }
             let sums = self.sums_of(worker, gradient, i, record.row);

@@ -1,28 +1,27 @@
 //! The memory of a linear loss: a fixed amount for each thread, all of it taken before anything is written.
 
-use super::Job;
 use crate::drivers::batch::Reduction;
 use crate::error::Error;
 use crate::kernels::product::DEPTH;
 use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras};
 use crate::kernels::row_state::{ArgMax, RowState};
 use crate::math::exp2::Shift;
-use crate::plan::LinearGradient;
 use crate::strategy::{self, VOCABULARY_BLOCK, VOCABULARY_PITCH};
-use crate::view::FloatType;
 use crate::worker::UNRESERVED;
 use std::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
 
 /// Bytes that [`reserve`] asks for, for so many elements.
 fn reserved_bytes<T>(len: usize) -> usize {
-    len.saturating_mul(size_of::<T>()).max(if len == 0 { 0 } else { UNRESERVED })
+    let bytes = len.saturating_mul(size_of::<T>());
+    // Whole elements.
+    if len == 0 { 0 } else { bytes.max(UNRESERVED).next_multiple_of(size_of::<T>()) }
 }
 
 /// An empty vector with room for `len` elements.
 pub fn reserve<T>(len: usize) -> Result<Vec<T>, Error> {
     let mut vec = Vec::new();
-    let len = reserved_bytes::<T>(len).div_ceil(size_of::<T>());
+    let len = reserved_bytes::<T>(len) / size_of::<T>();
     match vec.try_reserve_exact(len) {
         Ok(()) => Ok(vec),
         Err(_) => Err(Error::Memory { bytes: len.saturating_mul(size_of::<T>()) }),
@@ -41,6 +40,11 @@ impl Memory {
     /// So many bytes, rounded up to lines.
     pub fn new(bytes: usize) -> Result<Memory, Error> {
         Ok(Memory(reserve(bytes.div_ceil(size_of::<Line>()))?))
+    }
+
+    /// The bytes that so many take.
+    fn bytes(bytes: usize) -> usize {
+        reserved_bytes::<Line>(bytes.div_ceil(size_of::<Line>()))
     }
 
     /// The first byte.
@@ -107,7 +111,7 @@ pub struct Worker {
 unsafe impl Send for Worker {}
 
 impl Worker {
-    fn new(needs: &Needs, job: &Job) -> Result<Worker, Error> {
+    fn new(needs: &Needs, sizes: &Sizes) -> Result<Worker, Error> {
         let rows = needs.block_rows;
         let tile_rows = rows.max(needs.weight_rows);
         let most = tile_rows.max(VOCABULARY_BLOCK);
@@ -117,9 +121,9 @@ impl Worker {
         unsafe { zeros.start().write_bytes(0, ZERO_BYTES) };
         Ok(Worker {
             zeros,
-            tile: Memory::new(tile_rows * VOCABULARY_PITCH * job.lane)?,
-            pack: Memory::new(DEPTH * VOCABULARY_BLOCK * job.lane)?,
-            left: Memory::new(job.left_bytes(tile_rows))?,
+            tile: Memory::new(tile_rows * VOCABULARY_PITCH * sizes.lane)?,
+            pack: Memory::new(DEPTH * VOCABULARY_BLOCK * sizes.lane)?,
+            left: Memory::new(sizes.left_bytes(tile_rows))?,
             sums: Memory::new(needs.sums)?,
             groups: reserve(groups)?,
             extras: reserve(groups)?,
@@ -140,10 +144,10 @@ pub struct Workers(Mutex<Vec<Worker>>);
 
 impl Workers {
     /// Takes the memory of all threads.
-    pub fn new(needs: &Needs, job: &Job) -> Result<Workers, Error> {
+    pub fn new(needs: &Needs, sizes: &Sizes) -> Result<Workers, Error> {
         let mut workers = reserve(needs.threads)?;
         for _ in 0..needs.threads {
-            workers.push(Worker::new(needs, job)?);
+            workers.push(Worker::new(needs, sizes)?);
         }
         Ok(Workers(Mutex::new(workers)))
     }
@@ -158,29 +162,56 @@ impl Workers {
     }
 }
 
-impl Job<'_> {
+/// The sizes that decide about memory.
+pub struct Sizes {
+    /// Rows that take part in products.
+    pub rows: usize,
+    /// C
+    pub classes: usize,
+    /// D
+    pub features: usize,
+    /// Bytes of a lane.
+    pub lane: usize,
+    /// Hidden states have another type than the lanes.
+    pub widens: bool,
+    /// Bytes of the record of a row.
+    pub record: usize,
+    /// The gradient of the hidden states has another type than the lanes, and sums apart from it.
+    pub has_hidden_sums: bool,
+    /// The same of the weight.
+    pub has_weight_sums: bool,
+    /// The gradient of the weight is wanted.
+    pub has_weight: bool,
+    /// That of the bias is.
+    pub has_bias: bool,
+    /// Some gradient is.
+    pub has_gradient: bool,
+    /// Bytes that the call may allocate; 0 for as few as run near full speed.
+    pub workspace: usize,
+}
+
+impl Sizes {
     /// Bytes of hidden states in the lanes' type.
     fn left_bytes(&self, rows: usize) -> usize {
-        if self.linear.hidden.dtype.is_lane_type() { 0 } else { rows * DEPTH * self.lane }
+        if self.widens { rows * DEPTH * self.lane } else { 0 }
     }
 
     /// Bytes of the sums of gradients, for so many rows of a row block.
     fn sums_bytes(&self, rows: usize) -> usize {
-        let of = |gradient: Option<_>, rows: usize| match gradient {
-            Some(gradient) if !self.is_direct(&gradient) => rows,
-            _ => 0,
-        };
-        let rows = of(self.linear.hidden_gradient, rows)
-            .max(of(self.linear.weight_gradient, VOCABULARY_BLOCK));
-        rows * self.linear.features * self.lane
+        let hidden = if self.has_hidden_sums { rows } else { 0 };
+        let weight = if self.has_weight_sums { VOCABULARY_BLOCK } else { 0 };
+        hidden.max(weight) * self.features * self.lane
     }
 
     /// Bytes that a thread works in.
     fn worker_bytes(&self, needs: &Needs) -> usize {
         let (rows, tile_rows) = (needs.block_rows, needs.block_rows.max(needs.weight_rows));
-        let tile = tile_rows * VOCABULARY_PITCH + DEPTH * VOCABULARY_BLOCK;
-        let blocks = tile * self.lane + self.left_bytes(tile_rows);
         let groups = rows.div_ceil(ROWS);
+        let blocks = Memory::bytes(tile_rows * VOCABULARY_PITCH * self.lane)
+            + Memory::bytes(DEPTH * VOCABULARY_BLOCK * self.lane)
+            + Memory::bytes(self.left_bytes(tile_rows))
+            + Memory::bytes(needs.sums)
+            + Memory::bytes(ZERO_BYTES);
         let states = reserved_bytes::<RowGroup>(groups)
             + reserved_bytes::<RowGroupExtras>(groups)
             + reserved_bytes::<RowState>(rows)
@@ -188,39 +219,27 @@ impl Job<'_> {
             + reserved_bytes::<Shift>(rows)
             + reserved_bytes::<ArgMax>(rows);
         let addresses = 4 * reserved_bytes::<usize>(tile_rows.max(VOCABULARY_BLOCK));
-        // Each of the four blocks of memory is rounded up to a line, each vector to whole elements.
-        let fixed = size_of::<Worker>()
-            + 4 * size_of::<Line>()
-            + reserved_bytes::<Line>(1)
-            + size_of::<RowGroup>()
-            + size_of::<RowGroupExtras>()
-            + size_of::<RowState>()
-            + size_of::<Option<Reduction>>();
-        blocks + needs.sums + states + addresses + fixed
+        blocks + states + addresses
     }
 
     /// Decides how rows are divided among threads, within the workspace.
-    pub fn choose_block(&self, rows: usize, threads: usize) -> Result<Needs, Error> {
-        let most = match self.linear.hidden.dtype {
-            FloatType::F32 => strategy::LINEAR_ROWS,
-            // Twice the bytes, or buffers of sums and hidden states beside the tile.
-            FloatType::F64 | FloatType::Bf16 | FloatType::F16 => strategy::LINEAR_ROWS / 2,
-        };
+    pub fn needs(&self, threads: usize) -> Result<Needs, Error> {
+        // Twice the bytes, or buffers of sums and hidden states beside the tile, for all but f32.
+        let is_f32 = self.lane == size_of::<f32>() && !self.widens;
+        let most = if is_f32 { strategy::LINEAR_ROWS } else { strategy::LINEAR_ROWS / 2 };
         // As many blocks as keep all threads busy until the end.
-        let blocks = rows.div_ceil(most).next_multiple_of(threads).max(1);
-        let block_rows =
-            rows.max(1).div_ceil(blocks).next_multiple_of(strategy::LINEAR_ROWS_UNIT).min(most);
-        let has_weight_pass =
-            self.linear.weight_gradient.is_some() || self.linear.bias_gradient.is_some();
-        let weight_rows = if has_weight_pass { most } else { 0 };
+        let blocks = self.rows.div_ceil(most).next_multiple_of(threads).max(1);
+        let each = self.rows.max(1).div_ceil(blocks);
+        let block_rows = each.next_multiple_of(strategy::LINEAR_ROWS_UNIT).min(most);
+        let weight_rows = if self.has_weight || self.has_bias { most } else { 0 };
         let sums = self.sums_bytes(block_rows);
         let mut needs = Needs { block_rows, weight_rows, chunk_rows: 0, threads, sums };
-        let workspace = self.linear.workspace;
+        let workspace = self.workspace;
         if workspace > 0 {
-            let fixed = reserved_bytes::<usize>(rows)
-                + reserved_bytes::<super::RowRecord>(rows)
-                + reserved_bytes::<Worker>(threads)
-                + size_of::<super::RowRecord>();
+            let records = self.rows.saturating_mul(self.record) + self.record;
+            let fixed = reserved_bytes::<usize>(self.rows)
+                + records.max(UNRESERVED + self.record)
+                + reserved_bytes::<Worker>(threads);
             let each = self.worker_bytes(&needs);
             let affordable = workspace.saturating_sub(fixed) / each;
             if affordable == 0 {
@@ -230,9 +249,8 @@ impl Job<'_> {
                 )));
             }
             needs.threads = threads.min(affordable);
-            if self.call.plan.output.is_some() {
-                let left = workspace - fixed - needs.threads * each;
-                needs.chunk_rows = self.chunk_rows(rows, left);
+            if self.has_gradient {
+                needs.chunk_rows = self.chunk_rows(workspace - fixed - needs.threads * each);
             }
         }
         Ok(needs)
@@ -241,24 +259,21 @@ impl Job<'_> {
     /// Bytes of a chunk of so many rows: of its logits, and of the sums of the gradients of hidden states, weight and
     /// bias.
     pub fn chunk_bytes(&self, rows: usize) -> [usize; 4] {
-        let classes = self.call.plan.shape.classes;
-        let of = |gradient: Option<LinearGradient>, rows: usize| match gradient {
-            Some(gradient) if !self.is_direct(&gradient) => {
-                rows.saturating_mul(self.linear.features * self.lane)
-            }
-            _ => 0,
+        let row = (self.classes + VOCABULARY_PITCH - VOCABULARY_BLOCK) * self.lane;
+        let sums = |has: bool, rows: usize| match has {
+            true => rows.saturating_mul(self.features * self.lane),
+            false => 0,
         };
-        let row = (classes + VOCABULARY_PITCH - VOCABULARY_BLOCK) * self.lane;
         [
             rows.saturating_mul(row.next_multiple_of(size_of::<Line>())),
-            of(self.linear.hidden_gradient, rows),
-            of(self.linear.weight_gradient, classes),
-            self.linear.bias_gradient.map_or(0, |_| classes * size_of::<f64>()),
+            sums(self.has_hidden_sums, rows),
+            sums(self.has_weight_sums, self.classes),
+            if self.has_bias { self.classes * size_of::<f64>() } else { 0 },
         ]
     }
 
     /// Rows of a chunk that so many bytes are enough for; 0 if they are too few to be worth it.
-    fn chunk_rows(&self, rows: usize, bytes: usize) -> usize {
+    fn chunk_rows(&self, bytes: usize) -> usize {
         let total = |rows: usize| {
             let sum = self.chunk_bytes(rows).into_iter().fold(0, usize::saturating_add);
             // Each block of memory is rounded up to a line, and has UNRESERVED bytes at least.
@@ -266,7 +281,7 @@ impl Job<'_> {
         };
         let each = total(1) - total(0);
         let affordable = bytes.saturating_sub(total(0)) / each;
-        let most = rows.min(strategy::CHUNK_ROWS);
+        let most = self.rows.min(strategy::CHUNK_ROWS);
         match affordable.min(most) {
             enough if enough == most && most > 0 => most,
             some if some >= strategy::LEAST_CHUNK_ROWS => some,

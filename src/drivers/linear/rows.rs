@@ -1,9 +1,9 @@
-//! One row block through all classes: from its operands over the sums to results, coefficients, and the gradient
-//! of its hidden states.
+//! The rows of a block: from their operands over the sums to results and to the records of their gradients.
 
+use super::job::{Job, RowRecord, Tile};
 use super::memory::Worker;
-use super::{Excluded, Job, RowRecord, Tile};
 use crate::drivers::batch::{InitialShift, Reduction, set_sums};
+use crate::drivers::call::Excluded;
 use crate::drivers::operands;
 use crate::drivers::segment::{self, PlacedRow};
 use crate::drivers::shards;
@@ -25,40 +25,6 @@ fn span(row: usize) -> Span {
 }
 
 impl Job<'_> {
-    /// Computes the results of some rows, their records, and the gradient of their hidden states.
-    ///
-    /// # Safety
-    /// The rows are the plan's, at most `block_rows`, each with a record; no other thread accesses them.
-    pub unsafe fn rows(&self, worker: &mut Worker, rows: &[usize], records: &mut [RowRecord]) {
-        let multiplies_exps = self.multiplies_exps();
-        // SAFETY: this function's own # Safety.
-        unsafe {
-            self.start(worker, rows, None);
-            if self.call.from_lse {
-                self.read_lse(worker, rows);
-            } else {
-                for classes in self.blocks() {
-                    let (first, tile) = (classes.start, self.tile(worker, classes.start));
-                    let class = |i: usize| first + i;
-                    self.logits(worker, &tile, first, rows.iter().copied(), classes.len(), class);
-                    if multiplies_exps {
-                        self.multiply_exps(worker, &tile, rows, classes);
-                        continue;
-                    }
-                    for (i, &row) in rows.iter().enumerate() {
-                        self.reduce(worker, &tile, i, row, classes.clone());
-                    }
-                }
-            }
-            self.finish(worker, rows, records);
-            if multiplies_exps {
-                self.finish_exps(worker, records);
-            } else if self.linear.hidden_gradient.is_some() {
-                self.hidden_gradient(worker, records);
-            }
-        }
-    }
-
     /// Reads the lse of rows, and adds up the masses of probability targets: all that a gradient from an lse needs of a
     /// first sweep.
     ///
@@ -369,48 +335,5 @@ impl Job<'_> {
                 };
             }
         }
-    }
-
-    /// Computes the gradient of the hidden states of a row block.
-    ///
-    /// # Safety
-    /// The records are those of the block's rows; no other thread accesses the rows' gradient.
-    unsafe fn hidden_gradient(&self, worker: &mut Worker, records: &mut [RowRecord]) {
-        let Some(gradient) = &self.linear.hidden_gradient else { return };
-        for record in records.iter().filter(|record| !record.has_gradient()) {
-            // SAFETY: the row is this thread's (# Safety).
-            unsafe { self.clear_hidden_gradient(record.row) };
-        }
-        // Those that have a gradient come first. The passes to come take records in any order that depends on the
-        // problem alone.
-        let records = match records.iter().all(RowRecord::has_gradient) {
-            true => records,
-            false => {
-                records.sort_unstable_by_key(|record| (!record.has_gradient(), record.row));
-                let count = records.partition_point(RowRecord::has_gradient);
-                &mut records[..count]
-            }
-        };
-        if records.is_empty() {
-            return;
-        }
-        let mut adds = self.is_direct(gradient) && gradient.accumulate;
-        let sums = worker.sums.start();
-        for classes in self.blocks() {
-            let (first, tile) = (classes.start, self.tile(worker, classes.start));
-            let rows = records.iter().map(|record| record.row);
-            // SAFETY: the rows and classes are the plan's, and the tile has room for them; `out` has the rows.
-            unsafe {
-                self.logits(worker, &tile, first, rows.clone(), classes.len(), |i| first + i);
-                self.gradient(&tile, records, classes.clone());
-                self.tile_rows(worker, &tile, first, 0..records.len());
-                self.place_out(worker, gradient, sums, rows);
-                self.multiply_weight(worker, classes, 0..self.linear.features, adds);
-            }
-            adds = true;
-        }
-        let rows = records.iter().map(|record| record.row);
-        // SAFETY: the sums are complete, and the rows are this thread's (# Safety).
-        unsafe { self.round_out(gradient, sums, rows, 0..self.linear.features) };
     }
 }

@@ -2,14 +2,13 @@
 
 use super::block::{Blocks, Chunk, Interleaved, LINE, NoInterleaved, excluded_in};
 use crate::element::Element;
-use crate::kernels::ONES;
 use crate::kernels::row_state::ArgMax;
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::{
     Base, ByExponent, ByLogit, Clamped, Clamping, Exp2, Shift, ShiftKind, Unclamped,
 };
 use crate::math::real;
-use crate::simd::{Real, Simd, TOTALS, all_lanes, lanes_of, up_to};
+use crate::simd::{ONES, Real, Simd, TOTALS, all_lanes, lanes_of, up_to};
 use crate::strategy::{BLOCKS_A_FLUSH, CHUNK, PAGE, PREFETCH_SPAN};
 use std::ops::Range;
 

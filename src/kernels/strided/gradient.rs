@@ -2,10 +2,9 @@
 
 use super::reduce::{Masses, excluded};
 use super::tile::{Tile, number, shift_logits, take, take_wide, zip_wide};
-use crate::kernels::ONES;
 use crate::kernels::row_math::{Coefficients, OutputTerm, ROWS, RowGroup, RowLanes};
 use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2, Unclamped};
-use crate::simd::{Real, Simd, up_to};
+use crate::simd::{ONES, Real, Simd, up_to};
 
 /// What the gradient of a tile is made of.
 #[derive(Clone, Copy, Debug)]

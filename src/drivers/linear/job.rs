@@ -1,0 +1,574 @@
+//! What the passes over a linear layer share: the layer on its way, where blocks of logits are, and the products that
+//! make logits and gradients.
+
+use super::memory::{Sizes, Worker};
+use crate::drivers::batch::RowGradient;
+use crate::drivers::call::Call;
+use crate::drivers::segment::{self, ChunkFlags, PlacedRow};
+use crate::kernels::ProductKernels;
+use crate::kernels::contiguous::gradient::ExpScale;
+use crate::kernels::product::{DEPTH, Left, Product};
+use crate::kernels::row_math::GradientAction;
+use crate::math::exp2::Shift;
+use crate::parallel::{Team, Work};
+use crate::plan::{Linear, LinearGradient, Loss};
+use crate::strategy::{self, VOCABULARY_BLOCK, VOCABULARY_PITCH};
+use crate::view::{ElementType, FloatType, Position, View};
+use std::ops::Range;
+
+/// A linear loss on its way through the passes.
+pub struct Job<'a> {
+    /// What does not differ by row.
+    pub call: Call<'a>,
+    /// The loss.
+    pub loss: &'a Loss,
+    /// The layer.
+    pub linear: &'a Linear,
+    /// The entry points of products.
+    pub k: &'a ProductKernels,
+    /// Bytes of a lane.
+    pub lane: usize,
+    /// Rows of a row block at most.
+    pub block_rows: usize,
+    /// Rows that the gradient of the weight takes at a time.
+    pub weight_rows: usize,
+}
+
+/// Where a block of logits is.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    /// Where class 0 of the first row is, or would be.
+    pub zero: *mut u8,
+    /// Bytes from one row to the next.
+    pub pitch: usize,
+}
+
+// SAFETY: an address and a number. Every access through it is unsafe, and asks that no other thread accesses what is
+// written.
+unsafe impl Sync for Tile {}
+
+impl Tile {
+    /// Where class 0 of row `i` is, or would be.
+    #[inline(always)]
+    pub fn row(&self, i: usize) -> *mut u8 {
+        self.zero.wrapping_add(i * self.pitch)
+    }
+}
+
+/// What the passes over the gradient need to know of a row, and what is added up over the rows.
+#[derive(Clone, Copy)]
+pub struct RowRecord {
+    /// Which.
+    pub row: usize,
+    /// Its loss, but for the z-loss.
+    pub loss: f64,
+    /// Its z-loss.
+    pub z_loss: f64,
+    /// Its largest logit is the target's.
+    pub is_correct: bool,
+    /// The class whose entry of the gradient is `entry`.
+    pub excluded: Option<usize>,
+    /// See `excluded`.
+    pub entry: f64,
+    /// What the gradient of its logits is.
+    pub action: GradientAction,
+    /// What its exponentials are counted from and multiplied by.
+    pub exps: ExpScale,
+    /// What is subtracted from the products.
+    pub bias: f64,
+    /// What the differences are multiplied by.
+    pub scale: f64,
+}
+
+impl RowRecord {
+    /// Of no row.
+    pub const EMPTY: RowRecord = RowRecord {
+        row: 0,
+        loss: 0.0,
+        z_loss: 0.0,
+        is_correct: false,
+        excluded: None,
+        entry: 0.0,
+        action: GradientAction::Nothing,
+        exps: ExpScale { shift: Shift::ZERO, factor: 0.0 },
+        bias: 0.0,
+        scale: 1.0,
+    };
+
+    /// The gradient of the row's logits is not 0 throughout.
+    pub fn has_gradient(&self) -> bool {
+        match self.action {
+            GradientAction::Nothing => false,
+            GradientAction::Entry => self.entry != 0.0,
+            GradientAction::Fill(value) => value != 0.0 || self.entry != 0.0,
+            GradientAction::Sweep => true,
+        }
+    }
+}
+
+/// Memory that several threads write, each its own part.
+struct Shared<T>(*mut T);
+
+// SAFETY: every access is unsafe, and asks that no other thread accesses the same element.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+/// Calls `task` with every index below `count`, over the threads.
+pub fn for_each(team: &Team, count: usize, elements: usize, task: impl Fn(usize) + Sync) {
+    let work = Work { len: count, elements_each: usize::MAX, elements };
+    team.for_tasks(&work, |range| range.for_each(&task), |()| ());
+}
+
+/// Calls `task` with ranges of `len` rows and their records, over the threads.
+pub fn for_rows(
+    team: &Team,
+    rows: &[usize],
+    len: usize,
+    elements: usize,
+    records: &mut [RowRecord],
+    task: impl Fn(Range<usize>, &mut [RowRecord]) + Sync,
+) {
+    assert_eq!(rows.len(), records.len());
+    let shared = Shared(records.as_mut_ptr());
+    for_each(team, rows.len().div_ceil(len), elements, |index| {
+        let range = index * len..rows.len().min((index + 1) * len);
+        let shared = &shared;
+        // SAFETY: there are as many records as rows, and each range is in one task.
+        let records =
+            unsafe { std::slice::from_raw_parts_mut(shared.0.add(range.start), range.len()) };
+        task(range, records);
+    });
+}
+
+impl Job<'_> {
+    /// The work of a product over so many rows, in elements of logits.
+    pub fn elements(&self, rows: usize) -> usize {
+        let macs = rows.saturating_mul(self.call.plan.shape.classes);
+        macs.saturating_mul(self.linear.features) / strategy::MACS_OF_AN_ELEMENT
+    }
+
+    /// The sizes that decide about memory.
+    pub fn sizes(&self, rows: usize) -> Sizes {
+        let sums = |gradient: &Option<LinearGradient>| {
+            gradient.as_ref().is_some_and(|gradient| !self.is_direct(gradient))
+        };
+        let linear = self.linear;
+        Sizes {
+            rows,
+            classes: self.call.plan.shape.classes,
+            features: linear.features,
+            lane: self.lane,
+            widens: !linear.hidden.dtype.is_lane_type(),
+            record: size_of::<RowRecord>(),
+            has_hidden_sums: sums(&linear.hidden_gradient),
+            has_weight_sums: sums(&linear.weight_gradient),
+            has_weight: linear.weight_gradient.is_some(),
+            has_bias: linear.bias_gradient.is_some(),
+            has_gradient: self.call.plan.output.is_some(),
+            workspace: linear.workspace,
+        }
+    }
+
+    /// The classes of a block.
+    pub fn block(&self, index: usize) -> Range<usize> {
+        let start = index * VOCABULARY_BLOCK;
+        start..self.call.plan.shape.classes.min(start + VOCABULARY_BLOCK)
+    }
+
+    /// The blocks of classes.
+    pub fn blocks(&self) -> impl ExactSizeIterator<Item = Range<usize>> {
+        (0..self.call.plan.shape.classes.div_ceil(VOCABULARY_BLOCK)).map(|index| self.block(index))
+    }
+
+    /// The features of a row of a matrix that is not packed, from `feature` on.
+    #[inline(always)]
+    pub fn features_of(view: &View<FloatType>, row: usize, feature: usize) -> *mut u8 {
+        let offset = row as isize * view.strides[0] + feature as isize;
+        view.data.wrapping_offset(offset * view.dtype.size() as isize)
+    }
+
+    /// The worker's tile, which holds the classes from `class` on.
+    #[inline(always)]
+    pub fn tile(&self, worker: &Worker, class: usize) -> Tile {
+        let zero = worker.tile.start().wrapping_sub(class * self.lane);
+        Tile { zero, pitch: VOCABULARY_PITCH * self.lane }
+    }
+
+    /// Computes a block of logits: `rows` by the weight's rows that `class` names. The first column is class `first`
+    /// of the tile.
+    ///
+    /// # Safety
+    /// The rows and the `classes` classes are the plan's, no more than the tile has room for; no other thread accesses
+    /// it.
+    #[allow(clippy::too_many_arguments, reason = "where to, and the two sides of a product")]
+    pub unsafe fn logits(
+        &self,
+        worker: &mut Worker,
+        tile: &Tile,
+        first: usize,
+        rows: impl ExactSizeIterator<Item = usize> + Clone,
+        classes: usize,
+        class: impl Fn(usize) -> usize,
+    ) {
+        let features = self.linear.features;
+        worker.out.clear();
+        worker.out.extend((0..rows.len()).map(|i| tile.row(i).wrapping_add(first * self.lane)));
+        let has_bias = self.linear.bias.is_some() || features == 0;
+        if has_bias {
+            // SAFETY: the classes are the plan's, and the tile has room for the rows (# Safety).
+            unsafe { self.start_from_bias(worker, classes, &class) };
+        }
+        for feature in (0..features).step_by(DEPTH) {
+            let depth = DEPTH.min(features - feature);
+            worker.packed_rows.clear();
+            worker.packed_rows.extend(
+                (0..classes).map(|i| {
+                    Self::features_of(&self.linear.weight, class(i), feature).cast_const()
+                }),
+            );
+            // SAFETY: the weight covers its rows and features (validation), and the buffer has room for a
+            // vocabulary block of DEPTH steps; the processor has the set of the kernels.
+            unsafe { (self.k.pack_columns)(&worker.packed_rows, depth, worker.pack.start()) };
+            // SAFETY: the rows are the plan's (# Safety).
+            unsafe { self.hidden_rows(worker, rows.clone(), feature, depth) };
+            let product = Product {
+                left: Left::Rows(&worker.left_rows),
+                packed: worker.pack.start(),
+                depth,
+                columns: classes,
+                out: &worker.out,
+                adds: has_bias || feature > 0,
+            };
+            // SAFETY: the operands were made just now, and the tile has room for the rows and classes (# Safety);
+            // the processor has the set of the kernels.
+            unsafe { (self.k.multiply)(&product) };
+        }
+    }
+
+    /// Sets the logits of a block to the bias of their classes.
+    ///
+    /// # Safety
+    /// As [`logits`](Self::logits), which has set `worker.out`.
+    pub unsafe fn start_from_bias(
+        &self,
+        worker: &mut Worker,
+        classes: usize,
+        class: &impl Fn(usize) -> usize,
+    ) {
+        let short = self.lane == size_of::<f32>();
+        let Some((first, others)) = worker.out.split_first() else { return };
+        for i in 0..classes {
+            let bias = match &self.linear.bias {
+                // SAFETY: the bias covers all classes (validation), this one among them (# Safety).
+                Some(bias) => unsafe { bias.real(Position::FIRST, class(i)) },
+                None => 0.0,
+            };
+            // SAFETY: the tile has room for the row's classes, of the lanes' type (# Safety).
+            unsafe {
+                if short {
+                    first.cast::<f32>().add(i).write(bias as f32);
+                } else {
+                    first.cast::<f64>().add(i).write(bias);
+                }
+            }
+        }
+        for row in others {
+            // SAFETY: two rows of the tile, which do not overlap.
+            unsafe { std::ptr::copy_nonoverlapping(*first, *row, classes * self.lane) };
+        }
+    }
+
+    /// Finds the hidden states of some rows in the lanes' type: where they lie, or in the worker's buffer.
+    ///
+    /// # Safety
+    /// The rows are the plan's, no more than the buffer has room for; it has `depth` features from `feature` on.
+    pub unsafe fn hidden_rows(
+        &self,
+        worker: &mut Worker,
+        rows: impl Iterator<Item = usize>,
+        feature: usize,
+        depth: usize,
+    ) {
+        let hidden = &self.linear.hidden;
+        let pitch = DEPTH * self.lane;
+        worker.left_rows.clear();
+        for (i, row) in rows.enumerate() {
+            let from = Self::features_of(hidden, row, feature);
+            if hidden.dtype.is_lane_type() {
+                worker.left_rows.push(from);
+            } else {
+                let to = worker.left.start().wrapping_add(i * pitch);
+                // SAFETY: the hidden states cover the row and the features (validation; # Safety), and the buffer
+                // has room for them; the processor has the set of the kernels.
+                unsafe { (self.k.widen)(from, depth, to) };
+                worker.left_rows.push(to);
+            }
+        }
+    }
+
+    /// Row `i` of a tile.
+    #[inline(always)]
+    pub fn placed(&self, tile: &Tile, i: usize, row: usize) -> PlacedRow {
+        PlacedRow { at: Position { row, inner: 0 }, x: tile.row(i), g: tile.row(i) }
+    }
+
+    /// Turns a block of logits into their gradient, in place.
+    ///
+    /// # Safety
+    /// The tile holds the logits of the records' rows and of these classes.
+    pub unsafe fn gradient(&self, tile: &Tile, records: &[RowRecord], classes: Range<usize>) {
+        for (i, record) in records.iter().enumerate() {
+            let place = self.placed(tile, i, record.row);
+            let tile = place.g.wrapping_add(classes.start * self.lane);
+            match record.action {
+                GradientAction::Sweep => {
+                    let gradient = RowGradient {
+                        term: self.call.term,
+                        from_initial: record.exps,
+                        from_final: record.exps,
+                        bias: record.bias,
+                        scale: record.scale,
+                        excluded: record.excluded,
+                        next: None,
+                    };
+                    // SAFETY: the tile holds the classes of the row (# Safety), this thread's alone.
+                    unsafe {
+                        segment::gradient_classes(
+                            &self.call,
+                            &place,
+                            classes.clone(),
+                            ChunkFlags::default(),
+                            &gradient,
+                        );
+                    }
+                }
+                GradientAction::Fill(value) => {
+                    // SAFETY: the tile holds the classes of the row (# Safety), this thread's alone.
+                    unsafe { self.fill(tile, classes.len(), value) };
+                }
+                // SAFETY: as before.
+                GradientAction::Entry | GradientAction::Nothing => unsafe {
+                    self.fill(tile, classes.len(), 0.0);
+                },
+            }
+            if let Some(class) = record.excluded.filter(|class| classes.contains(class)) {
+                // SAFETY: the tile holds the class of the row, this thread's alone.
+                unsafe { self.fill(place.g.wrapping_add(class * self.lane), 1, record.entry) };
+            }
+        }
+    }
+
+    /// Sets some lanes to a number.
+    ///
+    /// # Safety
+    /// `to` has room for `len` lanes, this thread's alone.
+    #[inline(always)]
+    pub unsafe fn fill(&self, to: *mut u8, len: usize, value: f64) {
+        // SAFETY: room for `len` lanes of the type that has their size (# Safety).
+        unsafe {
+            if self.lane == size_of::<f32>() {
+                std::slice::from_raw_parts_mut(to.cast::<f32>(), len).fill(value as f32);
+            } else {
+                std::slice::from_raw_parts_mut(to.cast::<f64>(), len).fill(value);
+            }
+        }
+    }
+
+    /// Multiplies the gradient of a block of logits with rows of a matrix, for these features: with those of the weight,
+    /// one for each class, if `left` has a tile's rows, or with hidden states, one for each row of the tile, if it has
+    /// its columns. The rows of the product are at `worker.out`, each for all features.
+    ///
+    /// # Safety
+    /// `packed` finds the features of a row, for each of the `depth` steps, at most [`DEPTH`]; `out` has room for a row
+    /// for each of `left`'s.
+    pub unsafe fn multiply_gradient(
+        &self,
+        worker: &mut Worker,
+        left: Left,
+        depth: usize,
+        features: Range<usize>,
+        packed: impl Fn(usize, usize) -> *const u8,
+        adds: bool,
+    ) {
+        for feature in features.clone().step_by(VOCABULARY_BLOCK) {
+            let columns = VOCABULARY_BLOCK.min(features.end - feature);
+            worker.packed_rows.clear();
+            worker.packed_rows.extend((0..depth).map(|i| packed(i, feature)));
+            worker.shifted.clear();
+            worker
+                .shifted
+                .extend(worker.out.iter().map(|out| out.wrapping_add(feature * self.lane)));
+            // SAFETY: the matrix covers its rows and features (validation), and the buffer has room for DEPTH steps
+            // of as many columns; the processor has the set of the kernels.
+            unsafe { (self.k.pack_rows)(&worker.packed_rows, columns, worker.pack.start()) };
+            let out = &worker.shifted;
+            let product = Product { left, packed: worker.pack.start(), depth, columns, out, adds };
+            // SAFETY: `left` and `out` have a row for each other (# Safety); the second operand was packed just
+            // now. The processor has the set of the kernels.
+            unsafe { (self.k.multiply)(&product) };
+        }
+    }
+
+    /// Sets `worker.left_rows` to rows of a tile, from class `first` on.
+    pub fn tile_rows(
+        &self,
+        worker: &mut Worker,
+        tile: &Tile,
+        first: usize,
+        rows: impl Iterator<Item = usize>,
+    ) {
+        let start = first * self.lane;
+        worker.left_rows.clear();
+        worker.left_rows.extend(rows.map(|i| tile.row(i).wrapping_add(start).cast_const()));
+    }
+
+    /// Multiplies rows of a tile, which `worker.left_rows` names, with the weight of these classes: see
+    /// [`multiply_gradient`](Self::multiply_gradient).
+    ///
+    /// # Safety
+    /// The tile's rows hold the classes; `out` has room for a row for each.
+    pub unsafe fn multiply_weight(
+        &self,
+        worker: &mut Worker,
+        classes: Range<usize>,
+        features: Range<usize>,
+        adds: bool,
+    ) {
+        let rows = std::mem::take(&mut worker.left_rows);
+        let (left, weight) = (Left::Rows(&rows), &self.linear.weight);
+        let packed = |i: usize, feature: usize| {
+            Self::features_of(weight, classes.start + i, feature).cast_const()
+        };
+        // SAFETY: this function's own # Safety; the weight covers the classes (validation).
+        unsafe { self.multiply_gradient(worker, left, classes.len(), features, packed, adds) };
+        worker.left_rows = rows;
+    }
+
+    /// Multiplies the columns of a tile, which holds these classes, with the hidden states of the records' rows, in
+    /// chains of [`DEPTH`] rows: see [`multiply_gradient`](Self::multiply_gradient). Rows without a gradient take part
+    /// as zeros, whatever their hidden states hold.
+    ///
+    /// # Safety
+    /// The tile has the records' rows and the classes; `out` has room for a row for each class.
+    pub unsafe fn multiply_hidden(
+        &self,
+        worker: &mut Worker,
+        tile: &Tile,
+        records: &[RowRecord],
+        classes: Range<usize>,
+        mut adds: bool,
+    ) {
+        let (hidden, zeros) = (&self.linear.hidden, worker.zeros.start().cast_const());
+        for first in (0..records.len()).step_by(DEPTH) {
+            let steps = &records[first..records.len().min(first + DEPTH)];
+            let left = Left::Columns {
+                first: tile.row(first).wrapping_add(classes.start * self.lane),
+                pitch: tile.pitch / self.lane,
+                rows: classes.len(),
+            };
+            let packed = |i: usize, feature: usize| match steps[i].has_gradient() {
+                true => Self::features_of(hidden, steps[i].row, feature).cast_const(),
+                false => zeros,
+            };
+            let features = 0..self.linear.features;
+            // SAFETY: the tile has the steps' rows, and the hidden states cover them (validation); there are zeros for
+            // a vocabulary block of columns.
+            unsafe { self.multiply_gradient(worker, left, steps.len(), features, packed, adds) };
+            adds = true;
+        }
+    }
+
+    /// Where the rows of a gradient are added up: in its own memory, or in the worker's buffer if that has another
+    /// type than the lanes.
+    pub fn is_direct(&self, gradient: &LinearGradient) -> bool {
+        gradient.view.dtype == self.call.plan.logits.dtype
+    }
+
+    /// Sets `worker.out` to the rows of a gradient, or of its sums.
+    pub fn place_out(
+        &self,
+        worker: &mut Worker,
+        gradient: &LinearGradient,
+        sums: *mut u8,
+        rows: impl Iterator<Item = usize>,
+    ) {
+        let pitch = self.linear.features * self.lane;
+        worker.out.clear();
+        if self.is_direct(gradient) {
+            worker.out.extend(rows.map(|row| Self::features_of(&gradient.view, row, 0)));
+        } else {
+            worker.out.extend(rows.enumerate().map(|(i, _)| sums.wrapping_add(i * pitch)));
+        }
+    }
+
+    /// Rounds the sums of some features of rows to the type of their gradient, unless they are in its own memory.
+    ///
+    /// # Safety
+    /// The memory at `sums` holds the sums of the rows, and no other thread accesses these features of the gradient.
+    pub unsafe fn round_out(
+        &self,
+        gradient: &LinearGradient,
+        sums: *const u8,
+        rows: impl Iterator<Item = usize>,
+        features: Range<usize>,
+    ) {
+        if self.is_direct(gradient) {
+            return;
+        }
+        for (i, row) in rows.enumerate() {
+            let from = sums.wrapping_add(i * self.linear.features * self.lane);
+            if gradient.view.dtype == self.linear.hidden.dtype && !gradient.accumulate {
+                let from = from.wrapping_add(features.start * self.lane);
+                let to = Self::features_of(&gradient.view, row, features.start);
+                // SAFETY: the sums are there (# Safety), and the gradient covers the row (validation), this
+                // thread's alone; the processor has the set of the kernels.
+                unsafe { (self.k.narrow)(from, features.len(), to) };
+                continue;
+            }
+            for feature in features.clone() {
+                // SAFETY: the sums are there (# Safety).
+                let sum = unsafe { self.lane_at(from, feature) };
+                // SAFETY: the gradient covers the row (validation), this thread's alone (# Safety).
+                unsafe { add(gradient, Position { row, inner: 0 }, feature, sum) };
+            }
+        }
+    }
+
+    /// # Safety
+    /// There are more than `i` lanes at `from`.
+    #[inline(always)]
+    pub unsafe fn lane_at(&self, from: *const u8, i: usize) -> f64 {
+        // SAFETY: lanes of the type that has their size (# Safety).
+        unsafe {
+            if self.lane == size_of::<f32>() {
+                f64::from(*from.cast::<f32>().add(i))
+            } else {
+                *from.cast::<f64>().add(i)
+            }
+        }
+    }
+}
+
+/// Writes an element of a gradient, or adds to it.
+///
+/// # Safety
+/// The gradient covers the element, and no other thread accesses it.
+#[inline(always)]
+pub unsafe fn add(gradient: &LinearGradient, at: Position, index: usize, value: f64) {
+    let LinearGradient { view, accumulate } = gradient;
+    // SAFETY: this function's own # Safety.
+    unsafe {
+        let value = if *accumulate { view.real(at, index) + value } else { value };
+        view.set_real(at, index, value);
+    }
+}
+
+/// Sets the gradient of a row's hidden state to 0, unless it is accumulated.
+///
+/// # Safety
+/// The row is the plan's, and no other thread accesses it.
+pub unsafe fn clear_hidden_gradient(linear: &Linear, row: usize) {
+    if let Some(LinearGradient { view, accumulate: false }) = &linear.hidden_gradient {
+        // SAFETY: the gradient covers the row (validation), which is this thread's alone (# Safety).
+        unsafe { view.fill_row(Position { row, inner: 0 }, linear.features, 0.0) };
+    }
+}
