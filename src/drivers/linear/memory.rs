@@ -15,7 +15,8 @@ use std::sync::{Mutex, PoisonError};
 fn reserved_bytes<T>(len: usize) -> usize {
     let bytes = len.saturating_mul(size_of::<T>());
     // Whole elements.
-    if len == 0 { 0 } else { bytes.max(UNRESERVED).next_multiple_of(size_of::<T>()) }
+    let whole = bytes.max(UNRESERVED).checked_next_multiple_of(size_of::<T>());
+    if len == 0 { 0 } else { whole.unwrap_or(usize::MAX) }
 }
 
 /// An empty vector with room for `len` elements.
@@ -200,7 +201,7 @@ impl Sizes {
     fn sums_bytes(&self, rows: usize) -> usize {
         let hidden = if self.has_hidden_sums { rows } else { 0 };
         let weight = if self.has_weight_sums { VOCABULARY_BLOCK } else { 0 };
-        hidden.max(weight) * self.features * self.lane
+        hidden.max(weight).saturating_mul(self.features * self.lane)
     }
 
     /// Bytes that a thread works in.
@@ -210,7 +211,6 @@ impl Sizes {
         let blocks = Memory::bytes(tile_rows * VOCABULARY_PITCH * self.lane)
             + Memory::bytes(DEPTH * VOCABULARY_BLOCK * self.lane)
             + Memory::bytes(self.left_bytes(tile_rows))
-            + Memory::bytes(needs.sums)
             + Memory::bytes(ZERO_BYTES);
         let states = reserved_bytes::<RowGroup>(groups)
             + reserved_bytes::<RowGroupExtras>(groups)
@@ -219,7 +219,7 @@ impl Sizes {
             + reserved_bytes::<Shift>(rows)
             + reserved_bytes::<ArgMax>(rows);
         let addresses = 4 * reserved_bytes::<usize>(tile_rows.max(VOCABULARY_BLOCK));
-        blocks + states + addresses
+        Memory::bytes(needs.sums).saturating_add(blocks + states + addresses)
     }
 
     /// Decides how rows are divided among threads, within the workspace.
@@ -236,16 +236,16 @@ impl Sizes {
         let mut needs = Needs { block_rows, weight_rows, chunk_rows: 0, threads, sums };
         let workspace = self.workspace;
         if workspace > 0 {
-            let records = self.rows.saturating_mul(self.record) + self.record;
+            let records = self.rows.saturating_add(1).saturating_mul(self.record);
             let fixed = reserved_bytes::<usize>(self.rows)
-                + records.max(UNRESERVED + self.record)
-                + reserved_bytes::<Worker>(threads);
+                .saturating_add(records.max(UNRESERVED + self.record))
+                .saturating_add(reserved_bytes::<Worker>(threads));
             let each = self.worker_bytes(&needs);
             let affordable = workspace.saturating_sub(fixed) / each;
             if affordable == 0 {
                 return Err(Error::Param(format!(
                     "workspace = {workspace} is less than the {} bytes that this call needs",
-                    fixed + each
+                    fixed.saturating_add(each)
                 )));
             }
             needs.threads = threads.min(affordable);
