@@ -159,7 +159,9 @@ unsafe fn some_rows<S: Simd, const M: usize, const V: usize>(
 ) {
     let mut to = [std::ptr::null_mut::<S::Real>(); M];
     for (i, to) in to.iter_mut().enumerate() {
-        *to = out[row + i].cast::<S::Real>().wrapping_add(column);
+        // SAFETY: `out` has an address for each row (# Safety).
+        let start = unsafe { *out.as_ptr().add(row + i) };
+        *to = start.cast::<S::Real>().wrapping_add(column);
     }
     let columns = product.columns - column;
     let (depth, adds) = (product.depth, product.adds);
@@ -167,7 +169,8 @@ unsafe fn some_rows<S: Simd, const M: usize, const V: usize>(
         Left::Rows(rows) => {
             let mut left = [std::ptr::null::<S::Real>(); M];
             for (i, left) in left.iter_mut().enumerate() {
-                *left = rows[row + i].cast();
+                // SAFETY: there are the rows `row..row + M` (# Safety).
+                *left = unsafe { *rows.as_ptr().add(row + i) }.cast();
             }
             // SAFETY: this function's own # Safety.
             unsafe { chains::<S, _, M, V>(s, RowElements(left), packed, depth, &to, columns, adds) }

@@ -62,30 +62,24 @@ pub unsafe fn columns<S: Simd, E: Element<S>>(s: S, rows: &[*const u8], depth: u
     for first in (0..panels * width).step_by(S::LANES) {
         let to = to.cast::<S::Real>().wrapping_add(first / width * depth * width + first % width);
         // Rows at equal distances are read where they lie, if whole groups of elements are.
-        let pitch = match rows.get(first..first + S::LANES) {
-            Some(rows) if E::NATIVE && depth.is_multiple_of(group) => equal_distances::<S>(rows),
+        let direct = match rows.get(first..first + S::LANES) {
+            Some(some) if E::NATIVE && depth.is_multiple_of(group) => {
+                equal_distances::<S>(some).zip(some.first())
+            }
             _ => None,
         };
-        if let Some(pitch) = pitch {
+        if let Some((pitch, start)) = direct {
             // SAFETY: the rows are `pitch` apart, and each has `depth` elements of the lanes' type (# Safety), which
             // come in whole groups; `to` has room for them.
-            unsafe { transpose(s, rows[first].cast(), pitch, depth, to) };
+            unsafe { transpose(s, start.cast(), pitch, depth, to) };
             continue;
         }
         for lane in 0..S::LANES {
-            // SAFETY: the buffer has LANES rows of PITCH elements.
-            let to = unsafe { buffer.add(lane * PITCH) };
-            match rows.get(first + lane) {
-                // SAFETY: the row has `depth` elements (# Safety), and the buffer's has room for them in whole
-                // registers, since PITCH exceeds DEPTH by a register.
-                Some(row) => unsafe { widen::<S, E>(s, row.cast(), depth, to) },
-                // A column that no row fills.
-                None => {
-                    for i in (0..depth).step_by(S::LANES) {
-                        // SAFETY: as for a row.
-                        unsafe { s.store(to.add(i), s.splat(S::Real::ZERO)) };
-                    }
-                }
+            // A column that no row fills is another's: nobody reads its sums.
+            if let Some(row) = rows.get(first + lane).or(rows.first()) {
+                // SAFETY: the row has `depth` elements (# Safety). The buffer has LANES rows of PITCH elements, room for
+                // `depth` in whole registers, since PITCH exceeds DEPTH by a register.
+                unsafe { widen::<S, E>(s, row.cast(), depth, buffer.add(lane * PITCH)) };
             }
         }
         // SAFETY: the rows of the buffer are PITCH apart and reach past `depth` by a register; `to` has room for the
