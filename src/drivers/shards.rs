@@ -162,7 +162,7 @@ pub unsafe fn finish(shape: &Shape, loss: &Loss, shard: &Shard, team: &Team) -> 
     let task = |rows: Range<usize>| {
         let mut totals = Totals::ZERO;
         for index in rows {
-            // SAFETY: the row is the shape's, and in one task.
+            // SAFETY: `Work::rows` counts the distributions of the shape, and `for_tasks` gives each to one task.
             unsafe { finish_row(loss, shard, shape.position(index), &mut totals) };
         }
         totals

@@ -179,7 +179,8 @@ pub(crate) unsafe fn validate(
     // vocabulary, in the caller's memory, which is valid for the call (# Safety).
     let denominators = unsafe { scan(&kernels, &whole, &mut loss, problem, team)? };
     if let Some(place) = shard {
-        // SAFETY: as before; `check_vocabulary` checked that the shard's classes are among those of the vocabulary.
+        // SAFETY: `check_memory` checked that the views cover the problem's shape, and `check_vocabulary` that the
+        // shard's classes are among those of the vocabulary.
         unsafe { place.attach(all, states, &shape, &mut loss, request.is_some()) };
     }
     // The logits and their gradient are never stored.

@@ -93,7 +93,8 @@ impl Job<'_> {
         };
         let has_bias = self.linear.bias_gradient.is_some();
         if has_bias {
-            // SAFETY: there is a sum for each class, and no other thread is at work.
+            // SAFETY: `Sizes::chunk_bytes` counts a sum for each class if there is a gradient of the bias. No task has
+            // begun.
             unsafe { sums.bias.write_bytes(0, classes) };
         }
         let tile = chunk.tile();
@@ -104,14 +105,16 @@ impl Job<'_> {
                 let classes = self.block(block);
                 let class = |i: usize| classes.start + i;
                 let rows = rows.iter().copied();
-                // SAFETY: the chunk has room for its rows and all classes, and each class is in one block.
+                // SAFETY: `Sizes::chunk_bytes` counts all classes of a chunk's rows, which are the plan's (# Safety).
+                // `for_each` gives each block of classes to one task.
                 workers.with(|worker| unsafe {
                     self.logits(worker, &tile, classes.start, rows, classes.len(), class);
                 });
             });
             for_rows(team, rows, ROWS, elements, records, |range, records| {
                 let tile = Tile { zero: tile.row(range.start), ..tile };
-                // SAFETY: the chunk has the logits of the rows, each of which is in one group.
+                // SAFETY: the tasks above have made the logits of all classes, of rows that are the plan's (# Safety).
+                // `for_rows` gives each group to one task.
                 workers.with(|worker| unsafe {
                     self.group(worker, &tile, &rows[range], records);
                 });
@@ -127,8 +130,9 @@ impl Job<'_> {
             };
             for_each(team, features + blocks, elements, |index| {
                 let sums = &sums;
-                // SAFETY: the chunk has the gradient of its rows and all classes. Each block of features, and each
-                // block of classes, is in one task.
+                // SAFETY: `group` has left the gradient of all classes, of every row of the chunk, and
+                // `Sizes::chunk_bytes` counts the sums. `for_each` gives each block of features, and each block of
+                // classes, to one task.
                 workers.with(|worker| unsafe {
                     if index < features {
                         let first = index * VOCABULARY_BLOCK;
@@ -150,7 +154,8 @@ impl Job<'_> {
         }
         for classes in self.blocks() {
             let own = sums.weight.wrapping_add(classes.start * self.linear.features * self.lane);
-            // SAFETY: the sums are those of all rows, and no other thread is at work.
+            // SAFETY: the loop above has added all rows to the sums, and its tasks have ended; the gradients are this
+            // call's alone (# Safety).
             unsafe {
                 let bias: &[f64] = if has_bias { sums.bias(&classes) } else { &[] };
                 self.finish_classes(classes, own, bias, adds);
@@ -211,12 +216,12 @@ impl Job<'_> {
         for classes in self.blocks() {
             self.tile_rows(worker, tile, classes.start, rows.clone());
             self.place_out(worker, gradient, sums, rows.clone().map(|i| records[i].row));
-            // SAFETY: the tile has the rows and classes (# Safety), and `out` the rows.
+            // SAFETY: the tile has the rows and classes (# Safety); `place_out` has found a place for each row.
             unsafe { self.multiply_weight(worker, classes, features.clone(), adds) };
             adds = true;
         }
         let rows = rows.map(|i| records[i].row);
-        // SAFETY: the sums are complete, and the features are this thread's (# Safety).
+        // SAFETY: the loop above has added all classes to the sums; the features are this thread's (# Safety).
         unsafe { self.round_out(gradient, sums, rows, features) };
     }
 }

@@ -62,7 +62,7 @@ impl Job<'_> {
         let sums = worker.sums.start();
         self.place_out(worker, gradient, sums, rows.iter().copied());
         let adds = classes.start > 0;
-        // SAFETY: the tile holds the rows and classes; `out` has the rows.
+        // SAFETY: the tile holds the rows and classes (# Safety); `place_out` has found a place for each row.
         unsafe { self.multiply_weight(worker, classes, 0..self.linear.features, adds) };
     }
 
@@ -108,7 +108,7 @@ impl Job<'_> {
             if stored {
                 state.exps.push(&ExpSum::new(shift, sums.sum, 0.0), call.l);
             } else {
-                // SAFETY: the sum has stored into this chunk.
+                // SAFETY: `sum_stored` above has filled the backup of this chunk, of the same memory.
                 unsafe { (call.k.native.restore)(&chunk) };
             }
         }
@@ -211,7 +211,7 @@ impl Job<'_> {
                     unsafe { self.linear.weight.read_row(class, first, &mut weight[..len]) };
                 }
                 for (feature, w) in (first..).zip(&weight[..len]) {
-                    // SAFETY: the row has a sum for each feature.
+                    // SAFETY: `multiply_exps` has left a sum for each feature (# Safety).
                     let sum = unsafe { self.lane_at(sums, feature) };
                     let of_sums = if factor == 0.0 { 0.0 } else { sum * factor };
                     // SAFETY: the gradient covers the row (validation), this thread's alone (# Safety).

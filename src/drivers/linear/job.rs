@@ -132,7 +132,7 @@ pub fn for_rows(
     for_each(team, rows.len().div_ceil(len), elements, |index| {
         let range = index * len..rows.len().min((index + 1) * len);
         let shared = &shared;
-        // SAFETY: there are as many records as rows, and each range is in one task.
+        // SAFETY: there are as many records as rows (asserted above), and `for_each` gives each range to one task.
         let records =
             unsafe { std::slice::from_raw_parts_mut(shared.0.add(range.start), range.len()) };
         task(range, records);
@@ -272,7 +272,7 @@ impl Job<'_> {
             }
         }
         for row in others {
-            // SAFETY: two rows of the tile, which do not overlap.
+            // SAFETY: the tile has room for both rows (# Safety), which are a pitch apart, no less than the classes take.
             unsafe { std::ptr::copy_nonoverlapping(*first, *row, classes * self.lane) };
         }
     }
@@ -314,7 +314,7 @@ impl Job<'_> {
     /// Turns a block of logits into their gradient, in place.
     ///
     /// # Safety
-    /// The tile holds the logits of the records' rows and of these classes.
+    /// The tile holds the logits of the records' rows and of these classes; no other thread accesses them.
     pub unsafe fn gradient(&self, tile: &Tile, records: &[RowRecord], classes: Range<usize>) {
         for (i, record) in records.iter().enumerate() {
             let place = self.placed(tile, i, record.row);
@@ -345,13 +345,13 @@ impl Job<'_> {
                     // SAFETY: the tile holds the classes of the row (# Safety), this thread's alone.
                     unsafe { self.fill(tile, classes.len(), value) };
                 }
-                // SAFETY: as before.
+                // SAFETY: the tile holds the classes of the row (# Safety), this thread's alone.
                 GradientAction::Entry | GradientAction::Nothing => unsafe {
                     self.fill(tile, classes.len(), 0.0);
                 },
             }
             if let Some(class) = record.excluded.filter(|class| classes.contains(class)) {
-                // SAFETY: the tile holds the class of the row, this thread's alone.
+                // SAFETY: the tile holds the class of the row, one of these classes (# Safety), this thread's alone.
                 unsafe { self.fill(place.g.wrapping_add(class * self.lane), 1, record.entry) };
             }
         }

@@ -32,7 +32,13 @@ pub fn reserve<T>(len: usize) -> Result<Vec<T>, Error> {
 /// Bytes of a cache line that may hold nothing yet.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line(#[allow(dead_code, reason = "raw memory")] MaybeUninit<[u8; 64]>);
+struct Line(
+    #[allow(
+        dead_code,
+        reason = "gives a line its size; `Memory::start` is the way to what is in it"
+    )]
+    MaybeUninit<[u8; 64]>,
+);
 
 /// Memory that holds nothing yet, aligned to a cache line.
 pub struct Memory(Vec<Line>);
@@ -118,7 +124,7 @@ impl Worker {
         let most = tile_rows.max(VOCABULARY_BLOCK);
         let groups = rows.div_ceil(ROWS);
         let zeros = Memory::new(ZERO_BYTES)?;
-        // SAFETY: the memory has so many bytes.
+        // SAFETY: `Memory::new` above took so many bytes, and nobody else has their address yet.
         unsafe { zeros.start().write_bytes(0, ZERO_BYTES) };
         Ok(Worker {
             zeros,

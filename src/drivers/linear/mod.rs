@@ -64,11 +64,13 @@ pub unsafe fn run(
     // Nothing has been written yet, and nothing below can fail.
 
     match &chunk {
-        // SAFETY: the rows are the plan's, each with a record, and no other thread is at work.
+        // SAFETY: `kept` are rows of the plan, and `records` was made as long. No task has begun, and the gradients are
+        // the call's alone (validation refuses outputs that overlap).
         Some(chunk) => unsafe { job.chunks(chunk, &workers, &team, &kept, &mut records) },
         None => {
             let task = |range: Range<usize>, records: &mut [RowRecord]| {
-                // SAFETY: each row is in one block, and so are its record, results and gradient.
+                // SAFETY: `kept` are rows of the plan. `for_rows` gives each block of at most `block_rows`, and its
+                // records, to one task.
                 workers.with(|worker| unsafe { job.rows(worker, &kept[range], records) });
             };
             for_rows(&team, &kept, job.block_rows, job.elements(kept.len()), &mut records, task);
@@ -81,12 +83,13 @@ pub unsafe fn run(
         totals.z_loss.add(record.z_loss);
         totals.correct += u64::from(record.is_correct);
     }
-    // SAFETY: the rows that no block has are the plan's, and no other thread is at work.
+    // SAFETY: `kept` are rows of the plan in their order, so those between them are too. The tasks have ended.
     unsafe { job.clear_left_out(&kept) };
     if chunk.is_none() && (linear.weight_gradient.is_some() || linear.bias_gradient.is_some()) {
         records.retain(RowRecord::has_gradient);
         let task = |classes: Range<usize>| {
-            // SAFETY: each class is in one block, and so is its gradient.
+            // SAFETY: `retain` has left the records that have a gradient, of all rows. `for_each` gives each block of
+            // classes to one task.
             workers.with(|worker| unsafe { job.classes(worker, &records, classes) });
         };
         for_each(&team, job.blocks().len(), job.elements(kept.len()), |block| {
@@ -207,7 +210,8 @@ impl Job<'_> {
         for classes in self.blocks() {
             let (first, tile) = (classes.start, self.tile(worker, classes.start));
             let rows = records.iter().map(|record| record.row);
-            // SAFETY: the rows and classes are the plan's, and the tile has room for them; `out` has the rows.
+            // SAFETY: the records' rows are the plan's (# Safety), and so are the classes of `blocks`. A worker's tile has
+            // room for `block_rows` rows of a block (`Worker::new`); `place_out` has found a place for each row.
             unsafe {
                 self.logits(worker, &tile, first, rows.clone(), classes.len(), |i| first + i);
                 self.gradient(&tile, records, classes.clone());
@@ -218,7 +222,7 @@ impl Job<'_> {
             adds = true;
         }
         let rows = records.iter().map(|record| record.row);
-        // SAFETY: the sums are complete, and the rows are this thread's (# Safety).
+        // SAFETY: the loop above has added all classes to the sums; the rows are this thread's (# Safety).
         unsafe { self.round_out(gradient, sums, rows, 0..self.linear.features) };
     }
 }

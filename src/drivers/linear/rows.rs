@@ -130,7 +130,7 @@ impl Job<'_> {
             for i in 0..rows.len() {
                 let inputs = &mut worker.groups[(start + i) / ROWS].inputs;
                 if inputs.class((start + i) % ROWS).is_some() {
-                    // SAFETY: the tile holds a block of as many classes as rows.
+                    // SAFETY: `logits` above has made as many classes as there are rows, this one on the diagonal.
                     inputs.x_y[(start + i) % ROWS] = unsafe { self.lane_at(tile.row(i), i) };
                 }
             }
@@ -140,7 +140,7 @@ impl Job<'_> {
     /// Adds a block of logits, in a tile, to the state of row `i` of the row block.
     ///
     /// # Safety
-    /// The tile holds these classes of the row.
+    /// The tile holds these classes of the row, which is the plan's; no other thread accesses them.
     pub unsafe fn reduce(
         &self,
         worker: &mut Worker,
@@ -166,14 +166,14 @@ impl Job<'_> {
             return;
         }
         // The largest of this block, for as long as it is the largest of the row.
-        // SAFETY: as before.
+        // SAFETY: the tile holds the classes (# Safety); the processor has the set of the kernels.
         let mut found = unsafe {
             let x = place.x.wrapping_add(classes.start * self.lane);
             (call.k.native.argmax)(x, classes.len())
         };
         found.class += classes.start;
         reduction.excluded = Some(found.class);
-        // SAFETY: as before.
+        // SAFETY: the tile holds the classes (# Safety), this thread's alone.
         unsafe { segment::reduce_classes(call, &place, classes.clone(), reduction, None, state) };
         if classes.start == 0 {
             worker.largest[i] = found;
@@ -182,7 +182,7 @@ impl Job<'_> {
         let before = worker.largest[i];
         worker.largest[i].push(found);
         let other = if worker.largest[i].class == before.class { found } else { before };
-        // SAFETY: the row and the class are the plan's.
+        // SAFETY: the row is the plan's (# Safety), and so is a class that was the largest of a block of its logits.
         unsafe { self.include(place.at, other, reduction.center, state) };
     }
 

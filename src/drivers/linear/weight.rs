@@ -22,7 +22,8 @@ impl Job<'_> {
         let tile = self.tile(worker, classes.start);
         for records in records.chunks(self.weight_rows) {
             let rows = records.iter().map(|record| record.row);
-            // SAFETY: the rows and classes are the plan's, no more than the tile has room for.
+            // SAFETY: the records are of rows of the plan (# Safety), and the classes are a block's. A worker's tile has
+            // room for `weight_rows` rows of a block, and its sums for the gradient of one (`Worker::new`).
             unsafe {
                 self.logits(worker, &tile, classes.start, rows, classes.len(), |i| {
                     classes.start + i
@@ -34,7 +35,7 @@ impl Job<'_> {
             adds = true;
         }
         let sums = worker.sums.start();
-        // SAFETY: the sums are those of all records; the classes are this thread's (# Safety).
+        // SAFETY: the loop above has added all records; the classes are this thread's (# Safety).
         unsafe { self.finish_classes(classes, sums, &bias, adds) };
     }
 
@@ -83,7 +84,7 @@ impl Job<'_> {
         let features = self.linear.features;
         if let Some(weight) = &self.linear.weight_gradient {
             if has_sums {
-                // SAFETY: the sums are complete (# Safety), and the classes are this thread's.
+                // SAFETY: the sums are complete, and the classes are this thread's (# Safety).
                 unsafe { self.round_out(weight, sums, classes.clone(), 0..features) };
             } else if !weight.accumulate {
                 for class in classes.clone() {
