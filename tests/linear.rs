@@ -1,7 +1,7 @@
 //! Linear layers whose logits are never stored, against the oracle on logits in f64: losses and results, gradients,
 //! ignored rows, options, bits, errors.
 
-use common::operand::{Dtype, FLOATS, Operand, Placed};
+use common::operand::{Dtype, FLOATS, Operand, Placed, PlacedFactors};
 use common::random::Rng;
 use common::reference::{Case, Outcome, Targets, evaluate};
 use common::{INF, Reduction, is_sampled, isas, some};
@@ -131,6 +131,29 @@ impl Layer {
         [hidden, weight, bias]
     }
 
+    fn factors(&self) -> PlacedFactors {
+        PlacedFactors::new([
+            &self.class_weights,
+            &self.row_weights,
+            &self.row_mask,
+            &self.grad_output,
+        ])
+    }
+
+    /// A builder that has the options, for a number of classes.
+    fn call<'a>(&self, classes: usize, factors: &'a PlacedFactors) -> CrossEntropy<'a> {
+        let case = &self.case;
+        let call = CrossEntropy::new(self.sizes()[0], classes)
+            .ignore_index(case.ignore_index)
+            .label_smoothing(case.label_smoothing)
+            .z_loss(case.z_loss)
+            .softcap(case.softcap)
+            .logit_scale(case.logit_scale)
+            .grad_scale(case.grad_scale)
+            .reduction(self.reduction());
+        factors.of(call)
+    }
+
     fn run(&self, pass: Pass, isa: Isa, threads: u32) -> Answer {
         self.try_run(pass, isa, threads, None).expect("a valid call")
     }
@@ -146,33 +169,11 @@ impl Layer {
         let place = |operand: &Option<Operand>| operand.as_ref().map(Operand::place);
         let (hidden, weight) = (self.hidden.place(), self.weight.place());
         let (bias, targets) = (place(&self.bias), self.targets.place());
-        let (class_weights, row_weights) = (place(&self.class_weights), place(&self.row_weights));
-        let (row_mask, grad_output) = (place(&self.row_mask), place(&self.grad_output));
+        let factors = self.factors();
         let case = &self.case;
-        let mut call = CrossEntropy::new(rows, classes)
-            .isa(isa)
-            .threads(threads)
-            .ignore_index(case.ignore_index)
-            .label_smoothing(case.label_smoothing)
-            .z_loss(case.z_loss)
-            .softcap(case.softcap)
-            .logit_scale(case.logit_scale)
-            .grad_scale(case.grad_scale)
-            .reduction(self.reduction());
+        let mut call = self.call(classes, &factors).isa(isa).threads(threads);
         if let Some(pool) = pool {
             call = call.pool(pool);
-        }
-        if let Some(weights) = &class_weights {
-            call = call.class_weights(weights.input());
-        }
-        if let Some(weights) = &row_weights {
-            call = call.row_weights(weights.input());
-        }
-        if let Some(mask) = &row_mask {
-            call = call.row_mask(mask.input());
-        }
-        if let Some(grad_output) = &grad_output {
-            call = call.grad_output(grad_output.input());
         }
         let mut linear = Linear::new(call, features)
             .workspace(self.workspace)
@@ -701,9 +702,7 @@ impl Layer {
         let what = &format!("{what} on {}", isa.name());
         let [rows, classes, features] = self.sizes();
         let (hidden, case) = (self.hidden.place(), &self.case);
-        let place = |operand: &Option<Operand>| operand.as_ref().map(Operand::place);
-        let (class_weights, row_weights) = (place(&self.class_weights), place(&self.row_weights));
-        let (row_mask, grad_output) = (place(&self.row_mask), place(&self.grad_output));
+        let factors = self.factors();
         let has_probabilities = matches!(case.targets, Targets::Probabilities(_));
         let mut merged = vec![Partial::EMPTY; rows];
         let mut parts = vec![0.0; rows * features];
@@ -712,27 +711,7 @@ impl Layer {
         for backward in [false, true] {
             for cut in cuts.windows(2) {
                 let own = cut[0]..cut[1];
-                let mut call = CrossEntropy::new(rows, own.len())
-                    .isa(isa)
-                    .ignore_index(case.ignore_index)
-                    .label_smoothing(case.label_smoothing)
-                    .z_loss(case.z_loss)
-                    .softcap(case.softcap)
-                    .logit_scale(case.logit_scale)
-                    .grad_scale(case.grad_scale)
-                    .reduction(self.reduction());
-                if let Some(weights) = &class_weights {
-                    call = call.class_weights(weights.input());
-                }
-                if let Some(weights) = &row_weights {
-                    call = call.row_weights(weights.input());
-                }
-                if let Some(mask) = &row_mask {
-                    call = call.row_mask(mask.input());
-                }
-                if let Some(grad_output) = &grad_output {
-                    call = call.grad_output(grad_output.input());
-                }
+                let call = self.call(own.len(), &factors).isa(isa);
                 let weight = Layer::own(&self.weight, 0, &own).place();
                 let bias = self.bias.as_ref().map(|bias| Layer::own(bias, 1, &own).place());
                 let targets = match has_probabilities {
@@ -774,10 +753,10 @@ impl Layer {
             .z_loss(case.z_loss)
             .label_smoothing(case.label_smoothing)
             .reduction(Reduction::None);
-        if let Some(weights) = &row_weights {
+        if let Some(weights) = &factors.row_weights {
             call = call.row_weights(weights.input());
         }
-        if let Some(mask) = &row_mask {
+        if let Some(mask) = &factors.row_mask {
             call = call.row_mask(mask.input());
         }
         call.partial_finish(whole.input(), classes, &merged, results).expect(what);

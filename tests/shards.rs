@@ -78,43 +78,8 @@ impl Split {
 
     /// Calls with a builder that has the task's options, for a number of classes.
     fn call<T>(&self, classes: usize, how: &How, f: impl FnOnce(CrossEntropy) -> T) -> T {
-        let task = &self.task;
-        let place = |operand: &Option<Operand>| operand.as_ref().map(Operand::place);
-        let class_weights = place(&task.class_weights);
-        let row_weights = place(&task.row_weights);
-        let row_mask = place(&task.row_mask);
-        let grad_output = place(&task.grad_output);
-        let mut call = CrossEntropy::new(task.rows, classes)
-            .inner(task.inner)
-            .ignore_index(task.ignore_index)
-            .label_smoothing(task.label_smoothing)
-            .z_loss(task.z_loss)
-            .softcap(task.softcap)
-            .logit_scale(task.logit_scale)
-            .reduction(task.reduction)
-            .normalizer(task.normalizer)
-            .z_normalizer(task.z_normalizer)
-            .empty_is_zero(task.empty_is_zero)
-            .accumulate(task.accumulate)
-            .grad_scale(task.grad_scale)
-            .isa(how.isa)
-            .threads(how.threads);
-        if let Some(pool) = how.pool {
-            call = call.pool(pool);
-        }
-        if let Some(weights) = &class_weights {
-            call = call.class_weights(weights.input());
-        }
-        if let Some(weights) = &row_weights {
-            call = call.row_weights(weights.input());
-        }
-        if let Some(mask) = &row_mask {
-            call = call.row_mask(mask.input());
-        }
-        if let Some(grad) = &grad_output {
-            call = call.grad_output(grad.input());
-        }
-        f(call)
+        let factors = self.task.factors();
+        f(self.task.builder(classes, &factors, how))
     }
 
     /// The targets that the call over a shard gets.

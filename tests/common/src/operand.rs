@@ -3,7 +3,7 @@
 use crate::Element;
 use crate::random::Rng;
 use xent::half::{bf16, f16};
-use xent::{Input, Output};
+use xent::{CrossEntropy, Input, Output};
 
 /// The dtype of an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -418,5 +418,39 @@ impl Placed {
             places.iter().map(read).collect()
         }
         with!(&self.memory, cells => elements(&cells[start..], &self.places, self.hold, what))
+    }
+}
+
+/// What the losses of rows are multiplied by, placed in memory.
+pub struct PlacedFactors {
+    pub class_weights: Option<Placed>,
+    pub row_weights: Option<Placed>,
+    pub row_mask: Option<Placed>,
+    pub grad_output: Option<Placed>,
+}
+
+impl PlacedFactors {
+    /// Places the operands that there are, in the order of the fields.
+    pub fn new(operands: [&Option<Operand>; 4]) -> PlacedFactors {
+        let [class_weights, row_weights, row_mask, grad_output] =
+            operands.map(|operand| operand.as_ref().map(Operand::place));
+        PlacedFactors { class_weights, row_weights, row_mask, grad_output }
+    }
+
+    /// The call with these operands.
+    pub fn of<'a>(&'a self, mut call: CrossEntropy<'a>) -> CrossEntropy<'a> {
+        if let Some(weights) = &self.class_weights {
+            call = call.class_weights(weights.input());
+        }
+        if let Some(weights) = &self.row_weights {
+            call = call.row_weights(weights.input());
+        }
+        if let Some(mask) = &self.row_mask {
+            call = call.row_mask(mask.input());
+        }
+        if let Some(grad_output) = &self.grad_output {
+            call = call.grad_output(grad_output.input());
+        }
+        call
     }
 }

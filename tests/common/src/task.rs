@@ -2,7 +2,7 @@
 //!
 //! [`Problem`](crate::Problem) is the simpler kind: contiguous, f32, fewer options.
 
-use crate::operand::{Dtype, Operand};
+use crate::operand::{Dtype, Operand, PlacedFactors};
 use crate::random::Rng;
 use crate::reference::{self, Case};
 use crate::{Element, How, Reduction};
@@ -289,29 +289,24 @@ impl Task {
         all
     }
 
-    /// Makes the call. Every output is poisoned before it and checked after it.
-    #[track_caller]
-    pub fn run(&self, call: Call<'_>, how: &How<'_>) -> Answer {
-        self.try_run(call, how).expect("a valid problem")
+    /// The operands that losses are multiplied by, placed in memory.
+    pub fn factors(&self) -> PlacedFactors {
+        PlacedFactors::new([
+            &self.class_weights,
+            &self.row_weights,
+            &self.row_mask,
+            &self.grad_output,
+        ])
     }
 
-    pub fn try_run(&self, call: Call<'_>, how: &How<'_>) -> Result<Answer, Error> {
-        let place = |operand: &Option<Operand>| operand.as_ref().map(Operand::place);
-        let class_weights = place(&self.class_weights);
-        let row_weights = place(&self.row_weights);
-        let row_mask = place(&self.row_mask);
-        let grad_output = place(&self.grad_output);
-        let targets = place(&self.targets);
-        let mut logits = self.logits.place();
-        let output = |operand: &Operand| {
-            if self.accumulate { operand.place() } else { operand.place_poisoned() }
-        };
-        let mut grad = match call {
-            Call::Targets(_) => output(&self.grad_targets),
-            _ => output(&self.grad),
-        };
-
-        let mut builder = CrossEntropy::new(self.rows, self.classes)
+    /// A builder that has the options, for a number of classes.
+    pub fn builder<'a>(
+        &self,
+        classes: usize,
+        factors: &'a PlacedFactors,
+        how: &How<'a>,
+    ) -> CrossEntropy<'a> {
+        let mut builder = CrossEntropy::new(self.rows, classes)
             .inner(self.inner)
             .ignore_index(self.ignore_index)
             .label_smoothing(self.label_smoothing)
@@ -330,18 +325,28 @@ impl Task {
         if let Some(pool) = how.pool {
             builder = builder.pool(pool);
         }
-        if let Some(weights) = &class_weights {
-            builder = builder.class_weights(weights.input());
-        }
-        if let Some(weights) = &row_weights {
-            builder = builder.row_weights(weights.input());
-        }
-        if let Some(mask) = &row_mask {
-            builder = builder.row_mask(mask.input());
-        }
-        if let Some(grad) = &grad_output {
-            builder = builder.grad_output(grad.input());
-        }
+        factors.of(builder)
+    }
+
+    /// Makes the call. Every output is poisoned before it and checked after it.
+    #[track_caller]
+    pub fn run(&self, call: Call<'_>, how: &How<'_>) -> Answer {
+        self.try_run(call, how).expect("a valid problem")
+    }
+
+    pub fn try_run(&self, call: Call<'_>, how: &How<'_>) -> Result<Answer, Error> {
+        let factors = self.factors();
+        let targets = self.targets.as_ref().map(Operand::place);
+        let mut logits = self.logits.place();
+        let output = |operand: &Operand| {
+            if self.accumulate { operand.place() } else { operand.place_poisoned() }
+        };
+        let mut grad = match call {
+            Call::Targets(_) => output(&self.grad_targets),
+            _ => output(&self.grad),
+        };
+
+        let builder = self.builder(self.classes, &factors, how);
 
         let positions = self.positions();
         let is_evaluate = matches!(call, Call::Evaluate);
@@ -395,10 +400,10 @@ impl Task {
         }
 
         let inputs = [
-            (&class_weights, "class weights"),
-            (&row_weights, "row weights"),
-            (&row_mask, "row mask"),
-            (&grad_output, "grad_output"),
+            (&factors.class_weights, "class weights"),
+            (&factors.row_weights, "row weights"),
+            (&factors.row_mask, "row mask"),
+            (&factors.grad_output, "grad_output"),
             (&targets, "targets"),
         ];
         for (input, what) in inputs {
