@@ -805,6 +805,8 @@ struct linear_call {
     linear_call(const linear& from, std::size_t rows, std::size_t classes, const input& targets, const options& with,
                 const linear_grads& to, std::size_t total_classes)
         : call(input(), rows, classes, targets, with, total_classes) {
+        if (from.features == 0 && rows > 0)
+            fail(XENT_ERR_SHAPE, "linear.features is 0: set it to the number of columns of hidden and weight");
         layer.features = from.features;
         layer.hidden = resolve("hidden", from.hidden, rows, from.features, 1);
         layer.weight = resolve("weight", from.weight, classes, from.features, 1);

@@ -134,6 +134,8 @@ void errors() {
     data d;
     d.layer.features = features + 1;
     CHECK_THROWS(XENT_ERR_SHAPE, "hidden has 30 elements", xent::forward(d.layer, rows, classes, d.targets));
+    d.layer.features = 0;
+    CHECK_THROWS(XENT_ERR_SHAPE, "linear.features is 0", xent::forward(d.layer, rows, classes, d.targets));
     d.layer.features = features;
     d.layer.workspace = 1;
     CHECK_THROWS(XENT_ERR_PARAM, "workspace = 1", xent::forward(d.layer, rows, classes, d.targets));
