@@ -1072,19 +1072,8 @@ mod tests {
             let One { shift_logit, shift_exponent, sum, moment_sum, first_moment, x_y, .. } = *self;
             let One { lse, lse_rest, nll, p_target, one_minus_p, inverse_sum, entropy, .. } = *self;
             [
-                shift_logit,
-                shift_exponent,
-                sum,
-                moment_sum,
-                first_moment,
-                x_y,
-                lse,
-                lse_rest,
-                nll,
-                p_target,
-                one_minus_p,
-                inverse_sum,
-                entropy,
+                shift_logit, shift_exponent, sum, moment_sum, first_moment, x_y, lse, lse_rest,
+                nll, p_target, one_minus_p, inverse_sum, entropy,
             ]
         }
     }

@@ -21,15 +21,7 @@ pub const RECORD: &str = "docs/data/peers.csv";
 
 /// In the order in which they take their turns.
 const PEERS: [&str; 10] = [
-    "c",
-    "onednn",
-    "torch",
-    "torch-warm",
-    "torch-compile",
-    "jax",
-    "tensorflow",
-    "candle",
-    "burn",
+    "c", "onednn", "torch", "torch-warm", "torch-compile", "jax", "tensorflow", "candle", "burn",
     "xent",
 ];
 
