@@ -26,7 +26,8 @@ usage: cargo xtask <command>
   aarch64              run the tests on AArch64 under emulation
   accuracy             print ulps on every instruction set, beside PyTorch's
   bench [--large]      time the targets; bench grid: a grid of shapes beside plain C;
-                       bench peers: beside other libraries; bench pictures: draw them
+                       bench peers, bench linear: beside other libraries;
+                       bench pictures: draw them
   builds               find and link the installed library in every way, run a plain
                        x86-64 under emulation, and compare x86-64-v3's bits
   counted [--record]   count instructions with valgrind, against benches/counted.txt
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         ["aarch64"] => aarch64::run_tests(),
         ["accuracy"] => accuracy::table(),
         ["bench", "grid", options @ ..] => bench::grid(options),
+        ["bench", "linear", options @ ..] => peers::linear(options),
         ["bench", "peers", options @ ..] => peers::run(options),
         ["bench", "pictures"] => picture::draw(),
         ["bench", options @ ..] => bench::run(options),

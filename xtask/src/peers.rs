@@ -50,7 +50,7 @@ pub fn run(arguments: &[&str]) -> Result {
         ensure!(PEERS.contains(name), "no peer is called {name}; there are: {}", PEERS.join(", "));
     }
     let sh = shell()?;
-    let mut xent = Peer::start("xent", xent(&sh)?, threads)?;
+    let mut xent = Peer::start("xent", sh.cmd(xent(&sh, "xent")?), threads)?;
     println!("xent {}", xent.version);
     let mut peers = Vec::new();
     for name in only.into_iter().filter(|name| *name != "xent") {
@@ -305,12 +305,22 @@ impl Table {
     }
 }
 
-fn xent(sh: &Shell) -> Result<Cmd<'_>> {
+/// `cargo xtask bench linear [OPTION VALUE]...`: linear layers beside PyTorch's (peers/python/linear.py).
+pub fn linear(options: &[&str]) -> Result {
+    let (sh, trial) = (shell()?, !options.is_empty());
+    let (python, program) = (python(&sh)?, xent(&sh, "linear")?);
+    let record = if trial { "target/peers/linear.csv" } else { "docs/data/linear.csv" };
+    let script = "peers/python/linear.py";
+    Ok(cmd!(sh, "{python} {script} {program} --record {record} {options...}").run()?)
+}
+
+/// Builds a program of peers/c with xent.
+fn xent(sh: &Shell, name: &str) -> Result<PathBuf> {
     let library = Program::statically(&dist::build(&target().join("dist"))?.static_library());
-    let program = directory("peers")?.join("xent");
+    let (source, program) = (format!("peers/c/{name}.c"), directory("peers")?.join(name));
     let compile = C.compiler(sh)?.command(sh).args(["-std=gnu11", "-O2", "-Iinclude"]);
-    quietly(compile.arg("peers/c/xent.c").args(library).arg("-o").arg(&program))?;
-    Ok(sh.cmd(program))
+    quietly(compile.arg(source).args(library).arg("-o").arg(&program))?;
+    Ok(program)
 }
 
 /// Builds or installs a peer.
