@@ -12,7 +12,8 @@ fn main() {
     println!("cargo::rerun-if-env-changed=XENT_CHECK_HEADER");
     // `--cfg xent_portable` builds the portable set alone: ThreadSanitizer does not instrument masked stores.
     // `--cfg xent_c_library` is for the crate as the C library, which has an allocator of its own.
-    println!("cargo::rustc-check-cfg=cfg(x86_sets, xent_portable, xent_c_library)");
+    // `--cfg xent_pairs` is for tests of AVX512_BF16 on processors that are slower with it.
+    println!("cargo::rustc-check-cfg=cfg(x86_sets, xent_portable, xent_c_library, xent_pairs)");
     if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64")
         && env::var_os("CARGO_CFG_XENT_PORTABLE").is_none()
     {

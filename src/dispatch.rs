@@ -9,6 +9,9 @@ use crate::kernels::contiguous::gradient::GradientChunk;
 use crate::kernels::contiguous::reduce::Sums;
 use crate::kernels::contiguous::{convert, gradient, interleaved, reduce};
 use crate::kernels::logit_transform::{self, Transform};
+use crate::kernels::product::form::{self, Form, Fused, Single, Swapped};
+#[cfg(x86_sets)]
+use crate::kernels::product::form::{Dots, Paired};
 use crate::kernels::product::{self, Product, pack};
 use crate::kernels::row_math::{self, OutputTerm, RowGroup, RowGroupExtras, RowOptions};
 use crate::kernels::row_state::ArgMax;
@@ -24,9 +27,11 @@ use crate::kernels::{
 };
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::{Base, Shift};
+#[cfg(x86_sets)]
+use crate::simd::{PairProducts, avx2, avx512};
 use crate::simd::{Simd, portable};
 #[cfg(x86_sets)]
-use crate::simd::{avx2, avx512};
+use crate::strategy;
 use crate::view::{FloatType, IntegerType, Span, View};
 use half::{bf16, f16};
 use std::ops::Range;
@@ -122,7 +127,10 @@ impl Isa {
             #[cfg(x86_sets)]
             Isa::Avx2 => Some(avx2_entries::product_kernels(dtype)),
             #[cfg(x86_sets)]
-            Isa::Avx512 => Some(avx512_entries::product_kernels(dtype)),
+            Isa::Avx512 => {
+                let pairs = (dtype == FloatType::Bf16).then(avx512_pairs::product_kernels);
+                pairs.flatten().or_else(|| Some(avx512_entries::product_kernels(dtype)))
+            }
             #[cfg(not(x86_sets))]
             Isa::Avx2 | Isa::Avx512 => None,
         }
@@ -255,16 +263,28 @@ macro_rules! entries {
                     softmax_gradient::tile_products::<S>(S::assume(), tiles, sums)
                 }
                 fn multiply[S: Simd<Real: Base>](product: &Product) -> () {
-                    product::multiply::<S>(S::assume(), product)
+                    product::multiply::<S, Fused>(S::assume(), product)
+                }
+                fn add_scaled[S: Simd<Real: Base>, E: Element<S>](x: *const u8, len: usize, factor: f64, to: *mut u8) -> () {
+                    product::add_scaled::<S, E>(S::assume(), x, len, factor, to)
                 }
                 fn add_columns[S: Simd<Real: Base>](rows: &[*const u8], columns: usize, sums: &mut [f64]) -> () {
                     product::add_columns::<S>(S::assume(), rows, columns, sums)
                 }
-                fn pack_rows[S: Simd<Real: Base>, E: Element<S>](rows: &[*const u8], columns: usize, to: *mut u8) -> () {
-                    pack::rows::<S, E>(S::assume(), rows, columns, to)
+                fn pack_rows[S: Simd<Real: Base>, F: Form<S>](rows: &[*const u8], columns: usize, to: *mut u8) -> () {
+                    pack::rows::<S, F>(S::assume(), rows, columns, to)
                 }
-                fn pack_columns[S: Simd<Real: Base>, E: Element<S>](rows: &[*const u8], depth: usize, to: *mut u8) -> () {
-                    pack::columns::<S, E>(S::assume(), rows, depth, to)
+                fn pack_columns[S: Simd<Real: Base>, F: Form<S>](rows: &[*const u8], depth: usize, to: *mut u8) -> () {
+                    pack::columns::<S, F>(S::assume(), rows, depth, to)
+                }
+                fn stage[S: Simd<Real: Base>, F: Form<S>](from: *const u8, len: usize, to: *mut u8) -> () {
+                    F::stage(S::assume(), from.cast(), len, to.cast())
+                }
+                fn stage_row[S: Simd<Real: Base>, F: Form<S>](from: *const u8, len: usize, to: *mut u8) -> () {
+                    form::stage_row::<S, F>(S::assume(), from, len, to)
+                }
+                fn stage_columns[S: Simd<Real: Base>, F: Form<S>](rows: &[*const u8], columns: usize, to: *mut u8, pitch: usize) -> () {
+                    form::stage_columns::<S, F>(S::assume(), rows, columns, to, pitch)
                 }
                 fn tile_combine[S: Simd<Real: Base>](tiles: &Tiles, sums: &[TileNumbers; 2]) -> () {
                     softmax_gradient::tile_combine::<S>(S::assume(), tiles, sums)
@@ -345,25 +365,32 @@ macro_rules! entries {
                 }
             }
 
-            const fn product_table<S: Simd<Real: Base> + 'static, E: Element<S>>() -> ProductKernels {
+            /// The table for products of operands of a form, made by `multiply`.
+            pub const fn product_table<S: Simd<Real: Base> + 'static, F: Form<S>>(
+                multiply: unsafe fn(&Product),
+            ) -> ProductKernels {
                 ProductKernels {
                     panel: product::panel::<S>(),
-                    multiply: multiply::<S>,
+                    order: F::ORDER,
+                    multiply,
+                    add_scaled: add_scaled::<S, F::Element>,
                     add_columns: add_columns::<S>,
-                    pack_rows: pack_rows::<S, E>,
-                    pack_columns: pack_columns::<S, E>,
-                    widen: widen::<S, E>,
-                    narrow: narrow::<S, E>,
+                    pack_rows: pack_rows::<S, F>,
+                    pack_columns: pack_columns::<S, F>,
+                    stage: stage::<S, F>,
+                    stage_row: stage_row::<S, F>,
+                    stage_columns: stage_columns::<S, F>,
+                    narrow: narrow::<S, F::Element>,
                 }
             }
 
             /// The entry points for products of operands of this type.
             pub fn product_kernels(dtype: FloatType) -> &'static ProductKernels {
                 match dtype {
-                    FloatType::F32 => const { &product_table::<$short, f32>() },
-                    FloatType::F64 => const { &product_table::<$long, f64>() },
-                    FloatType::Bf16 => const { &product_table::<$short, bf16>() },
-                    FloatType::F16 => const { &product_table::<$short, f16>() },
+                    FloatType::F32 => const { &product_table::<$short, Single<f32>>(multiply::<$short>) },
+                    FloatType::F64 => const { &product_table::<$long, Single<f64>>(multiply::<$long>) },
+                    FloatType::Bf16 => const { &product_table::<$short, Swapped>(multiply::<$short>) },
+                    FloatType::F16 => const { &product_table::<$short, Single<f16>>(multiply::<$short>) },
                 }
             }
 
@@ -407,6 +434,30 @@ entries!(
     avx512::Avx512,
     avx512::Avx512Wide
 );
+
+/// Products of bf16 by pairs, on processors that have AVX-512 with AVX512_BF16.
+#[cfg(x86_sets)]
+mod avx512_pairs {
+    use super::*;
+
+    entry_points! {
+        ["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512bf16"]
+        fn multiply_pairs[S: PairProducts](product: &Product) -> () {
+            product::multiply::<S, Dots>(S::assume(), product)
+        }
+    }
+
+    /// The entry points, if the processor has the instruction beside the set and is faster with it.
+    pub fn product_kernels() -> Option<&'static ProductKernels> {
+        let detected = std::arch::is_x86_feature_detected!("avx512bf16");
+        (detected && strategy::multiplies_pairs()).then_some(
+            const {
+                use avx512::Avx512;
+                &avx512_entries::product_table::<Avx512, Paired>(multiply_pairs::<Avx512>)
+            },
+        )
+    }
+}
 
 /// The instruction set in use: the best there is, or the one that a non-empty `XENT_ISA` names; the reason
 /// if it names none, or one that this processor does not have. Decided once, without a lock or a `Once`: a

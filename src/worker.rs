@@ -167,6 +167,12 @@ impl Entered {
         Entered::with(control::untrapped)
     }
 
+    /// Takes subnormal numbers for zeros on this thread, operands and results alike.
+    #[inline(always)]
+    pub fn flushing() -> Entered {
+        Entered::with(control::flushing)
+    }
+
     #[inline(always)]
     fn with(inside: impl Fn(control::Register) -> control::Register) -> Entered {
         let (before, flags) = (control::get(), control::flags());
@@ -208,6 +214,12 @@ mod control {
     #[inline(always)]
     pub fn untrapped(value: Register) -> Register {
         value | MASKS
+    }
+
+    /// With flush to zero, and denormals are zeros.
+    #[inline(always)]
+    pub fn flushing(value: Register) -> Register {
+        value | 0x8000 | 0x40
     }
 
     #[inline(always)]
@@ -254,6 +266,12 @@ mod control {
         value & !0x9f00
     }
 
+    /// With FZ.
+    #[inline(always)]
+    pub fn flushing(value: Register) -> Register {
+        value | 1 << 24
+    }
+
     #[inline(always)]
     pub fn flags() -> Flags {
         let value: Flags;
@@ -296,6 +314,10 @@ mod control {
     pub const MODES: Register = 0;
 
     pub fn untrapped(value: Register) -> Register {
+        value
+    }
+
+    pub fn flushing(value: Register) -> Register {
         value
     }
 

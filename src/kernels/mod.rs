@@ -153,16 +153,24 @@ pub struct Kernels {
 pub struct ProductKernels {
     /// Columns of a panel: see [`product::panel`].
     pub panel: usize,
+    /// How the steps of a product lie.
+    pub order: product::form::Order,
     /// See [`product::multiply`].
     pub multiply: unsafe fn(&product::Product),
+    /// See [`product::add_scaled`].
+    pub add_scaled: unsafe fn(*const u8, usize, f64, *mut u8),
     /// See [`product::add_columns`].
     pub add_columns: unsafe fn(&[*const u8], usize, &mut [f64]),
     /// See [`product::pack::rows`].
     pub pack_rows: unsafe fn(&[*const u8], usize, *mut u8),
     /// See [`product::pack::columns`].
     pub pack_columns: unsafe fn(&[*const u8], usize, *mut u8),
-    /// See [`contiguous::convert::widen`].
-    pub widen: unsafe fn(*const u8, usize, *mut u8),
+    /// See [`product::form::Form::stage`].
+    pub stage: unsafe fn(*const u8, usize, *mut u8),
+    /// See [`product::form::stage_row`].
+    pub stage_row: unsafe fn(*const u8, usize, *mut u8),
+    /// See [`product::form::stage_columns`].
+    pub stage_columns: unsafe fn(&[*const u8], usize, *mut u8, usize),
     /// See [`contiguous::convert::narrow`].
     pub narrow: unsafe fn(*const u8, usize, *mut u8),
 }

@@ -3,10 +3,11 @@
 use super::avx2::sum4;
 use super::x86::{transpose, x86_methods};
 use super::{
-    Doubles, EIGHTH_SHIFT, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, Simd, TWO_52,
-    TWO_52_AND_BIAS, f64_lanes,
+    Doubles, EIGHTH_SHIFT, EXPONENT, Halves, IGNORED_BITS, ONE, PairProducts, SQRT_HALF, Simd,
+    TWO_52, TWO_52_AND_BIAS, f64_lanes,
 };
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
 /// 16 lanes of f32, and proof that the processor has AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy)]
@@ -284,6 +285,22 @@ impl Halves for Avx512 {
     #[inline(always)]
     fn narrow_f16(self, v: __m512) -> __m256i {
         avx512!(_mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v))
+    }
+}
+
+impl PairProducts for Avx512 {
+    #[inline(always)]
+    fn join_pairs(self, first: __m512, second: __m512) -> __m512 {
+        avx512!({
+            let first = _mm512_srli_epi32::<16>(_mm512_castps_si512(first));
+            _mm512_castsi512_ps(_mm512_or_si512(first, _mm512_castps_si512(second)))
+        })
+    }
+    #[inline(always)]
+    unsafe fn multiply_pairs(self, a: __m512, b: __m512, sum: __m512) -> __m512 {
+        // SAFETY: the processor has the instruction (# Safety). The types have the same size, and any bits are
+        // pairs of bf16.
+        unsafe { _mm512_dpbf16_ps(sum, transmute(a), transmute(b)) }
     }
 }
 

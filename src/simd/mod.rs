@@ -354,6 +354,24 @@ pub trait Halves: Simd<Real = f32> {
     fn narrow_f16(self, v: Self::Vector) -> Self::Halves;
 }
 
+/// Products of pairs of bf16, which some processors with a set have and others do not.
+#[cfg(x86_sets)]
+pub trait PairProducts: Halves {
+    /// Puts bf16 numbers, widened to lanes of f32, beside each other: `first` into the lower half of each lane.
+    fn join_pairs(self, first: Self::Vector, second: Self::Vector) -> Self::Vector;
+    /// `a₀·b₀ + (a₁·b₁ + sum)` in each lane, where a₀ is in the lower half; each multiplication and addition is
+    /// rounded once, to nearest, and subnormal numbers are zeros.
+    ///
+    /// # Safety
+    /// The processor has AVX512_BF16, and the caller is inlined into a function that is compiled for it.
+    unsafe fn multiply_pairs(
+        self,
+        a: Self::Vector,
+        b: Self::Vector,
+        sum: Self::Vector,
+    ) -> Self::Vector;
+}
+
 /// What the logarithm needs of lanes of f64: splitting off the exponent.
 pub trait Doubles: Simd<Real = f64, Exp2Table = ()> {
     /// Returns `(k, m)` with `x = m·2^k` and m in [√½, √2), for x positive, finite and normal. The

@@ -217,7 +217,10 @@ impl Job<'_> {
             self.tile_rows(worker, tile, classes.start, rows.clone());
             self.place_out(worker, gradient, sums, rows.clone().map(|i| records[i].row));
             // SAFETY: the tile has the rows and classes (# Safety); `place_out` has found a place for each row.
-            unsafe { self.multiply_weight(worker, classes, features.clone(), adds) };
+            unsafe {
+                let entries = rows.clone().map(|i| records[i].entry_in(&classes));
+                self.multiply_weight(worker, classes.clone(), features.clone(), entries, adds);
+            }
             adds = true;
         }
         let rows = rows.map(|i| records[i].row);

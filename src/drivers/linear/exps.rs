@@ -62,8 +62,10 @@ impl Job<'_> {
         let sums = worker.sums.start();
         self.place_out(worker, gradient, sums, rows.iter().copied());
         let adds = classes.start > 0;
+        // The targets' entries follow at the end.
+        let (features, entries) = (0..self.linear.features, std::iter::repeat_n(None, rows.len()));
         // SAFETY: the tile holds the rows and classes (# Safety); `place_out` has found a place for each row.
-        unsafe { self.multiply_weight(worker, classes, 0..self.linear.features, adds) };
+        unsafe { self.multiply_weight(worker, classes, features, entries, adds) };
     }
 
     /// Replaces the logits of row `i` by their exponentials, and adds them to the row's state; brings the row's sums to

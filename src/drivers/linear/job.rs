@@ -7,6 +7,7 @@ use crate::drivers::call::Call;
 use crate::drivers::segment::{self, ChunkFlags, PlacedRow};
 use crate::kernels::ProductKernels;
 use crate::kernels::contiguous::gradient::ExpScale;
+use crate::kernels::product::form::Order;
 use crate::kernels::product::{DEPTH, Left, Product};
 use crate::kernels::row_math::GradientAction;
 use crate::math::exp2::Shift;
@@ -14,6 +15,7 @@ use crate::parallel::{Team, Work};
 use crate::plan::{Linear, LinearGradient, Loss};
 use crate::strategy::{self, VOCABULARY_BLOCK, VOCABULARY_PITCH};
 use crate::view::{ElementType, FloatType, Position, View};
+use crate::worker::Entered;
 use std::ops::Range;
 
 /// A linear loss on its way through the passes.
@@ -103,6 +105,14 @@ impl RowRecord {
             GradientAction::Fill(value) => value != 0.0 || self.entry != 0.0,
             GradientAction::Sweep => true,
         }
+    }
+}
+
+impl RowRecord {
+    /// The class whose entry is `entry`, and that, if it is one of `classes` and the row has a gradient.
+    pub fn entry_in(&self, classes: &Range<usize>) -> Option<(usize, f64)> {
+        let class = self.excluded.filter(|class| classes.contains(class) && self.has_gradient());
+        class.map(|class| (class, self.entry))
     }
 }
 
@@ -233,15 +243,24 @@ impl Job<'_> {
             let product = Product {
                 left: Left::Rows(&worker.left_rows),
                 packed: worker.pack.start(),
-                depth,
+                depth: self.k.order.steps(depth),
                 columns: classes,
                 out: &worker.out,
                 adds: has_bias || feature > 0,
             };
-            // SAFETY: the operands were made just now, and the tile has room for the rows and classes (# Safety);
-            // the processor has the set of the kernels.
-            unsafe { (self.k.multiply)(&product) };
+            // SAFETY: the operands were made just now, and the tile has room for the rows and classes (# Safety).
+            unsafe { self.multiply(&product) };
         }
+    }
+
+    /// Computes a product.
+    ///
+    /// # Safety
+    /// [`product::multiply`](crate::kernels::product::multiply) lists it.
+    unsafe fn multiply(&self, product: &Product) {
+        let _flushing = self.k.order.is_of_pairs().then(Entered::flushing);
+        // SAFETY: this function's own # Safety; the processor has the set of the kernels.
+        unsafe { (self.k.multiply)(product) };
     }
 
     /// Sets the logits of a block to the bias of their classes.
@@ -277,7 +296,7 @@ impl Job<'_> {
         }
     }
 
-    /// Finds the hidden states of some rows in the lanes' type: where they lie, or in the worker's buffer.
+    /// Finds the hidden states of some rows as steps of a product: where they lie, or in the worker's buffer.
     ///
     /// # Safety
     /// The rows are the plan's, no more than the buffer has room for; it has `depth` features from `feature` on.
@@ -289,20 +308,29 @@ impl Job<'_> {
         depth: usize,
     ) {
         let hidden = &self.linear.hidden;
-        let pitch = DEPTH * self.lane;
+        let are_steps = match self.k.order {
+            Order::Single => hidden.dtype.is_lane_type(),
+            Order::Swapped => false,
+            Order::Paired => depth.is_multiple_of(2),
+        };
         worker.left_rows.clear();
         for (i, row) in rows.enumerate() {
             let from = Self::features_of(hidden, row, feature);
-            if hidden.dtype.is_lane_type() {
+            if are_steps {
                 worker.left_rows.push(from);
             } else {
-                let to = worker.left.start().wrapping_add(i * pitch);
+                let to = self.left_row(worker, i);
                 // SAFETY: the hidden states cover the row and the features (validation; # Safety), and the buffer
                 // has room for them; the processor has the set of the kernels.
-                unsafe { (self.k.widen)(from, depth, to) };
+                unsafe { (self.k.stage)(from, depth, to) };
                 worker.left_rows.push(to);
             }
         }
+    }
+
+    /// Row `i` of the worker's buffer for the first operand of a product, with room for DEPTH lanes.
+    fn left_row(&self, worker: &Worker, i: usize) -> *mut u8 {
+        worker.left.start().wrapping_add(i * DEPTH * self.lane)
     }
 
     /// Row `i` of a tile.
@@ -400,11 +428,10 @@ impl Job<'_> {
             // SAFETY: the matrix covers its rows and features (validation), and the buffer has room for DEPTH steps
             // of as many columns; the processor has the set of the kernels.
             unsafe { (self.k.pack_rows)(&worker.packed_rows, columns, worker.pack.start()) };
-            let out = &worker.shifted;
+            let (out, depth) = (&worker.shifted, self.k.order.steps(depth));
             let product = Product { left, packed: worker.pack.start(), depth, columns, out, adds };
-            // SAFETY: `left` and `out` have a row for each other (# Safety); the second operand was packed just
-            // now. The processor has the set of the kernels.
-            unsafe { (self.k.multiply)(&product) };
+            // SAFETY: `left` and `out` have a row for each other (# Safety); the second operand was packed just now.
+            unsafe { self.multiply(&product) };
         }
     }
 
@@ -422,7 +449,8 @@ impl Job<'_> {
     }
 
     /// Multiplies rows of a tile, which `worker.left_rows` names, with the weight of these classes: see
-    /// [`multiply_gradient`](Self::multiply_gradient).
+    /// [`multiply_gradient`](Self::multiply_gradient). `entries` has an item for each row: its
+    /// [entry](RowRecord::entry_in), which dominates the row. Where products round it to bf16, it is multiplied apart.
     ///
     /// # Safety
     /// The tile's rows hold the classes; `out` has room for a row for each.
@@ -431,20 +459,48 @@ impl Job<'_> {
         worker: &mut Worker,
         classes: Range<usize>,
         features: Range<usize>,
+        entries: impl Iterator<Item = Option<(usize, f64)>> + Clone,
         adds: bool,
     ) {
-        let rows = std::mem::take(&mut worker.left_rows);
+        let mut rows = std::mem::take(&mut worker.left_rows);
+        let (order, of_pairs) = (self.k.order, self.k.order.is_of_pairs());
+        if of_pairs {
+            for ((i, row), entry) in rows.iter_mut().enumerate().zip(entries.clone()) {
+                let to = self.left_row(worker, i);
+                // SAFETY: the row holds the classes (# Safety), no more than DEPTH, and the buffer has room for as many
+                // rows as a block has (`Sizes::left_bytes`); the processor has the set of the kernels.
+                unsafe {
+                    (self.k.stage_row)(*row, classes.len(), to);
+                    if let Some((class, _)) = entry {
+                        order.clear(to, class - classes.start, self.lane);
+                    }
+                }
+                *row = to;
+            }
+        }
         let (left, weight) = (Left::Rows(&rows), &self.linear.weight);
         let packed = |i: usize, feature: usize| {
             Self::features_of(weight, classes.start + i, feature).cast_const()
         };
         // SAFETY: this function's own # Safety; the weight covers the classes (validation).
-        unsafe { self.multiply_gradient(worker, left, classes.len(), features, packed, adds) };
+        unsafe {
+            self.multiply_gradient(worker, left, classes.len(), features.clone(), packed, adds);
+        }
         worker.left_rows = rows;
+        for (out, entry) in worker.out.iter().zip(entries).filter(|_| of_pairs) {
+            if let Some((class, entry)) = entry {
+                let from = Self::features_of(weight, class, features.start);
+                let to = out.wrapping_add(features.start * self.lane);
+                // SAFETY: the weight covers the class and the features (validation), and the row has room for them
+                // (# Safety); the processor has the set of the kernels.
+                unsafe { (self.k.add_scaled)(from, features.len(), entry, to) };
+            }
+        }
     }
 
     /// Multiplies the columns of a tile, which holds these classes, with the hidden states of the records' rows, in
-    /// chains of [`DEPTH`] rows: see [`multiply_gradient`](Self::multiply_gradient). Rows without a gradient take part
+    /// chains of [`DEPTH`] rows, with the rows' entries apart as [`multiply_weight`](Self::multiply_weight) has them:
+    /// see [`multiply_gradient`](Self::multiply_gradient). Rows without a gradient take part
     /// as zeros, whatever their hidden states hold.
     ///
     /// # Safety
@@ -458,12 +514,27 @@ impl Job<'_> {
         mut adds: bool,
     ) {
         let (hidden, zeros) = (&self.linear.hidden, worker.zeros.start().cast_const());
+        let (order, of_pairs) = (self.k.order, self.k.order.is_of_pairs());
         for first in (0..records.len()).step_by(DEPTH) {
             let steps = &records[first..records.len().min(first + DEPTH)];
-            let left = Left::Columns {
-                first: tile.row(first).wrapping_add(classes.start * self.lane),
-                pitch: tile.pitch / self.lane,
-                rows: classes.len(),
+            let left = if of_pairs {
+                self.tile_rows(worker, tile, classes.start, first..first + steps.len());
+                let to = worker.left.start();
+                // SAFETY: the tile has the steps' rows and the classes (# Safety), and the buffer has room for DEPTH rows
+                // of a block (`Sizes::left_bytes`); the processor has the set of the kernels.
+                unsafe {
+                    (self.k.stage_columns)(&worker.left_rows, classes.len(), to, VOCABULARY_PITCH);
+                    for (i, record) in steps.iter().enumerate() {
+                        if let Some((class, _)) = record.entry_in(&classes) {
+                            let column = to.wrapping_add((class - classes.start) * self.lane);
+                            order.clear(column, i, VOCABULARY_PITCH * self.lane);
+                        }
+                    }
+                }
+                Left::Columns { first: to, pitch: VOCABULARY_PITCH, rows: classes.len() }
+            } else {
+                let first = tile.row(first).wrapping_add(classes.start * self.lane);
+                Left::Columns { first, pitch: tile.pitch / self.lane, rows: classes.len() }
             };
             let packed = |i: usize, feature: usize| match steps[i].has_gradient() {
                 true => Self::features_of(hidden, steps[i].row, feature).cast_const(),
@@ -473,6 +544,15 @@ impl Job<'_> {
             // SAFETY: the tile has the steps' rows, and the hidden states cover them (validation); there are zeros for
             // a vocabulary block of columns.
             unsafe { self.multiply_gradient(worker, left, steps.len(), features, packed, adds) };
+            for record in steps.iter().filter(|_| of_pairs) {
+                if let Some((class, entry)) = record.entry_in(&classes) {
+                    let from = Self::features_of(hidden, record.row, 0);
+                    let to = worker.out[class - classes.start];
+                    // SAFETY: the hidden states cover the row and the features (validation), and `out` has room for a row
+                    // for each class (# Safety); the processor has the set of the kernels.
+                    unsafe { (self.k.add_scaled)(from, self.linear.features, entry, to) };
+                }
+            }
             adds = true;
         }
     }

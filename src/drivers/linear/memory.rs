@@ -85,7 +85,7 @@ pub struct Worker {
     pub tile: Memory,
     /// The packed operand of a product.
     pub pack: Memory,
-    /// Hidden states in the lanes' type, if they have another.
+    /// The first operand of a product, if it has to be prepared.
     pub left: Memory,
     /// The sums of a gradient that has another type than the lanes.
     pub sums: Memory,
@@ -198,9 +198,11 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Bytes of hidden states in the lanes' type.
+    /// Bytes of the first operand of a product, where it does not lie as the product takes it: rows of DEPTH lanes, or
+    /// DEPTH steps of a vocabulary block.
     fn left_bytes(&self, rows: usize) -> usize {
-        if self.widens { rows * DEPTH * self.lane } else { 0 }
+        let lanes = (rows * DEPTH).max(DEPTH * VOCABULARY_PITCH);
+        if self.widens { lanes * self.lane } else { 0 }
     }
 
     /// Bytes of the sums of gradients, for so many rows of a row block.

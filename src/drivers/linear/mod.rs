@@ -217,7 +217,9 @@ impl Job<'_> {
                 self.gradient(&tile, records, classes.clone());
                 self.tile_rows(worker, &tile, first, 0..records.len());
                 self.place_out(worker, gradient, sums, rows);
-                self.multiply_weight(worker, classes, 0..self.linear.features, adds);
+                let entries = records.iter().map(|record| record.entry_in(&classes));
+                let features = 0..self.linear.features;
+                self.multiply_weight(worker, classes.clone(), features, entries, adds);
             }
             adds = true;
         }

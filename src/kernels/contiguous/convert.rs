@@ -12,12 +12,17 @@ use crate::simd::{Real, Simd, up_to};
 pub unsafe fn widen<S: Simd, E: Element<S>>(s: S, x: *const u8, len: usize, to: *mut u8) {
     let (x, to) = (x.cast::<E>(), to.cast::<S::Real>());
     for at in (0..len).step_by(S::LANES) {
-        let lanes = up_to::<S>(len - at);
-        // SAFETY: `lanes` has a bit for each element from `at` on below `len`, for which `x` is readable
-        // and `to` writable (# Safety).
+        let (x, to, left) = (x.wrapping_add(at), to.wrapping_add(at), len - at);
+        // Of the lanes' own type, whole loads and stores would become a call of memcpy.
+        // SAFETY: `x` is readable and `to` writable for the elements that are left, a register or those that have a bit
+        // in `lanes` (# Safety).
         unsafe {
-            let v = E::load_lanes(s, x.wrapping_add(at), lanes, S::Real::ZERO);
-            s.store_lanes(to.wrapping_add(at), lanes, v);
+            if left >= S::LANES && !E::NATIVE {
+                s.store(to, E::load(s, x));
+            } else {
+                let lanes = up_to::<S>(left);
+                s.store_lanes(to, lanes, E::load_lanes(s, x, lanes, S::Real::ZERO));
+            }
         }
     }
 }

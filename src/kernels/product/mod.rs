@@ -3,14 +3,17 @@
 //! One operand is *packed*: its columns lie in panels as wide as the registers that a kernel keeps sums in
 //! ([`pack`]). The other is read where it lies, one element at a time for all columns of a panel.
 //!
-//! **One element of a product is one chain** of fused multiply-adds over at most [`DEPTH`] steps, in the order of
-//! the steps; longer products add up chains in order. How the matrices are cut into blocks, panels and threads
+//! **One element of a product is one chain** of fused multiply-adds over at most [`DEPTH`] numbers, in the order of
+//! the steps that their [`form`] makes of them; longer products add up chains in order. How the matrices are cut into blocks, panels and threads
 //! therefore changes no bit, and neither does the instruction set, if it has fused multiply-add.
 
+pub mod form;
 pub mod pack;
 
-use crate::simd::{Simd, up_to};
+use crate::element::Element;
+use crate::simd::{Real, Simd, up_to};
 pub use crate::strategy::PRODUCT_DEPTH as DEPTH;
+use form::Arithmetic;
 
 /// Rows of a product whose sums are in registers together. With 4 registers of AVX-512 abreast they take 24 of 32,
 /// with 2 of AVX2 12 of 16.
@@ -45,7 +48,7 @@ pub enum Left<'a> {
     },
 }
 
-/// A product of at most [`DEPTH`] steps.
+/// A product of at most [`DEPTH`] steps, each of which multiplies what its [form](form::Form) puts into a lane.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
     /// The first operand, in the lanes' type.
@@ -78,8 +81,8 @@ struct RowElements<R, const M: usize>([*const R; M]);
 impl<S: Simd, const M: usize> Elements<S, M> for RowElements<S::Real, M> {
     #[inline(always)]
     unsafe fn at(self, step: usize, i: usize) -> S::Real {
-        // SAFETY: the row has an element at this step (# Safety).
-        unsafe { *self.0[i].add(step) }
+        // SAFETY: the row has an element at this step (# Safety). A caller's pairs may have any alignment.
+        unsafe { self.0[i].add(step).read_unaligned() }
     }
 }
 
@@ -99,15 +102,15 @@ impl<S: Simd, const M: usize> Elements<S, M> for ColumnElements<S::Real> {
 /// # Safety
 /// The rows of `left` have `depth` readable elements of the lanes' type, the packed panels as many columns for
 /// each step; `out` has an address for each row, with room for `columns` elements that no other thread accesses.
-/// All are aligned to the lanes' type.
+/// The packed operand and `out` are aligned to the lanes' type. [`Arithmetic::step`] applies.
 #[inline(always)]
-pub unsafe fn multiply<S: Simd>(s: S, product: &Product) {
+pub unsafe fn multiply<S: Simd, A: Arithmetic<S>>(s: S, product: &Product) {
     if abreast::<S>() == 4 {
         // SAFETY: this function's own # Safety.
-        unsafe { panels::<S, 4>(s, product) }
+        unsafe { panels::<S, A, 4>(s, product) }
     } else {
         // SAFETY: this function's own # Safety.
-        unsafe { panels::<S, 2>(s, product) }
+        unsafe { panels::<S, A, 2>(s, product) }
     }
 }
 
@@ -116,7 +119,7 @@ pub unsafe fn multiply<S: Simd>(s: S, product: &Product) {
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-unsafe fn panels<S: Simd, const V: usize>(s: S, product: &Product) {
+unsafe fn panels<S: Simd, A: Arithmetic<S>, const V: usize>(s: S, product: &Product) {
     let Product { left, packed, depth, columns, out, .. } = *product;
     let rows = match left {
         Left::Rows(rows) => rows.len(),
@@ -130,12 +133,12 @@ unsafe fn panels<S: Simd, const V: usize>(s: S, product: &Product) {
             // SAFETY: `row` is below the number of rows, each with its place in `out` (# Safety).
             unsafe {
                 match rows - row {
-                    1 => some_rows::<S, 1, V>(s, product, packed, row, column, out),
-                    2 => some_rows::<S, 2, V>(s, product, packed, row, column, out),
-                    3 => some_rows::<S, 3, V>(s, product, packed, row, column, out),
-                    4 => some_rows::<S, 4, V>(s, product, packed, row, column, out),
-                    5 => some_rows::<S, 5, V>(s, product, packed, row, column, out),
-                    _ => some_rows::<S, ROWS, V>(s, product, packed, row, column, out),
+                    1 => some_rows::<S, A, 1, V>(s, product, packed, row, column, out),
+                    2 => some_rows::<S, A, 2, V>(s, product, packed, row, column, out),
+                    3 => some_rows::<S, A, 3, V>(s, product, packed, row, column, out),
+                    4 => some_rows::<S, A, 4, V>(s, product, packed, row, column, out),
+                    5 => some_rows::<S, A, 5, V>(s, product, packed, row, column, out),
+                    _ => some_rows::<S, A, ROWS, V>(s, product, packed, row, column, out),
                 }
             }
             row += ROWS;
@@ -149,7 +152,7 @@ unsafe fn panels<S: Simd, const V: usize>(s: S, product: &Product) {
 /// # Safety
 /// As [`multiply`]; the product has the rows `row..row + M`, and `packed` is its panel from `column` on.
 #[inline(always)]
-unsafe fn some_rows<S: Simd, const M: usize, const V: usize>(
+unsafe fn some_rows<S: Simd, A: Arithmetic<S>, const M: usize, const V: usize>(
     s: S,
     product: &Product,
     packed: *const S::Real,
@@ -173,12 +176,14 @@ unsafe fn some_rows<S: Simd, const M: usize, const V: usize>(
                 *left = unsafe { *rows.as_ptr().add(row + i) }.cast();
             }
             // SAFETY: this function's own # Safety.
-            unsafe { chains::<S, _, M, V>(s, RowElements(left), packed, depth, &to, columns, adds) }
+            unsafe {
+                chains::<S, A, _, M, V>(s, RowElements(left), packed, depth, &to, columns, adds)
+            }
         }
         Left::Columns { first, pitch, .. } => {
             let left = ColumnElements(first.cast::<S::Real>().wrapping_add(row), pitch);
             // SAFETY: this function's own # Safety.
-            unsafe { chains::<S, _, M, V>(s, left, packed, depth, &to, columns, adds) }
+            unsafe { chains::<S, A, _, M, V>(s, left, packed, depth, &to, columns, adds) }
         }
     }
 }
@@ -189,7 +194,7 @@ unsafe fn some_rows<S: Simd, const M: usize, const V: usize>(
 /// `left` has `M` rows of `depth` elements, the panel at `packed` as many steps; each of `to` has room for
 /// `columns`, or for a panel if that is less.
 #[inline(always)]
-unsafe fn chains<S: Simd, L: Elements<S, M>, const M: usize, const V: usize>(
+unsafe fn chains<S: Simd, A: Arithmetic<S>, L: Elements<S, M>, const M: usize, const V: usize>(
     s: S,
     left: L,
     packed: *const S::Real,
@@ -199,7 +204,7 @@ unsafe fn chains<S: Simd, L: Elements<S, M>, const M: usize, const V: usize>(
     adds: bool,
 ) {
     let whole = columns >= V * S::LANES;
-    let zero = s.splat(<S::Real as crate::simd::Real>::ZERO);
+    let zero = s.splat(S::Real::ZERO);
     let mut sums = [[zero; V]; M];
     for to in to {
         for j in 0..V {
@@ -216,7 +221,8 @@ unsafe fn chains<S: Simd, L: Elements<S, M>, const M: usize, const V: usize>(
             // SAFETY: row `i < M` has the step (# Safety).
             let a = s.splat(unsafe { left.at(step, i) });
             for (sum, &b) in sums.iter_mut().zip(&b) {
-                *sum = s.mul_add(a, b, *sum);
+                // SAFETY: [`Arithmetic::step`] applies to the caller ([`multiply`]).
+                *sum = unsafe { A::step(s, a, b, *sum) };
             }
         }
     }
@@ -230,14 +236,38 @@ unsafe fn chains<S: Simd, L: Elements<S, M>, const M: usize, const V: usize>(
                 let lanes = up_to::<S>(columns.saturating_sub(j * S::LANES));
                 // SAFETY: the row has room for the lanes, of the columns that are left (# Safety).
                 unsafe {
-                    let sum = if adds {
-                        s.add(s.load_lanes(to, lanes, <S::Real as crate::simd::Real>::ZERO), sum)
-                    } else {
-                        sum
-                    };
+                    let sum =
+                        if adds { s.add(s.load_lanes(to, lanes, S::Real::ZERO), sum) } else { sum };
                     s.store_lanes(to, lanes, sum);
                 }
             }
+        }
+    }
+}
+
+/// Adds `len` elements times a factor to a row of a product.
+///
+/// # Safety
+/// `x` is readable for `len` elements of `E`, and `to` has as many of the lanes' type that no other thread accesses. Both
+/// are aligned.
+#[inline(always)]
+pub unsafe fn add_scaled<S: Simd, E: Element<S>>(
+    s: S,
+    x: *const u8,
+    len: usize,
+    factor: f64,
+    to: *mut u8,
+) {
+    let factor = s.splat(S::Real::from_f64(factor));
+    let (x, to) = (x.cast::<E>(), to.cast::<S::Real>());
+    for at in (0..len).step_by(S::LANES) {
+        let lanes = up_to::<S>(len - at);
+        let zero = S::Real::ZERO;
+        let to = to.wrapping_add(at);
+        // SAFETY: `lanes` has a bit for each element from `at` on below `len` (# Safety).
+        unsafe {
+            let x = E::load_lanes(s, x.wrapping_add(at), lanes, zero);
+            s.store_lanes(to, lanes, s.mul_add(x, factor, s.load_lanes(to, lanes, zero)));
         }
     }
 }
@@ -253,12 +283,11 @@ pub unsafe fn add_columns<S: Simd>(s: S, rows: &[*const u8], columns: usize, sum
     let mut column = 0;
     while column < columns {
         let lanes = up_to::<S>(columns - column);
-        let mut totals = s.widen(s.splat(<S::Real as crate::simd::Real>::ZERO));
+        let mut totals = s.widen(s.splat(S::Real::ZERO));
         for row in rows {
             let x = row.cast::<S::Real>().wrapping_add(column);
             // SAFETY: the row has the lanes, of the columns that are left (# Safety).
-            let x =
-                s.widen(unsafe { s.load_lanes(x, lanes, <S::Real as crate::simd::Real>::ZERO) });
+            let x = s.widen(unsafe { s.load_lanes(x, lanes, S::Real::ZERO) });
             for (total, &x) in totals.as_mut().iter_mut().zip(x.as_ref()) {
                 *total = wide.add(*total, x);
             }
