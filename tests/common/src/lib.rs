@@ -9,6 +9,7 @@ pub mod operand;
 pub mod random;
 pub mod reference;
 pub mod softmax;
+pub mod split;
 pub mod task;
 pub mod task_bounds;
 pub mod task_random;
