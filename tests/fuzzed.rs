@@ -334,6 +334,65 @@ fn layer(dtype: Dtype, rows: usize, classes: usize, features: usize) -> Layer {
     )
 }
 
+/// A row in which one class has all of the probability, far above 0 or below: the exponentials of the others were
+/// counted from 0 in the gradient, where they overflow.
+#[test]
+fn gradients_of_certain_rows_far_from_zero() {
+    for dtype in [Dtype::F32, Dtype::F64, Dtype::Bf16] {
+        for far in [-3e5, -1e4, -2e3, -150.0, 150.0, 2e3, 1e4, 3e5] {
+            let (rows, classes, features) = (3, 300, 2);
+            let mut layer = layer(dtype, rows, classes, features);
+            // The logits of the second row are multiples of `far`, those of the last class the largest.
+            let step = |class: usize| 1.0 + class as f64 / 512.0;
+            layer.hidden.values[features..][..features].copy_from_slice(&[dtype.round(far), 0.0]);
+            for class in 0..classes {
+                layer.weight.values[class * features] = dtype.round(step(class));
+            }
+            let target = if far > 0.0 { classes - 1 } else { 0 };
+            let [mut probabilities, mut targets] = [vec![0.0; rows * classes], vec![5.0; rows]];
+            (0..rows).for_each(|row| probabilities[row * classes + target] = 0.5);
+            targets[1] = target as f64;
+            let probabilities = Operand::packed(Dtype::F32, [rows, classes, 1], &probabilities);
+            let targets = Operand::packed(Dtype::I64, [rows, 1, 1], &targets);
+            for (targets, label_smoothing) in
+                [(&targets, 0.0), (&targets, 0.1), (&probabilities, 0.0), (&probabilities, 0.2)]
+            {
+                for workspace in [0, 64 << 20] {
+                    let new = Layer::new(
+                        layer.hidden.clone(),
+                        layer.weight.clone(),
+                        None,
+                        targets.clone(),
+                    );
+                    let task = Task { label_smoothing, ..new.task.clone() };
+                    agree_on_layer(&Layer { task, workspace, ..new });
+                }
+            }
+        }
+    }
+}
+
+/// All logits of a row are far below 0, where exponents are counted from a logit: the sums of a hidden state's gradient
+/// were counted from 0 and vanished, and the gradient was NaN.
+#[test]
+fn gradients_of_low_rows() {
+    for dtype in [Dtype::F32, Dtype::F64, Dtype::Bf16] {
+        for low in [-1e3, -1e5, -3e5, -2e6, -1e8] {
+            for classes in [40, 300, 700] {
+                let features = 3;
+                let mut layer = layer(dtype, 4, classes, features);
+                // The logits are those of two features and a bias.
+                layer.hidden.values.chunks_mut(features).for_each(|h| h[2] = 1.0);
+                let bias: Vec<f64> = (0..classes).map(|_| low).collect();
+                layer.bias = Some(Operand::packed(Dtype::F32, [1, classes, 1], &bias));
+                let Layer { hidden, weight, bias, .. } = layer;
+                let targets = layer.task.targets.expect("indices");
+                agree_on_layer(&Layer::new(hidden, weight, bias, targets));
+            }
+        }
+    }
+}
+
 /// The gradient of the hidden states alone, with kept logits: half-precision hidden states of a chunk of 256 rows were
 /// widened into room for 168, past the end of an allocation.
 #[test]
