@@ -20,11 +20,12 @@
 //! tests/golden.rs; and all of this counts `√n/2` times where n > 4 products are one chain, which rounds n times.
 //! PyTorch adds such sums up in more lanes: its gradient of the hidden states of 300 classes is five times as accurate.
 //!
-//! A backward from an f64 lse may be off by a further `2⁻⁵²·|lse|·p`. Where PyTorch's result is not finite and the exact
+//! A backward from an f64 lse may be off by a further `2⁻⁵²·|lse|·p`, and results of merged states by what the accuracy
+//! table of docs/semantics.md adds. Where PyTorch's result is not finite and the exact
 //! one is (`differs=`, explained in generate.py), the first rule alone applies.
 //!
 //! Every case runs on every instruction set, lean and with kept logits: the losses alone, all gradients, each of them
-//! alone, in f32, and from the lse. Each answer is held against the oracle too, with the bounds of its own logits
+//! alone, in f32, from the lse, and with its classes in shards. Each answer is held against the oracle too, with the bounds of its own logits
 //! (`LayerJudge`).
 
 #[path = "golden/vectors.rs"]
@@ -32,6 +33,8 @@ mod vectors;
 
 use common::layer::{GRADIENTS, Layer, LayerAnswer, LayerJudge, Pass};
 use common::operand::{Dtype, Operand};
+use common::random::Rng;
+use common::split::{Split, shards_of_layer};
 use common::{How, isas};
 use std::collections::BTreeMap;
 use vectors::*;
@@ -46,6 +49,16 @@ fn norm(x: impl IntoIterator<Item = f64>) -> f64 {
 
 fn finite(x: f64) -> f64 {
     if x.is_finite() { x.abs() } else { 0.0 }
+}
+
+/// What gradients and losses are made from.
+#[derive(Clone, Copy, PartialEq)]
+enum Basis {
+    Logits,
+    /// An lse, which is rounded to f64.
+    Lse,
+    /// Merged states, whose lse is rounded by each merge.
+    States,
 }
 
 /// The errors of a dtype's gradients and losses, relative to the exact results, case by case.
@@ -109,26 +122,35 @@ impl<'a> Golden<'a> {
         Golden { case, reach, loss, sizes, costs, from_lse, lse }
     }
 
-    /// Checks the results of a call; `slack` is what each gradient may be off by beside.
+    /// Checks the results of a call.
     fn check(
         &self,
         answer: &LayerAnswer,
-        from_lse: bool,
+        basis: Basis,
         layer: &Layer,
         what: &str,
         errors: &mut Errors,
     ) {
         let at = format!("{}, {what}", self.case.name);
         let loss = answer.results.loss;
-        self.losses("loss", loss.as_slice(), &[self.loss], layer, &at, errors);
-        self.losses("rows", &answer.results.row_losses, &self.reach, layer, &at, errors);
-        self.losses("lse", &answer.results.lse, &self.reach, layer, &at, errors);
+        for (key, got, sizes) in [
+            ("loss", loss.as_slice(), &[self.loss][..]),
+            ("rows", &answer.results.row_losses, &self.reach),
+            ("lse", &answer.results.lse, &self.reach),
+        ] {
+            self.losses(key, got, sizes, basis, layer, &at, errors);
+        }
         for (i, name) in GRADIENTS.iter().enumerate() {
             if answer.grads[i].is_empty() {
                 continue;
             }
             let key = format!("grad_{name}");
-            let slack = if from_lse { norm(self.from_lse[i].iter().copied()) } else { 0.0 };
+            let roundings = match basis {
+                Basis::Logits => 0.0,
+                Basis::Lse => 1.0,
+                Basis::States => 4.0,
+            };
+            let slack = roundings * norm(self.from_lse[i].iter().copied());
             self.gradient(&key, i, &answer.grads[i], slack, layer, &at, errors);
         }
     }
@@ -153,11 +175,13 @@ impl<'a> Golden<'a> {
         is_finite.then(|| distance(&torch, exact))
     }
 
+    #[allow(clippy::too_many_arguments, reason = "a result, and what it is held against")]
     fn losses(
         &self,
         key: &str,
         got: &[f64],
         sizes: &[f64],
+        basis: Basis,
         layer: &Layer,
         at: &str,
         errors: &mut Errors,
@@ -168,6 +192,9 @@ impl<'a> Golden<'a> {
         let Some((exact, error)) = self.distance(key, got, at) else { return };
         let wide = layer.hidden.dtype == Dtype::F64;
         let sizes = || exact.iter().zip(sizes).map(|(x, &size)| finite(*x).max(size));
+        // 2^-50·(|M·lse| + Σ |m·x|) of a row, for masses that add up to 1.
+        let of_states = if basis == Basis::States { 2f64.powi(-49) * norm(sizes()) } else { 0.0 };
+        let error = (error - of_states).max(0.0);
         let bound = if wide { 1e-15 } else { 1e-7 } * norm(sizes());
         assert!(error <= bound, "{at}: {key} is off by {error:e}, not {bound:e}");
         if let Some(torch) = self.distance_of_torch(key, &exact) {
@@ -247,22 +274,23 @@ fn linear_layers() {
                 let answers = layer.run_all(&how);
                 LayerJudge::new(&layer).check_answers(&answers);
                 for (call, answer) in &answers {
-                    golden.check(answer, *call == "backward", &layer, &what(call), &mut errors);
+                    let basis = if *call == "backward" { Basis::Lse } else { Basis::Logits };
+                    golden.check(answer, basis, &layer, &what(call), &mut errors);
                 }
                 let from_exact = layer.run(Pass::Backward(&golden.lse), &how);
-                golden.check(&from_exact, true, &layer, &what("backward"), &mut errors);
-                for i in 0..3 {
+                golden.check(&from_exact, Basis::Lse, &layer, &what("backward"), &mut errors);
+                for (i, name) in GRADIENTS.iter().enumerate() {
                     let mut alone = Layer { asks_lse: false, ..layer.clone() };
                     (0..3).filter(|j| *j != i).for_each(|j| alone.grads[j] = None);
                     let answer = alone.run(Pass::Fused, &how);
-                    golden.check(&answer, false, &alone, &what(GRADIENTS[i]), &mut errors);
+                    golden.check(&answer, Basis::Logits, &alone, &what(name), &mut errors);
                 }
                 if layer.hidden.dtype.is_half() {
                     let wide = |grad: &Operand| Operand::zeros(Dtype::F32, grad.sizes);
                     let grads = layer.grads.each_ref().map(|grad| grad.as_ref().map(wide));
                     let wide = Layer { grads, ..layer.clone() };
                     let answer = wide.run(Pass::Fused, &how);
-                    golden.check(&answer, false, &wide, &what("into f32"), &mut errors);
+                    golden.check(&answer, Basis::Logits, &wide, &what("into f32"), &mut errors);
                 }
             }
         }
@@ -280,5 +308,31 @@ fn linear_layers() {
             _ => 1e-6,
         };
         assert!(mean <= bound, "{dtype}: {what} is off by {mean:e}");
+    }
+}
+
+/// The classes of a layer in shards, some of them empty: losses and gradients have the bounds of the whole.
+#[test]
+fn shards() {
+    let mut errors = Errors::new();
+    for case in load(LINEAR) {
+        let mut layer = case.layer();
+        // The parts of the hidden states' gradient are added up here.
+        if let Some(hidden) = layer.grads[0].as_mut().filter(|grad| grad.dtype.is_half()) {
+            hidden.dtype = Dtype::F32;
+        }
+        let golden = Golden::new(&case, &layer);
+        let classes = layer.task.classes;
+        for cuts in [vec![], vec![classes / 3], vec![0, classes / 2, classes / 2, classes - 1]] {
+            let split = Split::at(&layer.task, cuts.clone(), &mut Rng::new(classes as u64));
+            for isa in isas() {
+                let rng = &mut Rng::new(cuts.len() as u64);
+                let shards = shards_of_layer(&layer, &split, rng, &How::on(isa));
+                shards.check(&layer, &split);
+                let answer = LayerAnswer { results: shards.answer, grads: shards.grads };
+                let what = format!("cut at {cuts:?}, {}", isa.name());
+                golden.check(&answer, Basis::States, &layer, &what, &mut errors);
+            }
+        }
     }
 }

@@ -275,7 +275,7 @@ impl<'a> LayerJudge<'a> {
             }
             let of_row = self.judge.gradient_of_row(row, lse);
             let leaves_range = self.judge.factors_leave_range(row);
-            for class in 0..classes {
+            for (class, bias) in bias.iter_mut().enumerate() {
                 let g = self.judge.out.grad_logits[row * classes + class];
                 let bound = self.judge.bound_of_gradient(&of_row, class);
                 let is_open = leaves_range || self.exceeds(g.abs() + bound);
@@ -288,7 +288,7 @@ impl<'a> LayerJudge<'a> {
                     add(&mut hidden[h], self.layer.weight.values[w]);
                     add(&mut weight[w], self.layer.hidden.values[h]);
                 }
-                add(&mut bias[class], 1.0);
+                add(bias, 1.0);
             }
         }
         for (i, entries) in entries.iter().enumerate() {
