@@ -1,7 +1,8 @@
 //! Faults that the fuzz targets found.
 
+use common::layer::{Layer, LayerAnswer, LayerJudge};
 use common::operand::{Dtype, FLOATS, Operand};
-use common::random::config;
+use common::random::{Rng, config};
 use common::task::{Answer, Task, assert_all_same, same_bits};
 use common::task_bounds::{Judge, check_answers};
 use common::task_random::tasks;
@@ -294,6 +295,114 @@ fn heads_that_say_nothing() {
                 let error = (f64::from(got) - want).abs();
                 assert!(error <= 1e-5 * want.abs(), "{isa:?}: {got:e} for {want:e} at {c}");
             }
+        }
+    }
+}
+
+/// Makes every call of a layer on every set, against the oracle; the sets have the same bits.
+#[track_caller]
+fn agree_on_layer(layer: &Layer) {
+    let judge = LayerJudge::new(layer);
+    let mut others: Option<Vec<(&str, LayerAnswer)>> = None;
+    for isa in isas() {
+        let answers = layer.run_all(&How { threads: 1, ..How::on(isa) });
+        judge.check_answers(&answers);
+        match &others {
+            None => others = Some(answers),
+            Some(others) => {
+                for ((call, a), (_, b)) in answers.iter().zip(others) {
+                    a.assert_same(b, &format!("{call} on {}", isa.name()));
+                }
+            }
+        }
+    }
+}
+
+/// A packed layer of random operands with f32 logits of about 2 and gradients of the same dtype.
+fn layer(dtype: Dtype, rows: usize, classes: usize, features: usize) -> Layer {
+    let mut rng = Rng::new((rows * classes + features) as u64);
+    let mut normals =
+        |n: usize, scale: f64| -> Vec<f64> { (0..n).map(|_| scale * rng.normal()).collect() };
+    let hidden = normals(rows * features, 1.0);
+    let weight = normals(classes * features, 2.0 / (features as f64).sqrt());
+    let targets: Vec<f64> = (0..rows).map(|row| (row * 7 % classes) as f64).collect();
+    Layer::new(
+        Operand::packed(dtype, [rows, features, 1], &hidden),
+        Operand::packed(dtype, [classes, features, 1], &weight),
+        None,
+        Operand::packed(Dtype::I32, [rows, 1, 1], &targets),
+    )
+}
+
+/// A row in which one class has all of the probability, far above 0 or below: the exponentials of the others were
+/// counted from 0 in the gradient, where they overflow.
+#[test]
+fn gradients_of_certain_rows_far_from_zero() {
+    for dtype in [Dtype::F32, Dtype::F64, Dtype::Bf16] {
+        for far in [-3e5, -1e4, -2e3, -150.0, 150.0, 2e3, 1e4, 3e5] {
+            let (rows, classes, features) = (3, 300, 2);
+            let mut layer = layer(dtype, rows, classes, features);
+            // The logits of the second row are multiples of `far`, those of the last class the largest.
+            let step = |class: usize| 1.0 + class as f64 / 512.0;
+            layer.hidden.values[features..][..features].copy_from_slice(&[dtype.round(far), 0.0]);
+            for class in 0..classes {
+                layer.weight.values[class * features] = dtype.round(step(class));
+            }
+            let target = if far > 0.0 { classes - 1 } else { 0 };
+            let [mut probabilities, mut targets] = [vec![0.0; rows * classes], vec![5.0; rows]];
+            (0..rows).for_each(|row| probabilities[row * classes + target] = 0.5);
+            targets[1] = target as f64;
+            let probabilities = Operand::packed(Dtype::F32, [rows, classes, 1], &probabilities);
+            let targets = Operand::packed(Dtype::I64, [rows, 1, 1], &targets);
+            for (targets, label_smoothing) in
+                [(&targets, 0.0), (&targets, 0.1), (&probabilities, 0.0), (&probabilities, 0.2)]
+            {
+                for workspace in [0, 64 << 20] {
+                    let new = Layer::new(
+                        layer.hidden.clone(),
+                        layer.weight.clone(),
+                        None,
+                        targets.clone(),
+                    );
+                    let task = Task { label_smoothing, ..new.task.clone() };
+                    agree_on_layer(&Layer { task, workspace, ..new });
+                }
+            }
+        }
+    }
+}
+
+/// All logits of a row are far below 0, where exponents are counted from a logit: the sums of a hidden state's gradient
+/// were counted from 0 and vanished, and the gradient was NaN.
+#[test]
+fn gradients_of_low_rows() {
+    for dtype in [Dtype::F32, Dtype::F64, Dtype::Bf16] {
+        for low in [-1e3, -1e5, -3e5, -2e6, -1e8] {
+            for classes in [40, 300, 700] {
+                let features = 3;
+                let mut layer = layer(dtype, 4, classes, features);
+                // The logits are those of two features and a bias.
+                layer.hidden.values.chunks_mut(features).for_each(|h| h[2] = 1.0);
+                let bias: Vec<f64> = (0..classes).map(|_| low).collect();
+                layer.bias = Some(Operand::packed(Dtype::F32, [1, classes, 1], &bias));
+                let Layer { hidden, weight, bias, .. } = layer;
+                let targets = layer.task.targets.expect("indices");
+                agree_on_layer(&Layer::new(hidden, weight, bias, targets));
+            }
+        }
+    }
+}
+
+/// The gradient of the hidden states alone, with kept logits: half-precision hidden states of a chunk of 256 rows were
+/// widened into room for 168, past the end of an allocation.
+#[test]
+fn kept_logits_of_more_rows_than_a_block() {
+    for dtype in [Dtype::Bf16, Dtype::F16] {
+        for rows in [40, 257, 300, 500] {
+            let layer = layer(dtype, rows, 15, 4);
+            let [hidden, ..] = layer.grads.clone();
+            let workspace = 64 << 20;
+            agree_on_layer(&Layer { grads: [hidden, None, None], workspace, ..layer });
         }
     }
 }

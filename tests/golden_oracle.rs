@@ -54,6 +54,46 @@ fn every(source: Source) {
     println!("{}: at worst {worst:.2} of the bound", source.0);
 }
 
+/// The oracle's outputs are rounded once each, which moves losses and gradients by as much as the logits are long.
+fn linear(case: &Case) -> f64 {
+    let [hidden, weight] = ["hidden", "weight"].map(|key| case.tensor(key).to_f64());
+    let bias = case.find("bias").map(Tensor::to_f64);
+    let features = case.number("features", 0.0) as usize;
+    let logits = reference::outputs(&hidden, &weight, bias.as_deref(), features);
+    let longest = logits.iter().filter(|x| x.is_finite()).fold(1.0, |m: f64, x| m.max(x.abs()));
+    let out = reference::evaluate(&case.problem_of(logits));
+    let grads = reference::gradients_of_layer(&out.grad_logits, &hidden, &weight, features);
+    // The sizes of all terms instead of the terms.
+    let sizes: [Vec<f64>; 3] = [&out.grad_magnitude, &hidden, &weight]
+        .map(|x| x.iter().map(|x| if x.is_finite() { x.abs() } else { 0.0 }).collect());
+    let sizes = reference::gradients_of_layer(&sizes[0], &sizes[1], &sizes[2], features);
+    let mean = if case.reduction() == Reduction::Mean { out.normalizer } else { 1.0 };
+    let total: f64 = out.loss_scale.iter().filter(|x| x.is_finite()).sum();
+    let mut worst = 0f64;
+    let mut check = |key: &str, got: &[f64], scale: &dyn Fn(usize) -> f64| {
+        if let Some(want) = case.find(key) {
+            worst = worst.max(agree(case, key, got, &want.to_f64(), |i| longest * scale(i)));
+        }
+    };
+    check("loss", &[out.loss], &|_| total / mean);
+    check("rows", &out.row_losses, &|i| out.loss_scale[i]);
+    check("lse", &out.lse, &|i| out.lse_scale[i]);
+    check("entropy", &out.entropy, &|i| out.lse_scale[i]);
+    for (i, key) in ["grad_hidden", "grad_weight", "grad_bias"].into_iter().enumerate() {
+        check(key, &grads[i], &|j| sizes[i][j]);
+    }
+    if let Some(argmax) = case.find("argmax") {
+        assert_eq!(out.argmax, argmax.to_i64(), "{}", case.name);
+    }
+    worst
+}
+
+#[test]
+fn linear_layers() {
+    let worst = load(LINEAR).iter().map(linear).fold(0.0, f64::max);
+    println!("{}: at worst {worst:.2} of the bound", LINEAR.0);
+}
+
 #[test]
 fn index_targets() {
     every(INDEX);

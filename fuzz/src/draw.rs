@@ -4,6 +4,7 @@
 use crate::bytes::Bytes;
 use crate::values::{self, CLASSES, INNER, MANY_CLASSES, ROWS};
 use common::Reduction;
+use common::layer::{Layer, outputs};
 use common::operand::{
     ANY_AXIS, AXES_OF_LOGITS, Dtype, FLOATS, INTEGERS, NO_AXIS, Operand, any_axis_if,
 };
@@ -19,6 +20,10 @@ pub struct Limits {
     pub many: usize,
 }
 
+/// The logits of most layers, and their products.
+const LAYER_LOGITS: usize = 6000;
+const LAYER_PRODUCTS: usize = 200_000;
+
 /// The kind of targets.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TargetKind {
@@ -29,7 +34,87 @@ enum TargetKind {
 
 /// The problem that the bytes ask for.
 pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
-    let sizes @ [rows, classes, inner] = shape(bytes, limits);
+    let sizes = shape(bytes, limits);
+    task_of(bytes, sizes, |bytes, dtype, layout, spreads| {
+        let mut values = by_rows(sizes, &mut rows_of(bytes, sizes[1], values::logit, &DEVIATIONS));
+        if spreads {
+            values::keep_sums_finite(&mut values);
+        }
+        lay_out(Operand::packed(dtype, sizes, &values), bytes, layout, AXES_OF_LOGITS)
+    })
+}
+
+/// The linear layer that the bytes ask for.
+pub fn layer(bytes: &mut Bytes) -> Layer {
+    let classes = match bytes.byte() {
+        code @ 0..224 => CLASSES[usize::from(code) % CLASSES.len()],
+        code => [511, 512, 513, 600, 769, 1000][usize::from(code) % 6],
+    };
+    let rows = bytes.pick(&values::LAYER_ROWS).min((LAYER_LOGITS / classes).max(1));
+    let most = LAYER_PRODUCTS / (rows.max(1) * classes);
+    let features = bytes.pick(&values::FEATURES).min(most.max(1));
+    let has_bias = bytes.flag();
+    let asked = bytes.byte();
+    let mut operands = None;
+    let mut task = task_of(bytes, [rows, classes, 1], |bytes, dtype, layout, _| {
+        let mut matrix = |rows: usize| {
+            let sizes = [rows, features, 1];
+            let mut kinds = rows_of(bytes, features, values::factor, &FACTOR_DEVIATIONS);
+            let operand = Operand::packed(dtype, sizes, &by_rows(sizes, &mut kinds));
+            lay_rows(operand, bytes, layout)
+        };
+        let (hidden, weight) = (matrix(rows), matrix(classes));
+        let bias = has_bias.then(|| {
+            let sizes = [1, classes, 1];
+            let mut kinds = rows_of(bytes, classes, values::factor, &FACTOR_DEVIATIONS);
+            let values = by_rows(sizes, &mut kinds);
+            lay_out(Operand::packed(bytes.pick(&FLOATS), sizes, &values), bytes, layout, NO_AXIS)
+        });
+        let logits = outputs(&hidden, &weight, bias.as_ref());
+        operands = Some((hidden, weight, bias, layout));
+        logits
+    });
+    let (hidden, weight, bias, layout) = operands.expect("drawn with the logits");
+    (task.log_probs, task.accumulate) = (false, false);
+    let size = if task.grad_scale == 0.0 { 1.0 } else { task.grad_scale.abs().min(1e4) };
+    let mut old = Rng::new(u64::from(asked));
+    let mut grad = |bit: u8, sizes: [usize; 3], dtype: Dtype, bytes: &mut Bytes| {
+        let values: Vec<f64> =
+            (0..sizes.iter().product()).map(|_| cheap_normal(&mut old) * 0.1 * size).collect();
+        let operand = Operand::packed(dtype, sizes, &values);
+        let laid_out = match bit {
+            4 => lay_out(operand, bytes, layout, NO_AXIS),
+            _ => lay_rows(operand, bytes, layout),
+        };
+        (asked & bit == 0).then_some(laid_out)
+    };
+    let short = |bytes: &mut Bytes| if bytes.flag() { Dtype::F32 } else { hidden.dtype };
+    let dtypes = [short(bytes), short(bytes), bytes.pick(&FLOATS)];
+    let grads = [
+        grad(1, [rows, features, 1], dtypes[0], bytes),
+        grad(2, [classes, features, 1], dtypes[1], bytes),
+        grad(4, [1, classes, 1], dtypes[2], bytes),
+    ];
+    Layer {
+        task,
+        features,
+        hidden,
+        weight,
+        bias,
+        grads,
+        accumulates: [8, 16, 32].map(|bit| asked & bit != 0),
+        workspace: 0,
+        asks_lse: asked & 64 == 0,
+    }
+}
+
+/// The problem over logits that `draw` makes of a dtype and a layout, and whether there are terms of all classes.
+fn task_of(
+    bytes: &mut Bytes,
+    sizes: [usize; 3],
+    draw: impl FnOnce(&mut Bytes, Dtype, u8, bool) -> Operand,
+) -> Task {
+    let [rows, classes, inner] = sizes;
     let by_row = [rows, 1, inner];
     let positions = rows * inner;
 
@@ -73,12 +158,8 @@ pub fn task(bytes: &mut Bytes, limits: Limits) -> Task {
         has_mask.then(|| repeated(positions, bytes, |bytes| bytes.pick(&[1.0, 0.0, 255.0])));
     let masked = |i: usize| mask.as_ref().is_some_and(|mask| mask[i] == 0.0);
 
-    let mut values = by_rows(sizes, &mut rows_of(bytes, classes, values::logit, &DEVIATIONS));
     let spreads = target_kind == TargetKind::Probabilities || label_smoothing > 0.0;
-    if spreads {
-        values::keep_sums_finite(&mut values);
-    }
-    let logits = lay_out(Operand::packed(dtype, sizes, &values), bytes, layout, AXES_OF_LOGITS);
+    let logits = draw(bytes, dtype, layout, spreads);
 
     let targets = match target_kind {
         TargetKind::Nothing => None,
@@ -238,6 +319,9 @@ enum Ground {
 /// The contents of rows of logits.
 const DEVIATIONS: [f64; 8] = [1.0, 0.0, 0.1, 5.0, 30.0, 1e3, 1e7, 1e20];
 
+/// The contents of rows of hidden states and weights.
+const FACTOR_DEVIATIONS: [f64; 8] = [1.0, 0.0, 0.1, 0.5, 2.0, 5.0, 30.0, 1e-3];
+
 /// The bytes from which a row is generated.
 struct Profile {
     ground: Ground,
@@ -359,6 +443,16 @@ fn lay_out(mut operand: Operand, bytes: &mut Bytes, layout: u8, repeatable: &[us
             operand.strides[axis] = 0;
             repeat(&mut operand, axis);
         }
+    }
+    operand
+}
+
+/// Where the rows of a matrix lie, whose elements are side by side.
+fn lay_rows(mut operand: Operand, bytes: &mut Bytes, layout: u8) -> Operand {
+    if !layout.is_multiple_of(4) {
+        let pitch = operand.sizes[1] + bytes.pick(&[0, 1, 3, 16, 31, 64]);
+        operand.strides = [pitch as i64, 1, bytes.pick(&[0, 1, -5, i64::MAX])];
+        operand.offset = bytes.below(17);
     }
     operand
 }

@@ -3,7 +3,9 @@
 mod bytes;
 pub mod c_abi;
 mod draw;
+pub mod linear;
 pub mod partition;
 pub mod problem;
+pub mod shards;
 mod source;
 mod values;

@@ -1,6 +1,7 @@
 //! Problems as Rust source: `cargo fuzz fmt` prints a test that lacks a name.
 
 use common::Reduction;
+use common::layer::Layer;
 use common::operand::Operand;
 use common::task::Task;
 use std::fmt::{Formatter, Result};
@@ -56,13 +57,17 @@ pub fn task(f: &mut Formatter<'_>, task: &Task) -> Result {
     writeln!(f, "#[test]\nfn name_it() {{")?;
     writeln!(f, "    // {rows} rows, {classes} classes, {inner} positions")?;
     writeln!(f, "    let logits = {};", operand(&task.logits))?;
-    let some = match &task.targets {
-        Some(targets) => operand(targets),
-        // Task::new asks for targets; the code below removes them.
-        None => "Operand::zeros(Dtype::U8, [rows, 1, inner])".to_string(),
-    };
-    writeln!(f, "    let targets = {some};")?;
+    writeln!(f, "    let targets = {};", targets(task))?;
     writeln!(f, "    agree(&Task {{")?;
+    fields(f, task)?;
+    for (name, output) in [("grad", &task.grad), ("grad_targets", &task.grad_targets)] {
+        writeln!(f, "        {name}: {},", operand(output))?;
+    }
+    writeln!(f, "        ..Task::new(logits, targets)\n    }});\n}}")
+}
+
+/// The fields that differ from those of a new task, without logits and their gradients.
+fn fields(f: &mut Formatter<'_>, task: &Task) -> Result {
     if task.targets.is_none() {
         writeln!(f, "        targets: None,")?;
     }
@@ -104,17 +109,49 @@ pub fn task(f: &mut Formatter<'_>, task: &Task) -> Result {
     if task.reduction != Reduction::Sum {
         writeln!(f, "        reduction: Reduction::{:?},", task.reduction)?;
     }
-    for (name, output) in [
-        ("grad", &task.grad),
-        ("grad_targets", &task.grad_targets),
-        ("row_losses", &task.row_losses),
-        ("entropy", &task.entropy),
-    ] {
+    for (name, output) in [("row_losses", &task.row_losses), ("entropy", &task.entropy)] {
         writeln!(f, "        {name}: {},", operand(output))?;
     }
     let wants = task.wants;
     if !(wants.entropy && wants.argmax && wants.correct) {
         writeln!(f, "        wants: {wants:?},")?;
     }
-    writeln!(f, "        ..Task::new(logits, targets)\n    }});\n}}")
+    Ok(())
+}
+
+/// A test of a layer: `fn name() { .. }`.
+pub fn layer(f: &mut Formatter<'_>, layer: &Layer) -> Result {
+    let task = &layer.task;
+    writeln!(f, "#[test]\nfn name_it() {{")?;
+    writeln!(
+        f,
+        "    // {} rows, {} classes, {} features",
+        task.rows, task.classes, layer.features
+    )?;
+    let maybe = |of: &Option<Operand>| match of {
+        Some(of) => format!("Some({})", operand(of)),
+        None => "None".to_string(),
+    };
+    writeln!(f, "    let hidden = {};", operand(&layer.hidden))?;
+    writeln!(f, "    let weight = {};", operand(&layer.weight))?;
+    writeln!(f, "    let bias = {};", maybe(&layer.bias))?;
+    writeln!(f, "    let targets = {};", targets(task))?;
+    writeln!(f, "    let layer = Layer::new(hidden, weight, bias, targets);")?;
+    writeln!(f, "    let task = Task {{")?;
+    fields(f, task)?;
+    writeln!(f, "        ..layer.task.clone()\n    }};")?;
+    let [hidden, weight, bias] = layer.grads.each_ref().map(maybe);
+    writeln!(f, "    let grads = [{hidden}, {weight}, {bias}];")?;
+    let (accumulates, workspace, asks_lse) = (layer.accumulates, layer.workspace, layer.asks_lse);
+    writeln!(f, "    let layer = Layer {{ task, grads, workspace: {workspace}, ..layer }};")?;
+    writeln!(f, "    let (accumulates, asks_lse) = ({accumulates:?}, {asks_lse});")?;
+    writeln!(f, "    agree_on_layer(&Layer {{ accumulates, asks_lse, ..layer }});\n}}")
+}
+
+/// The targets; code that follows removes those that a problem does not have.
+fn targets(task: &Task) -> String {
+    match &task.targets {
+        Some(targets) => operand(targets),
+        None => format!("Operand::zeros(Dtype::U8, [{}, 1, {}])", task.rows, task.inner),
+    }
 }

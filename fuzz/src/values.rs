@@ -22,6 +22,16 @@ pub const ROWS: [usize; 24] =
 
 pub const INNER: [usize; 16] = [1, 1, 1, 1, 2, 3, 4, 5, 7, 8, 9, 31, 33, 63, 64, 65];
 
+/// Rows of linear layers: products have 6, blocks 512, chains 256.
+pub const LAYER_ROWS: [usize; 24] = [
+    2, 1, 3, 4, 5, 6, 7, 11, 12, 13, 31, 63, 64, 65, 100, 128, 255, 256, 257, 300, 511, 513, 600, 0,
+];
+
+/// Features of linear layers: panels have 16 or 64, chains 256.
+pub const FEATURES: [usize; 24] = [
+    3, 1, 2, 4, 5, 7, 8, 15, 16, 17, 31, 33, 48, 63, 64, 65, 100, 127, 129, 255, 256, 257, 300, 513,
+];
+
 const LOGITS: [f64; 72] = [
     0.0,
     -0.0,
@@ -108,6 +118,41 @@ pub fn logit(bytes: &mut Bytes) -> f64 {
         special if special < LOGITS.len() => LOGITS[special],
         // Eighths from -15 to 8 or so.
         other => (other as f64 - 192.0) / 8.0,
+    }
+}
+
+/// An element of a hidden state, of a weight or of a bias.
+pub fn factor(bytes: &mut Bytes) -> f64 {
+    const FACTORS: [f64; 24] = [
+        0.0,
+        1.0,
+        -1.0,
+        0.5,
+        -0.0,
+        2.0,
+        -2.0,
+        f64::NEG_INFINITY,
+        f64::INFINITY,
+        f64::NAN,
+        30.0,
+        -30.0,
+        100.0,
+        -100.0,
+        1e-3,
+        1e-20,
+        1e-40,
+        -1e-45,
+        1e4,
+        -1e4,
+        1e10,
+        -1e20,
+        1e20,
+        3e38,
+    ];
+    match usize::from(bytes.byte()) {
+        special if special < FACTORS.len() => FACTORS[special],
+        // From -3.6 to 3.6 or so.
+        other => (other as f64 - 140.0) / 32.0,
     }
 }
 

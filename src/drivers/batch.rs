@@ -392,26 +392,34 @@ impl Row {
     /// The second sweep, if `exps` is relative to the row's final shift.
     #[inline(always)]
     fn gradient(&self, call: &Call, exps: ExpScale, bias: f64, scale: f64) -> RowGradient {
-        let ExpScale { shift, factor } = exps;
-        let mut from_initial = exps;
-        if let Some(Reduction { initial, sums_exps: true, .. }) = self.reduction
-            && matches!(call.term, OutputTerm::Exponentials | OutputTerm::BaseE)
-            && initial.shift != shift
-        {
-            let below = shift.above(initial.shift, call.l);
-            // A factor of 0 stays 0 from whatever shift.
-            let factor = if factor == 0.0 { factor } else { factor * exp2(-below) };
-            from_initial = ExpScale { shift: initial.shift, factor };
-        }
         RowGradient {
             term: call.term,
-            from_initial,
+            from_initial: from_initial(call, &self.reduction, exps),
             from_final: exps,
             bias,
             scale,
             excluded: self.excluded,
             next: None,
         }
+    }
+}
+
+/// The scale of a row's exponentials relative to its initial shift, if it has one; `exps` is that relative to its
+/// final shift.
+#[inline(always)]
+pub fn from_initial(call: &Call, reduction: &Option<Reduction>, exps: ExpScale) -> ExpScale {
+    let ExpScale { shift, factor } = exps;
+    match reduction {
+        Some(Reduction { initial, sums_exps: true, .. })
+            if matches!(call.term, OutputTerm::Exponentials | OutputTerm::BaseE)
+                && initial.shift != shift =>
+        {
+            let below = shift.above(initial.shift, call.l);
+            // A factor of 0 stays 0 from whatever shift.
+            let factor = if factor == 0.0 { factor } else { factor * exp2(-below) };
+            ExpScale { shift: initial.shift, factor }
+        }
+        _ => exps,
     }
 }
 

@@ -104,9 +104,10 @@ struct Call {
     checked: Problem,
     results: Option<Results>,
     layer: Layer,
+    grads: Option<xent_linear_grads>,
 }
 
-/// Reads the structs of a call.
+/// Reads the structs of a call. The faults of a struct are reported before pointers that are NULL.
 ///
 /// # Safety
 /// The pointers are as [`Sized32::read`] asks.
@@ -114,25 +115,29 @@ unsafe fn read(
     problem: *const xent_problem,
     linear: *const xent_linear,
     results: *const xent_results,
+    grads: *const xent_linear_grads,
 ) -> Result<Call, Failure> {
     // SAFETY: the pointers are as `read` asks (# Safety).
-    let (linear, all) = unsafe { (xent_linear::read(linear), structs(problem, results)?) };
+    let (all, linear, grads) = unsafe {
+        (structs(problem, results)?, xent_linear::read(linear), xent_linear_grads::read(grads))
+    };
     let (problem, checked, results) = all;
-    let layer = linear?.ok_or_else(|| null("linear"))?.layer()?;
-    Ok(Call { problem, checked, results, layer })
+    let (linear, grads) = (linear?, grads?);
+    let layer = linear.ok_or_else(|| null("linear"))?.layer()?;
+    Ok(Call { problem, checked, results, layer, grads })
 }
 
 /// The gradients that a call asks for.
 ///
 /// # Safety
-/// `grad_output` is NULL or valid for reads, `grads` as [`Sized32::read`] asks.
+/// `grad_output` is NULL or valid for reads.
 unsafe fn request(
     grad_output: *const xent_input,
     grad_scale: f64,
-    grads: *const xent_linear_grads,
+    grads: Option<xent_linear_grads>,
 ) -> Result<Request, Failure> {
-    // SAFETY: the pointers are as asked for (# Safety).
-    let (output, grads) = unsafe { (grad_output.as_ref(), xent_linear_grads::read(grads)?) };
+    // SAFETY: `grad_output` is NULL or valid for reads (# Safety).
+    let output = unsafe { grad_output.as_ref() };
     let grads = grads.ok_or_else(|| null("grads"))?;
     Ok(Request {
         output: output.map_or(Operand::ABSENT, xent_input::operand),
@@ -157,7 +162,8 @@ pub unsafe extern "C" fn xent_linear_forward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let Call { problem, checked, results, layer } = read(problem, linear, results)?;
+        let Call { problem, checked, results, layer, .. } =
+            read(problem, linear, results, std::ptr::null())?;
         let results = results.ok_or_else(|| null("results"))?;
         let team = team(problem.pool, problem.threads);
         run::linear(&checked, &layer, Pass::Forward, &results, None, &team, None)?;
@@ -182,7 +188,8 @@ pub unsafe extern "C" fn xent_linear_backward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let Call { problem, checked, layer, .. } = read(problem, linear, std::ptr::null())?;
+        let Call { problem, checked, layer, grads, .. } =
+            read(problem, linear, std::ptr::null(), grads)?;
         let request = request(grad_output, grad_scale, grads)?;
         let results = Results { lse: Operand::packed(lse.cast_mut(), XENT_F64), ..Results::NONE };
         let team = team(problem.pool, problem.threads);
@@ -209,7 +216,8 @@ pub unsafe extern "C" fn xent_linear_forward_backward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let Call { problem, checked, results, layer } = read(problem, linear, results)?;
+        let Call { problem, checked, results, layer, grads } =
+            read(problem, linear, results, grads)?;
         let request = request(grad_output, grad_scale, grads)?;
         let results = results.unwrap_or(Results::NONE);
         let team = team(problem.pool, problem.threads);
@@ -235,7 +243,8 @@ pub unsafe extern "C" fn xent_linear_partial_forward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let Call { problem, checked, layer, .. } = read(problem, linear, std::ptr::null())?;
+        let Call { problem, checked, layer, .. } =
+            read(problem, linear, std::ptr::null(), std::ptr::null())?;
         let team = team(problem.pool, problem.threads);
         let place = place(class_offset, total_classes, partials);
         run::linear_partial(&checked, &layer, &place, None, &team, None)?;
@@ -264,7 +273,8 @@ pub unsafe extern "C" fn xent_linear_partial_backward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let Call { problem, checked, layer, .. } = read(problem, linear, std::ptr::null())?;
+        let Call { problem, checked, layer, grads, .. } =
+            read(problem, linear, std::ptr::null(), grads)?;
         let request = request(grad_output, grad_scale, grads)?;
         let team = team(problem.pool, problem.threads);
         let place = place(class_offset, total_classes, merged.cast_mut());

@@ -263,6 +263,10 @@ static void refused(void) {
     CHECK_STATUS(xent_linear_forward(&l.problem, &l.linear, NULL), XENT_ERR_NULL);
     CHECK_STATUS(xent_linear_backward(&l.problem, &l.linear, NULL, NULL, 1.0, &grads), XENT_ERR_NULL);
     CHECK_STATUS(xent_linear_forward_backward(&l.problem, &l.linear, NULL, 1.0, &results, NULL), XENT_ERR_NULL);
+    /* A faulty struct comes before a NULL pointer. */
+    xent_linear_grads faulty = grads;
+    faulty.struct_size = 0;
+    CHECK_STATUS(xent_linear_forward_backward(&l.problem, NULL, NULL, 1.0, &results, &faulty), XENT_ERR_STRUCT);
     CHECK_BYTES(hidden, before, sizeof hidden);
     /* Without gradients there is a loss all the same. */
     xent_linear_grads none = XENT_LINEAR_GRADS_INIT;

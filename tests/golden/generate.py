@@ -7,7 +7,7 @@ To run, from the root of the repository, with the virtual environment anywhere o
     ../venv/bin/pip install torch==2.15.0 numpy mpmath
     ../venv/bin/python tests/golden/generate.py
 
-It takes ten seconds or so, runs on one thread of a CPU, and writes next to itself
+It takes half a minute or so, runs on one thread of a CPU, and writes next to itself
 
     index.txt       CrossEntropyLoss with class indices: options, ranks, widths, edges
     soft.txt        CrossEntropyLoss with class probabilities
@@ -16,6 +16,8 @@ It takes ten seconds or so, runs on one thread of a CPU, and writes next to itse
     composed.txt    what PyTorch has no single call for, composed of its operations: z-loss, softcap,
                     logit scale, row weights and masks, smoothed NLL, lse, entropy, argmax
     intro.txt       the examples with which PyTorch's documentation introduces its losses
+    linear.txt      linear layers: F.linear and CrossEntropyLoss, the same composed as in composed.txt, and
+                    F.linear_cross_entropy in chunks
 
 Inputs come from one seed. PyTorch's own results may differ in their last bits on another processor
 (its kernels are chosen at run time); inputs, but for the convolution in intro.txt, and exact results
@@ -40,7 +42,7 @@ Equal tensors are stored once.
 
 Keys of every case:
 
-    call        cross_entropy, softmax or log_softmax
+    call        cross_entropy, linear, softmax or log_softmax
     dims        rows,classes,inner: the tensor [N, C, d1..dk] seen as three axes
     rank        of the input as PyTorch had it
 
@@ -55,6 +57,18 @@ Of cross_entropy; what is absent has its default:
                 lse, entropy; argmax is PyTorch's and exact
     differs     why they differ in kind
 
+Of linear, whose dims are rows,classes,1 and whose logits are hidden * weight^T + bias; the keys of
+cross_entropy but logits, and
+
+    features    of the hidden states
+    hidden      [rows, features]
+    weight      [classes, features]
+    bias        [classes]; absent in some
+    by          composed or chunked, where PyTorch computed it so
+    torch_grad_X, grad_X    of hidden, weight and bias
+
+The logits of the exact results are exact too. PyTorch's have the dtype of the operands.
+
 Of softmax and log_softmax: x, torch_y, y; grad_y, torch_grad, grad. The backward starts from PyTorch's
 rounded y, and so does its exact result.
 """
@@ -63,6 +77,7 @@ import base64
 import itertools
 import math
 import os
+import warnings
 
 import mpmath
 import torch
@@ -118,6 +133,8 @@ def softmax(x):
 
 
 def numbers(tensor):
+    if isinstance(tensor, list):
+        return tensor
     return [mpf(v) for v in tensor.detach().double().flatten().tolist()]
 
 
@@ -255,6 +272,26 @@ def exact_cross_entropy(o, axes):
     return out
 
 
+def exact_linear(o, axes):
+    """Every result of a linear layer. A gradient of 0 makes a term 0, whatever it multiplies."""
+    N, C, D = axes.rows, axes.classes, o["hidden"].shape[1]
+    h, w = numbers(o["hidden"]), numbers(o["weight"])
+    b = numbers(o["bias"]) if "bias" in o else [mpf(0)] * C
+    dot = lambda n, c: mpmath.fsum(h[n * D + d] * w[c * D + d] for d in range(D))
+    logits = [dot(n, c) + b[c] for n in range(N) for c in range(C)]
+    out = exact_cross_entropy({**o, "logits": logits}, axes)
+    g = out.pop("grad")
+    out.pop("grad_targets", None)
+    sums = lambda steps, term: [mpmath.fsum(times(*term(i, d)) for i in range(steps)) for d in range(D)]
+    out["grad_hidden"], out["grad_weight"] = [], []
+    for n in range(N):
+        out["grad_hidden"] += sums(C, lambda c, d: (g[n * C + c], w[c * D + d]))
+    for c in range(C):
+        out["grad_weight"] += sums(N, lambda n, d: (g[n * C + c], h[n * D + d]))
+    out["grad_bias"] = [mpmath.fsum(g[n * C + c] for n in range(N)) for c in range(C)]
+    return out
+
+
 # ---- PyTorch ----------------------------------------------------------------------------------
 
 
@@ -357,6 +394,45 @@ def torch_composed(o, dtype):
     return out
 
 
+LAYER = ["hidden", "weight", "bias"]
+
+
+def torch_linear(o, dtype):
+    """A linear layer and its loss; `dtype` replaces every float."""
+    leaves = {key: as_type(o[key], dtype).requires_grad_() for key in LAYER if key in o}
+    if o.get("by") == "chunked":
+        out = torch_chunked(o, leaves, dtype)
+    else:
+        logits = F.linear(*leaves.values())
+        run = torch_composed if o.get("by") == "composed" else torch_plain
+        out = run({**o, "logits": logits}, dtype)
+        logits.backward(out.pop("grad"))
+        out.pop("grad_targets", None)
+    return out | {f"grad_{key}": leaf.grad for key, leaf in leaves.items()}
+
+
+def torch_chunked(o, leaves, dtype):
+    """F.linear_cross_entropy, which makes the logits of a few rows at a time."""
+    args = {"linear_bias": leaves.get("bias")}
+    if "weights" in o:
+        args["weight"] = as_type(o["weights"], dtype)
+    if "ignore" in o:
+        args["ignore_index"] = o["ignore"]
+    chunks = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2, chunking_method=None)
+    with warnings.catch_warnings():
+        # PyTorch warns if it does not work in chunks.
+        warnings.simplefilter("error")
+        call = lambda reduction: F.linear_cross_entropy(
+            leaves["hidden"], leaves["weight"], as_type(o["targets"], dtype),
+            reduction=reduction, options=chunks, **args)
+        with torch.no_grad():
+            rows = call("none")
+        loss = call(o.get("reduction", "mean"))
+    upstream = as_type(o["upstream"], dtype) if "upstream" in o else torch.ones_like(loss)
+    loss.backward(upstream.reshape(loss.shape))
+    return {"rows": rows} | ({"loss": loss} if o.get("reduction", "mean") != "none" else {})
+
+
 # ---- files ------------------------------------------------------------------------------------
 
 
@@ -426,17 +502,34 @@ def differ_in_kind(results, exact):
 
 
 RESULTS = ["loss", "rows", "grad", "grad_targets", "lse", "entropy"]
+RESULTS += [f"grad_{key}" for key in LAYER]
 
 
-def cross_entropy(file, name, options, composed=False, differs=None, exact_only=()):
-    """Computes a case three ways and writes it. Results in `exact_only` are not PyTorch's to have."""
+def linear(file, name, options, differs=None):
+    """Computes a linear layer three ways and writes it."""
+    hidden, weight = options["hidden"], options["weight"]
+    axes = Axes([hidden.shape[0], weight.shape[0]], 1)
+    fields = {"call": "linear", "dims": axes, "rank": 2, "features": hidden.shape[1], **options}
+    run = lambda dtype: torch_linear(options, dtype)
+    write(file, name, fields, exact_linear(options, axes), run, hidden.dtype, differs)
+
+
+def cross_entropy(file, name, options, composed=False, differs=None):
+    """Computes a case three ways and writes it."""
     logits = options["logits"]
     shape = list(logits.shape)
     axes = Axes([1] + shape if len(shape) == 1 else shape, 1)
     run = torch_composed if composed else torch_plain
+    fields = {"call": "cross_entropy", "dims": axes, "rank": len(shape), **options}
+    if composed:
+        fields["wide"] = 1
     exact = exact_cross_entropy(options, axes)
-    results = run(options, logits.dtype)
-    double = run(options, F64)
+    write(file, name, fields, exact, lambda dtype: run(options, dtype), logits.dtype, differs)
+
+
+def write(file, name, fields, exact, run, dtype, differs):
+    """Holds exact results against PyTorch's in float64, and writes them beside those of `dtype`."""
+    results, double = run(dtype), run(F64)
     argmax = results.pop("argmax", None)
     if argmax is not None:
         assert argmax.flatten().tolist() == exact["argmax"], name
@@ -450,9 +543,7 @@ def cross_entropy(file, name, options, composed=False, differs=None, exact_only=
             print(key, results[key], [float(e) for e in exact[key]])
         raise SystemExit(f"{name}: differs={differs}, but the results {'do' if different else 'do not'}")
     assert differs is None or differs in DIFFERENCES, differs
-    fields = {"call": "cross_entropy", "dims": axes, "rank": len(shape), **options}
-    if composed:
-        fields["wide"] = 1
+    if argmax is not None:
         fields["argmax"] = exact["argmax"]
     for key in results:
         fields[f"torch_{key}"] = results[key]
@@ -926,6 +1017,128 @@ def introductions():
     file.close()
 
 
+def layer(shape, dtype, bias=False):
+    """Operands whose logits have a spread of about 2."""
+    rows, classes, features = shape
+    options = {"hidden": normal([rows, features], dtype, 1.0)}
+    options["weight"] = normal([classes, features], dtype, 2.0 / math.sqrt(features))
+    if bias:
+        options["bias"] = normal([classes], dtype, 1.0)
+    return options
+
+
+def linear_layers():
+    file = File("linear.txt")
+    torch.manual_seed(6)
+    shapes = {1: [4, 5, 3], 2: [3, 9, 2]}
+    sorts = ["index", "ignore", "soft"]
+    choices = list(itertools.product(["", "bias"], ["", "weights"], ["", "smooth"], sorts))
+    data = {}
+    for rank, dtype, (bias, weights, smooth, sort), reduction in grid(shapes, choices):
+        rows, classes, _ = shape = shapes[rank]
+        if (rank, dtype) not in data:
+            targets = indices([rows, classes])
+            # Not the class of weight 0, which a mean could not divide by.
+            targets[0] = 1
+            soft = torch.softmax(normal([rows, classes], F64), 1).to(dtype)
+            targets = {"index": targets, "ignore": with_ignored(targets, -100), "soft": soft}
+            data[rank, dtype] = layer(shape, dtype, True), targets, some_weights(classes, dtype)
+        operands, targets, w = data[rank, dtype]
+        options = {key: value for key, value in operands.items() if bias or key != "bias"}
+        options |= {"targets": targets[sort], "reduction": reduction}
+        if weights:
+            options["weights"] = w
+        if smooth:
+            options["eps"] = 0.1
+        upstream_for(options, [rows, classes], dtype)
+        name = label("x".join(map(str, shape)), NAMES[dtype], bias, weights, smooth, sort, reduction)
+        linear(file, name, options)
+
+    # Z-loss, softcap and logit scale.
+    transforms = {
+        "z": {"z": 1e-2},
+        "cap": {"cap": 3.0},
+        "scale": {"scale": 0.7},
+        "z-cap-scale": {"z": 0.1, "cap": 2.5, "scale": 1.75},
+    }
+    for n, (transform, sort, dtype) in enumerate(itertools.product(transforms, sorts[1:], DTYPES)):
+        operands, targets, w = data[1, dtype]
+        options = {**operands, "targets": targets[sort], "reduction": REDUCTIONS[n % 3], "by": "composed"}
+        options |= transforms[transform]
+        if n % 2:
+            options |= {"weights": w.to(F32), "eps": 0.1}
+        upstream_for(options, [4, 5], F64 if dtype == F64 else F32)
+        linear(file, label(transform, NAMES[dtype], sort, options["reduction"]), options)
+
+    # Row weights and masks, given denominators.
+    for dtype, reduction in itertools.product(DTYPES, REDUCTIONS):
+        operands, targets, w = data[1, dtype]
+        options = {**operands, "targets": targets["ignore"], "reduction": reduction, "by": "composed"}
+        upstream_for(options, [4, 5], F32)
+        options["row_weights"] = torch.tensor([0.5, 1.5, 0.0, 2.0])
+        linear(file, label("rows", NAMES[dtype], reduction), options)
+        options |= {"row_mask": torch.tensor([1, 1, 1, 0]), "z": 1e-3, "eps": 0.1}
+        options["row_weights"] = torch.tensor([0.5, 1.5, 0.25, 2.0])
+        if reduction == "mean":
+            options |= {"normalizer": 11.0, "z_normalizer": 7.0}
+        linear(file, label("rows-mask-smooth-z", NAMES[dtype], reduction), options)
+
+    # Logits that PyTorch does not store either.
+    for n, (dtype, sort, weights) in enumerate(itertools.product(DTYPES, sorts[1:], ["", "weights"])):
+        options = layer([7, 6, 3], dtype, n % 4 == 1)
+        soft = torch.softmax(normal([7, 6], F64), 1).to(dtype)
+        options["targets"] = soft if sort == "soft" else with_ignored(indices([7, 6]), -100)
+        if weights:
+            # Classes of weight 0 may be all that is left.
+            options["weights"] = some_weights(6, dtype) + 0.25
+        options |= {"reduction": REDUCTIONS[n % 3], "by": "chunked"}
+        upstream_for(options, [7, 6], dtype)
+        linear(file, label("chunked", NAMES[dtype], sort, weights, options["reduction"]), options)
+
+    # Sizes around those of registers, panels, blocks and chains.
+    sizes = [([1, 1, 1], DTYPES), ([1, 2, 1], DTYPES), ([6, 16, 8], [F32, BF16]), ([7, 17, 9], [F64, F16])]
+    sizes += [([9, 15, 17], [F32, BF16]), ([5, 64, 7], [F32, F16]), ([8, 65, 5], [F64, BF16])]
+    sizes += [([2, 3, 64], [F32, F16]), ([2, 3, 65], [F64, BF16]), ([1, 2, 257], [F32])]
+    sizes += [([3, 255, 2], [F32]), ([2, 256, 1], [BF16, F64]), ([3, 257, 1], [F32, F16]), ([2, 300, 1], [F32, BF16])]
+    for n, (shape, dtypes) in enumerate(sizes):
+        for dtype in dtypes:
+            options = layer(shape, dtype, n % 2 == 0)
+            options["targets"] = indices(shape[:2])
+            options["reduction"] = REDUCTIONS[n % 2]
+            linear(file, label("size", "x".join(map(str, shape)), NAMES[dtype]), options)
+
+    for dtype in DTYPES:
+        d = NAMES[dtype]
+
+        def case(name, hidden, weight, targets, bias=None, differs=None, **options):
+            options |= {"hidden": torch.tensor(hidden).to(dtype), "weight": torch.tensor(weight).to(dtype)}
+            if bias is not None:
+                options["bias"] = torch.tensor(bias).to(dtype)
+            linear(file, f"{name}/{d}", options | {"targets": torch.tensor(targets)}, differs)
+
+        rows, weight = [[1.0, -0.5], [0.25, 2.0], [-1.5, 0.75]], [[1.0, 2.0], [-0.5, 0.25], [0.5, -1.0]]
+        for what, bad in [("nan", NAN), ("inf", INF)]:
+            poisoned = [rows[0], [bad, 1.0], rows[2]]
+            case(f"{what}-ignored", poisoned, weight, [0, -100, 2], differs="ignored-row")
+            case(f"{what}-ignored/bias", poisoned, weight, [0, -100, 2], [0.5, 0.0, -1.0], differs="ignored-row",
+                 reduction="sum", eps=0.1)
+            case(f"{what}-masked", poisoned, weight, [0, 1, 2], differs="ignored-row", by="composed",
+                 row_mask=torch.tensor([1, 0, 1]))
+            case(f"{what}-weightless", poisoned, weight, [0, 1, 2], differs="weightless-row", by="composed",
+                 row_weights=torch.tensor([1.0, 0.0, 2.0]))
+        case("nan", [rows[0], [NAN, 1.0], rows[2]], weight, [0, 1, 2], reduction="none")
+        for reduction in REDUCTIONS:
+            case(f"all-ignored/{reduction}", rows, weight, [-100] * 3, reduction=reduction)
+        case("weights-sum-0/nan", rows, weight, [0, 0, 0], weights=torch.tensor([0.0, 1.0, 2.0]).to(dtype))
+        # A class that its bias takes out.
+        case("low-bias", rows, weight, [0, 2, 2], [0.5, -INF, 0.25])
+        for gap in [12.0, 20.0, 40.0]:
+            case(f"confident/{gap:g}", [[gap, 0.5], [-gap, 0.25]], [[1.0, 0.0], [0.0, 1.0], [-0.25, 0.5]], [0, 2],
+                 reduction="none")
+        case("offset", [[1.0, 0.5], [1.0, -0.25]], [[64.0, 1.0], [64.0, 2.0], [64.0, -3.0]], [2, 0])
+    file.close()
+
+
 if __name__ == "__main__":
     assert torch.__version__.startswith("2.15."), torch.__version__
     index_targets()
@@ -934,3 +1147,4 @@ if __name__ == "__main__":
     softmax_family()
     composed()
     introductions()
+    linear_layers()

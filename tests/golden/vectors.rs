@@ -2,7 +2,10 @@
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
+use common::layer::Layer;
+use common::operand::{Dtype, Operand};
 use common::reference::{self, Reduction, Targets};
+use common::task::Task;
 use std::collections::HashMap;
 use std::rc::Rc;
 use xent::half::{bf16, f16};
@@ -16,6 +19,7 @@ pub const NLL: Source = ("nll.txt", include_str!("nll.txt"));
 pub const SOFTMAX: Source = ("softmax.txt", include_str!("softmax.txt"));
 pub const COMPOSED: Source = ("composed.txt", include_str!("composed.txt"));
 pub const INTRO: Source = ("intro.txt", include_str!("intro.txt"));
+pub const LINEAR: Source = ("linear.txt", include_str!("linear.txt"));
 
 /// Elements in their stored dtype.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,6 +128,19 @@ impl Tensor {
             Tensor::I64(_) => Tensor::I64(vec![-1; n]),
             Tensor::U8(_) => Tensor::U8(vec![0xff; n]),
         }
+    }
+
+    /// The operand of these elements.
+    pub fn operand(&self, sizes: [usize; 3]) -> Operand {
+        let dtype = match self {
+            Tensor::F64(_) => Dtype::F64,
+            Tensor::F32(_) => Dtype::F32,
+            Tensor::Bf16(_) => Dtype::Bf16,
+            Tensor::F16(_) => Dtype::F16,
+            Tensor::I64(_) => Dtype::I64,
+            Tensor::U8(_) => Dtype::U8,
+        };
+        Operand::packed(dtype, sizes, &self.to_f64())
     }
 
     pub fn input(&self) -> Input<'_> {
@@ -249,6 +266,11 @@ impl Case {
 
     /// The cross-entropy problem for the oracle.
     pub fn problem(&self) -> reference::Case {
+        self.problem_of(self.tensor("logits").to_f64())
+    }
+
+    /// The same of other logits.
+    pub fn problem_of(&self, logits: Vec<f64>) -> reference::Case {
         let [rows, classes, inner] = self.dims();
         let optional = |key| self.find(key).map(Tensor::to_f64);
         reference::Case {
@@ -270,12 +292,49 @@ impl Case {
             reduction: self.reduction(),
             log_probs: self.log_probs(),
             grad_output: optional("upstream").unwrap_or(vec![1.0]),
-            ..reference::Case::new(rows, classes, inner, self.tensor("logits").to_f64())
+            ..reference::Case::new(rows, classes, inner, logits)
         }
     }
 
     pub fn mask(&self) -> Option<Vec<u8>> {
         let mask = self.find("row_mask")?.to_i64();
         Some(mask.iter().map(|&byte| u8::try_from(byte).unwrap()).collect())
+    }
+
+    /// The linear layer of a case, with packed operands.
+    pub fn layer(&self) -> Layer {
+        let [rows, classes, _] = self.dims();
+        let features = self.number("features", 0.0) as usize;
+        let by_row = [rows, 1, 1];
+        let find = |key, sizes| self.find(key).map(|tensor| tensor.operand(sizes));
+        let targets = self.tensor("targets");
+        let targets = targets.operand(if targets.is_float() { [rows, classes, 1] } else { by_row });
+        let hidden = self.tensor("hidden").operand([rows, features, 1]);
+        let weight = self.tensor("weight").operand([classes, features, 1]);
+        let layer = Layer::new(hidden, weight, find("bias", [1, classes, 1]), targets);
+        let reduction = self.reduction();
+        let task = Task {
+            class_weights: find("weights", [1, classes, 1]),
+            row_weights: find("row_weights", by_row),
+            row_mask: self.mask().map(|mask| Tensor::U8(mask).operand(by_row)),
+            grad_output: find(
+                "upstream",
+                if reduction == Reduction::None { by_row } else { [1; 3] },
+            ),
+            ignore_index: self.ignore_index(),
+            label_smoothing: self.number("eps", 0.0),
+            z_loss: self.number("z", 0.0),
+            softcap: self.number("cap", 0.0),
+            logit_scale: self.number("scale", 1.0),
+            normalizer: self.number("normalizer", 0.0),
+            z_normalizer: self.number("z_normalizer", 0.0),
+            reduction: match reduction {
+                Reduction::Mean => xent::Reduction::Mean,
+                Reduction::Sum => xent::Reduction::Sum,
+                Reduction::None => xent::Reduction::None,
+            },
+            ..layer.task
+        };
+        Layer { task, ..layer }
     }
 }

@@ -4,7 +4,7 @@ use crate::tool::{Result, directory, has, root, shell};
 use anyhow::{Context, ensure};
 use xshell::cmd;
 
-const TARGETS: [&str; 3] = ["problem", "c_abi", "partition"];
+const TARGETS: [&str; 5] = ["problem", "linear", "shards", "c_abi", "partition"];
 
 /// libFuzzer's options. A choice is a byte, and the last ones count too: inputs have any length from the start.
 /// valgrind looks for leaks; here they would cost half of the executions.

@@ -36,7 +36,7 @@ usage: cargo xtask <command>
                        install the C library in DIR (default target/dist)
   fuzz [SECONDS] [seed=SEED] [TARGET]...
                        run the fuzz targets, 30 s each, or over their seeds alone
-                       (0): problem c_abi partition; needs cargo-fuzz
+                       (0): problem linear shards c_abi partition; needs cargo-fuzz
   mutants [NAME]...    run the tests against the wrong versions in tests/mutants
   sanitize             run the C and C++ tests under sanitizers and valgrind
   test [STEP]...       run every check, or only the steps named:

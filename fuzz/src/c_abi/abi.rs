@@ -78,6 +78,27 @@ pub struct Results {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    pub struct_size: u32,
+    pub flags: u32,
+    pub features: usize,
+    pub hidden: View,
+    pub weight: View,
+    pub bias: View,
+    pub workspace: usize,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct LinearGrads {
+    pub struct_size: u32,
+    pub hidden: View,
+    pub weight: View,
+    pub bias: View,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub struct_size: u32,
     pub flags: u32,
@@ -92,6 +113,11 @@ pub struct Shape {
 const _: () = assert!(size_of::<Problem>() == 304);
 const _: () = assert!(size_of::<Results>() == 152);
 const _: () = assert!(size_of::<Shape>() == 48);
+const _: () = assert!(size_of::<Linear>() == 144);
+const _: () = assert!(size_of::<LinearGrads>() == 128);
+
+/// The numbers of an `xent_partial`, 8 bytes each.
+pub const MEMBERS: usize = 6;
 
 unsafe extern "C" {
     pub fn xent_forward(problem: *const c_void, results: *const c_void) -> i32;
@@ -129,6 +155,66 @@ unsafe extern "C" {
         y: *const c_void,
         grad_y: *const c_void,
         grad_x: *const c_void,
+    ) -> i32;
+    pub fn xent_partial_forward(
+        problem: *const c_void,
+        class_offset: usize,
+        total_classes: usize,
+        partials: *mut c_void,
+    ) -> i32;
+    pub fn xent_partial_merge(into: *mut c_void, from: *const c_void, count: usize);
+    pub fn xent_partial_finish(
+        problem: *const c_void,
+        total_classes: usize,
+        merged: *const c_void,
+        results: *const c_void,
+    ) -> i32;
+    pub fn xent_partial_backward(
+        problem: *const c_void,
+        class_offset: usize,
+        total_classes: usize,
+        merged: *const c_void,
+        grad_output: *const c_void,
+        grad_scale: f64,
+        grad_logits: *const c_void,
+    ) -> i32;
+    pub fn xent_linear_forward(
+        problem: *const c_void,
+        linear: *const c_void,
+        results: *const c_void,
+    ) -> i32;
+    pub fn xent_linear_backward(
+        problem: *const c_void,
+        linear: *const c_void,
+        lse: *const c_void,
+        grad_output: *const c_void,
+        grad_scale: f64,
+        grads: *const c_void,
+    ) -> i32;
+    pub fn xent_linear_forward_backward(
+        problem: *const c_void,
+        linear: *const c_void,
+        grad_output: *const c_void,
+        grad_scale: f64,
+        results: *const c_void,
+        grads: *const c_void,
+    ) -> i32;
+    pub fn xent_linear_partial_forward(
+        problem: *const c_void,
+        linear: *const c_void,
+        class_offset: usize,
+        total_classes: usize,
+        partials: *mut c_void,
+    ) -> i32;
+    pub fn xent_linear_partial_backward(
+        problem: *const c_void,
+        linear: *const c_void,
+        class_offset: usize,
+        total_classes: usize,
+        merged: *const c_void,
+        grad_output: *const c_void,
+        grad_scale: f64,
+        grads: *const c_void,
     ) -> i32;
     pub safe fn xent_status_name(status: i32) -> *const c_char;
     pub safe fn xent_last_error() -> *const c_char;

@@ -6,12 +6,14 @@ use super::abi::{self, View};
 use super::call::{Arguments, Entry};
 use super::draw::dtype_of;
 use super::model::Operand;
-use common::operand::{self, Dtype};
+use common::layer::{GRADIENTS, Layer, LayerJudge, Pass, outputs};
+use common::operand::{self, Dtype, Placed};
+use common::split::numbers;
 use common::task::{Answer, Call, Task, Wants, same_bits};
 use common::task_bounds::Judge;
 use common::{How, Reduction, softmax};
-use xent::Isa;
 use xent::half::{bf16, f16};
+use xent::{Isa, Linear, LinearGrads, Partial};
 
 /// An element of an operand of integers.
 pub fn integer(memory: &Snapshot, operand: &Operand, at: usize) -> i64 {
@@ -84,6 +86,10 @@ pub fn check(arguments: &Arguments, is_unaliased: bool, before: &Snapshot, after
     let reader = Reader { operands, sizes, before, after };
     if arguments.is_softmax() {
         check_softmax(arguments, &reader, is_unaliased);
+    } else if arguments.has_states() {
+        check_states(arguments, &reader);
+    } else if arguments.is_linear() {
+        check_layer(arguments, &reader, is_unaliased);
     } else {
         check_loss(arguments, &reader, is_unaliased);
     }
@@ -151,17 +157,38 @@ fn check_softmax(arguments: &Arguments, reader: &Reader, is_unaliased: bool) {
     same_bits(&got, &problem.run(call, &how(arguments)), "by way of the Rust interface");
 }
 
-fn check_loss(arguments: &Arguments, reader: &Reader, is_unaliased: bool) {
-    let p = &arguments.problem;
-    let sizes @ [rows, classes, inner] = arguments.sizes();
-    let by_row = [rows, 1, inner];
+/// The state of a row at an address.
+pub fn state(memory: &Snapshot, at: usize) -> Partial {
+    let real = |i: usize| f64::from_ne_bytes(memory.read(at + 8 * i));
+    Partial {
+        lse: real(0),
+        target_dot: real(1),
+        target_mass: real(2),
+        logit_mean: real(3),
+        max: real(4),
+        argmax: i64::from_ne_bytes(memory.read(at + 40)),
+    }
+}
+
+/// The stored logits; without elements a gradient needs an operand of them nevertheless.
+fn logits(arguments: &Arguments, reader: &Reader) -> operand::Operand {
     let of_targets = arguments.entry == Entry::BackwardTargets;
-    let logits = reader.input("logits").unwrap_or_else(|| {
-        // There are no rows, but a gradient needs an operand of logits.
+    reader.input("logits").unwrap_or_else(|| {
         let grad = reader.find("grad", true).filter(|_| !of_targets);
         let dtype = grad.and_then(|grad| dtype_of(grad.view.dtype));
-        operand::Operand::zeros(dtype.unwrap_or(Dtype::F32), sizes)
-    });
+        let [rows, classes, inner] = arguments.sizes();
+        // Merged states have logits elsewhere, and any number of classes.
+        let classes = if arguments.entry == Entry::PartialFinish { 0 } else { classes };
+        operand::Operand::zeros(dtype.unwrap_or(Dtype::F32), [rows, classes, inner])
+    })
+}
+
+/// The problem over these logits.
+fn task(arguments: &Arguments, reader: &Reader, logits: operand::Operand) -> Task {
+    let p = &arguments.problem;
+    let [rows, classes, inner] = arguments.sizes();
+    let by_row = [rows, 1, inner];
+    let of_targets = arguments.entry == Entry::BackwardTargets;
     let result = |name: &str| match reader.find(name, true) {
         Some(operand) => reader.taken(operand),
         None => operand::Operand::zeros(Dtype::F64, by_row),
@@ -169,14 +196,14 @@ fn check_loss(arguments: &Arguments, reader: &Reader, is_unaliased: bool) {
     let grad = reader.find("grad", true);
     let gradient_of = |wanted: bool, dtype: Dtype| match grad {
         Some(grad) if wanted => reader.taken(grad),
-        _ => operand::Operand::zeros(dtype, sizes),
+        _ => operand::Operand::zeros(dtype, logits.sizes),
     };
     let asked = |name: &str| reader.find(name, true).is_some();
     let no_targets = (rows * inner == 0 && !of_targets).then(|| {
         // A call without rows needs no targets, and counts as one with class indices.
         operand::Operand::zeros(Dtype::I64, by_row)
     });
-    let task = Task {
+    Task {
         rows,
         classes,
         inner,
@@ -208,7 +235,210 @@ fn check_loss(arguments: &Arguments, reader: &Reader, is_unaliased: bool) {
             correct: asked("correct"),
         },
         logits,
+    }
+}
+
+/// A hidden state, weight or bias of the layer, or one of zeros.
+fn of_layer(arguments: &Arguments, reader: &Reader, name: &str) -> operand::Operand {
+    let [rows, classes, _] = arguments.sizes();
+    let sizes = [if name == "hidden" { rows } else { classes }, arguments.linear.features, 1];
+    let dtype = dtype_of(arguments.linear.hidden.dtype).expect("checked by the model");
+    reader.input(name).unwrap_or_else(|| operand::Operand::zeros(dtype, sizes))
+}
+
+/// Where the gradients of the layer go, with what they hold.
+fn grads_of_layer(reader: &Reader) -> [Option<operand::Operand>; 3] {
+    GRADIENTS.map(|name| {
+        reader.find(&format!("grads.{name}"), true).map(|operand| reader.taken(operand))
+    })
+}
+
+fn check_layer(arguments: &Arguments, reader: &Reader, is_unaliased: bool) {
+    let (hidden, weight) =
+        (of_layer(arguments, reader, "hidden"), of_layer(arguments, reader, "weight"));
+    let bias = reader.input("bias");
+    let features = arguments.linear.features;
+    let logits = match features {
+        // There are no rows.
+        0 => operand::Operand::zeros(Dtype::F32, arguments.sizes()),
+        _ => outputs(&hidden, &weight, bias.as_ref()),
     };
+    let layer = Layer {
+        task: task(arguments, reader, logits),
+        features,
+        hidden,
+        weight,
+        bias,
+        grads: grads_of_layer(reader),
+        accumulates: [1, 2, 4].map(|bit| arguments.linear.flags & bit != 0),
+        workspace: arguments.linear.workspace,
+        asks_lse: reader.find("lse", true).is_some(),
+    };
+    let lse = reader.input("lse").map_or(Vec::new(), |lse| lse.values);
+    let pass = match arguments.entry {
+        Entry::LinearForward if layer.task.targets.is_none() => Pass::Evaluate,
+        Entry::LinearForward => Pass::Forward,
+        Entry::LinearBackward => Pass::Backward(&lse),
+        _ => Pass::Fused,
+    };
+    if layer.task.targets.is_none() && !matches!(pass, Pass::Evaluate) {
+        return;
+    }
+    let want = layer.run(pass, &how(arguments));
+    if is_unaliased && sums_are_finite(&layer.task) {
+        let judge = LayerJudge::new(&layer);
+        if !matches!(pass, Pass::Backward(_)) {
+            judge.judge.losses(&want.results);
+        }
+        if matches!(pass, Pass::Fused) {
+            judge.gradients(&want.grads, None);
+        }
+    }
+    compare(reader, &want.results);
+    compare_grads(reader, &want.grads);
+}
+
+fn compare_grads(reader: &Reader, want: &[Vec<f64>; 3]) {
+    for (name, want) in GRADIENTS.iter().zip(want) {
+        let name = format!("grads.{name}");
+        if let Some(got) = reader.written(&name) {
+            same_bits(&got, want, &name);
+        }
+    }
+}
+
+/// The calls over a shard, and over merged states. Their bits are those of the Rust interface, which the target
+/// `shards` holds against the oracle: here the other shards are not known.
+fn check_states(arguments: &Arguments, reader: &Reader) {
+    let p = &arguments.problem;
+    let [rows, classes, inner] = reader.sizes;
+    let (offset, total) = (arguments.class_offset, arguments.total_classes);
+    let find = |output: bool| {
+        let name = if output { "partials" } else { "merged" };
+        reader.find(name, output).map_or(0, |states| states.address())
+    };
+    let states = |memory: &Snapshot, output: bool| -> Vec<Partial> {
+        let from = find(output);
+        (0..rows * inner).map(|i| state(memory, from + 8 * abi::MEMBERS * i)).collect()
+    };
+    let merged = if arguments.writes_states() { vec![] } else { states(reader.before, false) };
+    let task = task(arguments, reader, logits(arguments, reader));
+    let factors = task.factors();
+    let how = how(arguments);
+    let call = task.builder(p.classes, &factors, &how);
+    // Probabilities of no classes may be absent.
+    let absent = (classes == 0 || rows * inner == 0).then(|| {
+        let dtype = dtype_of(p.targets.dtype).expect("checked by the model");
+        let width = if dtype.is_float() { classes } else { 1 };
+        operand::Operand::zeros(dtype, [rows, width, inner])
+    });
+    let targets = task.targets.clone();
+    let complete = targets.clone().or(absent.filter(|o| o.dtype.is_float() || rows * inner == 0));
+    let (targets, complete) =
+        (targets.map(|targets| targets.place()), complete.map(|targets| targets.place()));
+    let mut partials = vec![Partial::EMPTY; rows * inner];
+    match arguments.entry {
+        Entry::PartialForward => {
+            let logits = task.logits.place();
+            match &targets {
+                Some(targets) => call.partial_forward(
+                    logits.input(),
+                    targets.input(),
+                    offset,
+                    total,
+                    &mut partials,
+                ),
+                None => call.partial_evaluate(logits.input(), offset, total, &mut partials),
+            }
+            .expect("the C call was valid");
+        }
+        Entry::PartialFinish => {
+            let unread = arguments.leaves_targets_unread();
+            let some = operand::Operand::zeros(Dtype::F32, [1; 3]).place();
+            let targets = if unread { Some(&some) } else { targets.as_ref() };
+            let want = task.with_results(targets.is_some(), true, |results| match targets {
+                Some(targets) => call.partial_finish(targets.input(), total, &merged, results),
+                None => call.partial_finish_evaluate(total, &merged, results),
+            });
+            return compare(reader, &want.expect("the C call was valid"));
+        }
+        Entry::PartialBackward => {
+            let Some(targets) = &complete else { return };
+            let grad = match reader.find("grad", true) {
+                Some(grad) => reader.taken(grad),
+                None => task.grad.clone(),
+            };
+            let in_place =
+                arguments.grad.is_some_and(|grad| is_same(&grad, &p.logits, reader, "logits"));
+            let (mut logits, mut to) = (task.logits.place(), grad.place());
+            let to = match in_place {
+                true => {
+                    let targets = targets.input();
+                    let states = &merged;
+                    call.partial_backward_in_place(logits.output(), targets, offset, total, states)
+                        .map(|()| logits)
+                }
+                false => call
+                    .partial_backward(
+                        logits.input(),
+                        targets.input(),
+                        offset,
+                        total,
+                        &merged,
+                        to.output(),
+                    )
+                    .map(|()| to),
+            };
+            let want = to.expect("the C call was valid").take("gradient");
+            if let Some(got) = reader.written("grad") {
+                same_bits(&got, &want, "grad");
+            }
+            return;
+        }
+        _ => {
+            let Some(targets) = &complete else { return };
+            let hidden = of_layer(arguments, reader, "hidden").place();
+            let weight = of_layer(arguments, reader, "weight").place();
+            let bias = reader.input("bias").map(|bias| bias.place());
+            let adds = |bit: u32| arguments.linear.flags & bit != 0;
+            let mut linear = Linear::new(call, arguments.linear.features)
+                .workspace(arguments.linear.workspace)
+                .accumulate_hidden(adds(1))
+                .accumulate_weight(adds(2))
+                .accumulate_bias(adds(4));
+            if let Some(bias) = &bias {
+                linear = linear.bias(bias.input());
+            }
+            let (h, w, t) = (hidden.input(), weight.input(), targets.input());
+            if arguments.writes_states() {
+                linear
+                    .partial_forward(h, w, t, offset, total, &mut partials)
+                    .expect("the C call was valid");
+            } else {
+                let mut placed = grads_of_layer(reader).map(|grad| grad.map(|grad| grad.place()));
+                let [hidden_to, weight_to, bias_to] = &mut placed;
+                let to = LinearGrads {
+                    hidden: hidden_to.as_mut().map(Placed::output),
+                    weight: weight_to.as_mut().map(Placed::output),
+                    bias: bias_to.as_mut().map(Placed::output),
+                };
+                linear
+                    .partial_backward(h, w, t, offset, total, &merged, to)
+                    .expect("the C call was valid");
+                let take = |placed: &Option<Placed>| {
+                    placed.as_ref().map_or(Vec::new(), |placed| placed.take("a gradient"))
+                };
+                return compare_grads(reader, &placed.each_ref().map(take));
+            }
+        }
+    }
+    let got = states(reader.after, true);
+    same_bits(&numbers(&got), &numbers(&partials), "states");
+}
+
+fn check_loss(arguments: &Arguments, reader: &Reader, is_unaliased: bool) {
+    let p = &arguments.problem;
+    let task = task(arguments, reader, logits(arguments, reader));
     let lse = reader.input("lse").map_or(Vec::new(), |lse| lse.values);
     let in_place = arguments.grad.is_some_and(|grad| is_same(&grad, &p.logits, reader, "logits"));
     let call = match (arguments.entry, in_place) {

@@ -1,7 +1,7 @@
 //! A call of the C interface: descriptors at their addresses.
 
-use super::abi::{self, Problem, Results, Shape, View};
-use super::model::{self, Axes, FLOATS, INDICES, LOSSES, Operand, Verdict};
+use super::abi::{self, Linear, LinearGrads, MEMBERS, Problem, Results, Shape, View};
+use super::model::{self, Axes, FLOATS, INDICES, LOSSES, Operand, Rules, Verdict};
 use std::ffi::c_void;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,9 +14,40 @@ pub enum Entry {
     LogSoftmaxBackward,
     Softmax,
     SoftmaxBackward,
+    LinearForward,
+    LinearBackward,
+    LinearForwardBackward,
+    PartialForward,
+    PartialFinish,
+    PartialBackward,
+    LinearPartialForward,
+    LinearPartialBackward,
+    PartialMerge,
 }
 
-pub const ENTRIES: [Entry; 8] = [
+impl Entry {
+    /// The call is of a linear layer.
+    pub fn is_linear(self) -> bool {
+        use Entry::{
+            LinearBackward, LinearForward, LinearForwardBackward, LinearPartialBackward,
+            LinearPartialForward,
+        };
+        matches!(self, LinearForward | LinearBackward | LinearForwardBackward)
+            || matches!(self, LinearPartialForward | LinearPartialBackward)
+    }
+
+    /// The call writes or reads states of shards.
+    pub fn has_states(self) -> bool {
+        use Entry::{
+            LinearPartialBackward, LinearPartialForward, PartialBackward, PartialFinish,
+            PartialForward,
+        };
+        matches!(self, PartialForward | PartialFinish | PartialBackward)
+            || matches!(self, LinearPartialForward | LinearPartialBackward)
+    }
+}
+
+pub const ENTRIES: [Entry; 17] = [
     Entry::ForwardBackward,
     Entry::Forward,
     Entry::Backward,
@@ -25,6 +56,15 @@ pub const ENTRIES: [Entry; 8] = [
     Entry::LogSoftmaxBackward,
     Entry::Softmax,
     Entry::SoftmaxBackward,
+    Entry::LinearForwardBackward,
+    Entry::LinearForward,
+    Entry::LinearBackward,
+    Entry::PartialForward,
+    Entry::PartialFinish,
+    Entry::PartialBackward,
+    Entry::LinearPartialForward,
+    Entry::LinearPartialBackward,
+    Entry::PartialMerge,
 ];
 
 /// The way in which a struct is passed.
@@ -59,6 +99,14 @@ pub struct Arguments {
     pub problem: Problem,
     pub results: Results,
     pub results_handed: Handed,
+    pub linear: Linear,
+    pub linear_handed: Handed,
+    pub grads: LinearGrads,
+    pub grads_handed: Handed,
+    /// The place of a shard, and the states of its rows or of all shards.
+    pub class_offset: usize,
+    pub total_classes: usize,
+    pub states: *mut c_void,
     /// The pointers to the results, or to the operands, are not NULL.
     pub grad_output: Option<View>,
     pub grad: Option<View>,
@@ -102,23 +150,61 @@ impl Arguments {
         matches!(self.entry, Entry::LogSoftmaxBackward | Entry::SoftmaxBackward)
     }
 
-    /// Whether the entry point has results.
-    pub fn has_results(&self) -> bool {
-        matches!(self.entry, Entry::Forward | Entry::ForwardBackward)
+    pub fn is_linear(&self) -> bool {
+        self.entry.is_linear()
     }
 
+    /// The call is over the classes of a shard.
+    pub fn is_shard(&self) -> bool {
+        self.writes_states()
+            || matches!(self.entry, Entry::PartialBackward | Entry::LinearPartialBackward)
+    }
+
+    pub fn writes_states(&self) -> bool {
+        matches!(self.entry, Entry::PartialForward | Entry::LinearPartialForward)
+    }
+
+    pub fn has_states(&self) -> bool {
+        self.entry.has_states()
+    }
+
+    /// Whether the entry point has results.
+    pub fn has_results(&self) -> bool {
+        self.has_optional_results()
+            || matches!(self.entry, Entry::Forward | Entry::PartialFinish | Entry::LinearForward)
+    }
+
+    /// The pointer to the results may be NULL.
+    fn has_optional_results(&self) -> bool {
+        matches!(self.entry, Entry::ForwardBackward | Entry::LinearForwardBackward)
+    }
+
+    /// A gradient of logits, of targets, or of a layer.
     pub fn has_gradient(&self) -> bool {
-        matches!(self.entry, Entry::Backward | Entry::BackwardTargets | Entry::ForwardBackward)
+        use Entry::{
+            Backward, BackwardTargets, ForwardBackward, LinearBackward, LinearForwardBackward,
+            LinearPartialBackward, PartialBackward,
+        };
+        matches!(self.entry, Backward | BackwardTargets | ForwardBackward | PartialBackward)
+            || matches!(self.entry, LinearBackward | LinearForwardBackward | LinearPartialBackward)
     }
 
     /// An lse is an input.
     pub fn takes_lse(&self) -> bool {
-        matches!(self.entry, Entry::Backward | Entry::BackwardTargets)
-            && self.problem.flags & abi::LOG_PROBS == 0
+        let of_logits = matches!(self.entry, Entry::Backward | Entry::BackwardTargets);
+        self.entry == Entry::LinearBackward || of_logits && self.problem.flags & abi::LOG_PROBS == 0
+    }
+
+    /// The classes that target indices and class weights are of.
+    pub fn all_classes(&self) -> usize {
+        if self.has_states() { self.total_classes } else { self.problem.classes }
     }
 
     pub fn sizes(&self) -> model::Sizes {
-        [self.problem.rows, self.problem.classes, self.problem.inner]
+        let Problem { rows, classes, inner, .. } = self.problem;
+        // The other calls' operands of classes are those of a shard.
+        let is_whole = self.entry == Entry::PartialFinish;
+        [rows, if is_whole { self.total_classes } else { classes }, inner]
     }
 
     pub fn has_indices(&self) -> bool {
@@ -166,24 +252,41 @@ impl Arguments {
         let replaceable = self.has_gradient()
             && self.entry != Entry::BackwardTargets
             && p.flags & abi::ACCUMULATE == 0;
-        let logits = input("logits", p.logits, Axes::Full, FLOATS, true);
-        let mut all = vec![
-            Operand { replaceable, ..logits },
-            input(
-                "targets",
-                p.targets,
-                target_axes,
-                model::INDICES_OR_FLOATS,
-                self.needs_targets(),
-            ),
-            input("class_weights", p.class_weights, Axes::Classes, FLOATS, false),
+        let mut all = Vec::new();
+        let features = self.linear.features;
+        let (of_rows, of_classes) = (Axes::RowFeatures(features), Axes::ClassFeatures(features));
+        if self.is_linear() {
+            all.push(input("hidden", self.linear.hidden, of_rows, FLOATS, true));
+            all.push(input("weight", self.linear.weight, of_classes, FLOATS, true));
+            all.push(input("bias", self.linear.bias, Axes::Classes, FLOATS, false));
+        } else if self.entry != Entry::PartialFinish {
+            let logits = input("logits", p.logits, Axes::Full, FLOATS, true);
+            all.push(Operand { replaceable, ..logits });
+        }
+        if !self.leaves_targets_unread() {
+            let dtypes = model::INDICES_OR_FLOATS;
+            all.push(input("targets", p.targets, target_axes, dtypes, self.needs_targets()));
+        }
+        let weighted = match self.has_states() {
+            true => Axes::Elements(self.total_classes),
+            false => Axes::Classes,
+        };
+        all.extend([
+            input("class_weights", p.class_weights, weighted, FLOATS, false),
             input("row_weights", p.row_weights, Axes::Rows, FLOATS, false),
             input("row_mask", p.row_mask, Axes::Rows, &[abi::U8], false),
-        ];
+        ]);
         if self.has_gradient() {
             let axes = if by_row { Axes::Rows } else { Axes::One };
             let upstream = self.grad_output.unwrap_or(View::ABSENT);
             all.push(input("grad_output", upstream, axes, FLOATS, false));
+        }
+        if self.has_gradient() && self.is_linear() {
+            let grads = &self.grads;
+            all.push(output("grads.hidden", grads.hidden, of_rows, FLOATS));
+            all.push(output("grads.weight", grads.weight, of_classes, FLOATS));
+            all.push(output("grads.bias", grads.bias, Axes::Classes, FLOATS));
+        } else if self.has_gradient() {
             let grad = output("grad", self.grad.unwrap_or(View::ABSENT), Axes::Full, FLOATS);
             let fills_padding = self.zeroes_padding();
             all.push(Operand { required: true, replaces: true, fills_padding, ..grad });
@@ -191,6 +294,12 @@ impl Arguments {
         if self.takes_lse() {
             let lse = packed("lse", self.lse, abi::F64, Axes::Rows);
             all.push(Operand { output: false, required: true, ..lse });
+        }
+        if self.has_states() {
+            let count = p.rows.saturating_mul(p.inner).saturating_mul(MEMBERS);
+            let name = if self.writes_states() { "partials" } else { "merged" };
+            let states = packed(name, self.states, abi::F64, Axes::Elements(count));
+            all.push(Operand { output: self.writes_states(), required: true, ..states });
         }
         if let Some(r) = self.wanted() {
             all.extend([
@@ -209,6 +318,14 @@ impl Arguments {
         all
     }
 
+    /// Probabilities of merged states; those of a shard without classes may be absent.
+    pub fn leaves_targets_unread(&self) -> bool {
+        let p = &self.problem;
+        self.entry == Entry::PartialFinish
+            && !self.has_indices()
+            && (!p.targets.data.is_null() || p.classes == 0)
+    }
+
     fn needs_targets(&self) -> bool {
         let asks = |r: &Results| {
             let scalars = [r.loss, r.z_loss, r.normalizer, r.z_normalizer, r.kept_rows, r.correct];
@@ -220,7 +337,49 @@ impl Arguments {
     /// The call clears the padding of its gradient.
     fn zeroes_padding(&self) -> bool {
         self.problem.flags & abi::ZERO_PADDING != 0
-            && matches!(self.entry, Entry::Backward | Entry::ForwardBackward)
+            && matches!(
+                self.entry,
+                Entry::Backward | Entry::ForwardBackward | Entry::PartialBackward
+            )
+    }
+
+    /// The fault of the linear layer's structs, those of contents before NULL.
+    fn fault_of_layer(&self) -> Option<i32> {
+        let mut faults = Vec::new();
+        if self.is_linear() {
+            faults.push(self.linear_handed.fault(size_of::<Linear>()));
+            if self.linear_handed != Handed::Null && self.linear.flags > 7 {
+                faults.push(Some(abi::STRUCT));
+            }
+        }
+        if self.is_linear() && self.has_gradient() {
+            faults.push(self.grads_handed.fault(size_of::<LinearGrads>()));
+        }
+        let faults: Vec<i32> = faults.into_iter().flatten().collect();
+        let has_struct = faults.contains(&abi::STRUCT);
+        if has_struct { Some(abi::STRUCT) } else { faults.first().copied() }
+    }
+
+    /// Sizes that layers and shards refuse.
+    fn has_bad_shape(&self) -> bool {
+        let Problem { rows, classes, inner, logits, .. } = self.problem;
+        let most = (isize::MAX as u128) / 16;
+        let product = |a: usize, b: usize| a as u128 * b as u128;
+        let mut bad = false;
+        if self.is_linear() {
+            let features = self.linear.features;
+            bad |= !logits.data.is_null() || inner != 1 || (features == 0 && rows > 0);
+            bad |= product(rows, features) > most || product(classes, features) > most;
+        }
+        if self.has_states() {
+            let (count, total) = (product(rows, inner), self.total_classes);
+            let is_shard = self.is_shard();
+            let end = if is_shard { self.class_offset as u128 + classes as u128 } else { 0 };
+            // f64 holds no class index beyond.
+            bad |= end > total as u128 || total > 1 << 53 || (total == 0 && count > 0);
+            bad |= count.checked_mul((8 * MEMBERS).max(total) as u128).is_none_or(|n| n > most);
+        }
+        bad
     }
 
     /// The outcomes that the header allows. They leave open whether targets are in range.
@@ -235,31 +394,42 @@ impl Arguments {
         if self.problem.flags & !known != 0 {
             return just(abi::STRUCT);
         }
+        let mut faults = vec![self.fault_of_layer()];
         if self.has_results() {
-            match self.results_handed.fault(size_of::<Results>()) {
-                Some(abi::NULL) if self.entry == Entry::ForwardBackward => {}
-                Some(fault) => return just(fault),
-                None => {}
-            }
+            let fault = self.results_handed.fault(size_of::<Results>());
+            let may_be_null = fault == Some(abi::NULL) && self.has_optional_results();
+            faults.push(fault.filter(|_| !may_be_null));
+        }
+        if faults.contains(&Some(abi::STRUCT)) {
+            return just(abi::STRUCT);
         }
         let missing = if self.is_softmax() {
             self.x.is_none()
                 || self.y.is_none()
                 || self.is_softmax_backward() && self.grad_y.is_none()
         } else {
-            self.has_gradient() && self.grad.is_none()
+            self.has_gradient() && !self.is_linear() && self.grad.is_none()
         };
-        if missing {
+        if missing || faults.contains(&Some(abi::NULL)) {
             return just(abi::NULL);
         }
         let operands = self.operands();
-        let also = match model::operands(&operands, self.sizes(), self.dtypes_agree()) {
+        let rules = Rules {
+            dtypes_agree: self.dtypes_agree(),
+            bad_shape: self.has_bad_shape(),
+            allows_no_classes: self.has_states(),
+        };
+        let also = match model::operands(&operands, self.sizes(), rules) {
             Ok(also) => also,
             Err(verdict) => return verdict,
         };
         let code = if !self.is_softmax() && self.has_bad_option() { abi::PARAM } else { abi::OK };
         let mut codes = vec![code];
         codes.extend(also);
+        // How little is too little the header does not say.
+        if self.is_linear() && (1..1 << 25).contains(&self.linear.workspace) {
+            codes.push(abi::PARAM);
+        }
         Verdict { codes }
     }
 
@@ -268,6 +438,13 @@ impl Arguments {
         if self.is_softmax() {
             let x = dtype(self.x);
             return dtype(self.y) == x && (!self.is_softmax_backward() || dtype(self.grad_y) == x);
+        }
+        if self.is_linear() {
+            let hidden = self.linear.hidden.dtype;
+            let fits = |grad: &View| grad.data.is_null() || grad.dtype == hidden || grad.dtype == 0;
+            let grads =
+                !self.has_gradient() || (fits(&self.grads.hidden) && fits(&self.grads.weight));
+            return self.linear.weight.dtype == hidden && grads;
         }
         if !self.has_gradient() || self.entry == Entry::BackwardTargets {
             return true;
@@ -298,10 +475,15 @@ impl Arguments {
             && has_rows
             && !(p.inner == 1
                 && self.operands().iter().all(|o| !o.fills_padding || is_contiguous(o)))
+            && self.grad.is_some_and(|grad| !grad.data.is_null())
         {
             return true;
         }
         let log_probs = p.flags & abi::LOG_PROBS != 0;
+        let of_stored = abi::LOG_PROBS | abi::ACCUMULATE | abi::ZERO_PADDING;
+        if (self.has_states() && log_probs) || (self.is_linear() && p.flags & of_stored != 0) {
+            return true;
+        }
         if log_probs && (p.z_loss != 0.0 || p.softcap != 0.0 || p.logit_scale != 1.0) {
             return true;
         }
@@ -329,7 +511,7 @@ impl Arguments {
                 mask.zip(masks.as_ref()).is_none_or(|(mask, places)| read(mask, places[i]) != 0);
             let y = read(targets, at);
             kept && y != self.problem.ignore_index
-                && usize::try_from(y).map_or(true, |y| y >= self.problem.classes)
+                && usize::try_from(y).map_or(true, |y| y >= self.all_classes())
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Arguments, mostly valid and with a few faults, and the memory behind them.
 
-use super::abi::{self, Problem, Results, Shape, View};
+use super::abi::{self, Linear, LinearGrads, MEMBERS, Problem, Results, Shape, View};
 use super::arena::{Arena, BYTES};
 use super::call::{Arguments, ENTRIES, Entry, Handed};
 use super::model::{self, Axes, Operand, size_of_dtype};
@@ -13,10 +13,10 @@ use std::ptr;
 use xent::half::{bf16, f16};
 
 /// Regions: one for each operand in its turn, then the structs.
-pub const REGIONS: usize = 26;
+pub const REGIONS: usize = 32;
 
-/// Of the structs' regions: the problem or shape, the results, and views.
-pub const STRUCTS: usize = 20;
+/// Of the structs' regions: the problem or shape, the results, the layer, its gradients, and views.
+pub const STRUCTS: usize = 24;
 
 /// A drawn call.
 pub struct Drawn {
@@ -110,6 +110,11 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
     let rows = shape(h, &[2, 1, 3, 4, 5, 7, 8, 9, 17, 33, 64, 65]);
     let classes = shape(h, &[3, 1, 2, 5, 8, 10, 31, 32, 33, 34, 40, 64, 65, 97, 130, 257]);
     let inner = shape(h, &[1, 1, 1, 2, 3, 5, 9, 17]);
+    let is_linear = Entry::is_linear(entry);
+    let has_states = Entry::has_states(entry);
+    let inner = if is_linear && !h.strikes() { 1 } else { inner };
+    // A shard may have no classes.
+    let classes = if has_states && h.bytes.one_in(8) { 0 } else { classes };
     // Operands of f64 fit their regions, unless the fault is that they do not.
     let small = |n: usize| n <= 1 << 10;
     let (rows, inner) = if small(rows) && small(classes) && small(inner) {
@@ -118,6 +123,22 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
     } else {
         (rows, inner)
     };
+    let mut features = 0;
+    if is_linear {
+        features = shape(h, &[3, 1, 2, 4, 8, 15, 16, 17, 33, 64, 65]);
+        if small(rows) && small(classes) && small(features) {
+            features = features.min((1500 / rows.max(classes).max(1)).max(1));
+        }
+    }
+    let (mut class_offset, mut total_classes) = (0, classes);
+    if has_states {
+        class_offset = shape(h, &[0, 1, 5, 64]);
+        let more = h.bytes.pick(&[0, 0, 1, 7, 40]);
+        total_classes = class_offset.wrapping_add(classes).wrapping_add(more).max(1);
+        if h.strikes() {
+            total_classes = h.bytes.pick(&SIZES);
+        }
+    }
 
     let mut problem = Problem {
         struct_size: size_of::<Problem>() as u32,
@@ -144,7 +165,13 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
     if problem.flags & abi::LOG_PROBS != 0 && !h.strikes() {
         (problem.z_loss, problem.softcap, problem.logit_scale) = (0.0, 0.0, 1.0);
     }
-    let is_softmax = ENTRIES[4..].contains(&entry);
+    if has_states && !h.strikes() {
+        problem.flags &= !abi::LOG_PROBS;
+    }
+    if is_linear && !h.strikes() {
+        problem.flags &= abi::EMPTY_IS_ZERO;
+    }
+    let is_softmax = ENTRIES[4..8].contains(&entry);
     if is_softmax && !h.strikes() {
         problem.flags = 0;
     }
@@ -199,18 +226,44 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         arena,
         rng: Rng::new(seed),
         sizes: [rows, classes, inner],
+        all_classes: total_classes,
         next: 0,
         unaliased: true,
     };
 
-    let logits = place.draw(h, "logits", float, Axes::Full, false);
+    let logits = match is_linear && !h.strikes() {
+        true => View::ABSENT,
+        false => place.draw(h, "logits", float, Axes::Full, false),
+    };
     problem.logits = logits;
+    let linear = Linear {
+        struct_size: 0,
+        flags: 0,
+        features,
+        hidden: View::ABSENT,
+        weight: View::ABSENT,
+        bias: View::ABSENT,
+        workspace: 0,
+    };
+    let grads = LinearGrads {
+        struct_size: 0,
+        hidden: View::ABSENT,
+        weight: View::ABSENT,
+        bias: View::ABSENT,
+    };
     let mut arguments = Arguments {
         entry,
         first: handed(h, size_of::<Problem>()),
         problem,
         results,
         results_handed: handed(h, size_of::<Results>()),
+        linear,
+        linear_handed: Handed::Null,
+        grads,
+        grads_handed: Handed::Null,
+        class_offset,
+        total_classes,
+        states: ptr::null_mut(),
         grad_output: None,
         grad: None,
         lse: ptr::null_mut(),
@@ -235,6 +288,48 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         return Drawn { arguments, is_unaliased };
     }
 
+    if is_linear {
+        arguments.linear_handed = handed(h, size_of::<Linear>());
+        arguments.grads_handed = handed(h, size_of::<LinearGrads>());
+        let (of_rows, of_classes) = (Axes::RowFeatures(features), Axes::ClassFeatures(features));
+        let layer = &mut arguments.linear;
+        layer.flags = h.bytes.pick(&[0, 0, 1, 2, 4, 7]);
+        if h.strikes() {
+            layer.flags = h.bytes.pick(&[8, 1 << 31, u32::MAX]);
+        }
+        layer.workspace = h.bytes.pick(&[0, 0, 64 << 20, 1 << 20, 1 << 22]);
+        if h.strikes() {
+            layer.workspace = h.bytes.pick(&[1, 1000, usize::MAX, 1 << 62]);
+        }
+        layer.hidden = place.draw_matrix(h, "hidden", float, of_rows, false);
+        layer.weight = place.draw_matrix(h, "weight", float, of_classes, false);
+        if present & 32 != 0 {
+            let dtype = h.bytes.pick(&[0, 1, 2, 3]);
+            layer.bias = place.draw(h, "bias", dtype, Axes::Classes, false);
+        }
+        if arguments.has_gradient() {
+            let absent = h.bytes.byte();
+            let grads = &mut arguments.grads;
+            let dtype = if long { 0 } else { float };
+            if absent & 3 != 3 {
+                grads.hidden = place.draw_matrix(h, "grads.hidden", dtype, of_rows, true);
+            }
+            if absent & 12 != 12 {
+                grads.weight = place.draw_matrix(h, "grads.weight", float, of_classes, true);
+            }
+            if absent & 48 != 48 {
+                let dtype = h.bytes.pick(&[0, 1, 2, 3]);
+                grads.bias = place.draw(h, "grads.bias", dtype, Axes::Classes, true);
+            }
+        }
+    }
+    if has_states {
+        let count = rows.saturating_mul(inner).saturating_mul(MEMBERS);
+        let name = if arguments.writes_states() { "partials" } else { "merged" };
+        let axes = Axes::Elements(count);
+        arguments.states = place.draw_packed(h, name, abi::F64, axes, name == "partials");
+    }
+
     let p = &mut problem;
     let target_axes = if matches!(target_dtype, 0..=3) { Axes::Full } else { Axes::Rows };
     if asked & 1 == 0 || arguments.has_gradient() {
@@ -242,7 +337,8 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
     }
     if present & 1 != 0 {
         let dtype = h.bytes.pick(&[0, 1, 2, 3]);
-        p.class_weights = place.draw(h, "class_weights", dtype, Axes::Classes, false);
+        let axes = if has_states { Axes::Elements(total_classes) } else { Axes::Classes };
+        p.class_weights = place.draw(h, "class_weights", dtype, axes, false);
     }
     if present & 2 != 0 {
         let dtype = h.bytes.pick(&[0, 1, 2, 3]);
@@ -259,6 +355,8 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         }
         let grad = if present & 16 != 0 && entry != Entry::BackwardTargets {
             logits
+        } else if is_linear {
+            View::ABSENT
         } else {
             let dtype = if entry == Entry::BackwardTargets {
                 h.bytes.pick(&[0, 1, 2, 3])
@@ -271,7 +369,7 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         };
         arguments.grad = (!h.strikes()).then_some(grad);
     }
-    if !arguments.has_results() {
+    if !arguments.has_results() && !has_states {
         arguments.lse = place.draw(h, "lse", abi::F64, Axes::Rows, false).data;
     }
     let r = &mut results;
@@ -279,7 +377,7 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         if asked & bit == 0 && !h.strikes() {
             return ptr::null_mut();
         }
-        place.draw_packed(h, dtype, axes)
+        place.draw_packed(h, "", dtype, axes, true)
     };
     let can_reduce = !by_row;
     let has_lse = p.flags & abi::LOG_PROBS == 0;
@@ -341,6 +439,8 @@ struct Placer<'a> {
     arena: &'a mut Arena,
     rng: Rng,
     sizes: model::Sizes,
+    /// The classes that target indices are of.
+    all_classes: usize,
     next: usize,
     unaliased: bool,
 }
@@ -391,15 +491,55 @@ impl Placer<'_> {
         self.put(h, Operand { view, ..operand })
     }
 
-    fn draw_packed(&mut self, h: &mut Hostile, dtype: u32, axes: Axes) -> *mut c_void {
+    /// A matrix whose features are side by side, mostly.
+    fn draw_matrix(
+        &mut self,
+        h: &mut Hostile,
+        name: &'static str,
+        dtype: u32,
+        axes: Axes,
+        output: bool,
+    ) -> View {
+        if h.strikes() {
+            return self.draw(h, name, dtype, axes, output);
+        }
+        let operand = Operand {
+            name,
+            view: View { data: ptr::null_mut(), dtype, strides: [0; 3] },
+            axes,
+            allowed: &[],
+            required: false,
+            output,
+            replaceable: false,
+            replaces: false,
+            fills_padding: false,
+        };
+        let width = operand.sizes(self.sizes)[1];
+        let mut view = operand.view;
+        if h.bytes.flag() {
+            let pitch = i64::try_from(width).unwrap_or(i64::MAX);
+            let pitch = pitch.saturating_add(h.bytes.pick(&[0, 1, 3, 16]));
+            view.strides = [pitch, 1, h.bytes.pick(&[0, 7, -1])];
+        }
+        self.put(h, Operand { view, ..operand })
+    }
+
+    fn draw_packed(
+        &mut self,
+        h: &mut Hostile,
+        name: &'static str,
+        dtype: u32,
+        axes: Axes,
+        output: bool,
+    ) -> *mut c_void {
         let view = View { data: ptr::null_mut(), dtype, strides: [0; 3] };
         let operand = Operand {
-            name: "",
+            name,
             view,
             axes,
             allowed: &[],
             required: false,
-            output: true,
+            output,
             replaceable: false,
             replaces: false,
             fills_padding: false,
@@ -447,7 +587,7 @@ impl Placer<'_> {
         let view = View { data: ptr::without_provenance_mut(address), ..operand.view };
         let operand = Operand { view, ..operand };
         // Outputs stay poisoned.
-        let holds_numbers = !operand.output || operand.name == "grad";
+        let holds_numbers = !operand.output || operand.name.starts_with("grad");
         if fits && holds_numbers && self.arena.regions[index].contains(&operand.span(self.sizes)) {
             self.fill(h, &operand, index);
         }
@@ -455,7 +595,7 @@ impl Placer<'_> {
     }
 
     fn fill(&mut self, h: &mut Hostile, operand: &Operand, region: usize) {
-        let classes = self.sizes[1].max(1);
+        let classes = self.all_classes.max(1);
         let deviation =
             if operand.name == "logits" { h.bytes.pick(&[1.0, 5.0, 0.0, 30.0]) } else { 1.0 };
         let mut special = if operand.name == "logits" && h.bytes.one_in(4) {
@@ -480,6 +620,13 @@ impl Placer<'_> {
                 "class_weights" | "row_weights" => rng.below(25) as f64 / 8.0,
                 "grad_output" => rng.below(25) as f64 / 8.0 - 1.5,
                 "lse" => rng.uniform(1.0, 6.0),
+                // Nearly what a row of a few classes has; class 2 in the bits of f64.
+                "merged" => match i % MEMBERS {
+                    0 => rng.uniform(1.0, 6.0),
+                    2 => 1.0,
+                    5 => f64::from_bits(2),
+                    _ => rng.normal(),
+                },
                 _ => rng.normal() * deviation,
             };
             let x = match special {

@@ -9,10 +9,13 @@ mod draw;
 mod model;
 
 use crate::bytes::Bytes;
-use abi::View;
+use abi::{MEMBERS, View};
 use arbitrary::{Arbitrary, Result, Unstructured};
 use arena::{Arena, Snapshot};
 use call::{Arguments, Entry, Handed};
+use common::random::Rng;
+use common::split::numbers;
+use common::task::same_bits;
 use draw::{REGIONS, STRUCTS};
 use std::cell::RefCell;
 use std::ffi::{CStr, c_void};
@@ -20,6 +23,7 @@ use std::fmt;
 use std::ops::Range;
 use std::ptr;
 use std::sync::OnceLock;
+use xent::Partial;
 
 /// The bytes from which a call is drawn once its memory exists.
 pub struct Input(Vec<u8>);
@@ -60,6 +64,9 @@ impl Input {
         ARENA.with_borrow_mut(|arena| {
             let drawn = draw::call(&mut Bytes::new(&self.0), arena, pool());
             let arguments = &drawn.arguments;
+            if arguments.entry == Entry::PartialMerge {
+                return merge(arguments, arena);
+            }
             let mut verdict = arguments.verdict();
             if verdict.touches_memory() && !is_mapped(arguments, arena) {
                 // The library cannot know this fault, and the header promises nothing of it.
@@ -97,6 +104,47 @@ impl Input {
     }
 }
 
+/// Merges as many states as there are rows. The call cannot fail: nothing about it is hostile.
+fn merge(arguments: &Arguments, arena: &mut Arena) {
+    let count = arguments.problem.rows % 64;
+    let mut rng = Rng::new(arguments.problem.classes as u64);
+    let mut states = || {
+        let mut state = |_| {
+            let reals = [rng.uniform(-9.0, 9.0), rng.normal(), rng.uniform(0.0, 2.0), rng.normal()];
+            let special = [f64::NEG_INFINITY, f64::INFINITY, f64::NAN, 0.0];
+            let [lse, target_dot, target_mass, logit_mean] = reals;
+            let lse = if rng.one_in(4) { special[rng.below(4)] } else { lse };
+            let max = if rng.one_in(4) { special[rng.below(4)] } else { rng.normal() };
+            let argmax = rng.below(99) as i64 - 1;
+            let state = Partial { lse, target_dot, target_mass, logit_mean, max, argmax };
+            if rng.one_in(6) { Partial::EMPTY } else { state }
+        };
+        (0..count).map(&mut state).collect::<Vec<Partial>>()
+    };
+    let (mut into, from) = (states(), states());
+    let encode =
+        |states: &[Partial]| -> Vec<u8> { states.iter().flat_map(|s| bytes_of(*s)).collect() };
+    let mut place = |i: usize, states: &[Partial]| {
+        let (bytes, region) = (encode(states), &mut arena.regions[i]);
+        let at = region.end() - bytes.len();
+        region.write(at, &bytes);
+        at
+    };
+    let (to, of) = (place(0, &into), place(1, &from));
+    let before = arena.snapshot();
+    let (to_pointer, of_pointer) = (ptr::without_provenance_mut(to), ptr::without_provenance(of));
+    // SAFETY: both arrays lie at the ends of their regions, as `place` wrote them.
+    unsafe { abi::xent_partial_merge(to_pointer, of_pointer, count) };
+    let after = arena.snapshot();
+    let written = to..to + count * size_of::<Partial>();
+    assert!(before.differs(&after, &[written]).is_none(), "more than the states was written");
+    Partial::merge_all(&mut into, &from);
+    for (i, (at, want)) in (to..).step_by(8 * MEMBERS).zip(&into).enumerate() {
+        let got = answer::state(&after, at);
+        same_bits(&numbers(&[got]), &numbers(&[*want]), &format!("state {i}"));
+    }
+}
+
 fn name(code: i32) -> &'static str {
     // SAFETY: the header says that the string is static and never NULL.
     let name = unsafe { CStr::from_ptr(abi::xent_status_name(code)) };
@@ -117,7 +165,8 @@ fn is_mapped(arguments: &Arguments, arena: &Arena) -> bool {
         let [rows, classes, inner] = operand.sizes(sizes);
         if rows.saturating_mul(inner).saturating_mul(classes) == 0 {
             // An operand without elements may point anywhere; its rows are still bounded.
-            return sizes.iter().all(|&size| size <= model::MOST);
+            let own = operand.sizes(sizes);
+            return sizes.iter().chain(&own).all(|&size| size <= model::MOST);
         }
         let count = rows.saturating_mul(classes).saturating_mul(inner);
         count <= model::MOST && arena.find(&operand.span(sizes)).is_some()
@@ -128,6 +177,8 @@ fn is_mapped(arguments: &Arguments, arena: &Arena) -> bool {
 struct Pointers {
     first: *const c_void,
     results: *const c_void,
+    linear: *const c_void,
+    grads: *const c_void,
     views: [*const c_void; 3],
 }
 
@@ -172,6 +223,19 @@ fn hand_over(arguments: &Arguments, arena: &mut Arena) -> Pointers {
     let struct_size = size_of_first(arguments.results_handed);
     let results =
         put(arguments.results_handed, &bytes_of(abi::Results { struct_size, ..arguments.results }));
+    let (mut linear, mut grads) = (ptr::null(), ptr::null());
+    if arguments.is_linear() {
+        let struct_size = size_of_first(arguments.linear_handed);
+        linear = put(
+            arguments.linear_handed,
+            &bytes_of(abi::Linear { struct_size, ..arguments.linear }),
+        );
+        let struct_size = size_of_first(arguments.grads_handed);
+        grads = put(
+            arguments.grads_handed,
+            &bytes_of(abi::LinearGrads { struct_size, ..arguments.grads }),
+        );
+    }
     let views = if arguments.is_softmax() {
         [arguments.x, arguments.grad_y, arguments.y]
     } else {
@@ -184,7 +248,7 @@ fn hand_over(arguments: &Arguments, arena: &mut Arena) -> Pointers {
         }
         None => ptr::null(),
     });
-    Pointers { first, results, views }
+    Pointers { first, results, linear, grads, views }
 }
 
 /// The bytes of a struct of the interface, padding zeroed.
@@ -196,8 +260,10 @@ fn bytes_of<T: Copy>(value: T) -> Vec<u8> {
 }
 
 fn make(arguments: &Arguments, pointers: &Pointers) -> i32 {
-    let Pointers { first, results, views: [a, b, c] } = *pointers;
+    let Pointers { first, results, linear, grads, views: [a, b, c] } = *pointers;
     let (lse, scale) = (arguments.lse, arguments.grad_scale);
+    let (offset, total, states) =
+        (arguments.class_offset, arguments.total_classes, arguments.states);
     // SAFETY: each pointer leads to a struct of the size that it says. Each operand lies in mapped memory,
     // or the header says that the call refuses it.
     unsafe {
@@ -210,6 +276,23 @@ fn make(arguments: &Arguments, pointers: &Pointers) -> i32 {
             Entry::LogSoftmaxBackward => abi::xent_log_softmax_backward(first, a, b, c),
             Entry::Softmax => abi::xent_softmax(first, a, c),
             Entry::SoftmaxBackward => abi::xent_softmax_backward(first, a, b, c),
+            Entry::LinearForward => abi::xent_linear_forward(first, linear, results),
+            Entry::LinearBackward => abi::xent_linear_backward(first, linear, lse, a, scale, grads),
+            Entry::LinearForwardBackward => {
+                abi::xent_linear_forward_backward(first, linear, a, scale, results, grads)
+            }
+            Entry::PartialForward => abi::xent_partial_forward(first, offset, total, states),
+            Entry::PartialFinish => abi::xent_partial_finish(first, total, states, results),
+            Entry::PartialBackward => {
+                abi::xent_partial_backward(first, offset, total, states, a, scale, b)
+            }
+            Entry::LinearPartialForward => {
+                abi::xent_linear_partial_forward(first, linear, offset, total, states)
+            }
+            Entry::LinearPartialBackward => abi::xent_linear_partial_backward(
+                first, linear, offset, total, states, a, scale, grads,
+            ),
+            Entry::PartialMerge => unreachable!("it has a check of its own"),
         }
     }
 }

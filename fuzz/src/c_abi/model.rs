@@ -12,6 +12,11 @@ pub enum Axes {
     Full,
     Rows,
     Classes,
+    /// `[rows, features]` and `[classes, features]`, with so many features.
+    RowFeatures(usize),
+    ClassFeatures(usize),
+    /// So many elements.
+    Elements(usize),
     One,
 }
 
@@ -86,6 +91,9 @@ impl Operand {
             Axes::Full => [rows, classes, inner],
             Axes::Rows => [rows, 1, inner],
             Axes::Classes => [1, classes, 1],
+            Axes::RowFeatures(features) => [rows, features, 1],
+            Axes::ClassFeatures(features) => [classes, features, 1],
+            Axes::Elements(count) => [1, count, 1],
             Axes::One => [1; 3],
         }
     }
@@ -155,7 +163,7 @@ impl Operand {
     }
 
     /// No stride is negative, no element lies past the address space, no two elements of an output share
-    /// an address, and the class stride of logits is not 0 beside a row stride.
+    /// an address, the class stride of logits is not 0 beside a row stride, and features are contiguous.
     fn has_good_strides(&self, sizes: Sizes) -> bool {
         let steps = self.steps(sizes);
         let element = size_of_dtype(self.view.dtype) as i128;
@@ -164,6 +172,10 @@ impl Operand {
             || last >= i128::from(i64::MAX) / element
             || self.address() as i128 + (last + 1) * element > usize::MAX as i128
         {
+            return false;
+        }
+        let of_features = matches!(self.axes, Axes::RowFeatures(_) | Axes::ClassFeatures(_));
+        if of_features && self.sizes(sizes)[1] > 1 && steps[1] != 1 {
             return false;
         }
         if !self.output {
@@ -238,17 +250,25 @@ fn are_columns(a: &Operand, b: &Operand, sizes: Sizes) -> bool {
     width(a) <= offset && offset + width(b) <= pitch(a)
 }
 
-/// The checks from NULL to OVERLAP. `dtypes` are pairs that must agree if both are present. Ok has the
-/// codes that are possible in addition to those of later checks.
-pub fn operands(
-    operands: &[Operand],
-    sizes: Sizes,
-    dtypes_agree: bool,
-) -> Result<Vec<i32>, Verdict> {
+/// What the entry point asks of dtypes and sizes beside what all of them ask.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Dtypes that must agree do.
+    pub dtypes_agree: bool,
+    /// A size is refused.
+    pub bad_shape: bool,
+    /// Rows may have no classes; operands without elements may then be absent.
+    pub allows_no_classes: bool,
+}
+
+/// The checks from NULL to OVERLAP. Ok has the codes that are possible in addition to those of later checks.
+pub fn operands(operands: &[Operand], sizes: Sizes, rules: Rules) -> Result<Vec<i32>, Verdict> {
+    let Rules { dtypes_agree, bad_shape, allows_no_classes } = rules;
     let [rows, classes, inner] = sizes;
     let mut also = Vec::new();
     let has_rows = rows > 0 && inner > 0;
-    if has_rows && operands.iter().any(|o| o.required && !o.is_present()) {
+    let is_needed = |o: &Operand| o.required && !(allows_no_classes && o.is_empty(sizes));
+    if has_rows && operands.iter().any(|o| is_needed(o) && !o.is_present()) {
         return Err(Verdict::just(abi::NULL));
     }
     let bad_dtype = |o: &Operand| !o.allowed.contains(&o.view.dtype);
@@ -269,7 +289,7 @@ pub fn operands(
     let too_large = product.is_none_or(|product| product > most)
         || n.checked_mul(k).is_none_or(|product| product > most)
         || [n, c, k].iter().any(|&size| size > most);
-    if too_large || (classes == 0 && has_rows) {
+    if too_large || bad_shape || (classes == 0 && has_rows && !allows_no_classes) {
         return Err(Verdict::just(abi::SHAPE).or(&also));
     }
     if n * c > most || c * k > most {

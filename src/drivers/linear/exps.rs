@@ -115,12 +115,16 @@ impl Job<'_> {
             }
         }
         if !stored {
+            let is_first = state.exps.sum.is_zero();
             // SAFETY: the tile holds the classes (# Safety), this thread's alone.
             unsafe {
                 segment::reduce_classes(call, &place, classes.clone(), &reduction, None, state);
             }
             let higher = state.exps.shift;
-            if higher.above(shift, call.l) > 0.0 {
+            if is_first && !state.exps.sum.is_zero() {
+                // Nothing is added up yet that another shift, higher or lower, would change.
+                worker.shifts[i] = higher;
+            } else if higher.above(shift, call.l) > 0.0 {
                 worker.shifts[i] = higher;
                 if classes.start > 0 {
                     let scale = exp2(-higher.above(shift, call.l));

@@ -258,7 +258,10 @@ impl Sizes {
             }
             needs.threads = threads.min(affordable);
             if self.has_gradient {
-                needs.chunk_rows = self.chunk_rows(workspace - fixed - needs.threads * each);
+                let affordable = self.chunk_rows(workspace - fixed - needs.threads * each);
+                // A worker widens the hidden states of a chunk into the rows that it has room for.
+                let room = if self.widens { block_rows.max(weight_rows) } else { usize::MAX };
+                needs.chunk_rows = affordable.min(room);
             }
         }
         Ok(needs)

@@ -2,7 +2,7 @@
 
 use super::job::{Job, RowRecord, Tile};
 use super::memory::Worker;
-use crate::drivers::batch::{InitialShift, Reduction, set_sums};
+use crate::drivers::batch::{InitialShift, Reduction, from_initial, set_sums};
 use crate::drivers::call::Excluded;
 use crate::drivers::operands;
 use crate::drivers::segment::{self, PlacedRow};
@@ -321,6 +321,11 @@ impl Job<'_> {
                 }
                 let RowGroup { inputs, sums, coefficients, .. } = &*group;
                 let shift = Shift { logit: sums.shift_logit[i], exponent: sums.shift_exponent[i] };
+                let mut exps = ExpScale { shift, factor: coefficients.factor[i] };
+                if states[index * ROWS + i].exps.sum.is_zero() {
+                    // A sum of nothing has the shift 0, from which exponents may be too large.
+                    exps = from_initial(call, &reductions[index * ROWS + i], exps);
+                }
                 *record = RowRecord {
                     row,
                     loss: totals.loss.value(),
@@ -329,7 +334,7 @@ impl Job<'_> {
                     excluded: inputs.class(i),
                     entry: coefficients.entry[i],
                     action: coefficients.action(i),
-                    exps: ExpScale { shift, factor: coefficients.factor[i] },
+                    exps,
                     bias: if call.has_bias() { coefficients.bias[i] } else { 0.0 },
                     scale: coefficients.scale[i],
                 };

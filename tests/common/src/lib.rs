@@ -4,10 +4,12 @@
 //! same numbers to the oracle and [`Problem::run`] to the library.
 
 pub mod bounds;
+pub mod layer;
 pub mod operand;
 pub mod random;
 pub mod reference;
 pub mod softmax;
+pub mod split;
 pub mod task;
 pub mod task_bounds;
 pub mod task_random;

@@ -574,6 +574,52 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
     (ce, z)
 }
 
+/// The outputs of a linear layer, `Σ_d h_nd·w_cd + b_c`, `[rows, classes]`: hidden is `[rows, features]`, weight
+/// `[classes, features]`, bias `[classes]`.
+pub fn outputs(hidden: &[f64], weight: &[f64], bias: Option<&[f64]>, features: usize) -> Vec<f64> {
+    let mut outputs = Vec::new();
+    for h in hidden.chunks(features) {
+        for (c, w) in weight.chunks(features).enumerate() {
+            let mut total = Sum::default();
+            for (&h, &w) in h.iter().zip(w) {
+                total.add(h * w);
+                if (h * w).is_finite() {
+                    total.add(h.mul_add(w, -(h * w)));
+                }
+            }
+            total.add(bias.map_or(0.0, |bias| bias[c]));
+            outputs.push(total.value());
+        }
+    }
+    outputs
+}
+
+/// The gradients of hidden, weight and bias from the gradient of a layer's outputs. Where that is 0, so is the term.
+pub fn gradients_of_layer(
+    grad: &[f64],
+    hidden: &[f64],
+    weight: &[f64],
+    features: usize,
+) -> [Vec<f64>; 3] {
+    let classes = weight.len() / features;
+    let rows = hidden.len() / features;
+    let g = |row: usize, class: usize| grad[row * classes + class];
+    let entry = |i: usize| (i / features, i % features);
+    let of_hidden = |i: usize| {
+        let (row, d) = entry(i);
+        sum((0..classes).map(|class| times(g(row, class), weight[class * features + d])))
+    };
+    let of_weight = |i: usize| {
+        let (class, d) = entry(i);
+        sum((0..rows).map(|row| times(g(row, class), hidden[row * features + d])))
+    };
+    [
+        (0..hidden.len()).map(of_hidden).collect(),
+        (0..weight.len()).map(of_weight).collect(),
+        (0..classes).map(|class| sum((0..rows).map(|row| g(row, class)))).collect(),
+    ]
+}
+
 /// What is known of a row after the classes of one shard.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {

@@ -348,9 +348,73 @@ impl Task {
 
         let builder = self.builder(self.classes, &factors, how);
 
-        let positions = self.positions();
-        let is_evaluate = matches!(call, Call::Evaluate);
-        let (has_targets, reduces) = (!is_evaluate, self.reduction != Reduction::None);
+        let target = targets.as_ref().map(|targets| targets.input());
+        let target = || target.expect("a call with targets");
+        let with_results = |call: &mut dyn FnMut(Results<'_>) -> Result<(), Error>| {
+            self.with_results(true, !self.log_probs, call)
+        };
+        let mut answer = match call {
+            Call::Evaluate => self.with_results(false, !self.log_probs, |results| {
+                builder.evaluate(logits.input(), results)
+            })?,
+            Call::Forward => with_results(&mut |results| {
+                builder.forward_with(logits.input(), target(), results)
+            })?,
+            Call::Fused => with_results(&mut |results| {
+                let (logits, grad) = (logits.input(), grad.output());
+                builder.forward_backward_with(logits, target(), grad, results)
+            })?,
+            Call::FusedInPlace => with_results(&mut |results| {
+                builder.forward_backward_in_place_with(logits.output(), target(), results)
+            })?,
+            Call::Backward(lse) => {
+                builder.backward(logits.input(), target(), lse, grad.output())?;
+                Answer::default()
+            }
+            Call::BackwardInPlace(lse) => {
+                builder.backward_in_place(logits.output(), target(), lse)?;
+                Answer::default()
+            }
+            Call::Targets(lse) => {
+                builder.backward_targets(logits.input(), target(), lse, grad.output())?;
+                Answer::default()
+            }
+        };
+
+        let inputs = [
+            (&factors.class_weights, "class weights"),
+            (&factors.row_weights, "row weights"),
+            (&factors.row_mask, "row mask"),
+            (&factors.grad_output, "grad_output"),
+            (&targets, "targets"),
+        ];
+        for (input, what) in inputs {
+            if let Some(input) = input {
+                input.assert_untouched(what);
+            }
+        }
+        match call {
+            Call::FusedInPlace | Call::BackwardInPlace(_) => answer.grad = logits.take("in place"),
+            _ => logits.assert_untouched("logits"),
+        }
+        if matches!(call, Call::Fused | Call::Backward(_) | Call::Targets(_)) {
+            answer.grad = grad.take("gradient");
+        } else {
+            grad.assert_untouched("a gradient that is not asked for");
+        }
+        Ok(answer)
+    }
+
+    /// Makes a call with every result that the task wants, and lse if it is asked for. Every result is poisoned before
+    /// the call and checked after it.
+    #[track_caller]
+    pub fn with_results(
+        &self,
+        has_targets: bool,
+        has_lse: bool,
+        call: impl FnOnce(Results<'_>) -> Result<(), Error>,
+    ) -> Result<Answer, Error> {
+        let (positions, reduces) = (self.positions(), self.reduction != Reduction::None);
         let wants = Wants {
             entropy: self.wants.entropy && !self.log_probs,
             argmax: self.wants.argmax,
@@ -365,7 +429,7 @@ impl Task {
         let (mut kept_rows, mut correct) = (u64::MAX, u64::MAX);
         let [loss, z_loss, normalizer, z_normalizer] = &mut scalars;
         let has_z_loss = has_targets && reduces && !self.log_probs;
-        let results = Results {
+        call(Results {
             loss: (has_targets && reduces).then_some(loss),
             z_loss: has_z_loss.then_some(z_loss),
             normalizer: has_targets.then_some(normalizer),
@@ -373,71 +437,27 @@ impl Task {
             kept_rows: has_targets.then_some(&mut kept_rows),
             correct: wants.correct.then_some(&mut correct),
             row_losses: has_targets.then(|| row_losses.output()),
-            lse: (!self.log_probs).then(|| lse_out.doubles()),
+            lse: has_lse.then(|| lse_out.doubles()),
             entropy: wants.entropy.then(|| entropy.output()),
             argmax: wants.argmax.then(|| argmax.integers()),
-        };
-        let target = targets.as_ref().map(|targets| targets.input());
-        let target = || target.expect("a call with targets");
-        match call {
-            Call::Evaluate => builder.evaluate(logits.input(), results)?,
-            Call::Forward => builder.forward_with(logits.input(), target(), results)?,
-            Call::Fused => {
-                builder.forward_backward_with(logits.input(), target(), grad.output(), results)?;
-            }
-            Call::FusedInPlace => {
-                builder.forward_backward_in_place_with(logits.output(), target(), results)?;
-            }
-            Call::Backward(lse) => {
-                builder.backward(logits.input(), target(), lse, grad.output())?
-            }
-            Call::BackwardInPlace(lse) => {
-                builder.backward_in_place(logits.output(), target(), lse)?;
-            }
-            Call::Targets(lse) => {
-                builder.backward_targets(logits.input(), target(), lse, grad.output())?;
-            }
-        }
-
-        let inputs = [
-            (&factors.class_weights, "class weights"),
-            (&factors.row_weights, "row weights"),
-            (&factors.row_mask, "row mask"),
-            (&factors.grad_output, "grad_output"),
-            (&targets, "targets"),
-        ];
-        for (input, what) in inputs {
-            if let Some(input) = input {
-                input.assert_untouched(what);
-            }
-        }
-        let mut answer = Answer::default();
-        match call {
-            Call::FusedInPlace | Call::BackwardInPlace(_) => answer.grad = logits.take("in place"),
-            _ => logits.assert_untouched("logits"),
-        }
-        if matches!(call, Call::Fused | Call::Backward(_) | Call::Targets(_)) {
-            answer.grad = grad.take("gradient");
-        } else {
-            grad.assert_untouched("a gradient that is not asked for");
-        }
-        if matches!(call, Call::Backward(_) | Call::BackwardInPlace(_) | Call::Targets(_)) {
-            return Ok(answer);
-        }
+        })?;
         let written = |i: usize, asked: bool| {
             assert!(!asked || scalars[i].to_bits() != f64::POISON.to_bits(), "scalar {i}");
             asked.then_some(scalars[i])
         };
-        answer.loss = written(0, has_targets && reduces);
-        answer.z_loss = written(1, has_z_loss);
-        answer.normalizer = written(2, has_targets);
-        answer.z_normalizer = written(3, has_targets);
-        answer.kept_rows = has_targets.then_some(kept_rows);
-        answer.correct = wants.correct.then_some(correct);
+        let mut answer = Answer {
+            loss: written(0, has_targets && reduces),
+            z_loss: written(1, has_z_loss),
+            normalizer: written(2, has_targets),
+            z_normalizer: written(3, has_targets),
+            kept_rows: has_targets.then_some(kept_rows),
+            correct: wants.correct.then_some(correct),
+            ..Answer::default()
+        };
         if has_targets {
             answer.row_losses = row_losses.take("row losses");
         }
-        if !self.log_probs {
+        if has_lse {
             answer.lse = lse_out.take("lse");
         }
         if wants.entropy {

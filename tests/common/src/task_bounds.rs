@@ -98,7 +98,13 @@ fn stored(dtype: Dtype, x: f64, bound: f64) -> f64 {
 
 /// As [`close`], for a number that may be just past the range of its dtype.
 #[track_caller]
-fn close_stored(dtype: Dtype, got: f64, want: f64, bound: f64, what: impl Fn() -> String) -> f64 {
+pub fn close_stored(
+    dtype: Dtype,
+    got: f64,
+    want: f64,
+    bound: f64,
+    what: impl Fn() -> String,
+) -> f64 {
     if got.is_infinite() && want * got.signum() + bound >= dtype.largest() {
         return 0.0;
     }
@@ -107,6 +113,25 @@ fn close_stored(dtype: Dtype, got: f64, want: f64, bound: f64, what: impl Fn() -
 
 fn largest(terms: impl IntoIterator<Item = f64>) -> f64 {
     terms.into_iter().fold(0.0, |m: f64, x| m.max(x.abs()))
+}
+
+/// What the gradient of a row is made of: the factors of its two parts, the masses of its classes, and what an entry
+/// may be off by.
+pub struct RowGradient {
+    row: usize,
+    pub factors: [f64; 2],
+    mass: Vec<f64>,
+    total_scale: f64,
+    z: f64,
+    z_error: f64,
+    from_lse: f64,
+}
+
+impl RowGradient {
+    /// The size of what multiplies p.
+    pub fn scale(&self) -> f64 {
+        (self.factors[0] * self.total_scale).abs() + self.z
+    }
 }
 
 /// A task, and the oracle's answer to it.
@@ -163,7 +188,7 @@ impl<'a> Judge<'a> {
         (i / inner * self.task.classes + class) * inner + i % inner
     }
 
-    fn is_kept(&self, i: usize) -> bool {
+    pub fn is_kept(&self, i: usize) -> bool {
         let masked = self.case.row_mask.as_ref().is_some_and(|mask| !mask[i]);
         !masked && self.target(i) != Some(self.task.ignore_index)
     }
@@ -180,7 +205,7 @@ impl<'a> Judge<'a> {
         self.case.class_weights.as_ref().map_or(1.0, |w| w[class])
     }
 
-    fn row_weight(&self, i: usize) -> f64 {
+    pub fn row_weight(&self, i: usize) -> f64 {
         self.case.row_weights.as_ref().map_or(1.0, |r| r[i])
     }
 
@@ -480,32 +505,13 @@ impl<'a> Judge<'a> {
         lse: Option<&[f64]>,
     ) -> Worst {
         let mut worst = Worst::default();
-        let Units { exp, half, .. } = self.units;
-        let (task, case) = (self.task, &self.case);
-        let has_softmax = !task.log_probs;
+        let (task, half) = (self.task, self.units.half);
         for i in 0..task.positions() {
             let (kept, r) = (self.is_kept(i), self.row_weight(i));
-            let [factor, z_factor] = self.factors(i);
-            let mass = self.mass(i);
-            let total: f64 = mass.iter().sum();
-            let total_scale = largest(mass.iter().copied()).max(total.abs());
-            let own_lse = self.out.lse.get(i).copied().unwrap_or(0.0);
-            let (z, z_error) = if case.z_loss == 0.0 || !kept {
-                (0.0, 0.0)
-            } else {
-                let z = (2.0 * case.z_loss * z_factor).abs();
-                (z * own_lse.abs(), z * (self.bound_of_lse(i) + half * own_lse.abs()))
-            };
-            let from_lse = match lse {
-                // Next to a huge lse only the order of magnitude remains.
-                Some(lse) if has_softmax => self.through(lse.get(i)).min(60.0).exp_m1(),
-                _ => 0.0,
-            };
-            let moved = self.moved(i);
+            let row = self.gradient_of_row(i, lse);
             let leaves_range = self.factors_leave_range(i);
-            // The excluded class has its own accuracy.
             let target = self.target(i);
-            for (class, &m) in mass.iter().enumerate() {
+            for class in 0..task.classes {
                 let at = self.at(i, class);
                 let what = || {
                     format!(
@@ -524,48 +530,11 @@ impl<'a> Judge<'a> {
                 }
                 let want = self.out.grad_logits[at];
                 if !want.is_finite() && !grad[at].is_finite() {
-                    let over_zero = !factor.is_finite() || !z_factor.is_finite();
+                    let over_zero = row.factors.iter().any(|factor| !factor.is_finite());
                     assert!(over_zero || grad[at].is_nan(), "{}: {:e}", what(), grad[at]);
                     continue;
                 }
-                let slope = self.slope(at);
-                let is_target = target == Some(class as i64);
-                let m = (factor * m).abs();
-                let unsloped = if slope == 0.0 { 0.0 } else { want.abs() / slope };
-                let mut bound = if has_softmax {
-                    let nll = self.nll[at];
-                    let p = (-nll).exp();
-                    let log = if p == 0.0 { 0.0 } else { nll };
-                    let one_minus_p = -(-nll).exp_m1();
-                    let q = p.min(one_minus_p);
-                    let unit = |log: f64| exp * (1.0 + log) + 2.0 * moved;
-                    let of_q = if q == 0.0 { 0.0 } else { q * unit(q.ln().abs()) };
-                    let confident = of_q + p * from_lse + f64::EPSILON * q;
-                    let usual = p * (unit(log) + from_lse) + self.units.p;
-                    let scale = (factor * total_scale).abs() + z;
-                    let lse_inside = z_error * p;
-                    if is_target && case.label_smoothing == 0.0 {
-                        m * confident + z * usual + lse_inside + 2.0 * half * unsloped
-                    } else if is_target {
-                        scale * (confident + 4.0 * f64::EPSILON * p)
-                            + lse_inside
-                            + half * (2.0 * unsloped + m)
-                    } else {
-                        scale * (usual + half * p) + lse_inside + half * (3.0 * m + 2.0 * unsloped)
-                    }
-                } else {
-                    half * 3.0 * m
-                };
-                if case.softcap > 0.0 {
-                    // The slope is e^(-2u) of a rounded u. It and the product are rounded, and the
-                    // product may underflow.
-                    let u = (case.logit_scale * case.logits[at] / case.softcap).abs().min(400.0);
-                    bound = bound * slope + (2.0 * half + 8.0 * u * f64::EPSILON) * want.abs();
-                    bound += (factor.abs() * total_scale + z) * self.units.least;
-                } else {
-                    bound *= slope;
-                }
-                bound += self.units.least;
+                let mut bound = self.bound_of_gradient(&row, class);
                 if old.is_some() {
                     bound += half * (before.abs() + 2.0 * want.abs());
                 }
@@ -574,9 +543,10 @@ impl<'a> Judge<'a> {
                     bound += 1.02 * dtype.half_ulp(sum.abs() + bound);
                 }
                 let error = close_stored(dtype, grad[at], sum, bound, what);
-                if want.abs() < 1e3 * self.units.least.max(self.units.p * unsloped) {
+                if want.abs() < 1e3 * self.units.least.max(self.units.p * self.unsloped(at)) {
                     continue;
                 }
+                let is_target = target == Some(class as i64);
                 worst.see(
                     match (lse.is_some(), is_target) {
                         _ if old.is_some() || dtype.is_half() => "rounded gradient",
@@ -592,8 +562,91 @@ impl<'a> Judge<'a> {
         worst
     }
 
+    /// What the gradient of a row is made of; `lse` is the input of a backward.
+    pub fn gradient_of_row(&self, i: usize, lse: Option<&[f64]>) -> RowGradient {
+        let case = &self.case;
+        let factors @ [_, z_factor] = self.factors(i);
+        let mass = self.mass(i);
+        let total: f64 = mass.iter().sum();
+        let own_lse = self.out.lse.get(i).copied().unwrap_or(0.0);
+        let (z, z_error) = if case.z_loss == 0.0 || !self.is_kept(i) {
+            (0.0, 0.0)
+        } else {
+            let z = (2.0 * case.z_loss * z_factor).abs();
+            let half = self.units.half;
+            (z * own_lse.abs(), z * (self.bound_of_lse(i) + half * own_lse.abs()))
+        };
+        let from_lse = match lse {
+            // Next to a huge lse only the order of magnitude remains.
+            Some(lse) if !self.task.log_probs => self.through(lse.get(i)).min(60.0).exp_m1(),
+            _ => 0.0,
+        };
+        let total_scale = largest(mass.iter().copied()).max(total.abs());
+        RowGradient { row: i, factors, mass, total_scale, z, z_error, from_lse }
+    }
+
+    /// The bound of an entry of the gradient of the logits, before it is added to anything or rounded to a half.
+    pub fn bound_of_gradient(&self, row: &RowGradient, class: usize) -> f64 {
+        let Units { exp, half, .. } = self.units;
+        let (task, case) = (self.task, &self.case);
+        let RowGradient { row: i, factors: [factor, _], z, z_error, from_lse, .. } = *row;
+        let moved = self.moved(i);
+        let at = self.at(i, class);
+        let want = self.out.grad_logits[at];
+        let slope = self.slope(at);
+        let unsloped = self.unsloped(at);
+        // The excluded class has its own accuracy.
+        let is_target = self.target(i) == Some(class as i64);
+        let m = (factor * row.mass[class]).abs();
+        let mut bound = if !task.log_probs {
+            let nll = self.nll[at];
+            let p = (-nll).exp();
+            let log = if p == 0.0 { 0.0 } else { nll };
+            let one_minus_p = -(-nll).exp_m1();
+            let q = p.min(one_minus_p);
+            let unit = |log: f64| exp * (1.0 + log) + 2.0 * moved;
+            let of_q = if q == 0.0 { 0.0 } else { q * unit(q.ln().abs()) };
+            let confident = of_q + p * from_lse + f64::EPSILON * q;
+            let usual = p * (unit(log) + from_lse) + self.units.p;
+            let scale = row.scale();
+            let lse_inside = z_error * p;
+            if is_target && case.label_smoothing == 0.0 {
+                m * confident + z * usual + lse_inside + 2.0 * half * unsloped
+            } else if is_target {
+                scale * (confident + 4.0 * f64::EPSILON * p)
+                    + lse_inside
+                    + half * (2.0 * unsloped + m)
+            } else {
+                scale * (usual + half * p) + lse_inside + half * (3.0 * m + 2.0 * unsloped)
+            }
+        } else {
+            half * 3.0 * m
+        };
+        if case.softcap > 0.0 {
+            // The slope is e^(-2u) of a rounded u. It and the product are rounded, and the
+            // product may underflow.
+            let u = (case.logit_scale * case.logits[at] / case.softcap).abs().min(400.0);
+            bound = bound * slope + (2.0 * half + 8.0 * u * f64::EPSILON) * want.abs();
+            bound += row.scale() * self.units.least;
+        } else {
+            bound *= slope;
+        }
+        bound + self.units.least
+    }
+
+    /// An entry of the gradient of the logits, without the slope of scale and cap.
+    fn unsloped(&self, at: usize) -> f64 {
+        let slope = self.slope(at);
+        if slope == 0.0 { 0.0 } else { self.out.grad_logits[at].abs() / slope }
+    }
+
+    /// `−ln p` of a class at a place of `[rows, classes, inner]`.
+    pub fn nll(&self, at: usize) -> f64 {
+        self.nll[at]
+    }
+
     /// The derivative of a scaled and capped logit by the stored one.
-    fn slope(&self, at: usize) -> f64 {
+    pub fn slope(&self, at: usize) -> f64 {
         let (scale, cap) = (self.case.logit_scale, self.case.softcap);
         if cap == 0.0 {
             return scale;
