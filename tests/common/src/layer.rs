@@ -53,10 +53,11 @@ pub const GRADIENTS: [&str; 3] = ["hidden", "weight", "bias"];
 /// The steps of a chain of products.
 const CHAIN: usize = 256;
 
-/// The outputs of a layer: chains of 256 fused multiply-adds over the features, added to the bias in their order.
+/// The outputs of a layer: chains of 256 fused multiply-adds over the features, added to the bias in their order. Those
+/// of bf16 take the second feature of a pair first, and subnormal numbers for zeros.
 pub fn outputs(hidden: &Operand, weight: &Operand, bias: Option<&Operand>) -> Operand {
     let ([rows, features, _], [classes, ..]) = (hidden.sizes, weight.sizes);
-    let is_wide = hidden.dtype == Dtype::F64;
+    let (is_wide, is_bf16) = (hidden.dtype == Dtype::F64, hidden.dtype == Dtype::Bf16);
     let output = |row: usize, class: usize| {
         let h = &hidden.values[row * features..][..features];
         let w = &weight.values[class * features..][..features];
@@ -67,12 +68,23 @@ pub fn outputs(hidden: &Operand, weight: &Operand, bias: Option<&Operand>) -> Op
                 .map(|(h, w)| h.iter().zip(w).fold(0.0, |sum: f64, (h, w)| h.mul_add(*w, sum)));
             start.into_iter().chain(sums).reduce(|sum, chain| sum + chain).unwrap_or(0.0)
         } else {
-            let start = bias.map(|bias| bias.values[class] as f32);
+            let normal = |x: f32| {
+                if is_bf16 && x.is_subnormal() { 0f32.copysign(x) } else { x }
+            };
+            let start = bias.map(|bias| normal(bias.values[class] as f32));
             let sums = chains.map(|(h, w)| {
-                let pairs = h.iter().zip(w);
-                pairs.fold(0.0, |sum: f32, (h, w)| (*h as f32).mul_add(*w as f32, sum))
+                let step = |sum: f32, (h, w): (&f64, &f64)| {
+                    normal(normal(*h as f32).mul_add(normal(*w as f32), sum))
+                };
+                if is_bf16 {
+                    let pairs = h.chunks(2).zip(w.chunks(2));
+                    pairs.flat_map(|(h, w)| h.iter().zip(w).rev()).fold(0.0, step)
+                } else {
+                    h.iter().zip(w).fold(0.0, step)
+                }
             });
-            f64::from(start.into_iter().chain(sums).reduce(|sum, chain| sum + chain).unwrap_or(0.0))
+            let sums = start.into_iter().chain(sums);
+            f64::from(sums.reduce(|sum, chain| normal(sum + chain)).unwrap_or(0.0))
         }
     };
     let values: Vec<f64> = (0..rows * classes).map(|i| output(i / classes, i % classes)).collect();
@@ -245,6 +257,21 @@ impl Entry {
     }
 }
 
+impl Layer {
+    /// By how much the gradient of a logit may be off when it is multiplied with `x`: products of bf16 round it to bf16,
+    /// and take subnormal numbers for zeros.
+    pub fn rounding_in_product(&self, g: f64, x: f64) -> f64 {
+        let least = f64::from(f32::MIN_POSITIVE);
+        if self.hidden.dtype != Dtype::Bf16 {
+            0.0
+        } else if g.abs().min(x.abs()) < least {
+            g.abs()
+        } else {
+            1.001 * 2f64.powi(-8) * g.abs()
+        }
+    }
+}
+
 /// The gradients of a layer by the oracle.
 pub struct LayerJudge<'a> {
     pub layer: &'a Layer,
@@ -279,16 +306,18 @@ impl<'a> LayerJudge<'a> {
                 let g = self.judge.out.grad_logits[row * classes + class];
                 let bound = self.judge.bound_of_gradient(&of_row, class);
                 let is_open = leaves_range || self.exceeds(g.abs() + bound);
-                let add = |entry: &mut Entry, x: f64| {
+                let add = |entry: &mut Entry, bound: f64, x: f64| {
                     entry.is_open |= is_open;
                     entry.add(g, bound, x);
                 };
+                let of_product = |x| bound + self.layer.rounding_in_product(g, x);
                 for feature in 0..features {
                     let (h, w) = (row * features + feature, class * features + feature);
-                    add(&mut hidden[h], self.layer.weight.values[w]);
-                    add(&mut weight[w], self.layer.hidden.values[h]);
+                    let (x_w, x_h) = (self.layer.weight.values[w], self.layer.hidden.values[h]);
+                    add(&mut hidden[h], of_product(x_w), x_w);
+                    add(&mut weight[w], of_product(x_h), x_h);
                 }
-                add(bias, 1.0);
+                add(bias, bound, 1.0);
             }
         }
         for (i, entries) in entries.iter().enumerate() {
