@@ -4,12 +4,16 @@
 //   train_lm kjv.txt [--full]   the program by itself
 //
 // The model is the classic one: the embeddings of the last words, a tanh layer,
-// and logits over every word that the text has at least twice. The logits layer
-// writes a [batch, classes] matrix, and one xent call turns it, in place, into
-// the gradient and returns the loss.
+// and an output layer with a logit for every word that the text has at least
+// twice. The output layer is one xent call, which takes its input, its weights
+// and the words that follow, and returns the loss and all three gradients. The
+// [batch, classes] matrix of logits is never there.
 //
-// The same steps then run again from the same start with plain loops in place of
-// xent, to show that the losses agree and what the loss layer costs either way.
+// The same steps then run twice more from the same start, with the logits stored:
+// a matrix product writes them, a loss turns them, in place, into their gradient,
+// and two more products make the gradients. Once the loss is xent's, once it is
+// plain loops. All losses agree; the program prints what a step takes each way,
+// and the memory.
 //
 // Everything is seeded, and no sum depends on the number of threads, so two runs
 // of one binary print the same losses.
@@ -35,6 +39,9 @@
 #include <unordered_map>
 #include <utility>
 #include <vector>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 namespace {
 
@@ -45,8 +52,8 @@ constexpr size_t kEmbedding = 48; // numbers a word becomes
 constexpr size_t kHidden = 128;
 constexpr size_t kBatch = 256;
 constexpr float kLearningRate = 4e-3F; // at the start; falls linearly to zero
-constexpr size_t kCompared = 700;      // steps that run with both losses
-constexpr double kAgreement = 1e-4;    // a step's two losses may differ by this
+constexpr size_t kCompared = 700;      // steps that run in all three ways
+constexpr double kAgreement = 1e-4;    // a step's losses may differ by this
 constexpr double kPerplexity = 300.0;  // the trained model has to be below
 
 double now() {
@@ -347,69 +354,51 @@ struct Parameter {
   std::vector<float> weight, gradient, mean, square;
 };
 
+// Mean cross-entropy over the rows; the gradient replaces the logits.
+using Loss = double (*)(Team &, float *, size_t, size_t, const std::int32_t *);
+
 class Model {
 public:
-  Model(Team &team, size_t classes, std::uint64_t seed)
-      : team_(team), classes_(classes), embedding_(classes * kEmbedding),
+  // Without a `loss` the output layer is one xent call. With one it stores its logits.
+  Model(Team &team, size_t classes, std::uint64_t seed, Loss loss)
+      : team_(team), classes_(classes), loss_(loss), embedding_(classes * kEmbedding),
         hidden_weight_(kInput * kHidden), hidden_bias_(kHidden),
-        output_weight_(kHidden * classes), output_bias_(classes), input_(kBatch * kInput),
-        hidden_(kBatch * kHidden), logits_(kBatch * classes), hidden_gradient_(kBatch * kHidden),
-        input_gradient_(kBatch * kInput) {
+        output_weight_(classes * kHidden), output_bias_(classes), input_(kBatch * kInput),
+        hidden_(kBatch * kHidden), logits_(loss != nullptr ? kBatch * classes : 0),
+        hidden_gradient_(kBatch * kHidden), input_gradient_(kBatch * kInput) {
     Random random(seed);
     embedding_.randomise(random, 0.5);
     hidden_weight_.randomise(random, 1.7 / std::sqrt(static_cast<double>(kInput)));
     output_weight_.randomise(random, 0.1 / std::sqrt(static_cast<double>(kHidden)));
   }
 
-  // Fills logits() with [rows, classes] for the words that follow the contexts.
-  // context[i] points at the kContext words before word i.
-  float *forward(const std::vector<const std::int32_t *> &context) {
-    const size_t rows = context.size();
-    for (size_t i = 0; i < rows; ++i) {
-      for (size_t j = 0; j < kContext; ++j) {
-        const float *from = &embedding_.weight[word(context[i][j]) * kEmbedding];
-        std::copy(from, from + kEmbedding, &input_[i * kInput + j * kEmbedding]);
-      }
-    }
-    multiply(team_, rows, kHidden, kInput, {input_.data(), kInput, 1},
-             {hidden_weight_.weight.data(), kHidden, 1}, hidden_bias_.weight.data(),
-             hidden_.data());
-    for (size_t i = 0; i < rows * kHidden; ++i) {
-      hidden_[i] = std::tanh(hidden_[i]);
-    }
-    multiply(team_, rows, classes_, kHidden, {hidden_.data(), kHidden, 1},
-             {output_weight_.weight.data(), classes_, 1}, output_bias_.weight.data(),
-             logits_.data());
-    return logits_.data();
+  // The mean loss of the words that follow the contexts, and the gradients of all
+  // weights. context[i] points at the kContext words before word i.
+  double gradients(const std::vector<const std::int32_t *> &context, const std::int32_t *targets) {
+    forward(context);
+    const double start = now();
+    const double loss = loss_ == nullptr ? output_layer(context.size(), targets)
+                                         : stored_output_layer(context.size(), targets);
+    output_seconds_ = now() - start;
+    backward(context);
+    return loss;
   }
 
-  // With the gradient in the place of the logits: the gradients of all weights.
-  void backward(const std::vector<const std::int32_t *> &context) {
-    const size_t rows = context.size();
-    const float *gradient = logits_.data();
-    multiply(team_, kHidden, classes_, rows, {hidden_.data(), 1, kHidden}, {gradient, classes_, 1},
-             nullptr, output_weight_.gradient.data());
-    sum_rows(gradient, rows, classes_, output_bias_.gradient.data());
-    multiply(team_, rows, kHidden, classes_, {gradient, classes_, 1},
-             {output_weight_.weight.data(), 1, classes_}, nullptr, hidden_gradient_.data());
-    for (size_t i = 0; i < rows * kHidden; ++i) {
-      hidden_gradient_[i] *= 1.0F - hidden_[i] * hidden_[i];
-    }
-    multiply(team_, kInput, kHidden, rows, {input_.data(), 1, kInput},
-             {hidden_gradient_.data(), kHidden, 1}, nullptr, hidden_weight_.gradient.data());
-    sum_rows(hidden_gradient_.data(), rows, kHidden, hidden_bias_.gradient.data());
-    multiply(team_, rows, kInput, kHidden, {hidden_gradient_.data(), kHidden, 1},
-             {hidden_weight_.weight.data(), 1, kHidden}, nullptr, input_gradient_.data());
-    std::fill(embedding_.gradient.begin(), embedding_.gradient.end(), 0.0F);
-    for (size_t i = 0; i < rows; ++i) {
-      for (size_t j = 0; j < kContext; ++j) {
-        const float *from = &input_gradient_[i * kInput + j * kEmbedding];
-        float *to = &embedding_.gradient[word(context[i][j]) * kEmbedding];
-        for (size_t k = 0; k < kEmbedding; ++k) {
-          to[k] += from[k];
-        }
-      }
-    }
+  // The sum of the losses alone.
+  double sum_of_losses(const std::vector<const std::int32_t *> &context,
+                       const std::int32_t *targets) {
+    forward(context);
+    xent::options options = options_of_xent();
+    options.reduction = xent::reduction::sum;
+    return xent::forward(layer(), context.size(), classes_, targets, options);
+  }
+
+  // The logits for the word that follows one context.
+  std::vector<float> logits(const std::int32_t *context) {
+    forward({context});
+    std::vector<float> logits(classes_);
+    multiply_logits(1, logits.data());
+    return logits;
   }
 
   // One step of Adam.
@@ -438,13 +427,96 @@ public:
   }
 
   size_t classes() const { return classes_; }
-  Team &team() const { return team_; }
+  // What the output layer took of the last step.
+  double output_seconds() const { return output_seconds_; }
 
 private:
   static constexpr size_t kInput = kContext * kEmbedding;
   static constexpr float kAdamEpsilon = 1e-6F;
 
   static size_t word(std::int32_t index) { return static_cast<size_t>(index); }
+
+  // Fills hidden_ for the words that follow the contexts.
+  void forward(const std::vector<const std::int32_t *> &context) {
+    const size_t rows = context.size();
+    for (size_t i = 0; i < rows; ++i) {
+      for (size_t j = 0; j < kContext; ++j) {
+        const float *from = &embedding_.weight[word(context[i][j]) * kEmbedding];
+        std::copy(from, from + kEmbedding, &input_[i * kInput + j * kEmbedding]);
+      }
+    }
+    multiply(team_, rows, kHidden, kInput, {input_.data(), kInput, 1},
+             {hidden_weight_.weight.data(), kHidden, 1}, hidden_bias_.weight.data(),
+             hidden_.data());
+    for (size_t i = 0; i < rows * kHidden; ++i) {
+      hidden_[i] = std::tanh(hidden_[i]);
+    }
+  }
+
+  // The output layer and its loss: the loss, and the gradients of its input and weights.
+  double output_layer(size_t rows, const std::int32_t *targets) {
+    xent::linear_grads gradients;
+    gradients.hidden = hidden_gradient_;
+    gradients.weight = output_weight_.gradient;
+    gradients.bias = output_bias_.gradient;
+    return xent::forward_backward(layer(), rows, classes_, targets, gradients, options_of_xent());
+  }
+
+  // The same with its logits in memory.
+  double stored_output_layer(size_t rows, const std::int32_t *targets) {
+    float *const gradient = logits_.data();
+    multiply_logits(rows, gradient);
+    const double loss = loss_(team_, gradient, rows, classes_, targets);
+    multiply(team_, classes_, kHidden, rows, {gradient, 1, classes_}, {hidden_.data(), kHidden, 1},
+             nullptr, output_weight_.gradient.data());
+    sum_rows(gradient, rows, classes_, output_bias_.gradient.data());
+    multiply(team_, rows, kHidden, classes_, {gradient, classes_, 1},
+             {output_weight_.weight.data(), kHidden, 1}, nullptr, hidden_gradient_.data());
+    return loss;
+  }
+
+  void multiply_logits(size_t rows, float *logits) {
+    multiply(team_, rows, classes_, kHidden, {hidden_.data(), kHidden, 1},
+             {output_weight_.weight.data(), 1, kHidden}, output_bias_.weight.data(), logits);
+  }
+
+  xent::linear layer() const {
+    xent::linear layer;
+    layer.features = kHidden;
+    layer.hidden = hidden_.data();
+    layer.weight = output_weight_.weight;
+    layer.bias = output_bias_.weight;
+    return layer;
+  }
+
+  xent::options options_of_xent() const {
+    xent::options options;
+    options.threads = static_cast<std::uint32_t>(team_.size());
+    return options;
+  }
+
+  // From the gradient of the tanh layer's output to those of the weights below it.
+  void backward(const std::vector<const std::int32_t *> &context) {
+    const size_t rows = context.size();
+    for (size_t i = 0; i < rows * kHidden; ++i) {
+      hidden_gradient_[i] *= 1.0F - hidden_[i] * hidden_[i];
+    }
+    multiply(team_, kInput, kHidden, rows, {input_.data(), 1, kInput},
+             {hidden_gradient_.data(), kHidden, 1}, nullptr, hidden_weight_.gradient.data());
+    sum_rows(hidden_gradient_.data(), rows, kHidden, hidden_bias_.gradient.data());
+    multiply(team_, rows, kInput, kHidden, {hidden_gradient_.data(), kHidden, 1},
+             {hidden_weight_.weight.data(), 1, kHidden}, nullptr, input_gradient_.data());
+    std::fill(embedding_.gradient.begin(), embedding_.gradient.end(), 0.0F);
+    for (size_t i = 0; i < rows; ++i) {
+      for (size_t j = 0; j < kContext; ++j) {
+        const float *from = &input_gradient_[i * kInput + j * kEmbedding];
+        float *to = &embedding_.gradient[word(context[i][j]) * kEmbedding];
+        for (size_t k = 0; k < kEmbedding; ++k) {
+          to[k] += from[k];
+        }
+      }
+    }
+  }
 
   void sum_rows(const float *from, size_t rows, size_t columns, float *to) {
     team_.split(columns, 64, [=](size_t begin, size_t end) {
@@ -459,15 +531,14 @@ private:
 
   Team &team_;
   size_t classes_;
+  Loss loss_;
   Parameter embedding_, hidden_weight_, hidden_bias_, output_weight_, output_bias_;
   std::vector<float> input_, hidden_, logits_, hidden_gradient_, input_gradient_;
+  double output_seconds_ = 0.0;
   int steps_ = 0;
 };
 
-// ---- the two losses -----------------------------------------------------------
-
-// Mean cross-entropy over the rows; the gradient replaces the logits.
-using Loss = double (*)(Team &, float *, size_t, size_t, const std::int32_t *);
+// ---- losses of stored logits ----------------------------------------------------
 
 double xent_loss(Team &team, float *logits, size_t rows, size_t classes,
                  const std::int32_t *targets) {
@@ -515,12 +586,13 @@ double plain_loss(Team &team, float *logits, size_t rows, size_t classes,
 // ---- training -----------------------------------------------------------------
 
 struct Run {
-  std::vector<double> losses;       // of every step
-  std::vector<double> loss_seconds; // what the loss layer took of it
+  std::vector<double> losses;         // of every step
+  std::vector<double> seconds;        // what it took
+  std::vector<double> output_seconds; // what the output layer took of it
 };
 
 // The first `count` of `steps` steps: the learning rate falls to zero over all of them.
-Run train(Model &model, const Corpus &corpus, size_t count, size_t steps, Loss loss) {
+Run train(Model &model, const Corpus &corpus, size_t count, size_t steps) {
   Run run;
   Random random(2);
   std::vector<const std::int32_t *> context(kBatch);
@@ -528,7 +600,7 @@ Run train(Model &model, const Corpus &corpus, size_t count, size_t steps, Loss l
   const size_t report = std::max<size_t>(1, count / 10);
   double sum = 0.0; // of the losses since the last report, and so on
   double seconds = 0.0;
-  double loss_seconds = 0.0;
+  double output_seconds = 0.0;
   for (size_t step = 0; step < count; ++step) {
     for (size_t i = 0; i < kBatch; ++i) {
       const size_t at = random.below(corpus.train.size() - kContext);
@@ -536,25 +608,21 @@ Run train(Model &model, const Corpus &corpus, size_t count, size_t steps, Loss l
       targets[i] = corpus.train[at + kContext];
     }
     const double start = now();
-    float *const logits = model.forward(context);
-    const double loss_start = now();
-    const double value = loss(model.team(), logits, kBatch, model.classes(), targets.data());
-    const double loss_end = now();
-    model.backward(context);
+    run.losses.push_back(model.gradients(context, targets.data()));
     const double done = static_cast<double>(step) / static_cast<double>(steps);
     model.update(kLearningRate * static_cast<float>(1.0 - done));
-    seconds += now() - start;
+    run.seconds.push_back(now() - start);
+    run.output_seconds.push_back(model.output_seconds());
 
-    run.losses.push_back(value);
-    run.loss_seconds.push_back(loss_end - loss_start);
-    sum += value;
-    loss_seconds += loss_end - loss_start;
+    sum += run.losses.back();
+    seconds += run.seconds.back();
+    output_seconds += run.output_seconds.back();
     if ((step + 1) % report == 0) {
-      std::printf("  step %5zu of %zu   loss %.4f   %6.0f words/s   %4.1f %% of the step in the loss\n",
+      std::printf("  step %5zu of %zu   loss %.4f   %6.0f words/s   %4.1f %% of the step in the output layer\n",
                   step + 1, count, sum / static_cast<double>(report),
-                  static_cast<double>(report * kBatch) / seconds, 100.0 * loss_seconds / seconds);
+                  static_cast<double>(report * kBatch) / seconds, 100.0 * output_seconds / seconds);
       std::fflush(stdout);
-      sum = seconds = loss_seconds = 0.0;
+      sum = seconds = output_seconds = 0.0;
     }
   }
   return run;
@@ -563,9 +631,6 @@ Run train(Model &model, const Corpus &corpus, size_t count, size_t steps, Loss l
 // exp of the mean loss over the held-out verses: forward only.
 double perplexity(Model &model, const Corpus &corpus) {
   const std::vector<std::int32_t> &text = corpus.held_out;
-  xent::options options;
-  options.reduction = xent::reduction::sum;
-  options.threads = static_cast<std::uint32_t>(model.team().size());
   std::vector<const std::int32_t *> context;
   double sum = 0.0;
   for (size_t at = kContext; at < text.size(); at += kBatch) {
@@ -574,8 +639,7 @@ double perplexity(Model &model, const Corpus &corpus) {
     for (size_t i = 0; i < rows; ++i) {
       context[i] = &text[at + i - kContext];
     }
-    const float *const logits = model.forward(context);
-    sum += xent::forward(logits, rows, model.classes(), &text[at], options);
+    sum += model.sum_of_losses(context, &text[at]);
   }
   return std::exp(sum / static_cast<double>(text.size() - kContext));
 }
@@ -588,8 +652,8 @@ void speak(Model &model, const Corpus &corpus, size_t count) {
   std::vector<double> weight(model.classes());
   std::string line = " ";
   for (size_t n = 0; n < count; ++n) {
-    const float *const logits = model.forward({&text[text.size() - kContext]});
-    const double max = *std::max_element(logits, logits + model.classes());
+    const std::vector<float> logits = model.logits(&text[text.size() - kContext]);
+    const double max = *std::max_element(logits.begin(), logits.end());
     double sum = 0.0;
     for (size_t c = 0; c < weight.size(); ++c) {
       weight[c] = std::exp((static_cast<double>(logits[c]) - max) / temperature);
@@ -622,6 +686,21 @@ double median(std::vector<double> values, size_t count) {
   return *middle;
 }
 
+// MiB that are resident; 0 where the system does not tell.
+double resident_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0); // what is free is not counted
+#endif
+  std::ifstream file("/proc/self/status");
+  for (std::string name; file >> name;) {
+    double kib = 0.0;
+    if (name == "VmRSS:" && file >> kib) {
+      return kib / 0x1p10;
+    }
+  }
+  return 0.0;
+}
+
 int demo(const char *path, bool full) {
   const size_t steps = full ? 15000 : kCompared;
   const size_t threads = std::max(1U, std::thread::hardware_concurrency());
@@ -633,34 +712,57 @@ int demo(const char *path, bool full) {
   std::printf("xent %s (%s), %zu threads, %zu words a step\n\n", xent_version(), xent_isa(),
               threads, kBatch);
 
-  Model model(team, classes, 1);
-  std::printf("Training with xent. Held-out perplexity at the start: %.1f\n",
-              perplexity(model, corpus));
-  const Run with_xent = train(model, corpus, steps, steps, xent_loss);
-  const double reached = perplexity(model, corpus);
-  std::printf("Held-out perplexity at the end: %.1f\n\n", reached);
-  speak(model, corpus, 60);
+  Run without_logits;
+  double reached = 0.0;
+  double memory = 0.0;
+  {
+    Model model(team, classes, 1, nullptr);
+    std::printf("Training with xent. Held-out perplexity at the start: %.1f\n",
+                perplexity(model, corpus));
+    without_logits = train(model, corpus, steps, steps);
+    memory = resident_memory();
+    reached = perplexity(model, corpus);
+    std::printf("Held-out perplexity at the end: %.1f\n\n", reached);
+    speak(model, corpus, 60);
+  }
+  double stored_memory = 0.0;
+  const auto again = [&](const char *what, Loss loss) {
+    std::printf("\n%s %zu steps from the same start with stored logits, and %s.\n",
+                full ? "The first" : "The same", kCompared, what);
+    Model model(team, classes, 1, loss);
+    const Run run = train(model, corpus, kCompared, steps);
+    stored_memory = resident_memory();
+    return run;
+  };
+  const Run stored = again("xent for the loss", xent_loss);
+  const Run loops = again("plain loops for the loss", plain_loss);
 
-  std::printf("\n%s %zu steps from the same start with plain loops for the loss.\n",
-              full ? "The first" : "The same", kCompared);
-  Model again(team, classes, 1);
-  const Run with_loops = train(again, corpus, kCompared, steps, plain_loss);
-
-  // Both models stepped on their own from the same weights, so this covers the
+  // All models stepped on their own from the same weights, so this covers the
   // gradients as well: an error in one would move every loss after it.
   double apart = 0.0;
-  for (size_t i = 0; i < kCompared; ++i) {
-    const double gap = std::abs(with_xent.losses[i] - with_loops.losses[i]);
-    apart = gap <= apart ? apart : gap; // a NaN stays
+  for (const Run *other : {&stored, &loops}) {
+    for (size_t i = 0; i < kCompared; ++i) {
+      const double gap = std::abs(without_logits.losses[i] - other->losses[i]);
+      apart = gap <= apart ? apart : gap; // a NaN stays
+    }
   }
-  const double xent_seconds = median(with_xent.loss_seconds, kCompared);
-  const double loops_seconds = median(with_loops.loss_seconds, kCompared);
-  std::printf("\nThe two losses of a step differ by at most %.1e over these %zu steps.\n", apart,
+  std::printf("\nThe losses of a step differ by at most %.1e over these %zu steps.\n\n", apart,
               kCompared);
-  std::printf("Loss and gradient of [%zu, %zu] logits in place, %zu threads each, median step:\n"
-              "plain loops %.2f ms, xent %.2f ms; plain / xent = %.2f\n",
-              kBatch, classes, threads, 1e3 * loops_seconds, 1e3 * xent_seconds,
-              loops_seconds / xent_seconds);
+  std::printf("Median of a step of %zu words and %zu classes, %zu threads; the output layer's part:\n",
+              kBatch, classes, threads);
+  const double own = 1e3 * median(without_logits.seconds, kCompared);
+  const auto print = [&](const char *what, const Run &run) {
+    const double step = 1e3 * median(run.seconds, kCompared);
+    std::printf("  %-36s %7.2f ms  %7.2f ms   %.2fx\n", what, step,
+                1e3 * median(run.output_seconds, kCompared), step / own);
+  };
+  print("one call of xent, no logits", without_logits);
+  print("stored logits, xent for the loss", stored);
+  print("stored logits, plain loops", loops);
+  std::printf("The logits that are not there would take %.1f MiB. The process has %.1f MiB "
+              "without them, %.1f MiB with.\n",
+              static_cast<double>(kBatch * classes * sizeof(float)) / 0x1p20, memory,
+              stored_memory);
 
   if (!(apart <= kAgreement)) {
     std::fprintf(stderr, "train_lm: the losses differ by more than %g\n", kAgreement);
