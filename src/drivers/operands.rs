@@ -125,13 +125,25 @@ pub unsafe fn read_excluded_logits(call: &Call, span: &Span, row: usize, inputs:
 
 /// Scales and caps the logits of the excluded classes of some rows of a group. Once: a second call would
 /// transform them again.
+#[inline(always)]
 pub fn transform_excluded(
     call: &Call,
     inputs: &mut RowInputs,
     factors: &mut RowFactors,
     rows: Range<usize>,
 ) {
-    let Some(with) = call.plan.transform() else { return };
+    if let Some(with) = call.plan.transform() {
+        transform_excluded_with(call, with, inputs, factors, rows);
+    }
+}
+
+fn transform_excluded_with(
+    call: &Call,
+    with: &Transform,
+    inputs: &mut RowInputs,
+    factors: &mut RowFactors,
+    rows: Range<usize>,
+) {
     let (mut x, mut slope) = (inputs.x_y, [with.scale; ROWS]);
     transform::<ROWS>(call, with, &mut x, Some(&mut slope));
     for i in rows {

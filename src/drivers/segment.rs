@@ -8,7 +8,7 @@ use crate::kernels::contiguous::gradient::{Bias, GradientChunk, Source};
 use crate::kernels::contiguous::reduce::Sums;
 use crate::kernels::logit_transform::Transform;
 use crate::kernels::row_math::OutputTerm;
-use crate::kernels::row_state::{ExpSum, RowState};
+use crate::kernels::row_state::{ArgMax, ExpSum, RowState};
 use crate::kernels::scratch::Scratch;
 use crate::kernels::strided::tile::Tile;
 use crate::math::compensated::CompensatedSum;
@@ -337,9 +337,14 @@ unsafe fn reduce_general(
         let mut chunk = chunk_at(call, row, class, len, reduction.excluded);
         let mut kernels = call.k.native;
         let mut seen = RowState::EMPTY;
+        // The largest logit that sums do not exclude, if it is known. A NaN is the largest of all, but not here.
+        let mut largest = None;
         if call.wants_argmax {
             // SAFETY: the chunk is readable (# Safety); the processor has the set of the kernels.
             seen.argmax = unsafe { (kernels.argmax)(chunk.x, len) };
+            let ArgMax { value, class: at } = seen.argmax;
+            let is_it = !value.is_nan() && chunk.excluded != Some(at);
+            largest = (is_it && call.plan.transform().is_none()).then_some(value);
             seen.argmax.class += class;
         }
         if let Some(with) = call.plan.transform() {
@@ -357,7 +362,7 @@ unsafe fn reduce_general(
         if reduction.sums_exps {
             if call.wants_entropy {
                 // SAFETY: the chunk is readable by these kernels.
-                seen.moments = unsafe { sum_from_max(call, kernels, &chunk) };
+                seen.moments = unsafe { sum_from_max(call, kernels, &chunk, largest) };
             }
             if stores {
                 (chunk.stored, chunk.backup) = (chunk.x.cast_mut(), room.start());
@@ -426,17 +431,23 @@ unsafe fn sum_chunk(
         return ExpSum::new(Shift::ZERO, sums.sum, 0.0);
     }
     // SAFETY: the chunk is readable by the kernels (# Safety), and stores nothing now.
-    unsafe { sum_from_max(call, kernels, &chunk) }
+    unsafe { sum_from_max(call, kernels, &chunk, None) }
 }
 
-/// The exponential sum of a chunk with its first moment, relative to the chunk's largest logit.
+/// The exponential sum of a chunk with its first moment, relative to the chunk's largest logit, which is looked for
+/// unless it is known.
 ///
 /// # Safety
 /// The chunk is readable by the kernels, whose set the processor has; nothing is stored.
 #[cold]
-unsafe fn sum_from_max(call: &Call, kernels: &LogitKernels, chunk: &Chunk) -> ExpSum {
+unsafe fn sum_from_max(
+    call: &Call,
+    kernels: &LogitKernels,
+    chunk: &Chunk,
+    known: Option<f64>,
+) -> ExpSum {
     // SAFETY: the chunk is readable (# Safety).
-    let max = unsafe { (kernels.max)(chunk) };
+    let max = known.unwrap_or_else(|| unsafe { (kernels.max)(chunk) });
     if max == f64::INFINITY {
         return ExpSum::new(Shift::ZERO, max, 0.0);
     }

@@ -312,7 +312,14 @@ pub unsafe fn stage_columns<S: Simd, F: Form<S>>(
             let lanes = up_to::<S>(columns - column);
             let registers = Lanes::<F> { rows, column, lanes, form: PhantomData };
             // SAFETY: each row has the columns that are left, and `to` room for those of the step (# Safety).
-            unsafe { s.store_lanes(to.wrapping_add(column), lanes, F::join(s, step, &registers)) };
+            unsafe {
+                let joined = F::join(s, step, &registers);
+                if lanes == up_to::<S>(S::LANES) {
+                    s.store(to.wrapping_add(column), joined);
+                } else {
+                    s.store_lanes(to.wrapping_add(column), lanes, joined);
+                }
+            };
         }
     }
 }
@@ -337,7 +344,11 @@ impl<S: Simd, F: Form<S>> Registers<S> for Lanes<'_, F> {
         // SAFETY: there is the row, readable at the columns from `column` on that have a bit (# Safety).
         let x = unsafe {
             let from = (*self.rows.as_ptr().add(row)).cast::<S::Real>().wrapping_add(self.column);
-            s.load_lanes(from, self.lanes, S::Real::ZERO)
+            if self.lanes == up_to::<S>(S::LANES) {
+                s.load(from)
+            } else {
+                s.load_lanes(from, self.lanes, S::Real::ZERO)
+            }
         };
         F::round(s, x)
     }
