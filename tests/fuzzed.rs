@@ -3,6 +3,7 @@
 use common::layer::{Layer, LayerAnswer, LayerJudge};
 use common::operand::{Dtype, FLOATS, Operand};
 use common::random::{Rng, config};
+use common::split::{Split, shards_of_layer};
 use common::task::{Answer, Task, assert_all_same, same_bits};
 use common::task_bounds::{Judge, check_answers};
 use common::task_random::tasks;
@@ -389,6 +390,29 @@ fn gradients_of_low_rows() {
                 let targets = layer.task.targets.expect("indices");
                 agree_on_layer(&Layer::new(hidden, weight, bias, targets));
             }
+        }
+    }
+}
+
+/// Logits of a layer that underflow to zeros of both signs: the sign of the largest one, in the state of a shard, depended
+/// on the instruction set.
+#[test]
+fn states_of_zeros_of_both_signs() {
+    for classes in [3, 17, 40, 300] {
+        let mut layer = layer(Dtype::F32, 5, classes, 1);
+        layer.hidden.values.fill(f64::from(1e-30f32));
+        for (class, w) in layer.weight.values.iter_mut().enumerate() {
+            *w = f64::from(if class % 5 == 2 { 1e-30f32 } else { -1e-30 });
+        }
+        let Layer { hidden, weight, task, .. } = layer;
+        let layer = Layer::new(hidden, weight, None, task.targets.expect("indices"));
+        let split = Split::at(&layer.task, vec![classes / 2], &mut Rng::new(1));
+        let all = isas()
+            .into_iter()
+            .map(|isa| (isa, shards_of_layer(&layer, &split, &mut Rng::new(1), &How::on(isa))));
+        let all: Vec<_> = all.collect();
+        for (isa, shards) in &all {
+            shards.assert_same(&all[0].1, isa.name());
         }
     }
 }

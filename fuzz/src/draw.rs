@@ -21,8 +21,8 @@ pub struct Limits {
 }
 
 /// The logits of most layers, and their products.
-const LAYER_LOGITS: usize = 6000;
-const LAYER_PRODUCTS: usize = 200_000;
+const LAYER_LOGITS: usize = 3000;
+const LAYER_PRODUCTS: usize = 60_000;
 
 /// The kind of targets.
 #[derive(Clone, Copy, PartialEq, Eq)]

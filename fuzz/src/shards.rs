@@ -24,8 +24,8 @@ pub struct Input {
 }
 
 enum Whole {
-    Task(Task),
-    Layer(Layer),
+    Task(Box<Task>),
+    Layer(Box<Layer>),
 }
 
 const LIMITS: Limits = Limits { usual: 400, many: 6000 };
@@ -51,10 +51,10 @@ impl<'a> Arbitrary<'a> for Input {
             }
             layer.workspace = if bytes.flag() { 64 << 20 } else { 0 };
             layer.task.wants = EVERYTHING;
-            Whole::Layer(layer)
+            Whole::Layer(Box::new(layer))
         } else {
             let task = draw::task(bytes, LIMITS);
-            Whole::Task(Task { log_probs: false, wants: EVERYTHING, ..task })
+            Whole::Task(Box::new(Task { log_probs: false, wants: EVERYTHING, ..task }))
         };
         let classes = whole.task().classes;
         let cuts = cuts.into_iter().map(|cut| cut % (classes + 1)).collect();

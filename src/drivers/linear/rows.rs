@@ -312,7 +312,8 @@ impl Job<'_> {
                 let mut totals = Totals::ZERO;
                 if call.computes_losses {
                     operands::add_row(self.loss, group, &argmax, i, &mut totals);
-                    let max = |_| states[index * ROWS + i].argmax.value;
+                    // A maximum of zeros of both signs has either sign, which differs from set to set.
+                    let max = |_| states[index * ROWS + i].argmax.value + 0.0;
                     // SAFETY: the row is the plan's and this thread's (# Safety).
                     unsafe {
                         operands::write(self.loss, &span(row), i, &group.results, &argmax);
