@@ -5,13 +5,13 @@
 //! AVX512_BF16 does (Intel, "64 and IA-32 Architectures Software Developer's Manual", VDPBF16PS). Sets without it do
 //! the two steps one after the other, and have the same bits.
 
-use super::DEPTH;
 use crate::element::Element;
 use crate::kernels::contiguous::convert;
 use crate::kernels::scratch::Scratch;
 #[cfg(x86_sets)]
 use crate::simd::PairProducts;
 use crate::simd::{Halves, Real, Simd, up_to};
+use crate::strategy::PRODUCT_DEPTH as DEPTH;
 use half::bf16;
 use std::marker::PhantomData;
 
