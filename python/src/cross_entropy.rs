@@ -65,7 +65,7 @@ impl<'py> Losses<'py> {
     /// The tensor of the loss, or of the row losses.
     pub fn tensor(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         match &self.rows {
-            None => Ok(Tensor::scalar(py, self.loss, self.dtype)?.object),
+            None => Tensor::scalar(py, self.loss, self.dtype),
             Some(rows) if rows.tensor.dtype == self.dtype => Ok(rows.tensor.object.clone()),
             Some(rows) => rows.tensor.to(self.dtype),
         }

@@ -1,12 +1,13 @@
 //! The compiled part of the Python package xent-torch: xent's calls over PyTorch's tensors.
 //!
-//! It knows tensors by their Python methods alone (`data_ptr`, `stride`, ..), so that it depends on no C++ interface of
-//! PyTorch, and it uses xent's Rust surface, whose errors and panics become exceptions without codes in between. The
+//! It knows tensors by DLPack's C interface, or by their Python methods alone, so that it depends on no C++ interface of
+//! PyTorch. It uses xent's Rust surface, whose errors and panics become exceptions without codes in between. The
 //! functions take whole tensors, not addresses: what they read and write lies within tensors that they have looked at.
 
 #![allow(clippy::too_many_arguments, reason = "the operands and the options of a loss")]
 
 mod cross_entropy;
+mod dlpack;
 mod layout;
 mod linear;
 mod problem;

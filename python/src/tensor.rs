@@ -1,5 +1,6 @@
-//! Tensors as operands: what their Python methods say of them, checked, and new tensors for results.
+//! Tensors as operands: what DLPack or their methods say of them, checked, and new tensors for results.
 
+use crate::dlpack;
 use half::{bf16, f16};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
@@ -58,8 +59,12 @@ pub struct Torch {
     tensor: Py<PyType>,
     strided: Py<PyAny>,
     dtypes: Vec<(Dtype, Py<PyAny>)>,
+    /// `{"dtype": ..}` of each dtype, in the same order.
+    keywords: Vec<Py<PyDict>>,
     empty: Py<PyAny>,
     empty_like: Py<PyAny>,
+    scalar_tensor: Py<PyAny>,
+    exchange: Option<dlpack::Exchange>,
     pub get_num_threads: Py<PyAny>,
 }
 
@@ -71,12 +76,22 @@ pub fn torch(py: Python<'_>) -> PyResult<&'static Torch> {
         let torch = py.import("torch")?;
         let get = |name| torch.getattr(name).map(Bound::unbind);
         let dtypes = DTYPES.iter().map(|&(dtype, name)| Ok((dtype, get(name)?)));
+        let dtypes = dtypes.collect::<PyResult<Vec<_>>>()?;
+        let keywords = dtypes.iter().map(|(_, object)| {
+            let keywords = PyDict::new(py);
+            keywords.set_item("dtype", object).map(|()| keywords.unbind())
+        });
+        let keywords = keywords.collect::<PyResult<_>>()?;
+        let tensor = torch.getattr("Tensor")?.cast_into::<PyType>()?;
         Ok(Torch {
-            tensor: torch.getattr("Tensor")?.cast_into::<PyType>()?.unbind(),
             strided: get("strided")?,
-            dtypes: dtypes.collect::<PyResult<_>>()?,
+            dtypes,
+            keywords,
             empty: get("empty")?,
             empty_like: get("empty_like")?,
+            scalar_tensor: get("scalar_tensor")?,
+            exchange: dlpack::Exchange::of(&tensor)?,
+            tensor: tensor.unbind(),
             get_num_threads: get("get_num_threads")?,
         })
     })
@@ -88,16 +103,25 @@ impl Torch {
         self.dtypes.iter().find(|(_, object)| object.is(of)).map(|&(dtype, _)| dtype)
     }
 
+    fn index(&self, dtype: Dtype) -> usize {
+        let at = self.dtypes.iter().position(|&(candidate, _)| candidate == dtype);
+        at.expect("every dtype is in the list")
+    }
+
     /// The `torch.dtype` of a dtype.
     fn object(&self, dtype: Dtype) -> &Py<PyAny> {
-        let of = |(candidate, _): &&(Dtype, Py<PyAny>)| *candidate == dtype;
-        &self.dtypes.iter().find(of).expect("every dtype is in the list").1
+        &self.dtypes[self.index(dtype)].1
+    }
+
+    /// The keyword argument of a dtype.
+    fn keywords<'py>(&self, py: Python<'py>, dtype: Dtype) -> &Bound<'py, PyDict> {
+        self.keywords[self.index(dtype)].bind(py)
     }
 }
 
 /// A strided tensor on the CPU whose dtype the library has.
 ///
-/// Every element that the sizes and strides reach from `data` lies in the tensor's storage ([`Tensor::read`] checks it),
+/// Every element that the sizes and strides reach from `data` lies in the tensor's storage ([`Tensor::read`] checks it, and torch sees to it for tensors that it has just made),
 /// and the storage lives as long as the object does.
 pub struct Tensor<'py> {
     pub object: Bound<'py, PyAny>,
@@ -105,7 +129,7 @@ pub struct Tensor<'py> {
     pub dtype: Dtype,
     pub sizes: Vec<i64>,
     pub strides: Vec<i64>,
-    data: usize,
+    pub data: usize,
 }
 
 impl<'py> Tensor<'py> {
@@ -119,14 +143,34 @@ impl<'py> Tensor<'py> {
                 object.get_type().name()?
             )));
         }
+        let mut tensor = match &torch.exchange {
+            Some(exchange) => match exchange.describe(name, object)? {
+                Some(tensor) => tensor,
+                None => Self::ask(name, object)?,
+            },
+            None => Self::ask(name, object)?,
+        };
+        // The imaginary part of a conjugate has its sign in a bit beside the memory.
+        let has_sign = tensor.dtype.is_float();
+        if has_sign && object.call_method0(intern!(py, "is_neg"))?.extract::<bool>()? {
+            tensor = Self::ask(name, &object.call_method0(intern!(py, "resolve_neg"))?)?;
+        }
+        tensor.check_storage()?;
+        Ok(tensor)
+    }
+
+    /// What the methods of a tensor say of it. A tensor that is no operand is a ValueError.
+    fn ask(name: &'static str, object: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let py = object.py();
+        let torch = torch(py)?;
         if !object.getattr(intern!(py, "is_cpu"))?.extract::<bool>()? {
             let device = object.getattr(intern!(py, "device"))?;
             return Err(PyValueError::new_err(format!(
                 "{name} is on {device}, and xent computes on the CPU"
             )));
         }
-        if !object.getattr(intern!(py, "layout"))?.is(&torch.strided) {
-            let layout = object.getattr(intern!(py, "layout"))?;
+        let layout = object.getattr(intern!(py, "layout"))?;
+        if !layout.is(&torch.strided) {
             return Err(PyValueError::new_err(format!(
                 "{name} is {layout}, and must be torch.strided"
             )));
@@ -135,29 +179,33 @@ impl<'py> Tensor<'py> {
         let Some(dtype) = torch.dtype(&of) else {
             return Err(PyValueError::new_err(format!("{name} cannot be {of}")));
         };
-        // The imaginary part of a conjugate has its sign in a bit beside the memory.
-        let mut object = object.clone();
-        if dtype.is_float() && object.call_method0(intern!(py, "is_neg"))?.extract::<bool>()? {
-            object = object.call_method0(intern!(py, "resolve_neg"))?;
-        }
-        Self::trusted(name, object, dtype)
+        Ok(Tensor {
+            name,
+            dtype,
+            sizes: numbers(&object.getattr(intern!(py, "shape"))?)?,
+            strides: numbers(&object.call_method0(intern!(py, "stride"))?)?,
+            data: object.call_method0(intern!(py, "data_ptr"))?.extract()?,
+            object: object.clone(),
+        })
     }
 
-    /// A tensor of known dtype: reads its sizes, strides and address, and checks that they stay within its storage.
-    fn trusted(name: &'static str, object: Bound<'py, PyAny>, dtype: Dtype) -> PyResult<Self> {
-        let py = object.py();
-        let sizes = numbers(&object.getattr(intern!(py, "shape"))?)?;
-        let strides = numbers(&object.call_method0(intern!(py, "stride"))?)?;
-        let data = object.call_method0(intern!(py, "data_ptr"))?.extract::<usize>()?;
-        let tensor = Tensor { object, name, dtype, sizes, strides, data };
-        if tensor.elements() > 0 {
-            tensor.check_storage()?;
+    /// A tensor that torch has just made, whose storage fits.
+    fn made(object: Bound<'py, PyAny>) -> PyResult<Self> {
+        let name = "a result";
+        match &torch(object.py())?.exchange {
+            Some(exchange) => match exchange.describe(name, &object)? {
+                Some(tensor) => Ok(tensor),
+                None => Self::ask(name, &object),
+            },
+            None => Self::ask(name, &object),
         }
-        Ok(tensor)
     }
 
     /// Whoever shrinks a storage leaves tensors that reach past its end.
     fn check_storage(&self) -> PyResult<()> {
+        if self.elements() == 0 {
+            return Ok(());
+        }
         let py = self.object.py();
         let storage = self.object.call_method0(intern!(py, "untyped_storage"))?;
         let bytes = storage.call_method0(intern!(py, "nbytes"))?.extract::<usize>()?;
@@ -180,7 +228,7 @@ impl<'py> Tensor<'py> {
     /// The same values in memory of their own, packed.
     pub fn packed(&self) -> PyResult<Self> {
         let object = self.object.call_method0(intern!(self.object.py(), "contiguous"))?;
-        Self::trusted(self.name, object, self.dtype)
+        Ok(Tensor { name: self.name, ..Self::made(object)? })
     }
 
     pub fn elements(&self) -> usize {
@@ -195,7 +243,7 @@ impl<'py> Tensor<'py> {
     /// The operand that a call reads, with the strides that [`Layout`](crate::layout::Layout) made of the tensor's.
     pub fn input(&self, strides: [i64; 3]) -> Input<'_> {
         let at = self.address();
-        // SAFETY: `trusted` has checked that sizes and strides stay within the storage, which lives while `object` does,
+        // SAFETY: sizes and strides stay within the storage (see [`Tensor`]), which lives while `object` does,
         // and a layout's strides reach the same elements. Bytes of a storage are initialised as far as torch is
         // concerned, and every bit pattern is a value of these types. As with torch's own operators, the program must
         // not write a tensor on one thread while a call reads it on another.
@@ -217,7 +265,7 @@ impl<'py> Tensor<'py> {
     /// The operand that a call writes, as [`Tensor::input`]. Integers are no outputs, and the call refuses them.
     pub fn output(&self, strides: [i64; 3]) -> Output<'_> {
         let at = self.address();
-        // SAFETY: `trusted` has checked that sizes and strides stay within the storage, which lives while `object` does,
+        // SAFETY: sizes and strides stay within the storage (see [`Tensor`]), which lives while `object` does,
         // and a layout's strides reach the same elements; the call refuses strides by which they share addresses. The
         // tensor is one that this call has made, or logits that the program lets the gradient replace, which nobody
         // else accesses meanwhile.
@@ -243,7 +291,7 @@ impl<'py> Tensor<'py> {
             return None;
         }
         // SAFETY: `count` packed and aligned elements of f64, just checked, in a storage that lives while `object` does.
-        // `trusted` has checked that the storage holds them.
+        // `read` has checked that the storage holds them, or torch has made it for them.
         Some(unsafe { std::slice::from_raw_parts(self.address() as *const f64, count) })
     }
 
@@ -262,43 +310,20 @@ impl<'py> Tensor<'py> {
     /// A tensor without values, `[sizes]`, packed.
     pub fn empty(py: Python<'py>, sizes: &[i64], dtype: Dtype) -> PyResult<Self> {
         let torch = torch(py)?;
-        let keywords = PyDict::new(py);
-        keywords.set_item(intern!(py, "dtype"), torch.object(dtype))?;
-        keywords.set_item(intern!(py, "device"), intern!(py, "cpu"))?;
         let sizes = PyTuple::new(py, sizes)?;
-        let object = torch.empty.bind(py).call((sizes,), Some(&keywords))?;
-        Self::trusted("a result", object, dtype)
+        Self::made(torch.empty.bind(py).call((sizes,), Some(torch.keywords(py, dtype)))?)
     }
 
     /// A tensor without values, with the sizes, dtype and order of axes of this one.
     pub fn empty_like(&self) -> PyResult<Self> {
         let py = self.object.py();
-        let object = torch(py)?.empty_like.bind(py).call1((&self.object,))?;
-        Self::trusted("a result", object, self.dtype)
+        Self::made(torch(py)?.empty_like.bind(py).call1((&self.object,))?)
     }
 
     /// The tensor of no axes that holds a number.
-    pub fn scalar(py: Python<'py>, value: f64, dtype: Dtype) -> PyResult<Self> {
-        let mut tensor = Self::empty(py, &[], dtype)?;
-        tensor.set(value);
-        Ok(tensor)
-    }
-
-    /// Writes the only element of a tensor that this call has made.
-    fn set(&mut self, value: f64) {
-        assert_eq!(self.elements(), 1);
-        let at = self.address();
-        // SAFETY: `trusted` has checked that the storage holds the element. It is aligned, since torch has just
-        // allocated it, and nobody else knows the tensor.
-        unsafe {
-            match self.dtype {
-                Dtype::F32 => (at as *mut f32).write(value as f32),
-                Dtype::F64 => (at as *mut f64).write(value),
-                Dtype::Bf16 => (at as *mut bf16).write(bf16::from_f64(value)),
-                Dtype::F16 => (at as *mut f16).write(f16::from_f64(value)),
-                other => unreachable!("a loss of {other:?}"),
-            }
-        }
+    pub fn scalar(py: Python<'py>, value: f64, dtype: Dtype) -> PyResult<Bound<'py, PyAny>> {
+        let torch = torch(py)?;
+        torch.scalar_tensor.bind(py).call((value,), Some(torch.keywords(py, dtype)))
     }
 
     /// The tensor in another dtype.

@@ -107,6 +107,9 @@ def cross_entropy(
     routes.check_device(
         input=input, target=target, weight=weight, row_weights=row_weights, row_mask=row_mask
     )
+    if routes.is_transformed():
+        # A transform outside of this one may want gradients that no argument shows.
+        wants_input, wants_target = grad, grad and target.is_floating_point()
     now = wants_input and _is_computed_forward(input, settings)
     later = wants_target or (wants_input and not now)
     if routes.is_transformed():

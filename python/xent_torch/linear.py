@@ -114,7 +114,12 @@ def linear_cross_entropy(
 
     operands = (input, linear_weight, linear_bias)
     beside = (target, weight, row_weights, row_mask)
-    wanted = tuple(grad and tensor is not None and tensor.requires_grad for tensor in operands)
+    # Under transforms, one outside of this one may want gradients that no argument shows.
+    transformed = routes.is_transformed()
+    wanted = tuple(
+        grad and tensor is not None and (transformed or tensor.requires_grad)
+        for tensor in operands
+    )
     now = any(wanted) and settings[0] != REDUCTION_NONE
     later = any(wanted) and not now
     rest = (settings, options.workspace, dtype, now, later)
@@ -127,9 +132,15 @@ def linear_cross_entropy(
             )[0]
     else:
         routes.check_device(
-            input=input, linear_weight=linear_weight, linear_bias=linear_bias, target=target
+            input=input,
+            linear_weight=linear_weight,
+            linear_bias=linear_bias,
+            target=target,
+            weight=weight,
+            row_weights=row_weights,
+            row_mask=row_mask,
         )
-        if routes.is_transformed():
+        if transformed:
             loss = _Transformed.apply(*operands, *beside, *rest, wanted)[0]
         else:
             loss = torch.ops.xent.linear_cross_entropy(

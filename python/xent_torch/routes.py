@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 try:
@@ -25,28 +26,27 @@ except ImportError:  # Without the function, no gradient is taken to be the last
         return True
 
 
-_PLAIN = (Tensor, Parameter)
 SECOND_DERIVATIVE = "xent_torch computes first derivatives, and this loss is differentiated twice"
 
 
 def is_direct(*tensors: Tensor | None) -> bool:
     """Whether nothing traces or transforms the call, and all tensors are plain ones on the CPU."""
     if (
-        torch.compiler.is_compiling()
+        is_compiling()
         or _are_functorch_transforms_active()
         or _len_torch_dispatch_stack()
         or _get_tracing_state() is not None
     ):
         return False
     for tensor in tensors:
-        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_meta):
+        if tensor is not None and type(tensor) is not Tensor and type(tensor) is not Parameter:
             return False
-    return True
+    return not tensors[0].is_meta
 
 
 def is_transformed() -> bool:
     """Whether a transform of ``torch.func`` is active."""
-    return not torch.compiler.is_compiling() and _are_functorch_transforms_active()
+    return not is_compiling() and _are_functorch_transforms_active()
 
 
 def check_device(**tensors: Tensor | None) -> None:

@@ -1,0 +1,51 @@
+"""Compares a loss with the function of PyTorch that it stands for: value, dtype, shape, and all gradients."""
+
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def widened(value):
+    """A tensor of halves in f32. xent computes with halves in f32, and so does the reference."""
+    if isinstance(value, Tensor) and value.dtype in HALVES:
+        wide = value.detach().float()
+        return wide.requires_grad_(value.requires_grad)
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    return value
+
+
+def fresh(value):
+    """A leaf of the same values and layout."""
+    if isinstance(value, Tensor):
+        leaf = value.detach()
+        return leaf.requires_grad_(value.requires_grad)
+    return value
+
+
+def assert_like(ours, theirs, arguments, keywords=None, **tolerances):
+    """Calls both functions with copies of the arguments, and compares results and gradients."""
+    keywords = keywords or {}
+    mine = [fresh(value) for value in arguments], {k: fresh(v) for k, v in keywords.items()}
+    reference = [widened(value) for value in arguments], {k: widened(v) for k, v in keywords.items()}
+    loss, expected = ours(*mine[0], **mine[1]), theirs(*reference[0], **reference[1])
+    assert loss.shape == expected.shape
+    dtypes = {value.dtype for value in arguments if isinstance(value, Tensor)}
+    if not dtypes & set(HALVES):
+        assert loss.dtype == expected.dtype
+    assert_close(loss, expected.to(loss.dtype), equal_nan=True, **tolerances)
+    if not expected.requires_grad:
+        assert not loss.requires_grad
+        return
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.rand(loss.shape, generator=generator, dtype=torch.float32) + 0.5
+    loss.backward(grad.to(loss.dtype))
+    expected.backward(grad.to(loss.dtype).to(expected.dtype))
+    pairs = [*zip(mine[0], reference[0], strict=True)]
+    pairs += [(mine[1][key], reference[1][key]) for key in keywords]
+    for got, wanted in pairs:
+        if isinstance(got, Tensor) and got.requires_grad:
+            assert got.grad.dtype == got.dtype
+            assert_close(got.grad, wanted.grad.to(got.dtype), equal_nan=True, **tolerances)
