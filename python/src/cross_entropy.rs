@@ -2,6 +2,7 @@
 
 use crate::exception;
 use crate::layout::Layout;
+use crate::problem;
 use crate::problem::{Numbers, Operand, Operands, class_axis, grad_output, row_sizes};
 use crate::tensor::{Dtype, Tensor, torch};
 use pyo3::exceptions::PyValueError;
@@ -31,6 +32,9 @@ impl<'py> Losses<'py> {
         wants_lse: bool,
     ) -> PyResult<Self> {
         let dtype = match dtype {
+            None if !logits.dtype.is_float() => {
+                return Err(PyValueError::new_err("input must be a floating-point tensor"));
+            }
             None => Some(logits.dtype),
             Some(object) => torch(py)?.dtype(object),
         };
@@ -72,6 +76,19 @@ impl<'py> Losses<'py> {
     }
 }
 
+/// The layout of logits, and of the other tensors with a class axis.
+fn layout(
+    class_axis: usize,
+    logits: &Tensor<'_>,
+    target: &Tensor<'_>,
+    gradient: Option<&Tensor<'_>>,
+) -> Layout {
+    let soft = target.dtype.is_float().then_some(target);
+    let mut strides = vec![&logits.strides[..]];
+    strides.extend(soft.into_iter().chain(gradient).map(|tensor| &tensor.strides[..]));
+    Layout::of(&logits.sizes, class_axis, &strides)
+}
+
 /// A loss, and what its backward needs: the gradient, or lse.
 type LossAndSaved<'py> = (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>);
 
@@ -93,7 +110,10 @@ pub fn cross_entropy<'py>(
 ) -> PyResult<LossAndSaved<'py>> {
     let logits = Tensor::read("input", input)?;
     let axis = class_axis("input", &logits.sizes)?;
-    let layout = Layout::of(&logits.sizes, &logits.strides, axis);
+    let target = problem::target(&logits.sizes, target)?;
+    let new = wants_gradient && !in_place;
+    let gradient = new.then(|| logits.empty_like()).transpose()?;
+    let layout = layout(axis, &logits, &target, gradient.as_ref());
     let work = layout.elements();
     let operands =
         Operands::read(py, &logits.sizes, &layout, work, target, weight, row_weights, row_mask)?;
@@ -109,18 +129,21 @@ pub fn cross_entropy<'py>(
         return Ok((losses.tensor(py)?, None, losses.lse.map(|lse| lse.object)));
     }
     // A copy of the logits is nobody else's: its memory serves for the gradient.
-    let gradient = if in_place || logits.is_copy {
-        let (results, both) = (losses.results(&layout)?, logits.tensor.output(logits.strides));
-        py.detach(|| problem.forward_backward_in_place_with(both, targets, results))
-            .map_err(exception)?;
-        logits.tensor.object.clone()
-    } else {
-        let gradient = Operand::full(logits.tensor.empty_like()?, &layout)?;
-        let (results, input) = (losses.results(&layout)?, logits.input());
-        let output = gradient.tensor.output(gradient.strides);
-        py.detach(|| problem.forward_backward_with(input, targets, output, results))
-            .map_err(exception)?;
-        gradient.tensor.object
+    let gradient = match gradient.filter(|_| !logits.is_copy) {
+        None => {
+            let (results, both) = (losses.results(&layout)?, logits.tensor.output(logits.strides));
+            py.detach(|| problem.forward_backward_in_place_with(both, targets, results))
+                .map_err(exception)?;
+            logits.tensor.object.clone()
+        }
+        Some(gradient) => {
+            let gradient = Operand::full(gradient, &layout)?;
+            let (results, input) = (losses.results(&layout)?, logits.input());
+            let output = gradient.tensor.output(gradient.strides);
+            py.detach(|| problem.forward_backward_with(input, targets, output, results))
+                .map_err(exception)?;
+            gradient.tensor.object
+        }
     };
     Ok((losses.tensor(py)?, Some(gradient), losses.lse.map(|lse| lse.object)))
 }
@@ -133,6 +156,17 @@ struct Backward<'py> {
     grad_output: Operand<'py>,
     lse: Option<Tensor<'py>>,
     numbers: Numbers,
+    /// Where the gradient goes: of the shape and layout of the logits, or of the targets.
+    gradient: Option<Tensor<'py>>,
+}
+
+/// What a backward computes the gradient of.
+#[derive(PartialEq, Eq)]
+enum Of {
+    Logits,
+    /// The gradient replaces the logits.
+    LogitsInPlace,
+    Targets,
 }
 
 impl<'py> Backward<'py> {
@@ -146,10 +180,17 @@ impl<'py> Backward<'py> {
         row_mask: Option<&Bound<'py, PyAny>>,
         numbers: Numbers,
         lse: Option<&Bound<'py, PyAny>>,
+        of: Of,
     ) -> PyResult<Self> {
         let logits = Tensor::read("input", input)?;
         let axis = class_axis("input", &logits.sizes)?;
-        let layout = Layout::of(&logits.sizes, &logits.strides, axis);
+        let target = problem::target(&logits.sizes, target)?;
+        let gradient = match of {
+            Of::Logits => Some(logits.empty_like()?),
+            Of::LogitsInPlace => None,
+            Of::Targets => Some(target.empty_like()?),
+        };
+        let layout = layout(axis, &logits, &target, gradient.as_ref());
         let (sizes, work) = (&logits.sizes, layout.elements());
         let operands =
             Operands::read(py, sizes, &layout, work, target, weight, row_weights, row_mask)?;
@@ -157,7 +198,7 @@ impl<'py> Backward<'py> {
         let grad_output = grad_output(grad, &rows, &layout, numbers.is_reduced())?;
         let lse = lse.map(|lse| Tensor::read("lse", lse)).transpose()?;
         let logits = Operand::full(logits, &layout)?;
-        Ok(Backward { layout, logits, operands, grad_output, lse, numbers })
+        Ok(Backward { layout, logits, operands, grad_output, lse, numbers, gradient })
     }
 
     fn lse(&self) -> PyResult<&[f64]> {
@@ -186,7 +227,7 @@ pub fn cross_entropy_backward<'py>(
     lse: Option<&Bound<'py, PyAny>>,
     in_place: bool,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let call = Backward::read(
+    let mut call = Backward::read(
         py,
         grad_output,
         input,
@@ -196,16 +237,18 @@ pub fn cross_entropy_backward<'py>(
         row_mask,
         numbers,
         lse,
+        if in_place { Of::LogitsInPlace } else { Of::Logits },
     )?;
+    let gradient = call.gradient.take().filter(|_| !call.logits.is_copy);
     let problem = call.operands.problem(&call.layout, &call.numbers);
     let problem = problem.grad_output(call.grad_output.input());
     let (logits, targets, lse) = (&call.logits, call.operands.target.input(), call.lse()?);
-    if in_place || logits.is_copy {
+    let Some(gradient) = gradient else {
         let both = logits.tensor.output(logits.strides);
         py.detach(|| problem.backward_in_place(both, targets, lse)).map_err(exception)?;
         return Ok(logits.tensor.object.clone());
-    }
-    let gradient = Operand::full(logits.tensor.empty_like()?, &call.layout)?;
+    };
+    let gradient = Operand::full(gradient, &call.layout)?;
     let (input, output) = (logits.input(), gradient.tensor.output(gradient.strides));
     py.detach(|| problem.backward(input, targets, lse, output)).map_err(exception)?;
     Ok(gradient.tensor.object)
@@ -224,7 +267,7 @@ pub fn target_backward<'py>(
     numbers: Numbers,
     lse: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let call = Backward::read(
+    let mut call = Backward::read(
         py,
         grad_output,
         input,
@@ -234,11 +277,13 @@ pub fn target_backward<'py>(
         row_mask,
         numbers,
         lse,
+        Of::Targets,
     )?;
+    let gradient = call.gradient.take().expect("there is one of the targets");
+    let gradient = Operand::full(gradient, &call.layout)?;
     let problem = call.operands.problem(&call.layout, &call.numbers);
     let problem = problem.grad_output(call.grad_output.input());
     let (targets, lse) = (call.operands.target.input(), call.lse()?);
-    let gradient = Operand::full(call.operands.target.tensor.empty_like()?, &call.layout)?;
     let (input, output) = (call.logits.input(), gradient.tensor.output(gradient.strides));
     py.detach(|| problem.backward_targets(input, targets, lse, output)).map_err(exception)?;
     Ok(gradient.tensor.object)

@@ -17,15 +17,18 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout that suits a tensor: one in which it needs no copy, if there is one.
-    pub fn of(sizes: &[i64], strides: &[i64], class_axis: usize) -> Layout {
+    /// The layout in which tensors with a class axis, of the same sizes, need no copy. If there is none, the one in which
+    /// packed copies have strides: that whose cut is at the class axis.
+    pub fn of(sizes: &[i64], class_axis: usize, strides: &[&[i64]]) -> Layout {
         let axes = sizes.len() - 1;
         // Rows of contiguous classes are the fastest case of the library: channels-last images are such rows.
-        let all = (strides[class_axis] == 1 || sizes[class_axis] == 1).then_some(axes);
+        let logits = strides[0];
+        let all = (logits[class_axis] == 1 || sizes[class_axis] == 1).then_some(axes);
         let cuts = all.into_iter().chain([class_axis]).chain(0..=axes);
-        let natural = Layout::cut(sizes, class_axis, class_axis);
         let mut layouts = cuts.map(|row_axes| Layout::cut(sizes, class_axis, row_axes));
-        layouts.find(|layout| layout.strides(sizes, strides).is_some()).unwrap_or(natural)
+        layouts
+            .find(|layout| strides.iter().all(|own| layout.strides(sizes, own).is_some()))
+            .unwrap_or_else(|| Layout::cut(sizes, class_axis, class_axis))
     }
 
     fn cut(sizes: &[i64], class_axis: usize, row_axes: usize) -> Layout {

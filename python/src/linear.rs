@@ -3,6 +3,7 @@
 use crate::cross_entropy::Losses;
 use crate::exception;
 use crate::layout::Layout;
+use crate::problem;
 use crate::problem::{Numbers, Operands, grad_output, vector};
 use crate::tensor::{Dtype, Tensor};
 use pyo3::exceptions::PyValueError;
@@ -84,7 +85,8 @@ impl<'py> Layer<'py> {
         }
         let bias = linear_bias.map(|bias| vector("linear_bias", bias, classes)).transpose()?;
         let logits = [input.tensor.sizes[0], classes as i64];
-        let layout = Layout::of(&logits, &[classes as i64, 1], 1);
+        let target = problem::target(&logits, target)?;
+        let layout = Layout::of(&logits, 1, &[&[classes as i64, 1]]);
         let work = layout.elements().saturating_mul(features.max(1));
         let operands =
             Operands::read(py, &logits, &layout, work, target, weight, row_weights, row_mask)?;

@@ -107,31 +107,38 @@ pub fn class_axis(name: &str, sizes: &[i64]) -> PyResult<usize> {
     }
 }
 
+/// Reads the targets of logits of these sizes, and checks their shape.
+pub fn target<'py>(logits: &[i64], object: &Bound<'py, PyAny>) -> PyResult<Tensor<'py>> {
+    let target = Tensor::read("target", object)?;
+    let rows = row_sizes(logits, usize::from(logits.len() > 1));
+    let is_float = target.dtype.is_float();
+    let wanted = if is_float { logits } else { &rows[..] };
+    if target.sizes != wanted {
+        let kind = if is_float { "probabilities" } else { "class indices" };
+        let shape = target.shape();
+        return Err(PyValueError::new_err(format!(
+            "target has the shape {shape}, and for logits of the shape {logits:?} {kind} have the shape {wanted:?}"
+        )));
+    }
+    if target.dtype == Dtype::Bool {
+        return Err(PyValueError::new_err("target cannot be torch.bool"));
+    }
+    Ok(target)
+}
+
 impl<'py> Operands<'py> {
-    /// Reads the operands of logits of these sizes. `work` is what decides whether threads are worth their while.
+    /// Reads the operands of logits of these sizes, beside the targets. `work` is what decides whether threads are worth their while.
     pub fn read(
         py: Python<'py>,
         logits: &[i64],
         layout: &Layout,
         work: usize,
-        target: &Bound<'py, PyAny>,
+        target: Tensor<'py>,
         weight: Option<&Bound<'py, PyAny>>,
         row_weights: Option<&Bound<'py, PyAny>>,
         row_mask: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Self> {
         let rows = row_sizes(logits, usize::from(logits.len() > 1));
-        let target = Tensor::read("target", target)?;
-        let wanted = if target.dtype.is_float() { logits } else { &rows[..] };
-        if target.sizes != wanted {
-            let kind = if target.dtype.is_float() { "probabilities" } else { "class indices" };
-            return Err(PyValueError::new_err(format!(
-                "target has the shape {}, and for logits of the shape {logits:?} {kind} have the shape {wanted:?}",
-                target.shape()
-            )));
-        }
-        if target.dtype == Dtype::Bool {
-            return Err(PyValueError::new_err("target cannot be torch.bool"));
-        }
         let target = if target.dtype.is_float() {
             Operand::full(target, layout)?
         } else {

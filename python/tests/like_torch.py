@@ -25,12 +25,16 @@ def fresh(value):
     return value
 
 
-def assert_like(ours, theirs, arguments, keywords=None, **tolerances):
-    """Calls both functions with copies of the arguments, and compares results and gradients."""
+def assert_like(ours, theirs, arguments, keywords=None, *, reference=widened, **tolerances):
+    """Calls both functions with copies of the arguments, and compares results and gradients.
+
+    `reference` makes the copies for PyTorch.
+    """
     keywords = keywords or {}
     mine = [fresh(value) for value in arguments], {k: fresh(v) for k, v in keywords.items()}
-    reference = [widened(value) for value in arguments], {k: widened(v) for k, v in keywords.items()}
-    loss, expected = ours(*mine[0], **mine[1]), theirs(*reference[0], **reference[1])
+    copies = [reference(value) for value in arguments]
+    named = {key: reference(value) for key, value in keywords.items()}
+    loss, expected = ours(*mine[0], **mine[1]), theirs(*copies, **named)
     assert loss.shape == expected.shape
     dtypes = {value.dtype for value in arguments if isinstance(value, Tensor)}
     if not dtypes & set(HALVES):
@@ -43,8 +47,8 @@ def assert_like(ours, theirs, arguments, keywords=None, **tolerances):
     grad = torch.rand(loss.shape, generator=generator, dtype=torch.float32) + 0.5
     loss.backward(grad.to(loss.dtype))
     expected.backward(grad.to(loss.dtype).to(expected.dtype))
-    pairs = [*zip(mine[0], reference[0], strict=True)]
-    pairs += [(mine[1][key], reference[1][key]) for key in keywords]
+    pairs = [*zip(mine[0], copies, strict=True)]
+    pairs += [(mine[1][key], named[key]) for key in keywords]
     for got, wanted in pairs:
         if isinstance(got, Tensor) and got.requires_grad:
             assert got.grad.dtype == got.dtype

@@ -150,7 +150,7 @@ def test_in_place_refuses_what_it_would_destroy():
 
 
 def test_in_place_leaves_logits_that_it_cannot_or_need_not_replace():
-    logits = matrix(N, 1).expand(N, C)
+    logits = (matrix(N, 1) * 1).expand(N, C)
     before = logits.detach().clone()
     (grad,) = torch.autograd.grad(cross_entropy(logits, INDICES, inplace=True), logits)
     assert_close(grad, torch.autograd.grad(F.cross_entropy(logits, INDICES), logits)[0])

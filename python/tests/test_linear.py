@@ -27,7 +27,7 @@ def random(*shape, dtype=torch.float32):
 def test_like_torch(reduction, dtype):
     for bias, soft, smoothing, weighted in itertools.product((False, True), repeat=4):
         hidden, layer = random(N, D, dtype=dtype), random(C, D, dtype=dtype)
-        target = torch.rand(N, C, dtype=dtype) if soft else torch.randint(C, (N,))
+        target = torch.rand(N, C, dtype=dtype, requires_grad=bias) if soft else torch.randint(C, (N,))
         keywords = {
             "linear_bias": random(C, dtype=dtype) if bias else None,
             "weight": torch.rand(C, dtype=dtype) if weighted else None,
@@ -122,13 +122,13 @@ def test_workspace():
 
 
 def test_gradients_of_f16_survive_loss_scaling():
-    hidden = torch.full((4, 8), 1e-3, dtype=torch.float16, requires_grad=True)
+    hidden = torch.full((4, 8), 1e-4, dtype=torch.float16, requires_grad=True)
     layer = torch.full((5000, 8), 1e-3, dtype=torch.float16, requires_grad=True)
     target = torch.zeros(4, dtype=torch.long)
-    (linear_cross_entropy(hidden, layer, target) * 65536).backward()
+    (linear_cross_entropy(hidden, layer, target) * 32768).backward()
     wide = hidden.detach().float().requires_grad_(), layer.detach().float().requires_grad_()
-    (F.linear_cross_entropy(*wide, target) * 65536).backward()
-    assert wide[1].grad[1].abs().max() / 65536 < 2**-24 / 2  # nothing without the scale
+    (F.linear_cross_entropy(*wide, target) * 32768).backward()
+    assert wide[1].grad[1].abs().max() / 32768 < 2**-24 / 2  # nothing without the scale
     assert_close(layer.grad, wide[1].grad.half())
 
 
@@ -142,7 +142,6 @@ def test_gradients_of_f16_survive_loss_scaling():
         ({"linear_weight": torch.randn(C, D).double()}, ValueError, "weight"),
         ({"target": torch.randint(C, (N, 1))}, ValueError, "target has the shape [6, 1]"),
         ({"target": torch.rand(N, C), "ignore_index": -100}, ValueError, "ignore_index = -100"),
-        ({"target": torch.rand(N, C).requires_grad_()}, ValueError, "target requires grad"),
         ({"options": Options(log_probs=True)}, ValueError, "LOG_PROBS"),
     ],
     ids=str,

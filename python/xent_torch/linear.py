@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -43,9 +45,9 @@ def linear_cross_entropy(
         input: ``(D)``, ``(N, D)`` or, with class indices or a probability for each of them, any ``(*, D)``; f32, f64,
             bf16 or f16, on the CPU.
         linear_weight: ``(C, D)``, of the dtype of ``input``. Weights ``(C, d1, .., dk, D)``, of a loss of k
-            dimensions, go over stored logits.
+            dimensions, go over stored logits, in f32 for halves.
         target: class indices ``(*)``, or probabilities ``(*, C)``, as for :func:`cross_entropy`. Probabilities that
-            require grad are a ValueError.
+            require grad go over stored logits, too.
         linear_bias: ``(C)``, any floating-point dtype.
         weight, reduction, ignore_index, label_smoothing, options: as for :func:`cross_entropy`. ``ignore_index`` is
             -100 if it is None, and must be None for probabilities. Row options have the shape ``(*)``.
@@ -81,22 +83,8 @@ def linear_cross_entropy(
         raise ValueError(f"ignore_index = {ignore_index}, and the targets are probabilities")
     ignore_index = -100 if ignore_index is None else ignore_index
 
-    if linear_weight.dim() > 2:
-        return _over_stored_logits(
-            input,
-            linear_weight,
-            target,
-            linear_bias,
-            weight=weight,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            options=options,
-        )
     settings = numbers(options, reduction, ignore_index, label_smoothing)
     grad = torch.is_grad_enabled()
-    if grad and target.requires_grad:
-        raise ValueError("target requires grad, and without stored logits it gets none")
     check_weights(weight=weight, row_weights=options.row_weights)
     if torch.is_autocast_enabled("cpu") and input.dtype != torch.float64:
         low = torch.get_autocast_dtype("cpu")
@@ -113,6 +101,25 @@ def linear_cross_entropy(
         row_mask = None if row_mask is None else row_mask.reshape(-1)
 
     operands = (input, linear_weight, linear_bias)
+    if linear_weight.dim() > 2 or (grad and target.requires_grad):
+        logits = _stored_logits(*operands)
+        options = dataclasses.replace(
+            options,
+            row_weights=row_weights,
+            row_mask=row_mask,
+            workspace=0,
+            loss_dtype=dtype or input.dtype,
+        )
+        loss = cross_entropy(
+            logits,
+            target,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            options=options,
+        )
+        return loss.reshape(rows) if reduction == "none" and len(rows) != 1 else loss
     beside = (target, weight, row_weights, row_mask)
     # Under transforms, one outside of this one may want gradients that no argument shows.
     transformed = routes.is_transformed()
@@ -183,12 +190,15 @@ def _check_shapes(
         )
 
 
-def _over_stored_logits(input, linear_weight, target, linear_bias, *, options, **keywords):
-    """The loss of k dimensions: its logits (N, C, d1, .., dk) are one product."""
+def _stored_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
+    """The logits (N, C) or (N, C, d1, .., dk), in f32 or f64 as they are where they are not stored."""
+    if input.dtype in (torch.bfloat16, torch.float16):
+        input, linear_weight = input.float(), linear_weight.float()
+        linear_bias = None if linear_bias is None else linear_bias.float()
     bias = None if linear_bias is None else linear_bias.flatten()
-    logits = F.linear(input, linear_weight.flatten(0, -2), bias)
-    logits = logits.reshape(*input.shape[:1], *linear_weight.shape[:-1])
-    return cross_entropy(logits, target, options=options, **keywords)
+    with torch.autocast("cpu", enabled=False):
+        logits = F.linear(input, linear_weight.flatten(0, -2), bias)
+    return logits.reshape(*input.shape[:1], *linear_weight.shape[:-1])
 
 
 class _Direct(torch.autograd.Function):
