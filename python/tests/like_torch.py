@@ -53,3 +53,35 @@ def assert_like(ours, theirs, arguments, keywords=None, *, reference=widened, **
         if isinstance(got, Tensor) and got.requires_grad:
             assert got.grad.dtype == got.dtype
             assert_close(got.grad, wanted.grad.to(got.dtype), equal_nan=True, **tolerances)
+
+
+class _FromRounded(torch.autograd.Function):
+    """A softmax whose gradient starts from its output in a half."""
+
+    @staticmethod
+    def forward(ctx, input, function, dim, half):
+        output = function(input, dim).to(half).float()
+        ctx.save_for_backward(output)
+        ctx.dim, ctx.log = dim, function.__name__ == "log_softmax"
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        if ctx.log:
+            return grad - y.exp() * grad.sum(ctx.dim, keepdim=True), None, None, None
+        return y * (grad - (y * grad).sum(ctx.dim, keepdim=True)), None, None, None
+
+
+def softmax_of(function, half):
+    """The reference for softmax of halves, over widened inputs. xent computes in f32 and rounds the output once; PyTorch
+    rounds on the way, too."""
+    if half not in HALVES:
+        return function
+
+    def softmax(input, dim, dtype=None):
+        if dtype is not None:
+            return function(input, dim, dtype=dtype)
+        return _FromRounded.apply(input, function, dim, half)
+
+    return softmax
