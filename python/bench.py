@@ -8,13 +8,19 @@ rounds' ratios. Memory is the peak of the resident set beside the operands, each
 
 import argparse
 import multiprocessing
+import pathlib
 import resource
 import statistics
+import sys
 import time
 
-import torch
-import xent_torch
-from torch.nn import functional as F
+# The sources beside this script have no compiled part; the installed package has.
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:] = [path for path in sys.path if pathlib.Path(path).resolve() != HERE]
+
+import torch  # noqa: E402
+import xent_torch  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 
 MEGABYTE = 2**20
 

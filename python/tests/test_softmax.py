@@ -27,7 +27,10 @@ def test_any_axis_of_any_layout(name, dtype):
     ):
         for dim in range(-max(input.dim(), 1), max(input.dim(), 1)):
             ours, theirs = getattr(xent_torch, name), softmax_of(getattr(F, name), dtype)
-            assert_like(ours, theirs, (input.detach().requires_grad_(), dim))
+            # A half that is rounded to the other side moves the gradient by one unit in its last place.
+            unit = 2 * torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0
+            tolerances = {"atol": unit, "rtol": unit} if unit else {}
+            assert_like(ours, theirs, (input.detach().requires_grad_(), dim), **tolerances)
 
 
 @pytest.mark.parametrize("name", NAMES)
