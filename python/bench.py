@@ -2,8 +2,9 @@
 
     python bench.py [--threads 2] [--rounds 9] [--markdown] [CASE ..]
 
-Each round times both, one after the other, so that a noisy machine troubles both alike; the figure is the median of the
-rounds' ratios. Memory is the peak of the resident set beside the operands, each in a process of its own.
+Each round times both, one after the other, so that a noisy machine troubles both alike; the figure
+is the median of the rounds' ratios. Memory is the peak of the resident set beside the operands, in
+sizes of the first operand, each in a process of its own.
 """
 
 import argparse
@@ -19,8 +20,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:] = [path for path in sys.path if pathlib.Path(path).resolve() != HERE]
 
 import torch  # noqa: E402
-import xent_torch  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
+
+import xent_torch  # noqa: E402
 
 MEGABYTE = 2**20
 
@@ -39,19 +41,31 @@ def _linear(rows, features, classes):
     return hidden, weight, torch.randint(classes, (rows,), generator=generator)
 
 
-# Operands, the name of the function, passes, the least ratio of times, the most memory beside the operands in sizes of
-# the first operand.
+# Operands, the name of the function, whether there is a backward, the least ratio of times, the
+# most memory beside the operands, in sizes of the first operand.
 CASES = {
     "4096x50257 f32": (_logits, (4096, 50257), {}, "cross_entropy", True, 4.0, 1.1),
     "4096x50257 bf16": (
-        _logits, (4096, 50257), {"dtype": torch.bfloat16}, "cross_entropy", True, 3.0, 1.1,
+        _logits,
+        (4096, 50257),
+        {"dtype": torch.bfloat16},
+        "cross_entropy",
+        True,
+        3.0,
+        1.1,
     ),
     "65536x10": (_logits, (65536, 10), {}, "cross_entropy", True, 3.5, None),
     "8x21x256x256": (_logits, (8, 21, 256, 256), {}, "cross_entropy", True, 3.0, 1.1),
     "8x10": (_logits, (8, 10), {}, "cross_entropy", True, 1.0, None),
     "8x10 forward": (_logits, (8, 10), {}, "cross_entropy", False, 1.0, None),
     "linear 1024x512x32000": (
-        _linear, (1024, 512, 32000), {}, "linear_cross_entropy", True, None, None,
+        _linear,
+        (1024, 512, 32000),
+        {},
+        "linear_cross_entropy",
+        True,
+        None,
+        None,
     ),
 }
 
@@ -143,7 +157,10 @@ def main():
         *_, least, most = CASES[name]
         mine, other, ratio = _compare(name, arguments.rounds)
         large = CASES[name][1][0] * CASES[name][1][1] > 100000
-        sizes = [_memory(name, package, arguments.threads) if large else None for package in ("xent", "torch")]
+        sizes = [
+            _memory(name, package, arguments.threads) if large else None
+            for package in ("xent", "torch")
+        ]
         verdict = "passes"
         if least is not None and ratio < least:
             verdict = f"falls short of {least}x"
@@ -156,7 +173,10 @@ def main():
         if arguments.markdown:
             print("| " + " | ".join(row[:-1]) + " |", flush=True)
         else:
-            print("{:<24} xent {:>9}  torch {:>9}  ratio {:>6}  memory {} / {}  {}".format(*row), flush=True)
+            print(
+                "{:<24} xent {:>9}  torch {:>9}  ratio {:>6}  memory {} / {}  {}".format(*row),
+                flush=True,
+            )
     if fell_short:
         raise SystemExit(f"falls short: {', '.join(fell_short)}")
 

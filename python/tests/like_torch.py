@@ -1,4 +1,4 @@
-"""Compares a loss with the function of PyTorch that it stands for: value, dtype, shape, and all gradients."""
+"""Compares a function with the one of PyTorch that it stands for: result and all gradients."""
 
 import torch
 from torch import Tensor
@@ -74,8 +74,9 @@ class _FromRounded(torch.autograd.Function):
 
 
 def softmax_of(function, half):
-    """The reference for softmax of halves, over widened inputs. xent computes in f32 and rounds the output once; PyTorch
-    rounds on the way, too."""
+    """The reference for softmax of halves, over widened inputs. xent computes in f32 and rounds the
+    output once; PyTorch rounds on the way, too.
+    """
     if half not in HALVES:
         return function
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-import xent_torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 from torch.testing import assert_close
+
+import xent_torch
 from xent_torch import Options, cross_entropy, linear_cross_entropy
 
 C, D, N = 7, 5, 6
@@ -56,7 +57,7 @@ def test_gradcheck(reduction, options):
 
 
 def test_one_scale_or_another():
-    """The saved gradient is multiplied by what follows the loss, in its own memory if nobody needs it again."""
+    """The saved gradient is multiplied in its own memory if nobody needs it again."""
     input = matrix(N, C)
     for scale in (1.0, -2.5):
         for retain in (False, True):
@@ -75,8 +76,13 @@ def test_the_gradient_becomes_that_of_the_leaf():
     assert_close(input.grad.sum(1), torch.zeros(2048), atol=1e-6, rtol=0.0)
     again = cross_entropy(input, torch.zeros(2048, dtype=torch.long))
     again.backward()
-    assert_close(input.grad[:, 0], 2 * torch.autograd.grad(
-        F.cross_entropy(input, torch.zeros(2048, dtype=torch.long)), input)[0][:, 0])
+    assert_close(
+        input.grad[:, 0],
+        2
+        * torch.autograd.grad(F.cross_entropy(input, torch.zeros(2048, dtype=torch.long)), input)[
+            0
+        ][:, 0],
+    )
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -108,7 +114,9 @@ def test_second_derivatives_are_errors(reduction):
 
 def test_forward_mode_is_an_error():
     with pytest.raises(NotImplementedError):
-        torch.func.jvp(lambda x: cross_entropy(x, INDICES), (torch.randn(N, C),), (torch.ones(N, C),))
+        torch.func.jvp(
+            lambda x: cross_entropy(x, INDICES), (torch.randn(N, C),), (torch.ones(N, C),)
+        )
 
 
 # In place.
@@ -195,9 +203,7 @@ def test_transforms_of_linear_layers(reduction):
     targets = torch.randint(C, (3, N))
 
     def of(function):
-        return lambda h, w, b, t: function(
-            h, w, t, linear_bias=b, reduction=reduction
-        ).sum()
+        return lambda h, w, b, t: function(h, w, t, linear_bias=b, reduction=reduction).sum()
 
     def both(transform, *arguments):
         ours = transform(of(linear_cross_entropy))(*arguments)
@@ -213,7 +219,8 @@ def test_transforms_of_linear_layers(reduction):
     )
     both(
         lambda f: torch.func.grad(
-            lambda h, w, b, t: torch.vmap(f, in_dims=(0, None, None, 0))(h, w, b, t).sum(), (0, 1, 2)
+            lambda h, w, b, t: torch.vmap(f, in_dims=(0, None, None, 0))(h, w, b, t).sum(),
+            (0, 1, 2),
         ),
         hidden,
         layer,
@@ -267,7 +274,9 @@ def test_export():
     input = torch.randn(N, C)
     exported = torch.export.export(Loss(), (input, INDICES))
     assert "xent.cross_entropy" in str(exported.graph)
-    assert_close(exported.module()(input, INDICES), F.cross_entropy(input, INDICES, label_smoothing=0.1))
+    assert_close(
+        exported.module()(input, INDICES), F.cross_entropy(input, INDICES, label_smoothing=0.1)
+    )
 
 
 NUMBERS = (-100, 0.1, 0.0, 0.0, 1.0, 0.0, 0.0, False, False)
@@ -359,7 +368,7 @@ def test_autocast(dtype):
                 theirs = F.cross_entropy(*arguments, reduction=reduction)
                 assert ours.dtype == theirs.dtype
                 assert_close(ours, theirs)
-                assert_close(*(torch.autograd.grad(l.sum(), input)[0] for l in (ours, theirs)))
+                assert_close(*(torch.autograd.grad(of.sum(), input)[0] for of in (ours, theirs)))
         for name in ("softmax", "log_softmax"):
             ours, theirs = (getattr(module, name)(input, 1) for module in (xent_torch, F))
             assert ours.dtype == theirs.dtype
@@ -383,4 +392,6 @@ def test_autocast_of_linear_layers():
 def test_softmax_can_be_differentiated_twice():
     for function in (xent_torch.softmax, xent_torch.log_softmax):
         for dim in (0, 1, -1):
-            assert gradgradcheck(lambda x, f=function, d=dim: f(x, d), matrix(3, 4, dtype=torch.float64))
+            assert gradgradcheck(
+                lambda x, f=function, d=dim: f(x, d), matrix(3, 4, dtype=torch.float64)
+            )

@@ -1,4 +1,4 @@
-"""cross_entropy beside F.cross_entropy over options, dtypes and layouts; what PyTorch lacks; errors."""
+"""cross_entropy beside F.cross_entropy; what PyTorch lacks; errors."""
 
 import itertools
 import math
@@ -7,10 +7,11 @@ import warnings
 
 import pytest
 import torch
-import xent_torch
 from like_torch import assert_like
 from torch.nn import functional as F
 from torch.testing import assert_close
+
+import xent_torch
 from xent_torch import Options, cross_entropy
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -71,7 +72,9 @@ def test_layouts(layout, dtype):
         target = torch.randint(classes, row_shape(input))
         assert_like(cross_entropy, F.cross_entropy, (input, target), {"reduction": reduction})
         probabilities = torch.rand_like(input, requires_grad=True)
-        assert_like(cross_entropy, F.cross_entropy, (input, probabilities), {"reduction": reduction})
+        assert_like(
+            cross_entropy, F.cross_entropy, (input, probabilities), {"reduction": reduction}
+        )
 
 
 def test_logits_and_probabilities_of_two_layouts():
@@ -151,7 +154,9 @@ def test_positional_arguments_are_those_of_pytorch():
     assert_close(cross_entropy(*arguments), F.cross_entropy(*arguments))
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.uint16, torch.uint32])
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int32, torch.uint8, torch.uint16, torch.uint32]
+)
 def test_dtypes_of_indices(dtype):
     input, target = logits(8, C), torch.randint(C, (8,))
     assert_close(cross_entropy(input, target.to(dtype)), F.cross_entropy(input, target))
@@ -240,7 +245,10 @@ def test_row_options():
             }.items():
                 ours = cross_entropy(input, target, options=options, reduction=reduction)
                 assert_close(ours, theirs)
-                grads = [torch.autograd.grad(loss.sum(), input, retain_graph=True)[0] for loss in (ours, theirs)]
+                grads = [
+                    torch.autograd.grad(loss.sum(), input, retain_graph=True)[0]
+                    for loss in (ours, theirs)
+                ]
                 assert_close(*grads)
 
 
@@ -294,7 +302,9 @@ def test_documented_differences():
     assert grad[0].tolist() == [0, 0]
     confident = torch.tensor([[20.0, 0.0, 0.0]])
     assert F.cross_entropy(confident, torch.tensor([0])) == 0
-    assert_close(cross_entropy(confident, torch.tensor([0])).item(), 4.1223e-09, rtol=1e-4, atol=0.0)
+    assert_close(
+        cross_entropy(confident, torch.tensor([0])).item(), 4.1223e-09, rtol=1e-4, atol=0.0
+    )
 
 
 # Errors.
@@ -306,7 +316,11 @@ def test_documented_differences():
         ({"target": torch.tensor([0, 7, 1, 2])}, IndexError, "targets[1] = 7 is outside [0, 7)"),
         ({"target": torch.tensor([0, 1, 1, -3])}, IndexError, "targets[3] = -3 is outside [0, 7)"),
         ({"target": torch.tensor([0, 1])}, ValueError, "target has the shape [2]"),
-        ({"target": torch.zeros(4, C, dtype=torch.long)}, ValueError, "target has the shape [4, 7]"),
+        (
+            {"target": torch.zeros(4, C, dtype=torch.long)},
+            ValueError,
+            "target has the shape [4, 7]",
+        ),
         ({"target": torch.rand(4, C - 1)}, ValueError, "target has the shape [4, 6]"),
         ({"target": torch.zeros(4, dtype=torch.bool)}, ValueError, "target cannot be torch.bool"),
         ({"target": torch.zeros(4, dtype=torch.int8)}, ValueError, "target cannot be torch.int8"),
@@ -325,7 +339,11 @@ def test_documented_differences():
         ({"options": Options(logit_scale=0.0)}, ValueError, "logit_scale"),
         ({"options": Options(workspace=1)}, ValueError, "workspace"),
         ({"options": Options(loss_dtype=torch.int64)}, ValueError, "loss_dtype"),
-        ({"options": Options(row_mask=torch.ones(3, dtype=torch.bool))}, ValueError, "row_mask has"),
+        (
+            {"options": Options(row_mask=torch.ones(3, dtype=torch.bool))},
+            ValueError,
+            "row_mask has",
+        ),
         ({"options": Options(row_weights=torch.ones(4, 1))}, ValueError, "row_weights has"),
         ({"options": Options(row_mask=torch.ones(4))}, ValueError, "row_mask"),
         ({"options": Options(log_probs=True, z_loss=0.1)}, ValueError, "z_loss"),

@@ -8,6 +8,7 @@ import torch
 from like_torch import assert_like
 from torch.nn import functional as F
 from torch.testing import assert_close
+
 from xent_torch import LinearCrossEntropyLoss, Options, cross_entropy, linear_cross_entropy
 
 N, C, D = 6, 11, 8
@@ -22,12 +23,16 @@ def random(*shape, dtype=torch.float32):
     return torch.randn(shape, dtype=dtype).requires_grad_()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
+)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_like_torch(reduction, dtype):
     for bias, soft, smoothing, weighted in itertools.product((False, True), repeat=4):
         hidden, layer = random(N, D, dtype=dtype), random(C, D, dtype=dtype)
-        target = torch.rand(N, C, dtype=dtype, requires_grad=bias) if soft else torch.randint(C, (N,))
+        target = (
+            torch.rand(N, C, dtype=dtype, requires_grad=bias) if soft else torch.randint(C, (N,))
+        )
         keywords = {
             "linear_bias": random(C, dtype=dtype) if bias else None,
             "weight": torch.rand(C, dtype=dtype) if weighted else None,
@@ -67,7 +72,12 @@ def test_layers_of_many_dimensions():
 
 def test_layouts():
     target = torch.randint(C, (N,))
-    for hidden in (random(D, N).t(), random(N, 2 * D)[:, ::2], random(N, D + 3)[:, :D], random(1, D).expand(N, D)):
+    for hidden in (
+        random(D, N).t(),
+        random(N, 2 * D)[:, ::2],
+        random(N, D + 3)[:, :D],
+        random(1, D).expand(N, D),
+    ):
         for layer in (random(D, C).t(), random(2 * C, D)[::2], random(1, D).expand(C, D)):
             hidden, layer = hidden.detach().requires_grad_(), layer.detach().requires_grad_()
             assert_like(linear_cross_entropy, F.linear_cross_entropy, (hidden, layer, target))
@@ -136,7 +146,11 @@ def test_gradients_of_f16_survive_loss_scaling():
     ("change", "error", "message"),
     [
         ({"target": torch.full((N,), C)}, IndexError, "targets[0] = 11 is outside [0, 11)"),
-        ({"input": torch.randn(N, D + 1)}, ValueError, "input has 9 features, and linear_weight has 8"),
+        (
+            {"input": torch.randn(N, D + 1)},
+            ValueError,
+            "input has 9 features, and linear_weight has 8",
+        ),
         ({"linear_weight": torch.randn(D)}, ValueError, "linear_weight [8]"),
         ({"linear_bias": torch.randn(C - 1)}, ValueError, "linear_bias has the shape [10]"),
         ({"linear_weight": torch.randn(C, D).double()}, ValueError, "weight"),

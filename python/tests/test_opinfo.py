@@ -1,15 +1,17 @@
 """PyTorch's own samples for these functions and modules, with its own tolerances.
 
-PyTorch computes halves in halves, and xent in f32: the reference for losses of halves is PyTorch on the widened samples.
+PyTorch computes halves in halves, and xent in f32: the reference for losses of halves is PyTorch on
+the widened samples.
 """
 
 import pytest
 import torch
-import xent_torch
 from like_torch import assert_like, softmax_of
 from torch.nn import functional as F
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
+
+import xent_torch
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -73,9 +75,7 @@ def test_samples_of_modules(module, dtype):
             theirs.load_state_dict(ours.state_dict())
             theirs = theirs.float()
         assert_like(ours, theirs, forward.args, forward.kwargs)
-        for (name, got), wanted in zip(
-            ours.named_parameters(), theirs.parameters(), strict=True
-        ):
+        for (name, got), wanted in zip(ours.named_parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(got.grad, wanted.grad.to(got.dtype), msg=name)
         count += 1
     assert count > 3

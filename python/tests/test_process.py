@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
+
 from xent_torch import cross_entropy
 
 # Enough work for every thread.
@@ -28,7 +29,7 @@ LOGITS, TARGETS = problem()
 
 
 def gradient():
-    """The loss and some of its gradient. torch computes nothing here: its own threads hang in a forked child."""
+    """The loss and some of its gradient. torch's own threads would hang in a forked child."""
     logits = LOGITS.detach().requires_grad_()
     loss = cross_entropy(logits, TARGETS)
     loss.backward()
@@ -195,7 +196,8 @@ def peak(package, case):
 
 
 @pytest.mark.parametrize(
-    ("case", "most"), [("rows", 1.1), ("matrix", 1.1), ("bf16", 1.2), ("image", 1.2), ("inplace", 0.1)]
+    ("case", "most"),
+    [("rows", 1.1), ("matrix", 1.1), ("bf16", 1.2), ("image", 1.2), ("inplace", 0.1)],
 )
 def test_memory(case, most):
     assert peak("xent", case) < most
@@ -207,7 +209,7 @@ def test_memory_of_pytorch_is_seen():
 
 
 def test_nothing_is_saved_twice():
-    """What autograd saves: one tensor of the size of the logits, and under no reduction the logits alone."""
+    """Autograd saves one tensor of the size of the logits; without reduction, the logits."""
     logits, targets = torch.randn(64, 100).requires_grad_(), torch.randint(100, (64,))
     for reduction in ("mean", "sum", "none"):
         sizes, pointers = [], []
@@ -227,7 +229,7 @@ def test_nothing_is_saved_twice():
 
 
 def test_without_dlpack():
-    """Where torch has no exchange interface of DLPack, methods describe its tensors, with the same results."""
+    """Methods describe tensors where torch has no exchange interface of DLPack."""
     program = """
 import torch
 if WITHOUT:

@@ -5,7 +5,8 @@
     loss = xent_torch.cross_entropy(logits, targets)     # as torch.nn.functional.cross_entropy
     loss.backward()
 
-The functions have the signatures of ``torch.nn.functional``; :class:`Options` has what PyTorch lacks.
+The functions have the signatures of ``torch.nn.functional``; :class:`Options` has what PyTorch
+lacks.
 """
 
 from .cross_entropy import cross_entropy

@@ -40,24 +40,28 @@ def cross_entropy(
     The arguments are those of :func:`torch.nn.functional.cross_entropy`.
 
     Args:
-        input: logits, ``(C)``, ``(N, C)`` or ``(N, C, d1, .., dk)``; f32, f64, bf16 or f16, on the CPU. Strides by
-            which rows, classes and positions have one step each cost no copy: transposed, sliced and channels-last
-            tensors have such strides.
-        target: class indices, int64, int32, uint8, uint16 or uint32, of the shape of ``input`` without ``C``; or
-            probabilities of any floating-point dtype, of the shape of ``input``, which may require grad.
+        input: logits, ``(C)``, ``(N, C)`` or ``(N, C, d1, .., dk)``; f32, f64, bf16 or f16, on the
+            CPU. Strides by which rows, classes and positions have one step each cost no copy:
+            transposed, sliced and channels-last tensors have such strides.
+        target: class indices, int64, int32, uint8, uint16 or uint32, of the shape of ``input``
+            without ``C``; or probabilities of any floating-point dtype, of the shape of ``input``,
+            which may require grad.
         weight: class weights ``(C)``, any floating-point dtype.
         size_average, reduce: deprecated, as in PyTorch.
-        ignore_index: rows with this target are ignored. With probabilities, one that is ≥ 0 is a ValueError.
+        ignore_index: rows with this target are ignored. With probabilities, one that is ≥ 0 is a
+            ValueError.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         label_smoothing: in [0, 1].
         options: what PyTorch has no argument for.
-        inplace: lets the gradient replace the logits, which hold no logits from then on. Autograd notices if an
-            earlier operation needs them. Where the gradient is not computed in place (under ``torch.compile`` and
-            ``torch.func``, without autograd, and for strides that need a copy), the logits stay.
+        inplace: lets the gradient replace the logits, which hold no logits from then on. Autograd
+            notices if an earlier operation needs them. Where the gradient is not computed in place
+            (under ``torch.compile`` and ``torch.func``, without autograd, and for strides that need
+            a copy), the logits stay.
 
     Returns:
-        The loss: a scalar, or under ``"none"`` the row losses, of the shape of ``input`` without ``C``. Its dtype is
-        that of ``input``, or f32 for halves under autocast; ``options.loss_dtype`` overrides it.
+        The loss: a scalar, or under ``"none"`` the row losses, of the shape of ``input`` without
+        ``C``. Its dtype is that of ``input``, or f32 for halves under autocast;
+        ``options.loss_dtype`` overrides it.
 
     Raises:
         IndexError: a target is neither a class nor ``ignore_index``.
@@ -118,8 +122,9 @@ def cross_entropy(
 
 
 def _is_computed_forward(input: Tensor, settings: tuple) -> bool:
-    """Whether the forward computes the gradient: one scalar follows it, and no factor that this brings can bring back
-    what the dtype has lost. The gradient of f16 logits waits for the factor of loss scaling."""
+    """Whether the forward computes the gradient: one scalar follows it, and no factor that this
+    brings can bring back what the dtype has lost. The gradient of f16 logits waits for the factor
+    of loss scaling."""
     return settings[0] != REDUCTION_NONE and input.dtype != torch.float16
 
 
@@ -284,9 +289,7 @@ def _backward(ctx, grad_output, _grad_gradient, _grad_lse):
 
 _cross_entropy.register_autograd(_backward, setup_context=_save)
 _cross_entropy.register_vmap(routes.loop_over_batch(torch.ops.xent.cross_entropy))
-_cross_entropy_backward.register_vmap(
-    routes.loop_over_batch(torch.ops.xent.cross_entropy_backward)
-)
+_cross_entropy_backward.register_vmap(routes.loop_over_batch(torch.ops.xent.cross_entropy_backward))
 _target_backward.register_vmap(routes.loop_over_batch(torch.ops.xent.target_backward))
 
 
@@ -326,8 +329,8 @@ class _Transformed(torch.autograd.Function):
 
 
 class _TransformedProduct(torch.autograd.Function):
-    """The gradient times that of what follows the loss. The input and the target are arguments so that differentiating
-    the product by them is an error, and not 0."""
+    """The gradient times that of what follows the loss. The input and the target are arguments so
+    that differentiating the product by them is an error, and not 0."""
 
     generate_vmap_rule = True
 
@@ -351,9 +354,7 @@ class _TransformedGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(operator, grad_output, input, target, weight, row_weights, row_mask, settings, lse):
-        return operator(
-            grad_output, input, target, weight, row_weights, row_mask, *settings, lse
-        )
+        return operator(grad_output, input, target, weight, row_weights, row_mask, *settings, lse)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -1,4 +1,6 @@
-"""Cross-entropy of a linear layer whose logits are never stored, as torch.nn.functional.linear_cross_entropy."""
+"""Cross-entropy of a linear layer whose logits are never stored, as
+torch.nn.functional.linear_cross_entropy.
+"""
 
 from __future__ import annotations
 
@@ -36,25 +38,28 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     options: Options | None = None,
 ) -> Tensor:
-    """Computes the cross-entropy of ``input @ linear_weight.T + linear_bias``, whose logits it never stores.
+    """Computes the cross-entropy of ``input @ linear_weight.T + linear_bias``, whose logits it
+    never stores.
 
-    The arguments are those of :func:`torch.nn.functional.linear_cross_entropy`, but for ``options``. Under a scalar
-    reduction the forward computes the gradients too.
+    The arguments are those of :func:`torch.nn.functional.linear_cross_entropy`, but for
+    ``options``. Under a scalar reduction the forward computes the gradients too.
 
     Args:
-        input: ``(D)``, ``(N, D)`` or, with class indices or a probability for each of them, any ``(*, D)``; f32, f64,
-            bf16 or f16, on the CPU.
-        linear_weight: ``(C, D)``, of the dtype of ``input``. Weights ``(C, d1, .., dk, D)``, of a loss of k
-            dimensions, go over stored logits, in f32 for halves.
-        target: class indices ``(*)``, or probabilities ``(*, C)``, as for :func:`cross_entropy`. Probabilities that
-            require grad go over stored logits, too.
+        input: ``(D)``, ``(N, D)`` or, with class indices or a probability for each of them, any
+            ``(*, D)``; f32, f64, bf16 or f16, on the CPU.
+        linear_weight: ``(C, D)``, of the dtype of ``input``. Weights ``(C, d1, .., dk, D)``, of a
+            loss of k dimensions, go over stored logits, in f32 for halves.
+        target: class indices ``(*)``, or probabilities ``(*, C)``, as for :func:`cross_entropy`.
+            Probabilities that require grad go over stored logits, too.
         linear_bias: ``(C)``, any floating-point dtype.
-        weight, reduction, ignore_index, label_smoothing, options: as for :func:`cross_entropy`. ``ignore_index`` is
-            -100 if it is None, and must be None for probabilities. Row options have the shape ``(*)``.
+        weight, reduction, ignore_index, label_smoothing, options: as for :func:`cross_entropy`.
+            ``ignore_index`` is -100 if it is None, and must be None for probabilities. Row options
+            have the shape ``(*)``.
 
     Returns:
-        The loss: a scalar, or under ``"none"`` the row losses ``(*)``. Its dtype is that of ``input``, or f32 for
-        halves under autocast, which casts input, weight and bias to its dtype first.
+        The loss: a scalar, or under ``"none"`` the row losses ``(*)``. Its dtype is that of
+        ``input``, or f32 for halves under autocast, which casts input, weight and bias to its dtype
+        first.
 
     Raises:
         IndexError: a target is neither a class nor ``ignore_index``.
@@ -124,8 +129,7 @@ def linear_cross_entropy(
     # Under transforms, one outside of this one may want gradients that no argument shows.
     transformed = routes.is_transformed()
     wanted = tuple(
-        grad and tensor is not None and (transformed or tensor.requires_grad)
-        for tensor in operands
+        grad and tensor is not None and (transformed or tensor.requires_grad) for tensor in operands
     )
     now = any(wanted) and settings[0] != REDUCTION_NONE
     later = any(wanted) and not now
@@ -161,8 +165,8 @@ def _check_shapes(
 ) -> None:
     if input.dim() < 1 or linear_weight.dim() < 2:
         raise ValueError(
-            f"input has the shape {list(input.shape)} and linear_weight {list(linear_weight.shape)}, "
-            "which must have at least one axis and two"
+            f"input has the shape {list(input.shape)} and linear_weight "
+            f"{list(linear_weight.shape)}, which must have at least one axis and two"
         )
     if input.shape[-1] != linear_weight.shape[-1]:
         raise ValueError(
@@ -191,7 +195,7 @@ def _check_shapes(
 
 
 def _stored_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
-    """The logits (N, C) or (N, C, d1, .., dk), in f32 or f64 as they are where they are not stored."""
+    """The logits (N, C) or (N, C, d1, .., dk): f32 or f64, as where they are not stored."""
     if input.dtype in (torch.bfloat16, torch.float16):
         input, linear_weight = input.float(), linear_weight.float()
         linear_bias = None if linear_bias is None else linear_bias.float()
@@ -386,8 +390,8 @@ class _Transformed(torch.autograd.Function):
 
 
 class _TransformedGradients(torch.autograd.Function):
-    """The gradients, from those of the forward or from lse. The operands are arguments so that differentiating the
-    gradients by them is an error, and not 0."""
+    """The gradients, from those of the forward or from lse. The operands are arguments so that
+    differentiating the gradients by them is an error, and not 0."""
 
     generate_vmap_rule = True
 

@@ -13,10 +13,11 @@ from .options import Options
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """:func:`cross_entropy` as a module; a :class:`torch.nn.CrossEntropyLoss`, and so are its arguments.
+    """:func:`cross_entropy` as a module; a :class:`torch.nn.CrossEntropyLoss`, and so are its
+    arguments.
 
-    ``options`` and ``inplace`` are those of :func:`cross_entropy`. A call may bring options of its own, which take the
-    place of the module's: row masks and row weights belong to a batch.
+    ``options`` and ``inplace`` are those of :func:`cross_entropy`. A call may bring options of its
+    own, which take the place of the module's: row masks and row weights belong to a batch.
     """
 
     def __init__(
@@ -50,8 +51,8 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
 
 class LinearCrossEntropyLoss(nn.Module):
-    """A linear layer and :func:`linear_cross_entropy`, with the arguments, parameters and buffers of
-    ``torch.nn.LinearCrossEntropyLoss``, but for ``options``, which are xent's.
+    """A linear layer and :func:`linear_cross_entropy`, with the arguments, parameters and buffers
+    of ``torch.nn.LinearCrossEntropyLoss``, but for ``options``, which are xent's.
 
     A call may bring options of its own, which take the place of the module's.
     """

@@ -17,18 +17,22 @@ class Options:
 
     Attributes:
         z_loss: λ ≥ 0, finite; each row's loss includes λ·lse².
-        softcap: logits x become softcap·tanh(x/softcap), after ``logit_scale``; finite and ≥ 0, 0 is off.
+        softcap: logits x become softcap·tanh(x/softcap), after ``logit_scale``; finite and ≥ 0, 0
+            is off.
         logit_scale: logits are multiplied by it, one over the temperature; finite and > 0.
-        row_mask: bool or uint8, of the shape of the row losses; a row whose element is 0 is ignored.
-        row_weights: any floating-point dtype, of the shape of the row losses; factors of the row losses.
-        normalizer: if > 0, what a mean divides the cross-entropy by, in place of the sum of weights.
+        row_mask: bool or uint8, of the shape of the row losses; a row whose element is 0 is
+            ignored.
+        row_weights: any floating-point dtype, of the shape of the row losses; factors of the row
+            losses.
+        normalizer: if > 0, what a mean divides the cross-entropy by, in place of the sum of
+            weights.
         z_normalizer: if > 0, what a mean divides the z-loss by, in place of the sum of row weights.
         empty_is_zero: a mean over no rows is 0 instead of NaN.
-        log_probs: the input holds log-probabilities, as for NLLLoss. With ``z_loss``, ``softcap`` or
-            ``logit_scale``, and for linear layers, it is a ValueError.
+        log_probs: the input holds log-probabilities, as for NLLLoss. With ``z_loss``, ``softcap``
+            or ``logit_scale``, and for linear layers, it is a ValueError.
         loss_dtype: a floating-point dtype for the loss, in place of the input's.
-        workspace: bytes of working memory for linear layers, where 0 means as few as run near full speed. For other
-            losses it is a ValueError.
+        workspace: bytes of working memory for linear layers, where 0 means as few as run near full
+            speed. For other losses it is a ValueError.
     """
 
     z_loss: float = 0.0
@@ -47,7 +51,8 @@ class Options:
 DEFAULT = Options()
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
-# The options that are numbers, in the order of `Numbers` in src/problem.rs, as arguments of an operator.
+# The options that are numbers, in the order of `Numbers` in src/problem.rs, as arguments of an
+# operator.
 NUMBERS_SCHEMA = (
     "int reduction, int ignore_index, float label_smoothing, float z_loss, float softcap, "
     "float logit_scale, float normalizer, float z_normalizer, bool empty_is_zero, bool log_probs"
@@ -89,7 +94,7 @@ def check_weights(**tensors: Tensor | None) -> None:
 
 
 def loss_dtype(input: Tensor, options: Options) -> torch.dtype | None:
-    """The dtype of the loss; None for the input's. Autocast wants losses in f32, as PyTorch's own."""
+    """The dtype of the loss; None for the input's. Under autocast that of halves is f32."""
     if options.loss_dtype is not None:
         return options.loss_dtype
     if input.dtype in (torch.bfloat16, torch.float16) and torch.is_autocast_enabled("cpu"):

@@ -1,10 +1,11 @@
 """Which way a call takes, and what the ways have in common.
 
-A call on plain tensors goes straight to the compiled function, in an ``autograd.Function``: the operators of
-``torch.library`` would take several times as long as a small loss. Where something traces or transforms, the call goes
-through these operators: under ``torch.compile`` and ``torch.export``, under dispatch modes, for subclasses and for meta
-tensors. Under ``torch.func`` it goes through an ``autograd.Function`` with a context of its own, which the transforms
-ask for, and this calls the operators.
+A call on plain tensors goes straight to the compiled function, in an ``autograd.Function``: the
+operators of ``torch.library`` would take several times as long as a small loss. Where something
+traces or transforms, the call goes through these operators: under ``torch.compile`` and
+``torch.export``, under dispatch modes, for subclasses and for meta tensors. Under ``torch.func`` it
+goes through an ``autograd.Function`` with a context of its own, which the transforms ask for, and
+this calls the operators.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def is_transformed() -> bool:
 
 
 def check_device(**tensors: Tensor | None) -> None:
-    """Refuses tensors that are not on the CPU. Meta tensors have no values, and results without values."""
+    """Refuses tensors that are not on the CPU. Meta tensors have no values, and results without
+    values.
+    """
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device.type not in ("cpu", "meta"):
             raise ValueError(f"{name} is on {tensor.device}, and xent computes on the CPU")
@@ -74,7 +77,9 @@ def once(gradient: Tensor | None) -> Tensor | None:
 
 
 def scaled(gradient: Tensor, grad_output: Tensor) -> Tensor:
-    """A saved gradient times that of what follows the loss, in the saved memory if nobody needs it again."""
+    """A saved gradient times that of what follows the loss, in the saved memory if nobody needs it
+    again.
+    """
     scale = grad_output.item()
     if keeps_graph():
         return gradient * scale

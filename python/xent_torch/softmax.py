@@ -18,9 +18,9 @@ def softmax(
 ) -> Tensor:
     """Computes the softmax of ``input`` over the axis ``dim``.
 
-    The arguments are those of :func:`torch.nn.functional.softmax`. ``input`` is f32, f64, bf16 or f16, on the CPU, of
-    any shape; ``dtype``, if given, is what it is cast to first. The result has the shape and the dtype of the input,
-    and can be differentiated any number of times.
+    The arguments are those of :func:`torch.nn.functional.softmax`. ``input`` is f32, f64, bf16 or
+    f16, on the CPU, of any shape; ``dtype``, if given, is what it is cast to first. The result has
+    the shape and the dtype of the input, and can be differentiated any number of times.
 
     Raises:
         IndexError: ``dim`` names no axis.
@@ -39,7 +39,9 @@ def log_softmax(
     _stacklevel: int = 3,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Computes the logarithm of the softmax of ``input`` over the axis ``dim``; otherwise as :func:`softmax`."""
+    """Computes the logarithm of the softmax of ``input`` over the axis ``dim``; otherwise as
+    :func:`softmax`.
+    """
     if has_torch_function_unary(input):
         return handle_torch_function(
             log_softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype
@@ -134,9 +136,7 @@ def _(input, dim, log):
     return torch.empty_like(input)
 
 
-@_operator(
-    "softmax_backward", "(Tensor grad_output, Tensor output, int dim, bool log) -> Tensor"
-)
+@_operator("softmax_backward", "(Tensor grad_output, Tensor output, int dim, bool log) -> Tensor")
 def _softmax_backward(grad_output, output, dim, log):
     return _like(_xent.softmax_backward(grad_output, output, dim, log), output)
 
