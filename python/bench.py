@@ -8,6 +8,8 @@ sizes of the first operand, each in a process of its own.
 """
 
 import argparse
+import concurrent.futures
+import math
 import multiprocessing
 import pathlib
 import resource
@@ -105,7 +107,7 @@ def _compare(name, rounds):
     return mine, other, statistics.median(theirs / ours for ours, theirs in pairs)
 
 
-def _peak(name, package, threads, results):
+def _peak(name, package, threads):
     """The growth of the peak of the resident set, in sizes of the first operand."""
     torch.set_num_threads(threads)
     make, shape, keywords, function, backward, *_ = CASES[name]
@@ -122,7 +124,7 @@ def _peak(name, package, threads, results):
     with open("/proc/self/status") as status:
         (line,) = (line for line in status if line.startswith("VmHWM"))
     peak = int(line.split()[1]) * 1024
-    results.put(((peak - before) / size, (peak - before) / MEGABYTE))
+    return (peak - before) / size, (peak - before) / MEGABYTE
 
 
 def _resident():
@@ -132,12 +134,8 @@ def _resident():
 
 def _memory(name, package, threads):
     context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    process = context.Process(target=_peak, args=(name, package, threads, results))
-    process.start()
-    figure = results.get()
-    process.join()
-    return figure
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as processes:
+        return processes.submit(_peak, name, package, threads).result()
 
 
 def _time(seconds):
@@ -156,7 +154,7 @@ def main():
     for name in arguments.cases or CASES:
         *_, least, most = CASES[name]
         mine, other, ratio = _compare(name, arguments.rounds)
-        large = CASES[name][1][0] * CASES[name][1][1] > 100000
+        large = math.prod(CASES[name][1]) > 100000
         sizes = [
             _memory(name, package, arguments.threads) if large else None
             for package in ("xent", "torch")
