@@ -107,7 +107,7 @@ def cross_entropy(
             )[0]
         if inplace:
             _check_inplace(input, wants_target)
-        return _Direct.apply(input, target, (*beside, settings, dtype, inplace))
+        return _direct(input, target, (*beside, settings, dtype, inplace))
     routes.check_device(
         input=input, target=target, weight=weight, row_weights=row_weights, row_mask=row_mask
     )
@@ -178,6 +178,8 @@ class _Direct(torch.autograd.Function):
                 gradient = input.detach()
         return routes.once(gradient), routes.once(grad_target), None
 
+
+_direct = routes.direct_apply(_Direct)
 
 # The operators. Results that are not wanted are empty.
 

@@ -136,7 +136,7 @@ def linear_cross_entropy(
     rest = (settings, options.workspace, dtype, now, later)
     if routes.is_direct(*operands, *beside):
         if any(wanted):
-            loss = _Direct.apply(*operands, (beside, *rest))
+            loss = _direct(*operands, (beside, *rest))
         else:
             loss = _xent.linear_cross_entropy(
                 *operands, *beside, settings, options.workspace, dtype, wanted, False
@@ -244,6 +244,8 @@ class _Direct(torch.autograd.Function):
             ]
         return *map(routes.once, gradients), None
 
+
+_direct = routes.direct_apply(_Direct)
 
 # The operators. Results that are not wanted are empty.
 

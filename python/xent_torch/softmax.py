@@ -57,7 +57,7 @@ def _softmax(name: str, input: Tensor, dim, stacklevel: int, dtype) -> Tensor:
     log = name == "log_softmax"
     if routes.is_direct(input):
         if input.requires_grad and torch.is_grad_enabled():
-            return _Direct.apply(input, dim, log)
+            return _direct(input, dim, log)
         return _xent.softmax(input, dim, log)
     routes.check_device(input=input)
     if routes.is_transformed():
@@ -108,6 +108,8 @@ class _Transformed(torch.autograd.Function):
         (output,) = ctx.saved_tensors
         return _formula(grad_output, output, ctx.dim, ctx.log), None, None
 
+
+_direct = routes.direct_apply(_Direct)
 
 # The operators.
 
