@@ -1,0 +1,247 @@
+//! What all calls of a loss have in common: the operands beside the logits, and the options.
+
+use crate::layout::Layout;
+use crate::tensor::{Dtype, Tensor};
+use crate::threads::{Threads, threads};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use xent::{CrossEntropy, Input, Reduction};
+
+/// The options that are numbers: `xent_torch.options.Numbers`.
+#[derive(FromPyObject)]
+pub struct Numbers(
+    /// The reduction, as PyTorch counts: none, mean, sum.
+    u8,
+    /// `ignore_index`
+    i64,
+    /// `label_smoothing`
+    f64,
+    /// `z_loss`
+    f64,
+    /// `softcap`
+    f64,
+    /// `logit_scale`
+    f64,
+    /// `normalizer`
+    f64,
+    /// `z_normalizer`
+    f64,
+    /// `empty_is_zero`
+    bool,
+    /// `log_probs`
+    bool,
+);
+
+impl Numbers {
+    /// Whether the loss is one number.
+    pub fn is_reduced(&self) -> bool {
+        self.0 != 0
+    }
+
+    /// Whether there is no lse, because the logits are log-probabilities.
+    pub fn is_log_probs(&self) -> bool {
+        self.9
+    }
+}
+
+/// A tensor whose strides are operands of a layout, copied if its own are not.
+pub struct Operand<'py> {
+    pub tensor: Tensor<'py>,
+    pub strides: [i64; 3],
+    /// The tensor is a copy that this call has made.
+    pub is_copy: bool,
+}
+
+impl<'py> Operand<'py> {
+    fn new(
+        tensor: Tensor<'py>,
+        strides: impl Fn(&[i64], &[i64]) -> Option<[i64; 3]>,
+    ) -> PyResult<Self> {
+        if let Some(own) = strides(&tensor.sizes, &tensor.strides) {
+            return Ok(Operand { tensor, strides: own, is_copy: false });
+        }
+        let packed = tensor.packed()?;
+        let Some(own) = strides(&packed.sizes, &packed.strides) else {
+            let message = format!("{} has no strides that xent can use", packed.name);
+            return Err(PyValueError::new_err(message));
+        };
+        Ok(Operand { tensor: packed, strides: own, is_copy: true })
+    }
+
+    /// An operand with a class axis.
+    pub fn full(tensor: Tensor<'py>, layout: &Layout) -> PyResult<Self> {
+        Self::new(tensor, |sizes, strides| layout.strides(sizes, strides))
+    }
+
+    /// An operand without a class axis.
+    pub fn rows(tensor: Tensor<'py>, layout: &Layout) -> PyResult<Self> {
+        Self::new(tensor, |sizes, strides| layout.row_strides(sizes, strides))
+    }
+
+    pub fn input(&self) -> Input<'_> {
+        self.tensor.input(self.strides)
+    }
+}
+
+/// The operands of a loss beside the logits, checked against the shape of the logits.
+pub struct Operands<'py> {
+    pub target: Operand<'py>,
+    weight: Option<Tensor<'py>>,
+    row_weights: Option<Operand<'py>>,
+    row_mask: Option<Operand<'py>>,
+    threads: Threads,
+}
+
+/// The sizes of the logits without the class axis: the shape of row losses and class indices.
+pub fn row_sizes(logits: &[i64], class_axis: usize) -> Vec<i64> {
+    let mut sizes = logits.to_vec();
+    sizes.remove(class_axis);
+    sizes
+}
+
+/// The class axis of logits: the second, or the only one.
+pub fn class_axis(name: &str, sizes: &[i64]) -> PyResult<usize> {
+    match sizes.len() {
+        0 => Err(PyValueError::new_err(format!("{name} has no class axis: its shape is []"))),
+        axes => Ok(usize::from(axes > 1)),
+    }
+}
+
+/// Reads the targets of logits of these sizes, and checks their shape.
+pub fn target<'py>(logits: &[i64], object: &Bound<'py, PyAny>) -> PyResult<Tensor<'py>> {
+    let target = Tensor::read("target", object)?;
+    let rows = row_sizes(logits, usize::from(logits.len() > 1));
+    let is_float = target.dtype.is_float();
+    let wanted = if is_float { logits } else { &rows[..] };
+    if target.sizes != wanted {
+        let kind = if is_float { "probabilities" } else { "class indices" };
+        let shape = target.shape();
+        return Err(PyValueError::new_err(format!(
+            "target has the shape {shape}, and for logits of the shape {logits:?} {kind} have the shape {wanted:?}"
+        )));
+    }
+    if target.dtype == Dtype::Bool {
+        return Err(PyValueError::new_err("target cannot be torch.bool"));
+    }
+    Ok(target)
+}
+
+impl<'py> Operands<'py> {
+    /// Reads the operands of logits of these sizes, beside the targets. `work` is what decides whether threads are worth their while.
+    pub fn read(
+        py: Python<'py>,
+        logits: &[i64],
+        layout: &Layout,
+        work: usize,
+        target: Tensor<'py>,
+        weight: Option<&Bound<'py, PyAny>>,
+        row_weights: Option<&Bound<'py, PyAny>>,
+        row_mask: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Self> {
+        let rows = row_sizes(logits, usize::from(logits.len() > 1));
+        let target = if target.dtype.is_float() {
+            Operand::full(target, layout)?
+        } else {
+            Operand::rows(target, layout)?
+        };
+        let row_operand = |name: &'static str, object: &Bound<'py, PyAny>| {
+            let tensor = Tensor::read(name, object)?;
+            if tensor.sizes != rows {
+                return Err(PyValueError::new_err(format!(
+                    "{name} has the shape {}, and must have one element a row, {rows:?}",
+                    tensor.shape()
+                )));
+            }
+            Operand::rows(tensor, layout)
+        };
+        let row_weights =
+            row_weights.map(|object| row_operand("row_weights", object)).transpose()?;
+        let row_mask = row_mask.map(|object| row_operand("row_mask", object)).transpose()?;
+        let weight = weight.map(|object| vector("weight", object, layout.classes)).transpose()?;
+        Ok(Operands { target, weight, row_weights, row_mask, threads: threads(py, work)? })
+    }
+
+    /// The problem: its shape, operands and options.
+    pub fn problem<'a>(&'a self, layout: &Layout, numbers: &Numbers) -> CrossEntropy<'a> {
+        let Numbers(
+            reduction,
+            ignore_index,
+            label_smoothing,
+            z_loss,
+            softcap,
+            logit_scale,
+            normalizer,
+            z_normalizer,
+            empty_is_zero,
+            log_probs,
+        ) = *numbers;
+        let reduction = match reduction {
+            0 => Reduction::None,
+            1 => Reduction::Mean,
+            _ => Reduction::Sum,
+        };
+        let mut problem = CrossEntropy::new(layout.rows, layout.classes)
+            .inner(layout.inner)
+            .reduction(reduction)
+            .ignore_index(ignore_index)
+            .label_smoothing(label_smoothing)
+            .z_loss(z_loss)
+            .softcap(softcap)
+            .logit_scale(logit_scale)
+            .normalizer(normalizer)
+            .z_normalizer(z_normalizer)
+            .empty_is_zero(empty_is_zero)
+            .log_probs(log_probs)
+            .threads(self.threads.count);
+        if let Some(weight) = &self.weight {
+            problem = problem.class_weights(weight.input([0; 3]));
+        }
+        if let Some(weights) = &self.row_weights {
+            problem = problem.row_weights(weights.input());
+        }
+        if let Some(mask) = &self.row_mask {
+            problem = problem.row_mask(mask.input());
+        }
+        if let Some(pool) = &self.threads.pool {
+            problem = problem.pool(&**pool);
+        }
+        problem
+    }
+}
+
+/// A packed vector of so many floats, copied if it is not packed.
+pub fn vector<'py>(
+    name: &'static str,
+    object: &Bound<'py, PyAny>,
+    count: usize,
+) -> PyResult<Tensor<'py>> {
+    let tensor = Tensor::read(name, object)?;
+    if tensor.sizes != [count as i64] {
+        return Err(PyValueError::new_err(format!(
+            "{name} has the shape {}, and must have one element a class, [{count}]",
+            tensor.shape()
+        )));
+    }
+    if tensor.is_packed_vector() { Ok(tensor) } else { tensor.packed() }
+}
+
+/// The gradient of what follows a loss: one number, or one a row.
+pub fn grad_output<'py>(
+    object: &Bound<'py, PyAny>,
+    rows: &[i64],
+    layout: &Layout,
+    is_reduced: bool,
+) -> PyResult<Operand<'py>> {
+    let tensor = Tensor::read("grad_output", object)?;
+    let wanted = if is_reduced { &[][..] } else { rows };
+    if tensor.sizes != wanted {
+        return Err(PyValueError::new_err(format!(
+            "grad_output has the shape {}, and the loss has the shape {wanted:?}",
+            tensor.shape()
+        )));
+    }
+    if is_reduced {
+        return Ok(Operand { tensor, strides: [0; 3], is_copy: false });
+    }
+    Operand::rows(tensor, layout)
+}
