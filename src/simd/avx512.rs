@@ -300,7 +300,13 @@ impl PairProducts for Avx512 {
     unsafe fn multiply_pairs(self, a: __m512, b: __m512, sum: __m512) -> __m512 {
         // SAFETY: the processor has the instruction (# Safety). The types have the same size, and any bits are
         // pairs of bf16.
-        unsafe { _mm512_dpbf16_ps(sum, transmute(a), transmute(b)) }
+        unsafe {
+            _mm512_dpbf16_ps(
+                sum,
+                transmute::<__m512, __m512bh>(a),
+                transmute::<__m512, __m512bh>(b),
+            )
+        }
     }
 }
 
