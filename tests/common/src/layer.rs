@@ -1,6 +1,6 @@
 //! Linear layers with the losses of their outputs, in operands of any dtype and layout, against the oracle.
 //!
-//! [`Layer::outputs`] makes the logits in the arithmetic that docs/semantics.md states, to the bit. The losses are then
+//! [`outputs`] makes the logits in the arithmetic that docs/semantics.md states, to the bit. The losses are then
 //! those of a [`Task`] with these logits, and have its bounds. A gradient of the layer is a sum of products of the
 //! gradient of the logits, each of which has the bound of [`Judge::bound_of_gradient`].
 
