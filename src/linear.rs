@@ -87,9 +87,9 @@ impl<'a> Linear<'a> {
     /// thread, and `features` KiB a thread more where a gradient of 16 bits needs sums in f32, beside 150 bytes a
     /// row. With less memory than all threads need, fewer work; less than one needs is an [`Error::Param`].
     ///
-    /// With enough beside that for the logits of 64 rows or more, up to 256 at a time, a call with gradients keeps
-    /// them and does three matrix products in place of four. Where the gradient of the weight has 16 bits, it then
-    /// needs 4 bytes for each of its elements too.
+    /// With enough beside that for the logits of 64 rows or more, up to 256 at a time, a call that would make them
+    /// again, for the gradient of the weight for example, keeps them: three matrix products in place of four. Where the
+    /// gradient of the weight has 16 bits, it then needs 4 bytes for each of its elements too.
     pub fn workspace(mut self, bytes: usize) -> Self {
         self.layer.workspace = bytes;
         self

@@ -44,9 +44,9 @@ pub struct xent_linear {
     /// Bytes that the call may allocate. 0, the default: as few as run near full speed, for f32 at most 2 MiB a
     /// thread, and features KiB a thread more where a gradient of 16 bits needs sums in f32, beside 150 bytes a row.
     /// With less memory than all threads need, fewer work; less than one needs is XENT_ERR_PARAM, whose message
-    /// names the least. With enough beside that for the logits of 64 rows or more, up to 256 at a time, a call with
-    /// gradients keeps them and does three matrix products in place of four; where grads.weight has 16 bits, it then
-    /// needs 4 bytes for each of its elements too.
+    /// names the least. With enough beside that for the logits of 64 rows or more, up to 256 at a time, a call that
+    /// would make them again, for the gradient of the weight for example, keeps them: three matrix products in place
+    /// of four. Where grads.weight has 16 bits, it then needs 4 bytes for each of its elements too.
     pub workspace: usize,
 }
 

@@ -173,9 +173,19 @@ impl Job<'_> {
             has_weight_sums: sums(&linear.weight_gradient),
             has_weight: linear.weight_gradient.is_some(),
             has_bias: linear.bias_gradient.is_some(),
-            has_gradient: self.call.plan.output.is_some(),
+            makes_logits_again: self.makes_logits_again(),
             workspace: linear.workspace,
         }
+    }
+
+    /// Without a workspace the call would make the same logits more than once: for losses, unless it starts from an lse,
+    /// for the gradient of the hidden states, unless exponentials are multiplied, and for those of weight and bias.
+    fn makes_logits_again(&self) -> bool {
+        let Linear { hidden_gradient, weight_gradient, bias_gradient, .. } = self.linear;
+        let for_losses = !self.call.from_lse;
+        let for_hidden = hidden_gradient.is_some() && !self.multiplies_exps();
+        let for_weight = weight_gradient.is_some() || bias_gradient.is_some();
+        [for_losses, for_hidden, for_weight].into_iter().filter(|&makes| makes).count() > 1
     }
 
     /// The classes of a block.

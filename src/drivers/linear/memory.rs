@@ -191,8 +191,8 @@ pub struct Sizes {
     pub has_weight: bool,
     /// That of the bias is.
     pub has_bias: bool,
-    /// Some gradient is.
-    pub has_gradient: bool,
+    /// Logits are made more than once, unless they are kept.
+    pub makes_logits_again: bool,
     /// Bytes that the call may allocate; 0 for as few as run near full speed.
     pub workspace: usize,
 }
@@ -257,7 +257,7 @@ impl Sizes {
                 )));
             }
             needs.threads = threads.min(affordable);
-            if self.has_gradient {
+            if self.makes_logits_again {
                 let affordable = self.chunk_rows(workspace - fixed - needs.threads * each);
                 // A worker widens the hidden states of a chunk into the rows that it has room for.
                 let room = if self.widens { block_rows.max(weight_rows) } else { usize::MAX };
