@@ -157,15 +157,7 @@ pub fn linear_cross_entropy<'py>(
     wants_lse: bool,
 ) -> PyResult<(Bound<'py, PyAny>, Gradients<'py>, Option<Bound<'py, PyAny>>)> {
     let layer = Layer::read(
-        py,
-        input,
-        linear_weight,
-        linear_bias,
-        target,
-        weight,
-        row_weights,
-        row_mask,
-        workspace,
+        py, input, linear_weight, linear_bias, target, weight, row_weights, row_mask, workspace,
     )?;
     let (layout, hidden) = (&layer.layout, &layer.input.tensor);
     let mut losses = Losses::new(py, hidden, &layer.rows(), layout, &numbers, dtype, wants_lse)?;
@@ -202,15 +194,7 @@ pub fn linear_cross_entropy_backward<'py>(
     wanted: [bool; 3],
 ) -> PyResult<Gradients<'py>> {
     let layer = Layer::read(
-        py,
-        input,
-        linear_weight,
-        linear_bias,
-        target,
-        weight,
-        row_weights,
-        row_mask,
-        workspace,
+        py, input, linear_weight, linear_bias, target, weight, row_weights, row_mask, workspace,
     )?;
     let (layout, rows) = (&layer.layout, layer.rows());
     let grad = grad_output(grad, &rows, layout, numbers.is_reduced())?;

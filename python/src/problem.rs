@@ -127,7 +127,8 @@ pub fn target<'py>(logits: &[i64], object: &Bound<'py, PyAny>) -> PyResult<Tenso
 }
 
 impl<'py> Operands<'py> {
-    /// Reads the operands of logits of these sizes, beside the targets. `work` is what decides whether threads are worth their while.
+    /// Reads the operands of logits of these sizes, beside the targets. `work` is what decides whether threads are worth
+    /// their while.
     pub fn read(
         py: Python<'py>,
         logits: &[i64],

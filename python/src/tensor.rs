@@ -121,8 +121,8 @@ impl Torch {
 
 /// A strided tensor on the CPU whose dtype the library has.
 ///
-/// Every element that the sizes and strides reach from `data` lies in the tensor's storage ([`Tensor::read`] checks it, and torch sees to it for tensors that it has just made),
-/// and the storage lives as long as the object does.
+/// Every element that the sizes and strides reach from `data` lies in the tensor's storage ([`Tensor::read`] checks it,
+/// and torch sees to it for tensors that it has just made), and the storage lives as long as the object does.
 pub struct Tensor<'py> {
     pub object: Bound<'py, PyAny>,
     pub name: &'static str,
