@@ -417,8 +417,8 @@ impl Sweeper<'_> {
         let x = self.buffers().x.wrapping_add(at);
         let tile = Tile { x, pitch: self.buffers().width, lanes, first, classes };
         if !seen {
-            // SAFETY: the logits cover the tile (validation); the buffer has room for a chunk, or for all
-            // classes if it holds them. The processor has the set of the kernels.
+            // SAFETY: the logits cover the tile (validation); the buffer has room for a chunk, or for all classes if it
+            // holds them. The processor has the set of the kernels (`Call::k`).
             unsafe { (call.k.native.gather)(&tile, from, strides) };
         }
         tile
@@ -493,7 +493,7 @@ impl Sweeper<'_> {
             extras.largest.fill([ArgMax::NONE; ROWS]);
         }
         for first in (0..call.plan.shape.classes).step_by(TILE_CLASSES) {
-            // SAFETY: the classes are the call's; the processor has the set of the kernels.
+            // SAFETY: `step_by` gives classes of the call; the processor has the set of the kernels (`Call::k`).
             unsafe {
                 let tile = self.tile(first, false);
                 (call.k.lanes.tile_argmax)(&tile, &mut maxima);
@@ -524,8 +524,8 @@ impl Sweeper<'_> {
             centers = self.start_centers();
         }
         for first in (0..call.plan.shape.classes).step_by(TILE_CLASSES) {
-            // SAFETY: the classes are the call's. There are groups for whole registers of the tile, and the
-            // processor has the set of the kernels.
+            // SAFETY: `step_by` gives classes of the call. There are groups for whole registers of the tile, and the
+            // processor has the set of the kernels (`Call::k`).
             unsafe {
                 let tile = self.tile(first, false);
                 self.transform(&tile);
@@ -669,9 +669,9 @@ impl Sweeper<'_> {
             _ => std::ptr::null(),
         };
         for first in (0..call.plan.shape.classes).step_by(TILE_CLASSES) {
-            // SAFETY: the classes are the call's, and the output covers them (validation), this thread's
-            // alone (# Safety). There are groups for whole registers, and masses and slopes for all classes.
-            // The buffer has room for a chunk. The processor has the set of the kernels.
+            // SAFETY: `step_by` gives classes of the call, and the output covers them (validation), this thread's alone
+            // (# Safety). There are groups for whole registers, and masses and slopes for all classes. The buffer has
+            // room for a chunk. The processor has the set of the kernels (`Call::k`).
             unsafe {
                 let tile = self.tile(first, seen);
                 if !seen {
