@@ -432,8 +432,8 @@ unsafe fn largest_logit(call: &Call, at: Position) -> ArgMax {
     let classes = call.plan.shape.classes;
     for class in (0..classes).step_by(CHUNK) {
         let len = CHUNK.min(classes - class);
-        // SAFETY: the logits cover the classes of the row (validation), which are contiguous (# Safety); the
-        // processor has the set of the kernels.
+        // SAFETY: the logits cover the classes of the row (validation), which are contiguous (# Safety); the processor
+        // has the set of the kernels (`Call::k`).
         let mut next = unsafe { (call.k.native.argmax)(call.plan.logits.at(at, class), len) };
         next.class += class;
         largest.push(next);

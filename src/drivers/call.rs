@@ -37,7 +37,8 @@ pub struct Call<'a> {
     pub plan: &'a Plan,
     /// The loss that it computes, if it is one.
     pub loss: Option<&'a Loss>,
-    /// The entry points.
+    /// The entry points, of a set that the processor has: `Isa::kernels` handed them out (# Safety of
+    /// [`new`](Self::new)).
     pub k: &'a Kernels,
     finish: Finish,
     /// L: exponentials are powers of 2^L (math/exp2.rs).

@@ -30,8 +30,8 @@ pub unsafe fn read(
     let rows = row..row + span.len;
     match (call.excluded, call.loss.map(|loss| (loss, &loss.targets))) {
         (Excluded::Target, Some((loss, Targets::Indices(view)))) => {
-            // SAFETY: the targets cover all rows of the plan (validation), and the span fits the group
-            // (# Safety); the processor has the set of the kernels.
+            // SAFETY: the targets cover all rows of the plan (validation), and the span fits the group (# Safety); the
+            // processor has the set of the kernels (`Call::k`).
             unsafe {
                 let to = &mut inputs.excluded[rows.clone()];
                 (call.k.lanes.read_classes)(view, span, loss.ignore_index, to);
@@ -166,7 +166,8 @@ pub fn transform<const N: usize>(
     if !call.plan.logits.dtype.has_f32_lanes() {
         assert!(slope.as_ref().is_none_or(|slope| slope.len() == x.len()));
         let to = slope.map_or(none, |slope| slope.as_mut_ptr().cast());
-        // SAFETY: `x` and `slope` have as many f64 lanes as the kernel is told; the processor has the set.
+        // SAFETY: `x` and `slope` have as many f64 lanes as the kernel is told; the processor has the set of the
+        // kernels (`Call::k`).
         return unsafe { kernel(x.as_mut_ptr().cast(), x.len(), with, to) };
     }
     let (mut short, mut short_slope) = ([0.0f32; N], [0.0f32; N]);
@@ -183,8 +184,8 @@ pub fn transform<const N: usize>(
         }
         None => none,
     };
-    // SAFETY: both arrays have at least `len` f32 lanes, since they were sliced to `len` above; the
-    // processor has the set.
+    // SAFETY: both arrays have at least `len` f32 lanes, since they were sliced to `len` above; the processor has the
+    // set of the kernels (`Call::k`).
     unsafe { kernel(short.as_mut_ptr().cast(), len, with, to) };
     for (x, short) in x.iter_mut().zip(short) {
         *x = f64::from(short);

@@ -123,8 +123,8 @@ pub unsafe fn choose_initial_shift(
     excluded: Option<usize>,
 ) -> InitialShift {
     let mut head = chunk_at(call, row, 0, call.plan.shape.classes.min(HEAD), excluded);
-    // SAFETY: the chunk is readable (# Safety), the buffer has room for HEAD lanes, and the processor has
-    // the set of the kernels.
+    // SAFETY: the chunk is readable (# Safety), the buffer has room for HEAD lanes, and the processor has the set of
+    // the kernels (`Call::k`).
     let max = unsafe {
         if let Some(with) = call.plan.transform() {
             let mut x = Scratch::<HEAD>::new();
@@ -190,8 +190,8 @@ pub unsafe fn reduce_classes(
         // An ordinary short row. If it is not ordinary, it is done again below.
         let shift = reduction.initial.shift;
         let chunk = chunk_at(call, row, start, end - start, reduction.excluded);
-        // SAFETY: the classes are readable (# Safety); the shift has no logit (`InitialShift`), and the
-        // processor has the set of the kernels.
+        // SAFETY: the classes are readable (# Safety); the shift has no logit (`InitialShift`), and the processor has
+        // the set of the kernels (`Call::k`).
         let sums = unsafe { (call.k.native.sum)(&chunk, shift) };
         if sums.in_range && safe_sums(&reduction.initial).contains(&sums.sum) {
             state.exps.push(&ExpSum::new(shift, sums.sum, 0.0), call.l);
@@ -241,8 +241,8 @@ unsafe fn reduce_exps(
             let mut sums = [0.0; CHUNKS_A_CALL];
             let chunks = chunk_at(call, row, class, classes.end - class, reduction.excluded);
             let sums = &mut sums[..chunks_left];
-            // SAFETY: the chunks are readable (# Safety), the shift has no logit (`InitialShift`), and the
-            // processor has the set of the kernels.
+            // SAFETY: the chunks are readable (# Safety), the shift has no logit (`InitialShift`), and the processor
+            // has the set of the kernels (`Call::k`).
             let count = unsafe { (call.k.native.sums)(&chunks, shift, &safe, sums) };
             for &sum in &sums[..count] {
                 state.exps.push(&ExpSum::new(shift, sum, 0.0), call.l);
@@ -276,10 +276,10 @@ unsafe fn reduce_exps(
                     }
                     let mut sums = [0.0; CHUNKS_A_CALL];
                     let sums = &mut sums[..count];
-                    // SAFETY: the chunks are readable, and writable where exponentials are stored, since the
-                    // output is the logits (`Call::stores_exps`); the backup has room for a chunk. The
-                    // gradient's chunk can be interleaved, and is the pending row's, this thread's alone
-                    // (# Safety). The processor has the set of the kernels.
+                    // SAFETY: the chunks are readable, and writable where exponentials are stored, since the output is
+                    // the logits (`Call::stores_exps`); the backup has room for CHUNK lanes. The gradient's chunk can
+                    // be interleaved, and is the pending row's, this thread's alone (# Safety). The processor has the
+                    // set of the kernels (`Call::k`).
                     let (good, last) = unsafe {
                         (call.k.native_to_output.sums_and_gradient)(
                             &chunks, shift, &safe, &chunk, sums,
@@ -305,8 +305,8 @@ unsafe fn reduce_exps(
         if stores {
             (chunk.stored, chunk.backup) = (chunk.x.cast_mut(), backup.start());
         }
-        // SAFETY: the chunk is readable, and writable where exponentials are stored, since the output is the
-        // logits (`Call::stores_exps`); the backup has room for a chunk.
+        // SAFETY: the chunk is readable, and writable where exponentials are stored, since the output is the logits
+        // (`Call::stores_exps`); the backup has room for CHUNK lanes.
         let exps = unsafe {
             sum_chunk(call, call.k.native, chunk, i, &reduction.initial, tried.take(), &mut flags)
         };
@@ -340,7 +340,7 @@ unsafe fn reduce_general(
         // The largest logit that sums do not exclude, if it is known. A NaN is the largest of all, but not here.
         let mut largest = None;
         if call.wants_argmax {
-            // SAFETY: the chunk is readable (# Safety); the processor has the set of the kernels.
+            // SAFETY: the chunk is readable (# Safety); the processor has the set of the kernels (`Call::k`).
             seen.argmax = unsafe { (kernels.argmax)(chunk.x, len) };
             let ArgMax { value, class: at } = seen.argmax;
             let is_it = !value.is_nan() && chunk.excluded != Some(at);
@@ -354,21 +354,22 @@ unsafe fn reduce_general(
         }
         if let Some(center) = reduction.center {
             let masses = room.start().cast();
-            // SAFETY: the chunk is readable by these kernels, and has the classes of the row from `class` on. There
-            // is room for CHUNK masses.
+            // SAFETY: `kernels` are those that read the chunk: as it lies in the row (# Safety), or its copy. It
+            // has the classes of the row from `class` on. There is room for CHUNK masses.
             (seen.weighted_logits, seen.mass) =
                 unsafe { weighted_sum(call, kernels, row.at, class, &chunk, center, masses) };
         }
         if reduction.sums_exps {
             if call.wants_entropy {
-                // SAFETY: the chunk is readable by these kernels.
+                // SAFETY: `kernels` are those that read the chunk: as it lies in the row (# Safety), or its copy.
                 seen.moments = unsafe { sum_from_max(call, kernels, &chunk, largest) };
             }
             if stores {
                 (chunk.stored, chunk.backup) = (chunk.x.cast_mut(), room.start());
             }
-            // SAFETY: the chunk is readable by these kernels, and writable where exponentials are stored,
-            // since the output is the logits (`Call::stores_exps`); the backup has room for a chunk.
+            // SAFETY: `kernels` are those that read the chunk: as it lies in the row (# Safety), or its copy. It is
+            // writable where exponentials are stored, since the output is the logits (`Call::stores_exps`); the backup
+            // has room for CHUNK lanes.
             seen.exps =
                 unsafe { sum_chunk(call, kernels, chunk, i, &reduction.initial, None, &mut flags) };
         }
@@ -491,7 +492,7 @@ unsafe fn weighted_sum(
         // The plan has the sum of the class weights.
         return (dot, CompensatedSum::ZERO);
     }
-    // SAFETY: `masses` has as many numbers as the kernel is told; the processor has its set.
+    // SAFETY: `masses` has as many numbers as the kernel is told; the processor has the set of the kernels (`Call::k`).
     (dot, unsafe { (call.k.lanes.compensated_total)(masses.as_ptr(), masses.len()) })
 }
 
@@ -533,8 +534,8 @@ pub unsafe fn gradient_classes(
             // SAFETY: the chunk has the classes of the row from `class` on, this thread's alone (# Safety).
             unsafe { gradient_general(call, row.at, class, chunk, gradient.bias) };
         } else {
-            // SAFETY: the chunk is readable and writable, and this thread's alone (# Safety); the processor
-            // has the set of the kernels.
+            // SAFETY: the chunk is readable and writable, and this thread's alone (# Safety); the processor has the set
+            // of the kernels (`Call::k`).
             unsafe { (call.k.native_to_output.gradient)(&chunk) };
         }
     }
@@ -647,7 +648,7 @@ unsafe fn gradient_general(
         if !call.scatters {
             let k = if from_lanes { call.k.converted_to_output } else { call.k.native_to_output };
             // SAFETY: the piece is readable and writable (validation), this thread's alone (# Safety), and in the
-            // lanes' type if it was transformed; the processor has the set of the kernels.
+            // lanes' type if it was transformed; the processor has the set of the kernels (`Call::k`).
             unsafe { (k.gradient)(&part) };
             continue;
         }
@@ -656,9 +657,9 @@ unsafe fn gradient_general(
         (part.g, part.accumulate) = (lanes.start(), false);
         let k = if from_lanes { call.k.converted_to_lanes } else { call.k.native_to_lanes };
         let tile = Tile { x: part.g, pitch: 1, lanes: 1, first: 0, classes: len };
-        // SAFETY: the buffer has room for the piece, and is then one distribution of a tile; the output covers
-        // the classes by its stride (validation), this thread's alone (# Safety). The processor has the set of
-        // the kernels.
+        // SAFETY: the buffer has room for the piece, and is then one distribution of a tile; the output covers the
+        // classes by its stride (validation), this thread's alone (# Safety). The processor has the set of the kernels
+        // (`Call::k`).
         unsafe {
             (k.gradient)(&part);
             (call.k.converted_to_output.scatter)(

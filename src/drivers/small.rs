@@ -30,8 +30,9 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
     let span = Span { first: Position::FIRST, axis: Axis::Rows, len: rows };
     let (padded, padded_row) = (strip::padded(rows), strip::padded(classes));
     let one_by_one = rows <= SINGLE_ROWS;
-    // SAFETY: the array has room for whole registers of the rows, and is written before it is read. The
-    // targets are packed; the processor has the set of the kernels.
+    // SAFETY: the array has room for STRIP lanes (`StripState`), and a small call has no more than SMALL_ROWS rows
+    // (validation). f64 of any bits may be in it, and `read_classes` writes them before they are read. The targets are
+    // packed (validation); the processor has the set of the kernels (# Safety).
     let kept = unsafe {
         let excluded = state.excluded_sum_loss.start().cast::<f64>();
         for lane in rows..padded {
@@ -81,8 +82,9 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
         lse: false,
         gradient: has_gradient.then_some(scale),
     };
-    // SAFETY: the logits are there for all classes of the rows, and the buffer has room for them, in whole
-    // registers of rows or of classes. The processor has the set of the kernels.
+    // SAFETY: the logits cover all classes of the rows (validation), and the buffer has room for SMALL_CLASSES classes
+    // of SMALL_ROWS rows, of which a small call has no more (validation): both are multiples of a register.
+    // `count_kept` above found the excluded classes in range. The processor has the set of the kernels (# Safety).
     unsafe {
         if one_by_one {
             // The arithmetic of the rows reads whole registers.
@@ -109,7 +111,8 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
 
     let mut totals = GroupTotals::ZERO;
     let groups = rows.div_ceil(ROWS);
-    // SAFETY: `finish` has set the losses of the rows, and the array has room for whole groups.
+    // SAFETY: `finish_strip` above has set the losses of the rows, and the array has room for STRIP lanes
+    // (`StripState`), a multiple of ROWS.
     let losses = unsafe {
         let loss = state.excluded_sum_loss.start().cast::<f64>();
         loss.wrapping_add(rows).write_bytes(0, groups * ROWS - rows);
@@ -121,8 +124,9 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
         losses.iter().for_each(|group| totals.losses.add(group));
         totals.total().loss.value()
     };
-    // SAFETY: the loss is a place of the caller's. The gradient is there for all classes of the rows, apart
-    // from the buffer. The processor has the set of the kernels.
+    // SAFETY: the loss is a place of the caller's, and the gradient covers all classes of the rows (validation), apart
+    // from the buffer, which is this function's. The sweep above has kept all exponentials there, and `finish_strip`
+    // has set the coefficients. The processor has the set of the kernels (# Safety).
     unsafe {
         *call.loss = if call.is_mean { loss / kept } else { loss };
         if has_gradient && one_by_one {

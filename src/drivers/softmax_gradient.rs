@@ -67,7 +67,7 @@ unsafe fn task(k: &Kernels, problem: &SoftmaxGradient, range: Range<usize>) {
 }
 
 /// # Safety
-/// The row is the problem's, with contiguous classes, and no other thread accesses it.
+/// As [`run`]; the row is the problem's, with contiguous classes, and no other thread accesses it.
 unsafe fn row(k: &Kernels, problem: &SoftmaxGradient, at: Position) {
     let SoftmaxGradient { y, g, to, log, .. } = problem;
     let classes = problem.shape.classes;
@@ -77,8 +77,8 @@ unsafe fn row(k: &Kernels, problem: &SoftmaxGradient, at: Position) {
     let converts = !y.dtype.is_lane_type();
     let pair = |class: usize| {
         let len = CHUNK.min(classes - class);
-        // SAFETY: the operands cover the classes of the row (validation), the buffers have room for CHUNK
-        // lanes, and the processor has the set of the kernels.
+        // SAFETY: the operands cover the classes of the row (validation), the buffers have room for CHUNK lanes, and
+        // the processor has the set of the kernels (# Safety of `run`).
         unsafe {
             let mut pair = Pair {
                 y: y.at(at, class),
@@ -97,13 +97,15 @@ unsafe fn row(k: &Kernels, problem: &SoftmaxGradient, at: Position) {
     };
     let mut sum = 0.0;
     for class in (0..classes).step_by(CHUNK) {
-        // SAFETY: the pair is readable; the processor has the set of the kernels.
+        // SAFETY: `pair` has found operands that cover the classes (validation), or copied them; the processor has the
+        // set of the kernels (# Safety of `run`).
         sum += unsafe { (k.lanes.products)(&pair(class)) };
     }
     for class in (0..classes).step_by(CHUNK) {
         let pair = pair(class);
-        // SAFETY: the pair is readable; its result goes to the row, this thread's alone (# Safety), or to a
-        // buffer. The processor has the set of the kernels.
+        // SAFETY: `pair` has found operands that cover the classes (validation), or copied them; its result goes to the
+        // row, this thread's alone (# Safety), or to a buffer. The processor has the set of the kernels (# Safety of
+        // `run`).
         unsafe {
             (k.lanes.combine)(&pair, sum);
             if converts {
@@ -114,7 +116,7 @@ unsafe fn row(k: &Kernels, problem: &SoftmaxGradient, at: Position) {
 }
 
 /// # Safety
-/// The distributions at the place are the problem's, and no other thread accesses them.
+/// As [`run`]; the distributions at the place are the problem's, and no other thread accesses them.
 unsafe fn tile(k: &Kernels, problem: &SoftmaxGradient, place: &Place) {
     const LANES: usize = TILE_CLASSES * TILE;
     let SoftmaxGradient { y, g, to, log, .. } = problem;
@@ -129,8 +131,8 @@ unsafe fn tile(k: &Kernels, problem: &SoftmaxGradient, place: &Place) {
         if place.is_in_place(view) {
             return Tile { x: from, pitch: view.strides[1] as usize, ..tile };
         }
-        // SAFETY: the operand covers the tile (validation), for which the buffer has room; the processor has
-        // the set of the kernels.
+        // SAFETY: the operand covers the tile (validation), for which the buffer has room; the processor has the set of
+        // the kernels (# Safety of `run`).
         unsafe { (k.native.gather)(&tile, from, place.strides(view)) };
         tile
     };
@@ -148,13 +150,15 @@ unsafe fn tile(k: &Kernels, problem: &SoftmaxGradient, place: &Place) {
     };
     let mut sums = [[0.0; TILE]; 2];
     for class in (0..classes).step_by(TILE_CLASSES) {
-        // SAFETY: the tiles are readable; the processor has the set of the kernels.
+        // SAFETY: `tiles` has found operands that cover the classes (validation), or copied them; the processor has the
+        // set of the kernels (# Safety of `run`).
         unsafe { (k.lanes.tile_products)(&tiles(class), &mut sums) };
     }
     for class in (0..classes).step_by(TILE_CLASSES) {
         let tiles = tiles(class);
-        // SAFETY: the tiles are readable; their result goes to the output, this thread's alone (# Safety), or
-        // to a buffer. The processor has the set of the kernels.
+        // SAFETY: `tiles` has found operands that cover the classes (validation), or copied them; their result goes to
+        // the output, this thread's alone (# Safety), or to a buffer. The processor has the set of the kernels
+        // (# Safety of `run`).
         unsafe {
             (k.lanes.tile_combine)(&tiles, &sums);
             if !place.is_in_place(to) {

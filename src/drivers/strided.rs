@@ -294,7 +294,7 @@ fn fill<T: Copy>(places: &mut [MaybeUninit<T>; GROUPS], count: usize, value: T) 
     places[..count].iter_mut().for_each(|place| {
         place.write(value);
     });
-    // SAFETY: the first `count` places were written just now.
+    // SAFETY: the loop above has written the first `count` places.
     unsafe { std::slice::from_raw_parts_mut(places.as_mut_ptr().cast(), count) }
 }
 
@@ -417,8 +417,8 @@ impl Sweeper<'_> {
         let x = self.buffers().x.wrapping_add(at);
         let tile = Tile { x, pitch: self.buffers().width, lanes, first, classes };
         if !seen {
-            // SAFETY: the logits cover the tile (validation); the buffer has room for a chunk, or for all
-            // classes if it holds them. The processor has the set of the kernels.
+            // SAFETY: the logits cover the tile (validation); the buffer has room for a chunk, or for all classes if it
+            // holds them (`Buffers::new`). The processor has the set of the kernels (`Call::k`).
             unsafe { (call.k.native.gather)(&tile, from, strides) };
         }
         tile
@@ -432,7 +432,8 @@ impl Sweeper<'_> {
         let Some(with) = self.call.plan.transform() else { return };
         for c in 0..tile.classes {
             let at = c * self.pitch();
-            // SAFETY: the tile is in the buffer (# Safety), and both buffers have room for a chunk of a tile.
+            // SAFETY: the tile is in the buffer (# Safety), and both buffers have room for a chunk of a tile
+            // (`Buffers::new`). The processor has the set of the kernels (`Call::k`).
             unsafe {
                 let (x, slope) = (tile.x.add(at), self.buffers().slope.add(at));
                 (self.call.k.lanes.transform)(x, tile.lanes, with, slope);
@@ -457,13 +458,15 @@ impl Sweeper<'_> {
                 let mut none = [CompensatedSum::ZERO; TILE];
                 let total = total.unwrap_or(&mut none);
                 // Lanes without a distribution are read with the others.
-                // SAFETY: the buffer has room for `width` masses of each class of a chunk.
+                // SAFETY: the buffer has room for `width` masses of each class of a chunk, where they differ by row
+                // (`Buffers::new`).
                 unsafe { to.write_bytes(0, tile.classes * width) };
                 for (lane, total) in total[..tile.lanes].iter_mut().enumerate() {
                     // SAFETY: the distribution and the classes are the call's (# Safety).
                     unsafe { call.masses(place.at(lane), tile.first, row) };
                     for (c, &m) in row.iter().enumerate() {
-                        // SAFETY: `c` is below the tile's classes, `lane` below `width`.
+                        // SAFETY: `c` is below the tile's classes, by `row`, and `lane` below its lanes, at most
+                        // `width` (`tiles_with`, `again`): the buffer has room for their masses (`Buffers::new`).
                         unsafe { to.add(c * width + lane).write(m) };
                         total.add(m);
                     }
@@ -471,8 +474,8 @@ impl Sweeper<'_> {
                 Masses { data: to, pitch: width }
             }
             Some(Targets::Indices(_) | Targets::Absent) | None => {
-                // SAFETY: the distribution and the classes are the call's (# Safety); the buffer has room for
-                // a mass of each class of a chunk.
+                // SAFETY: the distribution and the classes are the call's (# Safety); the buffer has room for a mass of
+                // each class of a chunk (`Buffers::new`).
                 unsafe {
                     call.masses(place.first, tile.first, row);
                     to.copy_from_nonoverlapping(row.as_ptr(), row.len());
@@ -493,7 +496,7 @@ impl Sweeper<'_> {
             extras.largest.fill([ArgMax::NONE; ROWS]);
         }
         for first in (0..call.plan.shape.classes).step_by(TILE_CLASSES) {
-            // SAFETY: the classes are the call's; the processor has the set of the kernels.
+            // SAFETY: `step_by` gives classes of the call; the processor has the set of the kernels (`Call::k`).
             unsafe {
                 let tile = self.tile(first, false);
                 (call.k.lanes.tile_argmax)(&tile, &mut maxima);
@@ -524,8 +527,8 @@ impl Sweeper<'_> {
             centers = self.start_centers();
         }
         for first in (0..call.plan.shape.classes).step_by(TILE_CLASSES) {
-            // SAFETY: the classes are the call's. There are groups for whole registers of the tile, and the
-            // processor has the set of the kernels.
+            // SAFETY: `step_by` gives classes of the call. There are groups for whole registers of the tile
+            // (`register_groups`), and the processor has the set of the kernels (`Call::k`).
             unsafe {
                 let tile = self.tile(first, false);
                 self.transform(&tile);
@@ -669,9 +672,10 @@ impl Sweeper<'_> {
             _ => std::ptr::null(),
         };
         for first in (0..call.plan.shape.classes).step_by(TILE_CLASSES) {
-            // SAFETY: the classes are the call's, and the output covers them (validation), this thread's
-            // alone (# Safety). There are groups for whole registers, and masses and slopes for all classes.
-            // The buffer has room for a chunk. The processor has the set of the kernels.
+            // SAFETY: `step_by` gives classes of the call, and the output covers them (validation), this thread's alone
+            // (# Safety). There are groups for whole registers (`tiles_with`, `again`), masses (`masses`) and
+            // slopes (`transform`) of the tile's classes, and room for a chunk in the buffer (`Buffers::new`). The
+            // processor has the set of the kernels (`Call::k`).
             unsafe {
                 let tile = self.tile(first, seen);
                 if !seen {

@@ -67,7 +67,8 @@ pub unsafe fn strips(call: &Call, loss: &Loss, axis: Axis, range: Range<usize>) 
         for start in (0..place.len).step_by(strips.width) {
             let part = place.part(start, strips.width);
             let next = (start + strips.width < place.len).then_some(strips.width);
-            // SAFETY: the distributions are the call's, and no other thread accesses them (# Safety).
+            // SAFETY: `Place::run` gives tiles of the call and `part` at most `width` of their distributions, which no
+            // other thread accesses (# Safety).
             unsafe { strips.run(&mut state, part, next, &mut totals) };
         }
         index += tiles;
@@ -127,8 +128,9 @@ impl<'a> Strips<'a> {
             lse: loss.lse.is_some(),
             gradient: gradient.map(|gradient| gradient.scale),
         };
-        // SAFETY: the distributions are the call's and this thread's (# Safety). The processor has the set of
-        // the kernels.
+        // SAFETY: the distributions are the call's and this thread's (# Safety), the classes the call's.
+        // `read_operands` sets the excluded classes before they are left out, and the sums are complete before
+        // `finish_strip`. The processor has the set of the kernels (`Call::k`).
         unsafe {
             self.read_operands(state, &span, &wanted);
             for first in (0..call.plan.shape.classes).step_by(self.chunk) {
@@ -142,7 +144,8 @@ impl<'a> Strips<'a> {
         if gradient.is_some_and(|gradient| !usual(gradient.scale)) {
             state.good_gradient = [0; WORDS];
         }
-        // SAFETY: the distributions are the call's and this thread's (# Safety); their sums are finished.
+        // SAFETY: the distributions are the call's and this thread's (# Safety); `finish_strip` above has finished
+        // their sums. No gradient is written before `write`.
         unsafe {
             self.again(state, place, totals);
             self.hand_out(state, &span, totals);
@@ -163,19 +166,20 @@ impl<'a> Strips<'a> {
             unreachable!("strips are for class indices");
         };
         let padded = strip::padded(span.len);
-        // SAFETY: an array of a strip has room for its lanes in whole registers; f64 of any bits may be in it,
-        // and those that are read below are written first.
+        // SAFETY: an array has room for STRIP lanes (`StripState`), and a strip has at most `width`, which is no more,
+        // in whole registers (`Strips::new`). f64 of any bits may be in it, and those that are read below are written
+        // first.
         let [excluded, weight, grad_output] = unsafe {
             [&mut state.excluded_sum_loss, &mut state.weight_then_lse, &mut state.grad_output]
                 .map(|of| std::slice::from_raw_parts_mut(of.start().cast::<f64>(), padded))
         };
         excluded[span.len..].fill(RowInputs::IGNORED);
-        // SAFETY: the targets cover the distributions (validation), and the array has room for them. The
-        // processor has the set of the kernels.
+        // SAFETY: the targets cover the distributions (validation), and the slice has an element for each of them. The
+        // processor has the set of the kernels (`Call::k`).
         unsafe { (call.k.lanes.read_classes)(targets, span, loss.ignore_index, excluded) };
         if let Some(mask) = &loss.row_mask {
             for (i, excluded) in excluded[..span.len].iter_mut().enumerate() {
-                // SAFETY: the mask covers all rows of the plan (validation).
+                // SAFETY: the mask covers all rows of the plan (validation), the span's among them (# Safety).
                 if unsafe { mask.integer(span.at(i)) } == 0 {
                     *excluded = RowInputs::IGNORED;
                 }
@@ -189,8 +193,9 @@ impl<'a> Strips<'a> {
         let given = loss.gradient.as_ref().and_then(|of| of.grad_output.as_ref());
         for i in 0..span.len {
             let at = span.at(i);
-            // SAFETY: row weights and grad_output cover all rows, and class weights all classes of the plan
-            // (validation), among them the targets of rows that count.
+            // SAFETY: row weights and grad_output cover all rows of the plan (validation), the span's among them
+            // (# Safety). Class weights cover all its classes (validation), and validation found the targets of rows
+            // that count among these.
             unsafe {
                 if excluded[i] >= 0.0 {
                     weight[i] = loss.row_weight(at) * loss.class_weight(excluded[i] as usize);
@@ -207,7 +212,8 @@ impl<'a> Strips<'a> {
     unsafe fn strip(&self, place: Place, first: usize, next: Option<usize>, fills: bool) -> Strip {
         let view = &self.call.plan.logits;
         let classes = self.chunk.min(self.call.plan.shape.classes - first);
-        // SAFETY: the logits cover the class of the strip's first distribution (validation).
+        // SAFETY: the logits cover the classes (validation) of the strip's first distribution, which is the call's
+        // (# Safety).
         let from = unsafe { view.at(place.first, first) };
         let strides = place.strides(view);
         let pitch = strip::padded(place.len);
@@ -229,8 +235,9 @@ impl<'a> Strips<'a> {
         if fills {
             for (tile, _, offset) in self.pieces(place, pitch, first, classes, strides) {
                 let offset = offset * view.dtype.size() as isize;
-                // SAFETY: the logits cover the classes of the distributions (validation). The buffer has
-                // room for the classes of a chunk. The processor has the set of the kernels.
+                // SAFETY: the logits cover the classes (validation) of the distributions (# Safety). The buffer has
+                // room for the classes of a chunk, of `width` distributions (`Strips::new`). The processor has the set
+                // of the kernels (`Call::k`).
                 unsafe {
                     (self.call.k.native.gather)(&tile, from.wrapping_offset(offset), strides);
                 }
@@ -292,7 +299,8 @@ impl<'a> Strips<'a> {
                 0
             };
             if losses | gradients != 0 || others {
-                // SAFETY: this function's own # Safety.
+                // SAFETY: the place has lanes in `word`, by the range of the loop; the rest is this function's own
+                // # Safety.
                 unsafe { self.tile_again(state, place, word, losses, gradients, totals) };
             }
         }
@@ -315,8 +323,9 @@ impl<'a> Strips<'a> {
             let place = place.part(start, AGAIN);
             let span = place.span(0, place.len);
             let bits = |of: u64| of >> (start % TILE) & ((1 << AGAIN) - 1);
-            // SAFETY: the arrays have room for the place, and `strip_sums` and `finish_strip` have set its lanes; what
-            // nobody wanted may have any bits, of f64.
+            // SAFETY: the arrays have room for STRIP lanes (`StripState`), and a strip has no more (`Strips::new`).
+            // `strip_sums` and `finish_strip` have set its lanes, since it is finished (# Safety); what nobody wanted
+            // may have any bits, of f64.
             let ([loss, lse], class) = unsafe {
                 let of = [&mut state.excluded_sum_loss, &mut state.weight_then_lse];
                 let wide = of.map(|of| {
@@ -327,8 +336,8 @@ impl<'a> Strips<'a> {
             };
             let (entropy, argmax) = ([0.0; AGAIN], [0; AGAIN]);
             let mut again = strided::Again { loss, lse, entropy, argmax };
-            // SAFETY: the distributions are the call's, and this thread's (# Safety); the results cover them
-            // (validation). The room has AGAIN_BYTES.
+            // SAFETY: the distributions are the call's, at most AGAIN by `part`, and this thread's (# Safety); the
+            // results cover them (validation). `strips` has left AGAIN_BYTES at `room`.
             unsafe {
                 let (losses, gradients) = (bits(losses), bits(gradients));
                 strided::again(self.call, place, losses, gradients, self.room, &mut again);
@@ -354,7 +363,8 @@ impl<'a> Strips<'a> {
     #[inline(always)]
     unsafe fn hand_out(&self, state: &mut StripState, span: &Span, totals: &mut GroupTotals) {
         let groups = span.len.div_ceil(ROWS);
-        // SAFETY: `finish` has set the losses of the span, and the array has room for whole groups.
+        // SAFETY: `run` has called `finish_strip` and `again`, which set the losses of the span (# Safety). The array
+        // has room for STRIP lanes (`StripState`), a multiple of ROWS, and a strip has no more (`Strips::new`).
         let losses = unsafe {
             let loss = state.excluded_sum_loss.start().cast::<f64>();
             loss.wrapping_add(span.len).write_bytes(0, groups * ROWS - span.len);
@@ -367,8 +377,8 @@ impl<'a> Strips<'a> {
             let Some(view): &Option<crate::view::View<crate::view::FloatType>> = view else {
                 return;
             };
-            // SAFETY: `finish` has set the values of the span; the result covers it (validation), and this
-            // thread alone accesses it (# Safety).
+            // SAFETY: `run` has called `finish_strip` and `again`, which set the values of the span, the lse if it is a
+            // result (# Safety); the result covers the span (validation), and this thread alone accesses it (# Safety).
             unsafe {
                 let values = std::slice::from_raw_parts(values.cast::<f64>(), span.len);
                 view.write_span(span, values);
@@ -393,7 +403,8 @@ impl<'a> Strips<'a> {
         }
         if output.accumulate {
             for lane in 0..place.len {
-                // SAFETY: `finish` has set the coefficients of the lanes, of f32.
+                // SAFETY: the strip is finished (# Safety): `finish_strip` has set the coefficients of its lanes, of
+                // f32.
                 let [factor, entry]: [f32; 2] = unsafe {
                     [&mut state.factor, &mut state.entry].map(|of| *strip::lanes(of, lane))
                 };
@@ -406,7 +417,9 @@ impl<'a> Strips<'a> {
         let strides = place.strides(view);
         for first in (0..call.plan.shape.classes).step_by(self.chunk) {
             // SAFETY: the classes are the call's, and the output covers them (validation), this thread's alone
-            // (# Safety). The buffer has room for the chunk. The processor has the set of the kernels.
+            // (# Safety). The strip is finished (# Safety), with the exponentials of all classes in the buffer if it keeps
+            // them; else the buffer has room for a chunk (`Strips::new`). The processor has the set of the kernels
+            // (`Call::k`).
             unsafe {
                 let strip = self.strip(place, first, None, !self.keeps);
                 let to = view.at(place.first, first);

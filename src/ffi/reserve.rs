@@ -20,7 +20,8 @@ const ALIGN: usize = 128;
 #[repr(align(128))]
 struct Room(UnsafeCell<[u8; BYTES]>);
 
-// SAFETY: `take` gives away each block of it once until it is given back; whoever has a block alone accesses it.
+// SAFETY: the blocks of `CLASSES` follow one another, and `Class::take` gives a block away once until it is given back,
+// by its bit in `used`; whoever has a block alone accesses it.
 unsafe impl Sync for Room {}
 
 static ROOM: Room = Room(UnsafeCell::new([0; BYTES]));
@@ -96,24 +97,27 @@ struct WithReserve;
 #[global_allocator]
 static ALLOCATOR: WithReserve = WithReserve;
 
-// SAFETY: a block is either the system's, which gets back what it gave away, or a part of the room that nobody else
-// has, aligned and as large as its layout asks. No method unwinds.
+// SAFETY: a block is either the system's, which gets back what it gave away, since `is_taken` tells the two apart, or a
+// part of the room that nobody else has (`Class::take`), aligned (`Class::new`) and as large as its layout asks
+// (`take`). No method unwinds.
 unsafe impl GlobalAlloc for WithReserve {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller keeps the contract of `alloc`, which is also that of the system's.
+        // SAFETY: the size of the layout is not 0 (# Safety of `GlobalAlloc::alloc`), which is all that the system's
+        // asks.
         let block = unsafe { System.alloc(layout) };
         if block.is_null() { take(layout) } else { block }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller keeps the contract of `alloc_zeroed`, which is also that of the system's.
+        // SAFETY: the size of the layout is not 0 (# Safety of `GlobalAlloc::alloc_zeroed`), which is all that the
+        // system's asks.
         let block = unsafe { System.alloc_zeroed(layout) };
         if !block.is_null() {
             return block;
         }
         let block = take(layout);
         if !block.is_null() {
-            // SAFETY: the block is this caller's, and has the size of the layout.
+            // SAFETY: `take` above has given the block to this caller, of a class that the layout's size fits.
             unsafe { block.write_bytes(0, layout.size()) };
         }
         block
@@ -123,13 +127,15 @@ unsafe impl GlobalAlloc for WithReserve {
         if is_taken(block) {
             return give_back(block);
         }
-        // SAFETY: the block is not of the reserve, so the system gave it away with this layout.
+        // SAFETY: the block is not of the reserve (`is_taken`), so the system gave it away, with this layout (# Safety
+        // of `GlobalAlloc::dealloc`).
         unsafe { System.dealloc(block, layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         if !is_taken(block) {
-            // SAFETY: the block is not of the reserve, so the system gave it away with this layout.
+            // SAFETY: the block is not of the reserve (`is_taken`), so the system gave it away, with this layout, and
+            // `size` is not 0 (# Safety of `GlobalAlloc::realloc`).
             let moved = unsafe { System.realloc(block, layout, size) };
             if !moved.is_null() {
                 return moved;
@@ -138,8 +144,9 @@ unsafe impl GlobalAlloc for WithReserve {
         let Ok(wanted) = Layout::from_size_align(size, layout.align()) else {
             return ptr::null_mut();
         };
-        // SAFETY: the layout is one of `size` bytes, which are not 0 (the contract of `realloc`). The new block is
-        // apart from the old one, and both have the bytes that are copied. The old one is then not used any more.
+        // SAFETY: `size` is not 0, and the old block has this layout (# Safety of `GlobalAlloc::realloc`). `alloc` has
+        // given the new block away while the old one was in use, so they are apart, and both have the bytes that are
+        // copied: the lesser of their sizes. The old one is then not used any more.
         unsafe {
             let moved = self.alloc(wanted);
             if !moved.is_null() {

@@ -71,7 +71,8 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
     let splat = |x: f64| d.splat(x);
     (state.kept, state.good, state.good_gradient) = Default::default();
     for at in (0..count).step_by(S::LANES) {
-        // SAFETY: the arrays have room for whole registers of the lanes, and `sums` has set them (# Safety).
+        // SAFETY: the arrays have room for STRIP lanes (`StripState`), of which registers are whole parts, and `sums`
+        // has set those of `count` lanes (# Safety).
         let (class, shift, x_y, sum) = unsafe {
             (
                 s.load(lanes(&mut state.class, at)),
@@ -126,7 +127,8 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
                 entry.as_mut()[i] = d.select(kept, entry_of_kept, splat(0.0));
             }
         }
-        // SAFETY: the arrays have room for whole registers of the lanes.
+        // SAFETY: the arrays have room for STRIP lanes (`StripState`), of which registers are whole parts, and `at` is
+        // below `count`, which is no more (# Safety of `sums`).
         unsafe {
             store_wide(s, &mut state.excluded_sum_loss, at, loss);
             if wanted.lse {
@@ -146,7 +148,7 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
             (&mut state.good, good),
             (&mut state.good_gradient, good_gradient),
         ] {
-            // SAFETY: `at` is below the lanes of a strip (# Safety), of which each word has 64.
+            // SAFETY: `at` is below `count`, at most STRIP (# Safety of `sums`), and WORDS words have 64 lanes each.
             unsafe { *word.get_unchecked_mut(at / 64) |= u64::from(bits) << (at % 64) };
         }
     }
@@ -230,8 +232,8 @@ mod tests {
         let mut state = StripState::new();
         let wanted =
             Wanted { has_weights: false, has_grad_output: false, lse: true, gradient: Some(1.0) };
-        // SAFETY: the lanes are set for whole registers of any set; what is read is set by `finish`. The
-        // processor has the set of `s`.
+        // SAFETY: the lanes are set for whole registers of any set; what is read is set by `finish`. The processor has
+        // the set of `s` (`on_isa`).
         unsafe {
             lanes::<[f32; COUNT], _>(&mut state.class, 0).write(of.class);
             lanes::<[f32; COUNT], _>(&mut state.shift, 0).write(of.shift);

@@ -67,7 +67,7 @@ impl Sums {
     /// # Safety
     /// The memory holds them, and no other thread accesses them.
     unsafe fn bias<'a>(&self, classes: &Range<usize>) -> &'a mut [f64] {
-        // SAFETY: this function's own # Safety.
+        // SAFETY: the memory holds the sums of the classes, which no other thread accesses (# Safety).
         unsafe { std::slice::from_raw_parts_mut(self.bias.add(classes.start), classes.len()) }
     }
 }
@@ -175,7 +175,8 @@ impl Job<'_> {
         rows: &[usize],
         records: &mut [RowRecord],
     ) {
-        // SAFETY: this function's own # Safety.
+        // SAFETY: the tile has all logits of the rows, which are the plan's and this thread's (# Safety). The loops end
+        // before what they reduce is finished, and the gradient is made of records that `finish` has made.
         unsafe {
             self.start(worker, rows, Some(tile));
             if self.call.from_lse {

@@ -45,7 +45,7 @@ impl Job<'_> {
     /// to the rows' sums.
     ///
     /// # Safety
-    /// The tile holds these classes of the rows, which are the plan's; no other thread accesses their gradient.
+    /// The tile holds these classes of the rows, which are the plan's; no other thread accesses them or their gradient.
     pub unsafe fn multiply_exps(
         &self,
         worker: &mut Worker,
@@ -55,7 +55,8 @@ impl Job<'_> {
     ) {
         let Some(gradient) = &self.linear.hidden_gradient else { return };
         for (i, &row) in rows.iter().enumerate() {
-            // SAFETY: the tile holds the classes of the row (# Safety).
+            // SAFETY: the tile holds the classes of the row, and no other thread accesses them or the row's gradient
+            // (# Safety).
             unsafe { self.exps(worker, tile, i, row, classes.clone(), gradient) };
         }
         self.tile_rows(worker, tile, classes.start, 0..rows.len());
@@ -72,7 +73,7 @@ impl Job<'_> {
     /// a higher shift if they need one.
     ///
     /// # Safety
-    /// The tile holds these classes of the row; no other thread accesses its gradient.
+    /// The tile holds these classes of the row; no other thread accesses them or its gradient.
     unsafe fn exps(
         &self,
         worker: &mut Worker,
@@ -91,7 +92,7 @@ impl Job<'_> {
             worker.shifts[i] = worker.reductions[i].map_or(Shift::ZERO, |of| of.initial.shift);
         }
         let Some(reduction) = worker.reductions[i] else {
-            // SAFETY: the tile holds the classes (# Safety).
+            // SAFETY: the tile holds the classes, this thread's alone (# Safety).
             return unsafe { self.fill(start, classes.len(), 0.0) };
         };
         let shift = worker.shifts[i];
@@ -102,8 +103,9 @@ impl Job<'_> {
         if call.sums_exps_alone && !shift.is_by_logit() {
             let mut chunk = Chunk::new(start, classes.len(), excluded);
             (chunk.stored, chunk.backup) = (start, backup.start());
-            // SAFETY: the tile holds the classes (# Safety), and the backup has room for them; the shift has no logit,
-            // and the processor has the set of the kernels.
+            // SAFETY: the tile holds the classes, this thread's alone (# Safety), and the backup has room for a
+            // vocabulary block. The shift has no logit, by the comparison, and the processor has the set of the kernels
+            // (`Call::k`).
             let sums = unsafe { (call.k.native.sum_stored)(&chunk, shift) };
             let least = if reduction.initial.is_of_row { 0.0 } else { SMALLEST_SUM };
             stored = sums.in_range && (least..LARGEST_PRODUCT_SUM).contains(&sums.sum);
@@ -116,7 +118,7 @@ impl Job<'_> {
         }
         if !stored {
             let is_first = state.exps.sum.is_zero();
-            // SAFETY: the tile holds the classes (# Safety), this thread's alone.
+            // SAFETY: the tile holds the classes, this thread's alone (# Safety).
             unsafe {
                 segment::reduce_classes(call, &place, classes.clone(), &reduction, None, state);
             }
@@ -128,7 +130,8 @@ impl Job<'_> {
                 worker.shifts[i] = higher;
                 if classes.start > 0 {
                     let scale = exp2(-higher.above(shift, call.l));
-                    // SAFETY: the row has sums, of the classes before; they are this thread's (# Safety).
+                    // SAFETY: `multiply_exps` has begun the row's sums with the classes before; they are this thread's
+                    // (# Safety).
                     unsafe { self.scale_sums(worker, gradient, i, row, scale) };
                 }
             }
@@ -142,11 +145,11 @@ impl Job<'_> {
                 next: None,
             };
             let flags = ChunkFlags::default();
-            // SAFETY: the tile holds the classes (# Safety), this thread's alone.
+            // SAFETY: the tile holds the classes, this thread's alone (# Safety).
             unsafe { segment::gradient_classes(call, &place, classes, flags, &gradient) };
         }
         if let Some(excluded) = excluded {
-            // SAFETY: the tile holds the class (# Safety).
+            // SAFETY: the tile holds the class, one of these, this thread's alone (# Safety).
             unsafe { self.fill(start.wrapping_add(excluded * self.lane), 1, 0.0) };
         }
     }
@@ -186,7 +189,8 @@ impl Job<'_> {
     /// Makes the gradient of the hidden states from the sums of exponentials.
     ///
     /// # Safety
-    /// The records are those of the block's rows; no other thread accesses the rows' gradient.
+    /// The records are those of the block's rows, whose sums [`multiply_exps`](Self::multiply_exps) has completed; no
+    /// other thread accesses the rows' gradient.
     pub unsafe fn finish_exps(&self, worker: &Worker, records: &[RowRecord]) {
         let Some(gradient) = &self.linear.hidden_gradient else { return };
         let features = self.linear.features;
@@ -213,7 +217,7 @@ impl Job<'_> {
                 let mut weight = [0.0; CONVERTED];
                 if let Some(class) = record.excluded {
                     let class = Position { row: class, inner: 0 };
-                    // SAFETY: the weight covers the class, a target in range (validation), and the features.
+                    // SAFETY: the weight covers the class, a target in range, and the features (validation).
                     unsafe { self.linear.weight.read_row(class, first, &mut weight[..len]) };
                 }
                 for (feature, w) in (first..).zip(&weight[..len]) {

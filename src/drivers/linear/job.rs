@@ -26,7 +26,8 @@ pub struct Job<'a> {
     pub loss: &'a Loss,
     /// The layer.
     pub linear: &'a Linear,
-    /// The entry points of products.
+    /// The entry points of products, of a set that the processor has: `Isa::product_kernels` handed them out (# Safety
+    /// of [`run`](super::run)).
     pub k: &'a ProductKernels,
     /// Bytes of a lane.
     pub lane: usize,
@@ -217,8 +218,8 @@ impl Job<'_> {
     /// of the tile.
     ///
     /// # Safety
-    /// The rows and the `classes` classes are the plan's, no more than the tile has room for; no other thread accesses
-    /// it.
+    /// The rows and the `classes` classes are the plan's, no more than the tile has room for, nor rows than the worker
+    /// has room to prepare, nor classes than a vocabulary block has. No other thread accesses the tile.
     #[allow(clippy::too_many_arguments, reason = "where to, and the two sides of a product")]
     pub unsafe fn logits(
         &self,
@@ -234,7 +235,8 @@ impl Job<'_> {
         worker.out.extend((0..rows.len()).map(|i| tile.row(i).wrapping_add(first * self.lane)));
         let has_bias = self.linear.bias.is_some() || features == 0;
         if has_bias {
-            // SAFETY: the classes are the plan's, and the tile has room for the rows (# Safety).
+            // SAFETY: the classes are the plan's, and the tile has room for the rows (# Safety), which `worker.out`
+            // names.
             unsafe { self.start_from_bias(worker, classes, &class) };
         }
         for feature in (0..features).step_by(DEPTH) {
@@ -245,10 +247,12 @@ impl Job<'_> {
                     Self::features_of(&self.linear.weight, class(i), feature).cast_const()
                 }),
             );
-            // SAFETY: the weight covers its rows and features (validation), and the buffer has room for a
-            // vocabulary block of DEPTH steps; the processor has the set of the kernels.
+            // SAFETY: the weight covers the classes, which are the plan's (# Safety), and the features (validation).
+            // The buffer has room for a vocabulary block of DEPTH steps (`Worker::new`); the processor has the set of
+            // the kernels (`Job::k`).
             unsafe { (self.k.pack_columns)(&worker.packed_rows, depth, worker.pack.start()) };
-            // SAFETY: the rows are the plan's (# Safety).
+            // SAFETY: the rows are the plan's, and no more than the buffer has room for (# Safety); so many features
+            // are left.
             unsafe { self.hidden_rows(worker, rows.clone(), feature, depth) };
             let product = Product {
                 left: Left::Rows(&worker.left_rows),
@@ -258,7 +262,8 @@ impl Job<'_> {
                 out: &worker.out,
                 adds: has_bias || feature > 0,
             };
-            // SAFETY: the operands were made just now, and the tile has room for the rows and classes (# Safety).
+            // SAFETY: `pack_columns` and `hidden_rows` above made the operands, and the tile has room for the rows and
+            // classes, aligned to the lanes' type (# Safety).
             unsafe { self.multiply(&product) };
         }
     }
@@ -269,7 +274,7 @@ impl Job<'_> {
     /// [`product::multiply`](crate::kernels::product::multiply) lists it.
     unsafe fn multiply(&self, product: &Product) {
         let _flushing = self.k.order.is_of_pairs().then(Entered::flushing);
-        // SAFETY: this function's own # Safety; the processor has the set of the kernels.
+        // SAFETY: this function's own # Safety; the processor has the set of the kernels (`Job::k`).
         unsafe { (self.k.multiply)(product) };
     }
 
@@ -330,8 +335,8 @@ impl Job<'_> {
                 worker.left_rows.push(from);
             } else {
                 let to = self.left_row(worker, i);
-                // SAFETY: the hidden states cover the row and the features (validation; # Safety), and the buffer
-                // has room for them; the processor has the set of the kernels.
+                // SAFETY: the hidden states cover the row and the features (validation; # Safety), and the buffer has
+                // room for them (# Safety); the processor has the set of the kernels (`Job::k`).
                 unsafe { (self.k.stage)(from, depth, to) };
                 worker.left_rows.push(to);
             }
@@ -368,7 +373,7 @@ impl Job<'_> {
                         excluded: record.excluded,
                         next: None,
                     };
-                    // SAFETY: the tile holds the classes of the row (# Safety), this thread's alone.
+                    // SAFETY: the tile holds the classes of the row, this thread's alone (# Safety).
                     unsafe {
                         segment::gradient_classes(
                             &self.call,
@@ -380,16 +385,16 @@ impl Job<'_> {
                     }
                 }
                 GradientAction::Fill(value) => {
-                    // SAFETY: the tile holds the classes of the row (# Safety), this thread's alone.
+                    // SAFETY: the tile holds the classes of the row, this thread's alone (# Safety).
                     unsafe { self.fill(tile, classes.len(), value) };
                 }
-                // SAFETY: the tile holds the classes of the row (# Safety), this thread's alone.
+                // SAFETY: the tile holds the classes of the row, this thread's alone (# Safety).
                 GradientAction::Entry | GradientAction::Nothing => unsafe {
                     self.fill(tile, classes.len(), 0.0);
                 },
             }
             if let Some(class) = record.excluded.filter(|class| classes.contains(class)) {
-                // SAFETY: the tile holds the class of the row, one of these classes (# Safety), this thread's alone.
+                // SAFETY: the tile holds the class of the row, one of these classes, this thread's alone (# Safety).
                 unsafe { self.fill(place.g.wrapping_add(class * self.lane), 1, record.entry) };
             }
         }
@@ -416,8 +421,8 @@ impl Job<'_> {
     /// its columns. The rows of the product are at `worker.out`, each for all features.
     ///
     /// # Safety
-    /// `packed` finds the features of a row, for each of the `depth` steps, at most [`DEPTH`]; `out` has room for a row
-    /// for each of `left`'s.
+    /// `packed` finds the features of a row, for each of the `depth` steps, at most [`DEPTH`]. `left` has an element for
+    /// each of them, and `out` room for a row for each of `left`'s.
     pub unsafe fn multiply_gradient(
         &self,
         worker: &mut Worker,
@@ -435,12 +440,13 @@ impl Job<'_> {
             worker
                 .shifted
                 .extend(worker.out.iter().map(|out| out.wrapping_add(feature * self.lane)));
-            // SAFETY: the matrix covers its rows and features (validation), and the buffer has room for DEPTH steps
-            // of as many columns; the processor has the set of the kernels.
+            // SAFETY: `packed` finds the features of each row (# Safety), and the buffer has room for DEPTH steps of a
+            // vocabulary block of columns (`Worker::new`); the processor has the set of the kernels (`Job::k`).
             unsafe { (self.k.pack_rows)(&worker.packed_rows, columns, worker.pack.start()) };
             let (out, depth) = (&worker.shifted, self.k.order.steps(depth));
             let product = Product { left, packed: worker.pack.start(), depth, columns, out, adds };
-            // SAFETY: `left` and `out` have a row for each other (# Safety); the second operand was packed just now.
+            // SAFETY: `left` has elements for the steps, and `out` a row for each of its rows (# Safety); `pack_rows`
+            // above packed the second operand.
             unsafe { self.multiply(&product) };
         }
     }
@@ -463,7 +469,7 @@ impl Job<'_> {
     /// [entry](RowRecord::entry_in), which dominates the row. Where products round it to bf16, it is multiplied apart.
     ///
     /// # Safety
-    /// The tile's rows hold the classes; `out` has room for a row for each.
+    /// The tile's rows hold the classes, a block's, and `entries` name these alone; `out` has room for a row for each.
     pub unsafe fn multiply_weight(
         &self,
         worker: &mut Worker,
@@ -477,8 +483,9 @@ impl Job<'_> {
         if of_pairs {
             for ((i, row), entry) in rows.iter_mut().enumerate().zip(entries.clone()) {
                 let to = self.left_row(worker, i);
-                // SAFETY: the row holds the classes (# Safety), no more than DEPTH, and the buffer has room for as many
-                // rows as a block has (`Sizes::left_bytes`); the processor has the set of the kernels.
+                // SAFETY: the row holds the classes (# Safety), a block's and so no more than DEPTH, the entry's among
+                // them. The buffer has room for as many rows as a block or a chunk has (`Sizes::left_bytes`,
+                // `Sizes::needs`); the processor has the set of the kernels (`Job::k`).
                 unsafe {
                     (self.k.stage_row)(*row, classes.len(), to);
                     if let Some((class, _)) = entry {
@@ -492,7 +499,8 @@ impl Job<'_> {
         let packed = |i: usize, feature: usize| {
             Self::features_of(weight, classes.start + i, feature).cast_const()
         };
-        // SAFETY: this function's own # Safety; the weight covers the classes (validation).
+        // SAFETY: the rows hold the classes, or were prepared above, and `out` has room for a row for each (# Safety);
+        // the weight covers the classes and the features (validation).
         unsafe {
             self.multiply_gradient(worker, left, classes.len(), features.clone(), packed, adds);
         }
@@ -501,8 +509,8 @@ impl Job<'_> {
             if let Some((class, entry)) = entry {
                 let from = Self::features_of(weight, class, features.start);
                 let to = out.wrapping_add(features.start * self.lane);
-                // SAFETY: the weight covers the class and the features (validation), and the row has room for them
-                // (# Safety); the processor has the set of the kernels.
+                // SAFETY: the weight covers the class, one of these, and the features (validation), and the row has
+                // room for them (# Safety); the processor has the set of the kernels (`Job::k`).
                 unsafe { (self.k.add_scaled)(from, features.len(), entry, to) };
             }
         }
@@ -530,8 +538,9 @@ impl Job<'_> {
             let left = if of_pairs {
                 self.tile_rows(worker, tile, classes.start, first..first + steps.len());
                 let to = worker.left.start();
-                // SAFETY: the tile has the steps' rows and the classes (# Safety), and the buffer has room for DEPTH rows
-                // of a block (`Sizes::left_bytes`); the processor has the set of the kernels.
+                // SAFETY: the tile has the steps' rows and the classes (# Safety), and the buffer has room for DEPTH
+                // steps of a block (`Sizes::left_bytes`), with the partner of a last one, since DEPTH is even; the
+                // processor has the set of the kernels (`Job::k`).
                 unsafe {
                     (self.k.stage_columns)(&worker.left_rows, classes.len(), to, VOCABULARY_PITCH);
                     for (i, record) in steps.iter().enumerate() {
@@ -551,15 +560,16 @@ impl Job<'_> {
                 false => zeros,
             };
             let features = 0..self.linear.features;
-            // SAFETY: the tile has the steps' rows, and the hidden states cover them (validation); there are zeros for
-            // a vocabulary block of columns.
+            // SAFETY: the tile has the steps' rows and the classes, and `out` room for a row for each class (# Safety).
+            // The hidden states cover the rows (validation), and there are zeros for a vocabulary block of columns
+            // (`Worker::new`).
             unsafe { self.multiply_gradient(worker, left, steps.len(), features, packed, adds) };
             for record in steps.iter().filter(|_| of_pairs) {
                 if let Some((class, entry)) = record.entry_in(&classes) {
                     let from = Self::features_of(hidden, record.row, 0);
                     let to = worker.out[class - classes.start];
-                    // SAFETY: the hidden states cover the row and the features (validation), and `out` has room for a row
-                    // for each class (# Safety); the processor has the set of the kernels.
+                    // SAFETY: the hidden states cover the row and the features (validation), and `out` has room for a
+                    // row for each class (# Safety); the processor has the set of the kernels (`Job::k`).
                     unsafe { (self.k.add_scaled)(from, self.linear.features, entry, to) };
                 }
             }
@@ -609,8 +619,8 @@ impl Job<'_> {
             if gradient.view.dtype == self.linear.hidden.dtype && !gradient.accumulate {
                 let from = from.wrapping_add(features.start * self.lane);
                 let to = Self::features_of(&gradient.view, row, features.start);
-                // SAFETY: the sums are there (# Safety), and the gradient covers the row (validation), this
-                // thread's alone; the processor has the set of the kernels.
+                // SAFETY: the sums are there (# Safety), and the gradient covers the row (validation), this thread's
+                // alone (# Safety); the processor has the set of the kernels (`Job::k`).
                 unsafe { (self.k.narrow)(from, features.len(), to) };
                 continue;
             }
@@ -645,7 +655,7 @@ impl Job<'_> {
 #[inline(always)]
 pub unsafe fn add(gradient: &LinearGradient, at: Position, index: usize, value: f64) {
     let LinearGradient { view, accumulate } = gradient;
-    // SAFETY: this function's own # Safety.
+    // SAFETY: the gradient covers the element, which no other thread accesses (# Safety).
     unsafe {
         let value = if *accumulate { view.real(at, index) + value } else { value };
         view.set_real(at, index, value);

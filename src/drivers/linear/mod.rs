@@ -43,7 +43,7 @@ pub unsafe fn run(
     products: &ProductKernels,
     team: &Team,
 ) -> Result<Totals, Error> {
-    // SAFETY: this function's own # Safety.
+    // SAFETY: validation has made the plan, and `Isa::kernels` has handed out the kernels (# Safety).
     let call = unsafe { Call::of_blocks(plan, kernels, loss) };
     let lane = plan.logits.dtype.size();
     let mut job = Job { call, loss, linear, k: products, lane, block_rows: 0, weight_rows: 0 };
@@ -105,7 +105,7 @@ pub unsafe fn run(
 /// The gradient covers so many rows, and no other thread accesses them.
 pub unsafe fn clear(linear: &Linear, rows: usize) {
     for row in 0..rows {
-        // SAFETY: this function's own # Safety.
+        // SAFETY: the gradient covers the row, one of so many, which no other thread accesses (# Safety).
         unsafe { clear_hidden_gradient(linear, row) };
     }
 }
@@ -154,7 +154,9 @@ impl Job<'_> {
     /// The rows are the plan's, at most `block_rows`, each with a record; no other thread accesses them.
     pub unsafe fn rows(&self, worker: &mut Worker, rows: &[usize], records: &mut [RowRecord]) {
         let multiplies_exps = self.multiplies_exps();
-        // SAFETY: this function's own # Safety.
+        // SAFETY: the rows are the plan's, at most `block_rows`, and this thread's (# Safety). A worker's tile has room
+        // for a block of so many (`Worker::new`); `logits` makes a block before it is reduced, and all blocks are
+        // before `finish`.
         unsafe {
             self.start(worker, rows, None);
             if self.call.from_lse {

@@ -159,21 +159,21 @@ impl Job<'_> {
         let state = &mut worker.states[i];
         let is_kept = worker.groups[i / ROWS].inputs.is_kept(i % ROWS);
         if call.excluded != Excluded::Largest || !is_kept {
-            // SAFETY: the tile holds the classes (# Safety), this thread's alone.
+            // SAFETY: the tile holds the classes, this thread's alone (# Safety).
             unsafe {
                 segment::reduce_classes(call, &place, classes, reduction, None, state);
             }
             return;
         }
         // The largest of this block, for as long as it is the largest of the row.
-        // SAFETY: the tile holds the classes (# Safety); the processor has the set of the kernels.
+        // SAFETY: the tile holds the classes (# Safety); the processor has the set of the kernels (`Call::k`).
         let mut found = unsafe {
             let x = place.x.wrapping_add(classes.start * self.lane);
             (call.k.native.argmax)(x, classes.len())
         };
         found.class += classes.start;
         reduction.excluded = Some(found.class);
-        // SAFETY: the tile holds the classes (# Safety), this thread's alone.
+        // SAFETY: the tile holds the classes, this thread's alone (# Safety).
         unsafe { segment::reduce_classes(call, &place, classes.clone(), reduction, None, state) };
         if classes.start == 0 {
             worker.largest[i] = found;
@@ -264,7 +264,8 @@ impl Job<'_> {
         for classes in self.blocks() {
             let mut masses = [0.0; VOCABULARY_BLOCK];
             let masses = &mut masses[..classes.len()];
-            // SAFETY: the row and the classes are the plan's (# Safety); the processor has the set of the kernels.
+            // SAFETY: the row is the plan's (# Safety), and so are the classes of `blocks`; the processor has the set
+            // of the kernels (`Call::k`).
             unsafe {
                 self.call.masses(Position { row, inner: 0 }, classes.start, masses);
                 sum.merge((self.call.k.lanes.compensated_total)(masses.as_ptr(), masses.len()));
@@ -284,7 +285,8 @@ impl Job<'_> {
                 let largest = worker.largest[i];
                 let (group, extras) = (&mut worker.groups[i / ROWS], &mut worker.extras[i / ROWS]);
                 let (inputs, factors) = (&mut group.inputs, &mut extras.factors);
-                // SAFETY: the row is the plan's and this thread's (# Safety), and so is the class.
+                // SAFETY: the row is the plan's and this thread's (# Safety), and so is the class, which `reduce` found
+                // in a block.
                 unsafe {
                     operands::read(call, &span(row), i % ROWS, inputs, Some(factors), &[largest]);
                 }

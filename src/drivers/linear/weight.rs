@@ -58,13 +58,15 @@ impl Job<'_> {
     ) {
         if self.linear.bias_gradient.is_some() {
             self.tile_rows(worker, tile, classes.start, 0..records.len());
-            // SAFETY: the tile has the rows and classes (# Safety); the processor has the set of the kernels.
+            // SAFETY: the tile has the rows and classes, and `bias` a sum for each class (# Safety); the processor has
+            // the set of the kernels (`Job::k`).
             unsafe { (self.k.add_columns)(&worker.left_rows, classes.len(), bias) };
         }
         if let Some(weight) = &self.linear.weight_gradient {
             self.place_out(worker, weight, sums, classes.clone());
             let adds = adds || (self.is_direct(weight) && weight.accumulate);
-            // SAFETY: this function's own # Safety.
+            // SAFETY: the tile has the records' rows and the classes, for whose sums there is room (# Safety):
+            // `place_out` has named it.
             unsafe { self.multiply_hidden(worker, tile, records, classes, adds) };
         }
     }

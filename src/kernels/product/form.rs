@@ -45,7 +45,8 @@ impl Order {
     /// There are so many numbers, and no other thread accesses this one.
     #[inline(always)]
     pub unsafe fn clear(self, first: *mut u8, index: usize, pitch: usize) {
-        // SAFETY: the number's own bytes (# Safety), of an f32 or of half a step.
+        // SAFETY: there is the number (# Safety): an f32 at the step of its partner, which `steps` counts for a last
+        // one without a partner too, or half a step.
         unsafe {
             match self {
                 Order::Single => {}
@@ -91,7 +92,7 @@ pub enum Dots {}
 impl<S: PairProducts> Arithmetic<S> for Dots {
     #[inline(always)]
     unsafe fn step(s: S, a: S::Vector, b: S::Vector, sum: S::Vector) -> S::Vector {
-        // SAFETY: this function's own # Safety.
+        // SAFETY: the processor has the instructions, and the caller is compiled for them (# Safety).
         unsafe { s.multiply_pairs(a, b, sum) }
     }
 }
@@ -181,7 +182,7 @@ impl<S: Simd, E: Element<S>> Form<S> for Single<E> {
 
     #[inline(always)]
     unsafe fn stage(s: S, from: *const E, len: usize, to: *mut S::Real) {
-        // SAFETY: this function's own # Safety.
+        // SAFETY: `from` has `len` readable numbers, and `to` room for as many lanes, apart from them (# Safety).
         unsafe { convert::widen::<S, E>(s, from.cast(), len, to.cast()) }
     }
 
@@ -207,7 +208,8 @@ impl<S: Halves> Form<S> for Swapped {
 
     #[inline(always)]
     unsafe fn stage(s: S, from: *const bf16, len: usize, to: *mut f32) {
-        // SAFETY: `from` has the numbers (# Safety). A zero follows an odd number of them, within a register.
+        // SAFETY: `from` has the numbers, and `to` room for as many lanes in whole registers (# Safety): for the zero
+        // that follows an odd number of them, too.
         unsafe {
             convert::widen::<S, bf16>(s, from.cast(), len, to.cast());
             if len % 2 == 1 {
@@ -216,7 +218,7 @@ impl<S: Halves> Form<S> for Swapped {
         }
         for pair in 0..len.div_ceil(2) {
             let pair = to.cast::<u64>().wrapping_add(pair);
-            // SAFETY: both numbers of the pair were written above.
+            // SAFETY: `widen` above has written both numbers of the pair, or a number and then the zero beside it.
             unsafe { pair.write_unaligned(pair.read_unaligned().rotate_left(32)) };
         }
     }
@@ -224,7 +226,8 @@ impl<S: Halves> Form<S> for Swapped {
     #[inline(always)]
     unsafe fn join(s: S, step: usize, rows: &impl Registers<S>) -> S::Vector {
         let row = step ^ 1;
-        // SAFETY: there is the row, by the comparison (# Safety).
+        // SAFETY: `row` is below the number of rows, by the comparison, and rows are readable at these columns
+        // (# Safety).
         if row < rows.count() { unsafe { rows.load(s, row) } } else { s.splat(0.0) }
     }
 
@@ -250,13 +253,14 @@ impl<S: PairProducts> Form<S> for Paired {
         // Masked loads, or the loop would become a call of memcpy.
         for at in (0..len).step_by(S::LANES) {
             let lanes = up_to::<S>(len - at);
-            // SAFETY: `from` has the numbers that are left, and `to` room for them (# Safety).
+            // SAFETY: `lanes` has bits for numbers from `at` on below `len`, which `from` has; `to` has room for twice
+            // as many (# Safety).
             unsafe {
                 s.store_half_lanes(to.add(at), lanes, s.load_half_lanes(from.add(at), lanes, 0))
             };
         }
         if len % 2 == 1 {
-            // SAFETY: `to` has room for twice as many numbers and more (# Safety).
+            // SAFETY: `to` has room for twice `len` numbers (# Safety), and `len` is odd, so 1 at least.
             unsafe { to.add(len).write(0) };
         }
     }
@@ -287,7 +291,8 @@ impl<S: PairProducts> Form<S> for Paired {
 pub unsafe fn stage_row<S: Simd, F: Form<S>>(s: S, from: *const u8, len: usize, to: *mut u8) {
     let mut short = Scratch::<DEPTH>::new();
     let short = short.start().cast::<F::Element>();
-    // SAFETY: `from` has the lanes (# Safety), and the scratch room for DEPTH numbers of any type.
+    // SAFETY: `from` has the lanes, at most DEPTH, and `to` room for them (# Safety); the scratch has room for DEPTH
+    // numbers of any type.
     unsafe {
         convert::narrow::<S, F::Element>(s, from, len, short.cast());
         F::stage(s, short, len, to.cast());
@@ -311,7 +316,8 @@ pub unsafe fn stage_columns<S: Simd, F: Form<S>>(
         for column in (0..columns).step_by(S::LANES) {
             let lanes = up_to::<S>(columns - column);
             let registers = Lanes::<F> { rows, column, lanes, form: PhantomData };
-            // SAFETY: each row has the columns that are left, and `to` room for those of the step (# Safety).
+            // SAFETY: each row has the columns that are left, for which `lanes` has bits, and `to` room for the steps
+            // that the rows make (# Safety), this one among them.
             unsafe {
                 let joined = F::join(s, step, &registers);
                 if lanes == up_to::<S>(S::LANES) {

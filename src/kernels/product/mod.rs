@@ -71,7 +71,7 @@ trait Elements<S: Simd, const M: usize>: Copy {
     /// The element of row `i` at a step.
     ///
     /// # Safety
-    /// The row has the element, and it is readable.
+    /// The row has the element, and it is readable; that of a column is aligned.
     unsafe fn at(self, step: usize, i: usize) -> S::Real;
 }
 
@@ -81,7 +81,7 @@ struct RowElements<R, const M: usize>([*const R; M]);
 impl<S: Simd, const M: usize> Elements<S, M> for RowElements<S::Real, M> {
     #[inline(always)]
     unsafe fn at(self, step: usize, i: usize) -> S::Real {
-        // SAFETY: the row has an element at this step (# Safety). A caller's pairs may have any alignment.
+        // SAFETY: the row has a readable element at this step (# Safety). A caller's pairs may have any alignment.
         unsafe { self.0[i].add(step).read_unaligned() }
     }
 }
@@ -92,7 +92,7 @@ struct ColumnElements<R>(*const R, usize);
 impl<S: Simd, const M: usize> Elements<S, M> for ColumnElements<S::Real> {
     #[inline(always)]
     unsafe fn at(self, step: usize, i: usize) -> S::Real {
-        // SAFETY: the row has an element at this step (# Safety).
+        // SAFETY: the row has a readable element at this step, aligned to its type (# Safety).
         unsafe { *self.0.add(step * self.1 + i) }
     }
 }
@@ -102,7 +102,7 @@ impl<S: Simd, const M: usize> Elements<S, M> for ColumnElements<S::Real> {
 /// # Safety
 /// The rows of `left` have `depth` readable elements of the lanes' type, the packed panels as many columns for
 /// each step; `out` has an address for each row, with room for `columns` elements that no other thread accesses.
-/// The packed operand and `out` are aligned to the lanes' type. [`Arithmetic::step`] applies.
+/// The packed operand, `out` and the columns of `left` are aligned to the lanes' type. [`Arithmetic::step`] applies.
 #[inline(always)]
 pub unsafe fn multiply<S: Simd, A: Arithmetic<S>>(s: S, product: &Product) {
     if abreast::<S>() == 4 {
@@ -175,14 +175,16 @@ unsafe fn some_rows<S: Simd, A: Arithmetic<S>, const M: usize, const V: usize>(
                 // SAFETY: there are the rows `row..row + M` (# Safety).
                 *left = unsafe { *rows.as_ptr().add(row + i) }.cast();
             }
-            // SAFETY: this function's own # Safety.
+            // SAFETY: the rows from `row` on have `depth` elements, the panel has as many steps, and each of `to` has
+            // room from `column` on (# Safety).
             unsafe {
                 chains::<S, A, _, M, V>(s, RowElements(left), packed, depth, &to, columns, adds)
             }
         }
         Left::Columns { first, pitch, .. } => {
             let left = ColumnElements(first.cast::<S::Real>().wrapping_add(row), pitch);
-            // SAFETY: this function's own # Safety.
+            // SAFETY: the columns have elements of the rows from `row` on for `depth` steps, aligned to their type, the
+            // panel has as many steps, and each of `to` has room from `column` on (# Safety).
             unsafe { chains::<S, A, _, M, V>(s, left, packed, depth, &to, columns, adds) }
         }
     }
@@ -230,7 +232,8 @@ unsafe fn chains<S: Simd, A: Arithmetic<S>, L: Elements<S, M>, const M: usize, c
         for (j, &sum) in sums.iter().enumerate() {
             let to = to.wrapping_add(j * S::LANES);
             if whole {
-                // SAFETY: the row has room for a panel (# Safety).
+                // SAFETY: a panel or more is left of the columns, by the comparison, and the row has room for it
+                // (# Safety).
                 unsafe { s.store(to, if adds { s.add(s.load(to), sum) } else { sum }) };
             } else {
                 let lanes = up_to::<S>(columns.saturating_sub(j * S::LANES));
@@ -264,7 +267,8 @@ pub unsafe fn add_scaled<S: Simd, E: Element<S>>(
         let lanes = up_to::<S>(len - at);
         let zero = S::Real::ZERO;
         let to = to.wrapping_add(at);
-        // SAFETY: `lanes` has a bit for each element from `at` on below `len` (# Safety).
+        // SAFETY: `lanes` has a bit for each element from `at` on below `len`, for which `x` is readable and `to`
+        // writable (# Safety).
         unsafe {
             let x = E::load_lanes(s, x.wrapping_add(at), lanes, zero);
             s.store_lanes(to, lanes, s.mul_add(x, factor, s.load_lanes(to, lanes, zero)));

@@ -57,8 +57,8 @@ pub unsafe fn columns<S: Simd, F: Form<S>>(s: S, rows: &[*const u8], depth: usiz
             _ => None,
         };
         if let Some((pitch, start)) = direct {
-            // SAFETY: the rows are `pitch` apart, and each has `depth` elements (# Safety), which come in whole groups;
-            // `to` has room for the steps.
+            // SAFETY: `equal_distances` found the rows `pitch` lanes apart, and each has `depth` elements (# Safety),
+            // which come in whole groups, by the comparison; `to` has room for the steps (# Safety).
             unsafe { transpose(s, start.cast(), pitch, steps, to) };
             continue;
         }
@@ -70,8 +70,8 @@ pub unsafe fn columns<S: Simd, F: Form<S>>(s: S, rows: &[*const u8], depth: usiz
                 unsafe { F::stage(s, row.cast(), depth, buffer.add(lane * PITCH)) };
             }
         }
-        // SAFETY: the rows of the buffer are PITCH apart and reach past the steps by a register; `to` has room for them
-        // (# Safety).
+        // SAFETY: the loop above has filled rows of the buffer that are PITCH apart and reach past the steps by a
+        // register; `to` has room for the steps (# Safety).
         unsafe { transpose(s, buffer, PITCH as isize, steps, to) };
     }
 }

@@ -156,7 +156,8 @@ unsafe fn logits<S: Simd, E: Element<S>>(
     at: usize,
 ) -> S::Vector {
     let p = strip.x.cast::<E>().wrapping_offset(class as isize * strip.pitch).wrapping_add(at);
-    // SAFETY: the strip is readable (# Safety): a whole register of it, or the lanes that the mask has.
+    // SAFETY: the strip has the class and is readable (# Safety): a whole register of it, by the comparison, or the
+    // lanes that the mask has.
     unsafe {
         if strip.lanes - at >= S::LANES {
             E::load(s, p)
@@ -175,8 +176,8 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(s: S, strip: &Strip, state:
     let zero = s.splat(S::Real::ZERO);
     let (round, largest) = (s.splat(S::Real::ROUND), S::Real::from_f64(S::Real::MAX_SHIFT));
     for at in (0..strip.lanes).step_by(S::LANES) {
-        // SAFETY: the strip has the classes and lanes. The arrays have room for whole registers of them, and
-        // the driver set the excluded classes (# Safety).
+        // SAFETY: `at` is below the strip's lanes and `class` below its classes. The arrays have room for STRIP lanes
+        // (`StripState`), of which registers are whole parts, and the driver set the excluded classes (# Safety).
         unsafe {
             let mut max = logits::<S, E>(s, strip, 0, at);
             for class in 1..strip.classes.min(GROUP) {
@@ -214,15 +215,15 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
     for at in (0..strip.lanes).step_by(S::LANES) {
         let mut x_of = [zero; N];
         for (j, x_of) in x_of.iter_mut().enumerate() {
-            // SAFETY: the strip has the classes and lanes (# Safety).
+            // SAFETY: the strip has the classes (# Safety), and `at` is below its lanes.
             *x_of = unsafe { logits::<S, E>(s, strip, class + j, at) };
             if strip.ahead != 0 && (at * size_of::<E>()).is_multiple_of(64) {
                 let p = x.wrapping_offset(j as isize * strip.pitch).wrapping_add(at);
                 s.prefetch(p.wrapping_offset(strip.ahead).cast());
             }
         }
-        // SAFETY: the arrays have room for whole registers of the lanes, and the shifts were chosen
-        // (# Safety).
+        // SAFETY: the arrays have room for STRIP lanes (`StripState`), of which registers are whole parts, and `shifts`
+        // has set those of the strip's lanes (# Safety).
         let (excluded, shift, mut x_y, mut sum) = unsafe {
             (
                 s.load(lanes(&mut state.class, at)),
@@ -247,7 +248,8 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
         for (sum, &group) in sum.as_mut().iter_mut().zip(group.as_ref()) {
             *sum = s.wide().add(*sum, group);
         }
-        // SAFETY: the arrays have room for whole registers of the lanes.
+        // SAFETY: the arrays have room for STRIP lanes (`StripState`), of which registers are whole parts, and a strip
+        // has no more (# Safety).
         unsafe {
             store_wide(s, &mut state.excluded_sum_loss, at, sum);
             s.store(lanes(&mut state.x_y, at), x_y);
@@ -364,8 +366,8 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     let aligned = (to.g as usize).is_multiple_of(unit)
         && (to.pitch as usize).wrapping_mul(size_of::<G>()).is_multiple_of(unit);
     let stream = to.stream && aligned;
-    // SAFETY: this function's own # Safety; `All` is for strips of whole registers that are all written
-    // from exponentials, and streams are aligned.
+    // SAFETY: this function's own # Safety. `All` is for strips of whole registers, as `whole` says, that are all
+    // written from exponentials, as `all` finds; `aligned` says whether streams are.
     unsafe {
         if whole && !strip.exps.is_null() && all(&to.writes) && all(&state.kept) {
             sweep::<S, E, G, All>(s, strip, state, to, stream);
@@ -393,8 +395,8 @@ unsafe fn sweep<S: Simd<Real: Base>, E: Element<S>, G: Element<S>, W: Writing>(
         let g = to.g.cast::<G>().wrapping_offset(class as isize * to.pitch);
         for at in (0..strip.lanes).step_by(S::LANES) {
             let lanes_left = up_to::<S>(strip.lanes - at);
-            // SAFETY: the arrays have room for whole registers of the strip's lanes, and `sums` and the
-            // arithmetic of the rows have set them (# Safety).
+            // SAFETY: the arrays have room for STRIP lanes (`StripState`), of which registers are whole parts, and
+            // `sums` and the arithmetic of the rows have set those of the strip's lanes (# Safety).
             let (excluded, factor, entry) = unsafe {
                 (
                     s.load(lanes(&mut state.class, at)),
@@ -412,7 +414,8 @@ unsafe fn sweep<S: Simd<Real: Base>, E: Element<S>, G: Element<S>, W: Writing>(
                 };
                 Exp2::<S, ByExponent>::lanes(s, zero, shift).value_where::<Clamped>(x, is_other)
             } else {
-                // SAFETY: `sums` has kept whole registers of exponentials.
+                // SAFETY: exponentials are kept, by the comparison or `W::WHOLE`: `sums` has stored whole registers of
+                // them (# Safety).
                 unsafe { s.load(exps.wrapping_add(at)) }
             };
             let v = s.select(is_other, s.mul_add(e, factor, zero), entry);
