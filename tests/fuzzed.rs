@@ -340,7 +340,7 @@ fn layer(dtype: Dtype, rows: usize, classes: usize, features: usize) -> Layer {
 #[test]
 fn gradients_of_certain_rows_far_from_zero() {
     for dtype in [Dtype::F32, Dtype::F64, Dtype::Bf16] {
-        for far in [-3e5, -1e4, -2e3, -150.0, 150.0, 2e3, 1e4, 3e5] {
+        for far in [-1e6, -3e5, -4.5e4, -1e4, -2e3, -150.0, 150.0, 2e3, 1e4, 4.5e4, 3e5, 1e6] {
             let (rows, classes, features) = (3, 300, 2);
             let mut layer = layer(dtype, rows, classes, features);
             // The logits of the second row are multiples of `far`, those of the last class the largest.

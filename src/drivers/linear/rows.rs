@@ -203,12 +203,17 @@ impl Job<'_> {
             Excluded::Target => inputs.class(row),
             Excluded::Largest | Excluded::None => None,
         };
-        let initial = if sums_exps {
+        let mut initial = if sums_exps {
             // SAFETY: the row's first classes are readable (# Safety).
             unsafe { segment::choose_initial_shift(call, place, excluded) }
         } else {
             InitialShift::NONE
         };
+        if call.excluded == Excluded::Largest {
+            // The shift is that of the largest logit, which the sums leave out as soon as it is found: those of the others
+            // may be far smaller.
+            initial.is_of_row = false;
+        }
         let start = initial.shift.exponent / call.l;
         let center = (call.spreads_mass && inputs.is_kept(row)).then(|| {
             let others = initial.is_of_row.then_some(start);
