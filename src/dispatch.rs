@@ -9,7 +9,7 @@ use crate::kernels::contiguous::gradient::GradientChunk;
 use crate::kernels::contiguous::reduce::Sums;
 use crate::kernels::contiguous::{convert, gradient, interleaved, reduce};
 use crate::kernels::logit_transform::{self, Transform};
-use crate::kernels::product::form::{self, Form, Fused, Single, Swapped};
+use crate::kernels::product::form::{self, Form, Fused, Pairs, Single, Swapped};
 #[cfg(x86_sets)]
 use crate::kernels::product::form::{Dots, Paired};
 use crate::kernels::product::{self, Product, pack};
@@ -22,14 +22,14 @@ use crate::kernels::strided::row::StripRow;
 use crate::kernels::strided::strip::{Strip, StripGradient, StripState};
 use crate::kernels::strided::tile::{Tile, TileNumbers};
 use crate::kernels::{
-    Kernels, LaneKernels, LogitKernels, OutputKernels, ProductKernels, class_index, ordinary,
-    strided,
+    Kernels, LaneKernels, LogitKernels, OutputKernels, PairKernels, ProductKernels, class_index,
+    ordinary, strided,
 };
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::{Base, Shift};
+use crate::simd::{Halves, Simd, portable};
 #[cfg(x86_sets)]
 use crate::simd::{PairProducts, avx2, avx512};
-use crate::simd::{Simd, portable};
 #[cfg(x86_sets)]
 use crate::strategy;
 use crate::view::{FloatType, IntegerType, Span, View};
@@ -280,10 +280,10 @@ macro_rules! entries {
                 fn stage[S: Simd<Real: Base>, F: Form<S>](from: *const u8, len: usize, to: *mut u8) -> () {
                     F::stage(S::assume(), from.cast(), len, to.cast())
                 }
-                fn stage_row[S: Simd<Real: Base>, F: Form<S>](from: *const u8, len: usize, to: *mut u8) -> () {
+                fn stage_row[S: Halves, F: Pairs<S>](from: *const u8, len: usize, to: *mut u8) -> () {
                     form::stage_row::<S, F>(S::assume(), from, len, to)
                 }
-                fn stage_columns[S: Simd<Real: Base>, F: Form<S>](rows: &[*const u8], columns: usize, to: *mut u8, pitch: usize) -> () {
+                fn stage_columns[S: Halves, F: Pairs<S>](rows: &[*const u8], columns: usize, to: *mut u8, pitch: usize) -> () {
                     form::stage_columns::<S, F>(S::assume(), rows, columns, to, pitch)
                 }
                 fn tile_combine[S: Simd<Real: Base>](tiles: &Tiles, sums: &[TileNumbers; 2]) -> () {
@@ -373,15 +373,25 @@ macro_rules! entries {
                     panel: product::panel::<S>(),
                     order: F::ORDER,
                     multiply,
-                    add_scaled: add_scaled::<S, F::Element>,
                     add_columns: add_columns::<S>,
                     pack_rows: pack_rows::<S, F>,
                     pack_columns: pack_columns::<S, F>,
                     stage: stage::<S, F>,
+                    narrow: narrow::<S, F::Element>,
+                    pairs: None,
+                }
+            }
+
+            /// The same for a form of pairs.
+            pub const fn pair_table<S: Halves<Real: Base> + 'static, F: Pairs<S>>(
+                multiply: unsafe fn(&Product),
+            ) -> ProductKernels {
+                let pairs = PairKernels {
                     stage_row: stage_row::<S, F>,
                     stage_columns: stage_columns::<S, F>,
-                    narrow: narrow::<S, F::Element>,
-                }
+                    add_scaled: add_scaled::<S, bf16>,
+                };
+                ProductKernels { pairs: Some(pairs), ..product_table::<S, F>(multiply) }
             }
 
             /// The entry points for products of operands of this type.
@@ -389,7 +399,7 @@ macro_rules! entries {
                 match dtype {
                     FloatType::F32 => const { &product_table::<$short, Single<f32>>(multiply::<$short>) },
                     FloatType::F64 => const { &product_table::<$long, Single<f64>>(multiply::<$long>) },
-                    FloatType::Bf16 => const { &product_table::<$short, Swapped>(multiply::<$short>) },
+                    FloatType::Bf16 => const { &pair_table::<$short, Swapped>(multiply::<$short>) },
                     FloatType::F16 => const { &product_table::<$short, Single<f16>>(multiply::<$short>) },
                 }
             }
@@ -453,7 +463,7 @@ mod avx512_pairs {
         (detected && strategy::multiplies_pairs()).then_some(
             const {
                 use avx512::Avx512;
-                &avx512_entries::product_table::<Avx512, Paired>(multiply_pairs::<Avx512>)
+                &avx512_entries::pair_table::<Avx512, Paired>(multiply_pairs::<Avx512>)
             },
         )
     }

@@ -157,8 +157,6 @@ pub struct ProductKernels {
     pub order: product::form::Order,
     /// See [`product::multiply`].
     pub multiply: unsafe fn(&product::Product),
-    /// See [`product::add_scaled`].
-    pub add_scaled: unsafe fn(*const u8, usize, f64, *mut u8),
     /// See [`product::add_columns`].
     pub add_columns: unsafe fn(&[*const u8], usize, &mut [f64]),
     /// See [`product::pack::rows`].
@@ -167,10 +165,20 @@ pub struct ProductKernels {
     pub pack_columns: unsafe fn(&[*const u8], usize, *mut u8),
     /// See [`product::form::Form::stage`].
     pub stage: unsafe fn(*const u8, usize, *mut u8),
+    /// See [`contiguous::convert::narrow`].
+    pub narrow: unsafe fn(*const u8, usize, *mut u8),
+    /// What products of [pairs](product::form::Pairs) need beside.
+    pub pairs: Option<PairKernels>,
+}
+
+/// Entry points for what products of pairs round, and what is multiplied apart for that. What [`LogitKernels`] says of safety holds
+/// for them too.
+#[derive(Clone, Copy, Debug)]
+pub struct PairKernels {
     /// See [`product::form::stage_row`].
     pub stage_row: unsafe fn(*const u8, usize, *mut u8),
     /// See [`product::form::stage_columns`].
     pub stage_columns: unsafe fn(&[*const u8], usize, *mut u8, usize),
-    /// See [`contiguous::convert::narrow`].
-    pub narrow: unsafe fn(*const u8, usize, *mut u8),
+    /// See [`product::add_scaled`].
+    pub add_scaled: unsafe fn(*const u8, usize, f64, *mut u8),
 }

@@ -106,8 +106,8 @@ impl Job<'_> {
                 let class = |i: usize| classes.start + i;
                 let rows = rows.iter().copied();
                 // SAFETY: `Sizes::chunk_bytes` counts all classes of a chunk's rows, which are the plan's (# Safety).
-                // `Sizes::needs` made a chunk of no more rows than a worker has room to widen. `for_each` gives each
-                // block of classes to one task.
+                // A worker has room to prepare them (`Sizes::left_bytes`). `for_each` gives each block of classes to one
+                // task.
                 workers.with(|worker| unsafe {
                     self.logits(worker, &tile, classes.start, rows, classes.len(), class);
                 });

@@ -107,9 +107,7 @@ impl RowRecord {
             GradientAction::Sweep => true,
         }
     }
-}
 
-impl RowRecord {
     /// The class whose entry is `entry`, and that, if it is one of `classes` and the row has a gradient.
     pub fn entry_in(&self, classes: &Range<usize>) -> Option<(usize, f64)> {
         let class = self.excluded.filter(|class| classes.contains(class) && self.has_gradient());
@@ -273,7 +271,7 @@ impl Job<'_> {
     /// # Safety
     /// [`product::multiply`](crate::kernels::product::multiply) lists it.
     unsafe fn multiply(&self, product: &Product) {
-        let _flushing = self.k.order.is_of_pairs().then(Entered::flushing);
+        let _flushing = self.k.pairs.map(|_| Entered::flushing());
         // SAFETY: this function's own # Safety; the processor has the set of the kernels (`Job::k`).
         unsafe { (self.k.multiply)(product) };
     }
@@ -479,17 +477,15 @@ impl Job<'_> {
         adds: bool,
     ) {
         let mut rows = std::mem::take(&mut worker.left_rows);
-        let (order, of_pairs) = (self.k.order, self.k.order.is_of_pairs());
-        if of_pairs {
+        if let Some(pairs) = &self.k.pairs {
             for ((i, row), entry) in rows.iter_mut().enumerate().zip(entries.clone()) {
                 let to = self.left_row(worker, i);
                 // SAFETY: the row holds the classes (# Safety), a block's and so no more than DEPTH, the entry's among
-                // them. The buffer has room for as many rows as a block or a chunk has (`Sizes::left_bytes`,
-                // `Sizes::needs`); the processor has the set of the kernels (`Job::k`).
+                // them. The buffer has room for as many rows as a block or a chunk has (`Sizes::left_bytes`); the processor has the set of the kernels (`Job::k`).
                 unsafe {
-                    (self.k.stage_row)(*row, classes.len(), to);
+                    (pairs.stage_row)(*row, classes.len(), to);
                     if let Some((class, _)) = entry {
-                        order.clear(to, class - classes.start, self.lane);
+                        self.k.order.clear(to, class - classes.start, self.lane);
                     }
                 }
                 *row = to;
@@ -505,21 +501,22 @@ impl Job<'_> {
             self.multiply_gradient(worker, left, classes.len(), features.clone(), packed, adds);
         }
         worker.left_rows = rows;
-        for (out, entry) in worker.out.iter().zip(entries).filter(|_| of_pairs) {
+        let Some(pairs) = &self.k.pairs else { return };
+        for (out, entry) in worker.out.iter().zip(entries) {
             if let Some((class, entry)) = entry {
                 let from = Self::features_of(weight, class, features.start);
                 let to = out.wrapping_add(features.start * self.lane);
                 // SAFETY: the weight covers the class, one of these, and the features (validation), and the row has
                 // room for them (# Safety); the processor has the set of the kernels (`Job::k`).
-                unsafe { (self.k.add_scaled)(from, features.len(), entry, to) };
+                unsafe { (pairs.add_scaled)(from, features.len(), entry, to) };
             }
         }
     }
 
     /// Multiplies the columns of a tile, which holds these classes, with the hidden states of the records' rows, in
     /// chains of [`DEPTH`] rows, with the rows' entries apart as [`multiply_weight`](Self::multiply_weight) has them:
-    /// see [`multiply_gradient`](Self::multiply_gradient). Rows without a gradient take part
-    /// as zeros, whatever their hidden states hold.
+    /// see [`multiply_gradient`](Self::multiply_gradient). Rows without a gradient take part as zeros, whatever their
+    /// hidden states hold.
     ///
     /// # Safety
     /// The tile has the records' rows and the classes; `out` has room for a row for each class.
@@ -532,21 +529,20 @@ impl Job<'_> {
         mut adds: bool,
     ) {
         let (hidden, zeros) = (&self.linear.hidden, worker.zeros.start().cast_const());
-        let (order, of_pairs) = (self.k.order, self.k.order.is_of_pairs());
         for first in (0..records.len()).step_by(DEPTH) {
             let steps = &records[first..records.len().min(first + DEPTH)];
-            let left = if of_pairs {
+            let left = if let Some(pairs) = &self.k.pairs {
                 self.tile_rows(worker, tile, classes.start, first..first + steps.len());
                 let to = worker.left.start();
                 // SAFETY: the tile has the steps' rows and the classes (# Safety), and the buffer has room for DEPTH
                 // steps of a block (`Sizes::left_bytes`), with the partner of a last one, since DEPTH is even; the
                 // processor has the set of the kernels (`Job::k`).
                 unsafe {
-                    (self.k.stage_columns)(&worker.left_rows, classes.len(), to, VOCABULARY_PITCH);
+                    (pairs.stage_columns)(&worker.left_rows, classes.len(), to, VOCABULARY_PITCH);
                     for (i, record) in steps.iter().enumerate() {
                         if let Some((class, _)) = record.entry_in(&classes) {
                             let column = to.wrapping_add((class - classes.start) * self.lane);
-                            order.clear(column, i, VOCABULARY_PITCH * self.lane);
+                            self.k.order.clear(column, i, VOCABULARY_PITCH * self.lane);
                         }
                     }
                 }
@@ -564,16 +560,17 @@ impl Job<'_> {
             // The hidden states cover the rows (validation), and there are zeros for a vocabulary block of columns
             // (`Worker::new`).
             unsafe { self.multiply_gradient(worker, left, steps.len(), features, packed, adds) };
-            for record in steps.iter().filter(|_| of_pairs) {
+            adds = true;
+            let Some(pairs) = &self.k.pairs else { continue };
+            for record in steps {
                 if let Some((class, entry)) = record.entry_in(&classes) {
                     let from = Self::features_of(hidden, record.row, 0);
                     let to = worker.out[class - classes.start];
                     // SAFETY: the hidden states cover the row and the features (validation), and `out` has room for a
                     // row for each class (# Safety); the processor has the set of the kernels (`Job::k`).
-                    unsafe { (self.k.add_scaled)(from, self.linear.features, entry, to) };
+                    unsafe { (pairs.add_scaled)(from, self.linear.features, entry, to) };
                 }
             }
-            adds = true;
         }
     }
 

@@ -198,10 +198,10 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Bytes of the first operand of a product, where it does not lie as the product takes it: rows of DEPTH lanes, or
-    /// DEPTH steps of a vocabulary block.
+    /// Bytes of the first operand of a product, where it does not lie as the product takes it: DEPTH lanes for each of
+    /// so many rows, or of a chunk's, or DEPTH steps of a vocabulary block.
     fn left_bytes(&self, rows: usize) -> usize {
-        let lanes = (rows * DEPTH).max(DEPTH * VOCABULARY_PITCH);
+        let lanes = rows.max(strategy::CHUNK_ROWS).max(VOCABULARY_PITCH) * DEPTH;
         if self.widens { lanes * self.lane } else { 0 }
     }
 
@@ -258,10 +258,7 @@ impl Sizes {
             }
             needs.threads = threads.min(affordable);
             if self.makes_logits_again {
-                let affordable = self.chunk_rows(workspace - fixed - needs.threads * each);
-                // A worker widens the hidden states of a chunk into the rows that it has room for.
-                let room = if self.widens { block_rows.max(weight_rows) } else { usize::MAX };
-                needs.chunk_rows = affordable.min(room);
+                needs.chunk_rows = self.chunk_rows(workspace - fixed - needs.threads * each);
             }
         }
         Ok(needs)

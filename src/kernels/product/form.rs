@@ -23,7 +23,7 @@ pub enum Order {
     /// The same, with the two numbers of a pair swapped; a last one without a partner has a zero before it.
     Swapped,
     /// A pair of bf16 a step; a last number without a partner has a zero beside it.
-    #[cfg_attr(not(x86_sets), allow(dead_code, reason = "an instruction of x86"))]
+    #[cfg_attr(not(x86_sets), allow(dead_code, reason = "x86 alone has the instruction for it"))]
     Paired,
 }
 
@@ -56,12 +56,6 @@ impl Order {
                 }
             }
         }
-    }
-
-    /// Lanes are rounded to bf16 before they are multiplied, and subnormal numbers are zeros.
-    #[inline(always)]
-    pub const fn is_of_pairs(self) -> bool {
-        !matches!(self, Order::Single)
     }
 }
 
@@ -167,9 +161,6 @@ pub trait Form<S: Simd> {
     /// # Safety
     /// [`Registers::load`] applies to every row; the step is one of those that the rows make.
     unsafe fn join(s: S, step: usize, rows: &impl Registers<S>) -> S::Vector;
-
-    /// Rounds lanes as they are before they are multiplied.
-    fn round(s: S, v: S::Vector) -> S::Vector;
 }
 
 /// One number a step.
@@ -190,11 +181,6 @@ impl<S: Simd, E: Element<S>> Form<S> for Single<E> {
     unsafe fn join(s: S, step: usize, rows: &impl Registers<S>) -> S::Vector {
         // SAFETY: each row is a step (# Safety).
         unsafe { rows.load(s, step) }
-    }
-
-    #[inline(always)]
-    fn round(_: S, v: S::Vector) -> S::Vector {
-        v
     }
 }
 
@@ -229,11 +215,6 @@ impl<S: Halves> Form<S> for Swapped {
         // SAFETY: `row` is below the number of rows, by the comparison, and rows are readable at these columns
         // (# Safety).
         if row < rows.count() { unsafe { rows.load(s, row) } } else { s.splat(0.0) }
-    }
-
-    #[inline(always)]
-    fn round(s: S, v: S::Vector) -> S::Vector {
-        s.widen_bf16(s.narrow_bf16(v))
     }
 }
 
@@ -275,36 +256,40 @@ impl<S: PairProducts> Form<S> for Paired {
             s.join_pairs(first, second)
         }
     }
-
-    #[inline(always)]
-    fn round(s: S, v: S::Vector) -> S::Vector {
-        s.widen_bf16(s.narrow_bf16(v))
-    }
 }
 
-/// Numbers of the lanes' type to those of a form, for the first operand: `len` of a row.
+/// A form of pairs: a first operand that is in lanes is rounded to bf16 before it is multiplied, and subnormal numbers
+/// are zeros.
+pub trait Pairs<S: Halves>: Form<S, Element = bf16> {}
+
+impl<S: Halves> Pairs<S> for Swapped {}
+
+#[cfg(x86_sets)]
+impl<S: PairProducts> Pairs<S> for Paired {}
+
+/// Rounds `len` lanes of a row, and prepares them as steps side by side.
 ///
 /// # Safety
-/// `from` has `len` readable lanes, at most [`DEPTH`]; `to` has room for as many, rounded up to whole
-/// registers. They do not overlap.
+/// `from` has `len` readable lanes, at most [`DEPTH`]; `to` has room for as many, rounded up to whole registers. They do
+/// not overlap.
 #[inline(always)]
-pub unsafe fn stage_row<S: Simd, F: Form<S>>(s: S, from: *const u8, len: usize, to: *mut u8) {
+pub unsafe fn stage_row<S: Halves, F: Pairs<S>>(s: S, from: *const u8, len: usize, to: *mut u8) {
     let mut short = Scratch::<DEPTH>::new();
-    let short = short.start().cast::<F::Element>();
+    let short = short.start().cast::<bf16>();
     // SAFETY: `from` has the lanes, at most DEPTH, and `to` room for them (# Safety); the scratch has room for DEPTH
-    // numbers of any type.
+    // numbers.
     unsafe {
-        convert::narrow::<S, F::Element>(s, from, len, short.cast());
+        convert::narrow::<S, bf16>(s, from, len, short.cast());
         F::stage(s, short, len, to.cast());
     }
 }
 
-/// The same of columns: a row for each step, `pitch` lanes apart.
+/// Rounds lanes of rows, and prepares their columns: a row for each step, `pitch` lanes apart.
 ///
 /// # Safety
 /// Each of `rows` has `columns` readable lanes; `to` has room for the steps. They do not overlap.
 #[inline(always)]
-pub unsafe fn stage_columns<S: Simd, F: Form<S>>(
+pub unsafe fn stage_columns<S: Halves, F: Pairs<S>>(
     s: S,
     rows: &[*const u8],
     columns: usize,
@@ -312,10 +297,10 @@ pub unsafe fn stage_columns<S: Simd, F: Form<S>>(
     pitch: usize,
 ) {
     for step in 0..F::ORDER.steps(rows.len()) {
-        let to = to.cast::<S::Real>().wrapping_add(step * pitch);
+        let to = to.cast::<f32>().wrapping_add(step * pitch);
         for column in (0..columns).step_by(S::LANES) {
-            let lanes = up_to::<S>(columns - column);
-            let registers = Lanes::<F> { rows, column, lanes, form: PhantomData };
+            let registers = Rounded(Columns::new::<S>(rows, column, columns));
+            let lanes = registers.0.lanes;
             // SAFETY: each row has the columns that are left, for which `lanes` has bits, and `to` room for the steps
             // that the rows make (# Safety), this one among them.
             unsafe {
@@ -330,32 +315,18 @@ pub unsafe fn stage_columns<S: Simd, F: Form<S>>(
     }
 }
 
-/// Registers of rows of lanes from a column on, rounded as a form has them.
-struct Lanes<'a, F> {
-    rows: &'a [*const u8],
-    column: usize,
-    /// The lanes that there are columns for, a bit for each.
-    lanes: u32,
-    form: PhantomData<F>,
-}
+/// Registers of lanes, rounded to bf16.
+struct Rounded<'a>(Columns<'a, f32>);
 
-impl<S: Simd, F: Form<S>> Registers<S> for Lanes<'_, F> {
+impl<S: Halves> Registers<S> for Rounded<'_> {
     #[inline(always)]
     fn count(&self) -> usize {
-        self.rows.len()
+        self.0.rows.len()
     }
 
     #[inline(always)]
     unsafe fn load(&self, s: S, row: usize) -> S::Vector {
-        // SAFETY: there is the row, readable at the columns from `column` on that have a bit (# Safety).
-        let x = unsafe {
-            let from = (*self.rows.as_ptr().add(row)).cast::<S::Real>().wrapping_add(self.column);
-            if self.lanes == up_to::<S>(S::LANES) {
-                s.load(from)
-            } else {
-                s.load_lanes(from, self.lanes, S::Real::ZERO)
-            }
-        };
-        F::round(s, x)
+        // SAFETY: there is the row, readable at these columns (# Safety).
+        s.widen_bf16(s.narrow_bf16(unsafe { self.0.load(s, row) }))
     }
 }
