@@ -543,7 +543,7 @@ fn exponentials_of_inner_positions() {
 }
 
 /// A linear layer takes 2 MiB a thread for f32, and memory for its rows: with 2048 rows of 65,536 classes less than 2 %
-/// of the logits that it does not store. A workspace bounds what it takes.
+/// of the logits that it does not store. A workspace bounds what it takes, and serves where it spares a product.
 fn linear_layers_take_what_they_may() {
     const FEATURES: usize = 64;
     let own = Pool::new(THREADS).unwrap();
@@ -553,16 +553,23 @@ fn linear_layers_take_what_they_may() {
     let weight: Vec<f32> = (0..classes * FEATURES).map(value).collect();
     let targets: Vec<i32> = (0..rows).map(|row| (row * 7 % classes) as i32).collect();
     let (mut grad_hidden, mut grad_weight) = (hidden.clone(), weight.clone());
-    let mut run = |workspace: usize, threads: u32| {
+    let mut run_for = |workspace: usize, threads: u32, wants_weight: bool| {
         let call = CrossEntropy::new(rows, classes).pool(&own).threads(threads);
         let grads = LinearGrads {
             hidden: Some((&mut grad_hidden).into()),
-            weight: Some((&mut grad_weight).into()),
+            weight: wants_weight.then_some((&mut grad_weight).into()),
             ..LinearGrads::default()
         };
         let linear = Linear::new(call, FEATURES).workspace(workspace);
         counted(|| linear.forward_backward(&hidden, &weight, &targets, grads))
     };
+    // Logits are kept only where they would be made again: not for the gradient of the hidden states alone.
+    const WORKSPACE: usize = 128 << 20;
+    let (_, kept) = run_for(WORKSPACE, 1, true);
+    assert!((64 * classes * 4..=WORKSPACE).contains(&kept.bytes), "{kept:?} with a workspace");
+    let [lean, roomy] = [0, WORKSPACE].map(|workspace| run_for(workspace, 1, false).1.bytes);
+    assert_eq!(lean, roomy, "bytes for the gradient of the hidden states alone");
+    let mut run = |workspace: usize, threads: u32| run_for(workspace, threads, true);
     for threads in [1, 3] {
         let (result, count) = run(0, threads);
         result.unwrap();
