@@ -36,6 +36,16 @@ def gradient():
     return loss.item(), logits.grad[ROWS // 2, :10].tolist()
 
 
+def output_of(program, *arguments):
+    """What a process of its own prints. It is isolated: the sources, which have no compiled part,
+    may lie in the working directory.
+    """
+    command = [sys.executable, "-I", "-c", program, *arguments]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
 def test_threads_follow_torch():
     program = """
 import os, time, torch, xent_torch
@@ -52,11 +62,8 @@ for count in (1, 2, 4, 3):
 assert len(losses) == 1, losses
 print(seen)
 """
-    output = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
     # No pool for one thread, and one that grows: the pool of 2 has ended when that of 4 is there.
-    assert output.stdout.strip() == "[0, 2, 4, 4]"
+    assert output_of(program).strip() == "[0, 2, 4, 4]"
 
 
 def test_work_is_shared():
@@ -190,9 +197,7 @@ print((status("VmHWM") - before) / x.nbytes)
 
 def peak(package, case):
     """The growth of the peak of the resident set in one call, in sizes of the logits."""
-    command = [sys.executable, "-c", PEAK, package, case]
-    output = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(output.stdout)
+    return float(output_of(PEAK, package, case))
 
 
 @pytest.mark.parametrize(
@@ -244,13 +249,5 @@ try:
 except ValueError as error:
     print(error)
 """
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", program.replace("WITHOUT", without)],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for without in ("False", "True")
-    ]
+    outputs = [output_of(program.replace("WITHOUT", without)) for without in ("False", "True")]
     assert outputs[0] == outputs[1] != ""
