@@ -3,7 +3,7 @@
 use crate::exception;
 use crate::layout::Layout;
 use crate::problem;
-use crate::problem::{Numbers, Operand, Operands, class_axis, grad_output, row_sizes};
+use crate::problem::{Beside, Numbers, Operand, Operands, class_axis, grad_output, row_sizes};
 use crate::tensor::{Dtype, Tensor, torch};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -98,10 +98,7 @@ type LossAndSaved<'py> = (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>, Option<B
 pub fn cross_entropy<'py>(
     py: Python<'py>,
     input: &Bound<'py, PyAny>,
-    target: &Bound<'py, PyAny>,
-    weight: Option<&Bound<'py, PyAny>>,
-    row_weights: Option<&Bound<'py, PyAny>>,
-    row_mask: Option<&Bound<'py, PyAny>>,
+    beside: Beside<'py>,
     numbers: Numbers,
     dtype: Option<&Bound<'py, PyAny>>,
     wants_gradient: bool,
@@ -110,13 +107,12 @@ pub fn cross_entropy<'py>(
 ) -> PyResult<LossAndSaved<'py>> {
     let logits = Tensor::read("input", input)?;
     let axis = class_axis("input", &logits.sizes)?;
-    let target = problem::target(&logits.sizes, target)?;
+    let target = problem::target(&logits.sizes, &beside.0)?;
     let new = wants_gradient && !in_place;
     let gradient = new.then(|| logits.empty_like()).transpose()?;
     let layout = layout(axis, &logits, &target, gradient.as_ref());
     let work = layout.elements();
-    let operands =
-        Operands::read(py, &logits.sizes, &layout, work, target, weight, row_weights, row_mask)?;
+    let operands = Operands::read(py, &logits.sizes, &layout, work, target, &beside)?;
     let rows = row_sizes(&logits.sizes, axis);
     let mut losses = Losses::new(py, &logits, &rows, &layout, &numbers, dtype, wants_lse)?;
     let logits = Operand::full(logits, &layout)?;
@@ -174,17 +170,14 @@ impl<'py> Backward<'py> {
         py: Python<'py>,
         grad: &Bound<'py, PyAny>,
         input: &Bound<'py, PyAny>,
-        target: &Bound<'py, PyAny>,
-        weight: Option<&Bound<'py, PyAny>>,
-        row_weights: Option<&Bound<'py, PyAny>>,
-        row_mask: Option<&Bound<'py, PyAny>>,
+        beside: &Beside<'py>,
         numbers: Numbers,
         lse: Option<&Bound<'py, PyAny>>,
         of: Of,
     ) -> PyResult<Self> {
         let logits = Tensor::read("input", input)?;
         let axis = class_axis("input", &logits.sizes)?;
-        let target = problem::target(&logits.sizes, target)?;
+        let target = problem::target(&logits.sizes, &beside.0)?;
         let gradient = match of {
             Of::Logits => Some(logits.empty_like()?),
             Of::LogitsInPlace => None,
@@ -192,8 +185,7 @@ impl<'py> Backward<'py> {
         };
         let layout = layout(axis, &logits, &target, gradient.as_ref());
         let (sizes, work) = (&logits.sizes, layout.elements());
-        let operands =
-            Operands::read(py, sizes, &layout, work, target, weight, row_weights, row_mask)?;
+        let operands = Operands::read(py, sizes, &layout, work, target, beside)?;
         let rows = row_sizes(sizes, axis);
         let grad_output = grad_output(grad, &rows, &layout, numbers.is_reduced())?;
         let lse = lse.map(|lse| Tensor::read("lse", lse)).transpose()?;
@@ -219,10 +211,7 @@ pub fn cross_entropy_backward<'py>(
     py: Python<'py>,
     grad_output: &Bound<'py, PyAny>,
     input: &Bound<'py, PyAny>,
-    target: &Bound<'py, PyAny>,
-    weight: Option<&Bound<'py, PyAny>>,
-    row_weights: Option<&Bound<'py, PyAny>>,
-    row_mask: Option<&Bound<'py, PyAny>>,
+    beside: Beside<'py>,
     numbers: Numbers,
     lse: Option<&Bound<'py, PyAny>>,
     in_place: bool,
@@ -231,10 +220,7 @@ pub fn cross_entropy_backward<'py>(
         py,
         grad_output,
         input,
-        target,
-        weight,
-        row_weights,
-        row_mask,
+        &beside,
         numbers,
         lse,
         if in_place { Of::LogitsInPlace } else { Of::Logits },
@@ -260,25 +246,11 @@ pub fn target_backward<'py>(
     py: Python<'py>,
     grad_output: &Bound<'py, PyAny>,
     input: &Bound<'py, PyAny>,
-    target: &Bound<'py, PyAny>,
-    weight: Option<&Bound<'py, PyAny>>,
-    row_weights: Option<&Bound<'py, PyAny>>,
-    row_mask: Option<&Bound<'py, PyAny>>,
+    beside: Beside<'py>,
     numbers: Numbers,
     lse: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let mut call = Backward::read(
-        py,
-        grad_output,
-        input,
-        target,
-        weight,
-        row_weights,
-        row_mask,
-        numbers,
-        lse,
-        Of::Targets,
-    )?;
+    let mut call = Backward::read(py, grad_output, input, &beside, numbers, lse, Of::Targets)?;
     let gradient = call.gradient.take().expect("there is one of the targets");
     let gradient = Operand::full(gradient, &call.layout)?;
     let problem = call.operands.problem(&call.layout, &call.numbers);

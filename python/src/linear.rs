@@ -4,7 +4,7 @@ use crate::cross_entropy::Losses;
 use crate::exception;
 use crate::layout::Layout;
 use crate::problem;
-use crate::problem::{Numbers, Operands, grad_output, vector};
+use crate::problem::{Beside, Numbers, Operands, grad_output, vector};
 use crate::tensor::{Dtype, Tensor};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -68,10 +68,7 @@ impl<'py> Layer<'py> {
         input: &Bound<'py, PyAny>,
         linear_weight: &Bound<'py, PyAny>,
         linear_bias: Option<&Bound<'py, PyAny>>,
-        target: &Bound<'py, PyAny>,
-        weight: Option<&Bound<'py, PyAny>>,
-        row_weights: Option<&Bound<'py, PyAny>>,
-        row_mask: Option<&Bound<'py, PyAny>>,
+        beside: &Beside<'py>,
         workspace: usize,
     ) -> PyResult<Self> {
         let input = Matrix::read("input", input)?;
@@ -85,11 +82,10 @@ impl<'py> Layer<'py> {
         }
         let bias = linear_bias.map(|bias| vector("linear_bias", bias, classes)).transpose()?;
         let logits = [input.tensor.sizes[0], classes as i64];
-        let target = problem::target(&logits, target)?;
+        let target = problem::target(&logits, &beside.0)?;
         let layout = Layout::of(&logits, 1, &[&[classes as i64, 1]]);
         let work = layout.elements().saturating_mul(features.max(1));
-        let operands =
-            Operands::read(py, &logits, &layout, work, target, weight, row_weights, row_mask)?;
+        let operands = Operands::read(py, &logits, &layout, work, target, beside)?;
         Ok(Layer { layout, input, weight: layer, bias, operands, workspace })
     }
 
@@ -146,19 +142,14 @@ pub fn linear_cross_entropy<'py>(
     input: &Bound<'py, PyAny>,
     linear_weight: &Bound<'py, PyAny>,
     linear_bias: Option<&Bound<'py, PyAny>>,
-    target: &Bound<'py, PyAny>,
-    weight: Option<&Bound<'py, PyAny>>,
-    row_weights: Option<&Bound<'py, PyAny>>,
-    row_mask: Option<&Bound<'py, PyAny>>,
+    beside: Beside<'py>,
     numbers: Numbers,
     workspace: usize,
     dtype: Option<&Bound<'py, PyAny>>,
     wanted: [bool; 3],
     wants_lse: bool,
 ) -> PyResult<(Bound<'py, PyAny>, Gradients<'py>, Option<Bound<'py, PyAny>>)> {
-    let layer = Layer::read(
-        py, input, linear_weight, linear_bias, target, weight, row_weights, row_mask, workspace,
-    )?;
+    let layer = Layer::read(py, input, linear_weight, linear_bias, &beside, workspace)?;
     let (layout, hidden) = (&layer.layout, &layer.input.tensor);
     let mut losses = Losses::new(py, hidden, &layer.rows(), layout, &numbers, dtype, wants_lse)?;
     let gradients = layer.gradients(py, wanted)?;
@@ -184,18 +175,13 @@ pub fn linear_cross_entropy_backward<'py>(
     input: &Bound<'py, PyAny>,
     linear_weight: &Bound<'py, PyAny>,
     linear_bias: Option<&Bound<'py, PyAny>>,
-    target: &Bound<'py, PyAny>,
-    weight: Option<&Bound<'py, PyAny>>,
-    row_weights: Option<&Bound<'py, PyAny>>,
-    row_mask: Option<&Bound<'py, PyAny>>,
+    beside: Beside<'py>,
     numbers: Numbers,
     workspace: usize,
     lse: &Bound<'py, PyAny>,
     wanted: [bool; 3],
 ) -> PyResult<Gradients<'py>> {
-    let layer = Layer::read(
-        py, input, linear_weight, linear_bias, target, weight, row_weights, row_mask, workspace,
-    )?;
+    let layer = Layer::read(py, input, linear_weight, linear_bias, &beside, workspace)?;
     let (layout, rows) = (&layer.layout, layer.rows());
     let grad = grad_output(grad, &rows, layout, numbers.is_reduced())?;
     let lse = Tensor::read("lse", lse)?;

@@ -44,6 +44,15 @@ impl Numbers {
     }
 }
 
+/// The operands of a loss beside the logits, as Python passes them: `(target, weight, row_weights, row_mask)`.
+#[derive(FromPyObject)]
+pub struct Beside<'py>(
+    pub Bound<'py, PyAny>,
+    Option<Bound<'py, PyAny>>,
+    Option<Bound<'py, PyAny>>,
+    Option<Bound<'py, PyAny>>,
+);
+
 /// A tensor whose strides are operands of a layout, copied if its own are not.
 pub struct Operand<'py> {
     pub tensor: Tensor<'py>,
@@ -135,10 +144,9 @@ impl<'py> Operands<'py> {
         layout: &Layout,
         work: usize,
         target: Tensor<'py>,
-        weight: Option<&Bound<'py, PyAny>>,
-        row_weights: Option<&Bound<'py, PyAny>>,
-        row_mask: Option<&Bound<'py, PyAny>>,
+        beside: &Beside<'py>,
     ) -> PyResult<Self> {
+        let Beside(_, weight, row_weights, row_mask) = beside;
         let rows = row_sizes(logits, usize::from(logits.len() > 1));
         let target = if target.dtype.is_float() {
             Operand::full(target, layout)?
@@ -156,9 +164,11 @@ impl<'py> Operands<'py> {
             Operand::rows(tensor, layout)
         };
         let row_weights =
-            row_weights.map(|object| row_operand("row_weights", object)).transpose()?;
-        let row_mask = row_mask.map(|object| row_operand("row_mask", object)).transpose()?;
-        let weight = weight.map(|object| vector("weight", object, layout.classes)).transpose()?;
+            row_weights.as_ref().map(|object| row_operand("row_weights", object)).transpose()?;
+        let row_mask =
+            row_mask.as_ref().map(|object| row_operand("row_mask", object)).transpose()?;
+        let weight =
+            weight.as_ref().map(|object| vector("weight", object, layout.classes)).transpose()?;
         Ok(Operands { target, weight, row_weights, row_mask, threads: threads(py, work)? })
     }
 

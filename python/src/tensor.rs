@@ -119,6 +119,23 @@ impl Torch {
     }
 }
 
+/// `$operand::from_raw` of an address, as a pointer to the elements of a dtype.
+macro_rules! operand {
+    ($operand:ident, $kind:tt, $dtype:expr, $at:expr, $strides:expr) => {
+        match $dtype {
+            Dtype::F32 => $operand::from_raw($at as *$kind f32, $strides),
+            Dtype::F64 => $operand::from_raw($at as *$kind f64, $strides),
+            Dtype::Bf16 => $operand::from_raw($at as *$kind bf16, $strides),
+            Dtype::F16 => $operand::from_raw($at as *$kind f16, $strides),
+            Dtype::I64 => $operand::from_raw($at as *$kind i64, $strides),
+            Dtype::I32 => $operand::from_raw($at as *$kind i32, $strides),
+            Dtype::U32 => $operand::from_raw($at as *$kind u32, $strides),
+            Dtype::U16 => $operand::from_raw($at as *$kind u16, $strides),
+            Dtype::U8 | Dtype::Bool => $operand::from_raw($at as *$kind u8, $strides),
+        }
+    };
+}
+
 /// A strided tensor on the CPU whose dtype the library has.
 ///
 /// Every element that the sizes and strides reach from `data` lies in the tensor's storage ([`Tensor::read`] checks it,
@@ -247,19 +264,7 @@ impl<'py> Tensor<'py> {
         // and a layout's strides reach the same elements. Bytes of a storage are initialised as far as torch is
         // concerned, and every bit pattern is a value of these types. As with torch's own operators, the program must
         // not write a tensor on one thread while a call reads it on another.
-        unsafe {
-            match self.dtype {
-                Dtype::F32 => Input::from_raw(at as *const f32, strides),
-                Dtype::F64 => Input::from_raw(at as *const f64, strides),
-                Dtype::Bf16 => Input::from_raw(at as *const bf16, strides),
-                Dtype::F16 => Input::from_raw(at as *const f16, strides),
-                Dtype::I64 => Input::from_raw(at as *const i64, strides),
-                Dtype::I32 => Input::from_raw(at as *const i32, strides),
-                Dtype::U32 => Input::from_raw(at as *const u32, strides),
-                Dtype::U16 => Input::from_raw(at as *const u16, strides),
-                Dtype::U8 | Dtype::Bool => Input::from_raw(at as *const u8, strides),
-            }
-        }
+        unsafe { operand!(Input, const, self.dtype, at, strides) }
     }
 
     /// The operand that a call writes, as [`Tensor::input`]. Integers are no outputs, and the call refuses them.
@@ -269,19 +274,7 @@ impl<'py> Tensor<'py> {
         // and a layout's strides reach the same elements; the call refuses strides by which they share addresses. The
         // tensor is one that this call has made, or logits that the program lets the gradient replace, which nobody
         // else accesses meanwhile.
-        unsafe {
-            match self.dtype {
-                Dtype::F32 => Output::from_raw(at as *mut f32, strides),
-                Dtype::F64 => Output::from_raw(at as *mut f64, strides),
-                Dtype::Bf16 => Output::from_raw(at as *mut bf16, strides),
-                Dtype::F16 => Output::from_raw(at as *mut f16, strides),
-                Dtype::I64 => Output::from_raw(at as *mut i64, strides),
-                Dtype::I32 => Output::from_raw(at as *mut i32, strides),
-                Dtype::U32 => Output::from_raw(at as *mut u32, strides),
-                Dtype::U16 => Output::from_raw(at as *mut u16, strides),
-                Dtype::U8 | Dtype::Bool => Output::from_raw(at as *mut u8, strides),
-            }
-        }
+        unsafe { operand!(Output, mut, self.dtype, at, strides) }
     }
 
     /// The numbers of a packed f64 tensor. None if it is another tensor.

@@ -103,11 +103,11 @@ def cross_entropy(
     if routes.is_direct(input, target, *beside):
         if not (wants_input or wants_target):
             return _xent.cross_entropy(
-                input, target, *beside, settings, dtype, False, False, False
+                input, (target, *beside), settings, dtype, False, False, False
             )[0]
         if inplace:
             _check_inplace(input, wants_target)
-        return _direct(input, target, (*beside, settings, dtype, inplace))
+        return _direct(input, target, (beside, settings, dtype, inplace))
     routes.check_device(
         input=input, target=target, weight=weight, row_weights=row_weights, row_mask=row_mask
     )
@@ -141,19 +141,20 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, target, rest):
-        weight, row_weights, row_mask, settings, dtype, inplace = rest
+        beside, settings, dtype, inplace = rest
+        beside = (target, *beside)
         wants_input, wants_target, _ = ctx.needs_input_grad
         now = wants_input and _is_computed_forward(input, settings)
         later = wants_target or (wants_input and not now)
         loss, gradient, lse = _xent.cross_entropy(
-            input, target, weight, row_weights, row_mask, settings, dtype, now, inplace, later
+            input, beside, settings, dtype, now, inplace, later
         )
         if gradient is input:
             torch.autograd.graph.increment_version(input)
             gradient = input.detach()
         if later:
             ctx.rest = (settings, inplace)
-            ctx.save_for_backward(gradient, input, target, weight, row_weights, row_mask, lse)
+            ctx.save_for_backward(gradient, input, *beside, lse)
         else:
             ctx.save_for_backward(gradient)
         return loss
@@ -164,10 +165,10 @@ class _Direct(torch.autograd.Function):
         gradient = saved[0]
         if len(saved) == 1:
             return routes.once(routes.scaled(gradient, grad_output)), None, None
-        _, input, target, *beside, lse = saved
+        _, input, *beside, lse = saved
         settings, inplace = ctx.rest
         wants_input, wants_target, _ = ctx.needs_input_grad
-        arguments = (grad_output, input, target, *beside, settings, lse)
+        arguments = (grad_output, input, tuple(beside), settings, lse)
         grad_target = _xent.target_backward(*arguments) if wants_target else None
         if gradient is not None:
             gradient = routes.scaled(gradient, grad_output)
@@ -213,8 +214,9 @@ def _like(gradient: Tensor, tensor: Tensor) -> Tensor:
 )
 def _cross_entropy(input, target, weight, row_weights, row_mask, *rest):
     settings, (dtype, now, later) = rest[:NUMBERS], rest[NUMBERS:]
+    beside = (target, weight, row_weights, row_mask)
     loss, gradient, lse = _xent.cross_entropy(
-        input, target, weight, row_weights, row_mask, settings, dtype, now, False, later
+        input, beside, settings, dtype, now, False, later
     )
     gradient = input.new_empty(0) if gradient is None else _like(gradient, input)
     lse = input.new_empty(0, dtype=torch.float64) if lse is None else lse
@@ -238,8 +240,9 @@ _BACKWARD = f"(Tensor grad_output, {_OPERANDS}, Tensor lse) -> Tensor"
 
 @_operator("cross_entropy_backward", _BACKWARD)
 def _cross_entropy_backward(grad_output, input, target, weight, row_weights, row_mask, *rest):
+    beside = (target, weight, row_weights, row_mask)
     gradient = _xent.cross_entropy_backward(
-        grad_output, input, target, weight, row_weights, row_mask, rest[:NUMBERS], rest[-1], False
+        grad_output, input, beside, rest[:NUMBERS], rest[-1], False
     )
     return _like(gradient, input)
 
@@ -251,9 +254,8 @@ def _(grad_output, input, target, weight, row_weights, row_mask, *rest):
 
 @_operator("target_backward", _BACKWARD)
 def _target_backward(grad_output, input, target, weight, row_weights, row_mask, *rest):
-    gradient = _xent.target_backward(
-        grad_output, input, target, weight, row_weights, row_mask, rest[:NUMBERS], rest[-1]
-    )
+    beside = (target, weight, row_weights, row_mask)
+    gradient = _xent.target_backward(grad_output, input, beside, rest[:NUMBERS], rest[-1])
     return _like(gradient, target)
 
 

@@ -139,7 +139,7 @@ def linear_cross_entropy(
             loss = _direct(*operands, (beside, *rest))
         else:
             loss = _xent.linear_cross_entropy(
-                *operands, *beside, settings, options.workspace, dtype, wanted, False
+                *operands, beside, settings, options.workspace, dtype, wanted, False
             )[0]
     else:
         routes.check_device(
@@ -214,7 +214,7 @@ class _Direct(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         operands = (input, linear_weight, linear_bias)
         loss, gradients, lse = _xent.linear_cross_entropy(
-            *operands, *beside, settings, workspace, dtype, wanted if now else (False,) * 3, later
+            *operands, beside, settings, workspace, dtype, wanted if now else (False,) * 3, later
         )
         if later:
             ctx.rest = (settings, workspace)
@@ -234,13 +234,14 @@ class _Direct(torch.autograd.Function):
             ]
         else:
             *operands, lse = saved
+            operands, beside = operands[:3], tuple(operands[3:])
             wanted = ctx.needs_input_grad[:3]
             gradients = _xent.linear_cross_entropy_backward(
-                grad_output, *operands, *ctx.rest, lse, wanted
+                grad_output, *operands, beside, *ctx.rest, lse, wanted
             )
             gradients = [
                 None if gradient is None else gradient.to(operand.dtype)
-                for gradient, operand in zip(gradients, operands, strict=False)
+                for gradient, operand in zip(gradients, operands, strict=True)
             ]
         return *map(routes.once, gradients), None
 
@@ -285,11 +286,11 @@ def _fake_gradients(operands, wanted) -> tuple[Tensor, ...]:
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _linear_cross_entropy(*arguments):
-    operands, settings = arguments[:7], arguments[7 : 7 + NUMBERS]
+    operands, beside, settings = arguments[:3], arguments[3:7], arguments[7 : 7 + NUMBERS]
     workspace, dtype, *wanted, now, later = arguments[7 + NUMBERS :]
     wanted = wanted if now else (False,) * 3
     loss, gradients, lse = _xent.linear_cross_entropy(
-        *operands, settings, workspace, dtype, wanted, later
+        *operands, beside, settings, workspace, dtype, wanted, later
     )
     input = operands[0]
     lse = input.new_empty(0, dtype=torch.float64) if lse is None else lse
@@ -314,10 +315,10 @@ def _(*arguments):
     f"(Tensor grad_output, {_OPERANDS}, Tensor lse, {_WANTED}) -> (Tensor, Tensor, Tensor)",
 )
 def _linear_cross_entropy_backward(grad_output, *arguments):
-    operands, settings = arguments[:7], arguments[7 : 7 + NUMBERS]
+    operands, beside, settings = arguments[:3], arguments[3:7], arguments[7 : 7 + NUMBERS]
     workspace, lse, *wanted = arguments[7 + NUMBERS :]
     gradients = _xent.linear_cross_entropy_backward(
-        grad_output, *operands, settings, workspace, lse, wanted
+        grad_output, *operands, beside, settings, workspace, lse, wanted
     )
     return _full(gradients, operands[0])
 
