@@ -168,22 +168,8 @@ pub fn keep_sums_finite(logits: &mut [f64]) {
 /// A target probability, which need not be in [0, 1].
 pub fn mass(bytes: &mut Bytes) -> f64 {
     const MASSES: [f64; 16] = [
-        0.0,
-        1.0,
-        0.5,
-        0.25,
-        0.125,
-        -0.0,
-        0.75,
-        2.0,
-        -0.5,
-        -1.0,
-        0.1,
-        1e-3,
-        1e-7,
-        1e-30,
-        0.9990234375,
-        3.5,
+        0.0, 1.0, 0.5, 0.25, 0.125, -0.0, 0.75, 2.0, -0.5, -1.0, 0.1, 1e-3, 1e-7, 1e-30,
+        0.9990234375, 3.5,
     ];
     bytes.pick(&MASSES)
 }

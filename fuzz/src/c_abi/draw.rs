@@ -445,6 +445,21 @@ struct Placer<'a> {
     unaliased: bool,
 }
 
+/// An operand that has no address yet.
+fn unplaced(name: &'static str, dtype: u32, axes: Axes, output: bool) -> Operand {
+    Operand {
+        name,
+        view: View { data: ptr::null_mut(), dtype, strides: [0; 3] },
+        axes,
+        allowed: &[],
+        required: false,
+        output,
+        replaceable: false,
+        replaces: false,
+        fills_padding: false,
+    }
+}
+
 impl Placer<'_> {
     /// Any strides and any address, mostly of an operand that fits its region.
     fn draw(
@@ -456,17 +471,7 @@ impl Placer<'_> {
         output: bool,
     ) -> View {
         let dtype = if h.strikes() { h.bytes.pick(&DTYPES) } else { dtype };
-        let operand = Operand {
-            name,
-            view: View { data: ptr::null_mut(), dtype, strides: [0; 3] },
-            axes,
-            allowed: &[],
-            required: false,
-            output,
-            replaceable: false,
-            replaces: false,
-            fills_padding: false,
-        };
+        let operand = unplaced(name, dtype, axes, output);
         let sizes = operand.sizes(self.sizes);
         let mut strides = [0i64; 3];
         match h.bytes.below(6) {
@@ -503,17 +508,7 @@ impl Placer<'_> {
         if h.strikes() {
             return self.draw(h, name, dtype, axes, output);
         }
-        let operand = Operand {
-            name,
-            view: View { data: ptr::null_mut(), dtype, strides: [0; 3] },
-            axes,
-            allowed: &[],
-            required: false,
-            output,
-            replaceable: false,
-            replaces: false,
-            fills_padding: false,
-        };
+        let operand = unplaced(name, dtype, axes, output);
         let width = operand.sizes(self.sizes)[1];
         let mut view = operand.view;
         if h.bytes.flag() {
