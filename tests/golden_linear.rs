@@ -24,12 +24,12 @@
 //! PyTorch adds such sums up in more lanes: its gradient of the hidden states of 300 classes is five times as accurate.
 //!
 //! A backward from an f64 lse may be off by a further `2⁻⁵²·|lse|·p`, and results of merged states by what the accuracy
-//! table of docs/semantics.md adds. Where PyTorch's result is not finite and the exact
-//! one is (`differs=`, explained in generate.py), the first rule alone applies.
+//! table of docs/semantics.md adds. Where PyTorch's result is not finite and the exact one is (`differs=`, explained in
+//! generate.py), the first rule alone applies.
 //!
 //! Every case runs on every instruction set, lean and with kept logits: the losses alone, all gradients, each of them
-//! alone, in f32, from the lse, and with its classes in shards. Each answer is held against the oracle too, with the bounds of its own logits
-//! (`LayerJudge`).
+//! alone, in f32, from the lse, and with its classes in shards. Each answer is held against the oracle too, with the
+//! bounds of its own logits (`LayerJudge`).
 
 #[path = "golden/vectors.rs"]
 mod vectors;
