@@ -108,6 +108,36 @@ fn distillation() -> Result<(), Error> {
     Ok(())
 }
 
+/// Distillation from the classes that a teacher thinks most of, as lists of them are stored.
+fn sparse_targets() -> Result<(), Error> {
+    let logits = [0.1f32, 0.2, 0.3, 0.4, 0.4, 0.3, 0.2, 0.1];
+    let (classes, probabilities) = ([3, 0, 1, -100], [0.75f32, 0.25, 1.0, 0.0]); // -100: unused
+    let mut grad = [0f32; 8];
+    let call = CrossEntropy::new(2, 4).target_classes(&classes, 2);
+    let loss = call.forward_backward(&logits, &probabilities, &mut grad)?;
+    expect("sparse targets: loss", loss, 1.330036);
+    expect("sparse targets: gradient", grad[3], -0.230674);
+    Ok(())
+}
+
+/// Distillation from a teacher's logits at a temperature, and the divergence from it.
+fn teacher() -> Result<(), Error> {
+    let temperature = 2.0;
+    let logits = [0.1f32, 0.2, 0.3, 0.4, 0.4, 0.3, 0.2, 0.1];
+    let teacher = [1f32, 2.0, 3.0, 4.0, 2.0, 2.0, 0.0, 0.0];
+    let (mut loss, mut kl, mut grad) = (0.0, [0.0; 2], [0f32; 8]);
+    let results =
+        Results { loss: Some(&mut loss), kl: Some((&mut kl).into()), ..Results::default() };
+    CrossEntropy::new(2, 4)
+        .logit_scale(1.0 / temperature)
+        .target_scale(1.0 / temperature)
+        .forward_backward_with(&logits, &teacher, &mut grad, results)?;
+    expect("teacher: loss", loss, 1.361689);
+    expect("teacher: divergence of the first row", kl[0], 0.113577);
+    expect("teacher: gradient", grad[0], 0.032509);
+    Ok(())
+}
+
 /// The gradient that a teacher gets, or labels that are learned: -ln p of each class.
 fn target_gradient() -> Result<(), Error> {
     let (logits, teacher) = ([0f32, 0.0, 0.0, 2.0], [0.1f32, 0.1, 0.1, 0.7]);
@@ -365,7 +395,7 @@ fn errors() {
     let mut logits = [0f32, 0.0, 0.0, 2.0];
     let error = CrossEntropy::new(1, 4).forward_backward_in_place(&mut logits, &[7]).unwrap_err();
     println!("{error}");
-    assert_eq!(error, Error::Target { row: 0, value: 7, classes: 4 });
+    assert_eq!(error, Error::Target { row: 0, place: None, value: 7, classes: 4 });
     expect("errors: the logits as before", logits[3], 2.0);
 }
 
@@ -378,6 +408,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     row_mask()?;
     label_smoothing()?;
     distillation()?;
+    sparse_targets()?;
+    teacher()?;
     target_gradient()?;
     nll_loss()?;
     z_loss()?;

@@ -58,10 +58,10 @@
   { sizeof(xent_problem), 0, 0, 0, 1,                                                              \
     {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},         \
     {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},                                      \
-    -100, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, XENT_MEAN, 0, NULL }
+    -100, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, XENT_MEAN, 0, NULL, {NULL, XENT_F32, {0, 0, 0}}, 0, 0.0 }
 #define XENT_RESULTS_INIT                                                                          \
   { sizeof(xent_results), NULL, {NULL, XENT_F32, {0, 0, 0}}, NULL, NULL, NULL, NULL, NULL, NULL,   \
-    NULL, {NULL, XENT_F32, {0, 0, 0}} }
+    NULL, {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}} }
 #define XENT_SHAPE_INIT { sizeof(xent_shape), 0, 0, 0, 1, 0, NULL }
 #define XENT_LINEAR_INIT                                                                           \
   { sizeof(xent_linear), 0, 0, {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},           \
@@ -295,6 +295,24 @@ typedef struct xent_problem {
    * NULL, the default = rayon's global pool.
    */
   const struct xent_pool *pool;
+  /**
+   * Sparse targets: i64, i32, u32, u16 or u8, [rows, target_count, inner]; strides: row, place, inner. The
+   * targets are then the probabilities of these classes, floats of the same shape. The probability of
+   * a class that is not listed is 0; those of a class that is listed twice add up. A place that holds
+   * ignore_index is unused; any other index outside [0, classes) is XENT_ERR_TARGET. Default absent.
+   */
+  struct xent_input target_classes;
+  /**
+   * Places in each row's list, at least 1 with target_classes and 0 without; default 0.
+   */
+  size_t target_count;
+  /**
+   * If > 0, the targets are a teacher's logits, and t = softmax(target_scale * targets), over all classes or
+   * over those listed. xent forms t as it goes and keeps 16 bytes a row (XENT_ERR_MEMORY). A row of
+   * the teacher with NaN or +inf, or of nothing but -inf, makes the loss and the gradient of its row
+   * NaN. No gradient goes to the teacher. Finite and >= 0; default 0: the targets are probabilities.
+   */
+  double target_scale;
 } xent_problem;
 
 /**
@@ -368,6 +386,11 @@ typedef struct xent_results {
    * XENT_FLAG_LOG_PROBS.
    */
   struct xent_output entropy;
+  /**
+   * f32 or f64 [rows, inner]: the divergence sum_c t'_c * (ln t'_c - logp_c), without weights; 0 where
+   * ignored, NaN where a t'_c is negative. Absent with class indices.
+   */
+  struct xent_output kl;
 } xent_results;
 
 /**

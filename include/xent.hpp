@@ -571,6 +571,12 @@ struct options {
     std::size_t inner = 1;            ///< inner positions: logits [rows, classes, inner]
     std::uint32_t threads = 0;        ///< 0 = the whole pool, 1 = the calling thread alone, n = at most n
     const xent::pool* pool = nullptr; ///< null = the pool of the process
+
+    /// Sparse targets: [rows, target_count] class indices, of which the targets are the probabilities. A place
+    /// that holds ignore_index is unused; other classes have the probability 0.
+    input target_classes{};
+    std::size_t target_count = 0; ///< places of a row; 0 = as many as target_classes has
+    double target_scale = 0;      ///< > 0: the targets are a teacher's logits: softmax(target_scale * targets)
 };
 
 /// What a forward is to hand back besides, or instead of, its return value. Null = not wanted; all
@@ -586,6 +592,7 @@ struct results {
     std::int64_t* argmax = nullptr;    ///< [rows]: the predicted class; the lowest of several
     std::uint64_t* correct = nullptr;  ///< kept rows whose predicted class is the target; index targets only
     output entropy{};                  ///< float or double [rows]: entropy of the softmax
+    output kl{};                       ///< ... the divergence of the softmax from probability targets
 };
 
 /// A linear layer that makes the logits: hidden * weight^T + bias. They are never stored.
@@ -749,8 +756,15 @@ struct call {
         problem.threads = with.threads;
         problem.pool = with.pool ? with.pool->get() : nullptr;
         problem.logits = resolve("logits", logits, rows, classes, with.inner);
-        // probabilities are as wide as the logits
-        problem.targets = resolve("targets", targets, rows, is_probabilities(targets) ? classes : 1, with.inner,
+        problem.target_scale = with.target_scale;
+        problem.target_count = with.target_count;
+        const input& listed = with.target_classes;
+        if (!listed.absent() && with.target_count == 0 && listed.size() != unknown_size && times(rows, with.inner) != 0)
+            problem.target_count = listed.size() / times(rows, with.inner);
+        problem.target_classes = resolve("target_classes", listed, rows, problem.target_count, with.inner);
+        // probabilities are as wide as the logits, or as the lists
+        const std::size_t wide = listed.absent() ? classes : problem.target_count;
+        problem.targets = resolve("targets", targets, rows, is_probabilities(targets) ? wide : 1, with.inner,
                                   is_probabilities(targets) && targets.size() == times(rows, with.inner)
                                       ? ": floating-point targets are probabilities [rows, classes]; class indices "
                                         "are std::int64_t, int32_t, uint32_t, uint16_t or uint8_t"
@@ -773,6 +787,7 @@ struct call {
         filled.correct = wanted.correct;
         filled.row_losses = resolve("row_losses", wanted.row_losses, problem.rows, 1, problem.inner);
         filled.entropy = resolve("entropy", wanted.entropy, problem.rows, 1, problem.inner);
+        filled.kl = resolve("kl", wanted.kl, problem.rows, 1, problem.inner);
         return filled;
     }
 

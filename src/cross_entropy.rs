@@ -73,6 +73,9 @@ pub struct Results<'a> {
     /// f32 or f64 `[rows, inner]`: −Σ `p_c·logp_c`, of ignored rows too. Not with
     /// [`log_probs`](CrossEntropy::log_probs).
     pub entropy: Option<Output<'a>>,
+    /// f32 or f64 `[rows, inner]`: the divergence Σ `t'_c·(ln t'_c − logp_c)`, without weights; 0 where
+    /// ignored, NaN where a `t'_c` is negative. Probability targets only.
+    pub kl: Option<Output<'a>>,
 }
 
 impl Results<'_> {
@@ -94,6 +97,7 @@ impl Results<'_> {
             argmax: operand(self.argmax.map(Output::from)),
             correct: pointer(self.correct),
             entropy: operand(self.entropy),
+            kl: operand(self.kl),
         }
     }
 }
@@ -199,8 +203,46 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
-    /// The target index of ignored rows; any integer. It does not apply to probability targets.
-    /// Default: −100.
+    /// Sparse targets: `count` classes a row, class indices of any integer type `[rows, count, inner]`. The targets of
+    /// the calls are then the probabilities of these classes, floats of the same shape. The probability
+    /// of a class that is not listed is 0; those of a class that is listed twice add up. A place that
+    /// holds [`ignore_index`](Self::ignore_index) is unused; any other index outside of the classes is an
+    /// [`Error::Target`].
+    ///
+    /// ```
+    /// # use xent::CrossEntropy;
+    /// let classes = [3u16, 0]; // of four
+    /// let probabilities = [0.75f32, 0.25];
+    /// let call = CrossEntropy::new(1, 4).target_classes(&classes, 2);
+    /// let loss = call.forward(&[0.1f32, 0.2, 0.3, 0.4], &probabilities)?;
+    /// assert!((loss - (0.75 * 1.2425 + 0.25 * 1.5425)).abs() < 1e-4);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn target_classes(mut self, classes: impl Into<Input<'a>>, count: usize) -> Self {
+        self.problem.target_classes = classes.into().operand;
+        self.problem.target_count = count;
+        self
+    }
+
+    /// If > 0, the targets are a teacher's logits, and t = softmax(scale·targets), over all classes or over
+    /// those [listed](Self::target_classes). A call forms t as it goes and allocates 16 bytes a row
+    /// ([`Error::Memory`]). No gradient goes to the teacher. Default: 0, the targets are probabilities.
+    ///
+    /// ```
+    /// # use xent::CrossEntropy;
+    /// let teacher = [1.0f32, 1.0, 1.0, -f32::INFINITY];
+    /// let call = CrossEntropy::new(1, 4).target_scale(0.5);
+    /// let loss = call.forward(&[0.1f32, 0.2, 0.3, 0.4], &teacher)?;
+    /// assert!((loss - (1.5425 + 1.4425 + 1.3425) / 3.0).abs() < 1e-4);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn target_scale(mut self, scale: f64) -> Self {
+        self.problem.target_scale = scale;
+        self
+    }
+
+    /// The target index of ignored rows; any integer. It does not apply to probability targets, except
+    /// that it marks unused places of [`target_classes`](Self::target_classes). Default: −100.
     pub fn ignore_index(mut self, index: i64) -> Self {
         self.problem.ignore_index = index;
         self

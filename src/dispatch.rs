@@ -9,6 +9,7 @@ use crate::kernels::contiguous::gradient::GradientChunk;
 use crate::kernels::contiguous::reduce::Sums;
 use crate::kernels::contiguous::{convert, gradient, interleaved, reduce};
 use crate::kernels::logit_transform::{self, Transform};
+use crate::kernels::masses;
 use crate::kernels::product::form::{self, Form, Fused, Pairs, Single, Swapped};
 #[cfg(x86_sets)]
 use crate::kernels::product::form::{Dots, Paired};
@@ -241,6 +242,12 @@ macro_rules! entries {
                 fn compensated_total[S: Simd<Real: Base>](x: *const f64, len: usize) -> CompensatedSum {
                     reduce::compensated_total::<S>(S::assume(), x, len)
                 }
+                fn exps[S: Simd<Real: Base>](x: *mut f64, len: usize, scale: f64, shift: f64, factor: f64) -> () {
+                    masses::exps::<S>(S::assume(), x, len, scale, shift, factor)
+                }
+                fn divergences[S: Simd<Real: Base>](t: *mut f64, x: *const f64, len: usize, center: f64) -> () {
+                    masses::divergences::<S>(S::assume(), t, x, len, center)
+                }
                 fn tile_sums[S: Simd<Real: Base>](tile: &Tile, groups: &mut [RowGroup], moments: Option<&mut [RowGroupExtras]>) -> () {
                     strided::reduce::sums::<S>(S::assume(), tile, groups, moments)
                 }
@@ -329,6 +336,8 @@ macro_rules! entries {
                     read_classes,
                     transform: transform::<S>,
                     compensated_total: compensated_total::<S>,
+                    exps: exps::<S>,
+                    divergences: divergences::<S>,
                     tile_sums: tile_sums::<S>,
                     tile_argmax: tile_argmax::<S>,
                     tile_dots: tile_dots::<S>,

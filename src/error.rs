@@ -31,6 +31,8 @@ pub enum Error {
     Target {
         /// The row, in the order of `[rows, inner]`.
         row: usize,
+        /// The place in the row's list of classes, if the targets are sparse.
+        place: Option<usize>,
         /// The value.
         value: i64,
         /// The number of classes.
@@ -58,8 +60,11 @@ impl fmt::Display for Error {
             | Error::Align(what)
             | Error::Overlap(what)
             | Error::Param(what) => f.write_str(what),
-            Error::Target { row, value, classes } => {
+            Error::Target { row, place: None, value, classes } => {
                 write!(f, "targets[{row}] = {value} is outside [0, {classes})")
+            }
+            Error::Target { row, place: Some(place), value, classes } => {
+                write!(f, "target_classes[{row}, {place}] = {value} is outside [0, {classes})")
             }
             Error::Memory { bytes } => {
                 write!(f, "out of memory: the call needs {bytes} bytes to work in")

@@ -228,6 +228,8 @@ pub struct Loss {
     pub argmax: Option<View<IntegerType>>,
     /// Output: f32 or f64 `[rows, inner]`.
     pub entropy: Option<View<FloatType>>,
+    /// Output: f32 or f64 `[rows, inner]`.
+    pub kl: Option<View<FloatType>>,
     /// The number of rows whose largest logit is the target's is wanted.
     pub counts_correct: bool,
     /// What the gradient is multiplied by; absent in a forward.
@@ -258,8 +260,41 @@ pub enum Targets {
     Absent,
     /// Class indices, `[rows, inner]`.
     Indices(View<IntegerType>),
-    /// Probabilities, `[rows, classes, inner]`.
-    Probabilities(View<FloatType>),
+    /// Probabilities of all classes, or of some.
+    Probabilities(Probabilities),
+}
+
+/// Probability targets.
+#[derive(Clone, Copy, Debug)]
+pub struct Probabilities {
+    /// `[rows, classes, inner]`, or `[rows, k, inner]` where classes are listed: the probabilities, or
+    /// the logits of a teacher.
+    pub values: View<FloatType>,
+    /// The classes that the values are of; `None` for all.
+    pub listed: Option<Listed>,
+    /// The values are logits, whose softmax is the target.
+    pub teacher: Option<Teacher>,
+}
+
+/// The classes of sparse targets.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed {
+    /// `[rows, k, inner]`, indices of the whole vocabulary. A place that holds [`Loss::ignore_index`] is
+    /// unused.
+    pub classes: View<IntegerType>,
+    /// k
+    pub count: usize,
+}
+
+/// A teacher whose softmax is the target.
+#[derive(Clone, Copy, Debug)]
+pub struct Teacher {
+    /// What its logits are multiplied by.
+    pub scale: f64,
+    /// f64 `[rows, 2, inner]`, in memory of the call: the shift of a row's exponentials, and the factor that
+    /// makes them probabilities. The driver that reads a row's operands writes them; the factor is NaN where
+    /// there is no softmax.
+    pub softmax: View<FloatType>,
 }
 
 /// What the gradient of every row is multiplied by.
@@ -310,7 +345,7 @@ impl Loss {
         matches!(self.targets, Targets::Indices(_))
     }
 
-    /// The targets are probabilities.
+    /// The targets are probabilities, of all classes or of some.
     #[inline(always)]
     pub fn has_probabilities(&self) -> bool {
         matches!(self.targets, Targets::Probabilities(_))
@@ -439,45 +474,6 @@ impl Loss {
             // SAFETY: without a shard the vocabulary is the plan's classes; a shard without weights has none
             // here either.
             _ => unsafe { self.class_weight(class) },
-        }
-    }
-
-    /// The masses of the classes from `class` on: `w_c·t'_c` for probability targets; otherwise `w_c`,
-    /// over which label smoothing spreads ε/C.
-    ///
-    /// # Safety
-    /// The row, and the classes `class..class + to.len()`, are the plan's.
-    pub unsafe fn masses(&self, at: Position, class: usize, to: &mut [f64]) {
-        let Targets::Probabilities(targets) = &self.targets else {
-            match &self.class_weights {
-                // SAFETY: class weights cover all classes of the plan (validation).
-                Some(weights) => unsafe { weights.read_row(Position::FIRST, class, to) },
-                None => to.fill(1.0),
-            }
-            return;
-        };
-        let (keep, spread) = (1.0 - self.label_smoothing, self.smoothing_share);
-        if keep == 0.0 {
-            to.fill(spread);
-        } else {
-            // SAFETY: the targets cover all rows and classes of the plan (validation).
-            unsafe { targets.read_row(at, class, to) };
-            if self.label_smoothing != 0.0 {
-                to.iter_mut().for_each(|t| *t = *t * keep + spread);
-            }
-        }
-        if let Some(weights) = &self.class_weights {
-            // A short one: below every caller, the stack is at its deepest.
-            const LEN: usize = 64;
-            let mut buffer = [0.0; LEN];
-            for (i, to) in to.chunks_mut(LEN).enumerate() {
-                let w = &mut buffer[..to.len()];
-                // SAFETY: class weights cover all classes of the plan (validation).
-                unsafe { weights.read_row(Position::FIRST, class + i * LEN, w) };
-                for (to, w) in to.iter_mut().zip(w) {
-                    *to = if *w == 0.0 { 0.0 } else { *to * *w };
-                }
-            }
         }
     }
 }

@@ -253,6 +253,17 @@ impl View<IntegerType> {
         with_integer!(self.dtype, T => unsafe { *p.cast::<T>() }.value())
     }
 
+    /// The integer at place `class` of a row.
+    ///
+    /// # Safety
+    /// The view covers the element.
+    pub unsafe fn integer_at(&self, at: Position, class: usize) -> i64 {
+        // SAFETY: the view covers the element (# Safety).
+        let p = unsafe { self.at(at, class) };
+        // SAFETY: validation checked that the element is an aligned `T`.
+        with_integer!(self.dtype, T => unsafe { *p.cast::<T>() }.value())
+    }
+
     /// Writes an integer for each distribution of a span, of an i64 operand without a class axis.
     ///
     /// # Safety
@@ -268,6 +279,10 @@ impl View<IntegerType> {
 }
 
 impl View<FloatType> {
+    /// A view without elements.
+    pub const NOTHING: View<FloatType> =
+        View { data: std::ptr::null_mut(), dtype: FloatType::F32, strides: [0; 3] };
+
     /// The number at a class of a row.
     ///
     /// # Safety

@@ -237,7 +237,7 @@ fn a_target_out_of_range() {
                     let refused = problem.try_run(pass, &How::on(isa)).unwrap_err();
                     let value = bad;
                     let classes = 7;
-                    let expected = Error::Target { row, value, classes };
+                    let expected = Error::Target { row, place: None, value, classes };
                     assert_eq!(refused, expected);
                 }
             }

@@ -79,6 +79,7 @@ fn refused(build: Build, targets: Input<'_>, ask: Ask, expected: &Error) {
                 argmax: Some(argmax),
                 correct: (!ask.soft).then_some(correct),
                 entropy: softmax.then(|| entropy.into()),
+                ..Results::default()
             };
             let result = match pass {
                 0 if !ask.forward => continue,
@@ -117,7 +118,7 @@ fn targets() {
     for (targets, row, value) in
         [([0i64, 1, 4], 2, 4), ([-1, 9, 2], 0, -1), ([0, i64::MIN, 2], 1, i64::MIN)]
     {
-        let expected = Error::Target { row, value, classes: CLASSES };
+        let expected = Error::Target { row, place: None, value, classes: CLASSES };
         refused(&|call| call, (&targets).into(), INDICES, &expected);
         let log_probs = Ask { log_probs: true, ..INDICES };
         refused(&|call| call.log_probs(true), (&targets).into(), log_probs, &expected);
@@ -125,7 +126,7 @@ fn targets() {
         assert_eq!(expected.to_string(), text);
     }
     // Options that make the scan read targets one by one, or that use them further.
-    let expected = Error::Target { row: 1, value: 200, classes: CLASSES };
+    let expected = Error::Target { row: 1, place: None, value: 200, classes: CLASSES };
     let targets = [0u8, 200, 201];
     for build in [
         &|call: Call| call.row_mask(&[1u8, 1, 0]) as Call,

@@ -120,13 +120,14 @@ proptest! {
     /// The other results that a call asks for do not change a bit.
     #[test]
     fn other_results_do_not_matter(spec in tasks(6_000)) {
-        let all = Task { wants: Wants { entropy: true, argmax: true, correct: true }, ..spec.task() };
-        let none = Wants { entropy: false, argmax: false, correct: false };
+        let all = Task { wants: Wants { entropy: true, argmax: true, correct: true, kl: true }, ..spec.task() };
+        let none = Wants { entropy: false, argmax: false, correct: false, kl: false };
         let bare = Task { wants: none, ..all.clone() };
         for isa in isas() {
             let (mut all, bare) = (all.run_all(&spec.how(isa)), bare.run_all(&spec.how(isa)));
             for (_, answer) in &mut all {
                 (answer.entropy, answer.argmax, answer.correct) = (Vec::new(), Vec::new(), None);
+                answer.kl.clear();
             }
             assert_all_same(&all, &bare, isa.name());
         }
@@ -213,7 +214,7 @@ proptest! {
             let lse = task.run(Call::Forward, &how).lse;
             for call in [Call::Fused, Call::Backward(&lse), Call::Targets(&lse)] {
                 let of_targets = matches!(call, Call::Targets(_));
-                if of_targets && !task.has_probabilities() {
+                if of_targets && !task.has_target_gradient() {
                     continue;
                 }
                 let once = task.run(call, &how).grad;

@@ -14,7 +14,7 @@ const INF: f64 = f64::INFINITY;
 const NAN: f64 = f64::NAN;
 
 /// Every result that does not depend on the kind of targets.
-const EVERYTHING: Wants = Wants { entropy: true, argmax: true, correct: true };
+const EVERYTHING: Wants = Wants { entropy: true, argmax: true, correct: true, kl: false };
 
 /// Any split, any order and any tree of merges is within the bounds of the whole.
 #[test]

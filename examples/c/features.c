@@ -173,6 +173,49 @@ static void distillation(void) {
   expect("distillation: gradient", grad[3], -0.449266);
 }
 
+/* Distillation from the classes that a teacher thinks most of, as lists of them are stored. */
+static void sparse_targets(void) {
+  const float logits[8] = {0.1f, 0.2f, 0.3f, 0.4f, 0.4f, 0.3f, 0.2f, 0.1f};
+  const int32_t classes[4] = {3, 0, 1, -100}; /* -100: unused */
+  const float probabilities[4] = {0.75f, 0.25f, 1, 0};
+  float grad[8];
+  double loss = 0;
+  xent_problem problem = XENT_PROBLEM_INIT;
+  xent_results results = XENT_RESULTS_INIT;
+  const xent_output grad_logits = {grad, XENT_F32, {0}};
+  problem.rows = 2, problem.classes = 4;
+  problem.logits = (xent_input){logits, XENT_F32, {0}};
+  problem.target_classes = (xent_input){classes, XENT_I32, {0}};
+  problem.target_count = 2;
+  problem.targets = (xent_input){probabilities, XENT_F32, {0}};
+  results.loss = &loss;
+  ok(xent_forward_backward(&problem, NULL, 1.0, &results, &grad_logits));
+  expect("sparse targets: loss", loss, 1.330036);
+  expect("sparse targets: gradient", grad[3], -0.230674);
+}
+
+/* Distillation from a teacher's logits at a temperature, and the divergence from it. */
+static void teacher_logits(void) {
+  const double temperature = 2;
+  const float logits[8] = {0.1f, 0.2f, 0.3f, 0.4f, 0.4f, 0.3f, 0.2f, 0.1f};
+  const float teacher[8] = {1, 2, 3, 4, 2, 2, 0, 0};
+  float grad[8];
+  double loss = 0, kl[2];
+  xent_problem problem = XENT_PROBLEM_INIT;
+  xent_results results = XENT_RESULTS_INIT;
+  const xent_output grad_logits = {grad, XENT_F32, {0}};
+  problem.rows = 2, problem.classes = 4;
+  problem.logits = (xent_input){logits, XENT_F32, {0}};
+  problem.targets = (xent_input){teacher, XENT_F32, {0}};
+  problem.logit_scale = problem.target_scale = 1 / temperature;
+  results.loss = &loss;
+  results.kl = (xent_output){kl, XENT_F64, {0}};
+  ok(xent_forward_backward(&problem, NULL, 1.0, &results, &grad_logits));
+  expect("teacher: loss", loss, 1.361689);
+  expect("teacher: divergence of the first row", kl[0], 0.113577);
+  expect("teacher: gradient", grad[0], 0.032509);
+}
+
 /* The gradient that a teacher gets, or labels that are learned: -ln p of each class. */
 static void target_gradient(void) {
   const float logits[4] = {0, 0, 0, 2}, teacher[4] = {0.1f, 0.1f, 0.1f, 0.7f};
@@ -527,6 +570,8 @@ int main(void) {
   row_mask();
   label_smoothing();
   distillation();
+  sparse_targets();
+  teacher_logits();
   target_gradient();
   nll_loss();
   z_loss();

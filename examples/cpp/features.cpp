@@ -123,6 +123,38 @@ void distillation() {
   expect("distillation: gradient", grad[3], -0.449266);
 }
 
+// Distillation from the classes that a teacher thinks most of, as lists of them are stored.
+void sparse_targets() {
+  const std::vector<float> logits = {0.1f, 0.2f, 0.3f, 0.4f, 0.4f, 0.3f, 0.2f, 0.1f};
+  const std::vector<std::int32_t> classes = {3, 0, 1, -100}; // -100: unused
+  const std::vector<float> probabilities = {0.75f, 0.25f, 1, 0};
+  std::vector<float> grad(8);
+  xent::options options;
+  options.target_classes = classes;
+  const double loss = xent::forward_backward(logits, 4, probabilities, grad, options);
+  expect("sparse targets: loss", loss, 1.330036);
+  expect("sparse targets: gradient", grad[3], -0.230674);
+}
+
+// Distillation from a teacher's logits at a temperature, and the divergence from it.
+void teacher_logits() {
+  const double temperature = 2;
+  const std::vector<float> logits = {0.1f, 0.2f, 0.3f, 0.4f, 0.4f, 0.3f, 0.2f, 0.1f};
+  const std::vector<float> teacher = {1, 2, 3, 4, 2, 2, 0, 0};
+  std::vector<float> grad(8);
+  std::vector<double> kl(2);
+  double loss = 0;
+  xent::options options;
+  options.logit_scale = options.target_scale = 1 / temperature;
+  xent::results results;
+  results.loss = &loss;
+  results.kl = kl;
+  xent::forward_backward(logits, 4, teacher, results, grad, options);
+  expect("teacher: loss", loss, 1.361689);
+  expect("teacher: divergence of the first row", kl[0], 0.113577);
+  expect("teacher: gradient", grad[0], 0.032509);
+}
+
 // The gradient that a teacher gets, or labels that are learned: -ln p of each class.
 void target_gradient() {
   const std::vector<float> logits = {0, 0, 0, 2}, teacher = {0.1f, 0.1f, 0.1f, 0.7f};
@@ -406,6 +438,8 @@ int main() {
     row_mask();
     label_smoothing();
     distillation();
+  sparse_targets();
+  teacher_logits();
     target_gradient();
     nll_loss();
     z_loss();

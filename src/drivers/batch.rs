@@ -2,6 +2,7 @@
 //! what follows from the sums. The arithmetic is row_math.rs's.
 
 use super::call::{Call, Excluded};
+use super::masses;
 use super::operands;
 use super::shards;
 use super::totals::{GroupTotals, Totals};
@@ -142,6 +143,7 @@ impl Batch {
         for (row, span) in call.plan.shape.spans(first, len) {
             // SAFETY: the rows are the call's and this thread's (# Safety); spans end with row `len`.
             unsafe {
+                masses::read_teacher(call, &span);
                 let (inputs, factors) = (&mut self.group.inputs, &mut self.extras.factors);
                 operands::read(call, &span, row, inputs, Some(factors), &largest[row..]);
             }
@@ -262,6 +264,7 @@ impl Batch {
                 // SAFETY: the rows are the call's and this thread's (# Safety).
                 unsafe {
                     operands::write(loss, &span, row, &group.results, argmax);
+                    masses::write_divergences(call, &span, row, group);
                     shards::write(call, &span, row, group, extras, argmax);
                 }
             }

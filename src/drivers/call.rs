@@ -7,7 +7,7 @@ use crate::kernels::row_math::{
 use crate::math::exp2::{Base, Shift};
 use crate::plan::{Loss, Operation, Pass, Plan, Shard, Softmax};
 use crate::strategy::{self, STORED_EXPS_CLASSES, Sweeps};
-use crate::view::{ElementType, FloatType, Position};
+use crate::view::{ElementType, FloatType};
 use std::ops::Range;
 
 /// The class that the first sweep over a row excludes from its sums.
@@ -260,18 +260,6 @@ impl<'a> Call<'a> {
     pub fn shift_at(&self, x: f64) -> Shift {
         if self.plan.logits.dtype.has_f32_lanes() { Shift::at(x as f32) } else { Shift::at(x) }
     }
-
-    /// Writes the masses of the classes from `class` on, of a loss: see [`Loss::masses`].
-    ///
-    /// # Safety
-    /// The row and the classes are the plan's.
-    pub unsafe fn masses(&self, at: Position, class: usize, to: &mut [f64]) {
-        match self.loss {
-            // SAFETY: the row and the classes are the plan's (# Safety).
-            Some(loss) => unsafe { loss.masses(at, class, to) },
-            None => to.fill(1.0),
-        }
-    }
 }
 
 /// What a loss and a softmax derive in the same way.
@@ -340,7 +328,7 @@ fn row_options(plan: &Plan, loss: &Loss) -> RowOptions {
         z_loss: loss.z_loss,
         transform: loss.transform,
         wants_losses: loss.computes_losses(),
-        wants_lse: loss.computes_losses() && loss.lse.is_some(),
+        wants_lse: loss.computes_losses() && (loss.lse.is_some() || loss.kl.is_some()),
         wants_entropy: loss.entropy.is_some(),
         gradient: loss.gradient.as_ref().map(|gradient| GradientOptions {
             scale: gradient.scale,

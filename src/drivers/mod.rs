@@ -9,6 +9,7 @@ mod batch;
 mod call;
 pub mod linear;
 mod long_row;
+mod masses;
 mod operands;
 mod padding;
 mod place;

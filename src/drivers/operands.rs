@@ -1,6 +1,7 @@
 //! The operands and results of rows that have one number each: targets, weights, lse, losses.
 
 use super::call::{Call, Excluded};
+use super::masses;
 use super::shards;
 use super::totals::{GroupTotals, Totals};
 use crate::kernels::logit_transform::Transform;
@@ -102,7 +103,7 @@ unsafe fn read_class_masses(
             match loss.targets {
                 Targets::Probabilities(_) => {
                     let mut mass = 0.0;
-                    call.masses(span.at(i), class, std::slice::from_mut(&mut mass));
+                    masses::read(call, span.at(i), class, std::slice::from_mut(&mut mass));
                     mass
                 }
                 Targets::Indices(_) | Targets::Absent => loss.target_weight(class),

@@ -2,6 +2,7 @@
 
 use super::batch::{InitialShift, Reduction, RowGradient};
 use super::call::Call;
+use super::masses;
 use crate::kernels::LogitKernels;
 use crate::kernels::contiguous::block::{Chunk, excluded_in};
 use crate::kernels::contiguous::gradient::{Bias, GradientChunk, Source};
@@ -485,7 +486,7 @@ unsafe fn weighted_sum(
         std::slice::from_raw_parts_mut(masses, chunk.len)
     };
     // SAFETY: the row and the classes are the call's (# Safety).
-    unsafe { call.masses(at, class, masses) };
+    unsafe { masses::read(call, at, class, masses) };
     // SAFETY: the chunk is readable (# Safety), and has a mass for each logit.
     let dot = unsafe { (kernels.dot)(chunk, center, masses.as_ptr()) };
     if has_indices {
@@ -690,7 +691,7 @@ unsafe fn scale_masses(
     for start in (0..len).step_by(CONVERTED) {
         let masses = &mut masses[..CONVERTED.min(len - start)];
         // SAFETY: the row and the classes are the call's (# Safety).
-        unsafe { call.masses(at, class + start, masses) };
+        unsafe { masses::read(call, at, class + start, masses) };
         for (i, &m) in masses.iter().enumerate() {
             let bias = if m == 0.0 { 0.0 } else { bias * m };
             // SAFETY: the buffer has room for `len` lanes of either type (# Safety).

@@ -1,6 +1,7 @@
 //! Tiles of distributions: logits whose classes are few, or not contiguous.
 
 use super::call::{Call, Excluded};
+use super::masses;
 use super::operands;
 use super::place::Place;
 use super::shards;
@@ -358,6 +359,7 @@ impl Sweeper<'_> {
             }
             // SAFETY: the distributions are the call's and this thread's (# Safety).
             unsafe {
+                masses::read_teacher(call, &span);
                 operands::read(call, &span, 0, inputs, factors.as_deref_mut(), largest);
                 if reads_excluded {
                     inputs.x_y = [f64::NEG_INFINITY; ROWS];
@@ -463,7 +465,7 @@ impl Sweeper<'_> {
                 unsafe { to.write_bytes(0, tile.classes * width) };
                 for (lane, total) in total[..tile.lanes].iter_mut().enumerate() {
                     // SAFETY: the distribution and the classes are the call's (# Safety).
-                    unsafe { call.masses(place.at(lane), tile.first, row) };
+                    unsafe { masses::read(call, place.at(lane), tile.first, row) };
                     for (c, &m) in row.iter().enumerate() {
                         // SAFETY: `c` is below the tile's classes, by `row`, and `lane` below its lanes, at most
                         // `width` (`tiles_with`, `again`): the buffer has room for their masses (`Buffers::new`).
@@ -477,7 +479,7 @@ impl Sweeper<'_> {
                 // SAFETY: the distribution and the classes are the call's (# Safety); the buffer has room for a mass of
                 // each class of a chunk (`Buffers::new`).
                 unsafe {
-                    call.masses(place.first, tile.first, row);
+                    masses::read(call, place.first, tile.first, row);
                     to.copy_from_nonoverlapping(row.as_ptr(), row.len());
                 }
                 Masses { data: to, pitch: 0 }
@@ -633,6 +635,7 @@ impl Sweeper<'_> {
             // SAFETY: the distributions are the call's and this thread's (# Safety).
             unsafe {
                 operands::write(loss, &span, 0, &group.results, argmax);
+                masses::write_divergences(call, &span, 0, group);
                 if let Some(extras) = &self.extras {
                     shards::write(call, &span, 0, group, &extras.groups[i], argmax);
                 }

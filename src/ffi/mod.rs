@@ -156,6 +156,18 @@ pub struct xent_problem {
     pub threads: u32,
     /// NULL, the default = rayon's global pool.
     pub pool: *const xent_pool,
+    /// Sparse targets: i64, i32, u32, u16 or u8, [rows, target_count, inner]; strides: row, place, inner. The
+    /// targets are then the probabilities of these classes, floats of the same shape. The probability of
+    /// a class that is not listed is 0; those of a class that is listed twice add up. A place that holds
+    /// ignore_index is unused; any other index outside [0, classes) is XENT_ERR_TARGET. Default absent.
+    pub target_classes: xent_input,
+    /// Places in each row's list, at least 1 with target_classes and 0 without; default 0.
+    pub target_count: usize,
+    /// If > 0, the targets are a teacher's logits, and t = softmax(target_scale * targets), over all classes or
+    /// over those listed. xent forms t as it goes and keeps 16 bytes a row (XENT_ERR_MEMORY). A row of
+    /// the teacher with NaN or +inf, or of nothing but -inf, makes the loss and the gradient of its row
+    /// NaN. No gradient goes to the teacher. Finite and >= 0; default 0: the targets are probabilities.
+    pub target_scale: f64,
 }
 
 /// The results of a forward. A member that is NULL or absent, the default, is not computed. One pass
@@ -190,6 +202,9 @@ pub struct xent_results {
     /// f32 or f64 [rows, inner]: -sum_c p_c * logp_c, of ignored rows too. Absent with
     /// XENT_FLAG_LOG_PROBS.
     pub entropy: xent_output,
+    /// f32 or f64 [rows, inner]: the divergence sum_c t'_c * (ln t'_c - logp_c), without weights; 0 where
+    /// ignored, NaN where a t'_c is negative. Absent with class indices.
+    pub kl: xent_output,
 }
 
 /// The shape of a call of softmax or log-softmax. Start from XENT_SHAPE_INIT; set rows and classes.
@@ -261,6 +276,9 @@ impl xent_problem {
             z_normalizer: self.z_normalizer,
             reduction: self.reduction,
             threads: self.threads,
+            target_classes: self.target_classes.operand(),
+            target_count: self.target_count,
+            target_scale: self.target_scale,
         })
     }
 }
@@ -310,6 +328,7 @@ impl xent_results {
             argmax: Operand::packed(self.argmax, XENT_I64),
             correct: self.correct,
             entropy: self.entropy.operand(),
+            kl: self.kl.operand(),
         }
     }
 }
@@ -481,6 +500,9 @@ unsafe fn plain(
         reduction,
         threads: _,
         pool: _,
+        target_classes,
+        target_count,
+        target_scale,
     } = *problem;
     let xent_results {
         struct_size: _,
@@ -494,6 +516,7 @@ unsafe fn plain(
         argmax,
         correct,
         entropy,
+        kl,
     } = *results;
     let target_type = target_type(targets.dtype)?;
     let normalizers = [normalizer, z_normalizer];
@@ -506,6 +529,8 @@ unsafe fn plain(
         logit_scale,
         normalizers,
         reduction,
+        target_count,
+        target_scale,
     };
     let is_plain = settings.are_plain()
         & class_weights.data.is_null()
@@ -513,6 +538,8 @@ unsafe fn plain(
         & row_mask.data.is_null()
         & row_losses.data.is_null()
         & entropy.data.is_null()
+        & kl.data.is_null()
+        & target_classes.data.is_null()
         & lse.is_null()
         & z_part.is_null()
         & n.is_null()

@@ -12,6 +12,7 @@
 pub mod class_index;
 pub mod contiguous;
 pub mod logit_transform;
+pub mod masses;
 pub mod ordinary;
 pub mod product;
 pub mod row_math;
@@ -85,6 +86,10 @@ pub struct LaneKernels {
     pub transform: unsafe fn(*mut u8, usize, &Transform, *mut u8),
     /// See [`contiguous::reduce::compensated_total`].
     pub compensated_total: unsafe fn(*const f64, usize) -> CompensatedSum,
+    /// See [`masses::exps`].
+    pub exps: unsafe fn(*mut f64, usize, f64, f64, f64),
+    /// See [`masses::divergences`].
+    pub divergences: unsafe fn(*mut f64, *const f64, usize, f64),
     /// See [`strided::reduce::sums`].
     pub tile_sums: unsafe fn(&Tile, &mut [RowGroup], Option<&mut [RowGroupExtras]>),
     /// See [`strided::reduce::argmax`].

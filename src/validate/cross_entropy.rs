@@ -1,8 +1,8 @@
 //! Cross-entropy problems as they are handed in, their checks, and the plans made of them.
 
 use super::operand::{
-    Axes, BYTES, F64_ONLY, FLOATS, Index, LOSSES, Operand, Presence, Slots, TARGETS, WORDS,
-    dtype_name, float_of,
+    Axes, BYTES, F64_ONLY, FLOATS, INDICES, Index, LOSSES, Operand, Presence, Slots, TARGETS,
+    WORDS, dtype_name, float_of,
 };
 use super::{kernels, layout};
 use crate::codes::*;
@@ -13,7 +13,8 @@ use crate::kernels::logit_transform::Transform;
 use crate::math::compensated::CompensatedSum;
 use crate::parallel::{Team, Work};
 use crate::plan::{
-    GradientFactors, Layout, Loss, Operation, Output, Pass, Plan, Shape, Target, Targets,
+    GradientFactors, Layout, Listed, Loss, Operation, Output, Pass, Plan, Probabilities, Shape,
+    Target, Targets, Teacher,
 };
 use crate::strategy::{self, TARGET_SCAN_ELEMENTS};
 use crate::view::{Axis, ElementType, FloatType, Position, View};
@@ -40,9 +41,18 @@ pub(crate) struct Problem {
     pub z_normalizer: f64,
     pub reduction: u32,
     pub threads: u32,
+    pub target_classes: Operand,
+    pub target_count: usize,
+    pub target_scale: f64,
 }
 
 impl Problem {
+    /// The targets are probabilities of listed classes.
+    #[inline(always)]
+    pub fn is_sparse(&self) -> bool {
+        !self.target_classes.data.is_null()
+    }
+
     /// The defaults of `XENT_PROBLEM_INIT`.
     pub const INIT: Problem = Problem {
         flags: 0,
@@ -63,6 +73,9 @@ impl Problem {
         z_normalizer: 0.0,
         reduction: XENT_MEAN,
         threads: 0,
+        target_classes: Operand::ABSENT,
+        target_count: 0,
+        target_scale: 0.0,
     };
 }
 
@@ -79,6 +92,7 @@ pub(crate) struct Results {
     pub argmax: Operand,
     pub correct: *mut u64,
     pub entropy: Operand,
+    pub kl: Operand,
 }
 
 impl Results {
@@ -93,6 +107,7 @@ impl Results {
         argmax: Operand::ABSENT,
         correct: std::ptr::null_mut(),
         entropy: Operand::ABSENT,
+        kl: Operand::ABSENT,
     };
 
     /// The results include one that does not exist without targets.
@@ -103,7 +118,8 @@ impl Results {
             && self.normalizer.is_null()
             && self.z_normalizer.is_null()
             && self.kept_rows.is_null()
-            && self.correct.is_null())
+            && self.correct.is_null()
+            && self.kl.data.is_null())
     }
 }
 
@@ -123,14 +139,28 @@ pub(crate) struct Valid {
     pub plan: Plan,
     pub kernels: Kernels,
     pub denominators: Denominators,
+    /// Memory that the plan refers to.
+    _memory: Vec<f64>,
 }
 
 /// Where the operands of a problem are among the slots, but for its logits.
 pub(super) struct ProblemSlots {
-    targets: Index,
+    targets: TargetSlots,
     class_weights: Index,
     row_weights: Index,
     row_mask: Index,
+}
+
+/// Where the targets are among the slots.
+#[derive(Clone, Copy)]
+pub(super) struct TargetSlots {
+    pub targets: Index,
+    classes: Index,
+}
+
+impl TargetSlots {
+    /// No targets.
+    pub const ABSENT: TargetSlots = TargetSlots { targets: None, classes: None };
 }
 
 impl ProblemSlots {
@@ -143,12 +173,29 @@ impl ProblemSlots {
 
     /// Adds the targets.
     #[inline(always)]
-    pub fn add_targets(all: &mut Slots, problem: &Problem, is_complete: bool) -> Index {
+    pub fn add_targets(all: &mut Slots, problem: &Problem, is_complete: bool) -> TargetSlots {
+        if problem.is_sparse() {
+            return ProblemSlots::add_sparse_targets(all, problem, is_complete);
+        }
         // `check_types` refuses an unknown dtype, whatever its axes.
         let has_indices = float_of(problem.targets.dtype).is_none();
         let axes = if has_indices { Axes::Rows } else { Axes::Full };
         let presence = Presence::required_if(is_complete);
-        all.input("targets", problem.targets, axes, TARGETS, presence)
+        let targets = all.input("targets", problem.targets, axes, TARGETS, presence);
+        TargetSlots { targets, ..TargetSlots::ABSENT }
+    }
+
+    #[cold]
+    fn add_sparse_targets(all: &mut Slots, problem: &Problem, is_complete: bool) -> TargetSlots {
+        if problem.targets.data.is_null() && !is_complete {
+            return TargetSlots::ABSENT;
+        }
+        let axes = Axes::Listed(problem.target_count);
+        let required = Presence::Required;
+        TargetSlots {
+            targets: all.input("targets", problem.targets, axes, FLOATS, required),
+            classes: all.input("target_classes", problem.target_classes, axes, INDICES, required),
+        }
     }
 
     /// Adds the other operands; class weights have the axes `of_classes`.
@@ -156,7 +203,7 @@ impl ProblemSlots {
     pub fn add_others(
         all: &mut Slots,
         problem: &Problem,
-        targets: Index,
+        targets: TargetSlots,
         of_classes: Axes,
     ) -> ProblemSlots {
         use Presence::Optional;
@@ -172,14 +219,23 @@ impl ProblemSlots {
     /// The targets are there, and class indices.
     #[inline(always)]
     pub fn are_indices(&self, problem: &Problem) -> bool {
-        self.targets.is_some() && float_of(problem.targets.dtype).is_none()
+        self.targets.targets.is_some() && float_of(problem.targets.dtype).is_none()
     }
 
     /// The loss of a problem of so many classes whose operands are checked, without results and gradient.
     #[inline(always)]
     pub fn loss(&self, all: &Slots, problem: &Problem, pass: Pass, classes: usize) -> Loss {
-        let indices = all.integers(self.targets).map(Targets::Indices);
-        let probabilities = || all.floats(self.targets).map(Targets::Probabilities);
+        let TargetSlots { targets, classes: of_listed } = self.targets;
+        let indices = all.integers(targets).map(Targets::Indices);
+        let probabilities = || {
+            all.floats(targets).map(|values| {
+                let list = |classes| Listed { classes, count: problem.target_count };
+                let teacher = (problem.target_scale > 0.0)
+                    .then_some(Teacher { scale: problem.target_scale, softmax: View::NOTHING });
+                let listed = all.integers(of_listed).map(list);
+                Targets::Probabilities(Probabilities { values, listed, teacher })
+            })
+        };
         let transforms = problem.logit_scale != 1.0 || problem.softcap > 0.0;
         Loss {
             pass,
@@ -199,6 +255,7 @@ impl ProblemSlots {
             row_losses: None,
             argmax: None,
             entropy: None,
+            kl: None,
             counts_correct: false,
             gradient: None,
             shard: None,
@@ -212,6 +269,7 @@ pub(super) struct ResultSlots {
     row_losses: Index,
     argmax: Index,
     entropy: Index,
+    kl: Index,
 }
 
 impl ResultSlots {
@@ -235,7 +293,8 @@ impl ResultSlots {
         let argmax = all.output("argmax", results.argmax, Axes::Rows, WORDS, Optional);
         all.scalar("correct", results.correct, WORDS);
         let entropy = all.output("entropy", results.entropy, Axes::Rows, LOSSES, Optional);
-        ResultSlots { lse, row_losses, argmax, entropy }
+        let kl = all.output("kl", results.kl, Axes::Rows, LOSSES, Optional);
+        ResultSlots { lse, row_losses, argmax, entropy, kl }
     }
 
     /// Gives a loss its results.
@@ -245,6 +304,7 @@ impl ResultSlots {
         loss.row_losses = all.floats(self.row_losses);
         loss.argmax = all.integers(self.argmax);
         loss.entropy = all.floats(self.entropy);
+        loss.kl = all.floats(self.kl);
         loss.counts_correct = !results.correct.is_null();
     }
 }
@@ -421,8 +481,7 @@ pub(crate) unsafe fn validate(
     let kernels = kernels(isa, float_of(logits_dtype), float_of(grad_dtype))?;
 
     // A call without rows may leave out the logits, and reads no view.
-    let nothing = View { data: std::ptr::null_mut(), dtype: FloatType::F32, strides: [0; 3] };
-    let logits = all.floats(logits).unwrap_or(nothing);
+    let logits = all.floats(logits).unwrap_or(View::NOTHING);
     let mut loss = of_problem.loss(all, problem, pass, shape.classes);
     of_results.set(all, results, &mut loss);
     // SAFETY: `check_memory` checked that the views cover the problem's shape in the caller's memory,
@@ -437,8 +496,9 @@ pub(crate) unsafe fn validate(
         let (to, factors) = unsafe { to.output(problem, request, &shape, layout, &denominators) };
         (output, loss.gradient) = (Some(to), Some(factors));
     }
+    let _memory = reserve_teacher(&shape, &mut loss)?;
     let plan = Plan { shape, layout, logits, output, operation: Operation::Loss(loss) };
-    Ok(Valid { plan, kernels, denominators })
+    Ok(Valid { plan, kernels, denominators, _memory })
 }
 
 /// The elements between the classes of a row of a gradient and the next row.
@@ -528,6 +588,45 @@ pub(super) fn check_options(
     }
     if pass == Pass::TargetGradient && has_indices {
         return param("grad_targets needs targets that are probabilities".to_string());
+    }
+    check_target_options(problem, pass, results, has_indices)
+}
+
+/// Checks the options of sparse targets and of teachers, and that the targets have a divergence.
+fn check_target_options(
+    problem: &Problem,
+    pass: Pass,
+    results: &Results,
+    has_indices: bool,
+) -> Result<(), Error> {
+    let param = |what: String| Err(Error::Param(what));
+    let (count, scale) = (problem.target_count, problem.target_scale);
+    let has_rows = problem.rows * problem.inner > 0;
+    match (problem.is_sparse(), count) {
+        (true, 0) => {
+            return param("target_count = 0, but target_classes is given".to_string());
+        }
+        (false, 1..) if has_rows => {
+            return param(format!("target_count = {count}, but target_classes is NULL"));
+        }
+        _ => {}
+    }
+    if !(scale >= 0.0 && scale.is_finite()) {
+        return param(format!("target_scale = {scale} is not a finite number >= 0"));
+    }
+    if scale > 0.0 && has_indices {
+        return param(format!(
+            "target_scale = {scale} needs targets that are the logits of a teacher, not class indices"
+        ));
+    }
+    if pass == Pass::TargetGradient && (problem.is_sparse() || scale > 0.0) {
+        return param(
+            "grad_targets needs probabilities of all classes, neither sparse nor of a teacher"
+                .to_string(),
+        );
+    }
+    if !results.kl.data.is_null() && has_indices && has_rows {
+        return param("kl needs targets that are probabilities".to_string());
     }
     Ok(())
 }
@@ -641,10 +740,14 @@ unsafe fn scan_rows(
         unsafe {
             let weight = match loss.target(at) {
                 Target::Class(y) if y >= shape.classes => {
-                    return Err(Error::Target { row, value: y as i64, classes: shape.classes });
+                    let (place, value) = (None, y as i64);
+                    return Err(Error::Target { row, place, value, classes: shape.classes });
                 }
                 Target::Class(y) => loss.class_weight(y),
-                Target::Distribution => 1.0,
+                Target::Distribution => {
+                    check_listed(loss, row, at, shape.classes)?;
+                    1.0
+                }
                 Target::Absent | Target::Ignored => continue,
             };
             let r = loss.row_weight(at);
@@ -654,4 +757,37 @@ unsafe fn scan_rows(
         }
     }
     Ok(scan)
+}
+
+/// Checks the classes of a row of sparse targets.
+///
+/// # Safety
+/// The row is the problem's, which the views cover.
+unsafe fn check_listed(loss: &Loss, row: usize, at: Position, classes: usize) -> Result<(), Error> {
+    let Targets::Probabilities(Probabilities { listed: Some(listed), .. }) = &loss.targets else {
+        return Ok(());
+    };
+    for place in 0..listed.count {
+        // SAFETY: the lists cover the row and its places (# Safety).
+        let value = unsafe { listed.classes.integer_at(at, place) };
+        let is_class = usize::try_from(value).is_ok_and(|class| class < classes);
+        if !is_class && value != loss.ignore_index {
+            return Err(Error::Target { row, place: Some(place), value, classes });
+        }
+    }
+    Ok(())
+}
+
+/// Reserves memory for what the rows of a teacher need, if the loss has a teacher, which then refers to it.
+pub(super) fn reserve_teacher(shape: &Shape, loss: &mut Loss) -> Result<Vec<f64>, Error> {
+    let mut memory = Vec::<f64>::new();
+    if let Targets::Probabilities(Probabilities { teacher: Some(teacher), .. }) = &mut loss.targets
+    {
+        let numbers = 2 * shape.distributions();
+        let bytes = numbers * size_of::<f64>();
+        memory.try_reserve_exact(numbers).map_err(|_| Error::Memory { bytes })?;
+        let strides = [2 * shape.inner as isize, 1, 2];
+        teacher.softmax = View { data: memory.as_mut_ptr().cast(), dtype: FloatType::F64, strides };
+    }
+    Ok(memory)
 }

@@ -2,11 +2,11 @@
 
 use super::cross_entropy::{
     Denominators, Problem, ProblemSlots, ResultSlots, Results, check_options, gradient_factors,
-    scan,
+    reserve_teacher, scan,
 };
 use super::kernels;
 use super::operand::{Axes, FLOATS, Index, Operand, Presence, Slots, dtype_name, float_of};
-use super::shards::Place;
+use super::shards::{Place, check_partial};
 use crate::codes::*;
 use crate::dispatch::{self, Isa};
 use crate::error::Error;
@@ -59,6 +59,8 @@ pub(crate) struct Valid {
     pub kernels: Kernels,
     pub products: &'static ProductKernels,
     pub denominators: Denominators,
+    /// Memory that the loss refers to.
+    _memory: Vec<f64>,
 }
 
 /// Checks a problem and its layer, scans the targets, and makes the plan; `shard` is the place of the problem's
@@ -150,6 +152,9 @@ pub(crate) unsafe fn validate(
     }
     let scale = request.map(|request| request.scale);
     check_options(problem, pass, results, scale, of_problem.are_indices(problem))?;
+    if shard.is_some() {
+        check_partial(problem, results)?;
+    }
     for (name, flag) in [
         ("LOG_PROBS", XENT_FLAG_LOG_PROBS),
         ("ACCUMULATE", XENT_FLAG_ACCUMULATE),
@@ -215,9 +220,10 @@ pub(crate) unsafe fn validate(
         bias_gradient: gradient(2),
         workspace: layer.workspace,
     };
+    let _memory = reserve_teacher(&shape, &mut loss)?;
     let operation = Operation::Loss(loss);
     let plan = Plan { shape, layout: Layout::Contiguous, logits, output, operation };
-    Ok(Valid { plan, loss, linear, kernels, products, denominators })
+    Ok(Valid { plan, loss, linear, kernels, products, denominators, _memory })
 }
 
 /// The flags that accumulate the gradients, in their order.

@@ -83,6 +83,8 @@ pub(crate) enum Axes {
     Rows,
     /// `[classes]`
     Classes,
+    /// `[rows, k, inner]`, with so many places for listed classes.
+    Listed(usize),
     /// `[rows, features]`, with so many features.
     RowFeatures(usize),
     /// `[classes, features]`
@@ -136,7 +138,7 @@ pub(crate) struct Slot {
 }
 
 /// The most operands that a call can have.
-const SLOTS: usize = 22;
+const SLOTS: usize = 24;
 
 /// The operands of a call, in the order in which they are checked.
 pub(crate) struct Slots {
@@ -160,6 +162,8 @@ pub(crate) const BYTES: &[u32] = &[XENT_U8];
 /// Class indices and probabilities.
 pub(crate) const TARGETS: &[u32] =
     &[XENT_I64, XENT_I32, XENT_U32, XENT_U16, XENT_U8, XENT_F32, XENT_F64, XENT_BF16, XENT_F16];
+/// Class indices of sparse targets.
+pub(crate) const INDICES: &[u32] = &[XENT_I64, XENT_I32, XENT_U32, XENT_U16, XENT_U8];
 /// Counts and predicted classes, C's `uint64_t` and `int64_t`. The surfaces fix their type.
 pub(crate) const WORDS: &[u32] = &[XENT_I64];
 
@@ -351,6 +355,15 @@ impl Slots {
                 "rows*classes*inner = {rows}*{classes}*{inner} overflows"
             )));
         }
+        for slot in self.iter() {
+            let Axes::Listed(places) = slot.axes else { continue };
+            let elements = rows.checked_mul(places).and_then(|n| n.checked_mul(inner));
+            if elements.is_none_or(|n| n > isize::MAX as usize / 16) {
+                return Err(Error::Shape(format!(
+                    "rows*target_count*inner = {rows}*{places}*{inner} overflows"
+                )));
+            }
+        }
         if classes == 0 && rows * inner > 0 && !self.allows_no_classes {
             return Err(Error::Shape(format!("classes = 0, but there are {} rows", rows * inner)));
         }
@@ -491,6 +504,7 @@ impl Slot {
             Axes::Full => [shape.rows, shape.classes, shape.inner],
             Axes::Rows => [shape.rows, 1, shape.inner],
             Axes::Classes => [1, shape.classes, 1],
+            Axes::Listed(places) => [shape.rows, places, shape.inner],
             Axes::RowFeatures(features) => [shape.rows, features, 1],
             Axes::ClassFeatures(features) => [shape.classes, features, 1],
             Axes::Elements(len) => [1, len, 1],
@@ -509,12 +523,16 @@ impl Slot {
         let Some(array) = self.operand.array else { return Ok(()) };
         let [rows, classes, inner] = [shape.rows, shape.classes, shape.inner];
         let all = [rows, classes, inner];
-        let list;
+        let (list, places);
         // Without the axis of inner positions if there is but one.
         let (full, short): (&[usize], &[usize]) = match self.axes {
             Axes::Full => (&all, &all[..2]),
             Axes::Rows => (&[rows, inner], &[rows]),
             Axes::Classes => (&[classes], &[classes]),
+            Axes::Listed(count) => {
+                places = [rows, count, inner];
+                (&places, &places[..2])
+            }
             Axes::RowFeatures(features) => (&[rows, features], &[rows, features]),
             Axes::ClassFeatures(features) => (&[classes, features], &[classes, features]),
             Axes::Elements(len) => {

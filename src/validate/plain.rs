@@ -71,6 +71,8 @@ pub(crate) struct Settings {
     pub logit_scale: f64,
     pub normalizers: [f64; 2],
     pub reduction: u32,
+    pub target_count: usize,
+    pub target_scale: f64,
 }
 
 impl Settings {
@@ -84,6 +86,8 @@ impl Settings {
             & (self.softcap == 0.0)
             & (self.logit_scale == 1.0)
             & (self.normalizers == [0.0; 2])
+            & (self.target_count == 0)
+            & (self.target_scale == 0.0)
             & matches!(self.reduction, XENT_MEAN | XENT_SUM)
     }
 }
@@ -115,6 +119,9 @@ pub(crate) fn recognise(
         z_normalizer,
         reduction,
         threads: _,
+        target_classes,
+        target_count,
+        target_scale,
     } = *problem;
     let Results {
         loss,
@@ -127,6 +134,7 @@ pub(crate) fn recognise(
         argmax,
         correct,
         entropy,
+        kl,
     } = *results;
     let target_type = target_type(targets.dtype)?;
     let absent = |operand: &Operand| operand.data.is_null();
@@ -140,6 +148,8 @@ pub(crate) fn recognise(
         logit_scale,
         normalizers,
         reduction,
+        target_count,
+        target_scale,
     };
     let plain = settings.are_plain()
         & absent(&class_weights)
@@ -149,6 +159,8 @@ pub(crate) fn recognise(
         & absent(&lse)
         & absent(&argmax)
         & absent(&entropy)
+        & absent(&kl)
+        & absent(&target_classes)
         & z_part.is_null()
         & n.is_null()
         & z.is_null()

@@ -5,7 +5,8 @@
 
 use super::cross_entropy::{
     Denominators, GradientOperands, GradientRequest, Problem, ProblemSlots, ResultSlots, Results,
-    check_gradient_dtype, check_options, padding, scan_targets, total_weight,
+    TargetSlots, check_gradient_dtype, check_options, padding, reserve_teacher, scan_targets,
+    total_weight,
 };
 use super::operand::{Axes, F64_ONLY, FLOATS, Index, Operand, Presence, Slots, TARGETS, float_of};
 use super::{kernels, layout};
@@ -15,7 +16,7 @@ use crate::error::Error;
 use crate::kernels::Kernels;
 use crate::parallel::Team;
 use crate::partial::Partial;
-use crate::plan::{Loss, Operation, Pass, Plan, Shape, Shard, Targets};
+use crate::plan::{Loss, Operation, Pass, Plan, Probabilities, Shape, Shard, Targets};
 use crate::view::{ElementType, FloatType, IntegerType, View};
 use std::mem::offset_of;
 
@@ -37,6 +38,8 @@ pub(crate) struct ShardCall {
     pub plan: Plan,
     pub shard: Shard,
     pub kernels: Kernels,
+    /// Memory that the plan refers to.
+    _memory: Vec<f64>,
 }
 
 /// A checked call over merged states.
@@ -52,10 +55,6 @@ const MEMBERS: usize = size_of::<Partial>() / size_of::<f64>();
 
 /// Classes up to which f64 holds every index.
 const MOST_CLASSES: usize = 1 << 53;
-
-/// A view without elements.
-const NOTHING: View<FloatType> =
-    View { data: std::ptr::null_mut(), dtype: FloatType::F32, strides: [0; 3] };
 
 impl Place {
     /// Adds the states to the operands of a call: of a backward, which reads them, or of a forward.
@@ -183,7 +182,7 @@ impl Place {
 fn states_view(all: &Slots, states: Index, shape: &Shape) -> View<FloatType> {
     View {
         strides: [(MEMBERS * shape.inner) as isize, 0, MEMBERS as isize],
-        ..all.floats(states).unwrap_or(View { dtype: FloatType::F64, ..NOTHING })
+        ..all.floats(states).unwrap_or(View { dtype: FloatType::F64, ..View::NOTHING })
     }
 }
 
@@ -193,11 +192,19 @@ fn offset_data(view: &View<FloatType>, class: usize) -> *mut u8 {
     view.data.wrapping_offset(offset)
 }
 
-pub(super) fn refuse_log_probs(problem: &Problem) -> Result<(), Error> {
+/// Refuses what the states of shards cannot have.
+pub(super) fn check_partial(problem: &Problem, results: &Results) -> Result<(), Error> {
+    let param = |what: &str| Err(Error::Param(what.to_string()));
     if problem.flags & XENT_FLAG_LOG_PROBS != 0 {
-        return Err(Error::Param(
-            "log-probabilities (LOG_PROBS) have no partial states".to_string(),
-        ));
+        return param("log-probabilities (LOG_PROBS) have no partial states");
+    }
+    if problem.target_scale > 0.0 && !problem.is_sparse() {
+        return param(
+            "target_scale makes probabilities of all classes, which a shard does not have; list the classes",
+        );
+    }
+    if !results.kl.data.is_null() {
+        return param("kl cannot be had of partial states");
     }
     Ok(())
 }
@@ -253,7 +260,7 @@ pub(crate) unsafe fn shard(
     all.check_initialised(accumulate)?;
     let scale = request.map(|request| request.scale);
     check_options(problem, pass, &Results::NONE, scale, of_problem.are_indices(problem))?;
-    refuse_log_probs(problem)?;
+    check_partial(problem, &Results::NONE)?;
     let padding = match all.floats(gradient) {
         Some(gradient) if zeroes_padding => padding(&shape, &gradient)?,
         _ => 0,
@@ -268,7 +275,7 @@ pub(crate) unsafe fn shard(
     // SAFETY: `check_memory` checked that class weights cover all classes of the vocabulary, and
     // `check_vocabulary` that the shard's are among them.
     let shard = unsafe { place.attach(all, states, &shape, &mut loss, is_backward) };
-    let logits = all.floats(logits).unwrap_or(NOTHING);
+    let logits = all.floats(logits).unwrap_or(View::NOTHING);
     let layout = layout(&shape, &logits, &[], false);
     let mut output = None;
     if let Some((request, view)) = request.zip(all.floats(gradient)) {
@@ -279,8 +286,9 @@ pub(crate) unsafe fn shard(
         let (to, factors) = unsafe { to.output(problem, request, &shape, layout, &denominators) };
         (output, loss.gradient) = (Some(to), Some(factors));
     }
+    let _memory = reserve_teacher(&shape, &mut loss)?;
     let plan = Plan { shape, layout, logits, output, operation: Operation::Loss(loss) };
-    Ok(ShardCall { plan, shard, kernels })
+    Ok(ShardCall { plan, shard, kernels, _memory })
 }
 
 /// Checks a call that makes results of merged states. It looks at neither logits nor probabilities.
@@ -302,13 +310,12 @@ pub(crate) unsafe fn finish(
     all.allow_no_classes();
     let presence = Presence::required_if(results.needs_targets());
     // Those of a shard without classes may be absent.
-    let has_probabilities =
-        !has_indices && (!problem.targets.data.is_null() || problem.classes == 0);
-    let targets = if has_probabilities {
-        None
-    } else {
-        all.input("targets", problem.targets, Axes::Rows, TARGETS, presence)
-    };
+    let has_probabilities = problem.is_sparse()
+        || !has_indices && (!problem.targets.data.is_null() || problem.classes == 0);
+    let mut targets = TargetSlots::ABSENT;
+    if !has_probabilities {
+        targets.targets = all.input("targets", problem.targets, Axes::Rows, TARGETS, presence);
+    }
     let of_problem = ProblemSlots::add_others(all, problem, targets, Axes::Elements(place.total));
     let states = Place::axes(&shape);
     let states = all.input("merged", place.operand(), states, F64_ONLY, Presence::Required);
@@ -320,12 +327,13 @@ pub(crate) unsafe fn finish(
     place.check_length("merged", &shape)?;
     all.check_initialised(false)?;
     check_options(problem, Pass::Forward, results, None, of_problem.are_indices(problem))?;
-    refuse_log_probs(problem)?;
+    check_partial(problem, results)?;
     let kernels = kernels(isa, Some(FloatType::F32), Some(FloatType::F32))?;
 
     let mut loss = of_problem.loss(all, problem, Pass::Forward, place.total);
     if has_probabilities {
-        loss.targets = Targets::Probabilities(NOTHING);
+        let (values, listed, teacher) = (View::NOTHING, None, None);
+        loss.targets = Targets::Probabilities(Probabilities { values, listed, teacher });
     }
     // SAFETY: `check_memory` checked that the views cover the shape in the caller's memory, which is valid
     // for the call (# Safety); probabilities are not looked at.

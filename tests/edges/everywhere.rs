@@ -235,6 +235,7 @@ impl<T: Float> Problem<'_, T> {
             lse: softmax.then_some(&mut got.lse),
             entropy: softmax.then(|| (&mut got.entropy).into()),
             argmax: Some(&mut got.argmax),
+            ..Results::default()
         });
         got
     }

@@ -1,6 +1,7 @@
 //! The memory of a linear loss: a fixed amount for each thread, all of it taken before anything is written.
 
 use crate::drivers::batch::Reduction;
+use crate::drivers::masses::Divergence;
 use crate::error::Error;
 use crate::kernels::product::DEPTH;
 use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras};
@@ -103,6 +104,8 @@ pub struct Worker {
     pub shifts: Vec<Shift>,
     /// The largest logit of each row, if that is excluded.
     pub largest: Vec<ArgMax>,
+    /// The divergence of each row from its targets, if that is wanted.
+    pub divergences: Vec<Divergence>,
     /// The rows of a product's first operand.
     pub left_rows: Vec<*const u8>,
     /// The rows of its second operand.
@@ -138,6 +141,7 @@ impl Worker {
             reductions: reserve(rows)?,
             shifts: reserve(rows)?,
             largest: reserve(rows)?,
+            divergences: reserve(rows)?,
             left_rows: reserve(most)?,
             packed_rows: reserve(most)?,
             out: reserve(most)?,
@@ -225,7 +229,8 @@ impl Sizes {
             + reserved_bytes::<RowState>(rows)
             + reserved_bytes::<Option<Reduction>>(rows)
             + reserved_bytes::<Shift>(rows)
-            + reserved_bytes::<ArgMax>(rows);
+            + reserved_bytes::<ArgMax>(rows)
+            + reserved_bytes::<Divergence>(rows);
         let addresses = 4 * reserved_bytes::<usize>(tile_rows.max(VOCABULARY_BLOCK));
         Memory::bytes(needs.sums).saturating_add(blocks + states + addresses)
     }

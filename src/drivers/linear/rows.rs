@@ -4,6 +4,7 @@ use super::job::{Job, RowRecord, Tile};
 use super::memory::Worker;
 use crate::drivers::batch::{InitialShift, Reduction, from_initial, set_sums};
 use crate::drivers::call::Excluded;
+use crate::drivers::masses::{self, Divergence};
 use crate::drivers::operands;
 use crate::drivers::segment::{self, PlacedRow};
 use crate::drivers::shards;
@@ -14,7 +15,7 @@ use crate::kernels::row_state::{ArgMax, ExpSum, RowState};
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::Shift;
 use crate::math::scalar::exp2;
-use crate::strategy::VOCABULARY_BLOCK;
+use crate::strategy::{CONVERTED, VOCABULARY_BLOCK};
 use crate::view::{Axis, Position, Span};
 use std::ops::Range;
 
@@ -65,6 +66,10 @@ impl Job<'_> {
         worker.reductions.resize(rows.len(), None);
         worker.shifts.clear();
         worker.shifts.resize(rows.len(), Shift::ZERO);
+        worker.divergences.clear();
+        if self.loss.kl.is_some() {
+            worker.divergences.resize(rows.len(), Divergence::ZERO);
+        }
         worker.largest.clear();
         worker.largest.resize(rows.len(), ArgMax { class: 0, ..ArgMax::NONE });
         for (i, &row) in rows.iter().enumerate() {
@@ -73,7 +78,10 @@ impl Job<'_> {
             // A largest logit is not known yet; it is read again in `finish`.
             let largest = &worker.largest[i..=i];
             // SAFETY: the row is the plan's and this thread's (# Safety).
-            unsafe { operands::read(call, &span(row), i % ROWS, inputs, Some(factors), largest) };
+            unsafe {
+                masses::read_teacher(call, &span(row));
+                operands::read(call, &span(row), i % ROWS, inputs, Some(factors), largest);
+            }
         }
         if call.excluded == Excluded::Target {
             match made {
@@ -156,6 +164,10 @@ impl Job<'_> {
             worker.reductions[i] = unsafe { self.decide(worker, i, &place) };
         }
         let Some(reduction) = &mut worker.reductions[i] else { return };
+        if let Some(divergence) = worker.divergences.get_mut(i) {
+            // SAFETY: the tile holds the classes (# Safety).
+            unsafe { self.add_divergence(divergence, reduction, &place, classes.clone()) };
+        }
         let state = &mut worker.states[i];
         let is_kept = worker.groups[i / ROWS].inputs.is_kept(i % ROWS);
         if call.excluded != Excluded::Largest || !is_kept {
@@ -184,6 +196,31 @@ impl Job<'_> {
         let other = if worker.largest[i].class == before.class { found } else { before };
         // SAFETY: the row is the plan's (# Safety), and so is a class that was the largest of a block of its logits.
         unsafe { self.include(place.at, other, reduction.center, state) };
+    }
+
+    /// Adds a block of a row's logits to its divergence.
+    ///
+    /// # Safety
+    /// The classes of the row, which is the plan's, are readable in the lanes' type.
+    #[cold]
+    unsafe fn add_divergence(
+        &self,
+        divergence: &mut Divergence,
+        reduction: &Reduction,
+        place: &PlacedRow,
+        classes: Range<usize>,
+    ) {
+        let center = reduction.center.unwrap_or(0.0);
+        let mut logits = [0.0; CONVERTED];
+        for class in classes.clone().step_by(CONVERTED) {
+            let x = &mut logits[..CONVERTED.min(classes.end - class)];
+            for (class, x) in (class..).zip(&mut *x) {
+                // SAFETY: the class is readable (# Safety).
+                *x = unsafe { self.lane_at(place.x, class) };
+            }
+            // SAFETY: the row and the classes are the plan's (# Safety).
+            unsafe { divergence.add(&self.call, self.loss, place.at, class, x, center) };
+        }
     }
 
     /// What the sweeps over row `i` are to do.
@@ -253,7 +290,7 @@ impl Job<'_> {
         if let Some(center) = center {
             let mut mass = 0.0;
             // SAFETY: the row and the class are the plan's (# Safety).
-            unsafe { call.masses(at, class.class, std::slice::from_mut(&mut mass)) };
+            unsafe { masses::read(call, at, class.class, std::slice::from_mut(&mut mass)) };
             if mass != 0.0 {
                 state.weighted_logits += mass * (x - center);
             }
@@ -272,7 +309,7 @@ impl Job<'_> {
             // SAFETY: the row is the plan's (# Safety), and so are the classes of `blocks`; the processor has the set
             // of the kernels (`Call::k`).
             unsafe {
-                self.call.masses(Position { row, inner: 0 }, classes.start, masses);
+                masses::read(&self.call, Position { row, inner: 0 }, classes.start, masses);
                 sum.merge((self.call.k.lanes.compensated_total)(masses.as_ptr(), masses.len()));
             }
         }
@@ -301,7 +338,7 @@ impl Job<'_> {
             }
             self.transform_excluded(worker, rows.len());
         }
-        let Worker { groups, extras, states, reductions, .. } = worker;
+        let Worker { groups, extras, states, reductions, divergences, .. } = worker;
         let mut argmax = [0; ROWS];
         for (index, (rows, records)) in rows.chunks(ROWS).zip(records.chunks_mut(ROWS)).enumerate()
         {
@@ -325,6 +362,13 @@ impl Job<'_> {
                     unsafe {
                         operands::write(self.loss, &span(row), i, &group.results, &argmax);
                         shards::write_with(call, &span(row), i, group, extras, &argmax, max);
+                        if let Some(to) = &self.loss.kl {
+                            let center = extras.weighted.center[i];
+                            let kl =
+                                divergences[index * ROWS + i].value(group.results.lse[i], center);
+                            let kl = if group.inputs.is_kept(i) { kl } else { 0.0 };
+                            to.set_real(span(row).at(0), 0, kl);
+                        }
                     }
                 }
                 let RowGroup { inputs, sums, coefficients, .. } = &*group;

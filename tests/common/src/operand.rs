@@ -427,14 +427,18 @@ pub struct PlacedFactors {
     pub row_weights: Option<Placed>,
     pub row_mask: Option<Placed>,
     pub grad_output: Option<Placed>,
+    pub target_classes: Option<Placed>,
+    /// Places of the target classes.
+    places: usize,
 }
 
 impl PlacedFactors {
     /// Places the operands that there are, in the order of the fields.
-    pub fn new(operands: [&Option<Operand>; 4]) -> PlacedFactors {
-        let [class_weights, row_weights, row_mask, grad_output] =
+    pub fn new(operands: [&Option<Operand>; 5]) -> PlacedFactors {
+        let places = operands[4].as_ref().map_or(0, |operand| operand.sizes[1]);
+        let [class_weights, row_weights, row_mask, grad_output, target_classes] =
             operands.map(|operand| operand.as_ref().map(Operand::place));
-        PlacedFactors { class_weights, row_weights, row_mask, grad_output }
+        PlacedFactors { class_weights, row_weights, row_mask, grad_output, target_classes, places }
     }
 
     /// The call with these operands.
@@ -450,6 +454,9 @@ impl PlacedFactors {
         }
         if let Some(grad_output) = &self.grad_output {
             call = call.grad_output(grad_output.input());
+        }
+        if let Some(classes) = &self.target_classes {
+            call = call.target_classes(classes.input(), self.places);
         }
         call
     }

@@ -137,6 +137,10 @@ pub struct Outcome {
     pub correct: u64,
     /// Entropy of the softmax, `[rows, inner]`. Empty with `log_probs`.
     pub entropy: Vec<f64>,
+    /// `Σ t'·(ln t' − logp)` for probability targets, `[rows, inner]`; 0 where ignored. Empty otherwise.
+    pub kl: Vec<f64>,
+    /// The sum of the absolute terms of `kl`.
+    pub kl_scale: Vec<f64>,
     /// Gradient with respect to the logits, `[rows, classes, inner]`. Empty without targets.
     pub grad_logits: Vec<f64>,
     /// Gradient with respect to probability targets, `[rows, classes, inner]`. Empty otherwise.
@@ -257,6 +261,30 @@ impl Distribution {
             undefined: false,
         }
     }
+}
+
+/// The targets of listed classes as those of all classes, `[rows, classes, inner]`. Both lists are `[rows, k, inner]`;
+/// places of the class `unused` are left out.
+pub fn spread_targets(
+    classes: &[i64],
+    values: &[f64],
+    [rows, all, inner]: [usize; 3],
+    unused: i64,
+) -> Vec<f64> {
+    let mut targets = vec![0.0; rows * all * inner];
+    // A row with a NaN is NaN.
+    let places = classes.len().checked_div(rows * inner).unwrap_or(0);
+    for (i, (&class, &value)) in classes.iter().zip(values).enumerate() {
+        let (row, k) = (i / (places * inner), i % inner);
+        let inside = usize::try_from(class).ok().filter(|&class| class < all);
+        if let Some(class) = inside.filter(|_| class != unused) {
+            targets[(row * all + class) * inner + k] += value;
+            if value.is_nan() {
+                (0..all).for_each(|class| targets[(row * all + class) * inner + k] = value);
+            }
+        }
+    }
+    targets
 }
 
 /// The lowest index of a NaN if there is one, else of the maximum.
@@ -428,6 +456,8 @@ pub fn evaluate(case: &Case) -> Outcome {
         argmax: Vec::new(),
         correct: 0,
         entropy: Vec::new(),
+        kl: Vec::new(),
+        kl_scale: Vec::new(),
         grad_logits: vec![0.0; elements],
         grad_targets: match case.targets {
             Targets::Probabilities(_) => vec![0.0; elements],
@@ -510,6 +540,13 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
     if case.targets == Targets::None {
         return (0.0, 0.0);
     }
+    let logp = softmax.as_ref().map_or(&stored, |d| &d.logp);
+    let undefined = softmax.as_ref().is_some_and(|d| d.undefined);
+    if let Targets::Probabilities(_) = &case.targets {
+        let (kl, scale) = if kept { divergence(case, row, k, logp) } else { (0.0, 0.0) };
+        out.kl.push(if kept && undefined { f64::NAN } else { kl });
+        out.kl_scale.push(scale);
+    }
     let r = case.row_weight(i);
     if !kept || r == 0.0 {
         out.row_losses.push(0.0);
@@ -519,9 +556,7 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
 
     // Loss.
     let mass = Mass::new(case, row, k);
-    let logp = softmax.as_ref().map_or(&stored, |d| &d.logp);
     let (lse, lse_scale) = softmax.as_ref().map_or((0.0, 0.0), |d| (d.lse, d.lse_scale));
-    let undefined = softmax.as_ref().is_some_and(|d| d.undefined);
     let terms: Vec<f64> = (0..case.classes).map(|c| times(mass.both[c], -logp[c])).collect();
     let ce = if undefined { f64::NAN } else { r * sum(terms.iter().copied()) };
     let z = times(r * case.z_loss, lse * lse);
@@ -572,6 +607,21 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
         }
     }
     (ce, z)
+}
+
+/// The divergence of a row, and the sum of its absolute terms.
+fn divergence(case: &Case, row: usize, k: usize, logp: &[f64]) -> (f64, f64) {
+    let Targets::Probabilities(t) = &case.targets else { return (0.0, 0.0) };
+    let eps = case.label_smoothing;
+    let (mut kl, mut scale) = (Sum::default(), 0.0);
+    for (c, &logp) in logp.iter().enumerate() {
+        let t = times(1.0 - eps, t[case.at(row, c, k)]) + eps / case.classes as f64;
+        if t != 0.0 {
+            kl.add(t * (t.ln() - logp));
+            scale += (t * t.ln()).abs() + (t * logp).abs();
+        }
+    }
+    (kl.value(), scale)
 }
 
 /// The outputs of a linear layer, `Σ_d h_nd·w_cd + b_c`, `[rows, classes]`: hidden is `[rows, features]`, weight

@@ -67,7 +67,11 @@ impl Split {
                 |operand: &Operand| columns(operand, &classes, own.then_some(&mut *rng));
             Shard {
                 logits: layout(&task.logits),
-                targets: task.targets.as_ref().filter(|t| t.dtype.is_float()).map(&mut layout),
+                targets: task
+                    .targets
+                    .as_ref()
+                    .filter(|t| t.dtype.is_float() && task.target_classes.is_none())
+                    .map(&mut layout),
                 grad: layout(&task.grad),
                 classes,
             }
@@ -131,6 +135,7 @@ impl Split {
             argmax: Some(&mut argmax),
             correct: has_indices.then_some(&mut correct),
             entropy: Some(entropy.output()),
+            kl: None,
         };
         // Probabilities of any shard serve.
         let shard = self.shards.last().unwrap();
@@ -151,6 +156,7 @@ impl Split {
             lse,
             entropy: entropy.take("entropy"),
             argmax,
+            kl: Vec::new(),
             grad: Vec::new(),
         }
     }

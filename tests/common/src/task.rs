@@ -37,7 +37,12 @@ pub struct Task {
     pub grad_targets: Operand,
     pub row_losses: Operand,
     pub entropy: Operand,
+    pub kl: Operand,
     pub wants: Wants,
+    /// The classes that sparse targets are of.
+    pub target_classes: Option<Operand>,
+    /// Not 0: the targets are a teacher's logits.
+    pub target_scale: f64,
 }
 
 /// The optional results of a forward, other than losses and lse.
@@ -46,6 +51,7 @@ pub struct Wants {
     pub entropy: bool,
     pub argmax: bool,
     pub correct: bool,
+    pub kl: bool,
 }
 
 /// Which call.
@@ -74,6 +80,7 @@ pub struct Answer {
     pub lse: Vec<f64>,
     pub entropy: Vec<f64>,
     pub argmax: Vec<i64>,
+    pub kl: Vec<f64>,
     /// The gradient of the logits, or of the targets.
     pub grad: Vec<f64>,
 }
@@ -109,6 +116,7 @@ impl Answer {
         same_bits(&self.lse, &other.lse, &format!("{what}: lse"));
         same_bits(&self.row_losses, &other.row_losses, &format!("{what}: row losses"));
         same_bits(&self.entropy, &other.entropy, &format!("{what}: entropy"));
+        same_bits(&self.kl, &other.kl, &format!("{what}: kl"));
         same_bits(&numbers(self), &numbers(other), &format!("{what}: loss"));
         assert_eq!(self.argmax, other.argmax, "{what}: argmax");
         let counts = |a: &Answer| (a.kept_rows, a.correct);
@@ -145,6 +153,7 @@ impl Task {
             grad_targets: Operand::zeros(Dtype::F64, sizes),
             row_losses: Operand::zeros(Dtype::F64, by_row),
             entropy: Operand::zeros(Dtype::F64, by_row),
+            kl: Operand::zeros(Dtype::F64, by_row),
             logits,
             targets: Some(targets),
             class_weights: None,
@@ -163,7 +172,9 @@ impl Task {
             empty_is_zero: false,
             grad_scale: 1.0,
             accumulate: false,
-            wants: Wants { entropy: true, argmax: true, correct: true },
+            wants: Wants { entropy: true, argmax: true, correct: true, kl: true },
+            target_classes: None,
+            target_scale: 0.0,
         }
     }
 
@@ -177,6 +188,36 @@ impl Task {
 
     pub fn has_probabilities(&self) -> bool {
         self.targets.as_ref().is_some_and(|targets| targets.dtype.is_float())
+    }
+
+    /// Whether the targets have a gradient of their own.
+    pub fn has_target_gradient(&self) -> bool {
+        self.has_probabilities() && self.target_classes.is_none() && self.target_scale == 0.0
+    }
+
+    /// The targets as probabilities of all classes.
+    fn probabilities(&self, targets: &Operand) -> Vec<f64> {
+        let mut values = targets.values.clone();
+        let listed = self
+            .target_classes
+            .as_ref()
+            .map(|operand| operand.values.iter().map(|&class| class as i64).collect::<Vec<i64>>());
+        if self.target_scale > 0.0 {
+            // Unused places have no part in the softmax.
+            let of_place = |i: usize, x: f64| {
+                let is_used = listed.as_ref().is_none_or(|listed| listed[i] != self.ignore_index);
+                if is_used { self.target_scale * x } else { f64::NEG_INFINITY }
+            };
+            let scaled: Vec<f64> = (0..).zip(&values).map(|(i, &x)| of_place(i, x)).collect();
+            values = reference::softmax(&scaled, self.rows, targets.sizes[1], self.inner);
+        }
+        match &listed {
+            Some(listed) => {
+                let sizes = [self.rows, self.classes, self.inner];
+                reference::spread_targets(listed, &values, sizes, self.ignore_index)
+            }
+            None => values,
+        }
     }
 
     /// Whether the gradient may replace the logits.
@@ -201,7 +242,7 @@ impl Task {
             targets: match &self.targets {
                 None => reference::Targets::None,
                 Some(targets) if targets.dtype.is_float() => {
-                    reference::Targets::Probabilities(targets.values.clone())
+                    reference::Targets::Probabilities(self.probabilities(targets))
                 }
                 Some(targets) => reference::Targets::Indices(integers(targets)),
             },
@@ -245,6 +286,8 @@ impl Task {
             grad_targets: self.grad_targets.single(row, k),
             row_losses: self.row_losses.single(row, k),
             entropy: self.entropy.single(row, k),
+            kl: self.kl.single(row, k),
+            target_classes: single(&self.target_classes),
             ..self.clone()
         }
     }
@@ -258,11 +301,13 @@ impl Task {
             row_weights: relay(&self.row_weights),
             row_mask: relay(&self.row_mask),
             grad_output: relay(&self.grad_output),
+            target_classes: relay(&self.target_classes),
             logits: self.logits.relaid(rng),
             grad: self.grad.relaid(rng),
             grad_targets: self.grad_targets.relaid(rng),
             row_losses: self.row_losses.relaid(rng),
             entropy: self.entropy.relaid(rng),
+            kl: self.kl.relaid(rng),
             ..self.clone()
         }
     }
@@ -283,7 +328,7 @@ impl Task {
             all.push(("fused in place", self.run(Call::FusedInPlace, how)));
             all.push(("backward in place", self.run(Call::BackwardInPlace(&lse), how)));
         }
-        if self.has_probabilities() {
+        if self.has_target_gradient() {
             all.push(("targets", self.run(Call::Targets(&lse), how)));
         }
         all
@@ -296,6 +341,7 @@ impl Task {
             &self.row_weights,
             &self.row_mask,
             &self.grad_output,
+            &self.target_classes,
         ])
     }
 
@@ -320,6 +366,7 @@ impl Task {
             .empty_is_zero(self.empty_is_zero)
             .accumulate(self.accumulate)
             .grad_scale(self.grad_scale)
+            .target_scale(self.target_scale)
             .isa(how.isa)
             .threads(how.threads);
         if let Some(pool) = how.pool {
@@ -386,6 +433,7 @@ impl Task {
             (&factors.row_weights, "row weights"),
             (&factors.row_mask, "row mask"),
             (&factors.grad_output, "grad_output"),
+            (&factors.target_classes, "target classes"),
             (&targets, "targets"),
         ];
         for (input, what) in inputs {
@@ -419,9 +467,11 @@ impl Task {
             entropy: self.wants.entropy && !self.log_probs,
             argmax: self.wants.argmax,
             correct: self.wants.correct && has_targets && self.has_indices(),
+            kl: self.wants.kl && has_targets && self.has_probabilities(),
         };
         let mut row_losses = self.row_losses.place_poisoned();
         let mut entropy = self.entropy.place_poisoned();
+        let mut kl = self.kl.place_poisoned();
         let by_row = |dtype| Operand::zeros(dtype, [1, positions, 1]);
         let mut lse_out = by_row(Dtype::F64).place_poisoned();
         let mut argmax = by_row(Dtype::I64).place_poisoned();
@@ -440,6 +490,7 @@ impl Task {
             lse: has_lse.then(|| lse_out.doubles()),
             entropy: wants.entropy.then(|| entropy.output()),
             argmax: wants.argmax.then(|| argmax.integers()),
+            kl: wants.kl.then(|| kl.output()),
         })?;
         let written = |i: usize, asked: bool| {
             assert!(!asked || scalars[i].to_bits() != f64::POISON.to_bits(), "scalar {i}");
@@ -462,6 +513,9 @@ impl Task {
         }
         if wants.entropy {
             answer.entropy = entropy.take("entropy");
+        }
+        if wants.kl {
+            answer.kl = kl.take("kl");
         }
         if wants.argmax {
             answer.argmax = argmax.take("argmax").iter().map(|&class| class as i64).collect();

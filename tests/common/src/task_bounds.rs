@@ -232,6 +232,25 @@ impl<'a> Judge<'a> {
         (0..classes).map(one).collect()
     }
 
+    /// `t'_c` of a row with probability targets.
+    fn probabilities(&self, i: usize) -> Vec<f64> {
+        let (eps, classes) = (self.case.label_smoothing, self.task.classes);
+        let reference::Targets::Probabilities(t) = &self.case.targets else { return Vec::new() };
+        let one = |class: usize| {
+            let t = if eps == 1.0 { 0.0 } else { (1.0 - eps) * t[self.at(i, class)] };
+            t + eps / classes as f64
+        };
+        (0..classes).map(one).collect()
+    }
+
+    /// The relative error of a teacher's probability.
+    fn slip_of_teacher(&self, i: usize, class: usize) -> f64 {
+        let reference::Targets::Probabilities(t) = &self.case.targets else { return 0.0 };
+        let t = t[self.at(i, class)];
+        let has_error = self.task.target_scale > 0.0 && t > 0.0;
+        if has_error { 2.0 * f64::EPSILON * (1.0 + t.ln().abs()) } else { 0.0 }
+    }
+
     /// The row predicts its target with confidence, and its loss has no further term.
     fn is_confident(&self, i: usize) -> bool {
         let inside = |y: &i64| (0..self.task.classes as i64).contains(y);
@@ -343,7 +362,10 @@ impl<'a> Judge<'a> {
         // The rounding of each term shows where many terms of both signs cancel.
         let squares = terms.iter().map(|x| x * x).sum::<f64>().sqrt();
         let sum: f64 = terms.iter().sum();
+        let slip = |(class, term): (usize, &f64)| (term * self.slip_of_teacher(i, class)).abs();
+        let slips: f64 = terms.iter().enumerate().map(slip).filter(|slip| slip.is_finite()).sum();
         r * (self.units.sum * largest([largest(terms.iter().copied()), sum, squares]) + share)
+            + r * slips
             + 1e-300
     }
 
@@ -399,6 +421,16 @@ impl<'a> Judge<'a> {
             let bound = self.units.entropy * (1.0 + want.lse[i].abs()) + dtype.half_ulp(entropy);
             let error = close(got, entropy, bound, || format!("entropy[{i}]"));
             worst.see("entropy", error);
+        }
+        for (i, &got) in answer.kl.iter().enumerate() {
+            let dtype = self.task.kl.dtype;
+            let (kl, scale) = (want.kl[i], want.kl_scale[i]);
+            let moved = if self.task.log_probs { 0.0 } else { self.bound_of_lse(i) };
+            // Weights have no part in it, but the sum of the targets does.
+            let mass: f64 = self.probabilities(i).iter().map(|t| t.abs()).sum();
+            let bound = self.units.sum * scale + 2.0 * mass * moved + dtype.half_ulp(kl) + 1e-300;
+            let error = close(got, kl, bound, || format!("kl[{i}]"));
+            worst.see("kl", error);
         }
         let Some(kept_rows) = answer.kept_rows else { return worst };
         assert_eq!(kept_rows, want.kept_rows, "kept rows");
@@ -622,6 +654,10 @@ impl<'a> Judge<'a> {
         } else {
             half * 3.0 * m
         };
+        if task.target_scale > 0.0 {
+            // The probabilities of a teacher are small as well.
+            bound += factor.abs() * self.units.p + m * self.slip_of_teacher(i, class);
+        }
         if case.softcap > 0.0 {
             // The slope is e^(-2u) of a rounded u. It and the product are rounded, and the
             // product may underflow.
@@ -749,7 +785,7 @@ pub fn check_answers(judge: &Judge, answers: &[(&'static str, Answer)]) -> Worst
             crate::task::same_bits(&from_lse.grad, &backward.grad, "backward in place");
         }
     }
-    if task.has_probabilities() {
+    if task.has_target_gradient() {
         let old = task.accumulate.then_some(task.grad_targets.values.as_slice());
         worst.add(&judge.gradient_of_targets(&get("targets").grad, old));
     }

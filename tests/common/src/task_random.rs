@@ -68,6 +68,10 @@ pub struct Spec {
     pub empty_is_zero: bool,
     pub grad_scale: f64,
     pub accumulate: bool,
+    /// Places of sparse targets; 0 for targets of all classes.
+    pub places: usize,
+    /// Not 0: the targets are a teacher's logits.
+    pub target_scale: f64,
     pub wants: Wants,
     pub short_results: bool,
     pub threads: u32,
@@ -125,6 +129,8 @@ pub fn tasks(elements: usize) -> impl Strategy<Value = Spec> {
         (optional(), optional(), optional()),
         any::<bool>(),
         prop::bool::weighted(0.3),
+        prop_oneof![2 => Just(0usize), 1 => 1usize..=9],
+        prop::sample::select(vec![0.0, 0.0, 1.0, 0.5, 4.0]),
     );
     let loss = (
         prop::sample::select(vec![0.0, 0.0, 0.1, 0.3, 1.0]),
@@ -140,7 +146,7 @@ pub fn tasks(elements: usize) -> impl Strategy<Value = Spec> {
         any::<bool>(),
         prop::sample::select(vec![1.0, 1.0, 1.0, -0.375, 1e-30, 1e30, 0.0, 65536.0]),
         prop::bool::weighted(0.25),
-        (any::<bool>(), any::<bool>(), any::<bool>()),
+        (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
         any::<bool>(),
         1u32..=3,
     );
@@ -148,7 +154,7 @@ pub fn tasks(elements: usize) -> impl Strategy<Value = Spec> {
         let (rows, classes) = shape.1;
         let inner = shape.2.min((elements / classes).max(1));
         let neutral = loss.4;
-        let (entropy, argmax, correct) = options.6;
+        let (entropy, argmax, correct, kl) = options.6;
         Spec {
             seed: shape.0,
             rows: rows.min((elements / (classes * inner)).max(1)),
@@ -177,7 +183,9 @@ pub fn tasks(elements: usize) -> impl Strategy<Value = Spec> {
             empty_is_zero: options.3,
             grad_scale: options.4,
             accumulate: options.5,
-            wants: Wants { entropy, argmax, correct },
+            places: targets.6,
+            target_scale: targets.7,
+            wants: Wants { entropy, argmax, correct, kl },
             short_results: options.7,
             threads: options.8,
         }
@@ -196,6 +204,23 @@ fn weights(rng: &mut Rng, dtype: Dtype, sizes: [usize; 3], low: i64, high: i64) 
         })
         .collect();
     Operand::packed(dtype, sizes, &values)
+}
+
+/// Fills a row of a teacher's logits, which may have no softmax if `may_be_odd`.
+fn fill_teacher(row: &mut [f64], may_be_odd: bool, rng: &mut Rng) {
+    let (sharp, at) = (rng.uniform(0.0, 5.0), rng.normal() * 20.0);
+    for y in row.iter_mut() {
+        *y = if may_be_odd && rng.one_in(10) {
+            f64::NEG_INFINITY
+        } else {
+            at + rng.normal() * sharp
+        };
+    }
+    if may_be_odd && rng.one_in(40) {
+        let odd = [f64::NAN, f64::INFINITY][rng.below(2)];
+        let at = rng.below(row.len());
+        row[at] = odd;
+    }
 }
 
 impl Spec {
@@ -261,6 +286,7 @@ impl Spec {
             Ignore::Outside(y) => y,
             Ignore::Inside => rng.below(classes) as i64,
         };
+        let mut target_classes = None;
         let targets = match self.target_kind {
             TargetKind::Nothing => None,
             TargetKind::Indices => {
@@ -276,29 +302,33 @@ impl Spec {
                         }
                     })
                     .collect();
-                let holds = |dtype: Dtype, y: f64| match dtype {
-                    Dtype::U8 => (0.0..256.0).contains(&y),
-                    Dtype::U16 => (0.0..65_536.0).contains(&y),
-                    Dtype::U32 => (0.0..4_294_967_296.0).contains(&y),
-                    Dtype::I32 => y.abs() < 2_147_483_648.0,
-                    _ => true,
-                };
-                let fits = |dtype: &&Dtype| values.iter().all(|&y| holds(**dtype, y));
-                let dtype = INTEGERS[self.target_dtype..].iter().find(fits);
-                let operand = Operand::packed(*dtype.expect("i64 holds all"), by_row, &values);
+                let operand = Operand::packed(self.dtype_of(&values), by_row, &values);
                 Some(self.lay_targets(operand, &mask, rng))
             }
             _ => {
                 let dtype = FLOATS[self.target_dtype % 4];
-                let values = self.by_rows(|i, row| {
-                    self.fill_probabilities(row, chosen[i], rng);
-                    if is_masked(i) || (self.smoothing == 1.0 && rng.one_in(4)) {
-                        // Values that xent does not read, or multiplies by 0.
-                        row[rng.below(classes)] = [f64::NAN, f64::INFINITY][rng.below(2)];
-                    }
-                });
-                let operand = Operand::packed(dtype, full, &values);
-                Some(self.lay_targets(operand, &mask, rng))
+                if self.places > 0 {
+                    let [classes, values] = self.sparse_targets(is_masked, ignore_index, rng);
+                    let sizes = [rows, self.places, inner];
+                    let classes = Operand::packed(self.dtype_of(&classes), sizes, &classes);
+                    target_classes = Some(self.lay_places(classes, rng));
+                    let values = Operand::packed(dtype, sizes, &values);
+                    Some(self.lay_places(values, rng))
+                } else {
+                    let values = self.by_rows(|i, row| {
+                        if self.target_scale > 0.0 {
+                            fill_teacher(row, self.shows_odd_targets(), rng);
+                        } else {
+                            self.fill_probabilities(row, chosen[i], rng);
+                        }
+                        if is_masked(i) || (self.smoothing == 1.0 && rng.one_in(4)) {
+                            // Values that xent does not read, or multiplies by 0.
+                            row[rng.below(classes)] = [f64::NAN, f64::INFINITY][rng.below(2)];
+                        }
+                    });
+                    let operand = Operand::packed(dtype, full, &values);
+                    Some(self.lay_targets(operand, &mask, rng))
+                }
             }
         };
 
@@ -338,9 +368,9 @@ impl Spec {
         let grads = [olds(grad_dtype), olds(FLOATS[(self.seed % 4) as usize])];
         let result = |dtype| Operand::zeros(dtype, by_row);
         let short = if self.short_results { Dtype::F32 } else { Dtype::F64 };
-        let outputs = [result(short), result(short)];
+        let outputs = [result(short), result(short), result(short)];
         let [grad, grad_targets] = grads.map(|operand| self.lay_out(operand, rng, NO_AXIS));
-        let [row_losses, entropy] = outputs.map(|operand| self.lay_out(operand, rng, NO_AXIS));
+        let [row_losses, entropy, kl] = outputs.map(|operand| self.lay_out(operand, rng, NO_AXIS));
         Task {
             rows,
             classes,
@@ -367,7 +397,77 @@ impl Spec {
             grad_targets,
             row_losses,
             entropy,
+            kl,
             wants: self.wants,
+            target_scale: if matches!(self.target_kind, TargetKind::Nothing | TargetKind::Indices) {
+                0.0
+            } else {
+                self.target_scale
+            },
+            target_classes,
+        }
+    }
+
+    /// No factor of 0 hides a target of NaN from a gradient.
+    fn shows_odd_targets(&self) -> bool {
+        !self.log_probs && self.grad_scale != 0.0 && self.grad_output.is_none()
+    }
+
+    /// The first dtype from the spec's on that holds class indices.
+    fn dtype_of(&self, indices: &[f64]) -> Dtype {
+        let holds = |dtype: Dtype, y: f64| match dtype {
+            Dtype::U8 => (0.0..256.0).contains(&y),
+            Dtype::U16 => (0.0..65_536.0).contains(&y),
+            Dtype::U32 => (0.0..4_294_967_296.0).contains(&y),
+            Dtype::I32 => y.abs() < 2_147_483_648.0,
+            _ => true,
+        };
+        let fits = |dtype: &&Dtype| indices.iter().all(|&y| holds(**dtype, y));
+        *INTEGERS[self.target_dtype..].iter().find(fits).expect("i64 holds all")
+    }
+
+    /// Classes and values of sparse targets, `[rows, places, inner]`. Some classes are listed twice, and some places are
+    /// unused.
+    fn sparse_targets(
+        &self,
+        is_masked: impl Fn(usize) -> bool,
+        ignore_index: i64,
+        rng: &mut Rng,
+    ) -> [Vec<f64>; 2] {
+        let (places, inner) = (self.places, self.inner);
+        let mut lists = [(); 2].map(|()| vec![0.0; self.rows * places * inner]);
+        for i in 0..self.rows * inner {
+            let [mut classes, mut values] = [(); 2].map(|()| vec![0.0; places]);
+            for class in &mut classes {
+                *class = [0, self.classes - 1, rng.below(self.classes)][rng.below(3)] as f64;
+            }
+            if self.target_scale > 0.0 {
+                fill_teacher(&mut values, self.shows_odd_targets(), rng);
+            } else {
+                values.iter_mut().for_each(|t| *t = rng.uniform(0.0, 1.0));
+                if matches!(self.target_kind, TargetKind::Signed | TargetKind::Sparse) {
+                    values.iter_mut().for_each(|t| *t -= 0.4);
+                }
+            }
+            for place in 0..places {
+                if is_masked(i) && rng.one_in(2) {
+                    classes[place] = 250.0;
+                } else if rng.one_in(5) {
+                    classes[place] = ignore_index as f64;
+                    values[place] = [f64::NAN, f64::INFINITY, 0.5][rng.below(3)];
+                }
+                let at = (i / inner * places + place) * inner + i % inner;
+                (lists[0][at], lists[1][at]) = (classes[place], values[place]);
+            }
+        }
+        lists
+    }
+
+    /// Lays out a list of places, whose elements do not repeat: those of unused places have any value.
+    fn lay_places(&self, operand: Operand, rng: &mut Rng) -> Operand {
+        match self.layout {
+            Layout::Any => operand.laid_out(rng, NO_AXIS),
+            Layout::Packed | Layout::ClassesLast => operand,
         }
     }
 

@@ -1,0 +1,50 @@
+//! Target probabilities, in lanes of f64.
+
+use crate::math::real;
+use crate::simd::{Simd, up_to};
+
+/// Replaces `len` numbers x by `e^(scale·x - shift)·factor`: 0 for -inf, NaN for NaN. The relative error is below
+/// `2^-51·(1 + |scale·x - shift|)`.
+///
+/// # Safety
+/// `x` is readable and writable for `len` numbers; the processor has the set of `s`.
+#[inline(always)]
+pub unsafe fn exps<S: Simd>(s: S, x: *mut f64, len: usize, scale: f64, shift: f64, factor: f64) {
+    let d = s.wide();
+    let (scale, shift, factor) = (d.splat(scale), d.splat(shift), d.splat(factor));
+    for at in (0..len).step_by(<S::Wide as Simd>::LANES) {
+        let (p, lanes) = (x.wrapping_add(at), up_to::<S::Wide>(len - at));
+        // SAFETY: `len - at` numbers from `p` on are readable and writable (# Safety), and the mask keeps to them.
+        unsafe {
+            let x = d.load_lanes(p, lanes, 0.0);
+            let e = real::exp(d, d.mul_sub(x, scale, shift));
+            d.store_lanes(p, lanes, d.mul(e, factor));
+        }
+    }
+}
+
+/// Replaces `len` probabilities t by `t·(ln t - (x - center))`: 0 where t is 0 or below the smallest normal number, NaN
+/// where it is negative.
+///
+/// # Safety
+/// `t` is readable and writable, and `x` readable, for `len` numbers; the processor has the set of `s`.
+#[inline(always)]
+pub unsafe fn divergences<S: Simd>(s: S, t: *mut f64, x: *const f64, len: usize, center: f64) {
+    let d = s.wide();
+    let (zero, least, center) = (d.splat(0.0), d.splat(f64::MIN_POSITIVE), d.splat(center));
+    for at in (0..len).step_by(<S::Wide as Simd>::LANES) {
+        let (p, q, lanes) = (t.wrapping_add(at), x.wrapping_add(at), up_to::<S::Wide>(len - at));
+        // SAFETY: `len - at` numbers from `p` on are readable and writable, and as many from `q` on readable (# Safety);
+        // the mask keeps to them.
+        unsafe {
+            let (t, x) = (d.load_lanes(p, lanes, 0.0), d.load_lanes(q, lanes, 0.0));
+            let (k, fraction) = real::ln_parts(d, t);
+            let log = d.mul_add(k, d.splat(std::f64::consts::LN_2), fraction);
+            let term = d.mul(t, d.sub(log, d.sub(x, center)));
+            // What `ln_parts` makes of 0 and of numbers below 0 has no meaning.
+            let term = d.select(d.less(t, least), zero, term);
+            let term = d.select(d.less(t, zero), d.splat(f64::NAN), term);
+            d.store_lanes(p, lanes, term);
+        }
+    }
+}
