@@ -113,6 +113,20 @@ fn f64_totals_of_many_classes() {
     }
 }
 
+/// Logits far below the others come first, and the largest logit's class has no mass.
+#[test]
+fn f64_losses_beside_far_logits() {
+    for sizes @ [rows, classes, inner] in [[2, 300, 1], [1, 300, 2], [2, 3000, 1]] {
+        let class_of = |i: usize| i / inner % classes;
+        let x = |i: usize| if class_of(i) < 64 { -1e9 } else { (i % 7) as f64 / 3.0 };
+        let logits: Vec<f64> = (0..rows * classes * inner).map(x).collect();
+        let mass = |i: usize| f64::from(class_of(i) >= 64 && logits[i] < 2.0) / 100.0;
+        let mass: Vec<f64> = (0..logits.len()).map(mass).collect();
+        let soft = Operand::packed(Dtype::F64, sizes, &mass);
+        agree(&Task::new(Operand::packed(Dtype::F64, sizes, &logits), soft));
+    }
+}
+
 /// One class has most of the probability, and lies far above the first logits of the row.
 #[test]
 fn entropy_far_above_the_first_logits() {

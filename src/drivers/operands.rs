@@ -212,7 +212,8 @@ pub fn needs_reduction(call: &Call, inputs: &RowInputs, row: usize) -> bool {
 }
 
 /// What the logits of a row that counts are taken relative to in its weighted sum, if the row's shift is
-/// at the logit `start`. The logit of the excluded class is taken, unless it is too far below `others`.
+/// at the logit `start`. The logit of the excluded class is taken, unless it is too far below `others`: relative to
+/// the largest logit, no term of positive masses cancels another.
 #[inline(always)]
 pub fn center(
     call: &Call,
@@ -226,7 +227,9 @@ pub fn center(
     if !call.takes_exps {
         0.0
     } else if inputs.class(row).is_some()
-        && (!call.has_masses || factors.class_mass[row] != 0.0)
+        && (call.excluded == Excluded::Largest
+            || !call.has_masses
+            || factors.class_mass[row] != 0.0)
         && x_y.is_finite()
         && !others.is_some_and(|others| is_far_below(x_y, others))
     {
