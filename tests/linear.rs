@@ -166,10 +166,20 @@ fn with_options(mut layer: Layer, rng: &mut Rng) -> Layer {
     if rng.one_in(2) {
         layer.bias = Some(drawn([1, classes, 1], rng, Rng::normal));
     }
-    if rng.one_in(3) {
-        let mut targets = drawn([rows, classes, 1], rng, |rng| rng.uniform(0.0, 2.0));
+    if rng.one_in(2) {
+        let places = if rng.one_in(2) { 1 + rng.below(5) } else { classes };
+        let mut targets = drawn([rows, places, 1], rng, |rng| rng.uniform(0.0, 2.0));
         let dtype = targets.dtype;
-        targets.values.iter_mut().for_each(|t| *t = dtype.round(*t / classes as f64));
+        if rng.one_in(2) {
+            task.target_scale = 4.0;
+        } else {
+            targets.values.iter_mut().for_each(|t| *t = dtype.round(*t / places as f64));
+        }
+        if places != classes || classes < 6 {
+            let mut class = || if rng.one_in(5) { -100.0 } else { rng.below(classes) as f64 };
+            let listed: Vec<f64> = (0..rows * places).map(|_| class()).collect();
+            task.target_classes = Some(Operand::packed(Dtype::I32, [rows, places, 1], &listed));
+        }
         task.targets = Some(targets);
     } else if rng.one_in(2) {
         let targets = task.targets.as_mut().expect("targets");
@@ -459,6 +469,10 @@ fn shards() {
         let (rows, classes, features) = (1 + rng.below(40), 2 + rng.below(700), 1 + rng.below(40));
         let layer = layer(dtype, rows, classes, features, &mut rng);
         let mut layer = with_options(layer, &mut rng);
+        if layer.task.target_classes.is_none() {
+            // A shard does not have a teacher's logits of all classes.
+            layer.task.target_scale = 0.0;
+        }
         // The parts of a gradient are summed in f64 here.
         for grad in layer.grads.iter_mut().flatten() {
             grad.dtype = if dtype == Dtype::F64 { dtype } else { Dtype::F32 };

@@ -29,6 +29,8 @@ const LAYER_PRODUCTS: usize = 60_000;
 enum TargetKind {
     Indices,
     Probabilities,
+    /// Probabilities of listed classes.
+    Sparse,
     Nothing,
 }
 
@@ -125,7 +127,7 @@ fn task_of(
         TargetKind::Indices,
         TargetKind::Indices,
         TargetKind::Probabilities,
-        TargetKind::Probabilities,
+        TargetKind::Sparse,
         TargetKind::Nothing,
     ]);
     let target_dtype = bytes.below(5);
@@ -141,7 +143,15 @@ fn task_of(
     let grad_scale = bytes.pick(&[1.0f64, 1.0, -0.375, 1e-30, 1e30, 0.0, 65536.0]);
     let accumulate = bytes.one_in(4);
     let asked = bytes.byte();
-    let wants = Wants { entropy: asked & 1 == 0, argmax: asked & 2 == 0, correct: asked & 4 == 0 };
+    let wants = Wants {
+        entropy: asked & 1 == 0,
+        argmax: asked & 2 == 0,
+        correct: asked & 4 == 0,
+        kl: asked & 8 == 0,
+    };
+    // Exact products, so that the oracle has the logits of the teacher that the kernels have.
+    let is_teacher = asked & 0x30 == 0x30 && !log_probs && grad_scale != 0.0;
+    let target_scale = if is_teacher { [1.0, 0.25][usize::from(asked >> 6 & 1)] } else { 0.0 };
     let short_results = bytes.flag();
     let ignore_index = match bytes.below(8) {
         0..3 => -100,
@@ -158,11 +168,27 @@ fn task_of(
         has_mask.then(|| repeated(positions, bytes, |bytes| bytes.pick(&[1.0, 0.0, 255.0])));
     let masked = |i: usize| mask.as_ref().is_some_and(|mask| mask[i] == 0.0);
 
-    let spreads = target_kind == TargetKind::Probabilities || label_smoothing > 0.0;
+    let spreads = matches!(target_kind, TargetKind::Probabilities | TargetKind::Sparse)
+        || label_smoothing > 0.0;
     let logits = draw(bytes, dtype, layout, spreads);
 
+    let mut target_classes = None;
     let targets = match target_kind {
         TargetKind::Nothing => None,
+        TargetKind::Sparse => {
+            let places = 1 + bytes.below(9);
+            let sizes = [rows, places, inner];
+            let classes = repeated(positions * places, bytes, |bytes| match bytes.one_in(5) {
+                true => ignore_index as f64,
+                false => values::class(bytes, classes) as f64,
+            });
+            let dtype = dtype_of(target_dtype, &classes);
+            let listed = Operand::packed(dtype, sizes, &classes);
+            target_classes = Some(lay_out(listed, bytes, layout, NO_AXIS));
+            let values = repeated(positions * places, bytes, values::mass);
+            let values = Operand::packed(FLOATS[target_dtype % 4], sizes, &values);
+            Some(lay_out(values, bytes, layout, NO_AXIS))
+        }
         TargetKind::Indices => {
             let mut values = repeated(positions, bytes, |bytes| match bytes.one_in(5) {
                 true => ignore_index as f64,
@@ -175,8 +201,7 @@ fn task_of(
                     *y = 250.0;
                 }
             }
-            let fits = |dtype: &&Dtype| values.iter().all(|&y| holds(**dtype, y));
-            let dtype = *INTEGERS[target_dtype..].iter().find(fits).unwrap_or(&Dtype::I64);
+            let dtype = dtype_of(target_dtype, &values);
             Some(lay_out(
                 Operand::packed(dtype, by_row, &values),
                 bytes,
@@ -233,7 +258,7 @@ fn task_of(
     };
     let short = if short_results { Dtype::F32 } else { Dtype::F64 };
     let grad = output(if dtype.is_half() && long_grad { Dtype::F32 } else { dtype }, sizes, true);
-    let (row_losses, entropy) = (output(short, by_row, false), output(short, by_row, false));
+    let [row_losses, entropy, kl] = [(); 3].map(|()| output(short, by_row, false));
     let grad_targets = output(FLOATS[usize::from(present >> 4) % 4], sizes, true);
     Task {
         rows,
@@ -261,7 +286,13 @@ fn task_of(
         grad_targets,
         row_losses,
         entropy,
+        kl,
         wants,
+        target_scale: match target_kind {
+            TargetKind::Probabilities | TargetKind::Sparse => target_scale,
+            TargetKind::Indices | TargetKind::Nothing => 0.0,
+        },
+        target_classes,
     }
 }
 
@@ -279,6 +310,12 @@ fn shape(bytes: &mut Bytes, limits: Limits) -> [usize; 3] {
     let inner = bytes.pick(&INNER).min((limit / classes).max(1));
     let rows = bytes.pick(&ROWS).min((limit / (classes * inner)).max(1));
     [rows, classes, inner]
+}
+
+/// The first dtype from one on that holds class indices.
+fn dtype_of(first: usize, indices: &[f64]) -> Dtype {
+    let fits = |dtype: &&Dtype| indices.iter().all(|&y| holds(**dtype, y));
+    *INTEGERS[first..].iter().find(fits).unwrap_or(&Dtype::I64)
 }
 
 fn holds(dtype: Dtype, y: f64) -> bool {

@@ -134,7 +134,7 @@ fn picked(task: &Task, rows: &[usize], rng: &mut Rng) -> Task {
     };
     let logits = pick(&task.logits);
     let (grad, grad_targets) = (pick(&task.grad), pick(&task.grad_targets));
-    let (row_losses, entropy) = (pick(&task.row_losses), pick(&task.entropy));
+    let [row_losses, entropy, kl] = [&task.row_losses, &task.entropy, &task.kl].map(&mut pick);
     let mut maybe = |operand: &Option<Operand>, by_row: bool| {
         operand.as_ref().map(|operand| if by_row { pick(operand) } else { operand.clone() })
     };
@@ -145,6 +145,8 @@ fn picked(task: &Task, rows: &[usize], rng: &mut Rng) -> Task {
         grad_targets,
         row_losses,
         entropy,
+        kl,
+        target_classes: maybe(&task.target_classes, true),
         targets: maybe(&task.targets, true),
         row_weights: maybe(&task.row_weights, true),
         row_mask: maybe(&task.row_mask, true),

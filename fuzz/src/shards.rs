@@ -31,7 +31,7 @@ enum Whole {
 const LIMITS: Limits = Limits { usual: 400, many: 6000 };
 
 /// Every result that a kind of targets has.
-const EVERYTHING: Wants = Wants { entropy: true, argmax: true, correct: true };
+const EVERYTHING: Wants = Wants { entropy: true, argmax: true, correct: true, kl: false };
 
 impl<'a> Arbitrary<'a> for Input {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
@@ -41,7 +41,7 @@ impl<'a> Arbitrary<'a> for Input {
         let threads = 1 + bytes.below(3) as u32;
         let seed = u64::from(bytes.byte());
         let cuts: Vec<usize> = (0..bytes.below(5)).map(|_| bytes.word()).collect();
-        let whole = if is_layer {
+        let mut whole = if is_layer {
             let mut layer = draw::layer(bytes);
             layer.accumulates[0] = false;
             // The parts of a gradient are added up, and rounded as little as there is a type for.
@@ -56,7 +56,15 @@ impl<'a> Arbitrary<'a> for Input {
             let task = draw::task(bytes, LIMITS);
             Whole::Task(Box::new(Task { log_probs: false, wants: EVERYTHING, ..task }))
         };
-        let classes = whole.task().classes;
+        let task = match &mut whole {
+            Whole::Task(task) => task,
+            Whole::Layer(layer) => &mut layer.task,
+        };
+        if task.target_classes.is_none() {
+            // A shard does not have a teacher's logits of all classes.
+            task.target_scale = 0.0;
+        }
+        let classes = task.classes;
         let cuts = cuts.into_iter().map(|cut| cut % (classes + 1)).collect();
         Ok(Input { whole, cuts, threads, seed })
     }

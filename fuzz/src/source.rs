@@ -74,6 +74,7 @@ fn fields(f: &mut Formatter<'_>, task: &Task) -> Result {
     for (name, value) in [
         ("class_weights", &task.class_weights),
         ("row_weights", &task.row_weights),
+        ("target_classes", &task.target_classes),
         ("row_mask", &task.row_mask),
         ("grad_output", &task.grad_output),
     ] {
@@ -87,6 +88,7 @@ fn fields(f: &mut Formatter<'_>, task: &Task) -> Result {
     for (name, value, default) in [
         ("label_smoothing", task.label_smoothing, 0.0),
         ("z_loss", task.z_loss, 0.0),
+        ("target_scale", task.target_scale, 0.0),
         ("softcap", task.softcap, 0.0),
         ("logit_scale", task.logit_scale, 1.0),
         ("normalizer", task.normalizer, 0.0),
@@ -109,11 +111,13 @@ fn fields(f: &mut Formatter<'_>, task: &Task) -> Result {
     if task.reduction != Reduction::Sum {
         writeln!(f, "        reduction: Reduction::{:?},", task.reduction)?;
     }
-    for (name, output) in [("row_losses", &task.row_losses), ("entropy", &task.entropy)] {
+    for (name, output) in
+        [("row_losses", &task.row_losses), ("entropy", &task.entropy), ("kl", &task.kl)]
+    {
         writeln!(f, "        {name}: {},", operand(output))?;
     }
     let wants = task.wants;
-    if !(wants.entropy && wants.argmax && wants.correct) {
+    if !(wants.entropy && wants.argmax && wants.correct && wants.kl) {
         writeln!(f, "        wants: {wants:?},")?;
     }
     Ok(())

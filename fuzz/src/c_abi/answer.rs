@@ -233,7 +233,11 @@ fn task(arguments: &Arguments, reader: &Reader, logits: operand::Operand) -> Tas
             entropy: asked("entropy"),
             argmax: asked("argmax"),
             correct: asked("correct"),
+            kl: false,
         },
+        kl: operand::Operand::zeros(Dtype::F64, by_row),
+        target_classes: None,
+        target_scale: 0.0,
         logits,
     }
 }
