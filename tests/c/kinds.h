@@ -27,12 +27,13 @@ struct kind {
     int in_place; /* the call overwrites the logits */
 };
 
-enum { KIND_ROWS = 320, KIND_CLASSES = 70001, KIND_MOST = 320000, KIND_FEATURES = 4 };
+enum { KIND_ROWS = 320, KIND_CLASSES = 70001, KIND_MOST = 320000, KIND_FEATURES = 4, KIND_PLACES = 3 };
 
 static double kind_logits[KIND_MOST], kind_given[KIND_MOST], kind_soft[KIND_MOST], kind_out[KIND_MOST];
 static double kind_weight_out[KIND_MOST], kind_bias_out[KIND_CLASSES];
 static double kind_weights[KIND_CLASSES], kind_rows[3][KIND_ROWS], kind_scalars[4];
 static int64_t kind_targets[KIND_ROWS], kind_argmax[KIND_ROWS];
+static int32_t kind_classes[KIND_ROWS * KIND_PLACES];
 static uint8_t kind_mask[KIND_ROWS];
 static uint64_t kind_counts[2];
 
@@ -99,7 +100,7 @@ static inline int kind_strides(int layout, const xent_problem *p, int of_gradien
     return inner == 1 || layout == 0 || layout == 2;
 }
 
-enum { KIND_OPTIONS = 20, KIND_LAYOUTS = 6, KIND_VALUES = 5 };
+enum { KIND_OPTIONS = 22, KIND_LAYOUTS = 6, KIND_VALUES = 5 };
 
 /* Sets an option; false if the entry or the layout does not go with it. */
 static inline int kind_option(struct kind *k, int option, int layout) {
@@ -107,10 +108,11 @@ static inline int kind_option(struct kind *k, int option, int layout) {
         "plain", "label_smoothing", "class_weights", "row_weights and mask", "softcap", "logit_scale", "z_loss",
         "every option", "probabilities", "probabilities and every option", "log_probs", "log_probs of probabilities",
         "every result", "every result and option", "every result of probabilities", "accumulate",
-        "row losses and grad_output", "no targets", "zero padding", "a large factor"};
+        "row losses and grad_output", "no targets", "zero padding", "a large factor",
+        "sparse targets", "a teacher's logits"};
     xent_problem *p = &k->problem;
     xent_results *r = &k->results;
-    int soft = option == 8 || option == 9 || option == 11 || option == 14, log_probs = option == 10 || option == 11;
+    int soft = option == 8 || option == 9 || option == 11 || option == 14 || option == 21, log_probs = option == 10 || option == 11;
     int gradient = k->entry != KIND_FORWARD && k->entry != KIND_LINEAR_FORWARD;
     k->option = names[option];
     r->loss = &kind_scalars[0];
@@ -145,7 +147,14 @@ static inline int kind_option(struct kind *k, int option, int layout) {
     if (option == 17) p->targets.data = NULL, r->loss = NULL;
     if (option == 18) p->flags |= XENT_FLAG_ZERO_PADDING;
     if (option == 19) k->grad_scale = 1e25;
-    if (k->entry == KIND_TARGETS && !soft) return 0;
+    if (option == 20) {
+        p->targets = in(kind_soft, p->logits.dtype);
+        p->target_classes = in(kind_classes, XENT_I32);
+        p->target_count = KIND_PLACES;
+    }
+    if (option == 21) p->target_scale = 0.5;
+    if (option >= 20) r->kl = out(kind_rows[2], XENT_F64);
+    if (k->entry == KIND_TARGETS && (!soft || option == 21)) return 0;
     if (option == 15 && (k->entry == KIND_IN_PLACE || k->entry == KIND_BACKWARD_IN_PLACE)) return 0;
     if ((option == 15 || option == 18 || option == 19) && !gradient) return 0;
     if (option == 18 && (layout != 1 || k->entry == KIND_TARGETS)) return 0;
@@ -193,6 +202,7 @@ static inline size_t every_kind(size_t step, int values, const xent_pool *pool, 
         kind_mask[i] = i % 5 != 1;
         kind_rows[0][i] = 0.5 + i % 3;
     }
+    for (int i = 0; i < KIND_ROWS * KIND_PLACES; i++) kind_classes[i] = i % 5 == 4 ? -100 : i % 4;
     for (int i = 0; i < KIND_CLASSES; i++) kind_weights[i] = i % 6 == 4 ? 0 : 0.25 * (1 + i % 5);
     for (int d = 0; d < 6; d++) {
         xent_dtype dtype = dtypes[d][0];
