@@ -98,7 +98,7 @@ unsafe fn add_listed(
     class: usize,
     to: &mut [f64],
 ) {
-    let first = (loss.shard.as_ref().map_or(0, |shard: &Shard| shard.offset) + class) as i64;
+    let first = first_class(loss, class);
     for place in 0..listed.count {
         // SAFETY: the lists cover all rows and places (validation).
         let listed = unsafe { listed.classes.integer_at(at, place) };
@@ -117,6 +117,50 @@ unsafe fn add_listed(
             *to += value;
         }
     }
+}
+
+/// Classes of a block in which [`listed_blocks`] looks for listed ones.
+pub const BLOCK: usize = 64;
+
+/// The blocks of a chunk in which sparse targets list a class, a bit each. The masses of the other blocks are all
+/// [`unlisted`]. `None` if there is no such mass, or if blocks with a listed class are many.
+///
+/// # Safety
+/// The row and the classes `class..class + len` are the plan's; `len` is at most a chunk.
+pub unsafe fn listed_blocks(call: &Call, at: Position, class: usize, len: usize) -> Option<u64> {
+    const MOST: u32 = 8;
+    let loss = call.loss?;
+    let Targets::Probabilities(Probabilities { listed: Some(listed), .. }) = &loss.targets else {
+        return None;
+    };
+    if loss.class_weights.is_some() && loss.label_smoothing != 0.0 {
+        return None;
+    }
+    let first = first_class(loss, class);
+    let mut blocks = 0u64;
+    for place in 0..listed.count {
+        // SAFETY: the lists cover all rows and places (validation).
+        let listed = unsafe { listed.classes.integer_at(at, place) };
+        let at = usize::try_from(listed.wrapping_sub(first)).ok().filter(|&at| at < len);
+        if let Some(at) = at.filter(|_| listed != loss.ignore_index) {
+            blocks |= 1 << (at / BLOCK);
+        }
+    }
+    // A teacher without a softmax leaves no class a mass.
+    let Targets::Probabilities(targets) = &loss.targets else { return None };
+    // SAFETY: the row is the plan's (# Safety), so `read_teacher` has written its numbers.
+    let is_nan = unsafe { has_no_softmax(targets, at) };
+    (blocks.count_ones() <= MOST && !is_nan).then_some(blocks)
+}
+
+/// The mass of each class that sparse targets do not list, where [`listed_blocks`] has blocks.
+pub fn unlisted(call: &Call) -> f64 {
+    call.loss.filter(|loss| loss.label_smoothing != 0.0).map_or(0.0, |loss| loss.smoothing_share)
+}
+
+/// The index in the vocabulary of a class of the plan.
+fn first_class(loss: &Loss, class: usize) -> i64 {
+    (loss.shard.as_ref().map_or(0, |shard: &Shard| shard.offset) + class) as i64
 }
 
 /// Turns logits of a teacher's row into its probabilities.
@@ -193,8 +237,14 @@ unsafe fn exp_sum(
                 }
             }
         }
-        let largest =
-            values.iter().fold(f64::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+        // Lane by lane, as a register takes them.
+        let mut lanes = [f64::NEG_INFINITY; 8];
+        for values in values.chunks(lanes.len()) {
+            for (max, &x) in lanes.iter_mut().zip(values) {
+                *max = if x > *max { x } else { *max };
+            }
+        }
+        let largest = lanes.into_iter().fold(f64::NEG_INFINITY, f64::max);
         let largest = teacher.scale * largest;
         // An infinity shows in the sum.
         if largest.is_finite() && (largest > shift || sum.is_zero()) {

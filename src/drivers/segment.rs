@@ -480,6 +480,11 @@ unsafe fn weighted_sum(
         let dot = unsafe { (kernels.dot)(chunk, center, std::ptr::null()) };
         return (dot, CompensatedSum::ZERO);
     }
+    // SAFETY: the row and the classes are the call's, at most a chunk (# Safety).
+    if let Some(blocks) = unsafe { masses::listed_blocks(call, at, class, chunk.len) } {
+        // SAFETY: this function's own # Safety.
+        return unsafe { weighted_sum_of_blocks(call, kernels, at, class, chunk, center, blocks) };
+    }
     // SAFETY: there is room for the masses (# Safety), and zeros are values of f64.
     let masses = unsafe {
         masses.write_bytes(0, chunk.len);
@@ -495,6 +500,48 @@ unsafe fn weighted_sum(
     }
     // SAFETY: `masses` has as many numbers as the kernel is told; the processor has the set of the kernels (`Call::k`).
     (dot, unsafe { (call.k.lanes.compensated_total)(masses.as_ptr(), masses.len()) })
+}
+
+/// [`weighted_sum`] where sparse targets list classes in a few blocks.
+///
+/// # Safety
+/// As [`weighted_sum`]; `blocks` are those of [`masses::listed_blocks`].
+unsafe fn weighted_sum_of_blocks(
+    call: &Call,
+    kernels: &LogitKernels,
+    at: Position,
+    class: usize,
+    chunk: &Chunk,
+    center: f64,
+    blocks: u64,
+) -> (f64, CompensatedSum) {
+    let (mut dot, mut mass) = (0.0, CompensatedSum::ZERO);
+    let share = masses::unlisted(call);
+    if share != 0.0 {
+        // SAFETY: the chunk is readable (# Safety); without masses, none are read.
+        dot = share * unsafe { (kernels.dot)(chunk, center, std::ptr::null()) };
+        mass.add(share * chunk.len as f64);
+    }
+    let dtype = call.plan.logits.dtype;
+    // A chunk that was scaled and capped is a copy in the lanes' type.
+    let size = if call.plan.transform().is_some() { dtype.lane_size() } else { dtype.size() };
+    let mut of_block = [0.0; masses::BLOCK];
+    for block in (0..u64::BITS as usize).filter(|block| blocks >> block & 1 == 1) {
+        let start = block * masses::BLOCK;
+        let len = masses::BLOCK.min(chunk.len - start);
+        let of_block = &mut of_block[..len];
+        let excluded = excluded_in(chunk.excluded, start, len);
+        let part = Chunk::new(chunk.x.wrapping_add(start * size), len, excluded);
+        // SAFETY: the row and the classes are the call's (# Safety). The part of the chunk is readable, and has a mass for
+        // each logit; the processor has the set of the kernels (`Call::k`).
+        unsafe {
+            masses::read(call, at, class + start, of_block);
+            of_block.iter_mut().for_each(|m| *m -= share);
+            dot += (kernels.dot)(&part, center, of_block.as_ptr());
+            mass.merge((call.k.lanes.compensated_total)(of_block.as_ptr(), len));
+        }
+    }
+    (dot, mass)
 }
 
 /// Writes the gradient of one segment of a row, but for the entry of the excluded class; `flags` as
@@ -533,12 +580,80 @@ pub unsafe fn gradient_classes(
         let Some(chunk) = chunk else { return };
         if per_class || call.scatters {
             // SAFETY: the chunk has the classes of the row from `class` on, this thread's alone (# Safety).
-            unsafe { gradient_general(call, row.at, class, chunk, gradient.bias) };
+            unsafe { gradient_of_blocks(call, row.at, class, chunk, gradient.bias) };
         } else {
             // SAFETY: the chunk is readable and writable, and this thread's alone (# Safety); the processor has the set
             // of the kernels (`Call::k`).
             unsafe { (call.k.native_to_output.gradient)(&chunk) };
         }
+    }
+}
+
+/// Writes a chunk of the gradient as [`gradient_general`] does, but for sparse targets that list classes in a few
+/// blocks: the same value is subtracted for all others, and nothing else makes them general.
+///
+/// # Safety
+/// As [`gradient_general`].
+unsafe fn gradient_of_blocks(
+    call: &Call,
+    at: Position,
+    class: usize,
+    chunk: GradientChunk,
+    bias: f64,
+) {
+    let is_plain = call.plan.transform().is_none() && !call.scatters;
+    let blocks = match is_plain {
+        // SAFETY: the row and the classes are the call's, at most a chunk (# Safety).
+        true => unsafe { masses::listed_blocks(call, at, class, chunk.len) },
+        false => None,
+    };
+    let Some(blocks) = blocks else {
+        // SAFETY: this function's own # Safety.
+        return unsafe { gradient_general(call, at, class, chunk, bias) };
+    };
+    let unlisted = masses::unlisted(call);
+    let mut start = 0;
+    while start < chunk.len {
+        let left = blocks >> (start / masses::BLOCK);
+        // Up to the next block of the other kind.
+        let lists = left & 1 == 1;
+        let count = if lists { left.trailing_ones() } else { left.trailing_zeros() } as usize;
+        let len = (count * masses::BLOCK).min(chunk.len - start);
+        let mut part = part_of(call, &chunk, start, len);
+        // SAFETY: the part is the chunk's (# Safety). Its values in memory are all of the caller's types, and this
+        // thread's alone; the processor has the set of the kernels (`Call::k`).
+        unsafe {
+            if lists {
+                gradient_general(call, at, class + start, part, bias);
+            } else {
+                part.bias = Bias::Uniform(bias * unlisted);
+                (call.k.native_to_output.gradient)(&part);
+            }
+        }
+        start += len;
+    }
+}
+
+/// `len` classes of a chunk of the gradient from `start` on.
+#[inline(always)]
+fn part_of(call: &Call, chunk: &GradientChunk, start: usize, len: usize) -> GradientChunk {
+    let x_size = call.plan.logits.dtype.size();
+    // Bytes from class to class.
+    let step = call
+        .plan
+        .output
+        .as_ref()
+        .map_or(0, |output| output.view.strides[1] * output.view.dtype.size() as isize);
+    GradientChunk {
+        x: chunk.x.wrapping_add(start * x_size),
+        len,
+        excluded: excluded_in(chunk.excluded, start, len),
+        next: match chunk.next.is_null() {
+            true => chunk.next,
+            false => chunk.next.wrapping_add(start * x_size),
+        },
+        g: chunk.g.wrapping_offset(start as isize * step),
+        ..*chunk
     }
 }
 
@@ -611,24 +726,12 @@ unsafe fn gradient_general(
     let mut biases = Scratch::<{ PIECE_BYTES / 8 }>::new();
     let mut lanes = Scratch::<{ PIECE_BYTES / 8 }>::new();
     let mut slope = Scratch::<{ PIECE_BYTES / 8 }>::new();
-    let (x_size, lane_size) = (call.plan.logits.dtype.size(), call.plan.logits.dtype.lane_size());
+    let lane_size = call.plan.logits.dtype.lane_size();
     let Some(output) = &call.plan.output else { return };
-    // Bytes from class to class.
-    let step = output.view.strides[1] * output.view.dtype.size() as isize;
     let piece = PIECE_BYTES / lane_size;
     for start in (0..chunk.len).step_by(piece) {
         let len = piece.min(chunk.len - start);
-        let mut part = GradientChunk {
-            x: chunk.x.wrapping_add(start * x_size),
-            len,
-            excluded: excluded_in(chunk.excluded, start, len),
-            next: match chunk.next.is_null() {
-                true => chunk.next,
-                false => chunk.next.wrapping_add(start * x_size),
-            },
-            g: chunk.g.wrapping_offset(start as isize * step),
-            ..chunk
-        };
+        let mut part = part_of(call, &chunk, start, len);
         if bias != 0.0 && call.has_masses {
             // SAFETY: the classes are the row's (# Safety), and the buffer has room for a piece.
             unsafe { scale_masses(call, at, class + start, len, bias, biases.start()) };
