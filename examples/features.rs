@@ -121,7 +121,7 @@ fn sparse_targets() -> Result<(), Error> {
 }
 
 /// Distillation from a teacher's logits at a temperature, and the divergence from it.
-fn teacher() -> Result<(), Error> {
+fn teacher_logits() -> Result<(), Error> {
     let temperature = 2.0;
     let logits = [0.1f32, 0.2, 0.3, 0.4, 0.4, 0.3, 0.2, 0.1];
     let teacher = [1f32, 2.0, 3.0, 4.0, 2.0, 2.0, 0.0, 0.0];
@@ -409,7 +409,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     label_smoothing()?;
     distillation()?;
     sparse_targets()?;
-    teacher()?;
+    teacher_logits()?;
     target_gradient()?;
     nll_loss()?;
     z_loss()?;
