@@ -550,7 +550,7 @@ struct options {
     std::int64_t ignore_index = -100; ///< rows with this target index count for nothing; any integer
     double label_smoothing = 0;       ///< [0, 1]
     double normalizer = 0;            ///< > 0 replaces the mean's denominator of the cross-entropy part
-    double z_normalizer = 0;          ///< ... and that of the z-loss part
+    double z_normalizer = 0;          ///< ... and that of the z-loss part and of the entropy bonus
     double z_loss = 0;                ///< lambda of lambda * lse^2, added to each row's loss
     double softcap = 0;               ///< x -> cap * tanh(x / cap), after logit_scale; 0 = off
     double logit_scale = 1;           ///< x -> scale * x; > 0: 1 / temperature
@@ -571,6 +571,8 @@ struct options {
     std::size_t inner = 1;            ///< inner positions: logits [rows, classes, inner]
     std::uint32_t threads = 0;        ///< 0 = the whole pool, 1 = the calling thread alone, n = at most n
     const xent::pool* pool = nullptr; ///< null = the pool of the process
+
+    double entropy_bonus = 0; ///< beta: each row's loss has -beta * entropy more; of either sign
 };
 
 /// What a forward is to hand back besides, or instead of, its return value. Null = not wanted; all
@@ -581,11 +583,12 @@ struct results {
     double* lse = nullptr;             ///< [rows]: log-sum-exp of each row's logits, what backward takes
     double* z_loss = nullptr;          ///< the z-loss part of the loss; not with reduction::none
     double* normalizer = nullptr;      ///< what a mean divides by, whatever the reduction
-    double* z_normalizer = nullptr;    ///< ... for the z-loss part
+    double* z_normalizer = nullptr;    ///< ... for the z-loss part and the entropy bonus
     std::uint64_t* kept_rows = nullptr; ///< rows that count
     std::int64_t* argmax = nullptr;    ///< [rows]: the predicted class; the lowest of several
     std::uint64_t* correct = nullptr;  ///< kept rows whose predicted class is the target; index targets only
     output entropy{};                  ///< float or double [rows]: entropy of the softmax
+    double* entropy_bonus = nullptr;   ///< the entropy bonus's part of the loss; not with reduction::none
 };
 
 /// A linear layer that makes the logits: hidden * weight^T + bias. They are never stored.
@@ -748,6 +751,7 @@ struct call {
         problem.reduction = static_cast<xent_reduction>(with.reduction);
         problem.threads = with.threads;
         problem.pool = with.pool ? with.pool->get() : nullptr;
+        problem.entropy_bonus = with.entropy_bonus;
         problem.logits = resolve("logits", logits, rows, classes, with.inner);
         // probabilities are as wide as the logits
         problem.targets = resolve("targets", targets, rows, is_probabilities(targets) ? classes : 1, with.inner,
@@ -771,6 +775,7 @@ struct call {
         filled.kept_rows = wanted.kept_rows;
         filled.argmax = wanted.argmax;
         filled.correct = wanted.correct;
+        filled.entropy_bonus = wanted.entropy_bonus;
         filled.row_losses = resolve("row_losses", wanted.row_losses, problem.rows, 1, problem.inner);
         filled.entropy = resolve("entropy", wanted.entropy, problem.rows, 1, problem.inner);
         return filled;

@@ -216,6 +216,8 @@ pub struct Loss {
     pub smoothing_share: f64,
     /// λ
     pub z_loss: f64,
+    /// β
+    pub entropy_bonus: f64,
     /// None where it would change nothing.
     pub transform: Option<Transform>,
     /// The logits are log-probabilities.
@@ -356,6 +358,7 @@ impl Loss {
             && !self.log_probs
             && self.label_smoothing == 0.0
             && self.z_loss == 0.0
+            && !self.has_bonus()
             && self.shard.is_none()
             && strategy::fits_strips(classes, dtype.lane_size())
     }
@@ -370,6 +373,26 @@ impl Loss {
     #[inline(always)]
     pub fn wants_argmax(&self) -> bool {
         self.pass != Pass::Backward && (self.argmax.is_some() || self.counts_correct)
+    }
+
+    /// The loss, or the gradient of the logits, includes an entropy bonus.
+    #[inline(always)]
+    pub fn has_bonus(&self) -> bool {
+        self.entropy_bonus != 0.0
+            && !matches!(self.targets, Targets::Absent)
+            && self.pass != Pass::TargetGradient
+    }
+
+    /// A backward from the merged states of shards, which have the entropies that a bonus needs.
+    #[inline(always)]
+    pub fn has_entropies(&self) -> bool {
+        self.pass == Pass::Backward && self.shard.is_some()
+    }
+
+    /// The first sweep adds up what the entropy is made of.
+    #[inline(always)]
+    pub fn wants_entropy(&self) -> bool {
+        self.entropy.is_some() || (self.has_bonus() && !self.has_entropies())
     }
 
     /// The target of a row.

@@ -6,6 +6,7 @@ use crate::kernels::LogitKernels;
 use crate::kernels::contiguous::block::{Chunk, excluded_in};
 use crate::kernels::contiguous::gradient::{Bias, GradientChunk, Source};
 use crate::kernels::contiguous::reduce::Sums;
+use crate::kernels::entropy_bonus::Bonus;
 use crate::kernels::logit_transform::Transform;
 use crate::kernels::row_math::OutputTerm;
 use crate::kernels::row_state::{ArgMax, ExpSum, RowState};
@@ -524,7 +525,9 @@ pub unsafe fn gradient_classes(
     flags: ChunkFlags,
     gradient: &RowGradient,
 ) {
-    let per_class = call.plan.transform().is_some() || (gradient.bias != 0.0 && call.has_masses);
+    let per_class = call.plan.transform().is_some()
+        || call.has_bonus
+        || (gradient.bias != 0.0 && call.has_masses);
     for (i, class) in classes.clone().step_by(CHUNK).enumerate() {
         let len = CHUNK.min(classes.end - class);
         // SAFETY: this function's own # Safety.
@@ -532,7 +535,7 @@ pub unsafe fn gradient_classes(
         let Some(chunk) = chunk else { return };
         if per_class || call.scatters {
             // SAFETY: the chunk has the classes of the row from `class` on, this thread's alone (# Safety).
-            unsafe { gradient_general(call, row.at, class, chunk, gradient.bias) };
+            unsafe { gradient_general(call, row.at, class, chunk, gradient.bias, &gradient.bonus) };
         } else {
             // SAFETY: the chunk is readable and writable, and this thread's alone (# Safety); the processor has the set
             // of the kernels (`Call::k`).
@@ -591,8 +594,8 @@ unsafe fn gradient_chunk(
 /// Bytes of each buffer that [`gradient_general`] has: a chunk of f32, or half of one of f64.
 const PIECE_BYTES: usize = CHUNK * size_of::<f32>();
 
-/// Writes a chunk of the gradient whose logits are scaled and capped first, whose biases differ by class,
-/// or whose classes are not contiguous in the output.
+/// Writes a chunk of the gradient whose logits are scaled and capped first, whose biases differ by class, or have a
+/// bonus, or whose classes are not contiguous in the output.
 ///
 /// A function of its own, for its buffers: a frame of 24 KiB is probed page by page wherever it is set up.
 ///
@@ -606,6 +609,7 @@ unsafe fn gradient_general(
     class: usize,
     chunk: GradientChunk,
     bias: f64,
+    bonus: &Bonus,
 ) {
     let mut biases = Scratch::<{ PIECE_BYTES / 8 }>::new();
     let mut lanes = Scratch::<{ PIECE_BYTES / 8 }>::new();
@@ -628,7 +632,7 @@ unsafe fn gradient_general(
             g: chunk.g.wrapping_offset(start as isize * step),
             ..chunk
         };
-        if bias != 0.0 && call.has_masses {
+        if (bias != 0.0 && call.has_masses) || call.has_bonus {
             // SAFETY: the classes are the row's (# Safety), and the buffer has room for a piece.
             unsafe { scale_masses(call, at, class + start, len, bias, biases.start()) };
             part.bias = Bias::PerClass(biases.start());
@@ -643,6 +647,18 @@ unsafe fn gradient_general(
             if with.is_capped() {
                 part.slope = slopes;
             }
+        }
+        if call.has_bonus {
+            let mut x = part.x;
+            if transformed.is_none() && !call.plan.logits.dtype.is_lane_type() {
+                x = lanes.start();
+                // SAFETY: the piece is readable (# Safety), and the buffer has room for it; the processor has the set
+                // of the kernels (`Call::k`).
+                unsafe { (call.k.native.widen)(part.x, len, lanes.start()) };
+            }
+            // SAFETY: `x` has the logits of the piece in the lanes' type, and `scale_masses` above has written a bias
+            // for each; the processor has the set of the kernels (`Call::k`).
+            unsafe { (call.k.lanes.subtract_bonus)(x, len, bonus, biases.start()) };
         }
         let from_lanes = transformed.is_some();
         if !call.scatters {
@@ -673,7 +689,7 @@ unsafe fn gradient_general(
     }
 }
 
-/// Writes `bias` times the masses of `len` classes, in the lanes' type.
+/// Writes `bias` times the masses of `len` classes, in the lanes' type; if it is 0, no masses are read.
 ///
 /// # Safety
 /// The classes are those of the row at `at` from `class` on, and `to` has room for as many lanes.
@@ -689,8 +705,14 @@ unsafe fn scale_masses(
     let mut masses = [0.0; CONVERTED];
     for start in (0..len).step_by(CONVERTED) {
         let masses = &mut masses[..CONVERTED.min(len - start)];
-        // SAFETY: the row and the classes are the call's (# Safety).
-        unsafe { call.masses(at, class + start, masses) };
+        if bias == 0.0 {
+            masses.fill(0.0);
+        } else if call.has_masses {
+            // SAFETY: the row and the classes are the call's (# Safety).
+            unsafe { call.masses(at, class + start, masses) };
+        } else {
+            masses.fill(1.0);
+        }
         for (i, &m) in masses.iter().enumerate() {
             let bias = if m == 0.0 { 0.0 } else { bias * m };
             // SAFETY: the buffer has room for `len` lanes of either type (# Safety).

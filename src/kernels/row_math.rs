@@ -27,6 +27,9 @@
 //! everywhere but at the excluded class, whose entry is formed here. The z-loss λ·lse² adds 2λ·lse to P.
 //! For probability targets the masses are what the gradient subtracts.
 //!
+//! The entropy bonus -β·H adds `β·p_c·(logp_c + H)`, which differs by class: the sweeps form it from
+//! [`BonusFactors`].
+//!
 //! # Bases
 //!
 //! Exponentials are powers of `b = 2^L` (math/exp2.rs), and the logarithms of their sums are to base b:
@@ -175,6 +178,25 @@ impl WeightedSums {
     };
 }
 
+/// What the sweeps form the entropy bonus's part of the gradient from: `e^(x - shift)·(t·slope + level)` for
+/// class c, with the exponents t counted from the same shift, that of the sums with another exponent.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub struct BonusFactors {
+    /// The exponent of the shift: within 2 of the lse, unless the lse is that of the excluded class alone.
+    pub exponent: RowLanes,
+    /// See above.
+    pub slope: RowLanes,
+    /// See above.
+    pub level: RowLanes,
+}
+
+impl BonusFactors {
+    /// The factors of rows without a bonus.
+    pub const NONE: BonusFactors =
+        BonusFactors { exponent: [0.0; ROWS], slope: [0.0; ROWS], level: [0.0; ROWS] };
+}
+
 /// The results of a group of rows; those that are not asked for are not written.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
@@ -185,8 +207,10 @@ pub struct RowResults {
     pub lse: RowLanes,
     /// The z-loss part of the loss.
     pub z_loss: RowLanes,
-    /// −Σ p·ln p
+    /// −Σ p·ln p: an operand of a backward from the merged states of shards.
     pub entropy: RowLanes,
+    /// The entropy bonus's part of the loss.
+    pub entropy_bonus: RowLanes,
 }
 
 impl RowResults {
@@ -196,6 +220,7 @@ impl RowResults {
         lse: [0.0; ROWS],
         z_loss: [0.0; ROWS],
         entropy: [0.0; ROWS],
+        entropy_bonus: [0.0; ROWS],
     };
 }
 
@@ -317,6 +342,8 @@ pub struct RowOptions {
     pub weight_total: f64,
     /// λ
     pub z_loss: f64,
+    /// β: if it is not 0, [`RowMoments`] are there, or the entropy is an operand.
+    pub entropy_bonus: f64,
     /// What happened to the logits; with a cap, [`RowFactors::slope`] is there.
     pub transform: Option<Transform>,
     /// Losses are wanted.
@@ -377,6 +404,8 @@ pub struct RowGroupExtras {
     pub moments: RowMoments,
     /// What spread masses need.
     pub weighted: WeightedSums,
+    /// What the gradient of the entropy bonus is made of.
+    pub bonus: BonusFactors,
 }
 
 impl RowGroupExtras {
@@ -385,6 +414,7 @@ impl RowGroupExtras {
         factors: RowFactors::ONE,
         moments: RowMoments::EMPTY,
         weighted: WeightedSums::EMPTY,
+        bonus: BonusFactors::NONE,
     };
 }
 
@@ -570,7 +600,7 @@ impl<S: Simd<Real: Base>> Lanes<'_, S> {
         let log_p = d.sub(x_y, lse);
         Softmax {
             lse,
-            lse_exponent: zero,
+            lse_exponent: negative(below),
             lse_rest: zero,
             nll: d.sub(lse, x_y),
             p_target: real::exp(d, log_p),
@@ -642,12 +672,12 @@ fn round<S: Simd>(s: S, v: WideVector<S>) -> WideVector<S> {
 pub unsafe fn finish_loss<S: Simd<Real: Base>>(
     s: S,
     groups: &mut [RowGroup],
-    extras: Option<&[RowGroupExtras]>,
+    mut extras: Option<&mut [RowGroupExtras]>,
     options: &RowOptions,
 ) {
     for (i, group) in groups.iter_mut().enumerate() {
         // SAFETY: there is one for each group (# Safety).
-        let extras = extras.map_or(&NO_EXTRAS, |extras| unsafe { extras.get_unchecked(i) });
+        let extras = extras.as_mut().map(|extras| unsafe { extras.get_unchecked_mut(i) });
         finish_loss_of(s, group, extras, options);
     }
 }
@@ -658,7 +688,7 @@ static NO_EXTRAS: RowGroupExtras = RowGroupExtras::NONE;
 fn finish_loss_of<S: Simd<Real: Base>>(
     s: S,
     group: &mut RowGroup,
-    extras: &RowGroupExtras,
+    mut extras: Option<&mut RowGroupExtras>,
     options: &RowOptions,
 ) {
     let d = s.wide();
@@ -668,21 +698,37 @@ fn finish_loss_of<S: Simd<Real: Base>>(
     }
     let mut by_logit = false;
     for at in (0..ROWS).step_by(<S::Wide as Simd>::LANES) {
-        let lanes = Lanes { s, group: &*group, extras, at };
-        let softmax = match options.lse {
-            LseSource::Sums => lanes.by_sums(),
-            LseSource::Operand => lanes.by_lse(),
-            LseSource::LogProbs => lanes.by_log_probs(),
+        let lanes = Lanes { s, group: &*group, extras: extras.as_deref().unwrap_or(&NO_EXTRAS), at };
+        let has_sums = match options.lse {
+            LseSource::Sums => true,
+            LseSource::Operand => options.wants_entropy,
+            LseSource::LogProbs => false,
         };
+        let mut softmax = if has_sums { lanes.by_sums() } else { lanes.by_log_probs() };
+        let entropy = options.wants_entropy.then(|| lanes.entropy(&softmax));
+        if options.lse == LseSource::Operand {
+            softmax = lanes.by_lse();
+        }
         let (zero, one) = (splat(0.0), splat(1.0));
-        let r = if options.has_row_weights { lanes.get(&extras.factors.row_weight) } else { one };
+        let r = if options.has_row_weights {
+            lanes.get(&lanes.extras.factors.row_weight)
+        } else {
+            one
+        };
         let ignored = d.equal(lanes.get(&group.inputs.excluded), splat(RowInputs::IGNORED));
         let idle = d.either(ignored, d.equal(r, zero));
         let finite = d.equal(d.mul(softmax.lse, zero), zero);
         let terms = Terms { lanes, softmax, r, idle, finite };
         let losses = options.wants_losses.then(|| terms.losses(options));
-        let entropy = options.wants_entropy.then(|| terms.lanes.entropy(&softmax));
-        let gradient = options.gradient.as_ref().map(|gradient| terms.gradient(options, gradient));
+        let bonus = (options.entropy_bonus != 0.0).then(|| {
+            let entropy = entropy.unwrap_or_else(|| terms.lanes.get(&group.results.entropy));
+            (entropy, terms.bonus(options, entropy))
+        });
+        let entropy_of_bonus = bonus.map(|(entropy, _)| entropy);
+        let gradient = options
+            .gradient
+            .as_ref()
+            .map(|gradient| terms.gradient(options, gradient, entropy_of_bonus));
 
         if options.wants_lse {
             put(s, &mut group.results.lse, at, softmax.lse);
@@ -696,6 +742,9 @@ fn finish_loss_of<S: Simd<Real: Base>>(
         if let Some(entropy) = entropy {
             put(s, &mut group.results.entropy, at, entropy);
         }
+        if let Some((_, bonus)) = bonus {
+            put(s, &mut group.results.entropy_bonus, at, bonus);
+        }
         let (Some(gradient), Some(with)) = (gradient, &options.gradient) else { continue };
         if options.lse == LseSource::Operand {
             put(s, &mut group.sums.shift_exponent, at, softmax.shift_exponent);
@@ -703,6 +752,11 @@ fn finish_loss_of<S: Simd<Real: Base>>(
             by_logit |= d.bits(d.equal(softmax.shift_logit, zero)) != all_lanes::<S>();
         }
         group.coefficients.put(s, at, &gradient, with.has_bias);
+        if let (Some(extras), Some(bonus)) = (&mut extras, gradient.bonus) {
+            put(s, &mut extras.bonus.exponent, at, bonus.exponent);
+            put(s, &mut extras.bonus.slope, at, bonus.slope);
+            put(s, &mut extras.bonus.level, at, bonus.level);
+        }
     }
     if options.lse == LseSource::Operand && options.gradient.is_some() {
         group.sums.by_logit = by_logit;
@@ -759,6 +813,7 @@ fn finish_softmax_of<S: Simd<Real: Base>>(s: S, group: &mut RowGroup, term: Outp
             sweeps,
             fills: all_lanes::<S>() & !sweeps,
             fills_nan: all_lanes::<S>() & !sweeps,
+            bonus: None,
         };
         put(s, &mut group.sums.shift_exponent, at, shift_exponent);
         group.coefficients.put(s, at, &gradient, false);
@@ -845,6 +900,14 @@ struct RowGradient<V> {
     sweeps: u32,
     fills: u32,
     fills_nan: u32,
+    bonus: Option<RowBonus<V>>,
+}
+
+/// A register of [`BonusFactors`].
+struct RowBonus<V> {
+    exponent: V,
+    slope: V,
+    level: V,
 }
 
 impl<S: Simd<Real: Base>> Terms<'_, S> {
@@ -915,12 +978,46 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
         (d.select(*idle, zero, loss), d.select(*idle, zero, z_loss))
     }
 
-    /// What the gradient is made of.
+    /// The entropy bonus's part of the loss.
+    #[inline(always)]
+    fn bonus(&self, options: &RowOptions, entropy: WideVector<S>) -> WideVector<S> {
+        let d = self.lanes.s.wide();
+        let bonus = d.mul(self.r, d.mul(d.splat(-options.entropy_bonus), entropy));
+        d.select(self.idle, d.splat(0.0), bonus)
+    }
+
+    /// What the sweeps form `factor·p_c·(logp_c + entropy)` from.
+    ///
+    /// They take powers of e, and the distance of the shift from lse is in the base of the sums: see
+    /// [`base_e_factor`](Lanes::base_e_factor).
+    #[inline(always)]
+    fn bonus_factors(
+        &self,
+        factor: WideVector<S>,
+        entropy: WideVector<S>,
+    ) -> RowBonus<WideVector<S>> {
+        let Terms { lanes, softmax, .. } = self;
+        let d = lanes.s.wide();
+        let splat = |x: f64| d.splat(x);
+        let inverse = splat(S::Real::INVERSE.0);
+        // Counted from where logits have an exact distance to.
+        let whole = real::nearest(d, softmax.lse_exponent);
+        let rest = d.sub(softmax.lse_exponent, whole);
+        let above = d.mul_add(rest, inverse, softmax.lse_rest);
+        let exponent = d.add(softmax.shift_exponent, whole);
+        let excess = d.mul(exponent, splat(S::Real::INVERSE.0 * S::Real::EXCESS));
+        let factor = d.mul(factor, real::exp(d, d.sub(splat(0.0), d.add(above, excess))));
+        let level = d.mul(factor, d.sub(entropy, above));
+        RowBonus { exponent, slope: d.mul(factor, inverse), level }
+    }
+
+    /// What the gradient is made of; `entropy` is that of an entropy bonus.
     #[inline(always)]
     fn gradient(
         &self,
         options: &RowOptions,
         gradient: &GradientOptions,
+        entropy: Option<WideVector<S>>,
     ) -> RowGradient<WideVector<S>> {
         let Terms { lanes, softmax, r, idle, finite } = self;
         let Lanes { s, extras, .. } = *lanes;
@@ -948,11 +1045,16 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             let by = d.mul(d.mul(z_scale, *r), d.mul(splat(2.0 * options.z_loss), softmax.lse));
             others = d.add(others, by);
         }
+        let mut bonus = zero;
+        if entropy.is_some() {
+            bonus = d.mul(d.mul(z_scale, *r), splat(options.entropy_bonus));
+        }
         if let Some(with) = &options.transform
             && !with.is_capped()
         {
             let by = splat(with.scale);
             (target, bias, others) = (d.mul(target, by), d.mul(bias, by), d.mul(others, by));
+            bonus = d.mul(bonus, by);
         }
         // `total·p_y - target - own`, so arranged that only what has to cancel does. A mass of 0 subtracts
         // nothing under any factor, as in the sweeps over the other classes.
@@ -967,7 +1069,7 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             empty = d.bits(d.equal(entry, zero));
         } else {
             let is_zero = |x| d.equal(x, zero);
-            let none = d.both(d.both(is_zero(target), is_zero(bias)), is_zero(total));
+            let mut none = d.both(d.both(is_zero(target), is_zero(bias)), is_zero(total));
             let value = if options.has_indices {
                 let rest = d.sub(d.mul(others, softmax.p_target), own);
                 d.add(d.mul(target, d.sub(zero, softmax.one_minus_p)), rest)
@@ -978,13 +1080,24 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
                 let is_low = d.less(softmax.p_target, softmax.one_minus_p);
                 d.select(d.either(is_low, d.equal(size, splat(f64::INFINITY))), low, high)
             };
+            let mut value = value;
+            if let Some(entropy) = entropy {
+                let own = self.times(softmax.p_target, d.sub(entropy, softmax.nll));
+                value = d.add(value, self.times(bonus, own));
+                none = d.both(none, is_zero(bonus));
+            }
             let value = if options.transform.is_some_and(|with| with.is_capped()) {
                 d.mul(lanes.get(&extras.factors.slope), value)
             } else {
                 value
             };
             entry = d.select(none, zero, value);
-            good = d.both(*finite, d.equal(total, total));
+            let mut has_value = d.both(*finite, d.equal(total, total));
+            if let Some(entropy) = entropy {
+                let is_finite = |x| d.equal(d.mul(x, zero), zero);
+                has_value = d.both(has_value, d.both(is_finite(bonus), is_finite(entropy)));
+            }
+            good = has_value;
             quiet = d.bits(none);
             empty = quiet;
         }
@@ -994,7 +1107,10 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             let size = d.select(d.less(x, zero), d.sub(zero, x), x);
             d.less(size, splat(power_of_2(limit)))
         };
-        let fits = d.both(small(total), small(bias));
+        let mut fits = d.both(small(total), small(bias));
+        if entropy.is_some() {
+            fits = d.both(fits, small(bonus));
+        }
         let down = d.select(fits, one, splat(power_of_2(-limit)));
         let entry = d.select(good, entry, nan);
         let active = all_lanes::<S>() & !d.bits(*idle);
@@ -1012,6 +1128,7 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             sweeps,
             fills: overwritten & !sweeps | nan_rows,
             fills_nan: nan_rows,
+            bonus: entropy.map(|entropy| self.bonus_factors(d.mul(bonus, down), entropy)),
         }
     }
 }

@@ -40,6 +40,7 @@ pub(crate) struct Problem {
     pub z_normalizer: f64,
     pub reduction: u32,
     pub threads: u32,
+    pub entropy_bonus: f64,
 }
 
 impl Problem {
@@ -63,6 +64,7 @@ impl Problem {
         z_normalizer: 0.0,
         reduction: XENT_MEAN,
         threads: 0,
+        entropy_bonus: 0.0,
     };
 }
 
@@ -79,6 +81,7 @@ pub(crate) struct Results {
     pub argmax: Operand,
     pub correct: *mut u64,
     pub entropy: Operand,
+    pub entropy_bonus: *mut f64,
 }
 
 impl Results {
@@ -93,6 +96,7 @@ impl Results {
         argmax: Operand::ABSENT,
         correct: std::ptr::null_mut(),
         entropy: Operand::ABSENT,
+        entropy_bonus: std::ptr::null_mut(),
     };
 
     /// The results include one that does not exist without targets.
@@ -103,7 +107,8 @@ impl Results {
             && self.normalizer.is_null()
             && self.z_normalizer.is_null()
             && self.kept_rows.is_null()
-            && self.correct.is_null())
+            && self.correct.is_null()
+            && self.entropy_bonus.is_null())
     }
 }
 
@@ -192,6 +197,7 @@ impl ProblemSlots {
             label_smoothing: problem.label_smoothing,
             smoothing_share: problem.label_smoothing / classes as f64,
             z_loss: problem.z_loss,
+            entropy_bonus: problem.entropy_bonus,
             transform: transforms
                 .then_some(Transform { scale: problem.logit_scale, cap: problem.softcap }),
             log_probs: problem.flags & XENT_FLAG_LOG_PROBS != 0,
@@ -235,6 +241,7 @@ impl ResultSlots {
         let argmax = all.output("argmax", results.argmax, Axes::Rows, WORDS, Optional);
         all.scalar("correct", results.correct, WORDS);
         let entropy = all.output("entropy", results.entropy, Axes::Rows, LOSSES, Optional);
+        all.scalar("entropy_bonus", results.entropy_bonus, F64_ONLY);
         ResultSlots { lse, row_losses, argmax, entropy }
     }
 
@@ -254,7 +261,7 @@ impl ResultSlots {
 pub(crate) struct Denominators {
     /// That of the cross-entropy part.
     pub normalizer: f64,
-    /// That of the z-loss part.
+    /// That of the z-loss part and of the entropy bonus's.
     pub z_normalizer: f64,
     /// Rows that are not ignored.
     pub kept: u64,
@@ -496,6 +503,9 @@ pub(super) fn check_options(
     if !(problem.logit_scale > 0.0 && problem.logit_scale.is_finite()) {
         return param(format!("logit_scale = {} is not a finite number > 0", problem.logit_scale));
     }
+    if !problem.entropy_bonus.is_finite() {
+        return param(format!("entropy_bonus = {} is not finite", problem.entropy_bonus));
+    }
     if let Some(scale) = scale
         && !scale.is_finite()
     {
@@ -503,7 +513,10 @@ pub(super) fn check_options(
     }
     match problem.reduction {
         XENT_MEAN | XENT_SUM => {}
-        XENT_NONE if results.loss.is_null() && results.z_loss.is_null() => {}
+        XENT_NONE
+            if results.loss.is_null()
+                && results.z_loss.is_null()
+                && results.entropy_bonus.is_null() => {}
         XENT_NONE => {
             return param("reduction none has no reduced loss; ask for row_losses".to_string());
         }
@@ -517,6 +530,7 @@ pub(super) fn check_options(
             ("logit_scale", problem.logit_scale != 1.0),
             ("lse", is_forward && !results.lse.data.is_null()),
             ("entropy", !results.entropy.data.is_null()),
+            ("entropy_bonus", problem.entropy_bonus != 0.0 || !results.entropy_bonus.is_null()),
         ] {
             if asked {
                 return param(format!("{name} does not go with log-probabilities (LOG_PROBS)"));

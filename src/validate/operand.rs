@@ -136,7 +136,7 @@ pub(crate) struct Slot {
 }
 
 /// The most operands that a call can have.
-const SLOTS: usize = 22;
+const SLOTS: usize = 23;
 
 /// The operands of a call, in the order in which they are checked.
 pub(crate) struct Slots {

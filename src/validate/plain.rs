@@ -71,6 +71,7 @@ pub(crate) struct Settings {
     pub logit_scale: f64,
     pub normalizers: [f64; 2],
     pub reduction: u32,
+    pub entropy_bonus: f64,
 }
 
 impl Settings {
@@ -81,6 +82,7 @@ impl Settings {
             & (self.inner == 1)
             & (self.label_smoothing == 0.0)
             & (self.z_loss == 0.0)
+            & (self.entropy_bonus == 0.0)
             & (self.softcap == 0.0)
             & (self.logit_scale == 1.0)
             & (self.normalizers == [0.0; 2])
@@ -115,6 +117,7 @@ pub(crate) fn recognise(
         z_normalizer,
         reduction,
         threads: _,
+        entropy_bonus,
     } = *problem;
     let Results {
         loss,
@@ -127,6 +130,7 @@ pub(crate) fn recognise(
         argmax,
         correct,
         entropy,
+        entropy_bonus: bonus_part,
     } = *results;
     let target_type = target_type(targets.dtype)?;
     let absent = |operand: &Operand| operand.data.is_null();
@@ -140,6 +144,7 @@ pub(crate) fn recognise(
         logit_scale,
         normalizers,
         reduction,
+        entropy_bonus,
     };
     let plain = settings.are_plain()
         & absent(&class_weights)
@@ -150,6 +155,7 @@ pub(crate) fn recognise(
         & absent(&argmax)
         & absent(&entropy)
         & z_part.is_null()
+        & bonus_part.is_null()
         & n.is_null()
         & z.is_null()
         & kept_rows.is_null()
