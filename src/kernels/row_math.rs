@@ -698,7 +698,8 @@ fn finish_loss_of<S: Simd<Real: Base>>(
     }
     let mut by_logit = false;
     for at in (0..ROWS).step_by(<S::Wide as Simd>::LANES) {
-        let lanes = Lanes { s, group: &*group, extras: extras.as_deref().unwrap_or(&NO_EXTRAS), at };
+        let lanes =
+            Lanes { s, group: &*group, extras: extras.as_deref().unwrap_or(&NO_EXTRAS), at };
         let has_sums = match options.lse {
             LseSource::Sums => true,
             LseSource::Operand => options.wants_entropy,
@@ -710,11 +711,8 @@ fn finish_loss_of<S: Simd<Real: Base>>(
             softmax = lanes.by_lse();
         }
         let (zero, one) = (splat(0.0), splat(1.0));
-        let r = if options.has_row_weights {
-            lanes.get(&lanes.extras.factors.row_weight)
-        } else {
-            one
-        };
+        let r =
+            if options.has_row_weights { lanes.get(&lanes.extras.factors.row_weight) } else { one };
         let ignored = d.equal(lanes.get(&group.inputs.excluded), splat(RowInputs::IGNORED));
         let idle = d.either(ignored, d.equal(r, zero));
         let finite = d.equal(d.mul(softmax.lse, zero), zero);
