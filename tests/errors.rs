@@ -223,6 +223,10 @@ fn options() {
         let expected = format!("grad_scale = {text} is not finite");
         both(&|call| call.grad_scale(scale), GRADIENT_ONLY, &expected);
     }
+    for (bonus, text) in [(f64::NAN, "NaN"), (infinity, "inf"), (-infinity, "-inf")] {
+        let expected = format!("entropy_bonus = {text} is not finite");
+        both(&|call| call.entropy_bonus(bonus), INDICES, &expected);
+    }
     // Both ends of the allowed range.
     let call = CrossEntropy::new(ROWS, CLASSES);
     for epsilon in [0.0, -0.0, 1.0] {
@@ -244,7 +248,10 @@ fn reduction_none() {
     let mut z_loss = MARK;
     let results = Results { z_loss: Some(&mut z_loss), ..Results::default() };
     assert_eq!(words(call.forward_with(&logits, &targets, results)), text);
-    assert_eq!(z_loss, MARK);
+    let mut bonus = MARK;
+    let results = Results { entropy_bonus: Some(&mut bonus), ..Results::default() };
+    assert_eq!(words(call.forward_with(&logits, &targets, results)), text);
+    assert_eq!([z_loss, bonus], [MARK; 2]);
     let mut grad = [MARK as f32; N];
     let both = call.forward_backward(&logits, &targets, &mut grad);
     assert_eq!(both, Err(param(text)));
@@ -264,9 +271,10 @@ fn log_probs() {
     let text = |name: &str| format!("{name} does not go with log-probabilities (LOG_PROBS)");
     for (name, build) in [
         ("z_loss", &|call: Call| call.log_probs(true).z_loss(1e-4) as Call),
+        ("entropy_bonus", &|call: Call| call.log_probs(true).entropy_bonus(-0.1) as Call),
         ("softcap", &|call: Call| call.log_probs(true).softcap(30.0)),
         ("logit_scale", &|call: Call| call.log_probs(true).logit_scale(0.5)),
-    ] as [(&str, Build); 3]
+    ] as [(&str, Build); 4]
     {
         let ask = Ask { log_probs: true, ..INDICES };
         refused(build, (&indices).into(), ask, &param(&text(name)));
@@ -277,6 +285,8 @@ fn log_probs() {
     let (mut z_loss, mut lse, mut entropy) = (MARK, [MARK; ROWS], [MARK; ROWS]);
     let results = Results { z_loss: Some(&mut z_loss), ..Results::default() };
     assert_eq!(call.forward_with(&x, &indices, results), Err(param(&text("z_loss"))));
+    let results = Results { entropy_bonus: Some(&mut z_loss), ..Results::default() };
+    assert_eq!(call.forward_with(&x, &indices, results), Err(param(&text("entropy_bonus"))));
     let results = Results { lse: Some(&mut lse), ..Results::default() };
     assert_eq!(call.forward_with(&x, &indices, results), Err(param(&text("lse"))));
     assert_eq!(call.lse(&x, &mut lse), Err(param(&text("lse"))));

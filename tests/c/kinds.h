@@ -99,7 +99,7 @@ static inline int kind_strides(int layout, const xent_problem *p, int of_gradien
     return inner == 1 || layout == 0 || layout == 2;
 }
 
-enum { KIND_OPTIONS = 20, KIND_LAYOUTS = 6, KIND_VALUES = 5 };
+enum { KIND_OPTIONS = 21, KIND_LAYOUTS = 6, KIND_VALUES = 5 };
 
 /* Sets an option; false if the entry or the layout does not go with it. */
 static inline int kind_option(struct kind *k, int option, int layout) {
@@ -107,7 +107,7 @@ static inline int kind_option(struct kind *k, int option, int layout) {
         "plain", "label_smoothing", "class_weights", "row_weights and mask", "softcap", "logit_scale", "z_loss",
         "every option", "probabilities", "probabilities and every option", "log_probs", "log_probs of probabilities",
         "every result", "every result and option", "every result of probabilities", "accumulate",
-        "row losses and grad_output", "no targets", "zero padding", "a large factor"};
+        "row losses and grad_output", "no targets", "zero padding", "a large factor", "entropy_bonus"};
     xent_problem *p = &k->problem;
     xent_results *r = &k->results;
     int soft = option == 8 || option == 9 || option == 11 || option == 14, log_probs = option == 10 || option == 11;
@@ -123,6 +123,7 @@ static inline int kind_option(struct kind *k, int option, int layout) {
     if (option == 4 || option == 7 || option == 9 || option == 13) p->softcap = 5;
     if (option == 5 || option == 7 || option == 9) p->logit_scale = 0.5;
     if (option == 6 || option == 7 || option == 9) p->z_loss = 1e-3;
+    if (option == 7 || option == 9 || option == 20) p->entropy_bonus = 0.01;
     if (soft) {
         p->targets = in(kind_soft, p->logits.dtype);
         memcpy(p->targets.strides, p->logits.strides, sizeof p->logits.strides);

@@ -381,7 +381,7 @@ impl<'a> Judge<'a> {
         r * 2.0 * terms + 2.0 * self.bound_of_cross_entropy(i) + loss
     }
 
-    /// The sum of the absolute terms of a row's gradient, and the part of z-loss.
+    /// The sum of the absolute terms of a row's gradient, an entropy that is off among them, and the part of z-loss.
     pub fn gradient_sums(&self, i: usize) -> (f64, f64) {
         if !self.is_kept(i) || self.row_weight(i) == 0.0 {
             return (0.0, 0.0);
@@ -393,7 +393,10 @@ impl<'a> Judge<'a> {
             0.0 => 0.0,
             z_loss => 2.0 * z_loss * self.out.lse[i] * z_factor * scale,
         };
-        ((factor * mass * scale).abs(), z)
+        let bonus = self.case.entropy_bonus * z_factor * scale;
+        let entropy = 1.0 + self.out.lse[i].abs() + self.out.entropy[i];
+        let bonus = if bonus == 0.0 { 0.0 } else { (bonus * entropy).abs() };
+        ((factor * mass * scale).abs() + bonus, z)
     }
 
     /// Checks the results of a forward.
