@@ -21,7 +21,7 @@ type Build<'a> = &'a dyn Fn(Call) -> Call;
 struct Outputs {
     grad: [f32; N],
     in_place: [f32; N],
-    scalars: [f64; 4],
+    scalars: [f64; 5],
     counts: [u64; 2],
     row_losses: [f64; ROWS],
     lse: [f64; ROWS],
@@ -33,7 +33,7 @@ impl Outputs {
     const MARKED: Outputs = Outputs {
         grad: [MARK as f32; N],
         in_place: [0.5; N],
-        scalars: [MARK; 4],
+        scalars: [MARK; 5],
         counts: [77; 2],
         row_losses: [MARK; ROWS],
         lse: [MARK; ROWS],
@@ -65,7 +65,7 @@ fn refused(build: Build, targets: Input<'_>, ask: Ask, expected: &Error) {
             let mut out = Outputs::MARKED;
             let Outputs { grad, in_place, scalars, counts, row_losses, lse, entropy, argmax } =
                 &mut out;
-            let [loss, z_loss, normalizer, z_normalizer] = scalars;
+            let [loss, z_loss, normalizer, z_normalizer, entropy_bonus] = scalars;
             let [kept_rows, correct] = counts;
             let softmax = !ask.log_probs;
             let results = Results {
@@ -79,6 +79,7 @@ fn refused(build: Build, targets: Input<'_>, ask: Ask, expected: &Error) {
                 argmax: Some(argmax),
                 correct: (!ask.soft).then_some(correct),
                 entropy: softmax.then(|| entropy.into()),
+                entropy_bonus: softmax.then_some(entropy_bonus),
             };
             let result = match pass {
                 0 if !ask.forward => continue,
@@ -332,7 +333,7 @@ fn evaluators() {
     let call = CrossEntropy::new(ROWS, CLASSES);
     let x = [0.5f32; N];
     let mut out = Outputs::MARKED;
-    let [loss, z_loss, normalizer, z_normalizer] = &mut out.scalars;
+    let [loss, z_loss, normalizer, z_normalizer, entropy_bonus] = &mut out.scalars;
     let [kept_rows, correct] = &mut out.counts;
     for results in [
         Results { loss: Some(loss), ..Results::default() },
@@ -342,6 +343,7 @@ fn evaluators() {
         Results { z_normalizer: Some(z_normalizer), ..Results::default() },
         Results { kept_rows: Some(kept_rows), ..Results::default() },
         Results { correct: Some(correct), ..Results::default() },
+        Results { entropy_bonus: Some(entropy_bonus), ..Results::default() },
     ] {
         let expected = Error::Null("targets is NULL".to_string());
         assert_eq!(call.evaluate(&x, results), Err(expected));

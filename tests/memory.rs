@@ -197,8 +197,10 @@ impl Shape {
 }
 
 /// Options of the loss, by name.
-const OPTIONS: [&str; 8] =
-    ["plain", "smoothing", "weights", "cap", "z-loss", "none", "accumulate", "log-probs"];
+const OPTIONS: [&str; 9] = [
+    "plain", "smoothing", "weights", "cap", "z-loss", "entropy bonus", "none", "accumulate",
+    "log-probs",
+];
 
 /// All options; in a sample one per call, in turn.
 fn some<T: Copy>(all: &[T]) -> Vec<T> {
@@ -255,6 +257,7 @@ fn every_call<L: Float, G: Float>(shape: &Shape, isa: Isa, watch: &mut Watch<'_>
                 .row_mask(&mask),
             "cap" => call.softcap(20.0).logit_scale(0.5),
             "z-loss" => call.z_loss(1e-3).reduction(Reduction::Sum),
+            "entropy bonus" => call.entropy_bonus(0.5),
             "none" => call.reduction(Reduction::None).grad_output(&upstream),
             "accumulate" => call.accumulate(true),
             "log-probs" => call.log_probs(true),
