@@ -216,7 +216,7 @@ pub struct Loss {
     pub smoothing_share: f64,
     /// λ
     pub z_loss: f64,
-    /// β
+    /// β; 0 where neither losses nor a gradient of the logits are computed.
     pub entropy_bonus: f64,
     /// None where it would change nothing.
     pub transform: Option<Transform>,
@@ -379,8 +379,6 @@ impl Loss {
     #[inline(always)]
     pub fn has_bonus(&self) -> bool {
         self.entropy_bonus != 0.0
-            && !matches!(self.targets, Targets::Absent)
-            && self.pass != Pass::TargetGradient
     }
 
     /// A backward from the merged states of shards, which have the entropies that a bonus needs.

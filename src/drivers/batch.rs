@@ -389,8 +389,8 @@ pub fn bonus(call: &Call, i: usize, shift: Shift, extras: &RowGroupExtras) -> Bo
         return Bonus::NONE;
     }
     let of = &extras.bonus;
-    let shift = Shift { exponent: of.exponent[i], ..shift };
-    Bonus { shift, slope: of.slope[i], level: of.level[i] }
+    let shift = Shift { exponent: of.exponent()[i], ..shift };
+    Bonus { shift, slope: of.slope()[i], level: of.level()[i] }
 }
 
 /// The first `len` rows.

@@ -1,6 +1,7 @@
 //! How a call goes over rows, decided once from its plan.
 
 use crate::kernels::Kernels;
+use crate::kernels::entropy_bonus;
 use crate::kernels::row_math::{
     GradientOptions, LseSource, OutputTerm, RowGroup, RowGroupExtras, RowOptions,
 };
@@ -236,12 +237,18 @@ impl<'a> Call<'a> {
     /// needs them.
     #[inline(always)]
     pub fn finish(&self, groups: &mut [RowGroup], extras: Option<&mut [RowGroupExtras]>) {
-        let extras = extras.map(|extras| &mut extras[..groups.len()]);
+        let mut extras = extras.map(|extras| &mut extras[..groups.len()]);
         // SAFETY: there are as many extras as groups, or none; the processor has the set of the kernels, which
         // `Isa::kernels` handed out (`new`).
         unsafe {
             match &self.finish {
-                Finish::Loss(options) => (self.k.lanes.finish_loss)(groups, extras, options),
+                Finish::Loss(options) => {
+                    (self.k.lanes.finish_loss)(groups, extras.as_deref_mut(), options);
+                    if let (true, Some(extras)) = (options.entropy_bonus != 0.0, extras) {
+                        let has_f32_lanes = self.plan.logits.dtype.has_f32_lanes();
+                        entropy_bonus::finish(groups, extras, options, has_f32_lanes);
+                    }
+                }
                 Finish::Softmax(term) => (self.k.lanes.finish_softmax)(groups, *term),
             }
         }
@@ -352,7 +359,7 @@ fn row_options(plan: &Plan, loss: &Loss) -> RowOptions {
         smoothing_share: loss.smoothing_share,
         weight_total: loss.weight_total,
         z_loss: loss.z_loss,
-        entropy_bonus: if loss.has_bonus() { loss.entropy_bonus } else { 0.0 },
+        entropy_bonus: loss.entropy_bonus,
         transform: loss.transform,
         wants_losses: loss.computes_losses(),
         wants_lse: loss.computes_losses() && loss.lse.is_some(),

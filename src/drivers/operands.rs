@@ -8,6 +8,7 @@ use crate::kernels::row_math::{
     ROWS, RowFactors, RowGroup, RowInputs, RowLanes, RowResults, is_far_below,
 };
 use crate::kernels::row_state::ArgMax;
+use crate::math::compensated::CompensatedSum;
 use crate::plan::{Loss, Targets};
 use crate::view::{FloatType, Span, View};
 use std::ops::Range;
@@ -262,15 +263,20 @@ pub unsafe fn read_lse(call: &Call, span: &Span, row: usize, group: &mut RowGrou
 pub fn add_group(loss: &Loss, group: &RowGroup, argmax: &[usize; ROWS], totals: &mut GroupTotals) {
     totals.losses.add(&group.results.loss);
     if loss.z_loss != 0.0 {
-        group.results.z_loss.iter().for_each(|&z_loss| totals.rest.z_loss.add(z_loss));
+        add_part(&mut totals.rest.z_loss, &group.results.z_loss);
     }
     if loss.has_bonus() {
-        let bonuses = &group.results.entropy_bonus;
-        bonuses.iter().for_each(|&bonus| totals.rest.entropy_bonus.add(bonus));
+        add_part(&mut totals.rest.entropy_bonus, &group.results.entropy_bonus);
     }
     if loss.counts_correct {
         (0..ROWS).for_each(|row| count_correct(group, argmax, row, &mut totals.rest));
     }
+}
+
+/// Adds a part of the losses of a group.
+#[inline(never)]
+fn add_part(total: &mut CompensatedSum, part: &RowLanes) {
+    part.iter().for_each(|&loss| total.add(loss));
 }
 
 /// Adds the losses of one row.
@@ -324,11 +330,9 @@ pub unsafe fn write(
     place(&loss.lse, &results.lse);
     if loss.row_losses.is_some() {
         let z_loss = |i: usize| if loss.z_loss == 0.0 { 0.0 } else { results.z_loss[i] };
-        let mut losses = std::array::from_fn(|i| results.loss[i] + z_loss(i));
-        if loss.has_bonus() {
-            losses.iter_mut().zip(&results.entropy_bonus).for_each(|(loss, bonus)| *loss += bonus);
-        }
-        place(&loss.row_losses, &losses);
+        let bonus = |i: usize| if loss.has_bonus() { results.entropy_bonus[i] } else { 0.0 };
+        let all = |i: usize| results.loss[i] + z_loss(i) + bonus(i);
+        place(&loss.row_losses, &std::array::from_fn(all));
     }
     place(&loss.entropy, &results.entropy);
     if let Some(view) = &loss.argmax {

@@ -632,7 +632,8 @@ unsafe fn gradient_general(
             g: chunk.g.wrapping_offset(start as isize * step),
             ..chunk
         };
-        if (bias != 0.0 && call.has_masses) || call.has_bonus {
+        let has_biases = bias != 0.0 && (call.has_masses || call.has_bonus);
+        if has_biases {
             // SAFETY: the classes are the row's (# Safety), and the buffer has room for a piece.
             unsafe { scale_masses(call, at, class + start, len, bias, biases.start()) };
             part.bias = Bias::PerClass(biases.start());
@@ -656,9 +657,14 @@ unsafe fn gradient_general(
                 // of the kernels (`Call::k`).
                 unsafe { (call.k.native.widen)(part.x, len, lanes.start()) };
             }
-            // SAFETY: `x` has the logits of the piece in the lanes' type, and `scale_masses` above has written a bias
-            // for each; the processor has the set of the kernels (`Call::k`).
+            if !has_biases {
+                // SAFETY: the buffer has room for the piece.
+                unsafe { biases.start().write_bytes(0, len * lane_size) };
+            }
+            // SAFETY: `x` has the logits of the piece in the lanes' type, and the buffer has a bias for each, which
+            // `scale_masses` or `write_bytes` above has written; the processor has the set of the kernels (`Call::k`).
             unsafe { (call.k.lanes.subtract_bonus)(x, len, bonus, biases.start()) };
+            part.bias = Bias::PerClass(biases.start());
         }
         let from_lanes = transformed.is_some();
         if !call.scatters {
@@ -689,7 +695,7 @@ unsafe fn gradient_general(
     }
 }
 
-/// Writes `bias` times the masses of `len` classes, in the lanes' type; if it is 0, no masses are read.
+/// Writes `bias` times the masses of `len` classes, in the lanes' type.
 ///
 /// # Safety
 /// The classes are those of the row at `at` from `class` on, and `to` has room for as many lanes.
@@ -705,14 +711,8 @@ unsafe fn scale_masses(
     let mut masses = [0.0; CONVERTED];
     for start in (0..len).step_by(CONVERTED) {
         let masses = &mut masses[..CONVERTED.min(len - start)];
-        if bias == 0.0 {
-            masses.fill(0.0);
-        } else if call.has_masses {
-            // SAFETY: the row and the classes are the call's (# Safety).
-            unsafe { call.masses(at, class + start, masses) };
-        } else {
-            masses.fill(1.0);
-        }
+        // SAFETY: the row and the classes are the call's (# Safety).
+        unsafe { call.masses(at, class + start, masses) };
         for (i, &m) in masses.iter().enumerate() {
             let bias = if m == 0.0 { 0.0 } else { bias * m };
             // SAFETY: the buffer has room for `len` lanes of either type (# Safety).

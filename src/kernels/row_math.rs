@@ -27,8 +27,7 @@
 //! everywhere but at the excluded class, whose entry is formed here. The z-loss λ·lse² adds 2λ·lse to P.
 //! For probability targets the masses are what the gradient subtracts.
 //!
-//! The entropy bonus -β·H adds `β·p_c·(logp_c + H)`, which differs by class: the sweeps form it from
-//! [`BonusFactors`].
+//! The entropy bonus -β·H adds `β·p_c·(logp_c + H)`, which differs by class: see entropy_bonus.rs.
 //!
 //! # Bases
 //!
@@ -178,23 +177,42 @@ impl WeightedSums {
     };
 }
 
-/// What the sweeps form the entropy bonus's part of the gradient from: `e^(x - shift)·(t·slope + level)` for
-/// class c, with the exponents t counted from the same shift, that of the sums with another exponent.
+/// What the entropy bonus of a group of rows needs, and what its gradient is then made of
+/// ([`entropy_bonus::finish`](super::entropy_bonus::finish)).
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-pub struct BonusFactors {
-    /// The exponent of the shift: within 2 of the lse, unless the lse is that of the excluded class alone.
-    pub exponent: RowLanes,
-    /// See above.
-    pub slope: RowLanes,
-    /// See above.
-    pub level: RowLanes,
+pub struct BonusLanes {
+    /// The lse in two parts: its distance from the shift in units of log2, and what it is above that.
+    pub lse_exponent: RowLanes,
+    /// See `lse_exponent`.
+    pub lse_rest: RowLanes,
+    /// −logp_y
+    pub nll: RowLanes,
 }
 
-impl BonusFactors {
-    /// The factors of rows without a bonus.
-    pub const NONE: BonusFactors =
-        BonusFactors { exponent: [0.0; ROWS], slope: [0.0; ROWS], level: [0.0; ROWS] };
+impl BonusLanes {
+    /// The numbers of rows without a bonus.
+    pub const NONE: BonusLanes =
+        BonusLanes { lse_exponent: [0.0; ROWS], lse_rest: [0.0; ROWS], nll: [0.0; ROWS] };
+
+    /// Where the shift's exponent goes: the sweeps form the bonus of class c as `e^(x - shift)·(t·slope + level)`,
+    /// with the exponents t counted from the same shift. It has the logit of the sums' shift.
+    #[inline(always)]
+    pub fn exponent(&self) -> &RowLanes {
+        &self.lse_exponent
+    }
+
+    /// Where the slope goes.
+    #[inline(always)]
+    pub fn slope(&self) -> &RowLanes {
+        &self.lse_rest
+    }
+
+    /// Where the level goes.
+    #[inline(always)]
+    pub fn level(&self) -> &RowLanes {
+        &self.nll
+    }
 }
 
 /// The results of a group of rows; those that are not asked for are not written.
@@ -404,8 +422,8 @@ pub struct RowGroupExtras {
     pub moments: RowMoments,
     /// What spread masses need.
     pub weighted: WeightedSums,
-    /// What the gradient of the entropy bonus is made of.
-    pub bonus: BonusFactors,
+    /// What the entropy bonus needs.
+    pub bonus: BonusLanes,
 }
 
 impl RowGroupExtras {
@@ -414,7 +432,7 @@ impl RowGroupExtras {
         factors: RowFactors::ONE,
         moments: RowMoments::EMPTY,
         weighted: WeightedSums::EMPTY,
-        bonus: BonusFactors::NONE,
+        bonus: BonusLanes::NONE,
     };
 }
 
@@ -718,15 +736,7 @@ fn finish_loss_of<S: Simd<Real: Base>>(
         let finite = d.equal(d.mul(softmax.lse, zero), zero);
         let terms = Terms { lanes, softmax, r, idle, finite };
         let losses = options.wants_losses.then(|| terms.losses(options));
-        let bonus = (options.entropy_bonus != 0.0).then(|| {
-            let entropy = entropy.unwrap_or_else(|| terms.lanes.get(&group.results.entropy));
-            (entropy, terms.bonus(options, entropy))
-        });
-        let entropy_of_bonus = bonus.map(|(entropy, _)| entropy);
-        let gradient = options
-            .gradient
-            .as_ref()
-            .map(|gradient| terms.gradient(options, gradient, entropy_of_bonus));
+        let gradient = options.gradient.as_ref().map(|gradient| terms.gradient(options, gradient));
 
         if options.wants_lse {
             put(s, &mut group.results.lse, at, softmax.lse);
@@ -740,8 +750,10 @@ fn finish_loss_of<S: Simd<Real: Base>>(
         if let Some(entropy) = entropy {
             put(s, &mut group.results.entropy, at, entropy);
         }
-        if let Some((_, bonus)) = bonus {
-            put(s, &mut group.results.entropy_bonus, at, bonus);
+        if let (true, Some(extras)) = (options.entropy_bonus != 0.0, &mut extras) {
+            put(s, &mut extras.bonus.lse_exponent, at, softmax.lse_exponent);
+            put(s, &mut extras.bonus.lse_rest, at, softmax.lse_rest);
+            put(s, &mut extras.bonus.nll, at, softmax.nll);
         }
         let (Some(gradient), Some(with)) = (gradient, &options.gradient) else { continue };
         if options.lse == LseSource::Operand {
@@ -750,11 +762,6 @@ fn finish_loss_of<S: Simd<Real: Base>>(
             by_logit |= d.bits(d.equal(softmax.shift_logit, zero)) != all_lanes::<S>();
         }
         group.coefficients.put(s, at, &gradient, with.has_bias);
-        if let (Some(extras), Some(bonus)) = (&mut extras, gradient.bonus) {
-            put(s, &mut extras.bonus.exponent, at, bonus.exponent);
-            put(s, &mut extras.bonus.slope, at, bonus.slope);
-            put(s, &mut extras.bonus.level, at, bonus.level);
-        }
     }
     if options.lse == LseSource::Operand && options.gradient.is_some() {
         group.sums.by_logit = by_logit;
@@ -811,7 +818,6 @@ fn finish_softmax_of<S: Simd<Real: Base>>(s: S, group: &mut RowGroup, term: Outp
             sweeps,
             fills: all_lanes::<S>() & !sweeps,
             fills_nan: all_lanes::<S>() & !sweeps,
-            bonus: None,
         };
         put(s, &mut group.sums.shift_exponent, at, shift_exponent);
         group.coefficients.put(s, at, &gradient, false);
@@ -898,14 +904,6 @@ struct RowGradient<V> {
     sweeps: u32,
     fills: u32,
     fills_nan: u32,
-    bonus: Option<RowBonus<V>>,
-}
-
-/// A register of [`BonusFactors`].
-struct RowBonus<V> {
-    exponent: V,
-    slope: V,
-    level: V,
 }
 
 impl<S: Simd<Real: Base>> Terms<'_, S> {
@@ -976,46 +974,12 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
         (d.select(*idle, zero, loss), d.select(*idle, zero, z_loss))
     }
 
-    /// The entropy bonus's part of the loss.
-    #[inline(always)]
-    fn bonus(&self, options: &RowOptions, entropy: WideVector<S>) -> WideVector<S> {
-        let d = self.lanes.s.wide();
-        let bonus = d.mul(self.r, d.mul(d.splat(-options.entropy_bonus), entropy));
-        d.select(self.idle, d.splat(0.0), bonus)
-    }
-
-    /// What the sweeps form `factor·p_c·(logp_c + entropy)` from.
-    ///
-    /// They take powers of e, and the distance of the shift from lse is in the base of the sums: see
-    /// [`base_e_factor`](Lanes::base_e_factor).
-    #[inline(always)]
-    fn bonus_factors(
-        &self,
-        factor: WideVector<S>,
-        entropy: WideVector<S>,
-    ) -> RowBonus<WideVector<S>> {
-        let Terms { lanes, softmax, .. } = self;
-        let d = lanes.s.wide();
-        let splat = |x: f64| d.splat(x);
-        let inverse = splat(S::Real::INVERSE.0);
-        // Counted from where logits have an exact distance to.
-        let whole = real::nearest(d, softmax.lse_exponent);
-        let rest = d.sub(softmax.lse_exponent, whole);
-        let above = d.mul_add(rest, inverse, softmax.lse_rest);
-        let exponent = d.add(softmax.shift_exponent, whole);
-        let excess = d.mul(exponent, splat(S::Real::INVERSE.0 * S::Real::EXCESS));
-        let factor = d.mul(factor, real::exp(d, d.sub(splat(0.0), d.add(above, excess))));
-        let level = d.mul(factor, d.sub(entropy, above));
-        RowBonus { exponent, slope: d.mul(factor, inverse), level }
-    }
-
-    /// What the gradient is made of; `entropy` is that of an entropy bonus.
+    /// What the gradient is made of.
     #[inline(always)]
     fn gradient(
         &self,
         options: &RowOptions,
         gradient: &GradientOptions,
-        entropy: Option<WideVector<S>>,
     ) -> RowGradient<WideVector<S>> {
         let Terms { lanes, softmax, r, idle, finite } = self;
         let Lanes { s, extras, .. } = *lanes;
@@ -1043,16 +1007,11 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             let by = d.mul(d.mul(z_scale, *r), d.mul(splat(2.0 * options.z_loss), softmax.lse));
             others = d.add(others, by);
         }
-        let mut bonus = zero;
-        if entropy.is_some() {
-            bonus = d.mul(d.mul(z_scale, *r), splat(options.entropy_bonus));
-        }
         if let Some(with) = &options.transform
             && !with.is_capped()
         {
             let by = splat(with.scale);
             (target, bias, others) = (d.mul(target, by), d.mul(bias, by), d.mul(others, by));
-            bonus = d.mul(bonus, by);
         }
         // `total·p_y - target - own`, so arranged that only what has to cancel does. A mass of 0 subtracts
         // nothing under any factor, as in the sweeps over the other classes.
@@ -1067,7 +1026,7 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             empty = d.bits(d.equal(entry, zero));
         } else {
             let is_zero = |x| d.equal(x, zero);
-            let mut none = d.both(d.both(is_zero(target), is_zero(bias)), is_zero(total));
+            let none = d.both(d.both(is_zero(target), is_zero(bias)), is_zero(total));
             let value = if options.has_indices {
                 let rest = d.sub(d.mul(others, softmax.p_target), own);
                 d.add(d.mul(target, d.sub(zero, softmax.one_minus_p)), rest)
@@ -1078,24 +1037,13 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
                 let is_low = d.less(softmax.p_target, softmax.one_minus_p);
                 d.select(d.either(is_low, d.equal(size, splat(f64::INFINITY))), low, high)
             };
-            let mut value = value;
-            if let Some(entropy) = entropy {
-                let own = self.times(softmax.p_target, d.sub(entropy, softmax.nll));
-                value = d.add(value, self.times(bonus, own));
-                none = d.both(none, is_zero(bonus));
-            }
             let value = if options.transform.is_some_and(|with| with.is_capped()) {
                 d.mul(lanes.get(&extras.factors.slope), value)
             } else {
                 value
             };
             entry = d.select(none, zero, value);
-            let mut has_value = d.both(*finite, d.equal(total, total));
-            if let Some(entropy) = entropy {
-                let is_finite = |x| d.equal(d.mul(x, zero), zero);
-                has_value = d.both(has_value, d.both(is_finite(bonus), is_finite(entropy)));
-            }
-            good = has_value;
+            good = d.both(*finite, d.equal(total, total));
             quiet = d.bits(none);
             empty = quiet;
         }
@@ -1105,10 +1053,7 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             let size = d.select(d.less(x, zero), d.sub(zero, x), x);
             d.less(size, splat(power_of_2(limit)))
         };
-        let mut fits = d.both(small(total), small(bias));
-        if entropy.is_some() {
-            fits = d.both(fits, small(bonus));
-        }
+        let fits = d.both(small(total), small(bias));
         let down = d.select(fits, one, splat(power_of_2(-limit)));
         let entry = d.select(good, entry, nan);
         let active = all_lanes::<S>() & !d.bits(*idle);
@@ -1126,7 +1071,6 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             sweeps,
             fills: overwritten & !sweeps | nan_rows,
             fills_nan: nan_rows,
-            bonus: entropy.map(|entropy| self.bonus_factors(d.mul(bonus, down), entropy)),
         }
     }
 }

@@ -186,9 +186,11 @@ impl ProblemSlots {
         let indices = all.integers(self.targets).map(Targets::Indices);
         let probabilities = || all.floats(self.targets).map(Targets::Probabilities);
         let transforms = problem.logit_scale != 1.0 || problem.softcap > 0.0;
+        let targets = indices.or_else(probabilities).unwrap_or(Targets::Absent);
+        let has_bonus = !matches!(targets, Targets::Absent) && pass != Pass::TargetGradient;
         Loss {
             pass,
-            targets: indices.or_else(probabilities).unwrap_or(Targets::Absent),
+            targets,
             class_weights: all.floats(self.class_weights),
             weight_total: classes as f64,
             row_weights: all.floats(self.row_weights),
@@ -197,7 +199,7 @@ impl ProblemSlots {
             label_smoothing: problem.label_smoothing,
             smoothing_share: problem.label_smoothing / classes as f64,
             z_loss: problem.z_loss,
-            entropy_bonus: problem.entropy_bonus,
+            entropy_bonus: if has_bonus { problem.entropy_bonus } else { 0.0 },
             transform: transforms
                 .then_some(Transform { scale: problem.logit_scale, cap: problem.softcap }),
             log_probs: problem.flags & XENT_FLAG_LOG_PROBS != 0,

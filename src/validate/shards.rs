@@ -326,6 +326,7 @@ pub(crate) unsafe fn finish(
     let mut loss = of_problem.loss(all, problem, Pass::Forward, place.total);
     if has_probabilities {
         loss.targets = Targets::Probabilities(NOTHING);
+        loss.entropy_bonus = problem.entropy_bonus;
     }
     // SAFETY: `check_memory` checked that the views cover the shape in the caller's memory, which is valid
     // for the call (# Safety); probabilities are not looked at.

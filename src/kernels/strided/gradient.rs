@@ -169,11 +169,11 @@ unsafe fn sweep<S: Simd<Real: Base>, M: TileMode>(s: S, tile: &Tile, gradient: &
         let bonus = match gradient.bonus {
             // SAFETY: there are bonuses for whole registers (# Safety).
             Some(extras) if M::GENERAL => Some(unsafe {
-                let exponent = take(s, extras, |extras| &extras.bonus.exponent, at);
+                let exponent = take(s, extras, |extras| extras.bonus.exponent(), at);
                 (
                     Exp2::<S, ByLogit>::lanes(s, logits, exponent),
-                    take(s, extras, |extras| &extras.bonus.slope, at),
-                    take(s, extras, |extras| &extras.bonus.level, at),
+                    take(s, extras, |extras| extras.bonus.slope(), at),
+                    take(s, extras, |extras| extras.bonus.level(), at),
                 )
             }),
             _ => None,
