@@ -36,23 +36,34 @@ pub fn finish(
     options: &RowOptions,
     has_f32_lanes: bool,
 ) {
-    for (group, extras) in groups.iter_mut().zip(extras) {
-        for row in 0..ROWS {
-            let r = if options.has_row_weights { extras.factors.row_weight[row] } else { 1.0 };
-            let is_idle = group.inputs.excluded[row] == RowInputs::IGNORED || r == 0.0;
-            let entropy = group.results.entropy[row];
-            group.results.entropy_bonus[row] =
-                if is_idle { 0.0 } else { r * (-options.entropy_bonus * entropy) };
-            if let (Some(gradient), false) = (&options.gradient, is_idle) {
-                let factor = gradient.z_scale * r * options.entropy_bonus;
-                add_gradient(group, extras, row, factor, options, gradient, has_f32_lanes);
-            }
-        }
+    for index in 0..groups.len() * ROWS {
+        let (group, extras) = (&mut groups[index / ROWS], &mut extras[index / ROWS]);
+        add(group, extras, index % ROWS, options, has_f32_lanes);
+    }
+}
+
+/// Adds the bonus of a row.
+#[inline(never)]
+fn add(
+    group: &mut RowGroup,
+    extras: &mut RowGroupExtras,
+    row: usize,
+    options: &RowOptions,
+    has_f32_lanes: bool,
+) {
+    let r = if options.has_row_weights { extras.factors.row_weight[row] } else { 1.0 };
+    let is_idle = group.inputs.excluded[row] == RowInputs::IGNORED || r == 0.0;
+    let entropy = group.results.entropy[row];
+    group.results.entropy_bonus[row] =
+        if is_idle { 0.0 } else { r * (-options.entropy_bonus * entropy) };
+    if let (Some(gradient), false) = (&options.gradient, is_idle) {
+        let factor = gradient.z_scale * r * options.entropy_bonus;
+        add_gradient(group, extras, row, factor, options, gradient, has_f32_lanes);
     }
 }
 
 /// Adds the bonus of a row that counts to the coefficients of its gradient.
-#[inline(never)]
+#[inline(always)]
 fn add_gradient(
     group: &mut RowGroup,
     extras: &mut RowGroupExtras,
