@@ -350,13 +350,14 @@ impl Arguments {
     fn fault_of_layer(&self) -> Option<i32> {
         let mut faults = Vec::new();
         if self.is_linear() {
-            faults.push(self.linear_handed.fault(size_of::<Linear>()));
+            faults.push(self.linear_handed.fault(size_of::<Linear>(), size_of::<Linear>()));
             if self.linear_handed != Handed::Null && self.linear.flags > 7 {
                 faults.push(Some(abi::STRUCT));
             }
         }
         if self.is_linear() && self.has_gradient() {
-            faults.push(self.grads_handed.fault(size_of::<LinearGrads>()));
+            faults
+                .push(self.grads_handed.fault(size_of::<LinearGrads>(), size_of::<LinearGrads>()));
         }
         let faults: Vec<i32> = faults.into_iter().flatten().collect();
         let has_struct = faults.contains(&abi::STRUCT);
