@@ -207,6 +207,19 @@ fn large_factors() {
     }
 }
 
+/// A bonus whose factor underflows to 0 leaves the gradient of the rest.
+#[test]
+fn vanishing_factors() {
+    for sizes in SIZES {
+        let [rows, _, inner] = sizes;
+        let weights = Operand::packed(Dtype::F64, [rows, 1, inner], &vec![0.5; rows * inner]);
+        let row_weights = Some(weights);
+        let mut base = Task { row_weights, ..task(Dtype::F32, sizes, false) };
+        base.logits.values.iter_mut().filter(|x| !x.is_finite()).for_each(|x| *x = 0.25);
+        check(&Task { entropy_bonus: 5e-324, ..base }, How::on);
+    }
+}
+
 /// Of ignored rows comes nothing, and without targets there is no bonus.
 #[test]
 fn no_rows() {

@@ -93,30 +93,34 @@ fn add_gradient(
     }
     let to = &mut group.coefficients;
     let bit = 1 << row;
-    if to.fills_nan & bit != 0 || factor == 0.0 {
+    if to.fills_nan & bit != 0 {
         return;
     }
-    to.writes |= bit;
-    if !(factor.is_finite() && entropy.is_finite()) {
-        // The bonus has no value in any class.
-        to.entry[row] = f64::NAN;
-        to.sweeps &= !bit;
-        (to.fills, to.fills_nan) = (to.fills | bit, to.fills_nan | bit);
-        return;
-    }
-    to.sweeps |= bit;
-    to.fills &= !bit;
-    let p_target = exp2(-nll * LOG2_E);
-    if p_target != 0.0 {
-        to.entry[row] += slope * (factor * (p_target * (entropy - nll)));
-    }
-    if factor.abs() >= power_of_2(limit) && to.scale[row] == 1.0 {
-        // Lanes may be unable to hold terms whose difference they can hold.
-        let down = power_of_2(-limit);
-        to.scale[row] = power_of_2(limit);
-        to.factor[row] *= down;
-        to.bias[row] *= down;
-        (to.has_scale, to.has_extreme_factor) = (true, true);
+    // A factor of 0, of a row that is swept all the same, makes a bonus of 0.
+    let entropy = if factor == 0.0 { 0.0 } else { entropy };
+    if factor != 0.0 {
+        to.writes |= bit;
+        if !(factor.is_finite() && entropy.is_finite()) {
+            // The bonus has no value in any class.
+            to.entry[row] = f64::NAN;
+            to.sweeps &= !bit;
+            (to.fills, to.fills_nan) = (to.fills | bit, to.fills_nan | bit);
+            return;
+        }
+        to.sweeps |= bit;
+        to.fills &= !bit;
+        let p_target = exp2(-nll * LOG2_E);
+        if p_target != 0.0 {
+            to.entry[row] += slope * (factor * (p_target * (entropy - nll)));
+        }
+        if factor.abs() >= power_of_2(limit) && to.scale[row] == 1.0 {
+            // Lanes may be unable to hold terms whose difference they can hold.
+            let down = power_of_2(-limit);
+            to.scale[row] = power_of_2(limit);
+            to.factor[row] *= down;
+            to.bias[row] *= down;
+            (to.has_scale, to.has_extreme_factor) = (true, true);
+        }
     }
     // Counted from where logits have an exact distance to.
     let whole = nearest(lse_exponent);
