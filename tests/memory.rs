@@ -82,8 +82,8 @@ const THREADS: usize = 3;
 /// The bytes that the jobs of a call over [`THREADS`] threads may take at once, and in total: below half a
 /// bit for each element of the problems tested. Each of the up to three steps of a call asks for 1.9 KiB and
 /// gives them back, to see whether there is memory, before rayon takes 1.5 KiB at most. The results of
-/// tasks take 3.1 KiB where merged states are finished, and less elsewhere.
-const JOB: usize = 4 << 10;
+/// tasks take 4.4 KiB where merged states are finished, and less elsewhere.
+const JOB: usize = 5 << 10;
 const JOBS: usize = 12 << 10;
 
 /// How to run a call, which decides what the call may allocate.
