@@ -170,6 +170,19 @@ fn z_loss() -> Result<(), Error> {
     Ok(())
 }
 
+/// An entropy bonus, as PPO and GRPO add to their losses, and its part of the loss.
+fn entropy_bonus() -> Result<(), Error> {
+    let (mut loss, mut part, mut grad) = (0.0, 0.0, [0f32; 4]);
+    let results =
+        Results { loss: Some(&mut loss), entropy_bonus: Some(&mut part), ..Results::default() };
+    let call = CrossEntropy::new(1, 4).entropy_bonus(0.01);
+    call.forward_backward_with(&[0f32, 0.0, 0.0, 2.0], &[3], &mut grad, results)?;
+    expect("entropy bonus: loss", loss, 0.331570);
+    expect("entropy bonus: its part", part, -0.009183);
+    expect("entropy bonus: gradient at the target", grad[3], -0.284658);
+    Ok(())
+}
+
 /// Micro-batches that add up to the batch: each gets the denominators of the whole.
 fn gradient_accumulation() -> Result<(), Error> {
     let logits = [1f32, 2.0, 3.0, 0.0, 2.0, 0.0, 9.0, 9.0, 9.0, 3.0, 1.0, 0.0];
@@ -413,6 +426,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     target_gradient()?;
     nll_loss()?;
     z_loss()?;
+    entropy_bonus()?;
     gradient_accumulation()?;
     softcap()?;
     evaluation()?;

@@ -58,10 +58,11 @@
   { sizeof(xent_problem), 0, 0, 0, 1,                                                              \
     {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},         \
     {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},                                      \
-    -100, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, XENT_MEAN, 0, NULL, {NULL, XENT_F32, {0, 0, 0}}, 0, 0.0 }
+    -100, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, XENT_MEAN, 0, NULL, {NULL, XENT_F32, {0, 0, 0}}, 0, 0.0,   \
+    0.0 }
 #define XENT_RESULTS_INIT                                                                          \
   { sizeof(xent_results), NULL, {NULL, XENT_F32, {0, 0, 0}}, NULL, NULL, NULL, NULL, NULL, NULL,   \
-    NULL, {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}} }
+    NULL, {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}}, NULL }
 #define XENT_SHAPE_INIT { sizeof(xent_shape), 0, 0, 0, 1, 0, NULL }
 #define XENT_LINEAR_INIT                                                                           \
   { sizeof(xent_linear), 0, 0, {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},           \
@@ -75,8 +76,8 @@
 /**
  * The logits are log-probabilities, logp_c in the formulas (NLLLoss). xent takes no lse, and the
  * gradient is with respect to logp. xent reads only classes with a target mass, or all classes if
- * argmax is asked for. The options logit_scale, softcap and z_loss and the results lse, entropy and
- * z_loss are XENT_ERR_PARAM.
+ * argmax is asked for. The options logit_scale, softcap, z_loss and entropy_bonus and the results lse,
+ * entropy, z_loss and entropy_bonus are XENT_ERR_PARAM.
  */
 #define XENT_FLAG_LOG_PROBS 1
 
@@ -196,6 +197,9 @@ typedef uint32_t xent_reduction;
  *   d/dx_c   = r * (T * p_c - w_c * t'_c  +  2 * z_loss * lse * p_c)
  *   d/dt_c   = r * (1-e) * w_c * -logp_c
  *
+ * With either, entropy_bonus = b rewards the entropy H = -sum_c p_c * logp_c: the row loss has
+ * -r * b * H more, and d/dx_c has r * b * p_c * (logp_c + H) more.
+ *
  * The gradient with respect to z_c is d/dx_c times logit_scale, and times 1 - tanh^2 under a
  * softcap. With XENT_FLAG_LOG_PROBS, z_c = logp_c, and d/dlogp_c is minus the factor of -logp_c.
  *
@@ -278,8 +282,8 @@ typedef struct xent_problem {
    */
   double normalizer;
   /**
-   * If > 0, the denominator of a mean's z-loss part, instead of the sum of r over kept rows.
-   * Default 0.
+   * If > 0, the denominator of a mean's z-loss part and entropy bonus, instead of the sum of r over
+   * kept rows. Default 0.
    */
   double z_normalizer;
   /**
@@ -313,6 +317,11 @@ typedef struct xent_problem {
    * NaN. No gradient goes to the teacher. Finite and >= 0; default 0: the targets are probabilities.
    */
   double target_scale;
+  /**
+   * Weight b of the entropy H = -sum p_c * logp_c, which is subtracted: finite, of either sign.
+   * Default 0 = off.
+   */
+  double entropy_bonus;
 } xent_problem;
 
 /**
@@ -344,11 +353,12 @@ typedef struct xent_results {
    */
   uint32_t struct_size;
   /**
-   * The reduced loss, z-loss included; must be NULL with XENT_NONE.
+   * The reduced loss, z-loss and entropy bonus included; must be NULL with XENT_NONE.
    */
   double *loss;
   /**
-   * f32 or f64 [rows, inner], z-loss included; 0 where ignored. Never divided by anything.
+   * f32 or f64 [rows, inner], z-loss and entropy bonus included; 0 where ignored. Never divided by
+   * anything.
    */
   struct xent_output row_losses;
   /**
@@ -365,7 +375,8 @@ typedef struct xent_results {
    */
   double *normalizer;
   /**
-   * The denominator of XENT_MEAN's z-loss part, whatever the reduction, z-loss on or off.
+   * The denominator of XENT_MEAN's z-loss part and entropy bonus, whatever the reduction, these on or
+   * off.
    */
   double *z_normalizer;
   /**
@@ -391,6 +402,11 @@ typedef struct xent_results {
    * ignored, NaN where a t'_c is negative. Absent with class indices.
    */
   struct xent_output kl;
+  /**
+   * The part -entropy_bonus * H of *loss, 0 if there is none. NULL with XENT_NONE and
+   * XENT_FLAG_LOG_PROBS.
+   */
+  double *entropy_bonus;
 } xent_results;
 
 /**
@@ -586,7 +602,7 @@ typedef struct xent_partial {
 
 /**
  * Each part of the loss divided by its denominator, a sum over kept rows: the cross-entropy part by
- * the sum of r*w_y (of r with probability targets), the z-loss part by the sum of r.
+ * the sum of r*w_y (of r with probability targets), the z-loss part and the entropy bonus by the sum of r.
  */
 #define XENT_MEAN 0
 
@@ -651,7 +667,7 @@ typedef struct xent_partial {
 
 /**
  * label_smoothing outside [0, 1]; a negative or infinite normalizer, softcap or z_loss;
- * logit_scale not > 0; an option that is NaN; a result that this problem cannot have; a flag that
+ * logit_scale not > 0; an infinite entropy_bonus; an option that is NaN; a result that this problem cannot have; a flag that
  * does not go with the layout of the gradient; an XENT_ISA that names no available instruction set.
  */
 #define XENT_ERR_PARAM 9

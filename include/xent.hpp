@@ -550,7 +550,7 @@ struct options {
     std::int64_t ignore_index = -100; ///< rows with this target index count for nothing; any integer
     double label_smoothing = 0;       ///< [0, 1]
     double normalizer = 0;            ///< > 0 replaces the mean's denominator of the cross-entropy part
-    double z_normalizer = 0;          ///< ... and that of the z-loss part
+    double z_normalizer = 0;          ///< ... and that of the z-loss part and of the entropy bonus
     double z_loss = 0;                ///< lambda of lambda * lse^2, added to each row's loss
     double softcap = 0;               ///< x -> cap * tanh(x / cap), after logit_scale; 0 = off
     double logit_scale = 1;           ///< x -> scale * x; > 0: 1 / temperature
@@ -577,6 +577,7 @@ struct options {
     input target_classes{};
     std::size_t target_count = 0; ///< places of a row; 0 = as many as target_classes has
     double target_scale = 0;      ///< > 0: the targets are a teacher's logits: softmax(target_scale * targets)
+    double entropy_bonus = 0; ///< beta: each row's loss has -beta * entropy more; of either sign
 };
 
 /// What a forward is to hand back besides, or instead of, its return value. Null = not wanted; all
@@ -587,12 +588,13 @@ struct results {
     double* lse = nullptr;             ///< [rows]: log-sum-exp of each row's logits, what backward takes
     double* z_loss = nullptr;          ///< the z-loss part of the loss; not with reduction::none
     double* normalizer = nullptr;      ///< what a mean divides by, whatever the reduction
-    double* z_normalizer = nullptr;    ///< ... for the z-loss part
+    double* z_normalizer = nullptr;    ///< ... for the z-loss part and the entropy bonus
     std::uint64_t* kept_rows = nullptr; ///< rows that count
     std::int64_t* argmax = nullptr;    ///< [rows]: the predicted class; the lowest of several
     std::uint64_t* correct = nullptr;  ///< kept rows whose predicted class is the target; index targets only
     output entropy{};                  ///< float or double [rows]: entropy of the softmax
     output kl{};                       ///< ... the divergence of the softmax from probability targets
+    double* entropy_bonus = nullptr;   ///< the entropy bonus's part of the loss; not with reduction::none
 };
 
 /// A linear layer that makes the logits: hidden * weight^T + bias. They are never stored.
@@ -755,6 +757,7 @@ struct call {
         problem.reduction = static_cast<xent_reduction>(with.reduction);
         problem.threads = with.threads;
         problem.pool = with.pool ? with.pool->get() : nullptr;
+        problem.entropy_bonus = with.entropy_bonus;
         problem.logits = resolve("logits", logits, rows, classes, with.inner);
         problem.target_scale = with.target_scale;
         problem.target_count = with.target_count;
@@ -785,6 +788,7 @@ struct call {
         filled.kept_rows = wanted.kept_rows;
         filled.argmax = wanted.argmax;
         filled.correct = wanted.correct;
+        filled.entropy_bonus = wanted.entropy_bonus;
         filled.row_losses = resolve("row_losses", wanted.row_losses, problem.rows, 1, problem.inner);
         filled.entropy = resolve("entropy", wanted.entropy, problem.rows, 1, problem.inner);
         filled.kl = resolve("kl", wanted.kl, problem.rows, 1, problem.inner);

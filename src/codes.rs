@@ -30,7 +30,7 @@ pub const XENT_U32: xent_dtype = 20;
 pub type xent_reduction = u32;
 
 /// Each part of the loss divided by its denominator, a sum over kept rows: the cross-entropy part by
-/// the sum of r*w_y (of r with probability targets), the z-loss part by the sum of r.
+/// the sum of r*w_y (of r with probability targets), the z-loss part and the entropy bonus by the sum of r.
 pub const XENT_MEAN: xent_reduction = 0;
 /// The sum of the row losses.
 pub const XENT_SUM: xent_reduction = 1;
@@ -39,8 +39,8 @@ pub const XENT_NONE: xent_reduction = 2;
 
 /// The logits are log-probabilities, logp_c in the formulas (NLLLoss). xent takes no lse, and the
 /// gradient is with respect to logp. xent reads only classes with a target mass, or all classes if
-/// argmax is asked for. The options logit_scale, softcap and z_loss and the results lse, entropy and
-/// z_loss are XENT_ERR_PARAM.
+/// argmax is asked for. The options logit_scale, softcap, z_loss and entropy_bonus and the results lse,
+/// entropy, z_loss and entropy_bonus are XENT_ERR_PARAM.
 pub const XENT_FLAG_LOG_PROBS: u32 = 0x1;
 /// A mean over no kept rows is 0 instead of NaN.
 pub const XENT_FLAG_EMPTY_IS_ZERO: u32 = 0x2;

@@ -49,9 +49,10 @@ pub enum Reduction {
 /// ```
 #[derive(Default)]
 pub struct Results<'a> {
-    /// The reduced loss, z-loss included; not with [`Reduction::None`].
+    /// The reduced loss, z-loss and entropy bonus included; not with [`Reduction::None`].
     pub loss: Option<&'a mut f64>,
-    /// f32 or f64 `[rows, inner]`, z-loss included; 0 where ignored. Never divided by anything.
+    /// f32 or f64 `[rows, inner]`, z-loss and entropy bonus included; 0 where ignored. Never divided by
+    /// anything.
     pub row_losses: Option<Output<'a>>,
     /// `[rows, inner]`, packed: ln Σ exp of the scaled and capped logits, of ignored rows too. Not
     /// with [`log_probs`](CrossEntropy::log_probs).
@@ -61,7 +62,7 @@ pub struct Results<'a> {
     pub z_loss: Option<&'a mut f64>,
     /// The denominator of a mean's cross-entropy part, whatever the reduction.
     pub normalizer: Option<&'a mut f64>,
-    /// The denominator of a mean's z-loss part, whatever the reduction, z-loss on or off.
+    /// The denominator of a mean's z-loss part and entropy bonus, whatever the reduction, these on or off.
     pub z_normalizer: Option<&'a mut f64>,
     /// The number of rows that are not ignored.
     pub kept_rows: Option<&'a mut u64>,
@@ -76,6 +77,9 @@ pub struct Results<'a> {
     /// f32 or f64 `[rows, inner]`: the divergence Σ `t'_c·(ln t'_c − logp_c)`, without weights; 0 where
     /// ignored, NaN where a `t'_c` is negative. Probability targets only.
     pub kl: Option<Output<'a>>,
+    /// The entropy bonus's part of `loss`, 0 if there is none. Not with [`Reduction::None`] and
+    /// [`log_probs`](CrossEntropy::log_probs).
+    pub entropy_bonus: Option<&'a mut f64>,
 }
 
 impl Results<'_> {
@@ -98,6 +102,7 @@ impl Results<'_> {
             correct: pointer(self.correct),
             entropy: operand(self.entropy),
             kl: operand(self.kl),
+            entropy_bonus: pointer(self.entropy_bonus),
         }
     }
 }
@@ -283,6 +288,25 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
+    /// β: each row's loss includes `−β·H`, with the entropy `H = −Σ p_c·logp_c`. A positive weight rewards
+    /// rows that are not certain, as PPO and GRPO do, and a negative one rewards certainty. Default: 0.
+    ///
+    /// ```
+    /// # use xent::{CrossEntropy, Results};
+    /// let (mut loss, mut bonus) = (0.0, 0.0);
+    /// let results =
+    ///     Results { loss: Some(&mut loss), entropy_bonus: Some(&mut bonus), ..Results::default() };
+    /// let call = CrossEntropy::new(1, 4).entropy_bonus(0.01);
+    /// call.forward_with(&[0.1f32, 0.2, 0.3, 0.4], &[0i32], results)?;
+    /// assert!((bonus + 0.01 * 1.3801).abs() < 1e-6); // H = 1.3801
+    /// assert!((loss - 1.5425 - bonus).abs() < 1e-4);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn entropy_bonus(mut self, weight: f64) -> Self {
+        self.problem.entropy_bonus = weight;
+        self
+    }
+
     /// `x → cap·tanh(x/cap)` if > 0, after [`logit_scale`](Self::logit_scale): logits stay within
     /// ±cap. Default: 0, off.
     ///
@@ -315,8 +339,8 @@ impl<'a> CrossEntropy<'a> {
     /// with respect to the log-probabilities. xent reads only classes with a target mass, or all
     /// classes if an argmax is asked for.
     ///
-    /// The options scale, cap and z-loss and the results lse, entropy and z-loss are then an
-    /// [`Error::Param`].
+    /// The options scale, cap, z-loss and entropy bonus and the results lse, entropy, z-loss and entropy
+    /// bonus are then an [`Error::Param`].
     ///
     /// ```
     /// # use xent::CrossEntropy;
@@ -335,7 +359,7 @@ impl<'a> CrossEntropy<'a> {
         self
     }
 
-    /// If > 0, the denominator of a mean's z-loss part, instead of Σ `r`. Default: 0.
+    /// If > 0, the denominator of a mean's z-loss part and entropy bonus, instead of Σ `r`. Default: 0.
     pub fn z_normalizer(mut self, normalizer: f64) -> Self {
         self.problem.z_normalizer = normalizer;
         self

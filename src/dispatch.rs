@@ -8,6 +8,7 @@ use crate::kernels::contiguous::block::Chunk;
 use crate::kernels::contiguous::gradient::GradientChunk;
 use crate::kernels::contiguous::reduce::Sums;
 use crate::kernels::contiguous::{convert, gradient, interleaved, reduce};
+use crate::kernels::entropy_bonus::{self, Bonus};
 use crate::kernels::logit_transform::{self, Transform};
 use crate::kernels::masses;
 use crate::kernels::product::form::{self, Form, Fused, Pairs, Single, Swapped};
@@ -224,7 +225,7 @@ macro_rules! entries {
                 fn scatter[S: Simd<Real: Base>, G: Element<S>](tile: &Tile, to: *mut u8, strides: [isize; 2], accumulate: bool, writes: u64) -> () {
                     strided::transpose::scatter::<S, G>(S::assume(), tile, to, strides, accumulate, writes)
                 }
-                fn finish_loss[S: Simd<Real: Base>](groups: &mut [RowGroup], extras: Option<&[RowGroupExtras]>, options: &RowOptions) -> () {
+                fn finish_loss[S: Simd<Real: Base>](groups: &mut [RowGroup], extras: Option<&mut [RowGroupExtras]>, options: &RowOptions) -> () {
                     row_math::finish_loss::<S>(S::assume(), groups, extras, options)
                 }
                 fn finish_softmax[S: Simd<Real: Base>](groups: &mut [RowGroup], term: OutputTerm) -> () {
@@ -238,6 +239,9 @@ macro_rules! entries {
                 }
                 fn transform[S: Simd<Real: Base>](x: *mut u8, len: usize, with: &Transform, slope: *mut u8) -> () {
                     logit_transform::transform::<S>(S::assume(), x, len, with, slope)
+                }
+                fn subtract_bonus[S: Simd<Real: Base>](x: *const u8, len: usize, bonus: &Bonus, biases: *mut u8) -> () {
+                    entropy_bonus::subtract::<S>(S::assume(), x, len, bonus, biases)
                 }
                 fn compensated_total[S: Simd<Real: Base>](x: *const f64, len: usize) -> CompensatedSum {
                     reduce::compensated_total::<S>(S::assume(), x, len)
@@ -335,6 +339,7 @@ macro_rules! entries {
                     count_kept,
                     read_classes,
                     transform: transform::<S>,
+                    subtract_bonus: subtract_bonus::<S>,
                     compensated_total: compensated_total::<S>,
                     exps: exps::<S>,
                     divergences: divergences::<S>,

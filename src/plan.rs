@@ -216,6 +216,8 @@ pub struct Loss {
     pub smoothing_share: f64,
     /// λ
     pub z_loss: f64,
+    /// β; 0 where neither losses nor a gradient of the logits are computed.
+    pub entropy_bonus: f64,
     /// None where it would change nothing.
     pub transform: Option<Transform>,
     /// The logits are log-probabilities.
@@ -391,6 +393,7 @@ impl Loss {
             && !self.log_probs
             && self.label_smoothing == 0.0
             && self.z_loss == 0.0
+            && !self.has_bonus()
             && self.shard.is_none()
             && strategy::fits_strips(classes, dtype.lane_size())
     }
@@ -405,6 +408,24 @@ impl Loss {
     #[inline(always)]
     pub fn wants_argmax(&self) -> bool {
         self.pass != Pass::Backward && (self.argmax.is_some() || self.counts_correct)
+    }
+
+    /// The loss, or the gradient of the logits, includes an entropy bonus.
+    #[inline(always)]
+    pub fn has_bonus(&self) -> bool {
+        self.entropy_bonus != 0.0
+    }
+
+    /// A backward from the merged states of shards, which have the entropies that a bonus needs.
+    #[inline(always)]
+    pub fn has_entropies(&self) -> bool {
+        self.pass == Pass::Backward && self.shard.is_some()
+    }
+
+    /// The first sweep adds up what the entropy is made of.
+    #[inline(always)]
+    pub fn wants_entropy(&self) -> bool {
+        self.entropy.is_some() || (self.has_bonus() && !self.has_entropies())
     }
 
     /// The target of a row.

@@ -63,10 +63,17 @@ unsafe fn write_results(
     // A z-loss that is off is 0, not the 0/0 of a mean over no rows.
     let z_loss =
         if problem.z_loss == 0.0 { 0.0 } else { reduced(sums.z_loss.value(), z_normalizer) };
+    // Nor is an entropy bonus.
+    let entropy_bonus = if problem.entropy_bonus == 0.0 {
+        0.0
+    } else {
+        reduced(sums.entropy_bonus.value(), z_normalizer)
+    };
     // SAFETY: this function's own # Safety.
     unsafe {
-        write(results.loss, reduced(sums.loss.value(), normalizer) + z_loss);
+        write(results.loss, reduced(sums.loss.value(), normalizer) + z_loss + entropy_bonus);
         write(results.z_loss, z_loss);
+        write(results.entropy_bonus, entropy_bonus);
         write(results.normalizer, normalizer);
         write(results.z_normalizer, z_normalizer);
         write(results.kept_rows, kept);

@@ -21,7 +21,7 @@ type Build<'a> = &'a dyn Fn(Call) -> Call;
 struct Outputs {
     grad: [f32; N],
     in_place: [f32; N],
-    scalars: [f64; 4],
+    scalars: [f64; 5],
     counts: [u64; 2],
     row_losses: [f64; ROWS],
     lse: [f64; ROWS],
@@ -33,7 +33,7 @@ impl Outputs {
     const MARKED: Outputs = Outputs {
         grad: [MARK as f32; N],
         in_place: [0.5; N],
-        scalars: [MARK; 4],
+        scalars: [MARK; 5],
         counts: [77; 2],
         row_losses: [MARK; ROWS],
         lse: [MARK; ROWS],
@@ -65,7 +65,7 @@ fn refused(build: Build, targets: Input<'_>, ask: Ask, expected: &Error) {
             let mut out = Outputs::MARKED;
             let Outputs { grad, in_place, scalars, counts, row_losses, lse, entropy, argmax } =
                 &mut out;
-            let [loss, z_loss, normalizer, z_normalizer] = scalars;
+            let [loss, z_loss, normalizer, z_normalizer, entropy_bonus] = scalars;
             let [kept_rows, correct] = counts;
             let softmax = !ask.log_probs;
             let results = Results {
@@ -79,6 +79,7 @@ fn refused(build: Build, targets: Input<'_>, ask: Ask, expected: &Error) {
                 argmax: Some(argmax),
                 correct: (!ask.soft).then_some(correct),
                 entropy: softmax.then(|| entropy.into()),
+                entropy_bonus: softmax.then_some(entropy_bonus),
                 ..Results::default()
             };
             let result = match pass {
@@ -224,6 +225,10 @@ fn options() {
         let expected = format!("grad_scale = {text} is not finite");
         both(&|call| call.grad_scale(scale), GRADIENT_ONLY, &expected);
     }
+    for (bonus, text) in [(f64::NAN, "NaN"), (infinity, "inf"), (-infinity, "-inf")] {
+        let expected = format!("entropy_bonus = {text} is not finite");
+        both(&|call| call.entropy_bonus(bonus), INDICES, &expected);
+    }
     // Both ends of the allowed range.
     let call = CrossEntropy::new(ROWS, CLASSES);
     for epsilon in [0.0, -0.0, 1.0] {
@@ -245,7 +250,10 @@ fn reduction_none() {
     let mut z_loss = MARK;
     let results = Results { z_loss: Some(&mut z_loss), ..Results::default() };
     assert_eq!(words(call.forward_with(&logits, &targets, results)), text);
-    assert_eq!(z_loss, MARK);
+    let mut bonus = MARK;
+    let results = Results { entropy_bonus: Some(&mut bonus), ..Results::default() };
+    assert_eq!(words(call.forward_with(&logits, &targets, results)), text);
+    assert_eq!([z_loss, bonus], [MARK; 2]);
     let mut grad = [MARK as f32; N];
     let both = call.forward_backward(&logits, &targets, &mut grad);
     assert_eq!(both, Err(param(text)));
@@ -265,9 +273,10 @@ fn log_probs() {
     let text = |name: &str| format!("{name} does not go with log-probabilities (LOG_PROBS)");
     for (name, build) in [
         ("z_loss", &|call: Call| call.log_probs(true).z_loss(1e-4) as Call),
+        ("entropy_bonus", &|call: Call| call.log_probs(true).entropy_bonus(-0.1) as Call),
         ("softcap", &|call: Call| call.log_probs(true).softcap(30.0)),
         ("logit_scale", &|call: Call| call.log_probs(true).logit_scale(0.5)),
-    ] as [(&str, Build); 3]
+    ] as [(&str, Build); 4]
     {
         let ask = Ask { log_probs: true, ..INDICES };
         refused(build, (&indices).into(), ask, &param(&text(name)));
@@ -278,6 +287,8 @@ fn log_probs() {
     let (mut z_loss, mut lse, mut entropy) = (MARK, [MARK; ROWS], [MARK; ROWS]);
     let results = Results { z_loss: Some(&mut z_loss), ..Results::default() };
     assert_eq!(call.forward_with(&x, &indices, results), Err(param(&text("z_loss"))));
+    let results = Results { entropy_bonus: Some(&mut z_loss), ..Results::default() };
+    assert_eq!(call.forward_with(&x, &indices, results), Err(param(&text("entropy_bonus"))));
     let results = Results { lse: Some(&mut lse), ..Results::default() };
     assert_eq!(call.forward_with(&x, &indices, results), Err(param(&text("lse"))));
     assert_eq!(call.lse(&x, &mut lse), Err(param(&text("lse"))));
@@ -323,7 +334,7 @@ fn evaluators() {
     let call = CrossEntropy::new(ROWS, CLASSES);
     let x = [0.5f32; N];
     let mut out = Outputs::MARKED;
-    let [loss, z_loss, normalizer, z_normalizer] = &mut out.scalars;
+    let [loss, z_loss, normalizer, z_normalizer, entropy_bonus] = &mut out.scalars;
     let [kept_rows, correct] = &mut out.counts;
     for results in [
         Results { loss: Some(loss), ..Results::default() },
@@ -333,6 +344,7 @@ fn evaluators() {
         Results { z_normalizer: Some(z_normalizer), ..Results::default() },
         Results { kept_rows: Some(kept_rows), ..Results::default() },
         Results { correct: Some(correct), ..Results::default() },
+        Results { entropy_bonus: Some(entropy_bonus), ..Results::default() },
     ] {
         let expected = Error::Null("targets is NULL".to_string());
         assert_eq!(call.evaluate(&x, results), Err(expected));

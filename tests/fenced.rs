@@ -103,10 +103,10 @@ fn calls<T: Number>(of: fn(f64) -> T, isa: Isa) {
             let (y, p) = (Fenced::new(&labels, at_end), fence(&numbers(n)));
             let mut entropy = Fenced::new(&vec![0f64; positions], at_end);
             let mut argmax = Fenced::new(&vec![0i64; positions], at_end);
-            for softcap in [0.0, 4.0] {
+            for (softcap, bonus) in [(0.0, 0.0), (4.0, 0.0), (0.0, 0.5), (4.0, 0.5)] {
                 let mut x = fence(&numbers(n));
                 let call = CrossEntropy::new(rows, classes).inner(inner).isa(isa).softcap(softcap);
-                let call = call.reduction(Reduction::Sum).threads(1);
+                let call = call.entropy_bonus(bonus).reduction(Reduction::Sum).threads(1);
                 let from = |x: &Fenced<T>| call.forward(input(x, strides), y.get()).unwrap();
                 let loss = from(&x);
                 let fused = call

@@ -165,6 +165,7 @@ struct Problem<'a> {
 struct Got {
     loss: f64,
     z_loss: f64,
+    entropy_bonus: f64,
     normalizer: f64,
     z_normalizer: f64,
     kept_rows: u64,
@@ -202,6 +203,7 @@ impl<'a> Problem<'a> {
             .ignore_index(case.ignore_index())
             .label_smoothing(case.number("eps", 0.0))
             .z_loss(case.number("z", 0.0))
+            .entropy_bonus(case.number("beta", 0.0))
             .softcap(case.number("cap", 0.0))
             .logit_scale(case.number("scale", 1.0))
             .normalizer(case.number("normalizer", 0.0))
@@ -253,6 +255,8 @@ impl<'a> Problem<'a> {
         call(Results {
             loss: self.has_loss().then_some(&mut got.loss),
             z_loss: (self.has_loss() && self.has_softmax()).then_some(&mut got.z_loss),
+            entropy_bonus: (self.has_loss() && self.has_softmax())
+                .then_some(&mut got.entropy_bonus),
             normalizer: has_targets.then_some(&mut got.normalizer),
             z_normalizer: has_targets.then_some(&mut got.z_normalizer),
             kept_rows: has_targets.then_some(&mut got.kept_rows),
@@ -376,7 +380,11 @@ impl<'a> Judge<'a> {
                 };
                 // z-loss: 2λ·p·lse depends on lse as well.
                 let z = 2.0 * problem.z_loss * (1.0 + out.lse.get(i).map_or(0.0, |lse| lse.abs()));
-                let part = (weight * mass / normalizer + z) * problem.logit_scale;
+                // The entropy bonus: β·p·(ln p + H).
+                let entropy = out.entropy.get(i).copied().unwrap_or(0.0);
+                let log = if log_p[j].is_finite() { log_p[j].abs() } else { 0.0 };
+                let bonus = problem.entropy_bonus.abs() * (1.0 + log + entropy);
+                let part = (weight * mass / normalizer + z + bonus) * problem.logit_scale;
                 (upstream * r).abs() * part * log_p[j].exp()
             })
             .collect();
@@ -456,7 +464,8 @@ impl<'a> Judge<'a> {
             });
         }
         if self.expected.contains_key("loss") && !self.case.log_probs() {
-            let (got, want) = (got.z_loss, want.z_loss);
+            let all = got;
+            let (got, want) = (all.z_loss, want.z_loss);
             // λ·lse² of a row: lse may be off by 2e-7 of its larger term.
             let lse = self.out.lse_scale.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
             let bound = 1e-6 * self.case.number("z", 0.0) * lse.max(1.0).powi(2);
@@ -465,6 +474,12 @@ impl<'a> Judge<'a> {
                 || got.is_nan() && want.is_nan()
                 || (got - want).abs() <= bound * rows + 1e-6 * want.abs();
             report.expect(good, || format!("{at}: z_loss is {got:e}, not {want:e}"));
+            let (got, want) = (all.entropy_bonus, self.out.entropy_bonus);
+            let beta = self.case.number("beta", 0.0).abs();
+            let good = got == want
+                || got.is_nan() && want.is_nan()
+                || (got - want).abs() <= 1e-6 * beta * (1.0 + lse) * rows;
+            report.expect(good, || format!("{at}: entropy_bonus is {got:e}, not {want:e}"));
         }
     }
 }
@@ -602,6 +617,11 @@ fn log_probabilities() {
 #[test]
 fn composed() {
     every(COMPOSED);
+}
+
+#[test]
+fn entropy_bonus() {
+    every(BONUS);
 }
 
 #[test]

@@ -115,6 +115,11 @@ fn composed() {
 }
 
 #[test]
+fn entropy_bonus() {
+    every(BONUS);
+}
+
+#[test]
 fn introductions() {
     every(INTRO);
 }

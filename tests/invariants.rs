@@ -321,6 +321,7 @@ proptest! {
     fn cross_entropy_is_nll_of_log_softmax(spec in tasks(6_000)) {
         let spec = Spec {
             z_loss: 0.0,
+            entropy_bonus: 0.0,
             softcap: 0.0,
             scale: 1.0,
             log_probs: false,

@@ -199,6 +199,7 @@ fn with_options(mut layer: Layer, rng: &mut Rng) -> Layer {
     }
     task.label_smoothing = if rng.one_in(3) { rng.uniform(0.0, 1.0) } else { 0.0 };
     task.z_loss = if rng.one_in(3) { rng.uniform(0.0, 0.1) } else { 0.0 };
+    task.entropy_bonus = if rng.one_in(3) { rng.uniform(-0.5, 0.5) } else { 0.0 };
     task.softcap = if rng.one_in(3) { rng.uniform(1.0, 5.0) } else { 0.0 };
     task.logit_scale = if rng.one_in(3) { rng.uniform(0.5, 2.0) } else { 1.0 };
     task.grad_scale = if rng.one_in(3) { 3.0 } else { 1.0 };

@@ -82,8 +82,8 @@ const THREADS: usize = 3;
 /// The bytes that the jobs of a call over [`THREADS`] threads may take at once, and in total: below half a
 /// bit for each element of the problems tested. Each of the up to three steps of a call asks for 1.9 KiB and
 /// gives them back, to see whether there is memory, before rayon takes 1.5 KiB at most. The results of
-/// tasks take 3.1 KiB where merged states are finished, and less elsewhere.
-const JOB: usize = 4 << 10;
+/// tasks take 4.4 KiB where merged states are finished, and less elsewhere.
+const JOB: usize = 5 << 10;
 const JOBS: usize = 12 << 10;
 
 /// How to run a call, which decides what the call may allocate.
@@ -197,8 +197,10 @@ impl Shape {
 }
 
 /// Options of the loss, by name.
-const OPTIONS: [&str; 8] =
-    ["plain", "smoothing", "weights", "cap", "z-loss", "none", "accumulate", "log-probs"];
+const OPTIONS: [&str; 9] = [
+    "plain", "smoothing", "weights", "cap", "z-loss", "entropy bonus", "none", "accumulate",
+    "log-probs",
+];
 
 /// All options; in a sample one per call, in turn.
 fn some<T: Copy>(all: &[T]) -> Vec<T> {
@@ -255,6 +257,7 @@ fn every_call<L: Float, G: Float>(shape: &Shape, isa: Isa, watch: &mut Watch<'_>
                 .row_mask(&mask),
             "cap" => call.softcap(20.0).logit_scale(0.5),
             "z-loss" => call.z_loss(1e-3).reduction(Reduction::Sum),
+            "entropy bonus" => call.entropy_bonus(0.5),
             "none" => call.reduction(Reduction::None).grad_output(&upstream),
             "accumulate" => call.accumulate(true),
             "log-probs" => call.log_probs(true),

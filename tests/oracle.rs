@@ -62,6 +62,7 @@ impl Rng {
         case.log_probs = self.below(4) == 0;
         if !case.log_probs {
             case.z_loss = self.pick(&[0.0, 1e-2, 0.5]);
+            case.entropy_bonus = self.pick(&[0.0, 0.1, -2.0]);
             case.softcap = self.pick(&[0.0, 2.0, 30.0]);
             case.logit_scale = self.pick(&[1.0, 0.5, 1.75]);
         }
@@ -167,7 +168,7 @@ fn index_formulas_as_written() {
         let classes = case.classes;
         let eps = case.label_smoothing;
         let weight_sum: f64 = (0..classes).map(|c| case.class_weight(c)).sum();
-        let (mut ce, mut z, mut d, mut dz, mut kept) = (0.0, 0.0, 0.0, 0.0, 0);
+        let (mut ce, mut z, mut bonus, mut d, mut dz, mut kept) = (0.0, 0.0, 0.0, 0.0, 0.0, 0);
         for i in (0..t.len()).filter(|&i| case.is_kept(i)) {
             let at = |c: usize| case.at(i / case.inner, c, i % case.inner);
             let x: Vec<f64> = (0..classes)
@@ -186,9 +187,12 @@ fn index_formulas_as_written() {
             let spread: f64 = (0..classes).map(|c| w(c) * (lse - x[c])).sum();
             let row = r * ((1.0 - eps) * w(y) * (lse - x[y]) + eps / classes as f64 * spread);
             let row_z = r * case.z_loss * lse * lse;
-            assert!((out.row_losses[i] - (row + row_z)).abs() < 1e-12);
+            let entropy: f64 = x.iter().map(|x| (x - lse).exp() * (lse - x)).sum();
+            let row_bonus = -r * case.entropy_bonus * entropy;
+            assert!((out.row_losses[i] - (row + row_z + row_bonus)).abs() < 1e-12);
             ce += row;
             z += row_z;
+            bonus += row_bonus;
             d += r * w(y);
             dz += r;
             kept += 1;
@@ -200,7 +204,8 @@ fn index_formulas_as_written() {
                 let is_target = f64::from(c == y);
                 let mut g = (1.0 - eps) * w(y) * (p - is_target)
                     + eps / classes as f64 * (weight_sum * p - w(c))
-                    + 2.0 * case.z_loss * lse * p;
+                    + 2.0 * case.z_loss * lse * p
+                    + case.entropy_bonus * p * (x - lse + entropy);
                 if case.softcap > 0.0 {
                     g *= 1.0 - (x / case.softcap).powi(2);
                 }
@@ -213,15 +218,16 @@ fn index_formulas_as_written() {
         close(&[out.normalizer, out.z_normalizer], &[d, dz], 1e-14);
         assert_eq!(out.kept_rows, kept);
         let expected = match case.reduction {
-            Reduction::Mean => [ce / d + z / dz, z / dz],
-            Reduction::Sum => [ce + z, z],
-            Reduction::None => [NAN, NAN],
+            Reduction::Mean => [ce / d + (z + bonus) / dz, z / dz, bonus / dz],
+            Reduction::Sum => [ce + z + bonus, z, bonus],
+            Reduction::None => [NAN; 3],
         };
         if case.reduction == Reduction::None {
-            same(&[out.loss, out.z_loss], &expected);
+            same(&[out.loss, out.z_loss, out.entropy_bonus], &expected);
         } else {
             assert!((out.loss - expected[0]).abs() < 1e-11);
             assert!((out.z_loss - expected[1]).abs() < 1e-11);
+            assert!((out.entropy_bonus - expected[2]).abs() < 1e-11);
         }
     }
 }

@@ -141,6 +141,7 @@ fn threads_do_not_matter() {
         let task = Task {
             label_smoothing: smoothing,
             z_loss: 1e-3,
+            entropy_bonus: 0.2,
             ..plain(Dtype::F32, rows, classes, probabilities)
         };
         let split = Split::new(&task, 5);

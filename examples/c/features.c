@@ -270,6 +270,26 @@ static void z_loss(void) {
   expect("z-loss: its part", part, 0.054791);
 }
 
+/* An entropy bonus, as PPO and GRPO add to their losses, and its part of the loss. */
+static void entropy_bonus(void) {
+  const float logits[4] = {0, 0, 0, 2};
+  const int32_t target = 3;
+  float grad[4];
+  double loss = 0, part = 0;
+  xent_problem problem = XENT_PROBLEM_INIT;
+  xent_results results = XENT_RESULTS_INIT;
+  const xent_output grad_logits = {grad, XENT_F32, {0}};
+  problem.rows = 1, problem.classes = 4;
+  problem.logits = (xent_input){logits, XENT_F32, {0}};
+  problem.targets = (xent_input){&target, XENT_I32, {0}};
+  problem.entropy_bonus = 0.01;
+  results.loss = &loss, results.entropy_bonus = &part;
+  ok(xent_forward_backward(&problem, NULL, 1.0, &results, &grad_logits));
+  expect("entropy bonus: loss", loss, 0.331570);
+  expect("entropy bonus: its part", part, -0.009183);
+  expect("entropy bonus: gradient at the target", grad[3], -0.284658);
+}
+
 /* Micro-batches that add up to the batch: each gets the denominators of the whole. */
 static void gradient_accumulation(void) {
   const float logits[4][3] = {{1, 2, 3}, {0, 2, 0}, {9, 9, 9}, {3, 1, 0}};
@@ -575,6 +595,7 @@ int main(void) {
   target_gradient();
   nll_loss();
   z_loss();
+  entropy_bonus();
   gradient_accumulation();
   softcap();
   evaluation();

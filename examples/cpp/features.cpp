@@ -195,6 +195,23 @@ void z_loss() {
   expect("z-loss: its part", part, 0.054791);
 }
 
+// An entropy bonus, as PPO and GRPO add to their losses, and its part of the loss.
+void entropy_bonus() {
+  const std::vector<float> logits = {0, 0, 0, 2};
+  const std::vector<int> targets = {3};
+  std::vector<float> grad(4);
+  double loss = 0, part = 0;
+  xent::options options;
+  options.entropy_bonus = 0.01;
+  xent::results results;
+  results.loss = &loss;
+  results.entropy_bonus = &part;
+  xent::forward_backward(logits, 4, targets, results, grad, options);
+  expect("entropy bonus: loss", loss, 0.331570);
+  expect("entropy bonus: its part", part, -0.009183);
+  expect("entropy bonus: gradient at the target", grad[3], -0.284658);
+}
+
 // Micro-batches that add up to the batch: each gets the denominators of the whole.
 void gradient_accumulation() {
   const size_t rows = 4, classes = 3;
@@ -443,6 +460,7 @@ int main() {
     target_gradient();
     nll_loss();
     z_loss();
+    entropy_bonus();
     gradient_accumulation();
     softcap();
     evaluation();

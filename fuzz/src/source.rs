@@ -94,6 +94,7 @@ fn fields(f: &mut Formatter<'_>, task: &Task) -> Result {
         ("normalizer", task.normalizer, 0.0),
         ("z_normalizer", task.z_normalizer, 0.0),
         ("grad_scale", task.grad_scale, 1.0),
+        ("entropy_bonus", task.entropy_bonus, 0.0),
     ] {
         if value != default {
             writeln!(f, "        {name}: {},", number(value))?;

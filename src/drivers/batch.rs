@@ -7,6 +7,7 @@ use super::operands;
 use super::shards;
 use super::totals::{GroupTotals, Totals};
 use crate::kernels::contiguous::gradient::ExpScale;
+use crate::kernels::entropy_bonus::Bonus;
 use crate::kernels::row_math::{
     GradientAction, OutputTerm, ROWS, RowGroup, RowGroupExtras, RowInputs,
 };
@@ -58,6 +59,8 @@ pub struct RowGradient {
     pub bias: f64,
     /// What the difference is multiplied by: a power of 2, 1 unless lanes could not hold the terms.
     pub scale: f64,
+    /// What the entropy bonus adds to each class, if the call has one.
+    pub bonus: Bonus,
     /// The excluded class, whose entry is written later.
     pub excluded: Option<usize>,
     /// A row to come on this thread, prefetched during the sweep.
@@ -258,7 +261,7 @@ impl Batch {
                 }
             }
         }
-        call.finish(std::slice::from_mut(group), Some(std::slice::from_ref(extras)));
+        call.finish(std::slice::from_mut(group), Some(std::slice::from_mut(extras)));
         if let Some(loss) = call.loss.filter(|_| call.computes_losses) {
             for (row, span) in call.plan.shape.spans(first, len) {
                 // SAFETY: the rows are the call's and this thread's (# Safety).
@@ -285,7 +288,8 @@ impl Batch {
                         Shift { logit: sums.shift_logit[i], exponent: sums.shift_exponent[i] };
                     let exps = ExpScale { shift, factor: coefficients.factor[i] };
                     let bias = if has_bias { coefficients.bias[i] } else { 0.0 };
-                    RowAction::Sweep(row.gradient(call, exps, bias, coefficients.scale[i]))
+                    let bonus = bonus(call, i, shift, extras);
+                    RowAction::Sweep(row.gradient(call, exps, bias, coefficients.scale[i], bonus))
                 }
             };
         }
@@ -381,6 +385,17 @@ pub fn set_sums(
     }
 }
 
+/// The bonus of row `i` of a group, whose shift is `shift`.
+#[inline(always)]
+pub fn bonus(call: &Call, i: usize, shift: Shift, extras: &RowGroupExtras) -> Bonus {
+    if !call.has_bonus {
+        return Bonus::NONE;
+    }
+    let of = &extras.bonus;
+    let shift = Shift { exponent: of.exponent()[i], ..shift };
+    Bonus { shift, slope: of.slope()[i], level: of.level()[i] }
+}
+
 /// The first `len` rows.
 ///
 /// # Safety
@@ -394,13 +409,21 @@ unsafe fn assume_rows(rows: &mut [MaybeUninit<Row>; ROWS], len: usize) -> &mut [
 impl Row {
     /// The second sweep, if `exps` is relative to the row's final shift.
     #[inline(always)]
-    fn gradient(&self, call: &Call, exps: ExpScale, bias: f64, scale: f64) -> RowGradient {
+    fn gradient(
+        &self,
+        call: &Call,
+        exps: ExpScale,
+        bias: f64,
+        scale: f64,
+        bonus: Bonus,
+    ) -> RowGradient {
         RowGradient {
             term: call.term,
             from_initial: from_initial(call, &self.reduction, exps),
             from_final: exps,
             bias,
             scale,
+            bonus,
             excluded: self.excluded,
             next: None,
         }
@@ -414,7 +437,8 @@ pub fn from_initial(call: &Call, reduction: &Option<Reduction>, exps: ExpScale) 
     let ExpScale { shift, factor } = exps;
     match reduction {
         Some(Reduction { initial, sums_exps: true, .. })
-            if matches!(call.term, OutputTerm::Exponentials | OutputTerm::BaseE)
+            if !call.from_lse
+                && matches!(call.term, OutputTerm::Exponentials | OutputTerm::BaseE)
                 && initial.shift != shift =>
         {
             let below = shift.above(initial.shift, call.l);

@@ -1,6 +1,7 @@
 //! How a call goes over rows, decided once from its plan.
 
 use crate::kernels::Kernels;
+use crate::kernels::entropy_bonus;
 use crate::kernels::row_math::{
     GradientOptions, LseSource, OutputTerm, RowGroup, RowGroupExtras, RowOptions,
 };
@@ -49,10 +50,12 @@ pub struct Call<'a> {
     pub segments: usize,
     /// The class that the sums exclude.
     pub excluded: Excluded,
-    /// The rows start from an lse operand: there is no first sweep over exponentials.
+    /// The rows start from an lse operand.
     pub from_lse: bool,
     /// Exponentials are taken: the logits are no log-probabilities.
     pub takes_exps: bool,
+    /// The first sweep sums up exponentials: for the lse, or from an lse for the entropy of a bonus.
+    pub sums_exps: bool,
     /// An ignored row's exponentials are summed too: its lse or entropy is a result.
     pub sums_ignored: bool,
     /// The call computes losses, and the results that go with them.
@@ -63,6 +66,10 @@ pub struct Call<'a> {
     pub has_masses: bool,
     /// The shard whose states have the total masses that a gradient of probability targets needs.
     pub mass_of_shard: Option<&'a Shard>,
+    /// The shard whose states have the entropies that the gradient of an entropy bonus needs.
+    pub entropy_of_shard: Option<&'a Shard>,
+    /// The gradient has an entropy bonus.
+    pub has_bonus: bool,
     /// The largest logit of each row is looked for.
     pub wants_argmax: bool,
     /// The entropy of each row is wanted.
@@ -137,11 +144,14 @@ impl<'a> Call<'a> {
             excluded: Excluded::Largest,
             from_lse: false,
             takes_exps: true,
+            sums_exps: true,
             sums_ignored: false,
             computes_losses: false,
             spreads_mass: false,
             has_masses: false,
             mass_of_shard: None,
+            entropy_of_shard: None,
+            has_bonus: false,
             wants_argmax: false,
             wants_entropy: false,
             sums_exps_alone: true,
@@ -158,9 +168,10 @@ impl<'a> Call<'a> {
 
     #[inline(always)]
     fn of_loss(plan: &'a Plan, k: &'a Kernels, loss: &'a Loss) -> Self {
-        let wants_argmax = loss.wants_argmax();
+        let (wants_argmax, wants_entropy) = (loss.wants_argmax(), loss.wants_entropy());
+        let (has_bonus, from_lse) = (loss.has_bonus(), loss.is_from_lse());
         let sums_exps_alone =
-            loss.transform.is_none() && loss.entropy.is_none() && !loss.log_probs && !wants_argmax;
+            loss.transform.is_none() && !wants_entropy && !loss.log_probs && !wants_argmax;
         let fused = loss.pass == Pass::ForwardBackward;
         let shape = Common::new(plan);
         let interleaves = fused
@@ -186,9 +197,10 @@ impl<'a> Call<'a> {
             } else {
                 Excluded::None
             },
-            from_lse: loss.is_from_lse(),
+            from_lse,
             takes_exps: !loss.log_probs,
-            sums_ignored: loss.lse.is_some() || loss.entropy.is_some(),
+            sums_exps: !loss.log_probs && (!from_lse || wants_entropy),
+            sums_ignored: !from_lse && (loss.lse.is_some() || loss.entropy.is_some()),
             computes_losses: loss.computes_losses(),
             spreads_mass: loss.spreads_mass(),
             has_masses: loss.has_masses(),
@@ -196,14 +208,17 @@ impl<'a> Call<'a> {
                 .shard
                 .as_ref()
                 .filter(|_| loss.has_probabilities() && loss.pass == Pass::Backward),
+            entropy_of_shard: loss.shard.as_ref().filter(|_| has_bonus && loss.has_entropies()),
+            has_bonus,
             wants_argmax,
-            wants_entropy: loss.entropy.is_some(),
+            wants_entropy,
             sums_exps_alone,
             in_strips: loss.fits_strips(plan.shape.classes, plan.logits.dtype),
             // Nothing else may need the logits again.
             stores_exps: shape.may_store_exps
                 && fused
                 && loss.transform.is_none()
+                && !has_bonus
                 && !loss.has_probabilities(),
             final_shift: shape.is_huge || loss.pass == Pass::Backward,
             sweeps: match (plan.output.is_some(), interleaves) {
@@ -221,13 +236,19 @@ impl<'a> Call<'a> {
     /// Runs the row arithmetic over groups of rows; `extras` are there, one for each group, if an option
     /// needs them.
     #[inline(always)]
-    pub fn finish(&self, groups: &mut [RowGroup], extras: Option<&[RowGroupExtras]>) {
-        let extras = extras.map(|extras| &extras[..groups.len()]);
+    pub fn finish(&self, groups: &mut [RowGroup], extras: Option<&mut [RowGroupExtras]>) {
+        let mut extras = extras.map(|extras| &mut extras[..groups.len()]);
         // SAFETY: there are as many extras as groups, or none; the processor has the set of the kernels, which
         // `Isa::kernels` handed out (`new`).
         unsafe {
             match &self.finish {
-                Finish::Loss(options) => (self.k.lanes.finish_loss)(groups, extras, options),
+                Finish::Loss(options) => {
+                    (self.k.lanes.finish_loss)(groups, extras.as_deref_mut(), options);
+                    if let (true, Some(extras)) = (options.entropy_bonus != 0.0, extras) {
+                        let has_f32_lanes = self.plan.logits.dtype.has_f32_lanes();
+                        entropy_bonus::finish(groups, extras, options, has_f32_lanes);
+                    }
+                }
                 Finish::Softmax(term) => (self.k.lanes.finish_softmax)(groups, *term),
             }
         }
@@ -326,10 +347,11 @@ fn row_options(plan: &Plan, loss: &Loss) -> RowOptions {
         smoothing_share: loss.smoothing_share,
         weight_total: loss.weight_total,
         z_loss: loss.z_loss,
+        entropy_bonus: loss.entropy_bonus,
         transform: loss.transform,
         wants_losses: loss.computes_losses(),
         wants_lse: loss.computes_losses() && (loss.lse.is_some() || loss.kl.is_some()),
-        wants_entropy: loss.entropy.is_some(),
+        wants_entropy: loss.wants_entropy(),
         gradient: loss.gradient.as_ref().map(|gradient| GradientOptions {
             scale: gradient.scale,
             z_scale: gradient.z_scale,

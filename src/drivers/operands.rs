@@ -9,6 +9,7 @@ use crate::kernels::row_math::{
     ROWS, RowFactors, RowGroup, RowInputs, RowLanes, RowResults, is_far_below,
 };
 use crate::kernels::row_state::ArgMax;
+use crate::math::compensated::CompensatedSum;
 use crate::plan::{Loss, Targets};
 use crate::view::{FloatType, Span, View};
 use std::ops::Range;
@@ -199,7 +200,7 @@ pub fn transform<const N: usize>(
 /// Whether the exponentials of a row have to be summed: it counts, or its lse is a result all the same.
 #[inline(always)]
 pub fn needs_exps(call: &Call, inputs: &RowInputs, row: usize) -> bool {
-    !call.from_lse && call.takes_exps && (inputs.is_kept(row) || call.sums_ignored)
+    call.sums_exps && (inputs.is_kept(row) || call.sums_ignored)
 }
 
 /// Whether a row needs a first sweep at all.
@@ -239,7 +240,8 @@ pub fn center(
     }
 }
 
-/// Reads the lse operand of rows that count; 0 for others.
+/// Reads the lse operand of rows that count; 0 for others. Of the states of a shard, reads their entropies if an
+/// entropy bonus needs them.
 ///
 /// # Safety
 /// As [`read`], which has read the excluded classes.
@@ -249,10 +251,14 @@ pub unsafe fn read_lse(call: &Call, span: &Span, row: usize, group: &mut RowGrou
     let rows = row..row + span.len;
     // SAFETY: the lse covers all rows of the plan (validation), the span's among them (# Safety).
     unsafe { view.read_span(span, &mut results.lse[rows.clone()]) };
-    for i in rows {
+    for i in rows.clone() {
         if !inputs.is_kept(i) {
             results.lse[i] = 0.0;
         }
+    }
+    if let Some(shard) = call.entropy_of_shard {
+        // SAFETY: the span is the plan's, and fits the group (# Safety).
+        unsafe { shards::read_entropies(shard, span, &mut results.entropy[rows]) };
     }
 }
 
@@ -261,11 +267,20 @@ pub unsafe fn read_lse(call: &Call, span: &Span, row: usize, group: &mut RowGrou
 pub fn add_group(loss: &Loss, group: &RowGroup, argmax: &[usize; ROWS], totals: &mut GroupTotals) {
     totals.losses.add(&group.results.loss);
     if loss.z_loss != 0.0 {
-        group.results.z_loss.iter().for_each(|&z_loss| totals.rest.z_loss.add(z_loss));
+        add_part(&mut totals.rest.z_loss, &group.results.z_loss);
+    }
+    if loss.has_bonus() {
+        add_part(&mut totals.rest.entropy_bonus, &group.results.entropy_bonus);
     }
     if loss.counts_correct {
         (0..ROWS).for_each(|row| count_correct(group, argmax, row, &mut totals.rest));
     }
+}
+
+/// Adds a part of the losses of a group.
+#[inline(never)]
+fn add_part(total: &mut CompensatedSum, part: &RowLanes) {
+    part.iter().for_each(|&loss| total.add(loss));
 }
 
 /// Adds the losses of one row.
@@ -280,6 +295,9 @@ pub fn add_row(
     totals.loss.add(group.results.loss[row]);
     if loss.z_loss != 0.0 {
         totals.z_loss.add(group.results.z_loss[row]);
+    }
+    if loss.has_bonus() {
+        totals.entropy_bonus.add(group.results.entropy_bonus[row]);
     }
     if loss.counts_correct {
         count_correct(group, argmax, row, totals);
@@ -316,7 +334,9 @@ pub unsafe fn write(
     place(&loss.lse, &results.lse);
     if loss.row_losses.is_some() {
         let z_loss = |i: usize| if loss.z_loss == 0.0 { 0.0 } else { results.z_loss[i] };
-        place(&loss.row_losses, &std::array::from_fn(|i| results.loss[i] + z_loss(i)));
+        let bonus = |i: usize| if loss.has_bonus() { results.entropy_bonus[i] } else { 0.0 };
+        let all = |i: usize| results.loss[i] + z_loss(i) + bonus(i);
+        place(&loss.row_losses, &std::array::from_fn(all));
     }
     place(&loss.entropy, &results.entropy);
     if let Some(view) = &loss.argmax {

@@ -7,6 +7,7 @@ use crate::kernels::LogitKernels;
 use crate::kernels::contiguous::block::{Chunk, excluded_in};
 use crate::kernels::contiguous::gradient::{Bias, GradientChunk, Source};
 use crate::kernels::contiguous::reduce::Sums;
+use crate::kernels::entropy_bonus::Bonus;
 use crate::kernels::logit_transform::Transform;
 use crate::kernels::row_math::OutputTerm;
 use crate::kernels::row_state::{ArgMax, ExpSum, RowState};
@@ -572,7 +573,9 @@ pub unsafe fn gradient_classes(
     flags: ChunkFlags,
     gradient: &RowGradient,
 ) {
-    let per_class = call.plan.transform().is_some() || (gradient.bias != 0.0 && call.has_masses);
+    let per_class = call.plan.transform().is_some()
+        || call.has_bonus
+        || (gradient.bias != 0.0 && call.has_masses);
     for (i, class) in classes.clone().step_by(CHUNK).enumerate() {
         let len = CHUNK.min(classes.end - class);
         // SAFETY: this function's own # Safety.
@@ -580,7 +583,9 @@ pub unsafe fn gradient_classes(
         let Some(chunk) = chunk else { return };
         if per_class || call.scatters {
             // SAFETY: the chunk has the classes of the row from `class` on, this thread's alone (# Safety).
-            unsafe { gradient_of_blocks(call, row.at, class, chunk, gradient.bias) };
+            unsafe {
+                gradient_of_blocks(call, row.at, class, chunk, gradient.bias, &gradient.bonus)
+            };
         } else {
             // SAFETY: the chunk is readable and writable, and this thread's alone (# Safety); the processor has the set
             // of the kernels (`Call::k`).
@@ -600,8 +605,9 @@ unsafe fn gradient_of_blocks(
     class: usize,
     chunk: GradientChunk,
     bias: f64,
+    bonus: &Bonus,
 ) {
-    let is_plain = call.plan.transform().is_none() && !call.scatters;
+    let is_plain = call.plan.transform().is_none() && !call.scatters && !call.has_bonus;
     let blocks = match is_plain {
         // SAFETY: the row and the classes are the call's, at most a chunk (# Safety).
         true => unsafe { masses::listed_blocks(call, at, class, chunk.len) },
@@ -609,7 +615,7 @@ unsafe fn gradient_of_blocks(
     };
     let Some(blocks) = blocks else {
         // SAFETY: this function's own # Safety.
-        return unsafe { gradient_general(call, at, class, chunk, bias) };
+        return unsafe { gradient_general(call, at, class, chunk, bias, bonus) };
     };
     let unlisted = masses::unlisted(call);
     let mut start = 0;
@@ -624,7 +630,7 @@ unsafe fn gradient_of_blocks(
         // thread's alone; the processor has the set of the kernels (`Call::k`).
         unsafe {
             if lists {
-                gradient_general(call, at, class + start, part, bias);
+                gradient_general(call, at, class + start, part, bias, bonus);
             } else {
                 part.bias = Bias::Uniform(bias * unlisted);
                 (call.k.native_to_output.gradient)(&part);
@@ -707,8 +713,8 @@ unsafe fn gradient_chunk(
 /// Bytes of each buffer that [`gradient_general`] has: a chunk of f32, or half of one of f64.
 const PIECE_BYTES: usize = CHUNK * size_of::<f32>();
 
-/// Writes a chunk of the gradient whose logits are scaled and capped first, whose biases differ by class,
-/// or whose classes are not contiguous in the output.
+/// Writes a chunk of the gradient whose logits are scaled and capped first, whose biases differ by class, or have a
+/// bonus, or whose classes are not contiguous in the output.
 ///
 /// A function of its own, for its buffers: a frame of 24 KiB is probed page by page wherever it is set up.
 ///
@@ -722,6 +728,7 @@ unsafe fn gradient_general(
     class: usize,
     chunk: GradientChunk,
     bias: f64,
+    bonus: &Bonus,
 ) {
     let mut biases = Scratch::<{ PIECE_BYTES / 8 }>::new();
     let mut lanes = Scratch::<{ PIECE_BYTES / 8 }>::new();
@@ -732,7 +739,8 @@ unsafe fn gradient_general(
     for start in (0..chunk.len).step_by(piece) {
         let len = piece.min(chunk.len - start);
         let mut part = part_of(call, &chunk, start, len);
-        if bias != 0.0 && call.has_masses {
+        let has_biases = bias != 0.0 && (call.has_masses || call.has_bonus);
+        if has_biases {
             // SAFETY: the classes are the row's (# Safety), and the buffer has room for a piece.
             unsafe { scale_masses(call, at, class + start, len, bias, biases.start()) };
             part.bias = Bias::PerClass(biases.start());
@@ -747,6 +755,23 @@ unsafe fn gradient_general(
             if with.is_capped() {
                 part.slope = slopes;
             }
+        }
+        if call.has_bonus {
+            let mut x = part.x;
+            if transformed.is_none() && !call.plan.logits.dtype.is_lane_type() {
+                x = lanes.start();
+                // SAFETY: the piece is readable (# Safety), and the buffer has room for it; the processor has the set
+                // of the kernels (`Call::k`).
+                unsafe { (call.k.native.widen)(part.x, len, lanes.start()) };
+            }
+            if !has_biases {
+                // SAFETY: the buffer has room for the piece.
+                unsafe { biases.start().write_bytes(0, len * lane_size) };
+            }
+            // SAFETY: `x` has the logits of the piece in the lanes' type, and the buffer has a bias for each, which
+            // `scale_masses` or `write_bytes` above has written; the processor has the set of the kernels (`Call::k`).
+            unsafe { (call.k.lanes.subtract_bonus)(x, len, bonus, biases.start()) };
+            part.bias = Bias::PerClass(biases.start());
         }
         let from_lanes = transformed.is_some();
         if !call.scatters {

@@ -141,6 +141,24 @@ pub unsafe fn read_masses(shard: &Shard, span: &Span, row: usize, to: &mut RowLa
     }
 }
 
+/// Reads the entropies of a span from its states, which the gradient of an entropy bonus needs.
+///
+/// # Safety
+/// The span is the plan's, as long as `to`.
+pub unsafe fn read_entropies(shard: &Shard, span: &Span, to: &mut [f64]) {
+    for (i, to) in to.iter_mut().enumerate() {
+        // SAFETY: the row is the plan's (# Safety), and nobody writes its state during a backward.
+        *to = entropy(&unsafe { *state(shard, span.at(i)) });
+    }
+}
+
+/// The entropy of a row of merged states. No entropy is negative; NaN stays.
+fn entropy(state: &Partial) -> f64 {
+    let Partial { lse, logit_mean, .. } = *state;
+    let entropy = if lse.is_finite() { lse - logit_mean } else { f64::NAN };
+    if entropy < 0.0 { 0.0 } else { entropy }
+}
+
 /// Sets the states of all rows to those of no classes.
 ///
 /// # Safety
@@ -177,9 +195,9 @@ pub unsafe fn finish(shape: &Shape, loss: &Loss, shard: &Shard, team: &Team) -> 
 unsafe fn finish_row(loss: &Loss, shard: &Shard, at: Position, totals: &mut Totals) {
     // SAFETY: the states, the targets and the row weights cover all rows (validation).
     let (state, target, r) = unsafe { (*state(shard, at), loss.target(at), loss.row_weight(at)) };
-    let Partial { lse, target_dot, target_mass, logit_mean, argmax, .. } = state;
+    let Partial { lse, target_dot, target_mass, argmax, .. } = state;
     let is_kept = matches!(target, Target::Class(_) | Target::Distribution);
-    let (mut cross_entropy, mut z_loss) = (0.0, 0.0);
+    let (mut cross_entropy, mut z_loss, mut bonus) = (0.0, 0.0, 0.0);
     if is_kept && r != 0.0 {
         // A row with a NaN or +inf, or of nothing but -inf, has no probabilities, whatever its masses.
         cross_entropy =
@@ -187,11 +205,15 @@ unsafe fn finish_row(loss: &Loss, shard: &Shard, at: Position, totals: &mut Tota
         if loss.z_loss != 0.0 {
             z_loss = r * (loss.z_loss * (lse * lse));
         }
+        if loss.has_bonus() {
+            bonus = r * (-loss.entropy_bonus * entropy(&state));
+        }
     }
     totals.loss.add(cross_entropy);
     if loss.z_loss != 0.0 {
         totals.z_loss.add(z_loss);
     }
+    totals.entropy_bonus.add(bonus);
     if let Target::Class(y) = target
         && argmax == y as i64
     {
@@ -203,12 +225,10 @@ unsafe fn finish_row(loss: &Loss, shard: &Shard, at: Position, totals: &mut Tota
             view.set_real(at, 0, lse);
         }
         if let Some(view) = &loss.row_losses {
-            view.set_real(at, 0, cross_entropy + z_loss);
+            view.set_real(at, 0, cross_entropy + z_loss + bonus);
         }
         if let Some(view) = &loss.entropy {
-            // No entropy is negative; NaN stays.
-            let entropy = if lse.is_finite() { lse - logit_mean } else { f64::NAN };
-            view.set_real(at, 0, if entropy < 0.0 { 0.0 } else { entropy });
+            view.set_real(at, 0, entropy(&state));
         }
         if let Some(view) = &loss.argmax {
             let span = Span { first: at, axis: crate::view::Axis::Rows, len: 1 };

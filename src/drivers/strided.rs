@@ -104,6 +104,7 @@ impl TileExtras<'_> {
         call.excluded == Excluded::Largest
             || call.wants_argmax
             || call.wants_entropy
+            || call.has_bonus
             || call.spreads_mass
             || call.has_masses
             || call.loss.is_some_and(|loss| {
@@ -618,7 +619,7 @@ impl Sweeper<'_> {
                 }
             }
         }
-        call.finish(groups, self.extras.as_ref().map(|extras| &extras.groups[..]));
+        call.finish(groups, self.extras.as_mut().map(|extras| &mut extras.groups[..]));
     }
 
     /// Writes the results of the first `used` groups, and adds their losses to the totals.
@@ -676,7 +677,7 @@ impl Sweeper<'_> {
         };
         for first in (0..call.plan.shape.classes).step_by(TILE_CLASSES) {
             // SAFETY: `step_by` gives classes of the call, and the output covers them (validation), this thread's alone
-            // (# Safety). There are groups for whole registers (`tiles_with`, `again`), masses (`masses`) and
+            // (# Safety). There are groups and extras for whole registers (`tiles_with`, `again`), masses (`masses`) and
             // slopes (`transform`) of the tile's classes, and room for a chunk in the buffer (`Buffers::new`). The
             // processor has the set of the kernels (`Call::k`).
             unsafe {
@@ -702,6 +703,11 @@ impl Sweeper<'_> {
                         groups: self.groups,
                         has_bias: call.has_bias(),
                         masses,
+                        bonus: self
+                            .extras
+                            .as_ref()
+                            .filter(|_| call.has_bonus)
+                            .map(|extras| &*extras.groups),
                         first_factors: first_factors.as_ref().map(|first| &first[..]),
                         has_scale,
                         fills,

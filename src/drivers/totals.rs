@@ -9,19 +9,26 @@ pub struct Totals {
     pub loss: CompensatedSum,
     /// The z-loss part.
     pub z_loss: CompensatedSum,
+    /// The entropy bonus's part.
+    pub entropy_bonus: CompensatedSum,
     /// Rows whose largest logit is the target's.
     pub correct: u64,
 }
 
 impl Totals {
     /// The sums over no rows.
-    pub const ZERO: Totals =
-        Totals { loss: CompensatedSum::ZERO, z_loss: CompensatedSum::ZERO, correct: 0 };
+    pub const ZERO: Totals = Totals {
+        loss: CompensatedSum::ZERO,
+        z_loss: CompensatedSum::ZERO,
+        entropy_bonus: CompensatedSum::ZERO,
+        correct: 0,
+    };
 
     /// Adds the sums over later rows.
     pub fn add(&mut self, next: &Totals) {
         self.loss.merge(next.loss);
         self.z_loss.merge(next.z_loss);
+        self.entropy_bonus.merge(next.entropy_bonus);
         self.correct += next.correct;
     }
 }

@@ -95,6 +95,9 @@ pub struct xent_pool(Pool);
 ///   d/dx_c   = r * (T * p_c - w_c * t'_c  +  2 * z_loss * lse * p_c)
 ///   d/dt_c   = r * (1-e) * w_c * -logp_c
 ///
+/// With either, entropy_bonus = b rewards the entropy H = -sum_c p_c * logp_c: the row loss has
+/// -r * b * H more, and d/dx_c has r * b * p_c * (logp_c + H) more.
+///
 /// The gradient with respect to z_c is d/dx_c times logit_scale, and times 1 - tanh^2 under a
 /// softcap. With XENT_FLAG_LOG_PROBS, z_c = logp_c, and d/dlogp_c is minus the factor of -logp_c.
 ///
@@ -146,8 +149,8 @@ pub struct xent_problem {
     /// targets) or of r (probabilities) over kept rows: for gradient accumulation and data
     /// parallelism. Default 0.
     pub normalizer: f64,
-    /// If > 0, the denominator of a mean's z-loss part, instead of the sum of r over kept rows.
-    /// Default 0.
+    /// If > 0, the denominator of a mean's z-loss part and entropy bonus, instead of the sum of r over
+    /// kept rows. Default 0.
     pub z_normalizer: f64,
     /// Default XENT_MEAN.
     pub reduction: xent_reduction,
@@ -168,6 +171,9 @@ pub struct xent_problem {
     /// the teacher with NaN or +inf, or of nothing but -inf, makes the loss and the gradient of its row
     /// NaN. No gradient goes to the teacher. Finite and >= 0; default 0: the targets are probabilities.
     pub target_scale: f64,
+    /// Weight b of the entropy H = -sum p_c * logp_c, which is subtracted: finite, of either sign.
+    /// Default 0 = off.
+    pub entropy_bonus: f64,
 }
 
 /// The results of a forward. A member that is NULL or absent, the default, is not computed. One pass
@@ -179,9 +185,10 @@ pub struct xent_problem {
 pub struct xent_results {
     /// Set by XENT_RESULTS_INIT; lets the struct grow.
     pub struct_size: u32,
-    /// The reduced loss, z-loss included; must be NULL with XENT_NONE.
+    /// The reduced loss, z-loss and entropy bonus included; must be NULL with XENT_NONE.
     pub loss: *mut f64,
-    /// f32 or f64 [rows, inner], z-loss included; 0 where ignored. Never divided by anything.
+    /// f32 or f64 [rows, inner], z-loss and entropy bonus included; 0 where ignored. Never divided by
+    /// anything.
     pub row_losses: xent_output,
     /// [rows, inner], packed: the log-sum-exp of the scaled and capped logits, of ignored rows
     /// too. NULL with XENT_FLAG_LOG_PROBS.
@@ -190,7 +197,8 @@ pub struct xent_results {
     pub z_loss: *mut f64,
     /// The denominator of XENT_MEAN's cross-entropy part, whatever the reduction.
     pub normalizer: *mut f64,
-    /// The denominator of XENT_MEAN's z-loss part, whatever the reduction, z-loss on or off.
+    /// The denominator of XENT_MEAN's z-loss part and entropy bonus, whatever the reduction, these on or
+    /// off.
     pub z_normalizer: *mut f64,
     /// The number of rows that are not ignored.
     pub kept_rows: *mut u64,
@@ -205,6 +213,9 @@ pub struct xent_results {
     /// f32 or f64 [rows, inner]: the divergence sum_c t'_c * (ln t'_c - logp_c), without weights; 0 where
     /// ignored, NaN where a t'_c is negative. Absent with class indices.
     pub kl: xent_output,
+    /// The part -entropy_bonus * H of *loss, 0 if there is none. NULL with XENT_NONE and
+    /// XENT_FLAG_LOG_PROBS.
+    pub entropy_bonus: *mut f64,
 }
 
 /// The shape of a call of softmax or log-softmax. Start from XENT_SHAPE_INIT; set rows and classes.
@@ -279,6 +290,7 @@ impl xent_problem {
             target_classes: self.target_classes.operand(),
             target_count: self.target_count,
             target_scale: self.target_scale,
+            entropy_bonus: self.entropy_bonus,
         })
     }
 }
@@ -329,6 +341,7 @@ impl xent_results {
             correct: self.correct,
             entropy: self.entropy.operand(),
             kl: self.kl.operand(),
+            entropy_bonus: self.entropy_bonus,
         }
     }
 }
@@ -503,6 +516,7 @@ unsafe fn plain(
         target_classes,
         target_count,
         target_scale,
+        entropy_bonus,
     } = *problem;
     let xent_results {
         struct_size: _,
@@ -517,6 +531,7 @@ unsafe fn plain(
         correct,
         entropy,
         kl,
+        entropy_bonus: bonus_part,
     } = *results;
     let target_type = target_type(targets.dtype)?;
     let normalizers = [normalizer, z_normalizer];
@@ -531,6 +546,7 @@ unsafe fn plain(
         reduction,
         target_count,
         target_scale,
+        entropy_bonus,
     };
     let is_plain = settings.are_plain()
         & class_weights.data.is_null()
@@ -542,6 +558,7 @@ unsafe fn plain(
         & target_classes.data.is_null()
         & lse.is_null()
         & z_part.is_null()
+        & bonus_part.is_null()
         & n.is_null()
         & z.is_null()
         & kept_rows.is_null()

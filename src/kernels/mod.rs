@@ -11,6 +11,7 @@
 
 pub mod class_index;
 pub mod contiguous;
+pub mod entropy_bonus;
 pub mod logit_transform;
 pub mod masses;
 pub mod ordinary;
@@ -27,6 +28,7 @@ use crate::view::{IntegerType, Span, View};
 use contiguous::block::Chunk;
 use contiguous::gradient::GradientChunk;
 use contiguous::reduce::Sums;
+use entropy_bonus::Bonus;
 use logit_transform::Transform;
 use row_math::{OutputTerm, RowGroup, RowGroupExtras, RowOptions};
 use row_state::ArgMax;
@@ -73,7 +75,7 @@ pub struct LogitKernels {
 #[derive(Debug)]
 pub struct LaneKernels {
     /// See [`row_math::finish_loss`].
-    pub finish_loss: unsafe fn(&mut [RowGroup], Option<&[RowGroupExtras]>, &RowOptions),
+    pub finish_loss: unsafe fn(&mut [RowGroup], Option<&mut [RowGroupExtras]>, &RowOptions),
     /// See [`row_math::finish_softmax`].
     pub finish_softmax: unsafe fn(&mut [RowGroup], OutputTerm),
     /// See [`ordinary::finish`].
@@ -84,6 +86,8 @@ pub struct LaneKernels {
     pub read_classes: unsafe fn(&View<IntegerType>, &Span, i64, &mut [f64]),
     /// See [`logit_transform::transform`].
     pub transform: unsafe fn(*mut u8, usize, &Transform, *mut u8),
+    /// See [`entropy_bonus::subtract`].
+    pub subtract_bonus: unsafe fn(*const u8, usize, &Bonus, *mut u8),
     /// See [`contiguous::reduce::compensated_total`].
     pub compensated_total: unsafe fn(*const f64, usize) -> CompensatedSum,
     /// See [`masses::exps`].

@@ -27,6 +27,8 @@
 //! everywhere but at the excluded class, whose entry is formed here. The z-loss λ·lse² adds 2λ·lse to P.
 //! For probability targets the masses are what the gradient subtracts.
 //!
+//! The entropy bonus -β·H adds `β·p_c·(logp_c + H)`, which differs by class: see entropy_bonus.rs.
+//!
 //! # Bases
 //!
 //! Exponentials are powers of `b = 2^L` (math/exp2.rs), and the logarithms of their sums are to base b:
@@ -175,6 +177,44 @@ impl WeightedSums {
     };
 }
 
+/// What the entropy bonus of a group of rows needs, and what its gradient is then made of
+/// ([`entropy_bonus::finish`](super::entropy_bonus::finish)).
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub struct BonusLanes {
+    /// The lse in two parts: its distance from the shift in units of log2, and what it is above that.
+    pub lse_exponent: RowLanes,
+    /// See `lse_exponent`.
+    pub lse_rest: RowLanes,
+    /// −logp_y
+    pub nll: RowLanes,
+}
+
+impl BonusLanes {
+    /// The numbers of rows without a bonus.
+    pub const NONE: BonusLanes =
+        BonusLanes { lse_exponent: [0.0; ROWS], lse_rest: [0.0; ROWS], nll: [0.0; ROWS] };
+
+    /// Where the shift's exponent goes: the sweeps form the bonus of class c as `e^(x - shift)·(t·slope + level)`,
+    /// with the exponents t counted from the same shift. It has the logit of the sums' shift.
+    #[inline(always)]
+    pub fn exponent(&self) -> &RowLanes {
+        &self.lse_exponent
+    }
+
+    /// Where the slope goes.
+    #[inline(always)]
+    pub fn slope(&self) -> &RowLanes {
+        &self.lse_rest
+    }
+
+    /// Where the level goes.
+    #[inline(always)]
+    pub fn level(&self) -> &RowLanes {
+        &self.nll
+    }
+}
+
 /// The results of a group of rows; those that are not asked for are not written.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
@@ -185,8 +225,10 @@ pub struct RowResults {
     pub lse: RowLanes,
     /// The z-loss part of the loss.
     pub z_loss: RowLanes,
-    /// −Σ p·ln p
+    /// −Σ p·ln p: an operand of a backward from the merged states of shards.
     pub entropy: RowLanes,
+    /// The entropy bonus's part of the loss.
+    pub entropy_bonus: RowLanes,
 }
 
 impl RowResults {
@@ -196,6 +238,7 @@ impl RowResults {
         lse: [0.0; ROWS],
         z_loss: [0.0; ROWS],
         entropy: [0.0; ROWS],
+        entropy_bonus: [0.0; ROWS],
     };
 }
 
@@ -317,6 +360,8 @@ pub struct RowOptions {
     pub weight_total: f64,
     /// λ
     pub z_loss: f64,
+    /// β: if it is not 0, [`RowMoments`] are there, or the entropy is an operand.
+    pub entropy_bonus: f64,
     /// What happened to the logits; with a cap, [`RowFactors::slope`] is there.
     pub transform: Option<Transform>,
     /// Losses are wanted.
@@ -377,6 +422,8 @@ pub struct RowGroupExtras {
     pub moments: RowMoments,
     /// What spread masses need.
     pub weighted: WeightedSums,
+    /// What the entropy bonus needs.
+    pub bonus: BonusLanes,
 }
 
 impl RowGroupExtras {
@@ -385,6 +432,7 @@ impl RowGroupExtras {
         factors: RowFactors::ONE,
         moments: RowMoments::EMPTY,
         weighted: WeightedSums::EMPTY,
+        bonus: BonusLanes::NONE,
     };
 }
 
@@ -570,7 +618,7 @@ impl<S: Simd<Real: Base>> Lanes<'_, S> {
         let log_p = d.sub(x_y, lse);
         Softmax {
             lse,
-            lse_exponent: zero,
+            lse_exponent: negative(below),
             lse_rest: zero,
             nll: d.sub(lse, x_y),
             p_target: real::exp(d, log_p),
@@ -642,12 +690,12 @@ fn round<S: Simd>(s: S, v: WideVector<S>) -> WideVector<S> {
 pub unsafe fn finish_loss<S: Simd<Real: Base>>(
     s: S,
     groups: &mut [RowGroup],
-    extras: Option<&[RowGroupExtras]>,
+    mut extras: Option<&mut [RowGroupExtras]>,
     options: &RowOptions,
 ) {
     for (i, group) in groups.iter_mut().enumerate() {
         // SAFETY: there is one for each group (# Safety).
-        let extras = extras.map_or(&NO_EXTRAS, |extras| unsafe { extras.get_unchecked(i) });
+        let extras = extras.as_mut().map(|extras| unsafe { extras.get_unchecked_mut(i) });
         finish_loss_of(s, group, extras, options);
     }
 }
@@ -658,7 +706,7 @@ static NO_EXTRAS: RowGroupExtras = RowGroupExtras::NONE;
 fn finish_loss_of<S: Simd<Real: Base>>(
     s: S,
     group: &mut RowGroup,
-    extras: &RowGroupExtras,
+    mut extras: Option<&mut RowGroupExtras>,
     options: &RowOptions,
 ) {
     let d = s.wide();
@@ -668,20 +716,26 @@ fn finish_loss_of<S: Simd<Real: Base>>(
     }
     let mut by_logit = false;
     for at in (0..ROWS).step_by(<S::Wide as Simd>::LANES) {
-        let lanes = Lanes { s, group: &*group, extras, at };
-        let softmax = match options.lse {
-            LseSource::Sums => lanes.by_sums(),
-            LseSource::Operand => lanes.by_lse(),
-            LseSource::LogProbs => lanes.by_log_probs(),
+        let lanes =
+            Lanes { s, group: &*group, extras: extras.as_deref().unwrap_or(&NO_EXTRAS), at };
+        let has_sums = match options.lse {
+            LseSource::Sums => true,
+            LseSource::Operand => options.wants_entropy,
+            LseSource::LogProbs => false,
         };
+        let mut softmax = if has_sums { lanes.by_sums() } else { lanes.by_log_probs() };
+        let entropy = options.wants_entropy.then(|| lanes.entropy(&softmax));
+        if options.lse == LseSource::Operand {
+            softmax = lanes.by_lse();
+        }
         let (zero, one) = (splat(0.0), splat(1.0));
-        let r = if options.has_row_weights { lanes.get(&extras.factors.row_weight) } else { one };
+        let r =
+            if options.has_row_weights { lanes.get(&lanes.extras.factors.row_weight) } else { one };
         let ignored = d.equal(lanes.get(&group.inputs.excluded), splat(RowInputs::IGNORED));
         let idle = d.either(ignored, d.equal(r, zero));
         let finite = d.equal(d.mul(softmax.lse, zero), zero);
         let terms = Terms { lanes, softmax, r, idle, finite };
         let losses = options.wants_losses.then(|| terms.losses(options));
-        let entropy = options.wants_entropy.then(|| terms.lanes.entropy(&softmax));
         let gradient = options.gradient.as_ref().map(|gradient| terms.gradient(options, gradient));
 
         if options.wants_lse {
@@ -695,6 +749,11 @@ fn finish_loss_of<S: Simd<Real: Base>>(
         }
         if let Some(entropy) = entropy {
             put(s, &mut group.results.entropy, at, entropy);
+        }
+        if let (true, Some(extras)) = (options.entropy_bonus != 0.0, &mut extras) {
+            put(s, &mut extras.bonus.lse_exponent, at, softmax.lse_exponent);
+            put(s, &mut extras.bonus.lse_rest, at, softmax.lse_rest);
+            put(s, &mut extras.bonus.nll, at, softmax.nll);
         }
         let (Some(gradient), Some(with)) = (gradient, &options.gradient) else { continue };
         if options.lse == LseSource::Operand {

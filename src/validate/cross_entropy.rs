@@ -44,6 +44,7 @@ pub(crate) struct Problem {
     pub target_classes: Operand,
     pub target_count: usize,
     pub target_scale: f64,
+    pub entropy_bonus: f64,
 }
 
 impl Problem {
@@ -76,6 +77,7 @@ impl Problem {
         target_classes: Operand::ABSENT,
         target_count: 0,
         target_scale: 0.0,
+        entropy_bonus: 0.0,
     };
 }
 
@@ -93,6 +95,7 @@ pub(crate) struct Results {
     pub correct: *mut u64,
     pub entropy: Operand,
     pub kl: Operand,
+    pub entropy_bonus: *mut f64,
 }
 
 impl Results {
@@ -108,6 +111,7 @@ impl Results {
         correct: std::ptr::null_mut(),
         entropy: Operand::ABSENT,
         kl: Operand::ABSENT,
+        entropy_bonus: std::ptr::null_mut(),
     };
 
     /// The results include one that does not exist without targets.
@@ -119,7 +123,8 @@ impl Results {
             && self.z_normalizer.is_null()
             && self.kept_rows.is_null()
             && self.correct.is_null()
-            && self.kl.data.is_null())
+            && self.kl.data.is_null()
+            && self.entropy_bonus.is_null())
     }
 }
 
@@ -237,9 +242,11 @@ impl ProblemSlots {
             })
         };
         let transforms = problem.logit_scale != 1.0 || problem.softcap > 0.0;
+        let targets = indices.or_else(probabilities).unwrap_or(Targets::Absent);
+        let has_bonus = !matches!(targets, Targets::Absent) && pass != Pass::TargetGradient;
         Loss {
             pass,
-            targets: indices.or_else(probabilities).unwrap_or(Targets::Absent),
+            targets,
             class_weights: all.floats(self.class_weights),
             weight_total: classes as f64,
             row_weights: all.floats(self.row_weights),
@@ -248,6 +255,7 @@ impl ProblemSlots {
             label_smoothing: problem.label_smoothing,
             smoothing_share: problem.label_smoothing / classes as f64,
             z_loss: problem.z_loss,
+            entropy_bonus: if has_bonus { problem.entropy_bonus } else { 0.0 },
             transform: transforms
                 .then_some(Transform { scale: problem.logit_scale, cap: problem.softcap }),
             log_probs: problem.flags & XENT_FLAG_LOG_PROBS != 0,
@@ -294,6 +302,7 @@ impl ResultSlots {
         all.scalar("correct", results.correct, WORDS);
         let entropy = all.output("entropy", results.entropy, Axes::Rows, LOSSES, Optional);
         let kl = all.output("kl", results.kl, Axes::Rows, LOSSES, Optional);
+        all.scalar("entropy_bonus", results.entropy_bonus, F64_ONLY);
         ResultSlots { lse, row_losses, argmax, entropy, kl }
     }
 
@@ -314,7 +323,7 @@ impl ResultSlots {
 pub(crate) struct Denominators {
     /// That of the cross-entropy part.
     pub normalizer: f64,
-    /// That of the z-loss part.
+    /// That of the z-loss part and of the entropy bonus's.
     pub z_normalizer: f64,
     /// Rows that are not ignored.
     pub kept: u64,
@@ -556,6 +565,9 @@ pub(super) fn check_options(
     if !(problem.logit_scale > 0.0 && problem.logit_scale.is_finite()) {
         return param(format!("logit_scale = {} is not a finite number > 0", problem.logit_scale));
     }
+    if !problem.entropy_bonus.is_finite() {
+        return param(format!("entropy_bonus = {} is not finite", problem.entropy_bonus));
+    }
     if let Some(scale) = scale
         && !scale.is_finite()
     {
@@ -563,7 +575,10 @@ pub(super) fn check_options(
     }
     match problem.reduction {
         XENT_MEAN | XENT_SUM => {}
-        XENT_NONE if results.loss.is_null() && results.z_loss.is_null() => {}
+        XENT_NONE
+            if results.loss.is_null()
+                && results.z_loss.is_null()
+                && results.entropy_bonus.is_null() => {}
         XENT_NONE => {
             return param("reduction none has no reduced loss; ask for row_losses".to_string());
         }
@@ -577,6 +592,7 @@ pub(super) fn check_options(
             ("logit_scale", problem.logit_scale != 1.0),
             ("lse", is_forward && !results.lse.data.is_null()),
             ("entropy", !results.entropy.data.is_null()),
+            ("entropy_bonus", problem.entropy_bonus != 0.0 || !results.entropy_bonus.is_null()),
         ] {
             if asked {
                 return param(format!("{name} does not go with log-probabilities (LOG_PROBS)"));

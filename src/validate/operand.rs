@@ -138,7 +138,7 @@ pub(crate) struct Slot {
 }
 
 /// The most operands that a call can have.
-const SLOTS: usize = 24;
+const SLOTS: usize = 25;
 
 /// The operands of a call, in the order in which they are checked.
 pub(crate) struct Slots {

@@ -73,6 +73,7 @@ pub(crate) struct Settings {
     pub reduction: u32,
     pub target_count: usize,
     pub target_scale: f64,
+    pub entropy_bonus: f64,
 }
 
 impl Settings {
@@ -83,6 +84,7 @@ impl Settings {
             & (self.inner == 1)
             & (self.label_smoothing == 0.0)
             & (self.z_loss == 0.0)
+            & (self.entropy_bonus == 0.0)
             & (self.softcap == 0.0)
             & (self.logit_scale == 1.0)
             & (self.normalizers == [0.0; 2])
@@ -122,6 +124,7 @@ pub(crate) fn recognise(
         target_classes,
         target_count,
         target_scale,
+        entropy_bonus,
     } = *problem;
     let Results {
         loss,
@@ -135,6 +138,7 @@ pub(crate) fn recognise(
         correct,
         entropy,
         kl,
+        entropy_bonus: bonus_part,
     } = *results;
     let target_type = target_type(targets.dtype)?;
     let absent = |operand: &Operand| operand.data.is_null();
@@ -150,6 +154,7 @@ pub(crate) fn recognise(
         reduction,
         target_count,
         target_scale,
+        entropy_bonus,
     };
     let plain = settings.are_plain()
         & absent(&class_weights)
@@ -162,6 +167,7 @@ pub(crate) fn recognise(
         & absent(&kl)
         & absent(&target_classes)
         & z_part.is_null()
+        & bonus_part.is_null()
         & n.is_null()
         & z.is_null()
         & kept_rows.is_null()

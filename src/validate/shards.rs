@@ -334,6 +334,7 @@ pub(crate) unsafe fn finish(
     if has_probabilities {
         let (values, listed, teacher) = (View::NOTHING, None, None);
         loss.targets = Targets::Probabilities(Probabilities { values, listed, teacher });
+        loss.entropy_bonus = problem.entropy_bonus;
     }
     // SAFETY: `check_memory` checked that the views cover the shape in the caller's memory, which is valid
     // for the call (# Safety); probabilities are not looked at.

@@ -50,6 +50,7 @@ static void defaults(const xent_problem *p) {
     CHECK_U64(p->reduction, XENT_MEAN);
     CHECK_U64(p->threads, 0);
     CHECK(p->pool == NULL);
+    CHECK_NEAR(p->entropy_bonus, 0, 0);
 }
 
 int main(void) {
@@ -60,7 +61,7 @@ int main(void) {
     const xent_results *r = &results_at_file_scope;
     CHECK_U64(r->struct_size, sizeof *r);
     CHECK(!r->loss && !r->row_losses.data && !r->lse && !r->z_loss && !r->normalizer && !r->z_normalizer);
-    CHECK(!r->kept_rows && !r->argmax && !r->correct && !r->entropy.data);
+    CHECK(!r->kept_rows && !r->argmax && !r->correct && !r->entropy.data && !r->entropy_bonus);
 
     const xent_shape shape = XENT_SHAPE_INIT, *shapes[2] = {&shape, &shape_at_file_scope};
     for (int k = 0; k < 2; k++) {

@@ -100,7 +100,7 @@ static inline int kind_strides(int layout, const xent_problem *p, int of_gradien
     return inner == 1 || layout == 0 || layout == 2;
 }
 
-enum { KIND_OPTIONS = 22, KIND_LAYOUTS = 6, KIND_VALUES = 5 };
+enum { KIND_OPTIONS = 23, KIND_LAYOUTS = 6, KIND_VALUES = 5 };
 
 /* Sets an option; false if the entry or the layout does not go with it. */
 static inline int kind_option(struct kind *k, int option, int layout) {
@@ -108,11 +108,11 @@ static inline int kind_option(struct kind *k, int option, int layout) {
         "plain", "label_smoothing", "class_weights", "row_weights and mask", "softcap", "logit_scale", "z_loss",
         "every option", "probabilities", "probabilities and every option", "log_probs", "log_probs of probabilities",
         "every result", "every result and option", "every result of probabilities", "accumulate",
-        "row losses and grad_output", "no targets", "zero padding", "a large factor",
+        "row losses and grad_output", "no targets", "zero padding", "a large factor", "entropy_bonus",
         "sparse targets", "a teacher's logits"};
     xent_problem *p = &k->problem;
     xent_results *r = &k->results;
-    int soft = option == 8 || option == 9 || option == 11 || option == 14 || option == 21, log_probs = option == 10 || option == 11;
+    int soft = option == 8 || option == 9 || option == 11 || option == 14 || option == 22, log_probs = option == 10 || option == 11;
     int gradient = k->entry != KIND_FORWARD && k->entry != KIND_LINEAR_FORWARD;
     k->option = names[option];
     r->loss = &kind_scalars[0];
@@ -125,6 +125,7 @@ static inline int kind_option(struct kind *k, int option, int layout) {
     if (option == 4 || option == 7 || option == 9 || option == 13) p->softcap = 5;
     if (option == 5 || option == 7 || option == 9) p->logit_scale = 0.5;
     if (option == 6 || option == 7 || option == 9) p->z_loss = 1e-3;
+    if (option == 7 || option == 9 || option == 20) p->entropy_bonus = 0.01;
     if (soft) {
         p->targets = in(kind_soft, p->logits.dtype);
         memcpy(p->targets.strides, p->logits.strides, sizeof p->logits.strides);
@@ -147,14 +148,14 @@ static inline int kind_option(struct kind *k, int option, int layout) {
     if (option == 17) p->targets.data = NULL, r->loss = NULL;
     if (option == 18) p->flags |= XENT_FLAG_ZERO_PADDING;
     if (option == 19) k->grad_scale = 1e25;
-    if (option == 20) {
+    if (option == 21) {
         p->targets = in(kind_soft, p->logits.dtype);
         p->target_classes = in(kind_classes, XENT_I32);
         p->target_count = KIND_PLACES;
     }
-    if (option == 21) p->target_scale = 0.5;
-    if (option >= 20) r->kl = out(kind_rows[2], XENT_F64);
-    if (k->entry == KIND_TARGETS && (!soft || option == 21)) return 0;
+    if (option == 22) p->target_scale = 0.5;
+    if (option >= 21) r->kl = out(kind_rows[2], XENT_F64);
+    if (k->entry == KIND_TARGETS && (!soft || option == 22)) return 0;
     if (option == 15 && (k->entry == KIND_IN_PLACE || k->entry == KIND_BACKWARD_IN_PLACE)) return 0;
     if ((option == 15 || option == 18 || option == 19) && !gradient) return 0;
     if (option == 18 && (layout != 1 || k->entry == KIND_TARGETS)) return 0;

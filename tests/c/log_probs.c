@@ -150,12 +150,14 @@ static void refusals(void) {
     change;                            \
     FAILS(&f, entries, XENT_ERR_PARAM, word)
     REFUSED(f.problem.z_loss = 0.5, EVERY_ENTRY, "z_loss");
+    REFUSED(f.problem.entropy_bonus = -0.5, EVERY_ENTRY, "entropy_bonus");
     REFUSED(f.problem.softcap = 30, EVERY_ENTRY, "softcap");
     REFUSED(f.problem.logit_scale = 2, EVERY_ENTRY, "logit_scale");
     REFUSED(f.problem.logit_scale = 0.5, EVERY_ENTRY, "logit_scale");
     REFUSED(f.results.lse = f.lse, WITH_RESULTS, "lse");
     REFUSED(f.results.entropy = out(f.entropy, XENT_F64), WITH_RESULTS, "entropy");
     REFUSED(f.results.z_loss = f.z_loss, WITH_RESULTS, "z_loss");
+    REFUSED(f.results.entropy_bonus = f.z_loss, WITH_RESULTS, "entropy_bonus");
 #undef REFUSED
     fixture_init(&f);
     fixture_log_probs(&f);

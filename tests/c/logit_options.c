@@ -1,4 +1,4 @@
-/* Scale, cap and z-loss: values, denominators, and errors. An option that is off changes no bit. */
+/* Scale, cap, z-loss and entropy bonus: values, denominators, and errors. An option that is off changes no bit. */
 #include "reference.h"
 
 enum { rows = 11, classes = 37 };
@@ -18,7 +18,7 @@ static xent_input logits_of(const struct data *d, xent_dtype dtype) {
 }
 
 /* All combinations, in every dtype: each bit of `set` is one option. */
-enum { Z_LOSS = 1, SCALE = 2, CAP = 4, SMOOTHING = 8, WEIGHTS = 16, MASK = 32, DENOMINATORS = 64, COMBINATIONS = 128 };
+enum { Z_LOSS = 1, SCALE = 2, CAP = 4, SMOOTHING = 8, WEIGHTS = 16, MASK = 32, DENOMINATORS = 64, BONUS = 128, COMBINATIONS = 256 };
 
 static void combinations(const struct data *d) {
     for (int k = 0; k < 4; k++)
@@ -29,6 +29,7 @@ static void combinations(const struct data *d) {
                 p.logits = logits_of(d, every_float[k]);
                 p.reduction = reduction;
                 if (set & Z_LOSS) p.z_loss = 0.02;
+                if (set & BONUS) p.entropy_bonus = set & SCALE ? -0.5 : 0.03;
                 if (set & SCALE) p.logit_scale = 0.375;
                 if (set & CAP) p.softcap = 5;
                 if (set & SMOOTHING) p.label_smoothing = 0.2;
@@ -56,22 +57,24 @@ static void neutral(const struct data *d) {
         p.label_smoothing = 0.1;
         q = p;
         q.z_loss = 0;
+        q.entropy_bonus = 0;
         q.softcap = 0;
         q.logit_scale = 1;
-        q.z_normalizer = 3; /* without z-loss this denominator has no effect */
-        double loss[2], z_loss = -7, z_normalizer = -7;
+        q.z_normalizer = 3; /* without z-loss and entropy bonus this denominator has no effect */
+        double loss[2], z_loss = -7, bonus = -7, z_normalizer = -7;
         unsigned char grad[2][rows * classes * sizeof(double)];
         memset(grad, POISON, sizeof grad);
         for (int of = 0; of < 2; of++) {
             xent_results r = XENT_RESULTS_INIT;
             r.loss = &loss[of];
-            if (of) r.z_loss = &z_loss, r.z_normalizer = &z_normalizer;
+            if (of) r.z_loss = &z_loss, r.entropy_bonus = &bonus, r.z_normalizer = &z_normalizer;
             xent_output g = out(grad[of], dtype);
             CHECK_OK(xent_forward_backward(of ? &q : &p, NULL, 1, &r, &g));
         }
         CHECK_BYTES(&loss[1], &loss[0], sizeof loss[0]);
         CHECK_BYTES(grad[1], grad[0], sizeof grad[0]);
         CHECK_NEAR(z_loss, 0, 0);
+        CHECK_NEAR(bonus, 0, 0);
         CHECK_NEAR(z_normalizer, 3, 0);
     }
 }
@@ -116,6 +119,51 @@ static void z_loss_by_hand(void) {
     p.reduction = XENT_SUM;
     CHECK_OK(xent_forward(&p, &r));
     CHECK_NEAR(z_loss, z[0] + 0.5 * z[1], 1e-6);
+}
+
+/* -beta * H and its gradient by hand. Class weights are no part of it, and a mean divides it as z-loss. */
+static void bonus_by_hand(void) {
+    const float x[2][4] = {{0.1f, 0.2f, 0.3f, 0.4f}, {2, 0, 0, 0}};
+    const int64_t targets[2] = {0, 0}, ignored[2] = {-100, -100};
+    const float class_weights[4] = {0, 0, 0, 0}, row_weights[2] = {1, 0.5f};
+    const double entropy[2] = {1.38007081, 0.91828377};
+    double loss = 0, bonus = 0, row_losses[2], lse[2];
+    float grad[2][4], again[2][4];
+    xent_problem p = packed(x[0], 2, 4, targets);
+    p.entropy_bonus = 0.25;
+    p.class_weights = in(class_weights, XENT_F32);
+    p.row_weights = in(row_weights, XENT_F32);
+    p.normalizer = 1;
+    xent_results r = XENT_RESULTS_INIT;
+    r.loss = &loss;
+    r.entropy_bonus = &bonus;
+    r.row_losses = out(row_losses, XENT_F64);
+    r.lse = lse;
+    xent_output g = out(grad, XENT_F32), g_again = out(again, XENT_F32);
+    CHECK_OK(xent_forward_backward(&p, NULL, 1, &r, &g));
+    CHECK_NEAR(bonus, -0.25 * (entropy[0] + 0.5 * entropy[1]) / 1.5, 1e-6);
+    CHECK_NEAR(loss, bonus, 0);
+    CHECK_NEAR(row_losses[0], -0.25 * entropy[0], 1e-6);
+    CHECK_NEAR(row_losses[1], -0.125 * entropy[1], 1e-6);
+    CHECK_OK(xent_backward(&p, lse, NULL, 1, &g_again));
+    for (int i = 0; i < 2; i++)
+        for (int c = 0; c < 4; c++) {
+            double log_p = x[i][c] - lse[i];
+            double by_hand = 0.25 * row_weights[i] / 1.5 * exp(log_p) * (log_p + entropy[i]);
+            CHECK_NEAR(grad[i][c], by_hand, 1e-7);
+            CHECK_NEAR(again[i][c], by_hand, 1e-7);
+        }
+    p.z_normalizer = 6;
+    p.entropy_bonus = -0.25;
+    CHECK_OK(xent_forward(&p, &r));
+    CHECK_NEAR(bonus, 0.25 * (entropy[0] + 0.5 * entropy[1]) / 6, 1e-6);
+    /* nothing comes of ignored rows */
+    p.targets = in(ignored, XENT_I64);
+    p.z_normalizer = 0;
+    p.flags = XENT_FLAG_EMPTY_IS_ZERO;
+    CHECK_OK(xent_forward_backward(&p, NULL, 1, &r, &g));
+    CHECK_NEAR(bonus, 0, 0);
+    for (int c = 0; c < 8; c++) CHECK_NEAR(grad[c / 4][c % 4], 0, 0);
 }
 
 /* Nothing to average: each part is NaN, 0 if asked for, 0 where a denominator was given; and z-loss
@@ -226,6 +274,9 @@ static void refusals(void) {
     REFUSED(z_loss, -0.5, "-0.5");
     REFUSED(z_loss, INFINITY, "inf");
     REFUSED(z_loss, NAN, "NaN");
+    REFUSED(entropy_bonus, INFINITY, "inf");
+    REFUSED(entropy_bonus, -INFINITY, "-inf");
+    REFUSED(entropy_bonus, NAN, "NaN");
     REFUSED(softcap, -30.5, "-30.5");
     REFUSED(softcap, INFINITY, "inf");
     REFUSED(softcap, NAN, "NaN");
@@ -265,6 +316,7 @@ int main(void) {
     combinations(&d);
     neutral(&d);
     z_loss_by_hand();
+    bonus_by_hand();
     empty();
     order();
     extremes();

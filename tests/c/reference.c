@@ -9,7 +9,7 @@ static int64_t indices[positions];
 static uint8_t mask[positions] = {1, 1, 0, 1};
 
 /* One problem for each combination of these. */
-enum { SOFT = 1, SMOOTH = 2, WEIGHTS = 4, MASK = 8, Z_LOSS = 16, SCALE = 32, CAP = 64, LOG_PROBS = 128, ALL = 256 };
+enum { SOFT = 1, SMOOTH = 2, WEIGHTS = 4, MASK = 8, Z_LOSS = 16, SCALE = 32, CAP = 64, LOG_PROBS = 128, BONUS = 256, ALL = 512 };
 
 static double loss_of(const xent_problem *p) {
     struct expected e = reference(p, NULL, 1, NULL);
@@ -34,7 +34,7 @@ static void slopes(const xent_problem *p, double *values, const double *gradient
 static void gradients(void) {
     for (unsigned set = 0; set < ALL; set++)
         for (xent_reduction reduction = XENT_MEAN; reduction < XENT_NONE; reduction++) {
-            if ((set & LOG_PROBS) && (set & (Z_LOSS | SCALE | CAP))) continue;
+            if ((set & LOG_PROBS) && (set & (Z_LOSS | SCALE | CAP | BONUS))) continue;
             xent_problem p = XENT_PROBLEM_INIT;
             p.rows = rows;
             p.classes = classes;
@@ -46,6 +46,7 @@ static void gradients(void) {
             if (set & WEIGHTS) p.class_weights = in(class_weights, XENT_F64), p.row_weights = in(row_weights, XENT_F64);
             if (set & MASK) p.row_mask = in(mask, XENT_U8), p.normalizer = 2.5;
             if (set & Z_LOSS) p.z_loss = 0.3, p.z_normalizer = set & MASK ? 1.5 : 0;
+            if (set & BONUS) p.entropy_bonus = -0.4;
             if (set & SCALE) p.logit_scale = 0.7;
             if (set & CAP) p.softcap = 2;
             if (set & LOG_PROBS) p.flags = XENT_FLAG_LOG_PROBS;

@@ -9,12 +9,12 @@
 #include <float.h>
 
 struct expected {
-    double loss, z_loss, normalizer, z_normalizer;
+    double loss, z_loss, entropy_bonus, normalizer, z_normalizer;
     uint64_t kept_rows, correct;
     int64_t *argmax;                                               /* [rows, inner] */
     double *row_losses, *lse, *entropy;                            /* ... */
     double *row_tolerances, *lse_tolerances, *entropy_tolerances;  /* ... */
-    double loss_tolerance, z_tolerance;
+    double loss_tolerance, z_tolerance, bonus_tolerance;
     double *grad, *grad_targets; /* [rows, classes, inner] */
     double *grad_terms;          /* the largest term of each entry: its errors are relative to that */
     double *lse_terms;           /* the same for a backward from lse, which cannot keep p - 1 small */
@@ -170,7 +170,7 @@ static inline struct expected reference(const xent_problem *p, const xent_input 
     double *z = numbers(classes), *x = numbers(classes), *slope = numbers(classes);
     double *mass = numbers(classes), *even = numbers(classes); /* of the target; of smoothing in it */
     double smoothing = p->label_smoothing, ce_tolerance = 0;
-    long double ce_sum = 0, z_sum = 0;
+    long double ce_sum = 0, z_sum = 0, bonus_sum = 0;
     for (size_t i = 0; i < rows; i++) {
         double max = -INFINITY, error = 0, steep = 0;
         long double scaled = 0, entropy = 0, lse = 0;
@@ -225,10 +225,14 @@ static inline struct expected reference(const xent_problem *p, const xent_input 
         tolerance += fabs(weight) * 2 * error * largest * (double)classes;
         ce_tolerance += tolerance;
         e.z_tolerance += z_tolerance;
-        e.row_tolerances[i] = tolerance + z_tolerance;
-        e.row_losses[i] = times(weight, ce) + z_part;
+        double bonus = times(-weight * p->entropy_bonus, e.entropy[i]);
+        double bonus_tolerance = fabs(weight * p->entropy_bonus) * e.entropy_tolerances[i];
+        e.bonus_tolerance += bonus_tolerance;
+        e.row_tolerances[i] = tolerance + z_tolerance + bonus_tolerance;
+        e.row_losses[i] = times(weight, ce) + z_part + bonus;
         ce_sum += times(weight, ce);
         z_sum += z_part;
+        bonus_sum += bonus;
 
         double scale = grad_scale * weight;
         if (grad_output && grad_output->data)
@@ -236,6 +240,7 @@ static inline struct expected reference(const xent_problem *p, const xent_input 
                                                : get(grad_output->data, grad_output->dtype, 0);
         double ce_scale = mean ? scale / e.normalizer : scale;
         double z_scale = !(p->z_loss > 0) ? 0 : mean ? scale / e.z_normalizer : scale;
+        double bonus_scale = p->entropy_bonus * (mean ? scale / e.z_normalizer : scale);
         for (size_t c = 0; c < classes; c++) {
             size_t at = (i / p->inner * classes + c) * p->inner + i % p->inner;
             double before = prior ? prior[at] : 0, factor = class_weight(p, c) * (1 - smoothing) * ce_scale;
@@ -265,19 +270,24 @@ static inline struct expected reference(const xent_problem *p, const xent_input 
                 shared = larger(largest * probability, fabs(mass[c]));
             }
             double by_z = 2 * p->z_loss * (double)lse * probability;
-            e.grad[at] = before + slope[c] * (ce_scale * (by_target + by_all) + z_scale * by_z);
+            double by_bonus = bonus_scale * times(probability, (double)(x[c] - lse) + e.entropy[i]);
+            double bonus_term = bonus_scale * times(probability, 1 + (double)(lse - x[c]) + e.entropy[i]);
+            e.grad[at] = before + slope[c] * (ce_scale * (by_target + by_all) + z_scale * by_z + by_bonus);
             shared = larger(fabs(before), slope[c] * larger(fabs(z_scale * by_z), fabs(ce_scale) * shared));
+            shared = larger(shared, slope[c] * fabs(bonus_term));
             e.grad_terms[at] = larger(shared, slope[c] * fabs(ce_scale * by_target));
             e.lse_terms[at] = larger(shared, slope[c] * fabs(ce_scale) * e.lse_terms[at]);
         }
     }
     e.z_loss = (double)(mean && p->z_loss > 0 ? z_sum / e.z_normalizer : z_sum);
+    e.entropy_bonus = (double)(mean && fabs(p->entropy_bonus) > 0 ? bonus_sum / e.z_normalizer : bonus_sum);
     e.loss = (double)(mean ? ce_sum / e.normalizer : ce_sum);
     if (mean) ce_tolerance /= fabs(e.normalizer);
     if (mean && p->z_loss > 0) e.z_tolerance /= fabs(e.z_normalizer);
-    e.loss_tolerance = ce_tolerance + e.z_tolerance;
-    if (e.kept_rows == 0 && mean && (p->flags & XENT_FLAG_EMPTY_IS_ZERO)) e.loss = e.z_loss = 0;
-    e.loss += e.z_loss;
+    if (mean && fabs(p->entropy_bonus) > 0) e.bonus_tolerance /= fabs(e.z_normalizer);
+    e.loss_tolerance = ce_tolerance + e.z_tolerance + e.bonus_tolerance;
+    if (e.kept_rows == 0 && mean && (p->flags & XENT_FLAG_EMPTY_IS_ZERO)) e.loss = e.z_loss = e.entropy_bonus = 0;
+    e.loss += e.z_loss + e.entropy_bonus;
     free(z);
     free(x);
     free(slope);
@@ -375,7 +385,7 @@ static inline void check_problem(const char *file, int line, const xent_problem 
     struct expected e = reference(&p, grad_output, grad_scale, prior);
 
     double *row_losses[2], *lse[2], *entropy[2];
-    double loss[2] = {0}, z_loss[2] = {0}, normalizer[2] = {0}, z_normalizer[2] = {0};
+    double loss[2] = {0}, z_loss[2] = {0}, bonus[2] = {0}, normalizer[2] = {0}, z_normalizer[2] = {0};
     int64_t *argmax[2];
     uint64_t kept_rows[2] = {0}, correct[2] = {0};
     void *grad[2];
@@ -392,7 +402,7 @@ static inline void check_problem(const char *file, int line, const xent_problem 
         r.normalizer = &normalizer[fused];
         r.kept_rows = &kept_rows[fused];
         if (all) {
-            if (p.reduction != XENT_NONE && !log_probs) r.z_loss = &z_loss[fused];
+            if (p.reduction != XENT_NONE && !log_probs) r.z_loss = &z_loss[fused], r.entropy_bonus = &bonus[fused];
             if (!log_probs) r.entropy = out(entropy[fused], XENT_F64);
             if (has_indices(&p)) r.correct = &correct[fused];
             r.z_normalizer = &z_normalizer[fused];
@@ -413,6 +423,7 @@ static inline void check_problem(const char *file, int line, const xent_problem 
         }
         if (r.loss) check_near(file, line, loss[fused], e.loss, e.loss_tolerance);
         if (r.z_loss) check_near(file, line, z_loss[fused], e.z_loss, e.z_tolerance);
+        if (r.entropy_bonus) check_near(file, line, bonus[fused], e.entropy_bonus, e.bonus_tolerance);
         if (r.correct) check_u64(file, line, correct[fused], e.correct);
         if (r.z_normalizer) check_near(file, line, z_normalizer[fused], e.z_normalizer, 1e-12 * fabs(e.z_normalizer));
         check_near(file, line, normalizer[fused], e.normalizer, 1e-12 * fabs(e.normalizer));

@@ -40,13 +40,13 @@ static void check_cut(const xent_problem *p, const size_t *cuts, int shards, con
         }
     }
 
-    double loss = 7, z_loss = 7, normalizer = 7, z_normalizer = 7;
+    double loss = 7, z_loss = 7, bonus = 7, normalizer = 7, z_normalizer = 7;
     uint64_t kept_rows = 7, correct = 7;
     double *row_losses = poisoned(rows * sizeof(double)), *lse = poisoned(rows * sizeof(double));
     double *entropy = poisoned(rows * sizeof(double));
     int64_t *argmax = poisoned(rows * sizeof(int64_t));
     xent_results r = XENT_RESULTS_INIT;
-    if (p->reduction != XENT_NONE) r.loss = &loss, r.z_loss = &z_loss;
+    if (p->reduction != XENT_NONE) r.loss = &loss, r.z_loss = &z_loss, r.entropy_bonus = &bonus;
     if (has_indices(p)) r.correct = &correct;
     r.row_losses = out(row_losses, XENT_F64);
     r.lse = lse;
@@ -66,6 +66,7 @@ static void check_cut(const xent_problem *p, const size_t *cuts, int shards, con
     }
     if (r.loss) CHECK_NEAR(loss, e.loss, e.loss_tolerance + 1e-12);
     if (r.loss) CHECK_NEAR(z_loss, e.z_loss, e.z_tolerance + 1e-12);
+    if (r.loss) CHECK_NEAR(bonus, e.entropy_bonus, e.bonus_tolerance + 1e-12);
     if (r.correct) CHECK_U64(correct, e.correct);
     CHECK_NEAR(normalizer, e.normalizer, 1e-12 * fabs(e.normalizer));
     CHECK_NEAR(z_normalizer, e.z_normalizer, 1e-12 * fabs(e.z_normalizer));
@@ -113,7 +114,7 @@ static void every_option(size_t rows, size_t classes, size_t inner, xent_dtype d
         targets[i] = i % 5 == 3 ? -100 : (int64_t)(random_u64(&state) % classes);
         mask[i] = i % 7 != 2;
     }
-    for (unsigned chosen = 0; chosen < 32; chosen++) {
+    for (unsigned chosen = 0; chosen < 64; chosen++) {
         xent_problem p = packed(NULL, rows, classes, targets);
         p.logits = in(logits, dtype);
         p.inner = inner;
@@ -123,6 +124,7 @@ static void every_option(size_t rows, size_t classes, size_t inner, xent_dtype d
         if (chosen & 4) p.row_weights = in(by_row, XENT_F32), p.row_mask = in(mask, XENT_U8);
         if (chosen & 8) p.z_loss = 0.01, p.softcap = 5, p.logit_scale = 0.75;
         if (chosen & 16) p.targets = in(probabilities, XENT_F32);
+        if (chosen & 32) p.entropy_bonus = 0.3;
         xent_input grad_output = in(by_row, XENT_F32);
         check_cuts(&p, p.reduction == XENT_NONE ? &grad_output : NULL);
     }

@@ -229,7 +229,8 @@ void log_probs() {
     xent::results out;
     out.lse = lse.data();
     CHECK_THROWS(XENT_ERR_PARAM, "lse", xent::forward(logp, classes, targets, out, o));
-    for (double xent::options::*member : {&xent::options::z_loss, &xent::options::softcap, &xent::options::logit_scale}) {
+    for (double xent::options::*member : {&xent::options::z_loss, &xent::options::softcap, &xent::options::logit_scale,
+                                           &xent::options::entropy_bonus}) {
         xent::options bad = o;
         bad.*member = 2;
         CHECK_THROWS(XENT_ERR_PARAM, "", xent::forward_backward(logp, classes, targets, grad, bad));

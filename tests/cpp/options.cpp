@@ -25,6 +25,7 @@ void defaults() {
     CHECK_NEAR(o.normalizer, p.normalizer, 0);
     CHECK_NEAR(o.z_normalizer, p.z_normalizer, 0);
     CHECK_NEAR(o.z_loss, p.z_loss, 0);
+    CHECK_NEAR(o.entropy_bonus, p.entropy_bonus, 0);
     CHECK_NEAR(o.softcap, p.softcap, 0);
     CHECK_NEAR(o.logit_scale, p.logit_scale, 0);
     CHECK(!o.log_probs && !o.empty_is_zero && !o.accumulate && !o.zero_padding && p.flags == 0);

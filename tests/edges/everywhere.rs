@@ -122,6 +122,7 @@ pub struct Got {
     pub half_ulp: f64,
     pub loss: f64,
     pub z_loss: f64,
+    pub entropy_bonus: f64,
     pub normalizer: f64,
     pub z_normalizer: f64,
     pub kept_rows: u64,
@@ -165,6 +166,7 @@ impl<T: Float> Problem<'_, T> {
             .ignore_index(case.ignore_index)
             .label_smoothing(case.label_smoothing)
             .z_loss(case.z_loss)
+            .entropy_bonus(case.entropy_bonus)
             .softcap(case.softcap)
             .logit_scale(case.logit_scale)
             .normalizer(case.normalizer)
@@ -227,6 +229,7 @@ impl<T: Float> Problem<'_, T> {
         call(Results {
             loss: reduced.then_some(&mut got.loss),
             z_loss: (reduced && softmax).then_some(&mut got.z_loss),
+            entropy_bonus: (reduced && softmax).then_some(&mut got.entropy_bonus),
             normalizer: has_targets.then_some(&mut got.normalizer),
             z_normalizer: has_targets.then_some(&mut got.z_normalizer),
             kept_rows: has_targets.then_some(&mut got.kept_rows),
@@ -375,6 +378,8 @@ impl Got {
             self.close("loss", self.loss, want.loss, total / divisor);
             if !case.log_probs {
                 self.close("z_loss", self.z_loss, want.z_loss, total / divisor);
+                let (got, want) = (self.entropy_bonus, want.entropy_bonus);
+                self.close("entropy_bonus", got, want, total / divisor);
             }
         }
         if case.reduction == Reduction::Mean && want.normalizer == 0.0 && want.kept_rows > 0 {

@@ -15,6 +15,7 @@ It takes half a minute or so, runs on one thread of a CPU, and writes next to it
     softmax.txt     Softmax and LogSoftmax over any axis, forward and backward
     composed.txt    what PyTorch has no single call for, composed of its operations: z-loss, softcap,
                     logit scale, row weights and masks, smoothed NLL, lse, entropy, argmax
+    bonus.txt       the entropy bonus, composed of PyTorch's operations too
     intro.txt       the examples with which PyTorch's documentation introduces its losses
     linear.txt      linear layers: F.linear and CrossEntropyLoss, the same composed as in composed.txt, and
                     F.linear_cross_entropy in chunks
@@ -51,7 +52,7 @@ Of cross_entropy; what is absent has its default:
     logits      [N, C, d..], or the log-probabilities where log_probs=1
     targets     i64 [N, d..], or floats [N, C, d..]
     weights, row_weights, row_mask, upstream (the gradient of the loss, or of each row loss)
-    ignore, eps, z, cap, scale, normalizer, z_normalizer, reduction (mean, sum, none)
+    ignore, eps, z, beta, cap, scale, normalizer, z_normalizer, reduction (mean, sum, none)
     wide        1: PyTorch widened halves to f32 first, so its loss is f32
     torch_X, X  PyTorch's and the exact result, for X of loss, rows (row losses), grad, grad_targets,
                 lse, entropy; argmax is PyTorch's and exact
@@ -185,6 +186,7 @@ def exact_cross_entropy(o, axes):
     C = axes.classes
     x = numbers(o["logits"])
     scale, cap, lam = (mpf(o.get(key, default)) for key, default in [("scale", 1), ("cap", 0), ("z", 0)])
+    beta = mpf(o.get("beta", 0))
     eps = mpf(o.get("eps", 0.0))
     w = numbers(o["weights"]) if "weights" in o else [mpf(1)] * C
     rows = axes.rows * axes.inner
@@ -210,7 +212,7 @@ def exact_cross_entropy(o, axes):
     out = {"rows": [], "lse": [], "entropy": [], "argmax": []}
     out["grad"] = [mpf(0)] * len(x)
     out["grad_targets"] = [mpf(0)] * len(x)
-    ce_total, z_total = mpf(0), mpf(0)
+    ce_total, z_total, bonus_total = mpf(0), mpf(0), mpf(0)
     for row, k in axes.positions():
         i, at = row * axes.inner + k, axes.of(row, k)
         stored = [x[j] for j in at]
@@ -241,8 +243,10 @@ def exact_cross_entropy(o, axes):
         if not log_probs and mpmath.isnan(log_p[0]):
             ce = mp.nan
         z = times(r[i] * lam, lse * lse)
-        ce_total, z_total = ce_total + ce, z_total + z
-        out["rows"].append(ce + z)
+        entropy = mpf(0) if log_probs else out["entropy"][-1]
+        bonus = times(-beta, r[i] * entropy)
+        ce_total, z_total, bonus_total = ce_total + ce, z_total + z, bonus_total + bonus
+        out["rows"].append(ce + z + bonus)
         total = mpmath.fsum(mass)
         factor = upstream[i] * r[i]
         mean = reduction == "mean"
@@ -256,13 +260,17 @@ def exact_cross_entropy(o, axes):
                 if lam != 0:
                     gz = 2 * lam * lse * p[c] * factor
                     g += over(gz, z_normalizer) if mean else gz
+                if beta != 0:
+                    gb = beta * times(p[c], log_p[c] + entropy) * factor
+                    g += over(gb, z_normalizer) if mean else gb
                 out["grad"][j] = g * slope[c]
             gt = times(w[c] * (1 - eps), -log_p[c] * factor)
             out["grad_targets"][j] = over(gt, normalizer) if mean else gt
     if targets is not None and reduction == "mean":
-        out["loss"] = [over(ce_total, normalizer) + (over(z_total, z_normalizer) if lam != 0 else 0)]
+        part = lambda weight, total: over(total, z_normalizer) if weight != 0 else 0
+        out["loss"] = [over(ce_total, normalizer) + part(lam, z_total) + part(beta, bonus_total)]
     elif targets is not None and reduction == "sum":
-        out["loss"] = [ce_total + z_total]
+        out["loss"] = [ce_total + z_total + bonus_total]
     if targets is None:
         del out["rows"], out["grad"]
     if log_probs:
@@ -375,6 +383,8 @@ def torch_composed(o, dtype):
         kept = kept * (t != o.get("ignore", -100)).to(wide)
     r = r * kept
     z = o.get("z", 0.0) * lse**2 if o.get("z", 0.0) else torch.zeros_like(ce)
+    if o.get("beta"):
+        z = z - o["beta"] * out["entropy"]  # which has the denominator of z-loss
     if o.get("reduction", "mean") == "none":
         loss = r * (ce + z)
     else:
@@ -383,7 +393,7 @@ def torch_composed(o, dtype):
             w_y = ones if soft or "weights" not in o else args["weight"][t.clamp(min=0)]
             ce_loss = ce_loss / (o.get("normalizer") or (r * w_y).sum())
             z_loss = z_loss / (o.get("z_normalizer") or r.sum())
-        loss = ce_loss + z_loss if o.get("z", 0.0) else ce_loss
+        loss = ce_loss + z_loss if o.get("z") or o.get("beta") else ce_loss
         out["loss"] = loss
     out["rows"] = r * (ce + z)
     upstream = as_type(o["upstream"], wide) if "upstream" in o else torch.ones_like(loss)
@@ -991,6 +1001,57 @@ def composed():
     file.close()
 
 
+def bonus():
+    file = File("bonus.txt")
+    torch.manual_seed(8)
+    betas = itertools.cycle([0.01, -0.5, 1.0])
+    shapes = [[5], [4, 5], [2, 4, 3], [1, 35, 2], [1, 130]]
+    for n, (shape, dtype, sort) in enumerate(itertools.product(shapes, DTYPES, ["index", "soft"])):
+        if shape == [1, 130] and (sort == "soft") == (dtype in (F64, BF16)):
+            continue
+        dim = 0 if len(shape) == 1 else 1
+        soft = (1.5 * torch.softmax(normal(shape, F64), dim)).to(F32)
+        options = {"logits": normal(shape, dtype, 3.0), "beta": next(betas)}
+        options["targets"] = with_ignored(indices(shape), -100) if sort == "index" else soft
+        options["reduction"] = REDUCTIONS[n % 3]
+        options |= [{}, {"scale": 0.7}, {"cap": 2.5, "scale": 1.75}, {"z": 1e-2}][n // 2 % 4]
+        if n % 5 == 1 and len(shape) > 1:
+            options |= {"eps": 0.1, "weights": some_weights(shape[dim], F32, signed=True)}
+        upstream_for(options, shape, F64 if dtype == F64 else F32)
+        name = label("x".join(map(str, shape)), NAMES[dtype], sort, options["reduction"])
+        cross_entropy(file, name, options, composed=True)
+
+    for dtype, reduction in itertools.product(DTYPES, REDUCTIONS):
+        shape, d = [2, 4, 3], NAMES[dtype]
+        options = {"logits": normal(shape, dtype), "targets": with_ignored(indices(shape), -100)}
+        options |= {"row_weights": (torch.rand([2, 3]) * 2).to(F32), "row_mask": torch.tensor([[1, 1, 1], [0, 1, 1]])}
+        options |= {"reduction": reduction, "beta": 0.25}
+        upstream_for(options, shape, F32)
+        cross_entropy(file, label("rows-mask", d, reduction), options, composed=True)
+        if reduction == "mean":
+            given = {**options, "normalizer": 11.0, "z_normalizer": 7.0}
+            cross_entropy(file, label("normalizers", d), given, composed=True)
+
+    for dtype in DTYPES:
+        d = NAMES[dtype]
+
+        def case(name, logits, targets, differs=None, **options):
+            options |= {"logits": torch.tensor(logits).to(dtype), "targets": torch.tensor(targets)}
+            options = {"beta": 0.5, "reduction": "sum"} | options
+            cross_entropy(file, f"{name}/{d}", options, composed=True, differs=differs)
+
+        case("equal", [[1.5] * 4, [-3.0] * 4], [0, 3], beta=-2.0)
+        case("dominant", [[40.0, 0.0, -1.0, 2.0], [0.5, 12.0, 0.0, 1.0]], [0, 0])
+        case("one-class", [[3.0], [-2.0]], [0, 0])
+        case("offset", [[32768.0, 32512.0, 32768.0, 0.0], [-32768.0, -32768.0, -32512.0, -32768.0]], [0, 2])
+        case("low", [[-INF, 1.0, 2.0, -INF], [1.0, -INF, -INF, 1.0]], [1, 0], "zero-times-infinity")
+        case("nan", [[0.5, 1.0, 2.0, 0.0], [NAN, 1.0, 2.0, 0.0], [1.0, INF, 2.0, 0.0], [0.0, 1.0, 0.5, -1.0]], [0, 1, 2, 3])
+        # Composed, the gradient of a mean over no rows is 0*NaN.
+        for reduction in ["sum", "none"]:
+            case(f"all-ignored/{reduction}", [[1.0, 2.0], [0.0, 3.0]], [-100, -100], reduction=reduction)
+    file.close()
+
+
 def introductions():
     file = File("intro.txt")
     torch.manual_seed(0)
@@ -1148,3 +1209,4 @@ if __name__ == "__main__":
     composed()
     introductions()
     linear_layers()
+    bonus()

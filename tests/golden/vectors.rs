@@ -18,6 +18,7 @@ pub const SOFT: Source = ("soft.txt", include_str!("soft.txt"));
 pub const NLL: Source = ("nll.txt", include_str!("nll.txt"));
 pub const SOFTMAX: Source = ("softmax.txt", include_str!("softmax.txt"));
 pub const COMPOSED: Source = ("composed.txt", include_str!("composed.txt"));
+pub const BONUS: Source = ("bonus.txt", include_str!("bonus.txt"));
 pub const INTRO: Source = ("intro.txt", include_str!("intro.txt"));
 pub const LINEAR: Source = ("linear.txt", include_str!("linear.txt"));
 
@@ -285,6 +286,7 @@ impl Case {
             ignore_index: self.ignore_index(),
             label_smoothing: self.number("eps", 0.0),
             z_loss: self.number("z", 0.0),
+            entropy_bonus: self.number("beta", 0.0),
             softcap: self.number("cap", 0.0),
             logit_scale: self.number("scale", 1.0),
             normalizer: self.number("normalizer", 0.0),
@@ -324,6 +326,7 @@ impl Case {
             ignore_index: self.ignore_index(),
             label_smoothing: self.number("eps", 0.0),
             z_loss: self.number("z", 0.0),
+            entropy_bonus: self.number("beta", 0.0),
             softcap: self.number("cap", 0.0),
             logit_scale: self.number("scale", 1.0),
             normalizer: self.number("normalizer", 0.0),

@@ -58,6 +58,10 @@ pub struct Problem {
     pub reduction: u32,
     pub threads: u32,
     pub pool: *const c_void,
+    pub target_classes: View,
+    pub target_count: usize,
+    pub target_scale: f64,
+    pub entropy_bonus: f64,
 }
 
 #[repr(C)]
@@ -74,6 +78,8 @@ pub struct Results {
     pub argmax: *mut c_void,
     pub correct: *mut c_void,
     pub entropy: View,
+    pub kl: View,
+    pub entropy_bonus: *mut c_void,
 }
 
 #[repr(C)]
@@ -110,8 +116,13 @@ pub struct Shape {
 }
 
 // The sizes of the first release.
-const _: () = assert!(size_of::<Problem>() == 304);
-const _: () = assert!(size_of::<Results>() == 152);
+/// The size of a problem in the first release.
+pub const FIRST_PROBLEM: usize = 304;
+/// That of the results.
+pub const FIRST_RESULTS: usize = 152;
+
+const _: () = assert!(size_of::<Problem>() == 368);
+const _: () = assert!(size_of::<Results>() == 200);
 const _: () = assert!(size_of::<Shape>() == 48);
 const _: () = assert!(size_of::<Linear>() == 144);
 const _: () = assert!(size_of::<LinearGrads>() == 128);

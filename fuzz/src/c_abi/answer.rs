@@ -215,6 +215,7 @@ fn task(arguments: &Arguments, reader: &Reader, logits: operand::Operand) -> Tas
         ignore_index: p.ignore_index,
         label_smoothing: p.label_smoothing,
         z_loss: p.z_loss,
+        entropy_bonus: p.entropy_bonus,
         softcap: p.softcap,
         logit_scale: p.logit_scale,
         log_probs: p.flags & abi::LOG_PROBS != 0,
@@ -506,6 +507,7 @@ fn compare(reader: &Reader, want: &Answer) {
     let reals = [
         ("loss", want.loss),
         ("z_loss", want.z_loss),
+        ("entropy_bonus", want.entropy_bonus),
         ("normalizer", want.normalizer),
         ("z_normalizer", want.z_normalizer),
         ("kept_rows", want.kept_rows.map(|n| n as f64)),

@@ -79,11 +79,11 @@ pub enum Handed {
 }
 
 impl Handed {
-    /// What is wrong with a struct of `own` bytes.
-    fn fault(self, own: usize) -> Option<i32> {
+    /// What is wrong with a struct of `own` bytes, of which the first release had `first`.
+    fn fault(self, first: usize, own: usize) -> Option<i32> {
         match self {
             Handed::Null => Some(abi::NULL),
-            Handed::Sized { size, .. } if (size as usize) < own => Some(abi::STRUCT),
+            Handed::Sized { size, .. } if (size as usize) < first => Some(abi::STRUCT),
             Handed::Sized { size, clean } if size as usize > own && !clean => Some(abi::STRUCT),
             Handed::Sized { .. } => None,
         }
@@ -313,6 +313,7 @@ impl Arguments {
                 packed("argmax", r.argmax, abi::I64, Axes::Rows),
                 scalar("correct", r.correct, abi::I64),
                 output("entropy", r.entropy, Axes::Rows, LOSSES),
+                scalar("entropy_bonus", r.entropy_bonus, abi::F64),
             ]);
         }
         all
@@ -328,8 +329,10 @@ impl Arguments {
 
     fn needs_targets(&self) -> bool {
         let asks = |r: &Results| {
-            let scalars = [r.loss, r.z_loss, r.normalizer, r.z_normalizer, r.kept_rows, r.correct];
-            !r.row_losses.data.is_null() || scalars.iter().any(|to| !to.is_null())
+            let denominators = [r.normalizer, r.z_normalizer, r.kept_rows];
+            let losses = [r.loss, r.z_loss, r.entropy_bonus, r.correct];
+            let mut scalars = losses.into_iter().chain(denominators);
+            !r.row_losses.data.is_null() || scalars.any(|to| !to.is_null())
         };
         self.has_gradient() || self.wanted().is_some_and(asks)
     }
@@ -347,13 +350,14 @@ impl Arguments {
     fn fault_of_layer(&self) -> Option<i32> {
         let mut faults = Vec::new();
         if self.is_linear() {
-            faults.push(self.linear_handed.fault(size_of::<Linear>()));
+            faults.push(self.linear_handed.fault(size_of::<Linear>(), size_of::<Linear>()));
             if self.linear_handed != Handed::Null && self.linear.flags > 7 {
                 faults.push(Some(abi::STRUCT));
             }
         }
         if self.is_linear() && self.has_gradient() {
-            faults.push(self.grads_handed.fault(size_of::<LinearGrads>()));
+            faults
+                .push(self.grads_handed.fault(size_of::<LinearGrads>(), size_of::<LinearGrads>()));
         }
         let faults: Vec<i32> = faults.into_iter().flatten().collect();
         let has_struct = faults.contains(&abi::STRUCT);
@@ -385,9 +389,11 @@ impl Arguments {
     /// The outcomes that the header allows. They leave open whether targets are in range.
     pub fn verdict(&self) -> Verdict {
         let just = |code: i32| Verdict { codes: vec![code] };
-        let problem_bytes =
-            if self.is_softmax() { size_of::<Shape>() } else { size_of::<Problem>() };
-        if let Some(fault) = self.first.fault(problem_bytes) {
+        let (first, own) = match self.is_softmax() {
+            true => (size_of::<Shape>(), size_of::<Shape>()),
+            false => (abi::FIRST_PROBLEM, size_of::<Problem>()),
+        };
+        if let Some(fault) = self.first.fault(first, own) {
             return just(fault);
         }
         let known = if self.is_softmax() { 0 } else { 15 };
@@ -396,7 +402,8 @@ impl Arguments {
         }
         let mut faults = vec![self.fault_of_layer()];
         if self.has_results() {
-            let fault = self.results_handed.fault(size_of::<Results>());
+            let own = size_of::<Results>();
+            let fault = self.results_handed.fault(abi::FIRST_RESULTS, own);
             let may_be_null = fault == Some(abi::NULL) && self.has_optional_results();
             faults.push(fault.filter(|_| !may_be_null));
         }
@@ -459,6 +466,7 @@ impl Arguments {
         let ranges = (0.0..=1.0).contains(&p.label_smoothing)
             && [p.z_loss, p.softcap, p.normalizer, p.z_normalizer].into_iter().all(finite)
             && p.logit_scale.is_finite()
+            && p.entropy_bonus.is_finite()
             && p.logit_scale > 0.0
             && (!self.has_gradient() || self.grad_scale.is_finite());
         if !ranges || p.reduction > 2 {
@@ -484,12 +492,14 @@ impl Arguments {
         if (self.has_states() && log_probs) || (self.is_linear() && p.flags & of_stored != 0) {
             return true;
         }
-        if log_probs && (p.z_loss != 0.0 || p.softcap != 0.0 || p.logit_scale != 1.0) {
+        let changes = p.softcap != 0.0 || p.logit_scale != 1.0;
+        if log_probs && (p.z_loss != 0.0 || p.entropy_bonus != 0.0 || changes) {
             return true;
         }
         self.wanted().is_some_and(|r| {
-            let reduced = !r.loss.is_null() || !r.z_loss.is_null();
-            let of_softmax = !r.lse.is_null() || !r.z_loss.is_null() || !r.entropy.data.is_null();
+            let parts = !r.z_loss.is_null() || !r.entropy_bonus.is_null();
+            let reduced = !r.loss.is_null() || parts;
+            let of_softmax = !r.lse.is_null() || parts || !r.entropy.data.is_null();
             (p.reduction == 2 && reduced)
                 || (log_probs && of_softmax)
                 || (!r.correct.is_null() && !aims_at_indices && has_rows)

@@ -161,6 +161,10 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         reduction: h.bytes.pick(&[0, 1, 2]),
         threads: h.bytes.pick(&[1, 0, 2, 3, u32::MAX]),
         pool: if h.bytes.flag() { pool } else { ptr::null() },
+        target_classes: View::ABSENT,
+        target_count: 0,
+        target_scale: 0.0,
+        entropy_bonus: 0.0,
     };
     if problem.flags & abi::LOG_PROBS != 0 && !h.strikes() {
         (problem.z_loss, problem.softcap, problem.logit_scale) = (0.0, 0.0, 1.0);
@@ -210,6 +214,8 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         argmax: ptr::null_mut(),
         correct: ptr::null_mut(),
         entropy: View::ABSENT,
+        kl: View::ABSENT,
+        entropy_bonus: ptr::null_mut(),
     };
 
     // The dtypes of the operands, before any fault.
@@ -400,6 +406,27 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
     if asked & when(has_lse, 1024) != 0 {
         let dtype = h.bytes.pick(&[0, 1]);
         r.entropy = place.draw(h, "entropy", dtype, Axes::Rows, true);
+    }
+    // Drawn last, so that older seeds still make the same calls.
+    r.entropy_bonus =
+        to(when(can_reduce && has_lse && has_targets, 2048), h, &mut place, abi::F64, Axes::One);
+    problem.entropy_bonus = h.bytes.pick(&[0.0, 0.0, 0.01, -2.0]);
+    if !has_lse && !h.strikes() {
+        problem.entropy_bonus = 0.0;
+    }
+    if h.strikes() {
+        problem.entropy_bonus = h.bytes.pick(&REALS);
+    }
+    // Members that the caller's header does not know, in whole or in part.
+    let knows = |handed: Handed, own: usize| match handed {
+        Handed::Sized { size, .. } => size as usize >= own,
+        Handed::Null => true,
+    };
+    if !knows(arguments.first, size_of::<Problem>()) {
+        problem.entropy_bonus = 0.0;
+    }
+    if !knows(arguments.results_handed, size_of::<Results>()) {
+        results.entropy_bonus = ptr::null_mut();
     }
     let is_unaliased = place.unaliased;
     arguments.problem = problem;

@@ -181,7 +181,8 @@ impl Job<'_> {
             self.start(worker, rows, Some(tile));
             if self.call.from_lse {
                 self.read_lse(worker, rows);
-            } else {
+            }
+            if self.call.sums_exps {
                 for classes in self.blocks() {
                     for (i, &row) in rows.iter().enumerate() {
                         self.reduce(worker, tile, i, row, classes.clone());

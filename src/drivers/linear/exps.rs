@@ -15,6 +15,7 @@ use crate::drivers::call::Excluded;
 use crate::drivers::segment::{self, ChunkFlags};
 use crate::kernels::contiguous::block::{Chunk, excluded_in};
 use crate::kernels::contiguous::gradient::ExpScale;
+use crate::kernels::entropy_bonus::Bonus;
 use crate::kernels::row_math::{GradientAction, OutputTerm};
 use crate::kernels::row_state::ExpSum;
 use crate::kernels::scratch::Scratch;
@@ -39,6 +40,7 @@ impl Job<'_> {
             && self.call.excluded == Excluded::Target
             && loss.label_smoothing == 0.0
             && loss.transform.is_none()
+            && !loss.has_bonus()
     }
 
     /// Takes a block of logits, in the tile, into the states of the rows, and adds their exponentials times the weight
@@ -141,6 +143,7 @@ impl Job<'_> {
                 from_final: ExpScale { shift: worker.shifts[i], factor: 1.0 },
                 bias: 0.0,
                 scale: 1.0,
+                bonus: Bonus::NONE,
                 excluded: reduction.excluded,
                 next: None,
             };

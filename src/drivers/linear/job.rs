@@ -7,6 +7,7 @@ use crate::drivers::call::Call;
 use crate::drivers::segment::{self, ChunkFlags, PlacedRow};
 use crate::kernels::ProductKernels;
 use crate::kernels::contiguous::gradient::ExpScale;
+use crate::kernels::entropy_bonus::Bonus;
 use crate::kernels::product::form::Order;
 use crate::kernels::product::{DEPTH, Left, Product};
 use crate::kernels::row_math::GradientAction;
@@ -63,10 +64,12 @@ impl Tile {
 pub struct RowRecord {
     /// Which.
     pub row: usize,
-    /// Its loss, but for the z-loss.
+    /// Its loss, but for the z-loss and the entropy bonus.
     pub loss: f64,
     /// Its z-loss.
     pub z_loss: f64,
+    /// The entropy bonus's part of its loss.
+    pub entropy_bonus: f64,
     /// Its largest logit is the target's.
     pub is_correct: bool,
     /// The class whose entry of the gradient is `entry`.
@@ -81,6 +84,8 @@ pub struct RowRecord {
     pub bias: f64,
     /// What the differences are multiplied by.
     pub scale: f64,
+    /// What the entropy bonus adds to each class, if the call has one.
+    pub bonus: Bonus,
 }
 
 impl RowRecord {
@@ -89,6 +94,7 @@ impl RowRecord {
         row: 0,
         loss: 0.0,
         z_loss: 0.0,
+        entropy_bonus: 0.0,
         is_correct: false,
         excluded: None,
         entry: 0.0,
@@ -96,6 +102,7 @@ impl RowRecord {
         exps: ExpScale { shift: Shift::ZERO, factor: 0.0 },
         bias: 0.0,
         scale: 1.0,
+        bonus: Bonus::NONE,
     };
 
     /// The gradient of the row's logits is not 0 throughout.
@@ -177,11 +184,11 @@ impl Job<'_> {
         }
     }
 
-    /// Without a workspace the call would make the same logits more than once: for losses, unless it starts from an lse,
-    /// for the gradient of the hidden states, unless exponentials are multiplied, and for those of weight and bias.
+    /// Without a workspace the call would make the same logits more than once: for losses, unless it starts from an lse
+    /// (an entropy bonus needs the entropies all the same), for the gradient of the hidden states, unless exponentials are multiplied, and for those of weight and bias.
     fn makes_logits_again(&self) -> bool {
         let Linear { hidden_gradient, weight_gradient, bias_gradient, .. } = self.linear;
-        let for_losses = !self.call.from_lse;
+        let for_losses = self.call.sums_exps;
         let for_hidden = hidden_gradient.is_some() && !self.multiplies_exps();
         let for_weight = weight_gradient.is_some() || bias_gradient.is_some();
         [for_losses, for_hidden, for_weight].into_iter().filter(|&makes| makes).count() > 1
@@ -368,6 +375,7 @@ impl Job<'_> {
                         from_final: record.exps,
                         bias: record.bias,
                         scale: record.scale,
+                        bonus: record.bonus,
                         excluded: record.excluded,
                         next: None,
                     };

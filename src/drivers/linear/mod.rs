@@ -81,6 +81,7 @@ pub unsafe fn run(
     for record in &records {
         totals.loss.add(record.loss);
         totals.z_loss.add(record.z_loss);
+        totals.entropy_bonus.add(record.entropy_bonus);
         totals.correct += u64::from(record.is_correct);
     }
     // SAFETY: `kept` are rows of the plan in their order, so those between them are too. The tasks have ended.
@@ -161,7 +162,8 @@ impl Job<'_> {
             self.start(worker, rows, None);
             if self.call.from_lse {
                 self.read_lse(worker, rows);
-            } else {
+            }
+            if self.call.sums_exps {
                 for classes in self.blocks() {
                     let (first, tile) = (classes.start, self.tile(worker, classes.start));
                     let class = |i: usize| first + i;

@@ -2,7 +2,7 @@
 
 use super::job::{Job, RowRecord, Tile};
 use super::memory::Worker;
-use crate::drivers::batch::{InitialShift, Reduction, from_initial, set_sums};
+use crate::drivers::batch::{InitialShift, Reduction, bonus, from_initial, set_sums};
 use crate::drivers::call::Excluded;
 use crate::drivers::masses::{self, Divergence};
 use crate::drivers::operands;
@@ -26,8 +26,8 @@ fn span(row: usize) -> Span {
 }
 
 impl Job<'_> {
-    /// Reads the lse of rows, and adds up the masses of probability targets: all that a gradient from an lse needs of a
-    /// first sweep.
+    /// Reads the lse of rows, and adds up the masses of probability targets, unless a first sweep does: all that a
+    /// gradient from an lse needs of one, but for an entropy bonus.
     ///
     /// # Safety
     /// As [`rows`](Self::rows); the operands are read.
@@ -37,7 +37,7 @@ impl Job<'_> {
             // SAFETY: the row is the plan's and this thread's (# Safety).
             unsafe {
                 operands::read_lse(&self.call, &span(row), i % ROWS, group);
-                if self.call.spreads_mass {
+                if self.call.spreads_mass && !self.call.sums_exps {
                     worker.states[i].mass = self.mass(row);
                 }
                 if let Some(shard) = self.call.mass_of_shard {
@@ -351,7 +351,7 @@ impl Job<'_> {
                 set_sums(call, i, state, center, group, extras);
                 argmax[i] = state.argmax.class;
             }
-            call.finish(std::slice::from_mut(group), Some(std::slice::from_ref(extras)));
+            call.finish(std::slice::from_mut(group), Some(std::slice::from_mut(extras)));
             for (i, (&row, record)) in rows.iter().zip(records).enumerate() {
                 let mut totals = Totals::ZERO;
                 if call.computes_losses {
@@ -382,6 +382,7 @@ impl Job<'_> {
                     row,
                     loss: totals.loss.value(),
                     z_loss: totals.z_loss.value(),
+                    entropy_bonus: totals.entropy_bonus.value(),
                     is_correct: totals.correct > 0,
                     excluded: inputs.class(i),
                     entry: coefficients.entry[i],
@@ -389,6 +390,7 @@ impl Job<'_> {
                     exps,
                     bias: if call.has_bias() { coefficients.bias[i] } else { 0.0 },
                     scale: coefficients.scale[i],
+                    bonus: bonus(call, i, shift, extras),
                 };
             }
         }

@@ -2,7 +2,10 @@
 
 use super::reduce::{Masses, excluded};
 use super::tile::{Tile, number, shift_logits, take, take_wide, zip_wide};
-use crate::kernels::row_math::{Coefficients, OutputTerm, ROWS, RowGroup, RowLanes};
+use crate::kernels::entropy_bonus;
+use crate::kernels::row_math::{
+    Coefficients, OutputTerm, ROWS, RowGroup, RowGroupExtras, RowLanes,
+};
 use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2, Unclamped};
 use crate::simd::{ONES, Real, Simd, up_to};
 
@@ -23,6 +26,8 @@ pub struct TileGradient<'a> {
     pub has_bias: bool,
     /// See `has_bias`.
     pub masses: Masses,
+    /// What the entropy bonus adds to each class, if there is one.
+    pub bonus: Option<&'a [RowGroupExtras]>,
     /// The first of two factors, where some row's is extreme: `coefficients` have the second.
     pub first_factors: Option<&'a [RowLanes]>,
     /// Some row's scale is not 1.
@@ -43,7 +48,7 @@ impl TileGradient<'_> {
     #[inline(always)]
     fn is_fast(&self) -> bool {
         let plain = !(self.has_bias || self.has_scale || self.fills || self.accumulate);
-        let none = self.first_factors.is_none() && self.slope.is_null();
+        let none = self.first_factors.is_none() && self.slope.is_null() && self.bonus.is_none();
         plain && none && self.term == OutputTerm::Exponentials
     }
 
@@ -101,8 +106,8 @@ impl TileMode for General {
 ///
 /// # Safety
 /// The tile is readable and has at most TILE_CLASSES classes; masses, slopes and the gradient are there
-/// for all its classes and distributions, and groups, and first factors if there are any, for whole
-/// registers of distributions; the gradient is exactly the tile or apart from it; the processor has the
+/// for all its classes and distributions, and groups, and first factors and bonuses if there are any, for
+/// whole registers of distributions; the gradient is exactly the tile or apart from it; the processor has the
 /// set of `s`.
 #[inline(always)]
 pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGradient) {
@@ -161,6 +166,18 @@ unsafe fn sweep<S: Simd<Real: Base>, M: TileMode>(s: S, tile: &Tile, gradient: &
             sweeps = s.less(zero, where_set(s, &ONES, swept));
             fill = where_set(s, &NANS, nan);
         }
+        let bonus = match gradient.bonus {
+            // SAFETY: there are bonuses for whole registers (# Safety).
+            Some(extras) if M::GENERAL => Some(unsafe {
+                let exponent = take(s, extras, |extras| extras.bonus.exponent(), at);
+                (
+                    Exp2::<S, ByLogit>::lanes(s, logits, exponent),
+                    take(s, extras, |extras| extras.bonus.slope(), at),
+                    take(s, extras, |extras| extras.bonus.level(), at),
+                )
+            }),
+            _ => None,
+        };
         for c in 0..tile.classes {
             // SAFETY: `c` is a class of the tile, which has at most TILE_CLASSES (# Safety).
             let number = unsafe { number(s, c) };
@@ -183,6 +200,9 @@ unsafe fn sweep<S: Simd<Real: Base>, M: TileMode>(s: S, tile: &Tile, gradient: &
                     *v = d.select(absent, zero, d.mul(*v, m));
                 }
                 minus_bias = s.sub(zero, s.narrow(v));
+            }
+            if let Some((exp, slope, level)) = &bonus {
+                minus_bias = s.add(minus_bias, entropy_bonus::term(s, exp, x, *slope, *level));
             }
             let scaled = |e: S::Vector| match gradient.first_factors {
                 Some(first) if M::GENERAL => {

@@ -62,7 +62,7 @@ pub struct Case {
     pub logit_scale: f64,
     /// Replaces the denominator of the cross-entropy part under [`Reduction::Mean`] if positive.
     pub normalizer: f64,
-    /// Replaces the denominator of the z-loss part under [`Reduction::Mean`] if positive.
+    /// Replaces the denominator of the z-loss part and of the entropy bonus's under [`Reduction::Mean`] if positive.
     pub z_normalizer: f64,
     /// Reduction over rows.
     pub reduction: Reduction,
@@ -77,6 +77,8 @@ pub struct Case {
     pub grad_output: Vec<f64>,
     /// Further factor on the gradient.
     pub grad_scale: f64,
+    /// Weight β of the entropy, which row losses have subtracted; 0 is off.
+    pub entropy_bonus: f64,
 }
 
 impl Case {
@@ -104,6 +106,7 @@ impl Case {
             round_scaled_to_f32: false,
             grad_output: vec![1.0],
             grad_scale: 1.0,
+            entropy_bonus: 0.0,
         }
     }
 }
@@ -118,6 +121,8 @@ pub struct Outcome {
     pub loss: f64,
     /// The z-loss part of `loss`; NaN with [`Reduction::None`] and without targets.
     pub z_loss: f64,
+    /// The entropy bonus's part of `loss`; NaN with [`Reduction::None`] and without targets.
+    pub entropy_bonus: f64,
     /// Denominator of the cross-entropy part under a mean, whatever the reduction; NaN without
     /// targets.
     pub normalizer: f64,
@@ -413,10 +418,10 @@ impl Case {
             assert!(x >= 0.0 && x.is_finite());
         }
         assert!(self.logit_scale > 0.0 && self.logit_scale.is_finite());
-        assert!(self.grad_scale.is_finite());
+        assert!(self.grad_scale.is_finite() && self.entropy_bonus.is_finite());
         if self.log_probs {
             let neutral = self.z_loss == 0.0 && self.softcap == 0.0 && self.logit_scale == 1.0;
-            assert!(neutral, "an option that log_probs excludes");
+            assert!(neutral && self.entropy_bonus == 0.0, "an option that log_probs excludes");
         }
     }
 
@@ -448,6 +453,7 @@ pub fn evaluate(case: &Case) -> Outcome {
     let mut out = Outcome {
         loss: f64::NAN,
         z_loss: f64::NAN,
+        entropy_bonus: f64::NAN,
         normalizer: f64::NAN,
         z_normalizer: f64::NAN,
         kept_rows: 0,
@@ -491,35 +497,42 @@ pub fn evaluate(case: &Case) -> Outcome {
 
     let mut ce_total = Sum::default();
     let mut z_total = Sum::default();
+    let mut bonus_total = Sum::default();
     for row in 0..case.rows {
         for k in 0..case.inner {
-            let (ce, z) = evaluate_row(case, row, k, &mut out);
+            let [ce, z, bonus] = evaluate_row(case, row, k, &mut out);
             ce_total.add(ce);
             z_total.add(z);
+            bonus_total.add(bonus);
         }
     }
 
     let empty = out.kept_rows == 0 && case.empty_is_zero;
     let mean = |total: f64, denominator: f64| if empty { 0.0 } else { total / denominator };
-    let (ce, z) = match case.reduction {
-        Reduction::Mean => (
+    // A part that is off is 0, not 0/0.
+    let part = |weight: f64, total: Sum| {
+        if weight == 0.0 { 0.0 } else { mean(total.value(), out.z_normalizer) }
+    };
+    let [ce, z, bonus] = match case.reduction {
+        Reduction::Mean => [
             mean(ce_total.value(), out.normalizer),
-            // A z-loss that is off is 0, not 0/0.
-            if case.z_loss == 0.0 { 0.0 } else { mean(z_total.value(), out.z_normalizer) },
-        ),
-        Reduction::Sum => (ce_total.value(), z_total.value()),
-        Reduction::None => (f64::NAN, f64::NAN),
+            part(case.z_loss, z_total),
+            part(case.entropy_bonus, bonus_total),
+        ],
+        Reduction::Sum => [ce_total, z_total, bonus_total].map(Sum::value),
+        Reduction::None => [f64::NAN; 3],
     };
     if with_targets {
-        out.loss = ce + z;
+        out.loss = ce + z + bonus;
         out.z_loss = z;
+        out.entropy_bonus = bonus;
     }
     out
 }
 
-/// Appends the row's results to `out`, writes its gradients, and returns the cross-entropy and
-/// the z-loss part of its loss.
-fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f64) {
+/// Appends the row's results to `out`, writes its gradients, and returns the parts of its loss: cross-entropy, z-loss and
+/// entropy bonus.
+fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> [f64; 3] {
     let i = row * case.inner + k;
     let kept = case.is_kept(i);
     let stored: Vec<f64> = (0..case.classes).map(|c| case.logits[case.at(row, c, k)]).collect();
@@ -538,7 +551,7 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
     }
 
     if case.targets == Targets::None {
-        return (0.0, 0.0);
+        return [0.0; 3];
     }
     let logp = softmax.as_ref().map_or(&stored, |d| &d.logp);
     let undefined = softmax.as_ref().is_some_and(|d| d.undefined);
@@ -551,7 +564,7 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
     if !kept || r == 0.0 {
         out.row_losses.push(0.0);
         out.loss_scale.push(0.0);
-        return (0.0, 0.0);
+        return [0.0; 3];
     }
 
     // Loss.
@@ -560,10 +573,12 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
     let terms: Vec<f64> = (0..case.classes).map(|c| times(mass.both[c], -logp[c])).collect();
     let ce = if undefined { f64::NAN } else { r * sum(terms.iter().copied()) };
     let z = times(r * case.z_loss, lse * lse);
-    out.row_losses.push(ce + z);
+    let entropy = softmax.as_ref().map_or(0.0, |d| d.entropy);
+    let bonus = times(r * case.entropy_bonus, -entropy);
+    out.row_losses.push(ce + z + bonus);
     let z_scale = times(r * case.z_loss, lse * lse_scale);
     // The rounding of the result bounds the accuracy of any sum of terms.
-    out.loss_scale.push(largest(&[r * largest(&terms), z_scale, ce + z]));
+    out.loss_scale.push(largest(&[r * largest(&terms), z_scale, bonus, ce + z + bonus]));
 
     // Gradients.
     let upstream = match case.grad_output.as_slice() {
@@ -590,13 +605,22 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
             // T·p − m = (T − m)·p − m·(1 − p): the right side does not cancel where p is near 1.
             let ce = mass.total.minus(m) * d.p[c] - m * d.one_minus_p[c];
             let z = 2.0 * case.z_loss * d.p[c];
-            out.grad_logits[at] = (part(ce) + z_part(z * lse)) * slope[c];
+            let bonus = |x: f64| {
+                if case.entropy_bonus == 0.0 {
+                    return 0.0;
+                }
+                case.entropy_bonus * times(d.p[c], x) * upstream / z_normalizer
+            };
+            let of_bonus = bonus(d.logp[c] + entropy);
+            out.grad_logits[at] = (part(ce) + z_part(z * lse) + of_bonus) * slope[c];
             let ce_scale = if index && case.label_smoothing == 0.0 {
                 part(ce)
             } else {
                 part(largest(&[total_scale * d.p[c], target, smoothing]))
             };
-            out.grad_magnitude[at] = largest(&[ce_scale, z_part(z * lse_scale)]) * slope[c];
+            out.grad_magnitude[at] =
+                largest(&[ce_scale, z_part(z * lse_scale), bonus(d.logp[c]), bonus(entropy)])
+                    * slope[c];
         } else if mass.present[c] {
             out.grad_logits[at] = part(-m);
             out.grad_magnitude[at] = part(largest(&[target, smoothing])).abs();
@@ -606,7 +630,7 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> (f64, f
             out.grad_targets[at] = times(factor, part(-logp[c]));
         }
     }
-    (ce, z)
+    [ce, z, bonus]
 }
 
 /// The divergence of a row, and the sum of its absolute terms.

@@ -121,7 +121,7 @@ impl Split {
         let mut row_losses = task.row_losses.place_poisoned();
         let mut entropy = task.entropy.place_poisoned();
         let (mut lse, mut argmax) = (vec![0.25; positions], vec![-9; positions]);
-        let [mut loss, mut z_loss, mut normalizer, mut z_normalizer] = [7.0; 4];
+        let [mut loss, mut z_loss, mut normalizer, mut z_normalizer, mut entropy_bonus] = [7.0; 5];
         let (mut kept, mut correct) = (9, 9);
         let has_indices = task.has_indices();
         let results = Results {
@@ -129,6 +129,7 @@ impl Split {
             row_losses: has_targets.then(|| row_losses.output()),
             lse: Some(&mut lse),
             z_loss: reduces.then_some(&mut z_loss),
+            entropy_bonus: reduces.then_some(&mut entropy_bonus),
             normalizer: has_targets.then_some(&mut normalizer),
             z_normalizer: has_targets.then_some(&mut z_normalizer),
             kept_rows: has_targets.then_some(&mut kept),
@@ -148,6 +149,7 @@ impl Split {
         Answer {
             loss: reduces.then_some(loss),
             z_loss: reduces.then_some(z_loss),
+            entropy_bonus: reduces.then_some(entropy_bonus),
             normalizer: has_targets.then_some(normalizer),
             z_normalizer: has_targets.then_some(z_normalizer),
             kept_rows: has_targets.then_some(kept),

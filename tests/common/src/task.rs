@@ -31,6 +31,7 @@ pub struct Task {
     pub z_normalizer: f64,
     pub empty_is_zero: bool,
     pub grad_scale: f64,
+    pub entropy_bonus: f64,
     /// Calls add gradients to the contents of `grad` and `grad_targets`.
     pub accumulate: bool,
     pub grad: Operand,
@@ -72,6 +73,7 @@ pub enum Call<'a> {
 pub struct Answer {
     pub loss: Option<f64>,
     pub z_loss: Option<f64>,
+    pub entropy_bonus: Option<f64>,
     pub normalizer: Option<f64>,
     pub z_normalizer: Option<f64>,
     pub kept_rows: Option<u64>,
@@ -111,7 +113,8 @@ impl Answer {
     #[track_caller]
     pub fn assert_same_losses(&self, other: &Answer, what: &str) {
         let numbers = |a: &Answer| {
-            [a.loss, a.z_loss, a.normalizer, a.z_normalizer].map(|x| x.unwrap_or(-1.0))
+            [a.loss, a.z_loss, a.entropy_bonus, a.normalizer, a.z_normalizer]
+                .map(|x| x.unwrap_or(-1.0))
         };
         same_bits(&self.lse, &other.lse, &format!("{what}: lse"));
         same_bits(&self.row_losses, &other.row_losses, &format!("{what}: row losses"));
@@ -171,6 +174,7 @@ impl Task {
             z_normalizer: 0.0,
             empty_is_zero: false,
             grad_scale: 1.0,
+            entropy_bonus: 0.0,
             accumulate: false,
             wants: Wants { entropy: true, argmax: true, correct: true, kl: true },
             target_classes: None,
@@ -267,6 +271,7 @@ impl Task {
             round_scaled_to_f32: transforms && self.logits.dtype != Dtype::F64,
             grad_output: values(&self.grad_output).unwrap_or(vec![1.0]),
             grad_scale: self.grad_scale,
+            entropy_bonus: self.entropy_bonus,
             ..Case::new(self.rows, self.classes, self.inner, self.logits.values.clone())
         }
     }
@@ -367,6 +372,7 @@ impl Task {
             .accumulate(self.accumulate)
             .grad_scale(self.grad_scale)
             .target_scale(self.target_scale)
+            .entropy_bonus(self.entropy_bonus)
             .isa(how.isa)
             .threads(how.threads);
         if let Some(pool) = how.pool {
@@ -475,13 +481,15 @@ impl Task {
         let by_row = |dtype| Operand::zeros(dtype, [1, positions, 1]);
         let mut lse_out = by_row(Dtype::F64).place_poisoned();
         let mut argmax = by_row(Dtype::I64).place_poisoned();
-        let mut scalars = [f64::POISON; 4];
+        let mut scalars = [f64::POISON; 5];
         let (mut kept_rows, mut correct) = (u64::MAX, u64::MAX);
-        let [loss, z_loss, normalizer, z_normalizer] = &mut scalars;
-        let has_z_loss = has_targets && reduces && !self.log_probs;
+        let [loss, z_loss, normalizer, z_normalizer, entropy_bonus] = &mut scalars;
+        // The z-loss and the entropy bonus.
+        let has_parts = has_targets && reduces && !self.log_probs;
         call(Results {
             loss: (has_targets && reduces).then_some(loss),
-            z_loss: has_z_loss.then_some(z_loss),
+            z_loss: has_parts.then_some(z_loss),
+            entropy_bonus: has_parts.then_some(entropy_bonus),
             normalizer: has_targets.then_some(normalizer),
             z_normalizer: has_targets.then_some(z_normalizer),
             kept_rows: has_targets.then_some(&mut kept_rows),
@@ -498,7 +506,8 @@ impl Task {
         };
         let mut answer = Answer {
             loss: written(0, has_targets && reduces),
-            z_loss: written(1, has_z_loss),
+            z_loss: written(1, has_parts),
+            entropy_bonus: written(4, has_parts),
             normalizer: written(2, has_targets),
             z_normalizer: written(3, has_targets),
             kept_rows: has_targets.then_some(kept_rows),

@@ -10,6 +10,8 @@
 //!                times the mass that multiplies lse
 //!                from states of shards: 2^-50·(|M·lse| + Σ |m_c·x_c|) more, M = Σ m_c
 //! z-loss         the error of lse, times 2λ·|lse|
+//! entropy bonus  that of the entropy, times |β|; in a gradient 2^-22·(1 + |ln p| + H)·p, the error of p by lse and cap,
+//!                and from states of shards that of the entropy
 //! entropy        1e-6·(1 + |lse|)
 //! p inside       2^-23·(1 + |ln p|) relative, 1e-37 absolute; 2^-52·|lse| more from an lse; and a
 //! a gradient     rounding for each product and difference
@@ -124,6 +126,10 @@ pub struct RowGradient {
     total_scale: f64,
     z: f64,
     z_error: f64,
+    /// What multiplies p·(ln p + H), and the error of H.
+    bonus: f64,
+    entropy: f64,
+    entropy_error: f64,
     from_lse: f64,
 }
 
@@ -316,6 +322,16 @@ impl<'a> Judge<'a> {
         size * (2.0 * lse.abs() * self.bound_of_lse(i) + self.units.sum * lse * lse)
     }
 
+    fn bound_of_bonus(&self, i: usize) -> f64 {
+        let size = (self.row_weight(i) * self.case.entropy_bonus).abs();
+        match self.out.lse.get(i) {
+            Some(lse) if size != 0.0 && self.is_kept(i) && lse.is_finite() => {
+                size * self.units.entropy * (1.0 + lse.abs())
+            }
+            _ => 0.0,
+        }
+    }
+
     /// What a loss loses more if it is the difference of mass·lse and a sum of mass·logit.
     fn bound_of_states(&self, i: usize) -> f64 {
         let lse = match self.out.lse.get(i) {
@@ -387,7 +403,7 @@ impl<'a> Judge<'a> {
         r * 2.0 * terms + 2.0 * self.bound_of_cross_entropy(i) + loss
     }
 
-    /// The sum of the absolute terms of a row's gradient, and the part of z-loss.
+    /// The sum of the absolute terms of a row's gradient, an entropy that is off among them, and the part of z-loss.
     pub fn gradient_sums(&self, i: usize) -> (f64, f64) {
         if !self.is_kept(i) || self.row_weight(i) == 0.0 {
             return (0.0, 0.0);
@@ -399,7 +415,10 @@ impl<'a> Judge<'a> {
             0.0 => 0.0,
             z_loss => 2.0 * z_loss * self.out.lse[i] * z_factor * scale,
         };
-        ((factor * mass * scale).abs(), z)
+        let bonus = self.case.entropy_bonus * z_factor * scale;
+        let entropy = 1.0 + self.out.lse[i].abs() + self.out.entropy[i];
+        let bonus = if bonus == 0.0 { 0.0 } else { (bonus * entropy).abs() };
+        ((factor * mass * scale).abs() + bonus, z)
     }
 
     /// Checks the results of a forward.
@@ -443,19 +462,22 @@ impl<'a> Judge<'a> {
         ] {
             close(got.expect(what), want, 1e-12 * want.abs(), || what.to_string());
         }
-        let (mut totals, mut sizes) = ([0.0; 2], 0.0);
+        let (mut totals, mut sizes) = ([0.0; 3], 0.0);
         for (i, &got) in answer.row_losses.iter().enumerate() {
             let dtype = self.task.row_losses.dtype;
-            let parts = [self.bound_of_cross_entropy(i), self.bound_of_z_loss(i)];
+            let parts =
+                [self.bound_of_cross_entropy(i), self.bound_of_z_loss(i), self.bound_of_bonus(i)];
             let loss = want.row_losses[i];
-            let bound = parts[0] + parts[1] + 4.0 * f64::EPSILON * loss.abs();
+            let own = parts[0] + parts[1] + parts[2];
+            let bound = own + 4.0 * f64::EPSILON * (loss.abs() + self.bonus_of(i));
             let rounding = if dtype == Dtype::F32 { dtype.half_ulp(loss) * 1.01 } else { 0.0 };
             let what = || format!("row_losses[{i}] (target {:?})", self.target(i));
             let error = close_stored(dtype, got, loss, bound + rounding, what);
             worst.see(if self.is_confident(i) { "confident" } else { "loss" }, error);
             totals[0] += parts[0];
             totals[1] += parts[1];
-            sizes += if loss.is_finite() { loss.abs() } else { 0.0 };
+            totals[2] += parts[2];
+            sizes += if loss.is_finite() { loss.abs() + self.bonus_of(i) } else { 0.0 };
         }
         let rounding = sizes * 1e-15 * positions as f64;
         let divisors = match self.case.reduction {
@@ -466,6 +488,15 @@ impl<'a> Judge<'a> {
             0.0 => 0.0,
             _ => (totals[1] + rounding) / divisors[1],
         };
+        let bonus_bound = match self.case.entropy_bonus {
+            0.0 => 0.0,
+            _ => (totals[2] + rounding) / divisors[1],
+        };
+        if let Some(bonus) = answer.entropy_bonus {
+            let what = || "entropy_bonus".to_string();
+            let error = close_stored(Dtype::F64, bonus, want.entropy_bonus, bonus_bound, what);
+            worst.see("bonus", error);
+        }
         if let Some(z_loss) = answer.z_loss {
             // Without a softmax the loss is NaN, and its z-loss part may be NaN or λ·∞².
             let undefined = want.loss.is_nan() && !want.z_loss.is_finite() && z_loss.is_nan();
@@ -475,8 +506,9 @@ impl<'a> Judge<'a> {
             }
         }
         if let Some(loss) = answer.loss {
-            let bound = (totals[0] + rounding) / divisors[0] + z_bound;
-            let bound = bound + 1e-14 * (want.loss.abs() + want.z_loss.abs());
+            let bound = (totals[0] + rounding) / divisors[0] + z_bound + bonus_bound;
+            let parts = want.loss.abs() + want.z_loss.abs() + want.entropy_bonus.abs();
+            let bound = bound + 1e-14 * parts;
             // A loss just within the range of f64 may be rounded past it.
             let what = || "loss".to_string();
             worst.see("reduced", close_stored(Dtype::F64, loss, want.loss, bound, what));
@@ -525,6 +557,7 @@ impl<'a> Judge<'a> {
         let mass = largest([largest(mass.iter().copied()), mass.iter().sum()]);
         leave(&[mass], self.out.normalizer)
             || case.z_loss != 0.0 && leave(&[2.0, case.z_loss, lse], self.out.z_normalizer)
+            || case.entropy_bonus != 0.0 && leave(&[case.entropy_bonus], self.out.z_normalizer)
     }
 
     /// Checks a gradient of the logits, stored as `dtype`; `lse` is the input of a backward.
@@ -614,7 +647,26 @@ impl<'a> Judge<'a> {
             _ => 0.0,
         };
         let total_scale = largest(mass.iter().copied()).max(total.abs());
-        RowGradient { row: i, factors, mass, total_scale, z, z_error, from_lse }
+        let (mut bonus, mut entropy, mut entropy_error) = (0.0, 0.0, 0.0);
+        if case.entropy_bonus != 0.0 && self.is_kept(i) && own_lse.is_finite() {
+            bonus = (case.entropy_bonus * z_factor).abs();
+            entropy = self.out.entropy[i];
+            if self.from_states {
+                entropy_error = self.units.entropy * (1.0 + own_lse.abs());
+            }
+        }
+        RowGradient {
+            row: i,
+            factors,
+            mass,
+            total_scale,
+            z,
+            z_error,
+            bonus,
+            entropy,
+            entropy_error,
+            from_lse,
+        }
     }
 
     /// The bound of an entry of the gradient of the logits, before it is added to anything or rounded to a half.
@@ -641,7 +693,7 @@ impl<'a> Judge<'a> {
             let confident = of_q + p * from_lse + f64::EPSILON * q;
             let usual = p * (unit(log) + from_lse) + self.units.p;
             let scale = row.scale();
-            let lse_inside = z_error * p;
+            let lse_inside = z_error * p + self.bound_of_gradient_of_bonus(row, p, log);
             if is_target && case.label_smoothing == 0.0 {
                 m * confident + z * usual + lse_inside + 2.0 * half * unsloped
             } else if is_target {
@@ -668,6 +720,28 @@ impl<'a> Judge<'a> {
             bound *= slope;
         }
         bound + self.units.least
+    }
+
+    /// The bound of the entropy bonus's part of an entry, for a class of probability p.
+    fn bound_of_gradient_of_bonus(&self, row: &RowGradient, p: f64, log: f64) -> f64 {
+        let RowGradient { row: i, bonus, entropy, entropy_error, from_lse, .. } = *row;
+        if bonus == 0.0 {
+            return 0.0;
+        }
+        let Units { exp, half, p: least, .. } = self.units;
+        let size = 1.0 + log + entropy;
+        // A capped logit moves p, its logarithm and the entropy.
+        let moved = (2.0 * self.moved(i) + from_lse) * size;
+        let own = (2.0 * exp + half) * size + moved + entropy_error;
+        bonus * (p * own + 100.0 * least)
+    }
+
+    /// The entropy bonus's part of a row's loss, without its sign.
+    fn bonus_of(&self, i: usize) -> f64 {
+        if self.case.entropy_bonus == 0.0 || !self.is_kept(i) || !self.out.entropy[i].is_finite() {
+            return 0.0;
+        }
+        (self.row_weight(i) * self.case.entropy_bonus * self.out.entropy[i]).abs()
     }
 
     /// An entry of the gradient of the logits, without the slope of scale and cap.

@@ -67,6 +67,7 @@ pub struct Spec {
     pub z_normalizer: f64,
     pub empty_is_zero: bool,
     pub grad_scale: f64,
+    pub entropy_bonus: f64,
     pub accumulate: bool,
     /// Places of sparse targets; 0 for targets of all classes.
     pub places: usize,
@@ -138,6 +139,7 @@ pub fn tasks(elements: usize) -> impl Strategy<Value = Spec> {
         prop::sample::select(vec![0.0, 0.0, 0.0, 30.0, 5.0, 0.5, 300.0]),
         prop::sample::select(vec![1.0, 1.0, 1.0, 0.5, 0.7, 3.0, 1e-3]),
         prop::bool::weighted(0.2),
+        prop::sample::select(vec![0.0, 0.0, 0.0, 0.01, -0.5, 3.0]),
     );
     let options = (
         prop::sample::select(vec![Reduction::Sum, Reduction::Mean, Reduction::None]),
@@ -182,6 +184,7 @@ pub fn tasks(elements: usize) -> impl Strategy<Value = Spec> {
             z_normalizer: options.2,
             empty_is_zero: options.3,
             grad_scale: options.4,
+            entropy_bonus: if neutral { 0.0 } else { loss.5 },
             accumulate: options.5,
             places: targets.6,
             target_scale: targets.7,
@@ -392,6 +395,7 @@ impl Spec {
             z_normalizer: self.z_normalizer,
             empty_is_zero: self.empty_is_zero,
             grad_scale: self.grad_scale,
+            entropy_bonus: self.entropy_bonus,
             accumulate: self.accumulate,
             grad,
             grad_targets,
