@@ -213,8 +213,7 @@ pub fn needs_reduction(call: &Call, inputs: &RowInputs, row: usize) -> bool {
 }
 
 /// What the logits of a row that counts are taken relative to in its weighted sum, if the row's shift is
-/// at the logit `start`. The logit of the excluded class is taken, unless it is too far below `others`: relative to
-/// the largest logit, no term of positive masses cancels another.
+/// at the logit `start`. The logit of the excluded class is taken, unless it is too far below `others`.
 #[inline(always)]
 pub fn center(
     call: &Call,
@@ -228,16 +227,22 @@ pub fn center(
     if !call.takes_exps {
         0.0
     } else if inputs.class(row).is_some()
-        && (call.excluded == Excluded::Largest
-            || !call.has_masses
-            || factors.class_mass[row] != 0.0)
+        && (!call.has_masses || factors.class_mass[row] != 0.0)
         && x_y.is_finite()
         && !others.is_some_and(|others| is_far_below(x_y, others))
     {
         x_y
     } else {
-        start
+        near_largest(call, x_y, start)
     }
+}
+
+/// The logit `start`, or that of the excluded class if it is the largest of the row and `start` is too far below it: from
+/// there, terms of positive masses do not cancel.
+#[inline(always)]
+pub fn near_largest(call: &Call, excluded: f64, start: f64) -> f64 {
+    let is_largest = call.excluded == Excluded::Largest && excluded.is_finite();
+    if is_largest && is_far_below(start, excluded) { excluded } else { start }
 }
 
 /// Reads the lse operand of rows that count; 0 for others. Of the states of a shard, reads their entropies if an

@@ -566,15 +566,18 @@ impl Sweeper<'_> {
     #[cold]
     fn start_centers(&mut self) -> Option<Centers> {
         let extras = self.extras.as_mut()?;
-        let mut pending = [false; TILE];
+        let (mut pending, mut excluded) = ([false; TILE], [f64::NEG_INFINITY; TILE]);
         for (lane, pending) in pending[..self.place.len].iter_mut().enumerate() {
             let (group, i) = (lane / ROWS, lane % ROWS);
             let (inputs, extras) = (&self.groups[group].inputs, &mut extras.groups[group]);
             let center = operands::center(self.call, inputs, &extras.factors, i, 0.0, None);
             extras.weighted.center[i] = center;
-            *pending = inputs.class(i).is_none() || center != inputs.x_y[i];
+            excluded[lane] = inputs.x_y[i];
+            // Where the others lie is not known yet, unless it is the logit of the excluded class that has a mass.
+            let has_own = !self.call.has_masses || extras.factors.class_mass[i] != 0.0;
+            *pending = inputs.class(i).is_none() || center != inputs.x_y[i] || !has_own;
         }
-        Some(Centers { mass: [CompensatedSum::ZERO; TILE], pending })
+        Some(Centers { mass: [CompensatedSum::ZERO; TILE], pending, excluded })
     }
 
     /// Moves centers to where the first classes are.
@@ -588,7 +591,7 @@ impl Sweeper<'_> {
             let others = sums.sum[i] != 0.0;
             let center = &mut extras.groups[group].weighted.center[i];
             if *pending || others && is_far_below(*center, start) {
-                *center = start;
+                *center = operands::near_largest(self.call, centers.excluded[lane], start);
             }
         }
     }
@@ -752,4 +755,6 @@ struct Centers {
     mass: [CompensatedSum; TILE],
     /// Rows whose center is not the logit of their excluded class, and is yet to be found.
     pending: [bool; TILE],
+    /// The logits of the excluded classes, which the groups have again only after the last chunk.
+    excluded: [f64; TILE],
 }
