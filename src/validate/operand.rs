@@ -81,6 +81,8 @@ pub(crate) enum Axes {
     Full,
     /// `[rows, inner]`
     Rows,
+    /// `[rows, n, inner]`, with so many in place of the classes.
+    PerRow(usize),
     /// `[classes]`
     Classes,
     /// `[rows, features]`, with so many features.
@@ -136,7 +138,7 @@ pub(crate) struct Slot {
 }
 
 /// The most operands that a call can have.
-const SLOTS: usize = 22;
+const SLOTS: usize = 25;
 
 /// The operands of a call, in the order in which they are checked.
 pub(crate) struct Slots {
@@ -490,6 +492,7 @@ impl Slot {
         match self.axes {
             Axes::Full => [shape.rows, shape.classes, shape.inner],
             Axes::Rows => [shape.rows, 1, shape.inner],
+            Axes::PerRow(count) => [shape.rows, count, shape.inner],
             Axes::Classes => [1, shape.classes, 1],
             Axes::RowFeatures(features) => [shape.rows, features, 1],
             Axes::ClassFeatures(features) => [shape.classes, features, 1],
@@ -514,12 +517,16 @@ impl Slot {
         let (full, short): (&[usize], &[usize]) = match self.axes {
             Axes::Full => (&all, &all[..2]),
             Axes::Rows => (&[rows, inner], &[rows]),
+            Axes::PerRow(count) => {
+                list = [rows, count, inner];
+                (&list, &list[..2])
+            }
             Axes::Classes => (&[classes], &[classes]),
             Axes::RowFeatures(features) => (&[rows, features], &[rows, features]),
             Axes::ClassFeatures(features) => (&[classes, features], &[classes, features]),
             Axes::Elements(len) => {
-                list = [len];
-                (&list, &list)
+                list = [len, 1, 1];
+                (&list[..1], &list[..1])
             }
             Axes::One => (&[1], &[]),
         };

@@ -127,6 +127,10 @@ pub(crate) fn recognise(
         argmax,
         correct,
         entropy,
+        top_classes,
+        top_log_probs,
+        top_count,
+        target_ranks,
     } = *results;
     let target_type = target_type(targets.dtype)?;
     let absent = |operand: &Operand| operand.data.is_null();
@@ -149,6 +153,10 @@ pub(crate) fn recognise(
         & absent(&lse)
         & absent(&argmax)
         & absent(&entropy)
+        & absent(&top_classes)
+        & absent(&top_log_probs)
+        & (top_count == 0)
+        & absent(&target_ranks)
         & z_part.is_null()
         & n.is_null()
         & z.is_null()

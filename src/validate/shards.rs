@@ -312,7 +312,7 @@ pub(crate) unsafe fn finish(
     let of_problem = ProblemSlots::add_others(all, problem, targets, Axes::Elements(place.total));
     let states = Place::axes(&shape);
     let states = all.input("merged", place.operand(), states, F64_ONLY, Presence::Required);
-    let of_results = ResultSlots::add(all, results, Pass::Forward, false);
+    let of_results = ResultSlots::add(all, results, Pass::Forward, false, place.total);
 
     all.check_types(&shape)?;
     place.check_vocabulary(&Shape { classes: 0, ..shape })?;
@@ -321,6 +321,9 @@ pub(crate) unsafe fn finish(
     all.check_initialised(false)?;
     check_options(problem, Pass::Forward, results, None, of_problem.are_indices(problem))?;
     refuse_log_probs(problem)?;
+    if let Some(name) = results.ranked() {
+        return Err(Error::Param(format!("{name} does not come from merged states")));
+    }
     let kernels = kernels(isa, Some(FloatType::F32), Some(FloatType::F32))?;
 
     let mut loss = of_problem.loss(all, problem, Pass::Forward, place.total);

@@ -3,6 +3,7 @@
 use crate::drivers::batch::Reduction;
 use crate::error::Error;
 use crate::kernels::product::DEPTH;
+use crate::kernels::ranking::{Entry, Ranking};
 use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras};
 use crate::kernels::row_state::{ArgMax, RowState};
 use crate::math::exp2::Shift;
@@ -103,6 +104,10 @@ pub struct Worker {
     pub shifts: Vec<Shift>,
     /// The largest logit of each row, if that is excluded.
     pub largest: Vec<ArgMax>,
+    /// The order of each row's logits, if it is wanted.
+    pub rankings: Vec<Ranking>,
+    /// The largest logits of each row, as many as are listed.
+    pub entries: Vec<Entry>,
     /// The rows of a product's first operand.
     pub left_rows: Vec<*const u8>,
     /// The rows of its second operand.
@@ -138,6 +143,8 @@ impl Worker {
             reductions: reserve(rows)?,
             shifts: reserve(rows)?,
             largest: reserve(rows)?,
+            rankings: reserve(if sizes.top_count.is_some() { rows } else { 0 })?,
+            entries: reserve(rows * sizes.top_count.unwrap_or(0))?,
             left_rows: reserve(most)?,
             packed_rows: reserve(most)?,
             out: reserve(most)?,
@@ -150,7 +157,8 @@ impl Worker {
 pub struct Workers(Mutex<Vec<Worker>>);
 
 impl Workers {
-    /// Takes the memory of all threads.
+    /// Takes the memory of all threads. A function of its own: what works in the memory is not on top of its frame.
+    #[inline(never)]
     pub fn new(needs: &Needs, sizes: &Sizes) -> Result<Workers, Error> {
         let mut workers = reserve(needs.threads)?;
         for _ in 0..needs.threads {
@@ -193,6 +201,8 @@ pub struct Sizes {
     pub has_bias: bool,
     /// Logits are made more than once, unless they are kept.
     pub makes_logits_again: bool,
+    /// The classes listed for each row, if the order of its logits is wanted.
+    pub top_count: Option<usize>,
     /// Bytes that the call may allocate; 0 for as few as run near full speed.
     pub workspace: usize,
 }
@@ -225,7 +235,10 @@ impl Sizes {
             + reserved_bytes::<RowState>(rows)
             + reserved_bytes::<Option<Reduction>>(rows)
             + reserved_bytes::<Shift>(rows)
-            + reserved_bytes::<ArgMax>(rows);
+            + reserved_bytes::<ArgMax>(rows)
+            + self.top_count.map_or(0, |count| {
+                reserved_bytes::<Ranking>(rows) + reserved_bytes::<Entry>(rows * count)
+            });
         let addresses = 4 * reserved_bytes::<usize>(tile_rows.max(VOCABULARY_BLOCK));
         Memory::bytes(needs.sums).saturating_add(blocks + states + addresses)
     }
