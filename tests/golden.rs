@@ -261,6 +261,7 @@ impl<'a> Problem<'a> {
             lse: self.has_softmax().then_some(&mut got.lse),
             entropy: self.has_softmax().then(|| (&mut got.entropy).into()),
             argmax: Some(&mut got.argmax),
+            ..Results::default()
         })?;
         Ok(got)
     }

@@ -131,6 +131,7 @@ impl Split {
             argmax: Some(&mut argmax),
             correct: has_indices.then_some(&mut correct),
             entropy: Some(entropy.output()),
+            ..Results::default()
         };
         // Probabilities of any shard serve.
         let shard = self.shards.last().unwrap();
@@ -151,7 +152,7 @@ impl Split {
             lse,
             entropy: entropy.take("entropy"),
             argmax,
-            grad: Vec::new(),
+            ..Answer::default()
         }
     }
 

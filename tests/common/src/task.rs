@@ -37,6 +37,8 @@ pub struct Task {
     pub grad_targets: Operand,
     pub row_losses: Operand,
     pub entropy: Operand,
+    /// `[rows, top_count, inner]`; its second size is the number of classes that are listed.
+    pub top_log_probs: Operand,
     pub wants: Wants,
 }
 
@@ -46,6 +48,16 @@ pub struct Wants {
     pub entropy: bool,
     pub argmax: bool,
     pub correct: bool,
+    /// The largest logits and their log-probabilities, if any are listed.
+    pub top: bool,
+    pub ranks: bool,
+}
+
+impl Wants {
+    pub const ALL: Wants =
+        Wants { entropy: true, argmax: true, correct: true, top: true, ranks: true };
+    pub const NONE: Wants =
+        Wants { entropy: false, argmax: false, correct: false, top: false, ranks: false };
 }
 
 /// Which call.
@@ -74,6 +86,10 @@ pub struct Answer {
     pub lse: Vec<f64>,
     pub entropy: Vec<f64>,
     pub argmax: Vec<i64>,
+    /// `[rows, top_count, inner]`.
+    pub top_classes: Vec<i64>,
+    pub top_log_probs: Vec<f64>,
+    pub target_ranks: Vec<i64>,
     /// The gradient of the logits, or of the targets.
     pub grad: Vec<f64>,
 }
@@ -111,6 +127,10 @@ impl Answer {
         same_bits(&self.entropy, &other.entropy, &format!("{what}: entropy"));
         same_bits(&numbers(self), &numbers(other), &format!("{what}: loss"));
         assert_eq!(self.argmax, other.argmax, "{what}: argmax");
+        assert_eq!(self.top_classes, other.top_classes, "{what}: top classes");
+        let what_top = format!("{what}: top log-probabilities");
+        same_bits(&self.top_log_probs, &other.top_log_probs, &what_top);
+        assert_eq!(self.target_ranks, other.target_ranks, "{what}: target ranks");
         let counts = |a: &Answer| (a.kept_rows, a.correct);
         assert_eq!(counts(self), counts(other), "{what}: kept and correct rows");
     }
@@ -145,6 +165,7 @@ impl Task {
             grad_targets: Operand::zeros(Dtype::F64, sizes),
             row_losses: Operand::zeros(Dtype::F64, by_row),
             entropy: Operand::zeros(Dtype::F64, by_row),
+            top_log_probs: Operand::zeros(Dtype::F64, [rows, classes.min(2), inner]),
             logits,
             targets: Some(targets),
             class_weights: None,
@@ -163,12 +184,17 @@ impl Task {
             empty_is_zero: false,
             grad_scale: 1.0,
             accumulate: false,
-            wants: Wants { entropy: true, argmax: true, correct: true },
+            wants: Wants::ALL,
         }
     }
 
     pub fn positions(&self) -> usize {
         self.rows * self.inner
+    }
+
+    /// The classes that are listed for each row.
+    pub fn top_count(&self) -> usize {
+        self.top_log_probs.sizes[1]
     }
 
     pub fn has_indices(&self) -> bool {
@@ -245,6 +271,7 @@ impl Task {
             grad_targets: self.grad_targets.single(row, k),
             row_losses: self.row_losses.single(row, k),
             entropy: self.entropy.single(row, k),
+            top_log_probs: self.top_log_probs.single(row, k),
             ..self.clone()
         }
     }
@@ -263,6 +290,7 @@ impl Task {
             grad_targets: self.grad_targets.relaid(rng),
             row_losses: self.row_losses.relaid(rng),
             entropy: self.entropy.relaid(rng),
+            top_log_probs: self.top_log_probs.relaid(rng),
             ..self.clone()
         }
     }
@@ -419,12 +447,19 @@ impl Task {
             entropy: self.wants.entropy && !self.log_probs,
             argmax: self.wants.argmax,
             correct: self.wants.correct && has_targets && self.has_indices(),
+            top: self.wants.top && self.top_count() > 0,
+            ranks: self.wants.ranks && has_targets && self.has_indices(),
         };
+        let top_count = if wants.top { self.top_count() } else { 0 };
         let mut row_losses = self.row_losses.place_poisoned();
         let mut entropy = self.entropy.place_poisoned();
         let by_row = |dtype| Operand::zeros(dtype, [1, positions, 1]);
         let mut lse_out = by_row(Dtype::F64).place_poisoned();
         let mut argmax = by_row(Dtype::I64).place_poisoned();
+        let mut target_ranks = by_row(Dtype::I64).place_poisoned();
+        let mut top_log_probs = self.top_log_probs.place_poisoned();
+        let top = Operand::zeros(Dtype::I64, [1, positions * top_count, 1]);
+        let mut top_classes = top.place_poisoned();
         let mut scalars = [f64::POISON; 4];
         let (mut kept_rows, mut correct) = (u64::MAX, u64::MAX);
         let [loss, z_loss, normalizer, z_normalizer] = &mut scalars;
@@ -440,6 +475,10 @@ impl Task {
             lse: has_lse.then(|| lse_out.doubles()),
             entropy: wants.entropy.then(|| entropy.output()),
             argmax: wants.argmax.then(|| argmax.integers()),
+            top_classes: wants.top.then(|| top_classes.integers()),
+            top_log_probs: wants.top.then(|| top_log_probs.output()),
+            top_count,
+            target_ranks: wants.ranks.then(|| target_ranks.integers()),
         })?;
         let written = |i: usize, asked: bool| {
             assert!(!asked || scalars[i].to_bits() != f64::POISON.to_bits(), "scalar {i}");
@@ -465,6 +504,15 @@ impl Task {
         }
         if wants.argmax {
             answer.argmax = argmax.take("argmax").iter().map(|&class| class as i64).collect();
+        }
+        if wants.top {
+            let classes = top_classes.take("top classes");
+            answer.top_classes = classes.iter().map(|&class| class as i64).collect();
+            answer.top_log_probs = top_log_probs.take("top log-probabilities");
+        }
+        if wants.ranks {
+            let ranks = target_ranks.take("target ranks");
+            answer.target_ranks = ranks.iter().map(|&rank| rank as i64).collect();
         }
         Ok(answer)
     }

@@ -69,6 +69,8 @@ pub struct Spec {
     pub grad_scale: f64,
     pub accumulate: bool,
     pub wants: Wants,
+    /// Classes that are listed, or all if there are not so many.
+    pub top: usize,
     pub short_results: bool,
     pub threads: u32,
 }
@@ -140,15 +142,16 @@ pub fn tasks(elements: usize) -> impl Strategy<Value = Spec> {
         any::<bool>(),
         prop::sample::select(vec![1.0, 1.0, 1.0, -0.375, 1e-30, 1e30, 0.0, 65536.0]),
         prop::bool::weighted(0.25),
-        (any::<bool>(), any::<bool>(), any::<bool>()),
+        (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
         any::<bool>(),
         1u32..=3,
+        prop_oneof![1 => Just(1usize), 3 => 2usize..=9, 1 => 10usize..=64, 1 => Just(64)],
     );
     (shape, targets, loss, options).prop_map(move |(shape, targets, loss, options)| {
         let (rows, classes) = shape.1;
         let inner = shape.2.min((elements / classes).max(1));
         let neutral = loss.4;
-        let (entropy, argmax, correct) = options.6;
+        let (entropy, argmax, correct, top, ranks) = options.6;
         Spec {
             seed: shape.0,
             rows: rows.min((elements / (classes * inner)).max(1)),
@@ -177,7 +180,8 @@ pub fn tasks(elements: usize) -> impl Strategy<Value = Spec> {
             empty_is_zero: options.3,
             grad_scale: options.4,
             accumulate: options.5,
-            wants: Wants { entropy, argmax, correct },
+            wants: Wants { entropy, argmax, correct, top, ranks },
+            top: options.9,
             short_results: options.7,
             threads: options.8,
         }
@@ -338,9 +342,11 @@ impl Spec {
         let grads = [olds(grad_dtype), olds(FLOATS[(self.seed % 4) as usize])];
         let result = |dtype| Operand::zeros(dtype, by_row);
         let short = if self.short_results { Dtype::F32 } else { Dtype::F64 };
-        let outputs = [result(short), result(short)];
+        let top = Operand::zeros(short, [rows, self.top.min(classes), inner]);
+        let outputs = [result(short), result(short), top];
         let [grad, grad_targets] = grads.map(|operand| self.lay_out(operand, rng, NO_AXIS));
-        let [row_losses, entropy] = outputs.map(|operand| self.lay_out(operand, rng, NO_AXIS));
+        let [row_losses, entropy, top_log_probs] =
+            outputs.map(|operand| self.lay_out(operand, rng, NO_AXIS));
         Task {
             rows,
             classes,
@@ -367,6 +373,7 @@ impl Spec {
             grad_targets,
             row_losses,
             entropy,
+            top_log_probs,
             wants: self.wants,
         }
     }
