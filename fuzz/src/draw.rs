@@ -141,7 +141,14 @@ fn task_of(
     let grad_scale = bytes.pick(&[1.0f64, 1.0, -0.375, 1e-30, 1e30, 0.0, 65536.0]);
     let accumulate = bytes.one_in(4);
     let asked = bytes.byte();
-    let wants = Wants { entropy: asked & 1 == 0, argmax: asked & 2 == 0, correct: asked & 4 == 0 };
+    let wants = Wants {
+        entropy: asked & 1 == 0,
+        argmax: asked & 2 == 0,
+        correct: asked & 4 == 0,
+        top: asked & 8 == 0,
+        ranks: asked & 16 == 0,
+    };
+    let top_count = [2, 1, 5, 64][usize::from(asked >> 5) % 4].min(classes);
     let short_results = bytes.flag();
     let ignore_index = match bytes.below(8) {
         0..3 => -100,
@@ -234,6 +241,7 @@ fn task_of(
     let short = if short_results { Dtype::F32 } else { Dtype::F64 };
     let grad = output(if dtype.is_half() && long_grad { Dtype::F32 } else { dtype }, sizes, true);
     let (row_losses, entropy) = (output(short, by_row, false), output(short, by_row, false));
+    let top_log_probs = output(short, [rows, top_count, inner], false);
     let grad_targets = output(FLOATS[usize::from(present >> 4) % 4], sizes, true);
     Task {
         rows,
@@ -261,6 +269,7 @@ fn task_of(
         grad_targets,
         row_losses,
         entropy,
+        top_log_probs,
         wants,
     }
 }

@@ -3,7 +3,7 @@
 use common::Reduction;
 use common::layer::Layer;
 use common::operand::Operand;
-use common::task::Task;
+use common::task::{Task, Wants};
 use std::fmt::{Formatter, Result};
 
 /// A number as an expression.
@@ -109,11 +109,15 @@ fn fields(f: &mut Formatter<'_>, task: &Task) -> Result {
     if task.reduction != Reduction::Sum {
         writeln!(f, "        reduction: Reduction::{:?},", task.reduction)?;
     }
-    for (name, output) in [("row_losses", &task.row_losses), ("entropy", &task.entropy)] {
+    for (name, output) in [
+        ("row_losses", &task.row_losses),
+        ("entropy", &task.entropy),
+        ("top_log_probs", &task.top_log_probs),
+    ] {
         writeln!(f, "        {name}: {},", operand(output))?;
     }
     let wants = task.wants;
-    if !(wants.entropy && wants.argmax && wants.correct) {
+    if wants != Wants::ALL {
         writeln!(f, "        wants: {wants:?},")?;
     }
     Ok(())

@@ -74,6 +74,10 @@ pub struct Results {
     pub argmax: *mut c_void,
     pub correct: *mut c_void,
     pub entropy: View,
+    pub top_classes: *mut c_void,
+    pub top_log_probs: View,
+    pub top_count: usize,
+    pub target_ranks: *mut c_void,
 }
 
 #[repr(C)]
@@ -111,7 +115,7 @@ pub struct Shape {
 
 // The sizes of the first release.
 const _: () = assert!(size_of::<Problem>() == 304);
-const _: () = assert!(size_of::<Results>() == 152);
+const _: () = assert!(size_of::<Results>() == 216);
 const _: () = assert!(size_of::<Shape>() == 48);
 const _: () = assert!(size_of::<Linear>() == 144);
 const _: () = assert!(size_of::<LinearGrads>() == 128);
