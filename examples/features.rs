@@ -266,6 +266,24 @@ fn row_results() -> Result<(), Error> {
     Ok(())
 }
 
+/// The two largest logits of each row with their log-probabilities, and how many classes come before the target.
+fn top_k() -> Result<(), Error> {
+    let logits = [0.1f32, 0.4, 0.3, 0.2, 0.0, 0.0, 0.0, 2.0];
+    let (mut classes, mut ranks, mut log_probs) = ([0; 4], [0; 2], [0f32; 4]);
+    let results = Results {
+        top_count: 2,
+        top_classes: Some(&mut classes),
+        top_log_probs: Some((&mut log_probs).into()),
+        target_ranks: Some(&mut ranks),
+        ..Results::default()
+    };
+    CrossEntropy::new(2, 4).forward_with(&logits, &[3i32, 3], results)?;
+    expect("top-k: second class of the first row", classes[1] as f64, 2.0);
+    expect("top-k: its log-probability", log_probs[1], -1.342536);
+    expect("top-k: rank of the target", ranks[0] as f64, 2.0);
+    Ok(())
+}
+
 /// Without targets: what the model says, and how sure it is.
 fn predictions() -> Result<(), Error> {
     let logits = [0.1f32, 0.2, 0.3, 0.4, 0.0, 0.0, 0.0, 2.0];
@@ -431,6 +449,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     softcap()?;
     evaluation()?;
     row_results()?;
+    top_k()?;
     predictions()?;
     accumulate()?;
     padded_vocabulary()?;

@@ -62,7 +62,8 @@
     0.0 }
 #define XENT_RESULTS_INIT                                                                          \
   { sizeof(xent_results), NULL, {NULL, XENT_F32, {0, 0, 0}}, NULL, NULL, NULL, NULL, NULL, NULL,   \
-    NULL, {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}}, NULL }
+    NULL, {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}}, NULL, NULL,                    \
+    {NULL, XENT_F32, {0, 0, 0}}, 0, NULL }
 #define XENT_SHAPE_INIT { sizeof(xent_shape), 0, 0, 0, 1, 0, NULL }
 #define XENT_LINEAR_INIT                                                                           \
   { sizeof(xent_linear), 0, 0, {NULL, XENT_F32, {0, 0, 0}}, {NULL, XENT_F32, {0, 0, 0}},           \
@@ -345,7 +346,7 @@ typedef struct xent_output {
 /**
  * The results of a forward. A member that is NULL or absent, the default, is not computed. One pass
  * over the logits computes all of them. The memory is the caller's. Without targets a call can ask
- * for lse, argmax and entropy.
+ * for lse, argmax, entropy, top_classes and top_log_probs.
  */
 typedef struct xent_results {
   /**
@@ -407,6 +408,27 @@ typedef struct xent_results {
    * XENT_FLAG_LOG_PROBS.
    */
   double *entropy_bonus;
+  /**
+   * [rows, top_count, inner], packed: the classes of the largest logits as stored, the largest
+   * first, of ignored rows too. Of equal logits the lower class comes first; a NaN comes before
+   * every number. XENT_ERR_PARAM with top_count = 0.
+   */
+  int64_t *top_classes;
+  /**
+   * f32 or f64 [rows, top_count, inner]: logp_c of the same classes, x_c - lse of the scaled and
+   * capped logits; with XENT_FLAG_LOG_PROBS the log-probabilities as they are stored.
+   * XENT_ERR_PARAM with top_count = 0.
+   */
+  struct xent_output top_log_probs;
+  /**
+   * The number of classes listed for each row, at most 64 and at most classes. Default 0.
+   */
+  size_t top_count;
+  /**
+   * [rows, inner], packed: the place of the target among all logits as stored, in the order of
+   * top_classes, from 0 on; -1 for ignored rows. XENT_ERR_PARAM with probability targets.
+   */
+  int64_t *target_ranks;
 } xent_results;
 
 /**
@@ -691,7 +713,8 @@ extern "C" {
  * Computes the loss and the other results that `results` asks for. Reads the logits from memory
  * once.
  *
- * problem, results: not NULL. Without targets the call can compute lse, argmax and entropy.
+ * problem, results: not NULL. Without targets the call can compute lse, argmax, entropy,
+ * top_classes and top_log_probs.
  * Thread-safe. A call that fails writes nothing.
  *
  * Every operand that is present covers the problem's shape. During the call no other thread writes
@@ -846,8 +869,8 @@ const char *xent_version(void);
 /**
  * Computes the loss of a linear layer's logits, and the other results that `results` asks for.
  *
- * problem, linear, results: not NULL. Ignored rows cost no arithmetic, unless lse, argmax or entropy are asked for,
- * which are results of all rows. Thread-safe. A call that fails writes nothing; XENT_ERR_MEMORY: the working
+ * problem, linear, results: not NULL. Ignored rows cost no arithmetic, unless lse, argmax, entropy, top_classes or
+ * top_log_probs are asked for, which are results of all rows. Thread-safe. A call that fails writes nothing; XENT_ERR_MEMORY: the working
  * memory could not be had.
  */
 xent_status xent_linear_forward(const struct xent_problem *problem,
@@ -949,8 +972,9 @@ void xent_partial_merge(struct xent_partial *into,
  * Of problem it reads rows, inner, the options, and index targets, class_weights and row operands as the
  * other calls do. It looks at neither logits nor the values of probability targets, whose part the states
  * have: the problem of any shard serves.
- * problem, merged, results: not NULL. merged: [rows, inner], packed. Thread-safe. A call that fails writes
- * nothing.
+ * problem, merged, results: not NULL. merged: [rows, inner], packed. The states do not know the order of the
+ * logits: top_classes, top_log_probs and target_ranks are XENT_ERR_PARAM. Thread-safe. A call that fails
+ * writes nothing.
  */
 xent_status xent_partial_finish(const struct xent_problem *problem,
                                 size_t total_classes,

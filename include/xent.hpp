@@ -16,7 +16,7 @@
 //     backward           d loss / d logits, from the log-sum-exp of each row that a forward stored
 //     forward_backward   both, reading the logits from memory once
 //     backward_targets   d loss / d targets, where these are probabilities
-//     evaluate           what there is without targets: lse, argmax, entropy
+//     evaluate           what there is without targets: lse, argmax, entropy, top classes
 //
 // softmax and log_softmax by themselves, and softmax_backward, log_softmax_backward. partial_forward,
 // partial_merge, partial_finish and partial_backward where a vocabulary lies in shards. forward, evaluate,
@@ -581,7 +581,7 @@ struct options {
 };
 
 /// What a forward is to hand back besides, or instead of, its return value. Null = not wanted; all
-/// of it comes from one pass over the logits. Without targets: lse, argmax, entropy.
+/// of it comes from one pass over the logits. Without targets: lse, argmax, entropy, top classes.
 struct results {
     double* loss = nullptr;            ///< the reduced loss; not with reduction::none
     output row_losses{};               ///< float or double [rows]; 0 where ignored
@@ -595,6 +595,10 @@ struct results {
     output entropy{};                  ///< float or double [rows]: entropy of the softmax
     output kl{};                       ///< ... the divergence of the softmax from probability targets
     double* entropy_bonus = nullptr;   ///< the entropy bonus's part of the loss; not with reduction::none
+    std::int64_t* top_classes = nullptr; ///< [rows, top_count]: the classes of the largest logits, the largest first
+    output top_log_probs{};            ///< float or double [rows, top_count]: their log-probabilities
+    std::size_t top_count = 0;         ///< classes listed for each row, at most 64
+    std::int64_t* target_ranks = nullptr; ///< [rows]: classes before the target in that order; -1 where ignored
 };
 
 /// A linear layer that makes the logits: hidden * weight^T + bias. They are never stored.
@@ -792,6 +796,11 @@ struct call {
         filled.row_losses = resolve("row_losses", wanted.row_losses, problem.rows, 1, problem.inner);
         filled.entropy = resolve("entropy", wanted.entropy, problem.rows, 1, problem.inner);
         filled.kl = resolve("kl", wanted.kl, problem.rows, 1, problem.inner);
+        filled.top_classes = wanted.top_classes;
+        filled.top_count = wanted.top_count;
+        filled.target_ranks = wanted.target_ranks;
+        filled.top_log_probs =
+            resolve("top_log_probs", wanted.top_log_probs, problem.rows, wanted.top_count, problem.inner);
         return filled;
     }
 
@@ -1095,7 +1104,7 @@ inline double forward(const input& logits, std::size_t rows, std::size_t classes
     return loss;
 }
 
-/// Fills `out` with what there is without targets: lse, argmax, entropy.
+/// Fills `out` with what there is without targets: lse, argmax, entropy, top classes.
 inline void evaluate(const input& logits, std::size_t rows, std::size_t classes, const results& out,
                      const options& with = {}) {
     forward(logits, rows, classes, input(), out, with);
@@ -1142,7 +1151,7 @@ inline double forward_backward(const input& logits, std::size_t rows, std::size_
 }
 
 /// Fills `out` with the loss of a linear layer's logits and other results. Ignored rows cost no arithmetic, unless
-/// lse, argmax or entropy are wanted, which are results of all rows.
+/// lse, argmax, entropy or top classes are wanted, which are results of all rows.
 inline void forward(const linear& layer, std::size_t rows, std::size_t classes, const input& targets,
                     const results& out, const options& with = {}) {
     detail::linear_call call(layer, rows, classes, targets, with);
@@ -1161,7 +1170,7 @@ inline double forward(const linear& layer, std::size_t rows, std::size_t classes
     return loss;
 }
 
-/// Fills `out` with what there is without targets: lse, argmax, entropy.
+/// Fills `out` with what there is without targets: lse, argmax, entropy, top classes.
 inline void evaluate(const linear& layer, std::size_t rows, std::size_t classes, const results& out,
                      const options& with = {}) {
     forward(layer, rows, classes, input(), out, with);

@@ -80,6 +80,36 @@ pub struct Results<'a> {
     /// The entropy bonus's part of `loss`, 0 if there is none. Not with [`Reduction::None`] and
     /// [`log_probs`](CrossEntropy::log_probs).
     pub entropy_bonus: Option<&'a mut f64>,
+    /// `[rows, top_count, inner]`, packed: the classes of the largest logits as stored, the largest
+    /// first, of ignored rows too. Of equal logits the lower class comes first; a NaN comes before
+    /// every number. With a `top_count` of 0 it is an [`Error::Param`].
+    ///
+    /// ```
+    /// # use xent::{CrossEntropy, Results};
+    /// let (mut top_classes, mut top_log_probs) = ([0; 2], [0f32; 2]);
+    /// let mut target_ranks = [0; 1];
+    /// let results = Results {
+    ///     top_count: 2,
+    ///     top_classes: Some(&mut top_classes),
+    ///     top_log_probs: Some((&mut top_log_probs).into()),
+    ///     target_ranks: Some(&mut target_ranks),
+    ///     ..Results::default()
+    /// };
+    /// CrossEntropy::new(1, 4).forward_with(&[0.1f32, 0.4, 0.3, 0.2], &[3i64], results)?;
+    /// assert_eq!((top_classes, target_ranks), ([1, 2], [2]));
+    /// assert!((top_log_probs[0] + 1.2425).abs() < 1e-4);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub top_classes: Option<&'a mut [i64]>,
+    /// f32 or f64 `[rows, top_count, inner]`: `logp_c` of the same classes, `x_c − lse` of the scaled
+    /// and capped logits; with [`log_probs`](CrossEntropy::log_probs) the log-probabilities as they
+    /// are stored. With a `top_count` of 0 it is an [`Error::Param`].
+    pub top_log_probs: Option<Output<'a>>,
+    /// The number of classes listed for each row, at most 64 and at most `classes`. Default: 0.
+    pub top_count: usize,
+    /// `[rows, inner]`, packed: the place of the target among all logits as stored, in the order of
+    /// `top_classes`, from 0 on; −1 for ignored rows. Index targets only.
+    pub target_ranks: Option<&'a mut [i64]>,
 }
 
 impl Results<'_> {
@@ -103,6 +133,10 @@ impl Results<'_> {
             entropy: operand(self.entropy),
             kl: operand(self.kl),
             entropy_bonus: pointer(self.entropy_bonus),
+            top_classes: operand(self.top_classes.map(Output::from)),
+            top_log_probs: operand(self.top_log_probs),
+            top_count: self.top_count,
+            target_ranks: operand(self.target_ranks.map(Output::from)),
         }
     }
 }
@@ -457,7 +491,8 @@ impl<'a> CrossEntropy<'a> {
     }
 
     /// Computes results without targets: [`lse`](Results::lse), [`argmax`](Results::argmax),
-    /// [`entropy`](Results::entropy). Any other result is an [`Error::Null`].
+    /// [`entropy`](Results::entropy), [`top_classes`](Results::top_classes),
+    /// [`top_log_probs`](Results::top_log_probs). Any other result is an [`Error::Null`].
     ///
     /// ```
     /// # use xent::{CrossEntropy, Results};

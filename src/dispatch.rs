@@ -6,7 +6,7 @@
 use crate::element::Element;
 use crate::kernels::contiguous::block::Chunk;
 use crate::kernels::contiguous::gradient::GradientChunk;
-use crate::kernels::contiguous::reduce::Sums;
+use crate::kernels::contiguous::reduce::{CHUNK_WORDS, Sums};
 use crate::kernels::contiguous::{convert, gradient, interleaved, reduce};
 use crate::kernels::entropy_bonus::{self, Bonus};
 use crate::kernels::logit_transform::{self, Transform};
@@ -15,6 +15,7 @@ use crate::kernels::product::form::{self, Form, Fused, Pairs, Single, Swapped};
 #[cfg(x86_sets)]
 use crate::kernels::product::form::{Dots, Paired};
 use crate::kernels::product::{self, Product, pack};
+use crate::kernels::ranking::Bound;
 use crate::kernels::row_math::{self, OutputTerm, RowGroup, RowGroupExtras, RowOptions};
 use crate::kernels::row_state::ArgMax;
 use crate::kernels::softmax_gradient::{self, Pair, Tiles};
@@ -189,6 +190,9 @@ macro_rules! entries {
                 fn argmax[S: Simd<Real: Base>, E: Element<S>](x: *const u8, len: usize) -> ArgMax {
                     reduce::argmax::<S, E>(S::assume(), x, len)
                 }
+                fn find[S: Simd<Real: Base>, E: Element<S>](x: *const u8, len: usize, bound: &Bound, found: &mut [u64; CHUNK_WORDS]) -> () {
+                    reduce::find::<S, E>(S::assume(), x, len, bound, found)
+                }
                 fn dot[S: Simd<Real: Base>, E: Element<S>](chunk: &Chunk, center: f64, mass: *const f64) -> f64 {
                     reduce::dot::<S, E>(S::assume(), chunk, center, mass)
                 }
@@ -311,6 +315,7 @@ macro_rules! entries {
                     sum_clamped: sum_clamped::<S, E>,
                     restore: restore::<S, E>,
                     argmax: argmax::<S, E>,
+                    find: find::<S, E>,
                     dot: dot::<S, E>,
                     widen: widen::<S, E>,
                     strip_sums: strip_sums::<S, E>,

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! - [`CrossEntropy`] computes the loss, its gradients, and what else a pass over the logits
-//!   yields ([`Results`]): row losses, lse, argmax, entropy. Targets are class indices or
+//!   yields ([`Results`]): row losses, lse, argmax, entropy, top-k. Targets are class indices or
 //!   probabilities. Options are label smoothing, class and row weights, z-loss, a logit scale and a
 //!   softcap.
 //! - [`Partial`] is what is known of a row after one shard of a vocabulary: calls over the shards merge, on one

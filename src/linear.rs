@@ -55,7 +55,8 @@ pub struct LinearGrads<'a> {
 ///   of rows and classes are free, that of the features is 1.
 /// - `targets`: as for [`CrossEntropy`].
 ///
-/// Ignored rows cost no arithmetic, unless `lse`, `argmax` or `entropy` are asked for, which are results of all rows.
+/// Ignored rows cost no arithmetic, unless `lse`, `argmax`, `entropy`, `top_classes` or `top_log_probs` are asked for,
+/// which are results of all rows.
 /// What the hidden states of ignored rows hold affects no gradient.
 ///
 /// A call checks everything, and takes all its memory, before it writes a byte.
@@ -141,7 +142,8 @@ impl<'a> Linear<'a> {
     }
 
     /// Computes results without targets: [`lse`](Results::lse), [`argmax`](Results::argmax),
-    /// [`entropy`](Results::entropy). Any other result is an [`Error::Null`].
+    /// [`entropy`](Results::entropy), [`top_classes`](Results::top_classes),
+    /// [`top_log_probs`](Results::top_log_probs). Any other result is an [`Error::Null`].
     pub fn evaluate<'b, 'c>(
         &self,
         hidden: impl Into<Input<'b>>,

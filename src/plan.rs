@@ -234,10 +234,25 @@ pub struct Loss {
     pub kl: Option<View<FloatType>>,
     /// The number of rows whose largest logit is the target's is wanted.
     pub counts_correct: bool,
+    /// The results that come from the order of a row's logits, if one is wanted.
+    pub rankings: Option<Rankings>,
     /// What the gradient is multiplied by; absent in a forward.
     pub gradient: Option<GradientFactors>,
     /// The plan's classes are a shard of a larger vocabulary.
     pub shard: Option<Shard>,
+}
+
+/// The results that come from the order of a row's logits as stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Rankings {
+    /// How many classes of each row are listed; 0 if none are.
+    pub top_count: usize,
+    /// Output: i64 `[rows, top_count, inner]`.
+    pub top_classes: Option<View<IntegerType>>,
+    /// Output: f32 or f64 `[rows, top_count, inner]`.
+    pub top_log_probs: Option<View<FloatType>>,
+    /// Output: i64 `[rows, inner]`.
+    pub target_ranks: Option<View<IntegerType>>,
 }
 
 /// A block of the classes of a vocabulary. Target indices are those of the whole; so is C in ε/C, and so are
@@ -402,6 +417,14 @@ impl Loss {
     #[inline(always)]
     pub fn has_masses(&self) -> bool {
         self.class_weights.is_some() || self.has_probabilities()
+    }
+
+    /// The lse of each row is a result, or a result is made of it.
+    #[inline(always)]
+    pub fn wants_lse(&self) -> bool {
+        let of_top = |rankings: &Rankings| rankings.top_log_probs.is_some();
+        let of_others = self.kl.is_some() || self.rankings.as_ref().is_some_and(of_top);
+        self.lse.is_some() || of_others
     }
 
     /// The largest logit is looked for.

@@ -102,8 +102,8 @@ pub(crate) unsafe fn linear(
     // SAFETY: `validate` made the plan and found the kernels for it; the operands stay valid for the call
     // (# Safety).
     let sums = unsafe {
-        let linear::Valid { plan, loss, linear, kernels, products, .. } = &valid;
-        drivers::linear::run(plan, loss, linear, kernels, products, team)?
+        let linear::Valid { plan, linear, kernels, products, .. } = &valid;
+        drivers::linear::run(plan, valid.loss(), linear, kernels, products, team)?
     };
     // SAFETY: the results are the caller's (# Safety), and `validate` checked them.
     unsafe { write_results(problem, results, &valid.denominators, &sums) };
@@ -157,7 +157,7 @@ pub(crate) unsafe fn linear_partial(
     // SAFETY: the operands cover their shapes in valid memory (# Safety).
     let valid =
         unsafe { linear::validate(problem, layer, pass, results, request, shard, team, isa)? };
-    let linear::Valid { plan, loss, linear, kernels, products, .. } = &valid;
+    let (loss, linear::Valid { plan, linear, kernels, products, .. }) = (valid.loss(), &valid);
     // SAFETY: `validate` made the plan and found the kernels for it; the operands stay valid for the call
     // (# Safety).
     unsafe {

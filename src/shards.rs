@@ -23,7 +23,9 @@ use crate::validate::shards::Place;
 ///
 /// Target indices and class weights are those of the whole vocabulary of `total_classes`, and so is the C of
 /// label smoothing. Probability targets are those of the shard's classes.
-/// [`log_probs`](Self::log_probs) has no states: [`Error::Param`].
+/// [`log_probs`](Self::log_probs) has no states, and no state knows the order of the logits, which
+/// [`top_classes`](Results::top_classes), [`top_log_probs`](Results::top_log_probs) and
+/// [`target_ranks`](Results::target_ranks) come from: [`Error::Param`].
 ///
 /// ```
 /// use xent::{CrossEntropy, Input, Partial, Results};

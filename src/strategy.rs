@@ -67,6 +67,12 @@ const FETCHED_ROW_BYTES: usize = 512 * 1024;
 /// abreast.
 pub const TILE: usize = 64;
 
+/// Distributions whose largest logits are looked for together where they are not looked for along with the sums, if
+/// there is room: half a cache line of f32 where distributions lie side by side.
+pub const RANKED: usize = 8;
+/// Largest logits that there is room for then, on the stack: of two distributions at least.
+pub const RANKED_ENTRIES: usize = 128;
+
 /// Classes of a tile's chunk: 64 distributions of them are 8 KiB of f32.
 pub const TILE_CLASSES: usize = 32;
 

@@ -264,6 +264,16 @@ impl View<IntegerType> {
         with_integer!(self.dtype, T => unsafe { *p.cast::<T>() }.value())
     }
 
+    /// Writes an integer at a class of a row, of an i64 operand.
+    ///
+    /// # Safety
+    /// The view covers the element, an i64, and no other thread accesses it.
+    #[inline(always)]
+    pub unsafe fn set_integer(&self, at: Position, class: usize, value: i64) {
+        // SAFETY: the view covers the element, an aligned i64 (validation) of this thread's (# Safety).
+        unsafe { *self.at(at, class).cast::<i64>() = value };
+    }
+
     /// Writes an integer for each distribution of a span, of an i64 operand without a class axis.
     ///
     /// # Safety
@@ -275,6 +285,18 @@ impl View<IntegerType> {
             // SAFETY: distribution `i` of the span is an aligned i64 of this thread's (# Safety).
             unsafe { *p.wrapping_offset(i as isize * step) = x as i64 };
         }
+    }
+}
+
+impl FloatType {
+    /// Element `i` of some that lie side by side.
+    ///
+    /// # Safety
+    /// There are more than `i` aligned elements of the type at `from`.
+    #[inline(always)]
+    pub unsafe fn read(self, from: *const u8, i: usize) -> f64 {
+        // SAFETY: element `i` is an aligned `T` (# Safety).
+        with_float!(self, T => Float::to_f64(unsafe { *from.cast::<T>().add(i) }))
     }
 }
 

@@ -27,6 +27,9 @@ struct Outputs {
     lse: [f64; ROWS],
     entropy: [f64; ROWS],
     argmax: [i64; ROWS],
+    top_classes: [i64; 2 * ROWS],
+    top_log_probs: [f64; 2 * ROWS],
+    target_ranks: [i64; ROWS],
 }
 
 impl Outputs {
@@ -39,6 +42,9 @@ impl Outputs {
         lse: [MARK; ROWS],
         entropy: [MARK; ROWS],
         argmax: [77; ROWS],
+        top_classes: [77; 2 * ROWS],
+        top_log_probs: [MARK; 2 * ROWS],
+        target_ranks: [77; ROWS],
     };
 }
 
@@ -63,8 +69,19 @@ fn refused(build: Build, targets: Input<'_>, ask: Ask, expected: &Error) {
         let call = build(CrossEntropy::new(ROWS, CLASSES)).isa(isa);
         for pass in 0..6 {
             let mut out = Outputs::MARKED;
-            let Outputs { grad, in_place, scalars, counts, row_losses, lse, entropy, argmax } =
-                &mut out;
+            let Outputs {
+                grad,
+                in_place,
+                scalars,
+                counts,
+                row_losses,
+                lse,
+                entropy,
+                argmax,
+                top_classes,
+                top_log_probs,
+                target_ranks,
+            } = &mut out;
             let [loss, z_loss, normalizer, z_normalizer, entropy_bonus] = scalars;
             let [kept_rows, correct] = counts;
             let softmax = !ask.log_probs;
@@ -80,6 +97,10 @@ fn refused(build: Build, targets: Input<'_>, ask: Ask, expected: &Error) {
                 correct: (!ask.soft).then_some(correct),
                 entropy: softmax.then(|| entropy.into()),
                 entropy_bonus: softmax.then_some(entropy_bonus),
+                top_count: 2,
+                top_classes: Some(top_classes),
+                top_log_probs: Some(top_log_probs.into()),
+                target_ranks: (!ask.soft).then_some(target_ranks),
                 ..Results::default()
             };
             let result = match pass {
@@ -922,4 +943,42 @@ fn softmax() {
     softmax.log_softmax_backward_over(&mut y, &x).unwrap();
     Softmax::new(0, 0).softmax(&x[..0], &mut y[..0]).unwrap();
     Softmax::new(3, 0).inner(0).softmax_backward(&x[..0], &x[..0], &mut y[..0]).unwrap();
+}
+
+/// Lists of classes: more than there are, than can be, or none.
+#[test]
+fn rankings() {
+    let logits = [0.5f32; N];
+    let call = CrossEntropy::new(ROWS, CLASSES);
+    let (mut classes, mut log_probs) = ([77; N], [MARK; N]);
+    for (count, text) in [
+        (0, "top_classes is given, but top_count = 0".to_string()),
+        (CLASSES + 1, format!("top_count = {} exceeds classes = {CLASSES}", CLASSES + 1)),
+        (65, "top_count = 65 exceeds 64".to_string()),
+        (usize::MAX, format!("top_count = {} exceeds 64", usize::MAX)),
+    ] {
+        let results = Results {
+            top_count: count,
+            top_classes: Some(&mut classes),
+            top_log_probs: Some((&mut log_probs).into()),
+            ..Results::default()
+        };
+        assert_eq!(call.evaluate(&logits, results), Err(Error::Param(text)));
+    }
+    // A slice that is too short for the list.
+    let results =
+        Results { top_count: 2, top_classes: Some(&mut classes[..2]), ..Results::default() };
+    assert!(matches!(call.evaluate(&logits, results), Err(Error::Shape(_))));
+    assert_eq!((classes, log_probs), ([77; N], [MARK; N]));
+
+    let mut ranks = [77; ROWS];
+    let mut asking = |targets: Input| {
+        let results = Results { target_ranks: Some(&mut ranks), ..Results::default() };
+        call.forward_with(&logits, targets, results)
+    };
+    let needs = param("target_ranks needs targets that are class indices");
+    assert_eq!(asking((&[0.25f32; N]).into()), Err(needs));
+    assert_eq!(ranks, [77; ROWS]);
+    let results = Results { target_ranks: Some(&mut ranks), ..Results::default() };
+    assert_eq!(call.evaluate(&logits, results), Err(Error::Null("targets is NULL".to_string())));
 }

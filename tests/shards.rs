@@ -13,8 +13,8 @@ use xent::{CrossEntropy, Error, Input, Isa, Output, Partial, Pool, Results};
 const INF: f64 = f64::INFINITY;
 const NAN: f64 = f64::NAN;
 
-/// Every result that does not depend on the kind of targets.
-const EVERYTHING: Wants = Wants { entropy: true, argmax: true, correct: true, kl: false };
+/// Every result that merged states give.
+const EVERYTHING: Wants = Wants { top: false, ranks: false, kl: false, ..Wants::ALL };
 
 /// Any split, any order and any tree of merges is within the bounds of the whole.
 /// The task of a spec, without what shards refuse: log-probabilities, and a teacher's logits of all classes.

@@ -385,6 +385,27 @@ static void row_results(void) {
   expect("rows: argmax of the second", (double)argmax[1], 3);
 }
 
+/* The two largest logits of each row with their log-probabilities, and how many classes come before the target. */
+static void top_k(void) {
+  const float logits[2][4] = {{0.1f, 0.4f, 0.3f, 0.2f}, {0, 0, 0, 2}};
+  const int32_t targets[2] = {3, 3};
+  float log_probs[2][2];
+  int64_t classes[2][2], ranks[2];
+  xent_problem problem = XENT_PROBLEM_INIT;
+  xent_results results = XENT_RESULTS_INIT;
+  problem.rows = 2, problem.classes = 4;
+  problem.logits = (xent_input){logits, XENT_F32, {0}};
+  problem.targets = (xent_input){targets, XENT_I32, {0}};
+  results.top_count = 2;
+  results.top_classes = classes[0];
+  results.top_log_probs = (xent_output){log_probs, XENT_F32, {0}};
+  results.target_ranks = ranks;
+  ok(xent_forward(&problem, &results));
+  expect("top-k: second class of the first row", (double)classes[0][1], 2);
+  expect("top-k: its log-probability", log_probs[0][1], -1.342536);
+  expect("top-k: rank of the target", (double)ranks[0], 2);
+}
+
 /* Without targets: what the model says, and how sure it is. */
 static void predictions(void) {
   const float logits[2][4] = {{0.1f, 0.2f, 0.3f, 0.4f}, {0, 0, 0, 2}};
@@ -600,6 +621,7 @@ int main(void) {
   softcap();
   evaluation();
   row_results();
+  top_k();
   predictions();
   accumulate();
   padded_vocabulary();

@@ -290,6 +290,23 @@ void row_results() {
   expect("rows: argmax of the second", static_cast<double>(argmax[1]), 3);
 }
 
+// The two largest logits of each row with their log-probabilities, and how many classes come before the target.
+void top_k() {
+  const std::vector<float> logits = {0.1f, 0.4f, 0.3f, 0.2f, 0, 0, 0, 2};
+  const std::vector<int> targets = {3, 3};
+  std::vector<float> log_probs(4);
+  std::vector<std::int64_t> classes(4), ranks(2);
+  xent::results results;
+  results.top_count = 2;
+  results.top_classes = classes.data();
+  results.top_log_probs = log_probs;
+  results.target_ranks = ranks.data();
+  xent::forward(logits, 4, targets, results);
+  expect("top-k: second class of the first row", static_cast<double>(classes[1]), 2);
+  expect("top-k: its log-probability", log_probs[1], -1.342536);
+  expect("top-k: rank of the target", static_cast<double>(ranks[0]), 2);
+}
+
 // Without targets: what the model says, and how sure it is.
 void predictions() {
   const std::vector<float> logits = {0.1f, 0.2f, 0.3f, 0.4f, 0, 0, 0, 2};
@@ -465,6 +482,7 @@ int main() {
     softcap();
     evaluation();
     row_results();
+    top_k();
     predictions();
     accumulate();
     padded_vocabulary();

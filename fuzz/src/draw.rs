@@ -148,7 +148,10 @@ fn task_of(
         argmax: asked & 2 == 0,
         correct: asked & 4 == 0,
         kl: asked & 8 == 0,
+        top: asked & 8 == 0,
+        ranks: asked & 16 == 0,
     };
+    let top_count = [2, 1, 5, 64][usize::from(asked >> 5) % 4].min(classes);
     // Exact products, so that the oracle has the logits of the teacher that the kernels have.
     let is_teacher = asked & 0x30 == 0x30 && !log_probs && grad_scale != 0.0;
     let target_scale = if is_teacher { [1.0, 0.25][usize::from(asked >> 6 & 1)] } else { 0.0 };
@@ -259,6 +262,7 @@ fn task_of(
     let short = if short_results { Dtype::F32 } else { Dtype::F64 };
     let grad = output(if dtype.is_half() && long_grad { Dtype::F32 } else { dtype }, sizes, true);
     let [row_losses, entropy, kl] = [(); 3].map(|()| output(short, by_row, false));
+    let top_log_probs = output(short, [rows, top_count, inner], false);
     let grad_targets = output(FLOATS[usize::from(present >> 4) % 4], sizes, true);
     // Drawn last, so that older seeds still make the same problems.
     let entropy_bonus = bytes.pick(&[0.0, 0.0, 0.0, 0.01, -0.5, 3.0]);
@@ -290,6 +294,7 @@ fn task_of(
         row_losses,
         entropy,
         kl,
+        top_log_probs,
         wants,
         target_scale: match target_kind {
             TargetKind::Probabilities | TargetKind::Sparse => target_scale,

@@ -137,6 +137,17 @@ fn row_alone(layer: &Layer, row: usize, answers: &[(&str, LayerAnswer)], how: &H
         same_bits(&results.lse, &at(&all_results.lse), &what("lse"));
         same_bits(&results.row_losses, &at(&all_results.row_losses), &what("row loss"));
         same_bits(&results.entropy, &at(&all_results.entropy), &what("entropy"));
+        let top = row * layer.task.top_count()..(row + 1) * layer.task.top_count();
+        let listed = all_results.top_log_probs.get(top.clone()).unwrap_or_default();
+        same_bits(&results.top_log_probs, listed, &what("top log-probabilities"));
+        assert_eq!(
+            results.top_classes,
+            all_results.top_classes.get(top).unwrap_or_default(),
+            "{}",
+            what("top classes")
+        );
+        let rank = all_results.target_ranks.get(row..=row).unwrap_or_default();
+        assert_eq!(results.target_ranks, rank, "{}", what("target rank"));
         // The denominator of a mean depends on all rows.
         if layer.task.reduction != Reduction::Mean
             && layer.workspace == 0

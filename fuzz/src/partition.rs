@@ -135,6 +135,7 @@ fn picked(task: &Task, rows: &[usize], rng: &mut Rng) -> Task {
     let logits = pick(&task.logits);
     let (grad, grad_targets) = (pick(&task.grad), pick(&task.grad_targets));
     let [row_losses, entropy, kl] = [&task.row_losses, &task.entropy, &task.kl].map(&mut pick);
+    let top_log_probs = pick(&task.top_log_probs);
     let mut maybe = |operand: &Option<Operand>, by_row: bool| {
         operand.as_ref().map(|operand| if by_row { pick(operand) } else { operand.clone() })
     };
@@ -147,6 +148,7 @@ fn picked(task: &Task, rows: &[usize], rng: &mut Rng) -> Task {
         entropy,
         kl,
         target_classes: maybe(&task.target_classes, true),
+        top_log_probs,
         targets: maybe(&task.targets, true),
         row_weights: maybe(&task.row_weights, true),
         row_mask: maybe(&task.row_mask, true),
@@ -252,6 +254,25 @@ fn compare_at(
         let argmax: Vec<f64> = whole.argmax.iter().map(|&class| class as f64).collect();
         let part_argmax: Vec<f64> = part.argmax.iter().map(|&class| class as f64).collect();
         same_bits(&part_argmax, &rows(&argmax), &name("argmax"));
+        let reals = |of: &[i64]| of.iter().map(|&x| x as f64).collect::<Vec<f64>>();
+        let ranks = rows(&reals(&whole.target_ranks));
+        same_bits(&reals(&part.target_ranks), &ranks, &name("target ranks"));
+        // Lists of classes, of rows in the order of the part.
+        let top = task.top_count();
+        let own_inner = if at.len() == 1 { 1 } else { inner };
+        let listed = |values: &[f64]| -> Vec<f64> {
+            let mut lists = vec![0.0; if values.is_empty() { 0 } else { at.len() * top }];
+            for i in 0..lists.len() {
+                let (own_row, j, own_k) =
+                    (i / (top * own_inner), i / own_inner % top, i % own_inner);
+                let (row, k) = at[own_row * own_inner + own_k];
+                lists[i] = values[(row * top + j) * inner + k];
+            }
+            lists
+        };
+        let classes_of = listed(&reals(&whole.top_classes));
+        same_bits(&reals(&part.top_classes), &classes_of, &name("top classes"));
+        same_bits(&part.top_log_probs, &listed(&whole.top_log_probs), &name("top log-probs"));
         if whole.grad.is_empty() {
             continue;
         }

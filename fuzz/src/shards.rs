@@ -31,7 +31,7 @@ enum Whole {
 const LIMITS: Limits = Limits { usual: 400, many: 6000 };
 
 /// Every result that a kind of targets has.
-const EVERYTHING: Wants = Wants { entropy: true, argmax: true, correct: true, kl: false };
+const EVERYTHING: Wants = Wants { top: false, ranks: false, kl: false, ..Wants::ALL };
 
 impl<'a> Arbitrary<'a> for Input {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {

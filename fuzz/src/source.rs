@@ -3,7 +3,7 @@
 use common::Reduction;
 use common::layer::Layer;
 use common::operand::Operand;
-use common::task::Task;
+use common::task::{Task, Wants};
 use std::fmt::{Formatter, Result};
 
 /// A number as an expression.
@@ -112,13 +112,16 @@ fn fields(f: &mut Formatter<'_>, task: &Task) -> Result {
     if task.reduction != Reduction::Sum {
         writeln!(f, "        reduction: Reduction::{:?},", task.reduction)?;
     }
-    for (name, output) in
-        [("row_losses", &task.row_losses), ("entropy", &task.entropy), ("kl", &task.kl)]
-    {
+    for (name, output) in [
+        ("row_losses", &task.row_losses),
+        ("entropy", &task.entropy),
+        ("kl", &task.kl),
+        ("top_log_probs", &task.top_log_probs),
+    ] {
         writeln!(f, "        {name}: {},", operand(output))?;
     }
     let wants = task.wants;
-    if !(wants.entropy && wants.argmax && wants.correct && wants.kl) {
+    if wants != Wants::ALL {
         writeln!(f, "        wants: {wants:?},")?;
     }
     Ok(())

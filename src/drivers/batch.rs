@@ -9,7 +9,7 @@ use super::totals::{GroupTotals, Totals};
 use crate::kernels::contiguous::gradient::ExpScale;
 use crate::kernels::entropy_bonus::Bonus;
 use crate::kernels::row_math::{
-    GradientAction, OutputTerm, ROWS, RowGroup, RowGroupExtras, RowInputs,
+    GradientAction, OutputTerm, ROWS, RowGroup, RowGroupExtras, RowInputs, RowLanes,
 };
 use crate::kernels::row_state::{ArgMax, RowState};
 use crate::math::exp2::Shift;
@@ -105,63 +105,43 @@ pub struct Row {
 ///
 /// Every unsafe method asks for the same: the rows `first..first + len` of the last `start` are the call's,
 /// have contiguous classes, and no other thread accesses them.
-pub struct Batch {
+///
+/// `N` is the number of rows that there is room for. A batch of a single row leaves room on the stack.
+pub struct Batch<const N: usize = ROWS> {
     group: RowGroup,
     extras: RowGroupExtras,
     argmax: [usize; ROWS],
     first: usize,
     len: usize,
-    rows: [MaybeUninit<Row>; ROWS],
+    rows: [MaybeUninit<Row>; N],
 }
 
-impl Batch {
+impl<const N: usize> Batch<N> {
     /// A batch of no rows. It is large: it should stay where it is, and serve one batch after the other.
-    pub const EMPTY: Batch = Batch {
+    pub const EMPTY: Self = Batch {
         group: RowGroup::EMPTY,
         extras: RowGroupExtras::NONE,
         argmax: [0; ROWS],
         first: 0,
         len: 0,
-        rows: [const { MaybeUninit::uninit() }; ROWS],
+        rows: [const { MaybeUninit::uninit() }; N],
     };
 
     /// Forgets the rows before, and reads the operands of rows `first..first + len` except for the logits;
     /// of these it looks for the largest, if that is excluded.
     ///
     /// # Safety
-    /// See [`Batch`]; `len` is at most [`ROWS`].
+    /// See [`Batch`]; `len` is at most `N`, and that at most [`ROWS`].
+    #[inline(always)]
     pub unsafe fn start(&mut self, call: &Call, first: usize, len: usize) {
-        let mut largest = [ArgMax::NONE; ROWS];
-        if call.excluded == Excluded::Largest {
-            for (i, found) in largest[..len].iter_mut().enumerate() {
-                // SAFETY: the row is the call's, with contiguous classes (# Safety).
-                *found = unsafe { largest_logit(call, call.plan.shape.position(first + i)) };
-            }
-        }
-        (self.first, self.len) = (first, len);
-        self.group.inputs.x_y = [f64::NEG_INFINITY; ROWS];
-        if len < ROWS {
-            self.group.inputs.excluded = [RowInputs::IGNORED; ROWS];
-        }
-        for (row, span) in call.plan.shape.spans(first, len) {
-            // SAFETY: the rows are the call's and this thread's (# Safety); spans end with row `len`.
-            unsafe {
-                masses::read_teacher(call, &span);
-                let (inputs, factors) = (&mut self.group.inputs, &mut self.extras.factors);
-                operands::read(call, &span, row, inputs, Some(factors), &largest[row..]);
-            }
-        }
-        for (i, row) in self.rows[..len].iter_mut().enumerate() {
-            row.write(Row {
-                at: call.plan.shape.position(first + i),
-                excluded: self.group.inputs.class(i),
-                reduction: None,
-                state: RowState::EMPTY,
-                action: RowAction::Nothing,
-                old_entry: 0.0,
-                entry: 0.0,
-            });
-        }
+        // SAFETY: this function's own # Safety.
+        unsafe { self.lend().start(call, first, len) }
+    }
+
+    #[inline(always)]
+    fn lend(&mut self) -> AnyBatch<'_> {
+        let Batch { group, extras, argmax, first, len, rows } = self;
+        AnyBatch { group, extras, argmax, first, len, rows }
     }
 
     /// Whether the exponentials of row `i` are to be summed.
@@ -176,56 +156,15 @@ impl Batch {
     ///
     /// # Safety
     /// See [`Batch`]; the rows are of the batch.
+    #[inline(always)]
     pub unsafe fn prepare(
         &mut self,
         call: &Call,
         rows: Range<usize>,
         initial: &[InitialShift; ROWS],
     ) {
-        for (row, span) in call.plan.shape.spans(self.first + rows.start, rows.len()) {
-            // SAFETY: the rows are the call's and this thread's (# Safety).
-            unsafe {
-                operands::read_excluded_logits(
-                    call,
-                    &span,
-                    rows.start + row,
-                    &mut self.group.inputs,
-                );
-            }
-        }
-        operands::transform_excluded(
-            call,
-            &mut self.group.inputs,
-            &mut self.extras.factors,
-            rows.clone(),
-        );
-        if let Some(output) = call.plan.output.as_ref().filter(|output| output.accumulate) {
-            for Row { at, excluded, old_entry, .. } in &mut self.rows()[rows.clone()] {
-                if let Some(class) = *excluded {
-                    // SAFETY: the class of a row of the call, which the output covers (validation).
-                    *old_entry = unsafe { output.view.real(*at, class) };
-                }
-            }
-        }
-        for i in rows {
-            self.decide(call, i, initial[i]);
-        }
-    }
-
-    #[inline(always)]
-    fn decide(&mut self, call: &Call, i: usize, initial: InitialShift) {
-        if !operands::needs_reduction(call, &self.group.inputs, i) {
-            return;
-        }
-        let start = initial.shift.exponent / call.l;
-        let spreads = call.spreads_mass && self.group.inputs.is_kept(i);
-        let center = spreads.then(|| {
-            let others = initial.is_of_row.then_some(start);
-            operands::center(call, &self.group.inputs, &self.extras.factors, i, start, others)
-        });
-        let sums_exps = self.needs_exps(call, i);
-        let row = &mut self.rows()[i];
-        row.reduction = Some(Reduction { sums_exps, excluded: row.excluded, initial, center });
+        // SAFETY: this function's own # Safety.
+        unsafe { self.lend().prepare(call, rows, initial) }
     }
 
     /// The rows.
@@ -235,64 +174,20 @@ impl Batch {
         unsafe { assume_rows(&mut self.rows, self.len) }
     }
 
+    /// The lse of each row, once the rows are finished, if it is a result or one is made of it.
+    #[inline(always)]
+    pub fn lse(&self) -> &RowLanes {
+        &self.group.results.lse
+    }
+
     /// Writes the results of all rows, and finds out what remains to be done.
     ///
     /// # Safety
     /// See [`Batch`].
+    #[inline(always)]
     pub unsafe fn finish(&mut self, call: &Call) {
-        let (first, len) = (self.first, self.len);
-        let Batch { group, extras, argmax, rows, .. } = self;
-        // SAFETY: `start` wrote the first `len` rows.
-        let rows = unsafe { assume_rows(rows, len) };
-        group.sums.clear_shift_logits();
-        for (i, Row { reduction, state, .. }) in rows.iter().enumerate() {
-            let center = reduction.and_then(|reduction| reduction.center);
-            set_sums(call, i, state, center, group, extras);
-            argmax[i] = state.argmax.class;
-        }
-        if call.from_lse {
-            for (row, span) in call.plan.shape.spans(first, len) {
-                // SAFETY: the rows are the call's and this thread's (# Safety).
-                unsafe {
-                    operands::read_lse(call, &span, row, group);
-                    if let Some(shard) = call.mass_of_shard {
-                        shards::read_masses(shard, &span, row, &mut extras.weighted.mass);
-                    }
-                }
-            }
-        }
-        call.finish(std::slice::from_mut(group), Some(std::slice::from_mut(extras)));
-        if let Some(loss) = call.loss.filter(|_| call.computes_losses) {
-            for (row, span) in call.plan.shape.spans(first, len) {
-                // SAFETY: the rows are the call's and this thread's (# Safety).
-                unsafe {
-                    operands::write(loss, &span, row, &group.results, argmax);
-                    masses::write_divergences(call, &span, row, group);
-                    shards::write(call, &span, row, group, extras, argmax);
-                }
-            }
-        }
-        if call.plan.output.is_none() {
-            return;
-        }
-        let RowGroup { sums, coefficients, .. } = group;
-        let has_bias = call.has_bias();
-        for (i, row) in rows.iter_mut().enumerate() {
-            row.entry = coefficients.entry[i];
-            row.action = match coefficients.action(i) {
-                GradientAction::Nothing => RowAction::Nothing,
-                GradientAction::Entry => RowAction::Entry,
-                GradientAction::Fill(value) => RowAction::Fill(value),
-                GradientAction::Sweep => {
-                    let shift =
-                        Shift { logit: sums.shift_logit[i], exponent: sums.shift_exponent[i] };
-                    let exps = ExpScale { shift, factor: coefficients.factor[i] };
-                    let bias = if has_bias { coefficients.bias[i] } else { 0.0 };
-                    let bonus = bonus(call, i, shift, extras);
-                    RowAction::Sweep(row.gradient(call, exps, bias, coefficients.scale[i], bonus))
-                }
-            };
-        }
+        // SAFETY: this function's own # Safety.
+        unsafe { self.lend().finish(call) }
     }
 
     /// Adds the losses of all rows to the totals.
@@ -358,6 +253,170 @@ impl Batch {
     }
 }
 
+/// A batch of whatever room: what its stages have in common is compiled once.
+struct AnyBatch<'a> {
+    group: &'a mut RowGroup,
+    extras: &'a mut RowGroupExtras,
+    argmax: &'a mut [usize; ROWS],
+    first: &'a mut usize,
+    len: &'a mut usize,
+    rows: &'a mut [MaybeUninit<Row>],
+}
+
+impl AnyBatch<'_> {
+    #[inline(always)]
+    fn rows(&mut self) -> &mut [Row] {
+        // SAFETY: `start` wrote the first `len` rows.
+        unsafe { assume_rows(self.rows, *self.len) }
+    }
+
+    /// # Safety
+    /// See [`Batch::start`].
+    #[inline(never)]
+    unsafe fn start(&mut self, call: &Call, first: usize, len: usize) {
+        let mut largest = [ArgMax::NONE; ROWS];
+        if call.excluded == Excluded::Largest {
+            for (i, found) in largest[..len].iter_mut().enumerate() {
+                // SAFETY: the row is the call's, with contiguous classes (# Safety).
+                *found = unsafe { largest_logit(call, call.plan.shape.position(first + i)) };
+            }
+        }
+        (*self.first, *self.len) = (first, len);
+        self.group.inputs.x_y = [f64::NEG_INFINITY; ROWS];
+        if len < ROWS {
+            self.group.inputs.excluded = [RowInputs::IGNORED; ROWS];
+        }
+        for (row, span) in call.plan.shape.spans(first, len) {
+            // SAFETY: the rows are the call's and this thread's (# Safety); spans end with row `len`.
+            unsafe {
+                masses::read_teacher(call, &span);
+                let (inputs, factors) = (&mut self.group.inputs, &mut self.extras.factors);
+                operands::read(call, &span, row, inputs, Some(factors), &largest[row..]);
+            }
+        }
+        for (i, row) in self.rows[..len].iter_mut().enumerate() {
+            row.write(Row {
+                at: call.plan.shape.position(first + i),
+                excluded: self.group.inputs.class(i),
+                reduction: None,
+                state: RowState::EMPTY,
+                action: RowAction::Nothing,
+                old_entry: 0.0,
+                entry: 0.0,
+            });
+        }
+    }
+
+    /// # Safety
+    /// See [`Batch::prepare`].
+    #[inline(never)]
+    unsafe fn prepare(&mut self, call: &Call, rows: Range<usize>, initial: &[InitialShift; ROWS]) {
+        for (row, span) in call.plan.shape.spans(*self.first + rows.start, rows.len()) {
+            // SAFETY: the rows are the call's and this thread's (# Safety).
+            unsafe {
+                operands::read_excluded_logits(
+                    call,
+                    &span,
+                    rows.start + row,
+                    &mut self.group.inputs,
+                );
+            }
+        }
+        operands::transform_excluded(
+            call,
+            &mut self.group.inputs,
+            &mut self.extras.factors,
+            rows.clone(),
+        );
+        if let Some(output) = call.plan.output.as_ref().filter(|output| output.accumulate) {
+            for Row { at, excluded, old_entry, .. } in &mut self.rows()[rows.clone()] {
+                if let Some(class) = *excluded {
+                    // SAFETY: the class of a row of the call, which the output covers (validation).
+                    *old_entry = unsafe { output.view.real(*at, class) };
+                }
+            }
+        }
+        for i in rows {
+            self.decide(call, i, initial[i]);
+        }
+    }
+
+    #[inline(always)]
+    fn decide(&mut self, call: &Call, i: usize, initial: InitialShift) {
+        if !operands::needs_reduction(call, &self.group.inputs, i) {
+            return;
+        }
+        let start = initial.shift.exponent / call.l;
+        let spreads = call.spreads_mass && self.group.inputs.is_kept(i);
+        let center = spreads.then(|| {
+            let others = initial.is_of_row.then_some(start);
+            operands::center(call, &self.group.inputs, &self.extras.factors, i, start, others)
+        });
+        let sums_exps = operands::needs_exps(call, &self.group.inputs, i);
+        let row = &mut self.rows()[i];
+        row.reduction = Some(Reduction { sums_exps, excluded: row.excluded, initial, center });
+    }
+
+    /// # Safety
+    /// See [`Batch::finish`].
+    #[inline(never)]
+    unsafe fn finish(&mut self, call: &Call) {
+        let (first, len) = (*self.first, *self.len);
+        let AnyBatch { group, extras, argmax, rows, .. } = self;
+        // SAFETY: `start` wrote the first `len` rows.
+        let rows = unsafe { assume_rows(rows, len) };
+        group.sums.clear_shift_logits();
+        for (i, Row { reduction, state, .. }) in rows.iter().enumerate() {
+            let center = reduction.and_then(|reduction| reduction.center);
+            set_sums(call, i, state, center, group, extras);
+            argmax[i] = state.argmax.class;
+        }
+        if call.from_lse {
+            for (row, span) in call.plan.shape.spans(first, len) {
+                // SAFETY: the rows are the call's and this thread's (# Safety).
+                unsafe {
+                    operands::read_lse(call, &span, row, group);
+                    if let Some(shard) = call.mass_of_shard {
+                        shards::read_masses(shard, &span, row, &mut extras.weighted.mass);
+                    }
+                }
+            }
+        }
+        call.finish(std::slice::from_mut(group), Some(std::slice::from_mut(extras)));
+        if let Some(loss) = call.loss.filter(|_| call.computes_losses) {
+            for (row, span) in call.plan.shape.spans(first, len) {
+                // SAFETY: the rows are the call's and this thread's (# Safety).
+                unsafe {
+                    operands::write(loss, &span, row, &group.results, argmax);
+                    masses::write_divergences(call, &span, row, group);
+                    shards::write(call, &span, row, group, extras, argmax);
+                }
+            }
+        }
+        if call.plan.output.is_none() {
+            return;
+        }
+        let RowGroup { sums, coefficients, .. } = group;
+        let has_bias = call.has_bias();
+        for (i, row) in rows.iter_mut().enumerate() {
+            row.entry = coefficients.entry[i];
+            row.action = match coefficients.action(i) {
+                GradientAction::Nothing => RowAction::Nothing,
+                GradientAction::Entry => RowAction::Entry,
+                GradientAction::Fill(value) => RowAction::Fill(value),
+                GradientAction::Sweep => {
+                    let shift =
+                        Shift { logit: sums.shift_logit[i], exponent: sums.shift_exponent[i] };
+                    let exps = ExpScale { shift, factor: coefficients.factor[i] };
+                    let bias = if has_bias { coefficients.bias[i] } else { 0.0 };
+                    let bonus = bonus(call, i, shift, extras);
+                    RowAction::Sweep(row.gradient(call, exps, bias, coefficients.scale[i], bonus))
+                }
+            };
+        }
+    }
+}
+
 /// Gives row `i` of a group, whose sums have no logits in their shifts yet, the sums of its state.
 #[inline(always)]
 pub fn set_sums(
@@ -401,7 +460,7 @@ pub fn bonus(call: &Call, i: usize, shift: Shift, extras: &RowGroupExtras) -> Bo
 /// # Safety
 /// They were written.
 #[inline(always)]
-unsafe fn assume_rows(rows: &mut [MaybeUninit<Row>; ROWS], len: usize) -> &mut [Row] {
+unsafe fn assume_rows(rows: &mut [MaybeUninit<Row>], len: usize) -> &mut [Row] {
     // SAFETY: the first `len` places hold rows (# Safety).
     unsafe { std::slice::from_raw_parts_mut(rows[..len].as_mut_ptr().cast(), len) }
 }

@@ -6,8 +6,8 @@ use crate::kernels::row_math::{
     GradientOptions, LseSource, OutputTerm, RowGroup, RowGroupExtras, RowOptions,
 };
 use crate::math::exp2::{Base, Shift};
-use crate::plan::{Loss, Operation, Pass, Plan, Shard, Softmax};
-use crate::strategy::{self, STORED_EXPS_CLASSES, Sweeps};
+use crate::plan::{Loss, Operation, Pass, Plan, Rankings, Shard, Softmax};
+use crate::strategy::{self, BATCHED_CLASSES, STORED_EXPS_CLASSES, Sweeps};
 use crate::view::{ElementType, FloatType};
 use std::ops::Range;
 
@@ -72,6 +72,8 @@ pub struct Call<'a> {
     pub has_bonus: bool,
     /// The largest logit of each row is looked for.
     pub wants_argmax: bool,
+    /// The results that come from the order of a row's logits.
+    pub rankings: Option<&'a Rankings>,
     /// The entropy of each row is wanted.
     pub wants_entropy: bool,
     /// The first sweep needs nothing of the logits but exponentials of them as they are.
@@ -116,6 +118,8 @@ impl<'a> Call<'a> {
     pub unsafe fn of_blocks(plan: &'a Plan, k: &'a Kernels, loss: &'a Loss) -> Self {
         let mut call = Call::of_loss(plan, k, loss);
         (call.stores_exps, call.final_shift, call.in_strips) = (false, true, false);
+        // The order of the logits is found along with the sums, in every block.
+        call.sums_exps_alone &= call.rankings.is_none();
         if call.from_lse && call.excluded == Excluded::Largest {
             // To look for it would take another product.
             call.excluded = Excluded::None;
@@ -153,6 +157,7 @@ impl<'a> Call<'a> {
             entropy_of_shard: None,
             has_bonus: false,
             wants_argmax: false,
+            rankings: None,
             wants_entropy: false,
             sums_exps_alone: true,
             in_strips: false,
@@ -170,8 +175,12 @@ impl<'a> Call<'a> {
     fn of_loss(plan: &'a Plan, k: &'a Kernels, loss: &'a Loss) -> Self {
         let (wants_argmax, wants_entropy) = (loss.wants_argmax(), loss.wants_entropy());
         let (has_bonus, from_lse) = (loss.has_bonus(), loss.is_from_lse());
-        let sums_exps_alone =
-            loss.transform.is_none() && !wants_entropy && !loss.log_probs && !wants_argmax;
+        let rankings = loss.rankings.as_ref();
+        let sums_exps_alone = loss.transform.is_none()
+            && !wants_entropy
+            && !loss.log_probs
+            && !wants_argmax
+            && (rankings.is_none() || ranks_batches(plan));
         let fused = loss.pass == Pass::ForwardBackward;
         let shape = Common::new(plan);
         let interleaves = fused
@@ -200,7 +209,7 @@ impl<'a> Call<'a> {
             from_lse,
             takes_exps: !loss.log_probs,
             sums_exps: !loss.log_probs && (!from_lse || wants_entropy),
-            sums_ignored: !from_lse && (loss.lse.is_some() || loss.entropy.is_some()),
+            sums_ignored: !from_lse && (loss.wants_lse() || loss.entropy.is_some()),
             computes_losses: loss.computes_losses(),
             spreads_mass: loss.spreads_mass(),
             has_masses: loss.has_masses(),
@@ -211,12 +220,14 @@ impl<'a> Call<'a> {
             entropy_of_shard: loss.shard.as_ref().filter(|_| has_bonus && loss.has_entropies()),
             has_bonus,
             wants_argmax,
+            rankings,
             wants_entropy,
             sums_exps_alone,
             in_strips: loss.fits_strips(plan.shape.classes, plan.logits.dtype),
             // Nothing else may need the logits again.
             stores_exps: shape.may_store_exps
                 && fused
+                && !(rankings.is_some() && ranks_batches(plan))
                 && loss.transform.is_none()
                 && !has_bonus
                 && !loss.has_probabilities(),
@@ -267,6 +278,13 @@ impl<'a> Call<'a> {
     #[inline(always)]
     pub fn interleaves(&self) -> bool {
         self.sweeps == Sweeps::Interleaved
+    }
+
+    /// Whether the order of contiguous logits is found after the sums of a batch, whose rows are still in the cache; else
+    /// along with the sums of each row.
+    #[inline(always)]
+    pub fn ranks_batches(&self) -> bool {
+        ranks_batches(self.plan)
     }
 
     /// The classes of a segment.
@@ -321,6 +339,12 @@ impl Common {
     }
 }
 
+/// See [`Call::ranks_batches`].
+#[inline(always)]
+fn ranks_batches(plan: &Plan) -> bool {
+    plan.shape.classes <= BATCHED_CLASSES
+}
+
 /// log2 e as the lanes of a dtype have it.
 #[inline(always)]
 fn log2_e(dtype: FloatType) -> f64 {
@@ -350,7 +374,7 @@ fn row_options(plan: &Plan, loss: &Loss) -> RowOptions {
         entropy_bonus: loss.entropy_bonus,
         transform: loss.transform,
         wants_losses: loss.computes_losses(),
-        wants_lse: loss.computes_losses() && (loss.lse.is_some() || loss.kl.is_some()),
+        wants_lse: loss.computes_losses() && loss.wants_lse(),
         wants_entropy: loss.wants_entropy(),
         gradient: loss.gradient.as_ref().map(|gradient| GradientOptions {
             scale: gradient.scale,

@@ -1,7 +1,7 @@
 //! Drivers bring blocks of logits to the kernels, and rows through the row arithmetic.
 //!
 //! They know the plan and the memory that it describes. Each way over the logits is a driver: batches of
-//! contiguous rows ([`rows`]), one long row on several threads ([`long_row`]), strips and tiles of
+//! contiguous rows ([`rows`]), one row by itself ([`long_row`]), strips and tiles of
 //! distributions ([`strips`], [`strided`]), small calls ([`small`]), the gradient of probability targets ([`target_gradient`]) and of a softmax
 //! ([`softmax_gradient`]). [`shards`] has what a shard of a vocabulary adds to these ways.
 
@@ -13,6 +13,7 @@ mod masses;
 mod operands;
 mod padding;
 mod place;
+mod ranking;
 mod rows;
 mod segment;
 pub mod shards;
@@ -88,7 +89,11 @@ pub unsafe fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
     let portion = |rows: Range<usize>, len: usize, give: &mut dyn FnMut(Totals)| {
         // SAFETY: the rows are the plan's, and each is in one portion.
         unsafe {
-            rows::run(&call, rows.clone(), len, give);
+            if call.rankings.is_some() && !call.ranks_batches() {
+                long_row::run_each(&call, rows.clone(), len, give);
+            } else {
+                rows::run(&call, rows.clone(), len, give);
+            }
             padding::clear(plan, rows);
         }
     };

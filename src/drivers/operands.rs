@@ -208,6 +208,7 @@ pub fn needs_exps(call: &Call, inputs: &RowInputs, row: usize) -> bool {
 pub fn needs_reduction(call: &Call, inputs: &RowInputs, row: usize) -> bool {
     needs_exps(call, inputs, row)
         || call.wants_argmax
+        || call.rankings.is_some()
         // The total mass of a row is part of its gradient.
         || (inputs.is_kept(row) && call.spreads_mass)
 }

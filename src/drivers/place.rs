@@ -53,6 +53,11 @@ impl Place {
         if shape.along(axis) == 0 { 0 } else { across * tiles(shape, axis) }
     }
 
+    /// The distributions of a span.
+    pub fn of(span: &Span) -> Self {
+        Place { axis: span.axis, first: span.first, len: span.len }
+    }
+
     /// Distribution `i`.
     pub fn at(&self, i: usize) -> Position {
         Span { first: self.first, axis: self.axis, len: self.len }.at(i)

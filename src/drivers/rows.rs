@@ -2,9 +2,11 @@
 
 use super::batch::{Batch, InitialShift, Row, RowAction};
 use super::call::Call;
+use super::place::Place;
+use super::ranking;
 use super::segment::{self, ChunkFlags, PendingRow, PlacedRow};
 use super::totals::{GroupTotals, Totals};
-use crate::kernels::row_math::ROWS;
+use crate::kernels::row_math::{ROWS, RowLanes};
 use crate::kernels::row_state::RowState;
 use crate::strategy::{self, BATCHED_CLASSES, SEGMENTS};
 use crate::view::ElementType;
@@ -44,7 +46,8 @@ impl Stage {
 ///
 /// # Safety
 /// As [`Batch::prepare`].
-pub unsafe fn prepare(call: &Call, batch: &mut Batch, rows: Range<usize>) {
+#[inline(never)]
+pub unsafe fn prepare<const N: usize>(call: &Call, batch: &mut Batch<N>, rows: Range<usize>) {
     let mut initial = [InitialShift::NONE; ROWS];
     for i in rows.clone() {
         if batch.needs_exps(call, i) {
@@ -128,7 +131,12 @@ unsafe fn run_batches(
             unsafe { reduce(call, stage, i, before.as_deref_mut()) };
         }
         // SAFETY: the rows are the call's and this thread's (# Safety).
-        unsafe { stage.batch.finish(call) };
+        unsafe {
+            stage.batch.finish(call);
+            if call.rankings.is_some() {
+                rank(call, start, count, stage.batch.lse());
+            }
+        }
         if by_batch {
             stage.batch.add_to(call, &mut totals);
             left -= count;
@@ -183,6 +191,19 @@ unsafe fn run_batches(
     }
     if call.streams {
         (call.k.lanes.fence)();
+    }
+}
+
+/// Writes the results that come from the order of the logits, of a batch of rows with these lse.
+///
+/// # Safety
+/// The rows are the call's, and no other thread accesses them; their logits are as stored.
+#[cold]
+#[inline(never)]
+unsafe fn rank(call: &Call, first: usize, len: usize, lse: &RowLanes) {
+    for (row, span) in call.plan.shape.spans(first, len) {
+        // SAFETY: this function's own # Safety.
+        unsafe { ranking::rank(call, &Place::of(&span), &lse[row..]) };
     }
 }
 

@@ -3,6 +3,7 @@
 use super::batch::{InitialShift, Reduction, RowGradient};
 use super::call::Call;
 use super::masses;
+use super::ranking::RowRanking;
 use crate::kernels::LogitKernels;
 use crate::kernels::contiguous::block::{Chunk, excluded_in};
 use crate::kernels::contiguous::gradient::{Bias, GradientChunk, Source};
@@ -161,11 +162,29 @@ pub unsafe fn reduce(
     pending: Option<PendingRow>,
     state: &mut RowState,
 ) -> ChunkFlags {
+    let classes = call.segment(segment);
     // SAFETY: the classes are those of the segment, of both rows (# Safety).
-    unsafe { reduce_classes(call, row, call.segment(segment), reduction, pending, state) }
+    unsafe { reduce_classes(call, row, classes, reduction, pending, None, state) }
 }
 
-/// [`reduce`] for some classes, no more than a segment has.
+/// [`reduce`] where the order of the logits is wanted too.
+///
+/// # Safety
+/// As [`reduce`].
+#[inline(always)]
+pub unsafe fn reduce_ranked(
+    call: &Call,
+    row: &PlacedRow,
+    segment: usize,
+    reduction: &Reduction,
+    ranking: &mut RowRanking,
+    state: &mut RowState,
+) -> ChunkFlags {
+    // SAFETY: the classes are those of the segment (# Safety).
+    unsafe { reduce_general(call, row, call.segment(segment), reduction, Some(ranking), state) }
+}
+
+/// [`reduce`] for some classes, no more than a segment has. Their order goes to `ranking`, if it is wanted.
 ///
 /// # Safety
 /// The classes of the row are readable, and writable where exponentials are stored; no other thread accesses
@@ -177,6 +196,7 @@ pub unsafe fn reduce_classes(
     classes: Range<usize>,
     reduction: &Reduction,
     pending: Option<PendingRow>,
+    ranking: Option<&mut RowRanking>,
     state: &mut RowState,
 ) -> ChunkFlags {
     let Range { start, end } = classes;
@@ -186,7 +206,7 @@ pub unsafe fn reduce_classes(
             unsafe { gradient_classes(call, &row, classes.clone(), flags, of) };
         }
         // SAFETY: this function's own # Safety.
-        return unsafe { reduce_general(call, row, classes, reduction, state) };
+        return unsafe { reduce_general(call, row, classes, reduction, ranking, state) };
     }
     if end - start <= CHUNK && pending.is_none() && !call.stores_exps {
         // An ordinary short row. If it is not ordinary, it is done again below.
@@ -327,6 +347,7 @@ unsafe fn reduce_general(
     row: &PlacedRow,
     classes: Range<usize>,
     reduction: &Reduction,
+    mut ranking: Option<&mut RowRanking>,
     state: &mut RowState,
 ) -> ChunkFlags {
     let stores = call.stores_exps && reduction.excluded.is_some();
@@ -348,6 +369,10 @@ unsafe fn reduce_general(
             let is_it = !value.is_nan() && chunk.excluded != Some(at);
             largest = (is_it && call.plan.transform().is_none()).then_some(value);
             seen.argmax.class += class;
+        }
+        if let Some(ranking) = &mut ranking {
+            // SAFETY: the chunk is readable (# Safety), and at most CHUNK long.
+            unsafe { ranking.add(call, chunk.x, class, len) };
         }
         if let Some(with) = call.plan.transform() {
             // SAFETY: the chunk is the call's, and at most CHUNK long, as is the buffer.

@@ -4,6 +4,7 @@ use super::call::{Call, Excluded};
 use super::masses;
 use super::operands;
 use super::place::Place;
+use super::ranking;
 use super::shards;
 use super::totals::{GroupTotals, Totals};
 use crate::kernels::contiguous::gradient::split_factor;
@@ -262,26 +263,35 @@ pub unsafe fn again(
         extras: TileExtras::are_needed(call).then(|| extras.lend()),
     };
     // SAFETY: this function's own # Safety; the sums are complete before the rows are finished, and these
-    // before the gradient is written.
+    // before the gradient is written, which is when the logits are no longer needed.
     unsafe {
         if call.wants_argmax {
             sweeper.find_largest();
         }
-        if losses | gradients != 0 || call.wants_entropy {
+        let computes = losses | gradients != 0 || call.wants_entropy;
+        let mut reduced = false;
+        if computes {
             let (exps, reduces) = sweeper.read_operands(place.len.div_ceil(ROWS));
             if reduces {
                 sweeper.reduce(exps);
             }
             sweeper.finish(place.len.div_ceil(ROWS));
-            sweeper.write(reduces, gradients);
+            reduced = reduces;
+        }
+        for lane in (0..place.len).filter(|lane| losses >> lane & 1 == 1) {
+            let results = &sweeper.groups[lane / ROWS].results;
+            (to.loss[lane], to.lse[lane]) = (results.loss[lane % ROWS], results.lse[lane % ROWS]);
+        }
+        if call.rankings.is_some() {
+            ranking::rank(call, &place, to.lse);
+        }
+        if computes {
+            sweeper.write(reduced, gradients);
         }
     }
     for lane in 0..place.len {
         let (group, row) = (lane / ROWS, lane % ROWS);
         let results = &groups[group].results;
-        if losses >> lane & 1 == 1 {
-            (to.loss[lane], to.lse[lane]) = (results.loss[row], results.lse[row]);
-        }
         (to.entropy[lane], to.argmax[lane]) = (results.entropy[row], extras.argmax[group][row]);
     }
 }
@@ -324,6 +334,12 @@ impl Sweeper<'_> {
         unsafe {
             self.finish(used);
             self.hand_out(used, totals);
+            if call.rankings.is_some() {
+                for (i, group) in self.groups[..used].iter().enumerate() {
+                    let place = self.place.part(i * ROWS, ROWS);
+                    ranking::rank(call, &place, &group.results.lse);
+                }
+            }
             self.write(reduces, !0);
         }
     }

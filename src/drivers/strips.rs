@@ -125,7 +125,7 @@ impl<'a> Strips<'a> {
         let wanted = Wanted {
             has_weights: by_row,
             has_grad_output: by_row || gradient.is_some_and(|of| of.grad_output.is_some()),
-            lse: loss.lse.is_some(),
+            lse: loss.wants_lse(),
             gradient: gradient.map(|gradient| gradient.scale),
         };
         // SAFETY: the distributions are the call's and this thread's (# Safety), the classes the call's.
@@ -288,10 +288,11 @@ impl<'a> Strips<'a> {
     #[inline(always)]
     unsafe fn again(&self, state: &mut StripState, place: Place, totals: &mut GroupTotals) {
         let has_gradient = self.call.plan.output.is_some();
-        let others = self.call.wants_argmax || self.call.wants_entropy;
+        let others =
+            self.call.wants_argmax || self.call.wants_entropy || self.call.rankings.is_some();
         for word in 0..place.len.div_ceil(TILE) {
             let lanes = !0 >> (TILE - (place.len - word * TILE).min(TILE));
-            let counts = if self.loss.lse.is_some() { lanes } else { lanes & state.kept[word] };
+            let counts = if self.loss.wants_lse() { lanes } else { lanes & state.kept[word] };
             let losses = counts & !state.good[word];
             let gradients = if has_gradient {
                 lanes & state.kept[word] & !state.good_gradient[word]

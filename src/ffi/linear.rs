@@ -4,10 +4,11 @@
 use super::guard::{Failure, guarded};
 use super::shards::{place, xent_partial};
 use super::{
-    Sized32, check_flags, null, structs, team, xent_input, xent_output, xent_problem, xent_results,
+    Sized32, check_flags, null, structs, xent_input, xent_output, xent_problem, xent_results,
     xent_status,
 };
 use crate::codes::*;
+use crate::parallel::Team;
 use crate::plan::Pass;
 use crate::run;
 use crate::validate::cross_entropy::{Problem, Results};
@@ -99,8 +100,8 @@ impl xent_linear {
 }
 
 /// The structs of a linear call, checked as far as each tells by itself.
-struct Call {
-    problem: xent_problem,
+struct Call<'a> {
+    team: Team<'a>,
     checked: Problem,
     results: Option<Results>,
     layer: Layer,
@@ -110,21 +111,21 @@ struct Call {
 /// Reads the structs of a call. The faults of a struct are reported before pointers that are NULL.
 ///
 /// # Safety
-/// The pointers are as [`Sized32::read`] asks.
-unsafe fn read(
+/// The pointers, and the pool, are as [`structs`] asks.
+unsafe fn read<'a>(
     problem: *const xent_problem,
     linear: *const xent_linear,
     results: *const xent_results,
     grads: *const xent_linear_grads,
-) -> Result<Call, Failure> {
-    // SAFETY: the pointers are as `read` asks (# Safety).
+) -> Result<Call<'a>, Failure> {
+    // SAFETY: the pointers and the pool are as `structs` asks (# Safety).
     let (all, linear, grads) = unsafe {
         (structs(problem, results)?, xent_linear::read(linear), xent_linear_grads::read(grads))
     };
-    let (problem, checked, results) = all;
+    let (team, checked, results) = all;
     let (linear, grads) = (linear?, grads?);
     let layer = linear.ok_or_else(|| null("linear"))?.layer()?;
-    Ok(Call { problem, checked, results, layer, grads })
+    Ok(Call { team, checked, results, layer, grads })
 }
 
 /// The gradients that a call asks for.
@@ -150,8 +151,8 @@ unsafe fn request(
 
 /// Computes the loss of a linear layer's logits, and the other results that `results` asks for.
 ///
-/// problem, linear, results: not NULL. Ignored rows cost no arithmetic, unless lse, argmax or entropy are asked for,
-/// which are results of all rows. Thread-safe. A call that fails writes nothing; XENT_ERR_MEMORY: the working
+/// problem, linear, results: not NULL. Ignored rows cost no arithmetic, unless lse, argmax, entropy, top_classes or
+/// top_log_probs are asked for, which are results of all rows. Thread-safe. A call that fails writes nothing; XENT_ERR_MEMORY: the working
 /// memory could not be had.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_linear_forward(
@@ -162,10 +163,9 @@ pub unsafe extern "C" fn xent_linear_forward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let Call { problem, checked, results, layer, .. } =
+        let Call { team, checked, results, layer, .. } =
             read(problem, linear, results, std::ptr::null())?;
         let results = results.ok_or_else(|| null("results"))?;
-        let team = team(problem.pool, problem.threads);
         run::linear(&checked, &layer, Pass::Forward, &results, None, &team, None)?;
         Ok(())
     })
@@ -188,11 +188,10 @@ pub unsafe extern "C" fn xent_linear_backward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let Call { problem, checked, layer, grads, .. } =
+        let Call { team, checked, layer, grads, .. } =
             read(problem, linear, std::ptr::null(), grads)?;
         let request = request(grad_output, grad_scale, grads)?;
         let results = Results { lse: Operand::packed(lse.cast_mut(), XENT_F64), ..Results::NONE };
-        let team = team(problem.pool, problem.threads);
         run::linear(&checked, &layer, Pass::Backward, &results, Some(&request), &team, None)?;
         Ok(())
     })
@@ -216,11 +215,9 @@ pub unsafe extern "C" fn xent_linear_forward_backward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let Call { problem, checked, results, layer, grads } =
-            read(problem, linear, results, grads)?;
+        let Call { team, checked, results, layer, grads } = read(problem, linear, results, grads)?;
         let request = request(grad_output, grad_scale, grads)?;
         let results = results.unwrap_or(Results::NONE);
-        let team = team(problem.pool, problem.threads);
         let pass = Pass::ForwardBackward;
         run::linear(&checked, &layer, pass, &results, Some(&request), &team, None)?;
         Ok(())
@@ -243,9 +240,8 @@ pub unsafe extern "C" fn xent_linear_partial_forward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let Call { problem, checked, layer, .. } =
+        let Call { team, checked, layer, .. } =
             read(problem, linear, std::ptr::null(), std::ptr::null())?;
-        let team = team(problem.pool, problem.threads);
         let place = place(class_offset, total_classes, partials);
         run::linear_partial(&checked, &layer, &place, None, &team, None)?;
         Ok(())
@@ -273,10 +269,9 @@ pub unsafe extern "C" fn xent_linear_partial_backward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let Call { problem, checked, layer, grads, .. } =
+        let Call { team, checked, layer, grads, .. } =
             read(problem, linear, std::ptr::null(), grads)?;
         let request = request(grad_output, grad_scale, grads)?;
-        let team = team(problem.pool, problem.threads);
         let place = place(class_offset, total_classes, merged.cast_mut());
         run::linear_partial(&checked, &layer, &place, Some(&request), &team, None)?;
         Ok(())

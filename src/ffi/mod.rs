@@ -178,7 +178,7 @@ pub struct xent_problem {
 
 /// The results of a forward. A member that is NULL or absent, the default, is not computed. One pass
 /// over the logits computes all of them. The memory is the caller's. Without targets a call can ask
-/// for lse, argmax and entropy.
+/// for lse, argmax, entropy, top_classes and top_log_probs.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types, reason = "the name in C")]
@@ -216,6 +216,19 @@ pub struct xent_results {
     /// The part -entropy_bonus * H of *loss, 0 if there is none. NULL with XENT_NONE and
     /// XENT_FLAG_LOG_PROBS.
     pub entropy_bonus: *mut f64,
+    /// [rows, top_count, inner], packed: the classes of the largest logits as stored, the largest
+    /// first, of ignored rows too. Of equal logits the lower class comes first; a NaN comes before
+    /// every number. XENT_ERR_PARAM with top_count = 0.
+    pub top_classes: *mut i64,
+    /// f32 or f64 [rows, top_count, inner]: logp_c of the same classes, x_c - lse of the scaled and
+    /// capped logits; with XENT_FLAG_LOG_PROBS the log-probabilities as they are stored.
+    /// XENT_ERR_PARAM with top_count = 0.
+    pub top_log_probs: xent_output,
+    /// The number of classes listed for each row, at most 64 and at most classes. Default 0.
+    pub top_count: usize,
+    /// [rows, inner], packed: the place of the target among all logits as stored, in the order of
+    /// top_classes, from 0 on; -1 for ignored rows. XENT_ERR_PARAM with probability targets.
+    pub target_ranks: *mut i64,
 }
 
 /// The shape of a call of softmax or log-softmax. Start from XENT_SHAPE_INIT; set rows and classes.
@@ -342,6 +355,10 @@ impl xent_results {
             entropy: self.entropy.operand(),
             kl: self.kl.operand(),
             entropy_bonus: self.entropy_bonus,
+            top_classes: Operand::packed(self.top_classes, XENT_I64),
+            top_log_probs: self.top_log_probs.operand(),
+            top_count: self.top_count,
+            target_ranks: Operand::packed(self.target_ranks, XENT_I64),
         }
     }
 }
@@ -422,16 +439,18 @@ unsafe impl Sized32 for xent_shape {
 /// except for that of the problem itself.
 ///
 /// # Safety
-/// Both pointers are as [`Sized32::read`] asks.
-unsafe fn structs(
+/// Both pointers are as [`Sized32::read`] asks; the pool of the problem is NULL, or lives for `'a`.
+unsafe fn structs<'a>(
     problem: *const xent_problem,
     results: *const xent_results,
-) -> Result<(xent_problem, Problem, Option<Results>), Failure> {
+) -> Result<(Team<'a>, Problem, Option<Results>), Failure> {
     // SAFETY: both pointers are as `read` asks (# Safety).
     let (problem, results) = unsafe { (xent_problem::read(problem)?, xent_results::read(results)) };
     let problem = problem.ok_or_else(|| null("problem"))?;
     let checked = problem.problem()?;
-    Ok((problem, checked, results?.map(|results| results.results())))
+    // SAFETY: the pool is NULL, or lives for `'a` (# Safety).
+    let team = unsafe { team(problem.pool, problem.threads) };
+    Ok((team, checked, results?.map(|results| results.results())))
 }
 
 fn null(name: &str) -> Failure {
@@ -532,6 +551,10 @@ unsafe fn plain(
         entropy,
         kl,
         entropy_bonus: bonus_part,
+        top_classes,
+        top_log_probs,
+        top_count,
+        target_ranks,
     } = *results;
     let target_type = target_type(targets.dtype)?;
     let normalizers = [normalizer, z_normalizer];
@@ -564,6 +587,10 @@ unsafe fn plain(
         & kept_rows.is_null()
         & argmax.is_null()
         & correct.is_null()
+        & top_classes.is_null()
+        & top_log_probs.data.is_null()
+        & (top_count == 0)
+        & target_ranks.is_null()
         & (logits.dtype == XENT_F32)
         & is_packed(&logits.strides, classes)
         & is_packed_rows(&targets.strides);
@@ -600,7 +627,8 @@ unsafe fn plain(
 /// Computes the loss and the other results that `results` asks for. Reads the logits from memory
 /// once.
 ///
-/// problem, results: not NULL. Without targets the call can compute lse, argmax and entropy.
+/// problem, results: not NULL. Without targets the call can compute lse, argmax, entropy,
+/// top_classes and top_log_probs.
 /// Thread-safe. A call that fails writes nothing.
 ///
 /// Every operand that is present covers the problem's shape. During the call no other thread writes
@@ -618,9 +646,8 @@ pub unsafe extern "C" fn xent_forward(
         {
             return Ok(());
         }
-        let (problem, checked, results) = structs(problem, results)?;
+        let (team, checked, results) = structs(problem, results)?;
         let results = results.ok_or_else(|| null("results"))?;
-        let team = team(problem.pool, problem.threads);
         run::cross_entropy(&checked, Pass::Forward, &results, None, &team, None)?;
         Ok(())
     })
@@ -692,9 +719,8 @@ unsafe fn from_lse(
 ) -> Result<(), Failure> {
     // SAFETY: the pointers and the operands are as the two functions ask (# Safety).
     unsafe {
-        let (problem, checked, _) = structs(problem, std::ptr::null())?;
+        let (team, checked, _) = structs(problem, std::ptr::null())?;
         let results = Results { lse: Operand::packed(lse.cast_mut(), XENT_F64), ..Results::NONE };
-        let team = team(problem.pool, problem.threads);
         run::cross_entropy(&checked, pass, &results, Some(&request?), &team, None)?;
     }
     Ok(())
@@ -720,10 +746,9 @@ pub unsafe extern "C" fn xent_forward_backward(
         {
             return Ok(());
         }
-        let (problem, checked, results) = structs(problem, results)?;
+        let (team, checked, results) = structs(problem, results)?;
         let results = results.unwrap_or(Results::NONE);
         let request = request(grad_output, grad_scale, grad_logits, "grad_logits")?;
-        let team = team(problem.pool, problem.threads);
         let pass = Pass::ForwardBackward;
         run::cross_entropy(&checked, pass, &results, Some(&request), &team, None)?;
         Ok(())

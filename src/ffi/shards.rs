@@ -56,8 +56,7 @@ pub unsafe extern "C" fn xent_partial_forward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let (problem, checked, _) = structs(problem, std::ptr::null())?;
-        let team = team(problem.pool, problem.threads);
+        let (team, checked, _) = structs(problem, std::ptr::null())?;
         let place = place(class_offset, total_classes, partials);
         run::partial(&checked, &place, None, &team, None)?;
         Ok(())
@@ -91,8 +90,9 @@ pub unsafe extern "C" fn xent_partial_merge(
 /// Of problem it reads rows, inner, the options, and index targets, class_weights and row operands as the
 /// other calls do. It looks at neither logits nor the values of probability targets, whose part the states
 /// have: the problem of any shard serves.
-/// problem, merged, results: not NULL. merged: [rows, inner], packed. Thread-safe. A call that fails writes
-/// nothing.
+/// problem, merged, results: not NULL. merged: [rows, inner], packed. The states do not know the order of the
+/// logits: top_classes, top_log_probs and target_ranks are XENT_ERR_PARAM. Thread-safe. A call that fails
+/// writes nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_partial_finish(
     problem: *const xent_problem,
@@ -103,9 +103,8 @@ pub unsafe extern "C" fn xent_partial_finish(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let (problem, checked, results) = structs(problem, results)?;
+        let (team, checked, results) = structs(problem, results)?;
         let results = results.ok_or_else(|| null("results"))?;
-        let team = team(problem.pool, problem.threads);
         let place = place(0, total_classes, merged.cast_mut());
         run::partial_finish(&checked, &place, &results, &team, None)?;
         Ok(())
@@ -131,10 +130,9 @@ pub unsafe extern "C" fn xent_partial_backward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let (problem, checked, _) = structs(problem, std::ptr::null())?;
+        let (team, checked, _) = structs(problem, std::ptr::null())?;
         let request: Result<_, Failure> =
             request(grad_output, grad_scale, grad_logits, "grad_logits");
-        let team = team(problem.pool, problem.threads);
         let place = place(class_offset, total_classes, merged.cast_mut());
         run::partial(&checked, &place, Some(&request?), &team, None)?;
         Ok(())

@@ -16,6 +16,7 @@ pub mod logit_transform;
 pub mod masses;
 pub mod ordinary;
 pub mod product;
+pub mod ranking;
 pub mod row_math;
 pub mod row_state;
 pub mod scratch;
@@ -27,9 +28,10 @@ use crate::math::exp2::Shift;
 use crate::view::{IntegerType, Span, View};
 use contiguous::block::Chunk;
 use contiguous::gradient::GradientChunk;
-use contiguous::reduce::Sums;
+use contiguous::reduce::{CHUNK_WORDS, Sums};
 use entropy_bonus::Bonus;
 use logit_transform::Transform;
+use ranking::Bound;
 use row_math::{OutputTerm, RowGroup, RowGroupExtras, RowOptions};
 use row_state::ArgMax;
 use std::ops::Range;
@@ -58,6 +60,8 @@ pub struct LogitKernels {
     pub restore: unsafe fn(&Chunk),
     /// See [`contiguous::reduce::argmax`].
     pub argmax: unsafe fn(*const u8, usize) -> ArgMax,
+    /// See [`contiguous::reduce::find`].
+    pub find: unsafe fn(*const u8, usize, &Bound, &mut [u64; CHUNK_WORDS]),
     /// See [`contiguous::reduce::dot`].
     pub dot: unsafe fn(&Chunk, f64, *const f64) -> f64,
     /// See [`contiguous::convert::widen`].

@@ -10,11 +10,12 @@ use crate::dispatch::Isa;
 use crate::error::Error;
 use crate::kernels::Kernels;
 use crate::kernels::logit_transform::Transform;
+use crate::kernels::ranking::MOST_TOP;
 use crate::math::compensated::CompensatedSum;
 use crate::parallel::{Team, Work};
 use crate::plan::{
-    GradientFactors, Layout, Listed, Loss, Operation, Output, Pass, Plan, Probabilities, Shape,
-    Target, Targets, Teacher,
+    GradientFactors, Layout, Listed, Loss, Operation, Output, Pass, Plan, Probabilities, Rankings,
+    Shape, Target, Targets, Teacher,
 };
 use crate::strategy::{self, TARGET_SCAN_ELEMENTS};
 use crate::view::{Axis, ElementType, FloatType, Position, View};
@@ -96,6 +97,10 @@ pub(crate) struct Results {
     pub entropy: Operand,
     pub kl: Operand,
     pub entropy_bonus: *mut f64,
+    pub top_classes: Operand,
+    pub top_log_probs: Operand,
+    pub top_count: usize,
+    pub target_ranks: Operand,
 }
 
 impl Results {
@@ -112,6 +117,10 @@ impl Results {
         entropy: Operand::ABSENT,
         kl: Operand::ABSENT,
         entropy_bonus: std::ptr::null_mut(),
+        top_classes: Operand::ABSENT,
+        top_log_probs: Operand::ABSENT,
+        top_count: 0,
+        target_ranks: Operand::ABSENT,
     };
 
     /// The results include one that does not exist without targets.
@@ -124,7 +133,18 @@ impl Results {
             && self.kept_rows.is_null()
             && self.correct.is_null()
             && self.kl.data.is_null()
-            && self.entropy_bonus.is_null())
+            && self.entropy_bonus.is_null()
+            && self.target_ranks.data.is_null())
+    }
+
+    /// One of the results comes from the order of a row's logits: its name.
+    pub fn ranked(&self) -> Option<&'static str> {
+        let all = [
+            ("top_classes", &self.top_classes),
+            ("top_log_probs", &self.top_log_probs),
+            ("target_ranks", &self.target_ranks),
+        ];
+        all.into_iter().find(|(_, of)| !of.data.is_null()).map(|(name, _)| name)
     }
 }
 
@@ -265,6 +285,7 @@ impl ProblemSlots {
             entropy: None,
             kl: None,
             counts_correct: false,
+            rankings: None,
             gradient: None,
             shard: None,
         }
@@ -278,12 +299,21 @@ pub(super) struct ResultSlots {
     argmax: Index,
     entropy: Index,
     kl: Index,
+    top_classes: Index,
+    top_log_probs: Index,
+    target_ranks: Index,
 }
 
 impl ResultSlots {
     /// Adds the results.
     #[inline(always)]
-    pub fn add(all: &mut Slots, results: &Results, pass: Pass, log_probs: bool) -> ResultSlots {
+    pub fn add(
+        all: &mut Slots,
+        results: &Results,
+        pass: Pass,
+        log_probs: bool,
+        classes: usize,
+    ) -> ResultSlots {
         use Presence::{Optional, Required};
         let lse = match pass {
             Pass::Backward | Pass::TargetGradient if log_probs => None,
@@ -303,7 +333,23 @@ impl ResultSlots {
         let entropy = all.output("entropy", results.entropy, Axes::Rows, LOSSES, Optional);
         let kl = all.output("kl", results.kl, Axes::Rows, LOSSES, Optional);
         all.scalar("entropy_bonus", results.entropy_bonus, F64_ONLY);
-        ResultSlots { lse, row_losses, argmax, entropy, kl }
+        // `check_options` refuses a count above the classes; until then, sizes stay those of the problem.
+        let top = Axes::PerRow(results.top_count.min(classes));
+        let top_classes = all.output("top_classes", results.top_classes, top, WORDS, Optional);
+        let top_log_probs =
+            all.output("top_log_probs", results.top_log_probs, top, LOSSES, Optional);
+        let target_ranks =
+            all.output("target_ranks", results.target_ranks, Axes::Rows, WORDS, Optional);
+        ResultSlots {
+            lse,
+            row_losses,
+            argmax,
+            entropy,
+            kl,
+            top_classes,
+            top_log_probs,
+            target_ranks,
+        }
     }
 
     /// Gives a loss its results.
@@ -315,6 +361,15 @@ impl ResultSlots {
         loss.entropy = all.floats(self.entropy);
         loss.kl = all.floats(self.kl);
         loss.counts_correct = !results.correct.is_null();
+        loss.rankings = results.ranked().map(|_| {
+            let lists = self.top_classes.is_some() || self.top_log_probs.is_some();
+            Rankings {
+                top_count: if lists { results.top_count } else { 0 },
+                top_classes: all.integers(self.top_classes),
+                top_log_probs: all.floats(self.top_log_probs),
+                target_ranks: all.integers(self.target_ranks),
+            }
+        });
     }
 }
 
@@ -464,7 +519,7 @@ pub(crate) unsafe fn validate(
             all.fill_padding(gradient);
         }
     }
-    let of_results = ResultSlots::add(all, results, pass, log_probs);
+    let of_results = ResultSlots::add(all, results, pass, log_probs, shape.classes);
 
     all.check_types(&shape)?;
     let logits_dtype = problem.logits.dtype;
@@ -602,6 +657,7 @@ pub(super) fn check_options(
     if !results.correct.is_null() && !has_indices && problem.rows * problem.inner > 0 {
         return param("correct needs targets that are class indices".to_string());
     }
+    check_rankings(problem, results, has_indices)?;
     if pass == Pass::TargetGradient && has_indices {
         return param("grad_targets needs targets that are probabilities".to_string());
     }
@@ -643,6 +699,29 @@ fn check_target_options(
     }
     if !results.kl.data.is_null() && has_indices && has_rows {
         return param("kl needs targets that are probabilities".to_string());
+    }
+    Ok(())
+}
+
+/// Checks the results that come from the order of a row's logits.
+fn check_rankings(problem: &Problem, results: &Results, has_indices: bool) -> Result<(), Error> {
+    let param = |what: String| Err(Error::Param(what));
+    let Results { top_classes, top_log_probs, top_count, target_ranks, .. } = results;
+    let has_rows = problem.rows * problem.inner > 0;
+    let lists = [("top_classes", top_classes), ("top_log_probs", top_log_probs)];
+    if let Some((name, _)) = lists.iter().find(|(_, of)| !of.data.is_null()) {
+        if *top_count == 0 {
+            return param(format!("{name} is given, but top_count = 0"));
+        }
+        if *top_count > MOST_TOP {
+            return param(format!("top_count = {top_count} exceeds {MOST_TOP}"));
+        }
+        if *top_count > problem.classes && has_rows {
+            return param(format!("top_count = {top_count} exceeds classes = {}", problem.classes));
+        }
+    }
+    if !target_ranks.data.is_null() && !has_indices && has_rows {
+        return param("target_ranks needs targets that are class indices".to_string());
     }
     Ok(())
 }

@@ -54,13 +54,19 @@ pub(crate) struct Request {
 /// What the checks established.
 pub(crate) struct Valid {
     pub plan: Plan,
-    pub loss: Loss,
     pub linear: Linear,
     pub kernels: Kernels,
     pub products: &'static ProductKernels,
     pub denominators: Denominators,
     /// Memory that the loss refers to.
     _memory: Vec<f64>,
+}
+
+impl Valid {
+    /// The loss that the plan is of.
+    pub fn loss(&self) -> &Loss {
+        self.plan.loss().expect("a linear layer has a loss")
+    }
 }
 
 /// Checks a problem and its layer, scans the targets, and makes the plan; `shard` is the place of the problem's
@@ -111,7 +117,7 @@ pub(crate) unsafe fn validate(
     }
     let states = shard.and_then(|place| place.add(all, &shape, request.is_some()));
     let of_results = match shard {
-        None => Some(ResultSlots::add(all, results, pass, false)),
+        None => Some(ResultSlots::add(all, results, pass, false, shape.classes)),
         Some(_) => None,
     };
 
@@ -223,7 +229,7 @@ pub(crate) unsafe fn validate(
     let _memory = reserve_teacher(&shape, &mut loss)?;
     let operation = Operation::Loss(loss);
     let plan = Plan { shape, layout: Layout::Contiguous, logits, output, operation };
-    Ok(Valid { plan, loss, linear, kernels, products, denominators, _memory })
+    Ok(Valid { plan, linear, kernels, products, denominators, _memory })
 }
 
 /// The flags that accumulate the gradients, in their order.

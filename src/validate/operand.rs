@@ -81,6 +81,8 @@ pub(crate) enum Axes {
     Full,
     /// `[rows, inner]`
     Rows,
+    /// `[rows, n, inner]`, with so many in place of the classes.
+    PerRow(usize),
     /// `[classes]`
     Classes,
     /// `[rows, k, inner]`, with so many places for listed classes.
@@ -503,6 +505,7 @@ impl Slot {
         match self.axes {
             Axes::Full => [shape.rows, shape.classes, shape.inner],
             Axes::Rows => [shape.rows, 1, shape.inner],
+            Axes::PerRow(count) => [shape.rows, count, shape.inner],
             Axes::Classes => [1, shape.classes, 1],
             Axes::Listed(places) => [shape.rows, places, shape.inner],
             Axes::RowFeatures(features) => [shape.rows, features, 1],
@@ -528,6 +531,10 @@ impl Slot {
         let (full, short): (&[usize], &[usize]) = match self.axes {
             Axes::Full => (&all, &all[..2]),
             Axes::Rows => (&[rows, inner], &[rows]),
+            Axes::PerRow(count) => {
+                list = [rows, count, inner];
+                (&list, &list[..2])
+            }
             Axes::Classes => (&[classes], &[classes]),
             Axes::Listed(count) => {
                 places = [rows, count, inner];
@@ -536,8 +543,8 @@ impl Slot {
             Axes::RowFeatures(features) => (&[rows, features], &[rows, features]),
             Axes::ClassFeatures(features) => (&[classes, features], &[classes, features]),
             Axes::Elements(len) => {
-                list = [len];
-                (&list, &list)
+                list = [len, 1, 1];
+                (&list[..1], &list[..1])
             }
             Axes::One => (&[1], &[]),
         };

@@ -139,6 +139,10 @@ pub(crate) fn recognise(
         entropy,
         kl,
         entropy_bonus: bonus_part,
+        top_classes,
+        top_log_probs,
+        top_count,
+        target_ranks,
     } = *results;
     let target_type = target_type(targets.dtype)?;
     let absent = |operand: &Operand| operand.data.is_null();
@@ -166,6 +170,10 @@ pub(crate) fn recognise(
         & absent(&entropy)
         & absent(&kl)
         & absent(&target_classes)
+        & absent(&top_classes)
+        & absent(&top_log_probs)
+        & (top_count == 0)
+        & absent(&target_ranks)
         & z_part.is_null()
         & bonus_part.is_null()
         & n.is_null()

@@ -203,8 +203,9 @@ pub(super) fn check_partial(problem: &Problem, results: &Results) -> Result<(), 
             "target_scale makes probabilities of all classes, which a shard does not have; list the classes",
         );
     }
-    if !results.kl.data.is_null() {
-        return param("kl cannot be had of partial states");
+    let kl = (!results.kl.data.is_null()).then_some("kl");
+    if let Some(name) = kl.or(results.ranked()) {
+        return Err(Error::Param(format!("{name} does not come from merged states")));
     }
     Ok(())
 }
@@ -319,7 +320,7 @@ pub(crate) unsafe fn finish(
     let of_problem = ProblemSlots::add_others(all, problem, targets, Axes::Elements(place.total));
     let states = Place::axes(&shape);
     let states = all.input("merged", place.operand(), states, F64_ONLY, Presence::Required);
-    let of_results = ResultSlots::add(all, results, Pass::Forward, false);
+    let of_results = ResultSlots::add(all, results, Pass::Forward, false, place.total);
 
     all.check_types(&shape)?;
     place.check_vocabulary(&Shape { classes: 0, ..shape })?;

@@ -62,6 +62,8 @@ int main(void) {
     CHECK_U64(r->struct_size, sizeof *r);
     CHECK(!r->loss && !r->row_losses.data && !r->lse && !r->z_loss && !r->normalizer && !r->z_normalizer);
     CHECK(!r->kept_rows && !r->argmax && !r->correct && !r->entropy.data && !r->entropy_bonus);
+    CHECK(!r->kept_rows && !r->argmax && !r->correct && !r->entropy.data);
+    CHECK(!r->top_classes && !r->top_log_probs.data && r->top_count == 0 && !r->target_ranks);
 
     const xent_shape shape = XENT_SHAPE_INIT, *shapes[2] = {&shape, &shape_at_file_scope};
     for (int k = 0; k < 2; k++) {

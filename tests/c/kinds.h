@@ -36,6 +36,9 @@ static int64_t kind_targets[KIND_ROWS], kind_argmax[KIND_ROWS];
 static int32_t kind_classes[KIND_ROWS * KIND_PLACES];
 static uint8_t kind_mask[KIND_ROWS];
 static uint64_t kind_counts[2];
+enum { KIND_TOP = 64 };
+static int64_t kind_top[KIND_ROWS * KIND_TOP], kind_ranks[KIND_ROWS];
+static double kind_top_log_probs[KIND_ROWS * KIND_TOP];
 
 static inline const char *kind_name(const struct kind *k) {
     static const char *const entries[KIND_ENTRIES] = {
@@ -135,8 +138,11 @@ static inline int kind_option(struct kind *k, int option, int layout) {
         r->lse = kind_rows[1];
         r->argmax = kind_argmax;
         r->entropy = out(kind_rows[2], XENT_F64);
+        r->top_count = p->classes < KIND_TOP ? p->classes : KIND_TOP;
+        r->top_classes = kind_top;
+        r->top_log_probs = out(kind_top_log_probs, XENT_F64);
         if (option != 17) r->normalizer = &kind_scalars[1], r->kept_rows = &kind_counts[0];
-        if (option == 12 || option == 13) r->correct = &kind_counts[1];
+        if (option == 12 || option == 13) r->correct = &kind_counts[1], r->target_ranks = kind_ranks;
     }
     if (option == 15) p->flags |= XENT_FLAG_ACCUMULATE;
     if (option == 16) {

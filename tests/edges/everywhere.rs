@@ -131,6 +131,10 @@ pub struct Got {
     pub lse: Vec<f64>,
     pub entropy: Vec<f64>,
     pub argmax: Vec<i64>,
+    /// `[rows, top]`
+    pub top_classes: Vec<i64>,
+    pub top_log_probs: Vec<f64>,
+    pub target_ranks: Vec<i64>,
     /// Gradients: of the fused call, from the forward's lse, and accumulated onto 1/4.
     pub grad: Vec<f64>,
     pub backward: Vec<f64>,
@@ -214,6 +218,7 @@ impl<T: Float> Problem<'_, T> {
         let index = matches!(case.targets, Targets::Indices(_));
         let reduced = has_targets && case.reduction != Reduction::None;
         let softmax = !case.log_probs;
+        let top = top_count(case);
         let mut got = Got {
             at: format!("{} {:?} on {}", T::NAME, self.layout, self.isa.name()),
             wide: T::WIDE,
@@ -224,6 +229,9 @@ impl<T: Float> Problem<'_, T> {
             lse: vec![BETWEEN; if softmax { case.rows } else { 0 }],
             entropy: vec![BETWEEN; if softmax { case.rows } else { 0 }],
             argmax: vec![-7; case.rows],
+            top_classes: vec![-7; case.rows * top],
+            top_log_probs: vec![BETWEEN; case.rows * top],
+            target_ranks: vec![-7; if index { case.rows } else { 0 }],
             ..Got::default()
         };
         call(Results {
@@ -238,8 +246,19 @@ impl<T: Float> Problem<'_, T> {
             lse: softmax.then_some(&mut got.lse),
             entropy: softmax.then(|| (&mut got.entropy).into()),
             argmax: Some(&mut got.argmax),
+            top_count: top,
+            top_classes: (top > 0).then_some(&mut got.top_classes),
+            top_log_probs: (top > 0).then(|| (&mut got.top_log_probs).into()),
+            target_ranks: index.then_some(&mut got.target_ranks),
             ..Results::default()
         });
+        if self.layout == Layout::Positions {
+            // [top, rows]
+            let rows = case.rows;
+            let at = |i: usize| i % top.max(1) * rows + i / top.max(1);
+            got.top_classes = (0..rows * top).map(|i| got.top_classes[at(i)]).collect();
+            got.top_log_probs = (0..rows * top).map(|i| got.top_log_probs[at(i)]).collect();
+        }
         got
     }
 
@@ -333,6 +352,9 @@ impl Got {
         same(&self.entropy, &other.entropy, what);
         assert_eq!((self.kept_rows, self.correct), (other.kept_rows, other.correct), "{}", what());
         assert_eq!(self.argmax, other.argmax, "{}", what());
+        assert_eq!(self.top_classes, other.top_classes, "{}", what());
+        same(&self.top_log_probs, &other.top_log_probs, what);
+        assert_eq!(self.target_ranks, other.target_ranks, "{}", what());
     }
 
     #[track_caller]
@@ -342,6 +364,33 @@ impl Got {
         let off = if want.is_finite() { (got - want).abs() } else { 0.0 };
         let good = same && (got == want || off <= bound || !want.is_finite());
         assert!(good, "{}: {what} is {got:e}, not {want:e} (by {bound:e})", self.at);
+    }
+
+    /// Checks the largest logits, their log-probabilities, and the ranks of targets.
+    #[track_caller]
+    fn judge_rankings(&self, case: &Case, want: &Outcome, unit: f64) {
+        let (top, classes) = (top_count(case), case.classes);
+        for row in 0..case.rows {
+            let logits = &case.logits[row * classes..][..classes];
+            let order = reference::order(logits);
+            let lse = want.lse.get(row).unwrap_or(&0.0);
+            let scale = 1.0 + want.lse_scale.get(row).unwrap_or(&0.0);
+            for (i, &class) in order[..top].iter().enumerate() {
+                let at = row * top + i;
+                let name = format!("top_log_probs[{row}][{i}]");
+                assert_eq!(self.top_classes[at], class as i64, "{}: {name}", self.at);
+                let (x, _) = case.scaled(logits[class]);
+                let bound = unit * (scale + x.abs());
+                self.close(&name, self.top_log_probs[at], x - lse, bound);
+            }
+            if let Targets::Indices(y) = &case.targets {
+                let ignored = y[row] == case.ignore_index
+                    || case.row_mask.as_ref().is_some_and(|mask| !mask[row]);
+                let place = order.iter().position(|&class| class as i64 == y[row]);
+                let rank = if ignored { -1 } else { place.expect("a class") as i64 };
+                assert_eq!(self.target_ranks[row], rank, "{}: target_ranks[{row}]", self.at);
+            }
+        }
     }
 
     #[track_caller]
@@ -354,6 +403,7 @@ impl Got {
             let entropy = self.entropy[row];
             self.close(&format!("entropy[{row}]"), entropy, want.entropy[row], unit * scale);
         }
+        self.judge_rankings(case, want, unit);
         if case.targets == Targets::None {
             return;
         }
@@ -416,6 +466,11 @@ impl Got {
             self.close(&format!("grad_targets[{i}]"), got, exact, bound);
         }
     }
+}
+
+/// The classes that are listed for each row of a case: as many as may be.
+fn top_count(case: &Case) -> usize {
+    case.classes.min(64)
 }
 
 /// Runs a case in one dtype: every layout, every instruction set.

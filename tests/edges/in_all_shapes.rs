@@ -1409,3 +1409,27 @@ fn softmax_and_log_softmax() {
         }
     }
 }
+
+/// The order of classes: rows that rise, where each class displaces one of the largest so far, that fall, and that have
+/// many ties or NaN; targets at the ends and within.
+#[test]
+fn orders() {
+    let rows: [fn(usize, usize) -> f64; 6] = [
+        |class, _| class as f64 / 8.0,
+        |class, classes| (classes - class) as f64 / 8.0,
+        |_, _| 1.5,
+        |class, _| [0.0, -0.0, LOW, -1.0][class % 4],
+        |class, _| [2.0, INF, 1.0][class % 3],
+        |class, classes| if class % 3 == 2 || 2 * class > classes { NAN } else { class as f64 },
+    ];
+    for classes in [5, 70, 1400, 4200] {
+        for row in rows {
+            let mut case = Case { reduction: Reduction::Sum, ..indices(4, classes) };
+            let all = (0..4 * classes).map(|i| row(i % classes, classes));
+            case.logits = all.collect();
+            let last = classes as i64 - 1;
+            case.targets = Targets::Indices(vec![0, last / 2, last, last - 1]);
+            everywhere(&case, |_| ());
+        }
+    }
+}

@@ -80,6 +80,10 @@ pub struct Results {
     pub entropy: View,
     pub kl: View,
     pub entropy_bonus: *mut c_void,
+    pub top_classes: *mut c_void,
+    pub top_log_probs: View,
+    pub top_count: usize,
+    pub target_ranks: *mut c_void,
 }
 
 #[repr(C)]
@@ -122,7 +126,7 @@ pub const FIRST_PROBLEM: usize = 304;
 pub const FIRST_RESULTS: usize = 152;
 
 const _: () = assert!(size_of::<Problem>() == 368);
-const _: () = assert!(size_of::<Results>() == 200);
+const _: () = assert!(size_of::<Results>() == 264);
 const _: () = assert!(size_of::<Shape>() == 48);
 const _: () = assert!(size_of::<Linear>() == 144);
 const _: () = assert!(size_of::<LinearGrads>() == 128);

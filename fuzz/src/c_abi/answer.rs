@@ -199,6 +199,10 @@ fn task(arguments: &Arguments, reader: &Reader, logits: operand::Operand) -> Tas
         _ => operand::Operand::zeros(dtype, logits.sizes),
     };
     let asked = |name: &str| reader.find(name, true).is_some();
+    let top_count = match arguments.wanted() {
+        Some(wanted) if asked("top_classes") => wanted.top_count,
+        _ => 0,
+    };
     let no_targets = (rows * inner == 0 && !of_targets).then(|| {
         // A call without rows needs no targets, and counts as one with class indices.
         operand::Operand::zeros(Dtype::I64, by_row)
@@ -230,11 +234,17 @@ fn task(arguments: &Arguments, reader: &Reader, logits: operand::Operand) -> Tas
         grad_targets: gradient_of(of_targets, Dtype::F64),
         row_losses: result("row_losses"),
         entropy: result("entropy"),
+        top_log_probs: match reader.find("top_log_probs", true) {
+            Some(operand) => reader.taken(operand),
+            None => operand::Operand::zeros(Dtype::F64, [rows, top_count, inner]),
+        },
         wants: Wants {
             entropy: asked("entropy"),
             argmax: asked("argmax"),
             correct: asked("correct"),
             kl: false,
+            top: asked("top_classes") || asked("top_log_probs"),
+            ranks: asked("target_ranks"),
         },
         kl: operand::Operand::zeros(Dtype::F64, by_row),
         target_classes: None,
@@ -503,6 +513,10 @@ fn compare(reader: &Reader, want: &Answer) {
     same("entropy", &want.entropy);
     let argmax: Vec<f64> = want.argmax.iter().map(|&class| class as f64).collect();
     same("argmax", &argmax);
+    let reals = |classes: &[i64]| classes.iter().map(|&class| class as f64).collect::<Vec<f64>>();
+    same("top_classes", &reals(&want.top_classes));
+    same("top_log_probs", &want.top_log_probs);
+    same("target_ranks", &reals(&want.target_ranks));
     same("grad", &want.grad);
     let reals = [
         ("loss", want.loss),

@@ -302,6 +302,8 @@ impl Arguments {
             all.push(Operand { output: self.writes_states(), required: true, ..states });
         }
         if let Some(r) = self.wanted() {
+            // A count above the classes is refused.
+            let top = Axes::PerRow(r.top_count.min(self.sizes()[1]));
             all.extend([
                 packed("lse", r.lse, abi::F64, Axes::Rows),
                 scalar("loss", r.loss, abi::F64),
@@ -314,6 +316,9 @@ impl Arguments {
                 scalar("correct", r.correct, abi::I64),
                 output("entropy", r.entropy, Axes::Rows, LOSSES),
                 scalar("entropy_bonus", r.entropy_bonus, abi::F64),
+                packed("top_classes", r.top_classes, abi::I64, top),
+                output("top_log_probs", r.top_log_probs, top, LOSSES),
+                packed("target_ranks", r.target_ranks, abi::I64, Axes::Rows),
             ]);
         }
         all
@@ -332,7 +337,8 @@ impl Arguments {
             let denominators = [r.normalizer, r.z_normalizer, r.kept_rows];
             let losses = [r.loss, r.z_loss, r.entropy_bonus, r.correct];
             let mut scalars = losses.into_iter().chain(denominators);
-            !r.row_losses.data.is_null() || scalars.any(|to| !to.is_null())
+            let of_rows = !r.row_losses.data.is_null() || !r.target_ranks.is_null();
+            of_rows || scalars.any(|to| !to.is_null())
         };
         self.has_gradient() || self.wanted().is_some_and(asks)
     }
@@ -500,9 +506,14 @@ impl Arguments {
             let parts = !r.z_loss.is_null() || !r.entropy_bonus.is_null();
             let reduced = !r.loss.is_null() || parts;
             let of_softmax = !r.lse.is_null() || parts || !r.entropy.data.is_null();
+            let lists = !r.top_classes.is_null() || !r.top_log_probs.data.is_null();
             (p.reduction == 2 && reduced)
                 || (log_probs && of_softmax)
                 || (!r.correct.is_null() && !aims_at_indices && has_rows)
+                || (!r.target_ranks.is_null() && !aims_at_indices && has_rows)
+                || (lists && !(1..=64).contains(&r.top_count))
+                || (lists && r.top_count > p.classes && has_rows)
+                || (self.entry == Entry::PartialFinish && (lists || !r.target_ranks.is_null()))
         })
     }
 

@@ -216,6 +216,10 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         entropy: View::ABSENT,
         kl: View::ABSENT,
         entropy_bonus: ptr::null_mut(),
+        top_classes: ptr::null_mut(),
+        top_log_probs: View::ABSENT,
+        top_count: 0,
+        target_ranks: ptr::null_mut(),
     };
 
     // The dtypes of the operands, before any fault.
@@ -407,6 +411,22 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         let dtype = h.bytes.pick(&[0, 1]);
         r.entropy = place.draw(h, "entropy", dtype, Axes::Rows, true);
     }
+    if asked & (2048 | 4096) != 0 {
+        r.top_count = h.bytes.pick(&[1, 2, 5, 64]).min(p.classes);
+        if h.strikes() {
+            r.top_count = h.bytes.pick(&[0, 65, p.classes.wrapping_add(1), usize::MAX]);
+        }
+        let top = Axes::PerRow(r.top_count.min(p.classes));
+        if asked & 2048 != 0 {
+            r.top_classes = place.draw_packed(h, "", abi::I64, top, true);
+        }
+        if asked & 4096 != 0 {
+            let dtype = h.bytes.pick(&[0, 1]);
+            r.top_log_probs = place.draw(h, "top_log_probs", dtype, top, true);
+        }
+    }
+    let has_indices = has_targets && target_axes == Axes::Rows;
+    r.target_ranks = to(when(has_indices, 8192), h, &mut place, abi::I64, Axes::Rows);
     // Drawn last, so that older seeds still make the same calls.
     r.entropy_bonus =
         to(when(can_reduce && has_lse && has_targets, 2048), h, &mut place, abi::F64, Axes::One);

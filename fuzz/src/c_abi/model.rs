@@ -11,6 +11,8 @@ use std::ops::Range;
 pub enum Axes {
     Full,
     Rows,
+    /// `[rows, n, inner]`
+    PerRow(usize),
     Classes,
     /// `[rows, features]` and `[classes, features]`, with so many features.
     RowFeatures(usize),
@@ -90,6 +92,7 @@ impl Operand {
         match self.axes {
             Axes::Full => [rows, classes, inner],
             Axes::Rows => [rows, 1, inner],
+            Axes::PerRow(count) => [rows, count, inner],
             Axes::Classes => [1, classes, 1],
             Axes::RowFeatures(features) => [rows, features, 1],
             Axes::ClassFeatures(features) => [classes, features, 1],

@@ -12,6 +12,7 @@ use super::job::{Job, RowRecord, Tile, add, clear_hidden_gradient};
 use super::memory::Worker;
 use crate::drivers::batch::RowGradient;
 use crate::drivers::call::Excluded;
+use crate::drivers::ranking::RowRanking;
 use crate::drivers::segment::{self, ChunkFlags};
 use crate::kernels::contiguous::block::{Chunk, excluded_in};
 use crate::kernels::contiguous::gradient::ExpScale;
@@ -98,6 +99,7 @@ impl Job<'_> {
             return unsafe { self.fill(start, classes.len(), 0.0) };
         };
         let shift = worker.shifts[i];
+        let mut ranking = RowRanking::of(call, &mut worker.rankings, &mut worker.entries, i);
         let state = &mut worker.states[i];
         let excluded = excluded_in(reduction.excluded, classes.start, classes.len());
         let mut backup = Scratch::<VOCABULARY_BLOCK>::new();
@@ -122,7 +124,8 @@ impl Job<'_> {
             let is_first = state.exps.sum.is_zero();
             // SAFETY: the tile holds the classes, this thread's alone (# Safety).
             unsafe {
-                segment::reduce_classes(call, &place, classes.clone(), &reduction, None, state);
+                let (classes, ranking) = (classes.clone(), ranking.as_mut());
+                segment::reduce_classes(call, &place, classes, &reduction, None, ranking, state);
             }
             let higher = state.exps.shift;
             if is_first && !state.exps.sum.is_zero() {

@@ -180,6 +180,7 @@ impl Job<'_> {
             has_weight: linear.weight_gradient.is_some(),
             has_bias: linear.bias_gradient.is_some(),
             makes_logits_again: self.makes_logits_again(),
+            top_count: self.call.rankings.map(|rankings| rankings.top_count),
             workspace: linear.workspace,
         }
     }

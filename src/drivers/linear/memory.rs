@@ -4,6 +4,7 @@ use crate::drivers::batch::Reduction;
 use crate::drivers::masses::Divergence;
 use crate::error::Error;
 use crate::kernels::product::DEPTH;
+use crate::kernels::ranking::{Entry, Ranking};
 use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras};
 use crate::kernels::row_state::{ArgMax, RowState};
 use crate::math::exp2::Shift;
@@ -106,6 +107,10 @@ pub struct Worker {
     pub largest: Vec<ArgMax>,
     /// The divergence of each row from its targets, if that is wanted.
     pub divergences: Vec<Divergence>,
+    /// The order of each row's logits, if it is wanted.
+    pub rankings: Vec<Ranking>,
+    /// The largest logits of each row, as many as are listed.
+    pub entries: Vec<Entry>,
     /// The rows of a product's first operand.
     pub left_rows: Vec<*const u8>,
     /// The rows of its second operand.
@@ -142,6 +147,8 @@ impl Worker {
             shifts: reserve(rows)?,
             largest: reserve(rows)?,
             divergences: reserve(rows)?,
+            rankings: reserve(if sizes.top_count.is_some() { rows } else { 0 })?,
+            entries: reserve(rows * sizes.top_count.unwrap_or(0))?,
             left_rows: reserve(most)?,
             packed_rows: reserve(most)?,
             out: reserve(most)?,
@@ -154,7 +161,8 @@ impl Worker {
 pub struct Workers(Mutex<Vec<Worker>>);
 
 impl Workers {
-    /// Takes the memory of all threads.
+    /// Takes the memory of all threads. A function of its own: what works in the memory is not on top of its frame.
+    #[inline(never)]
     pub fn new(needs: &Needs, sizes: &Sizes) -> Result<Workers, Error> {
         let mut workers = reserve(needs.threads)?;
         for _ in 0..needs.threads {
@@ -197,6 +205,8 @@ pub struct Sizes {
     pub has_bias: bool,
     /// Logits are made more than once, unless they are kept.
     pub makes_logits_again: bool,
+    /// The classes listed for each row, if the order of its logits is wanted.
+    pub top_count: Option<usize>,
     /// Bytes that the call may allocate; 0 for as few as run near full speed.
     pub workspace: usize,
 }
@@ -230,7 +240,10 @@ impl Sizes {
             + reserved_bytes::<Option<Reduction>>(rows)
             + reserved_bytes::<Shift>(rows)
             + reserved_bytes::<ArgMax>(rows)
-            + reserved_bytes::<Divergence>(rows);
+            + reserved_bytes::<Divergence>(rows)
+            + self.top_count.map_or(0, |count| {
+                reserved_bytes::<Ranking>(rows) + reserved_bytes::<Entry>(rows * count)
+            });
         let addresses = 4 * reserved_bytes::<usize>(tile_rows.max(VOCABULARY_BLOCK));
         Memory::bytes(needs.sums).saturating_add(blocks + states + addresses)
     }

@@ -19,6 +19,7 @@ mod rows;
 mod weight;
 
 use super::call::Call;
+use super::ranking;
 use super::totals::Totals;
 use crate::error::Error;
 use crate::kernels::{Kernels, ProductKernels};
@@ -119,7 +120,10 @@ impl Job<'_> {
     unsafe fn computes(&self, row: usize) -> bool {
         let loss = self.loss;
         let all = loss.computes_losses()
-            && (loss.lse.is_some() || loss.entropy.is_some() || loss.argmax.is_some());
+            && (loss.wants_lse()
+                || loss.entropy.is_some()
+                || loss.argmax.is_some()
+                || loss.rankings.is_some_and(|rankings| rankings.top_count > 0));
         // SAFETY: the row is the plan's (# Safety).
         all || unsafe { loss.target(Position { row, inner: 0 }) } != Target::Ignored
     }
@@ -144,6 +148,7 @@ impl Job<'_> {
                 if let (Some(view), true) = (&self.loss.row_losses, self.loss.computes_losses()) {
                     view.set_real(at, 0, 0.0);
                 }
+                ranking::write_ignored(&self.call, at);
                 clear_hidden_gradient(self.linear, row);
             }
         }

@@ -6,10 +6,12 @@ use crate::drivers::batch::{InitialShift, Reduction, bonus, from_initial, set_su
 use crate::drivers::call::Excluded;
 use crate::drivers::masses::{self, Divergence};
 use crate::drivers::operands;
+use crate::drivers::ranking::{self, RowRanking};
 use crate::drivers::segment::{self, PlacedRow};
 use crate::drivers::shards;
 use crate::drivers::totals::Totals;
 use crate::kernels::contiguous::gradient::ExpScale;
+use crate::kernels::ranking::{Entry, Ranking};
 use crate::kernels::row_math::{ROWS, RowGroup, RowGroupExtras};
 use crate::kernels::row_state::{ArgMax, ExpSum, RowState};
 use crate::math::compensated::CompensatedSum;
@@ -97,8 +99,25 @@ impl Job<'_> {
                 // SAFETY: the rows are the plan's and this thread's (# Safety).
                 None => unsafe { self.target_logits(worker, rows) },
             }
+        }
+        self.start_rankings(worker, rows.len());
+        if call.excluded == Excluded::Target {
             self.transform_excluded(worker, rows.len());
         }
+    }
+
+    /// Begins with the order of the logits of rows, whose targets' logits are as the product has made them.
+    fn start_rankings(&self, worker: &mut Worker, rows: usize) {
+        let Some(rankings) = self.call.rankings else { return };
+        worker.entries.clear();
+        worker.entries.resize(rows * rankings.top_count, Entry::NONE);
+        worker.rankings.clear();
+        let groups = &worker.groups;
+        worker.rankings.extend((0..rows).map(|i| {
+            let inputs = &groups[i / ROWS].inputs;
+            let class = inputs.class(i % ROWS).filter(|_| ranking::wants_ranks(&self.call));
+            Ranking::new(class.map(|class| Entry { value: inputs.x_y[i % ROWS], class }))
+        }));
     }
 
     /// Scales and caps the logits of the excluded classes.
@@ -168,12 +187,14 @@ impl Job<'_> {
             // SAFETY: the tile holds the classes (# Safety).
             unsafe { self.add_divergence(divergence, reduction, &place, classes.clone()) };
         }
+        let mut ranking = RowRanking::of(call, &mut worker.rankings, &mut worker.entries, i);
         let state = &mut worker.states[i];
         let is_kept = worker.groups[i / ROWS].inputs.is_kept(i % ROWS);
         if call.excluded != Excluded::Largest || !is_kept {
             // SAFETY: the tile holds the classes, this thread's alone (# Safety).
             unsafe {
-                segment::reduce_classes(call, &place, classes, reduction, None, state);
+                let ranking = ranking.as_mut();
+                segment::reduce_classes(call, &place, classes, reduction, None, ranking, state);
             }
             return;
         }
@@ -186,7 +207,10 @@ impl Job<'_> {
         found.class += classes.start;
         reduction.excluded = Some(found.class);
         // SAFETY: the tile holds the classes, this thread's alone (# Safety).
-        unsafe { segment::reduce_classes(call, &place, classes.clone(), reduction, None, state) };
+        unsafe {
+            let (classes, ranking) = (classes.clone(), ranking.as_mut());
+            segment::reduce_classes(call, &place, classes, reduction, None, ranking, state);
+        }
         if classes.start == 0 {
             worker.largest[i] = found;
             return;
@@ -338,7 +362,8 @@ impl Job<'_> {
             }
             self.transform_excluded(worker, rows.len());
         }
-        let Worker { groups, extras, states, reductions, divergences, .. } = worker;
+        let Worker { groups, extras, states, reductions, divergences, rankings, entries, .. } =
+            worker;
         let mut argmax = [0; ROWS];
         for (index, (rows, records)) in rows.chunks(ROWS).zip(records.chunks_mut(ROWS)).enumerate()
         {
@@ -368,6 +393,11 @@ impl Job<'_> {
                                 divergences[index * ROWS + i].value(group.results.lse[i], center);
                             let kl = if group.inputs.is_kept(i) { kl } else { 0.0 };
                             to.set_real(span(row).at(0), 0, kl);
+                        }
+                        if let Some(ranking) =
+                            RowRanking::of(call, rankings, entries, index * ROWS + i)
+                        {
+                            ranking.write(call, span(row).first, group.results.lse[i]);
                         }
                     }
                 }

@@ -2,6 +2,7 @@
 
 use super::block::{Blocks, Chunk, Interleaved, LINE, NoInterleaved, excluded_in};
 use crate::element::Element;
+use crate::kernels::ranking::Bound;
 use crate::kernels::row_state::ArgMax;
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::{
@@ -11,6 +12,11 @@ use crate::math::real;
 use crate::simd::{ONES, Real, Simd, TOTALS, all_lanes, lanes_of, up_to};
 use crate::strategy::{BLOCKS_A_FLUSH, CHUNK, PAGE, PREFETCH_SPAN};
 use std::ops::Range;
+
+/// Logits whose bits are in one word.
+pub const WORD: usize = u64::BITS as usize;
+/// Words with a bit for each logit of a chunk.
+pub const CHUNK_WORDS: usize = CHUNK / WORD;
 
 /// What a sum over a chunk finds.
 #[derive(Clone, Copy, Debug)]
@@ -408,6 +414,44 @@ pub unsafe fn argmax<S: Simd, E: Element<S>>(s: S, x: *const u8, len: usize) -> 
         }
     }
     ArgMax { value: max, class: first.unwrap_or(0) }
+}
+
+/// Sets a bit of `found` for each of `len` logits that is within a bound, bit `i` of word 0 for logit `i`; the words up
+/// to the last logit's are written.
+///
+/// # Safety
+/// `x` is readable for `len` elements of `E`; the processor has the set of `s`.
+#[inline(always)]
+pub unsafe fn find<S: Simd, E: Element<S>>(
+    s: S,
+    x: *const u8,
+    len: usize,
+    bound: &Bound,
+    found: &mut [u64; CHUNK_WORDS],
+) {
+    let x = x.cast::<E>();
+    let value = s.splat(S::Real::from_f64(bound.value));
+    let refused = if bound.strictly { !0 } else { 0 };
+    for (word, found) in found.iter_mut().enumerate().take(len.div_ceil(WORD)) {
+        let start = word * WORD;
+        let mut bits = 0;
+        for lane in (0..WORD.min(len - start)).step_by(S::LANES) {
+            let at = start + lane;
+            let (p, left) = (x.wrapping_add(at), len - at);
+            let lanes = up_to::<S>(left);
+            // SAFETY: the logits from `at` on below `len` are readable: a register of them, or those that have a bit in
+            // `lanes` (# Safety).
+            let v = unsafe {
+                match left >= S::LANES {
+                    true => E::load(s, p),
+                    false => E::load_lanes(s, p, lanes, S::Real::ZERO),
+                }
+            };
+            let equal = s.bits(s.equal(v, value)) & refused;
+            bits |= u64::from(s.bits(s.not_less(v, value)) & !equal & lanes) << lane;
+        }
+        *found = bits;
+    }
 }
 
 /// `Σ m·(x - center)` over a chunk without its excluded class, in f64; a term with m = 0 is 0. Every mass

@@ -292,6 +292,17 @@ pub fn spread_targets(
     targets
 }
 
+/// The classes of a row in the order of their logits, the largest first and a NaN before every number; of equal ones
+/// the lower class first.
+pub fn order(x: &[f64]) -> Vec<usize> {
+    let mut classes: Vec<usize> = (0..x.len()).collect();
+    classes.sort_by(|&a, &b| match (x[a].is_nan(), x[b].is_nan()) {
+        (false, false) => x[b].partial_cmp(&x[a]).expect("numbers"),
+        (a, b) => b.cmp(&a),
+    });
+    classes
+}
+
 /// The lowest index of a NaN if there is one, else of the maximum.
 pub fn argmax(x: &[f64]) -> usize {
     let mut best = 0;
@@ -426,7 +437,7 @@ impl Case {
     }
 
     /// The logit as the softmax sees it, and its derivative by the stored one.
-    fn scaled(&self, stored: f64) -> (f64, f64) {
+    pub fn scaled(&self, stored: f64) -> (f64, f64) {
         let x = self.logit_scale * stored;
         let (x, slope) = if self.softcap > 0.0 {
             let u = x / self.softcap;

@@ -136,7 +136,7 @@ impl Split {
             argmax: Some(&mut argmax),
             correct: has_indices.then_some(&mut correct),
             entropy: Some(entropy.output()),
-            kl: None,
+            ..Results::default()
         };
         // Probabilities of any shard serve.
         let shard = self.shards.last().unwrap();
@@ -158,8 +158,7 @@ impl Split {
             lse,
             entropy: entropy.take("entropy"),
             argmax,
-            kl: Vec::new(),
-            grad: Vec::new(),
+            ..Answer::default()
         }
     }
 

@@ -39,6 +39,8 @@ pub struct Task {
     pub row_losses: Operand,
     pub entropy: Operand,
     pub kl: Operand,
+    /// `[rows, top_count, inner]`; its second size is the number of classes that are listed.
+    pub top_log_probs: Operand,
     pub wants: Wants,
     /// The classes that sparse targets are of.
     pub target_classes: Option<Operand>,
@@ -53,6 +55,22 @@ pub struct Wants {
     pub argmax: bool,
     pub correct: bool,
     pub kl: bool,
+    /// The largest logits and their log-probabilities, if any are listed.
+    pub top: bool,
+    pub ranks: bool,
+}
+
+impl Wants {
+    pub const ALL: Wants =
+        Wants { entropy: true, argmax: true, correct: true, kl: true, top: true, ranks: true };
+    pub const NONE: Wants = Wants {
+        entropy: false,
+        argmax: false,
+        correct: false,
+        kl: false,
+        top: false,
+        ranks: false,
+    };
 }
 
 /// Which call.
@@ -83,6 +101,10 @@ pub struct Answer {
     pub entropy: Vec<f64>,
     pub argmax: Vec<i64>,
     pub kl: Vec<f64>,
+    /// `[rows, top_count, inner]`.
+    pub top_classes: Vec<i64>,
+    pub top_log_probs: Vec<f64>,
+    pub target_ranks: Vec<i64>,
     /// The gradient of the logits, or of the targets.
     pub grad: Vec<f64>,
 }
@@ -122,6 +144,10 @@ impl Answer {
         same_bits(&self.kl, &other.kl, &format!("{what}: kl"));
         same_bits(&numbers(self), &numbers(other), &format!("{what}: loss"));
         assert_eq!(self.argmax, other.argmax, "{what}: argmax");
+        assert_eq!(self.top_classes, other.top_classes, "{what}: top classes");
+        let what_top = format!("{what}: top log-probabilities");
+        same_bits(&self.top_log_probs, &other.top_log_probs, &what_top);
+        assert_eq!(self.target_ranks, other.target_ranks, "{what}: target ranks");
         let counts = |a: &Answer| (a.kept_rows, a.correct);
         assert_eq!(counts(self), counts(other), "{what}: kept and correct rows");
     }
@@ -157,6 +183,7 @@ impl Task {
             row_losses: Operand::zeros(Dtype::F64, by_row),
             entropy: Operand::zeros(Dtype::F64, by_row),
             kl: Operand::zeros(Dtype::F64, by_row),
+            top_log_probs: Operand::zeros(Dtype::F64, [rows, classes.min(2), inner]),
             logits,
             targets: Some(targets),
             class_weights: None,
@@ -176,7 +203,7 @@ impl Task {
             grad_scale: 1.0,
             entropy_bonus: 0.0,
             accumulate: false,
-            wants: Wants { entropy: true, argmax: true, correct: true, kl: true },
+            wants: Wants::ALL,
             target_classes: None,
             target_scale: 0.0,
         }
@@ -184,6 +211,11 @@ impl Task {
 
     pub fn positions(&self) -> usize {
         self.rows * self.inner
+    }
+
+    /// The classes that are listed for each row.
+    pub fn top_count(&self) -> usize {
+        self.top_log_probs.sizes[1]
     }
 
     pub fn has_indices(&self) -> bool {
@@ -293,6 +325,7 @@ impl Task {
             entropy: self.entropy.single(row, k),
             kl: self.kl.single(row, k),
             target_classes: single(&self.target_classes),
+            top_log_probs: self.top_log_probs.single(row, k),
             ..self.clone()
         }
     }
@@ -313,6 +346,7 @@ impl Task {
             row_losses: self.row_losses.relaid(rng),
             entropy: self.entropy.relaid(rng),
             kl: self.kl.relaid(rng),
+            top_log_probs: self.top_log_probs.relaid(rng),
             ..self.clone()
         }
     }
@@ -474,13 +508,20 @@ impl Task {
             argmax: self.wants.argmax,
             correct: self.wants.correct && has_targets && self.has_indices(),
             kl: self.wants.kl && has_targets && self.has_probabilities(),
+            top: self.wants.top && self.top_count() > 0,
+            ranks: self.wants.ranks && has_targets && self.has_indices(),
         };
+        let top_count = if wants.top { self.top_count() } else { 0 };
         let mut row_losses = self.row_losses.place_poisoned();
         let mut entropy = self.entropy.place_poisoned();
         let mut kl = self.kl.place_poisoned();
         let by_row = |dtype| Operand::zeros(dtype, [1, positions, 1]);
         let mut lse_out = by_row(Dtype::F64).place_poisoned();
         let mut argmax = by_row(Dtype::I64).place_poisoned();
+        let mut target_ranks = by_row(Dtype::I64).place_poisoned();
+        let mut top_log_probs = self.top_log_probs.place_poisoned();
+        let top = Operand::zeros(Dtype::I64, [1, positions * top_count, 1]);
+        let mut top_classes = top.place_poisoned();
         let mut scalars = [f64::POISON; 5];
         let (mut kept_rows, mut correct) = (u64::MAX, u64::MAX);
         let [loss, z_loss, normalizer, z_normalizer, entropy_bonus] = &mut scalars;
@@ -499,6 +540,10 @@ impl Task {
             entropy: wants.entropy.then(|| entropy.output()),
             argmax: wants.argmax.then(|| argmax.integers()),
             kl: wants.kl.then(|| kl.output()),
+            top_classes: wants.top.then(|| top_classes.integers()),
+            top_log_probs: wants.top.then(|| top_log_probs.output()),
+            top_count,
+            target_ranks: wants.ranks.then(|| target_ranks.integers()),
         })?;
         let written = |i: usize, asked: bool| {
             assert!(!asked || scalars[i].to_bits() != f64::POISON.to_bits(), "scalar {i}");
@@ -528,6 +573,15 @@ impl Task {
         }
         if wants.argmax {
             answer.argmax = argmax.take("argmax").iter().map(|&class| class as i64).collect();
+        }
+        if wants.top {
+            let classes = top_classes.take("top classes");
+            answer.top_classes = classes.iter().map(|&class| class as i64).collect();
+            answer.top_log_probs = top_log_probs.take("top log-probabilities");
+        }
+        if wants.ranks {
+            let ranks = target_ranks.take("target ranks");
+            answer.target_ranks = ranks.iter().map(|&rank| rank as i64).collect();
         }
         Ok(answer)
     }

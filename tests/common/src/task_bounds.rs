@@ -13,6 +13,7 @@
 //! entropy bonus  that of the entropy, times |β|; in a gradient 2^-22·(1 + |ln p| + H)·p, the error of p by lse and cap,
 //!                and from states of shards that of the entropy
 //! entropy        1e-6·(1 + |lse|)
+//! log-probs      the error of lse
 //! p inside       2^-23·(1 + |ln p|) relative, 1e-37 absolute; 2^-52·|lse| more from an lse; and a
 //! a gradient     rounding for each product and difference
 //! gradients of   2^-52·|lse| and the error of that lse, before the factor of lse − x
@@ -25,6 +26,7 @@ use crate::bounds::close;
 use crate::operand::Dtype;
 use crate::reference::{self, Case, Outcome};
 use crate::task::{Answer, Task};
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use xent::Isa;
 
@@ -152,6 +154,8 @@ pub struct Judge<'a> {
     units: Units,
     /// Losses are computed from the merged states of shards.
     from_states: bool,
+    /// The result of [`reference::order`] for each row, once one is needed.
+    orders: OnceCell<Vec<Vec<usize>>>,
 }
 
 impl<'a> Judge<'a> {
@@ -179,6 +183,7 @@ impl<'a> Judge<'a> {
             moved: Vec::new(),
             units: Units::of(task.logits.dtype),
             from_states: false,
+            orders: OnceCell::new(),
             case,
         };
         judge.moved = (0..task.positions()).map(|i| judge.find_moved(i)).collect();
@@ -421,6 +426,46 @@ impl<'a> Judge<'a> {
         ((factor * mass * scale).abs() + bonus, z)
     }
 
+    /// Checks the classes of the largest logits, their log-probabilities, and the ranks of targets.
+    #[track_caller]
+    fn rankings(&self, answer: &Answer, worst: &mut Worst) {
+        let Answer { top_classes, top_log_probs, target_ranks, .. } = answer;
+        let (top_count, inner) = (self.task.top_count(), self.task.inner);
+        if top_classes.is_empty() && target_ranks.is_empty() {
+            return;
+        }
+        for i in 0..self.task.positions() {
+            let logits = self.task.logits.row(i / inner, i % inner);
+            let order = self.orders.get_or_init(|| {
+                let row = |i| reference::order(&self.task.logits.row(i / inner, i % inner));
+                (0..self.task.positions()).map(row).collect()
+            });
+            let order = &order[i];
+            if let Some(&got) = target_ranks.get(i) {
+                let place = |y| order.iter().position(|&class| class as i64 == y);
+                let target = self.target(i).filter(|_| self.is_kept(i));
+                let rank = target.map_or(-1, |y| place(y).expect("a class") as i64);
+                assert_eq!(got, rank, "target_ranks[{i}]");
+            }
+            if top_classes.is_empty() {
+                continue;
+            }
+            for (j, &class) in order[..top_count].iter().enumerate() {
+                let at = (i / inner * top_count + j) * inner + i % inner;
+                assert_eq!(top_classes[at], class as i64, "top_classes[{at}]");
+                let (x, _) = self.case.scaled(logits[class]);
+                let want = x - self.out.lse.get(i).unwrap_or(&0.0);
+                let dtype = self.task.top_log_probs.dtype;
+                // A capped logit may be that of its neighbour.
+                let bound = self.bound_of_lse(i) + self.moved(i) + 2.0 * f64::EPSILON * x.abs();
+                let bound = bound + 1.01 * dtype.half_ulp(want);
+                let what = || format!("top_log_probs[{at}]");
+                let error = close_stored(dtype, top_log_probs[at], want, bound, what);
+                worst.see("top", error);
+            }
+        }
+    }
+
     /// Checks the results of a forward.
     #[track_caller]
     pub fn losses(&self, answer: &Answer) -> Worst {
@@ -434,6 +479,7 @@ impl<'a> Judge<'a> {
         if !answer.argmax.is_empty() || positions == 0 {
             assert!(answer.argmax == want.argmax || !self.task.wants.argmax, "argmax");
         }
+        self.rankings(answer, &mut worst);
         for (i, &got) in answer.entropy.iter().enumerate() {
             let dtype = self.task.entropy.dtype;
             let entropy = want.entropy[i];

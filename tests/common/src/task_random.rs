@@ -74,6 +74,8 @@ pub struct Spec {
     /// Not 0: the targets are a teacher's logits.
     pub target_scale: f64,
     pub wants: Wants,
+    /// Classes that are listed, or all if there are not so many.
+    pub top: usize,
     pub short_results: bool,
     pub threads: u32,
 }
@@ -148,15 +150,16 @@ pub fn tasks(elements: usize) -> impl Strategy<Value = Spec> {
         any::<bool>(),
         prop::sample::select(vec![1.0, 1.0, 1.0, -0.375, 1e-30, 1e30, 0.0, 65536.0]),
         prop::bool::weighted(0.25),
-        (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
+        (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
         any::<bool>(),
         1u32..=3,
+        prop_oneof![1 => Just(1usize), 3 => 2usize..=9, 1 => 10usize..=64, 1 => Just(64)],
     );
     (shape, targets, loss, options).prop_map(move |(shape, targets, loss, options)| {
         let (rows, classes) = shape.1;
         let inner = shape.2.min((elements / classes).max(1));
         let neutral = loss.4;
-        let (entropy, argmax, correct, kl) = options.6;
+        let (entropy, argmax, correct, kl, top, ranks) = options.6;
         Spec {
             seed: shape.0,
             rows: rows.min((elements / (classes * inner)).max(1)),
@@ -188,7 +191,8 @@ pub fn tasks(elements: usize) -> impl Strategy<Value = Spec> {
             accumulate: options.5,
             places: targets.6,
             target_scale: targets.7,
-            wants: Wants { entropy, argmax, correct, kl },
+            wants: Wants { entropy, argmax, correct, kl, top, ranks },
+            top: options.9,
             short_results: options.7,
             threads: options.8,
         }
@@ -371,9 +375,11 @@ impl Spec {
         let grads = [olds(grad_dtype), olds(FLOATS[(self.seed % 4) as usize])];
         let result = |dtype| Operand::zeros(dtype, by_row);
         let short = if self.short_results { Dtype::F32 } else { Dtype::F64 };
-        let outputs = [result(short), result(short), result(short)];
+        let top = Operand::zeros(short, [rows, self.top.min(classes), inner]);
+        let outputs = [result(short), result(short), result(short), top];
         let [grad, grad_targets] = grads.map(|operand| self.lay_out(operand, rng, NO_AXIS));
-        let [row_losses, entropy, kl] = outputs.map(|operand| self.lay_out(operand, rng, NO_AXIS));
+        let [row_losses, entropy, kl, top_log_probs] =
+            outputs.map(|operand| self.lay_out(operand, rng, NO_AXIS));
         Task {
             rows,
             classes,
@@ -402,6 +408,7 @@ impl Spec {
             row_losses,
             entropy,
             kl,
+            top_log_probs,
             wants: self.wants,
             target_scale: if matches!(self.target_kind, TargetKind::Nothing | TargetKind::Indices) {
                 0.0
