@@ -207,6 +207,10 @@ pub trait Simd: Copy {
     fn mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
     /// `a * b - c`, rounded once.
     fn mul_sub(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+    /// The set has fused multiply-add. Without, an exponential takes so long that kernels are compiled for as few cases
+    /// as there are.
+    const FUSED: bool = true;
+
     /// Returns `f()`, a long computation of lanes. A set without fused multiply-add calls it as a function,
     /// since inlined it would be most of the code of each kernel. `f` is `#[inline(always)]`.
     #[inline(always)]

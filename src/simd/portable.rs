@@ -176,6 +176,8 @@ macro_rules! simd {
         fn mul_sub(self, a: $vector, b: $vector, c: $vector) -> $vector {
             if FUSED { a.mul_sub(b, c) } else { $fused(a, b, -c) }
         }
+        const FUSED: bool = FUSED;
+
         #[inline(always)]
         fn apart<R>(self, f: impl FnOnce() -> R) -> R {
             apart(f)

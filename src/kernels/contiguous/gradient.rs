@@ -177,7 +177,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     s: S,
     chunk: &GradientChunk,
 ) {
-    let fast = chunk.is_fast();
+    let fast = S::FUSED && chunk.is_fast();
     let by_logit = chunk.exps.shift.is_by_logit();
     // SAFETY: for every call, the chunk is readable and writable as `sweep` asks (# Safety).
     unsafe {
