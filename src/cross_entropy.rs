@@ -113,6 +113,33 @@ pub struct Results<'a> {
 }
 
 impl Results<'_> {
+    /// Where the loss goes, if no other result is asked for.
+    #[inline(always)]
+    fn loss_alone(&mut self) -> Option<*mut f64> {
+        // All of them are named: a result to come does not compile until this function knows it.
+        match self {
+            Results {
+                loss: Some(loss),
+                row_losses: None,
+                lse: None,
+                z_loss: None,
+                normalizer: None,
+                z_normalizer: None,
+                kept_rows: None,
+                argmax: None,
+                correct: None,
+                entropy: None,
+                kl: None,
+                entropy_bonus: None,
+                top_classes: None,
+                top_log_probs: None,
+                top_count: 0,
+                target_ranks: None,
+            } => Some(*loss),
+            _ => None,
+        }
+    }
+
     pub(crate) fn raw(self) -> RawResults {
         fn pointer<T>(result: Option<&mut T>) -> *mut T {
             result.map_or(std::ptr::null_mut(), |to| to)
@@ -645,8 +672,31 @@ impl<'a> CrossEntropy<'a> {
         results: Results<'_>,
         grad: Option<Operand>,
     ) -> Result<(), Error> {
-        let results = results.raw();
-        self.run_raw(pass, logits, targets, &results, grad)
+        let mut results = results;
+        if let Some(loss) = results.loss_alone()
+            && self.run_plain(&logits, &targets, loss, grad.as_ref())
+        {
+            return Ok(());
+        }
+        self.run_raw(pass, logits, targets, &results.raw(), grad)
+    }
+
+    /// Computes a plain call; false, with nothing written, if it is none, or if the general way has to compute it.
+    #[inline(always)]
+    fn run_plain(
+        &self,
+        logits: &Operand,
+        targets: &Operand,
+        loss: *mut f64,
+        grad: Option<&Operand>,
+    ) -> bool {
+        let grad = grad.map(|grad| (&self.grad_output, self.grad_scale, grad));
+        let Some(plain) = plain::recognise(&self.problem, logits, targets, loss, grad) else {
+            return false;
+        };
+        // SAFETY: every operand is memory that the call borrows, mutably if it is an output, and has as many
+        // elements as a plain call (`recognise`); whoever made an operand of a pointer vouched for its elements.
+        unsafe { run::plain(&plain, self.isa) }
     }
 
     fn run_raw(
@@ -664,15 +714,7 @@ impl<'a> CrossEntropy<'a> {
         // refuses shapes and strides that reach past the `available` elements of a slice or an array;
         // whoever made an operand of a pointer vouched for its elements. Validation also refuses to read
         // what is not initialised.
-        unsafe {
-            if matches!(pass, Pass::Forward | Pass::ForwardBackward)
-                && let Some(plain) = plain::recognise(&problem, results, request.as_ref())
-                && run::plain(&plain, self.isa)
-            {
-                return Ok(());
-            }
-            run::cross_entropy(&problem, pass, results, request.as_ref(), &team, self.isa)
-        }
+        unsafe { run::cross_entropy(&problem, pass, results, request.as_ref(), &team, self.isa) }
     }
 
     /// What a gradient is multiplied by, and where it goes.

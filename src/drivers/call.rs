@@ -254,6 +254,16 @@ impl<'a> Call<'a> {
         unsafe {
             match &self.finish {
                 Finish::Loss(options) => {
+                    let mut options = options;
+                    let from_lse;
+                    if options.lse == LseSource::Operand && options.wants_entropy {
+                        // The entropy is that of the row's own sums, whatever lse the gradient is from.
+                        let of_sums =
+                            RowOptions { lse: LseSource::Sums, gradient: None, ..*options };
+                        (self.k.lanes.finish_loss)(groups, extras.as_deref_mut(), &of_sums);
+                        from_lse = RowOptions { wants_entropy: false, ..*options };
+                        options = &from_lse;
+                    }
                     (self.k.lanes.finish_loss)(groups, extras.as_deref_mut(), options);
                     if let (true, Some(extras)) = (options.entropy_bonus != 0.0, extras) {
                         let has_f32_lanes = self.plan.logits.dtype.has_f32_lanes();

@@ -718,16 +718,11 @@ fn finish_loss_of<S: Simd<Real: Base>>(
     for at in (0..ROWS).step_by(<S::Wide as Simd>::LANES) {
         let lanes =
             Lanes { s, group: &*group, extras: extras.as_deref().unwrap_or(&NO_EXTRAS), at };
-        let has_sums = match options.lse {
-            LseSource::Sums => true,
-            LseSource::Operand => options.wants_entropy,
-            LseSource::LogProbs => false,
+        let softmax = match options.lse {
+            LseSource::Sums => lanes.by_sums(),
+            LseSource::Operand => lanes.by_lse(),
+            LseSource::LogProbs => lanes.by_log_probs(),
         };
-        let mut softmax = if has_sums { lanes.by_sums() } else { lanes.by_log_probs() };
-        let entropy = options.wants_entropy.then(|| lanes.entropy(&softmax));
-        if options.lse == LseSource::Operand {
-            softmax = lanes.by_lse();
-        }
         let (zero, one) = (splat(0.0), splat(1.0));
         let r =
             if options.has_row_weights { lanes.get(&lanes.extras.factors.row_weight) } else { one };
@@ -736,6 +731,7 @@ fn finish_loss_of<S: Simd<Real: Base>>(
         let finite = d.equal(d.mul(softmax.lse, zero), zero);
         let terms = Terms { lanes, softmax, r, idle, finite };
         let losses = options.wants_losses.then(|| terms.losses(options));
+        let entropy = options.wants_entropy.then(|| terms.lanes.entropy(&softmax));
         let gradient = options.gradient.as_ref().map(|gradient| terms.gradient(options, gradient));
 
         if options.wants_lse {

@@ -8,7 +8,7 @@
 use crate::codes::*;
 use crate::plan::Plain;
 use crate::strategy::{SMALL_CLASSES, SMALL_ROWS};
-use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
+use crate::validate::cross_entropy::Problem;
 use crate::validate::operand::Operand;
 use crate::view::IntegerType;
 
@@ -94,12 +94,15 @@ impl Settings {
     }
 }
 
-/// The plain call that a problem is, if it is one.
+/// The plain call that a problem is, if it is one. The problem has neither logits nor targets yet; of results there is
+/// the loss alone. A gradient has the operand of what follows, a factor, and where it goes.
 #[inline(always)]
 pub(crate) fn recognise(
     problem: &Problem,
-    results: &Results,
-    request: Option<&GradientRequest>,
+    logits: &Operand,
+    targets: &Operand,
+    loss: *mut f64,
+    gradient: Option<(&Operand, f64, &Operand)>,
 ) -> Option<Plain> {
     // All of them are named: an option to come does not compile until this function knows it.
     let Problem {
@@ -107,8 +110,8 @@ pub(crate) fn recognise(
         rows,
         classes,
         inner,
-        logits,
-        targets,
+        logits: _,
+        targets: _,
         class_weights,
         row_weights,
         row_mask,
@@ -125,61 +128,28 @@ pub(crate) fn recognise(
         target_count,
         target_scale,
         entropy_bonus,
-    } = *problem;
-    let Results {
-        loss,
-        row_losses,
-        lse,
-        z_loss: z_part,
-        normalizer: n,
-        z_normalizer: z,
-        kept_rows,
-        argmax,
-        correct,
-        entropy,
-        kl,
-        entropy_bonus: bonus_part,
-        top_classes,
-        top_log_probs,
-        top_count,
-        target_ranks,
-    } = *results;
+    } = problem;
+    let (rows, classes, reduction) = (*rows, *classes, *reduction);
     let target_type = target_type(targets.dtype)?;
     let absent = |operand: &Operand| operand.data.is_null();
-    let normalizers = [normalizer, z_normalizer];
     let settings = Settings {
-        flags,
-        inner,
-        label_smoothing,
-        z_loss,
-        softcap,
-        logit_scale,
-        normalizers,
+        flags: *flags,
+        inner: *inner,
+        label_smoothing: *label_smoothing,
+        z_loss: *z_loss,
+        softcap: *softcap,
+        logit_scale: *logit_scale,
+        normalizers: [*normalizer, *z_normalizer],
         reduction,
-        target_count,
-        target_scale,
-        entropy_bonus,
+        target_count: *target_count,
+        target_scale: *target_scale,
+        entropy_bonus: *entropy_bonus,
     };
     let plain = settings.are_plain()
-        & absent(&class_weights)
-        & absent(&row_weights)
-        & absent(&row_mask)
-        & absent(&row_losses)
-        & absent(&lse)
-        & absent(&argmax)
-        & absent(&entropy)
-        & absent(&kl)
-        & absent(&target_classes)
-        & absent(&top_classes)
-        & absent(&top_log_probs)
-        & (top_count == 0)
-        & absent(&target_ranks)
-        & z_part.is_null()
-        & bonus_part.is_null()
-        & n.is_null()
-        & z.is_null()
-        & kept_rows.is_null()
-        & correct.is_null()
+        & absent(class_weights)
+        & absent(row_weights)
+        & absent(row_mask)
+        & absent(target_classes)
         & (logits.dtype == XENT_F32)
         & is_packed(&logits.strides, classes)
         & is_packed_rows(&targets.strides)
@@ -188,18 +158,18 @@ pub(crate) fn recognise(
         & !logits.is_uninit
         & (logits.available >= rows.saturating_mul(classes))
         & (targets.available >= rows);
-    let (mut gradient, mut scale) = (std::ptr::null_mut(), 1.0);
-    if let Some(GradientRequest { output, scale: by, gradient: to }) = request {
+    let (mut to, mut scale) = (std::ptr::null_mut(), 1.0);
+    if let Some((output, by, gradient)) = gradient {
         let is_plain = absent(output)
-            & (to.dtype == XENT_F32)
-            & is_packed(&to.strides, classes)
-            & to.may_be_packed()
-            & (to.available >= rows.saturating_mul(classes))
-            & !absent(to);
+            & (gradient.dtype == XENT_F32)
+            & is_packed(&gradient.strides, classes)
+            & gradient.may_be_packed()
+            & (gradient.available >= rows.saturating_mul(classes))
+            & !absent(gradient);
         if !is_plain {
             return None;
         }
-        (gradient, scale) = (to.data, *by);
+        (to, scale) = (gradient.data, by);
     }
     plain.then_some(Plain {
         rows,
@@ -207,10 +177,10 @@ pub(crate) fn recognise(
         logits: logits.data,
         targets: targets.data,
         target_type,
-        ignore_index,
+        ignore_index: *ignore_index,
         is_mean: reduction == XENT_MEAN,
         loss,
-        gradient,
+        gradient: to,
         scale,
     })
 }
