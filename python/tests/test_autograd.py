@@ -279,7 +279,7 @@ def test_export():
     )
 
 
-NUMBERS = (-100, 0.1, 0.0, 0.0, 1.0, 0.0, 0.0, False, False)
+NUMBERS = (-100, 0.1, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, False, False)
 
 
 def test_opcheck():
@@ -288,7 +288,7 @@ def test_opcheck():
     lse = torch.randn(N, dtype=torch.float64)
     image = torch.randn(2, C, 3, 4).contiguous(memory_format=torch.channels_last)
     cropped = torch.randn(2, C, 3, 8)[..., ::2]
-    beside = (None, None, None)
+    beside = (None, None, None, None)
     for input in (matrix(N, C), image, cropped):
         rows = (*input.shape[:1], *input.shape[2:])
         target = torch.randint(C, rows)

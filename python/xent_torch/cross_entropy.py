@@ -240,9 +240,7 @@ def _like(gradient: Tensor, tensor: Tensor) -> Tensor:
 )
 def _cross_entropy(input, *rest):
     beside, settings, (dtype, now, later) = _parts(rest)
-    loss, gradient, lse = _xent.cross_entropy(
-        input, beside, settings, dtype, now, False, later
-    )
+    loss, gradient, lse = _xent.cross_entropy(input, beside, settings, dtype, now, False, later)
     gradient = input.new_empty(0) if gradient is None else _like(gradient, input)
     lse = input.new_empty(0, dtype=torch.float64) if lse is None else lse
     return loss, gradient, lse

@@ -16,7 +16,7 @@ from .options import BESIDE, DEFAULT, NUMBERS, NUMBERS_SCHEMA, Options, numbers
 
 
 class Evaluation(NamedTuple):
-    """Results of each row, of the shape of the row losses. None are those that a call does not have.
+    """Results of each row, of the shape of the row losses; None where a call does not have them.
 
     Results that are real numbers are f64 for f64 logits, else f32, but for lse.
     """
@@ -37,8 +37,8 @@ class Evaluation(NamedTuple):
     """For class indices: the place of the target among all logits, in the order of ``top_classes``,
     from 0 on; -1 for ignored rows. int64."""
     kl: Tensor | None
-    """For probabilities and a teacher's logits: their divergence Σ t·(ln t − logp) from the
-    softmax, 0 for ignored rows."""
+    """For probabilities and a teacher's logits: their divergence from the softmax, 0 for
+    ignored rows."""
 
 
 def evaluate(
@@ -66,8 +66,8 @@ def evaluate(
         ValueError: a shape, a dtype or an option is wrong, or a tensor is not on the CPU.
     """
     if has_torch_function_variadic(input, target):
-        return handle_torch_function(
-            evaluate,
+        results = handle_torch_function(
+            _evaluate_as_tuple,
             (input, target),
             input,
             target,
@@ -76,6 +76,7 @@ def evaluate(
             label_smoothing=label_smoothing,
             options=options,
         )
+        return Evaluation(*results)
     if options is None:
         options = DEFAULT
     elif options.workspace:
@@ -109,8 +110,8 @@ def linear_evaluate(
     :func:`evaluate`.
     """
     if has_torch_function_variadic(input, linear_weight, target, linear_bias):
-        return handle_torch_function(
-            linear_evaluate,
+        results = handle_torch_function(
+            _linear_evaluate_as_tuple,
             (input, linear_weight, target, linear_bias),
             input,
             linear_weight,
@@ -121,6 +122,7 @@ def linear_evaluate(
             label_smoothing=label_smoothing,
             options=options,
         )
+        return Evaluation(*results)
     options = DEFAULT if options is None else options
     _check_shapes(input, linear_weight, linear_bias)
     if ignore_index is not None and _is_full(target, options):
@@ -151,9 +153,7 @@ def linear_evaluate(
         results = _xent.linear_evaluate(*layer, beside, settings, options.workspace, top_k)
         results = Evaluation(*results)
     else:
-        _check_devices(
-            beside, input=layer[0], linear_weight=layer[1], linear_bias=layer[2]
-        )
+        _check_devices(beside, input=layer[0], linear_weight=layer[1], linear_bias=layer[2])
         results = torch.ops.xent.linear_evaluate(
             *layer, *beside, *settings, options.workspace, top_k
         )
@@ -165,6 +165,17 @@ def linear_evaluate(
     )
 
 
+# torch makes the results of a subclass again from one iterable, which a NamedTuple does not take.
+
+
+def _evaluate_as_tuple(*args, **keywords) -> tuple:
+    return tuple(evaluate(*args, **keywords))
+
+
+def _linear_evaluate_as_tuple(*args, **keywords) -> tuple:
+    return tuple(linear_evaluate(*args, **keywords))
+
+
 def _settings(options: Options, top_k: int, ignore_index: int, label_smoothing: float) -> tuple:
     if not 0 <= top_k <= 64:
         raise ValueError(f"top_k = {top_k} is outside [0, 64]")
@@ -173,9 +184,7 @@ def _settings(options: Options, top_k: int, ignore_index: int, label_smoothing: 
 
 def _is_full(target: Tensor | None, options: Options) -> bool:
     """Whether there is a target of all classes."""
-    return (
-        target is not None and options.target_classes is None and target.is_floating_point()
-    )
+    return target is not None and options.target_classes is None and target.is_floating_point()
 
 
 def _beside(target: Tensor | None, options: Options) -> tuple:
