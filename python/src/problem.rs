@@ -228,7 +228,6 @@ impl<'py> Operands<'py> {
         beside: &Beside<'py>,
     ) -> PyResult<Self> {
         let Beside(_, weight, row_weights, row_mask, _) = beside;
-        let rows = row_sizes(logits, usize::from(logits.len() > 1));
         let (target, target_classes) = match targets {
             None => (None, None),
             Some(Targets { target, classes: Some(classes) }) => {
@@ -244,6 +243,7 @@ impl<'py> Operands<'py> {
         };
         let row_operand = |name: &'static str, object: &Bound<'py, PyAny>| {
             let tensor = Tensor::read(name, object)?;
+            let rows = row_sizes(logits, usize::from(logits.len() > 1));
             if tensor.sizes != rows {
                 return Err(PyValueError::new_err(format!(
                     "{name} has the shape {}, and must have one element a row, {rows:?}",

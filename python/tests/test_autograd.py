@@ -10,6 +10,7 @@ import xent_torch
 from xent_torch import Options, cross_entropy, linear_cross_entropy
 
 C, D, N = 7, 5, 6
+LINEAR = F.linear_cross_entropy
 REDUCTIONS = ["mean", "sum", "none"]
 
 
@@ -227,6 +228,20 @@ def test_transforms_of_linear_layers(reduction):
         bias,
         targets,
     )
+
+
+def test_transforms_of_probabilities_of_linear_layers():
+    """The gradient of the target is there if a transform outside of the others wants it."""
+    hidden, layer, targets = torch.randn(3, N, D), torch.randn(C, D), torch.rand(3, N, C)
+
+    def of(function):
+        def loss(t):
+            return torch.vmap(lambda h, t: function(h, layer, t))(hidden, t).sum()
+
+        return loss
+
+    ours, theirs = (torch.func.grad(of(f))(targets) for f in (linear_cross_entropy, LINEAR))
+    assert_close(ours, theirs)
 
 
 # torch.compile.

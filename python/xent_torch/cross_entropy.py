@@ -18,9 +18,7 @@ from .options import (
     check_fixed_target,
     check_weights,
     empty_loss,
-    is_teacher,
     loss_dtype,
-    no_target_gradient,
     numbers,
     positions,
 )
@@ -348,8 +346,6 @@ class _Transformed(torch.autograd.Function):
                 else _TransformedGradient.apply(torch.ops.xent.cross_entropy_backward, *arguments)
             )
         if wants_target:
-            if beside[-1] is not None or is_teacher(ctx.settings):
-                raise ValueError(no_target_gradient(beside[-1]))
             grad_target = _TransformedGradient.apply(torch.ops.xent.target_backward, *arguments)
         return grad_input, grad_target, *(None,) * (BESIDE - 1 + 4)
 

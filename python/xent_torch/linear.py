@@ -23,9 +23,7 @@ from .options import (
     check_fixed_target,
     check_weights,
     empty_loss,
-    is_teacher,
     loss_dtype,
-    no_target_gradient,
     numbers,
 )
 
@@ -116,7 +114,7 @@ def linear_cross_entropy(
             target_classes = target_classes.reshape(-1, target_classes.shape[-1])
 
     operands = (input, linear_weight, linear_bias)
-    if linear_weight.dim() > 2 or (grad and target.requires_grad):
+    if linear_weight.dim() > 2 or (grad and routes.wants_gradient(target)):
         logits = _stored_logits(*operands)
         options = dataclasses.replace(
             options,
@@ -430,10 +428,6 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output, *_grads):
-        target_classes = ctx.saved_tensors[_COUNT - 1]
-        is_fixed = target_classes is not None or is_teacher(ctx.settings)
-        if ctx.needs_input_grad[3] and is_fixed:
-            raise ValueError(no_target_gradient(target_classes))
         gradients = _TransformedGradients.apply(
             grad_output,
             ctx.settings,

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from .routes import wants_gradient
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Options:
@@ -106,11 +108,6 @@ def numbers(
     )
 
 
-def is_teacher(settings: tuple) -> bool:
-    """Whether the targets are a teacher's logits; of the options that are numbers."""
-    return settings[-3] != 0.0
-
-
 def check_weights(**tensors: Tensor | None) -> None:
     """Refuses weights that want a gradient, which they would not get."""
     for name, tensor in tensors.items():
@@ -122,14 +119,9 @@ def check_fixed_target(target: Tensor, target_classes: Tensor | None) -> None:
     """Refuses sparse targets and a teacher's logits that want a gradient, which they would not
     get.
     """
-    if target.requires_grad and torch.is_grad_enabled():
-        raise ValueError(no_target_gradient(target_classes))
-
-
-def no_target_gradient(target_classes: Tensor | None) -> str:
-    """Why there is no gradient of targets that are sparse or a teacher's logits."""
-    kind = "a teacher's logits" if target_classes is None else "sparse targets"
-    return f"target requires grad, and xent computes no gradient of {kind}"
+    if torch.is_grad_enabled() and wants_gradient(target):
+        kind = "a teacher's logits" if target_classes is None else "sparse targets"
+        raise ValueError(f"target requires grad, and xent computes no gradient of {kind}")
 
 
 def loss_dtype(input: Tensor, options: Options) -> torch.dtype | None:
