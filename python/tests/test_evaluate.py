@@ -336,5 +336,7 @@ def test_errors_of_either():
         linear_evaluate(torch.randn(N, D), torch.randn(C, D), options=Options(log_probs=True))
     with pytest.raises(ValueError, match="input has no class axis"):
         evaluate(torch.tensor(1.0))
+    with pytest.raises(ValueError, match="logits"):
+        evaluate(torch.zeros(N, C, dtype=torch.long))
     with pytest.raises(ValueError, match="input has 5 features"):
         linear_evaluate(torch.randn(N, D), torch.randn(C, D + 1))
