@@ -2,8 +2,9 @@
 
 use crate::exception;
 use crate::layout::Layout;
-use crate::problem;
-use crate::problem::{Beside, Numbers, Operand, Operands, class_axis, grad_output, row_sizes};
+use crate::problem::{
+    Beside, Numbers, Operand, Operands, Targets, class_axis, grad_output, row_sizes,
+};
 use crate::tensor::{Dtype, Tensor, torch};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -77,15 +78,15 @@ impl<'py> Losses<'py> {
 }
 
 /// The layout of logits, and of the other tensors with a class axis.
-fn layout(
+pub fn layout(
     class_axis: usize,
     logits: &Tensor<'_>,
-    target: &Tensor<'_>,
+    targets: Option<&Targets<'_>>,
     gradient: Option<&Tensor<'_>>,
 ) -> Layout {
-    let soft = target.dtype.is_float().then_some(target);
+    let full = targets.and_then(Targets::full);
     let mut strides = vec![&logits.strides[..]];
-    strides.extend(soft.into_iter().chain(gradient).map(|tensor| &tensor.strides[..]));
+    strides.extend(full.into_iter().chain(gradient).map(|tensor| &tensor.strides[..]));
     Layout::of(&logits.sizes, class_axis, &strides)
 }
 
@@ -107,17 +108,17 @@ pub fn cross_entropy<'py>(
 ) -> PyResult<LossAndSaved<'py>> {
     let logits = Tensor::read("input", input)?;
     let axis = class_axis("input", &logits.sizes)?;
-    let target = problem::target(&logits.sizes, &beside.0)?;
+    let targets = Targets::read(&logits.sizes, &beside)?;
     let new = wants_gradient && !in_place;
     let gradient = new.then(|| logits.empty_like()).transpose()?;
-    let layout = layout(axis, &logits, &target, gradient.as_ref());
+    let layout = layout(axis, &logits, targets.as_ref(), gradient.as_ref());
     let work = layout.elements();
-    let operands = Operands::read(py, &logits.sizes, &layout, work, target, &beside)?;
+    let operands = Operands::read(py, &logits.sizes, &layout, work, targets, &beside)?;
     let rows = row_sizes(&logits.sizes, axis);
     let mut losses = Losses::new(py, &logits, &rows, &layout, &numbers, dtype, wants_lse)?;
     let logits = Operand::full(logits, &layout)?;
     let problem = operands.problem(&layout, &numbers);
-    let targets = operands.target.input();
+    let targets = operands.targets()?;
 
     if !wants_gradient {
         let (results, input) = (losses.results(&layout)?, logits.input());
@@ -177,15 +178,18 @@ impl<'py> Backward<'py> {
     ) -> PyResult<Self> {
         let logits = Tensor::read("input", input)?;
         let axis = class_axis("input", &logits.sizes)?;
-        let target = problem::target(&logits.sizes, &beside.0)?;
+        let targets = Targets::read(&logits.sizes, beside)?;
         let gradient = match of {
             Of::Logits => Some(logits.empty_like()?),
             Of::LogitsInPlace => None,
-            Of::Targets => Some(target.empty_like()?),
+            Of::Targets => match targets.as_ref().and_then(Targets::full) {
+                Some(target) if !numbers.is_teacher() => Some(target.empty_like()?),
+                _ => return Err(PyValueError::new_err("these targets have no gradient")),
+            },
         };
-        let layout = layout(axis, &logits, &target, gradient.as_ref());
+        let layout = layout(axis, &logits, targets.as_ref(), gradient.as_ref());
         let (sizes, work) = (&logits.sizes, layout.elements());
-        let operands = Operands::read(py, sizes, &layout, work, target, beside)?;
+        let operands = Operands::read(py, sizes, &layout, work, targets, beside)?;
         let rows = row_sizes(sizes, axis);
         let grad_output = grad_output(grad, &rows, &layout, numbers.is_reduced())?;
         let lse = lse.map(|lse| Tensor::read("lse", lse)).transpose()?;
@@ -228,7 +232,7 @@ pub fn cross_entropy_backward<'py>(
     let gradient = call.gradient.take().filter(|_| !call.logits.is_copy);
     let problem = call.operands.problem(&call.layout, &call.numbers);
     let problem = problem.grad_output(call.grad_output.input());
-    let (logits, targets, lse) = (&call.logits, call.operands.target.input(), call.lse()?);
+    let (logits, targets, lse) = (&call.logits, call.operands.targets()?, call.lse()?);
     let Some(gradient) = gradient else {
         let both = logits.tensor.output(logits.strides);
         py.detach(|| problem.backward_in_place(both, targets, lse)).map_err(exception)?;
@@ -255,7 +259,7 @@ pub fn target_backward<'py>(
     let gradient = Operand::full(gradient, &call.layout)?;
     let problem = call.operands.problem(&call.layout, &call.numbers);
     let problem = problem.grad_output(call.grad_output.input());
-    let (targets, lse) = (call.operands.target.input(), call.lse()?);
+    let (targets, lse) = (call.operands.targets()?, call.lse()?);
     let (input, output) = (call.logits.input(), gradient.tensor.output(gradient.strides));
     py.detach(|| problem.backward_targets(input, targets, lse, output)).map_err(exception)?;
     Ok(gradient.tensor.object)

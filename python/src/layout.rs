@@ -42,6 +42,16 @@ impl Layout {
         Layout { rows, classes: sizes[class_axis] as usize, inner, class_axis, row_axes }
     }
 
+    /// The layout of tensors of these sizes, which have a list for each position in place of the classes.
+    pub fn of_lists(&self, sizes: &[i64]) -> Layout {
+        Layout { classes: sizes[self.class_axis] as usize, ..*self }
+    }
+
+    /// The class axis, and the axis that a list has where rows, list and inner positions follow one another.
+    pub fn list_axes(&self) -> (usize, usize) {
+        (self.class_axis, self.row_axes)
+    }
+
     /// The number of softmax distributions.
     pub fn positions(&self) -> usize {
         self.rows * self.inner

@@ -8,6 +8,7 @@
 
 mod cross_entropy;
 mod dlpack;
+mod evaluate;
 mod layout;
 mod linear;
 mod problem;
@@ -34,8 +35,10 @@ fn _xent(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(cross_entropy::cross_entropy, module)?)?;
     module.add_function(wrap_pyfunction!(cross_entropy::cross_entropy_backward, module)?)?;
     module.add_function(wrap_pyfunction!(cross_entropy::target_backward, module)?)?;
+    module.add_function(wrap_pyfunction!(evaluate::evaluate, module)?)?;
     module.add_function(wrap_pyfunction!(linear::linear_cross_entropy, module)?)?;
     module.add_function(wrap_pyfunction!(linear::linear_cross_entropy_backward, module)?)?;
+    module.add_function(wrap_pyfunction!(linear::linear_evaluate, module)?)?;
     module.add_function(wrap_pyfunction!(softmax::softmax, module)?)?;
     module.add_function(wrap_pyfunction!(softmax::softmax_backward, module)?)?;
     Ok(())

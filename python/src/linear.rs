@@ -1,10 +1,10 @@
 //! Cross-entropy of a linear layer whose logits are never stored.
 
 use crate::cross_entropy::Losses;
+use crate::evaluate::{Evaluation, Fields};
 use crate::exception;
 use crate::layout::Layout;
-use crate::problem;
-use crate::problem::{Beside, Numbers, Operands, grad_output, vector};
+use crate::problem::{Beside, Numbers, Operands, Targets, grad_output, vector};
 use crate::tensor::{Dtype, Tensor};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -82,10 +82,10 @@ impl<'py> Layer<'py> {
         }
         let bias = linear_bias.map(|bias| vector("linear_bias", bias, classes)).transpose()?;
         let logits = [input.tensor.sizes[0], classes as i64];
-        let target = problem::target(&logits, &beside.0)?;
+        let targets = Targets::read(&logits, beside)?;
         let layout = Layout::of(&logits, 1, &[&[classes as i64, 1]]);
         let work = layout.elements().saturating_mul(features.max(1));
-        let operands = Operands::read(py, &logits, &layout, work, target, beside)?;
+        let operands = Operands::read(py, &logits, &layout, work, targets, beside)?;
         Ok(Layer { layout, input, weight: layer, bias, operands, workspace })
     }
 
@@ -156,7 +156,7 @@ pub fn linear_cross_entropy<'py>(
     let linear = layer.linear(layer.operands.problem(layout, &numbers));
     let (hidden, matrix) =
         (hidden.input(layer.input.strides), layer.weight.tensor.input(layer.weight.strides));
-    let (targets, results) = (layer.operands.target.input(), losses.results(layout)?);
+    let (targets, results) = (layer.operands.targets()?, losses.results(layout)?);
     let done = if wanted.contains(&true) {
         let grads = gradients.grads();
         py.detach(|| linear.forward_backward_with(hidden, matrix, targets, grads, results))
@@ -194,7 +194,39 @@ pub fn linear_cross_entropy_backward<'py>(
     let linear = layer.linear(problem);
     let hidden = layer.input.tensor.input(layer.input.strides);
     let matrix = layer.weight.tensor.input(layer.weight.strides);
-    let (targets, grads) = (layer.operands.target.input(), gradients.grads());
+    let (targets, grads) = (layer.operands.targets()?, gradients.grads());
     py.detach(|| linear.backward(hidden, matrix, targets, lse, grads)).map_err(exception)?;
     Ok(gradients.objects())
+}
+
+/// Computes lse, entropy and argmax of a layer's logits, lists of their `count` largest, and the ranks or divergences of
+/// targets.
+#[pyfunction]
+pub fn linear_evaluate<'py>(
+    py: Python<'py>,
+    input: &Bound<'py, PyAny>,
+    linear_weight: &Bound<'py, PyAny>,
+    linear_bias: Option<&Bound<'py, PyAny>>,
+    beside: Beside<'py>,
+    numbers: Numbers,
+    workspace: usize,
+    count: usize,
+) -> PyResult<Evaluation<'py>> {
+    let layer = Layer::read(py, input, linear_weight, linear_bias, &beside, workspace)?;
+    let (layout, operands) = (&layer.layout, &layer.operands);
+    let dtype = layer.input.tensor.dtype;
+    let mut fields = Fields::new(py, layout, &numbers, dtype, count, operands)?;
+    let linear = layer.linear(operands.problem(layout, &numbers));
+    let hidden = layer.input.tensor.input(layer.input.strides);
+    let matrix = layer.weight.tensor.input(layer.weight.strides);
+    let results = fields.results();
+    let done = match operands.are_indices() {
+        None => py.detach(|| linear.evaluate(hidden, matrix, results)),
+        Some(_) => {
+            let targets = operands.targets()?;
+            py.detach(|| linear.forward_with(hidden, matrix, targets, results))
+        }
+    };
+    done.map_err(exception)?;
+    fields.tensors(&layer.rows(), layout)
 }

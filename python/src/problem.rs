@@ -3,7 +3,7 @@
 use crate::layout::Layout;
 use crate::tensor::{Dtype, Tensor};
 use crate::threads::{Threads, threads};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use xent::{CrossEntropy, Input, Reduction};
 
@@ -26,6 +26,10 @@ pub struct Numbers(
     f64,
     /// `z_normalizer`
     f64,
+    /// `entropy_bonus`
+    f64,
+    /// `target_scale`
+    f64,
     /// `empty_is_zero`
     bool,
     /// `log_probs`
@@ -38,16 +42,23 @@ impl Numbers {
         self.0 != 0
     }
 
+    /// Whether the targets are a teacher's logits.
+    pub fn is_teacher(&self) -> bool {
+        self.9 != 0.0
+    }
+
     /// Whether there is no lse, because the logits are log-probabilities.
     pub fn is_log_probs(&self) -> bool {
-        self.9
+        self.11
     }
 }
 
-/// The operands of a loss beside the logits, as Python passes them: `(target, weight, row_weights, row_mask)`.
+/// The operands of a loss beside the logits, as Python passes them: `(target, weight, row_weights, row_mask,
+/// target_classes)`.
 #[derive(FromPyObject)]
 pub struct Beside<'py>(
-    pub Bound<'py, PyAny>,
+    Option<Bound<'py, PyAny>>,
+    Option<Bound<'py, PyAny>>,
     Option<Bound<'py, PyAny>>,
     Option<Bound<'py, PyAny>>,
     Option<Bound<'py, PyAny>>,
@@ -87,6 +98,18 @@ impl<'py> Operand<'py> {
         Self::new(tensor, |sizes, strides| layout.row_strides(sizes, strides))
     }
 
+    /// An operand with a list for each position: its class axis has a length of its own. A copy has the strides of the
+    /// layout wherever it cuts.
+    fn list(tensor: Tensor<'py>, layout: &Layout) -> PyResult<Self> {
+        let list = layout.of_lists(&tensor.sizes);
+        if let Some(strides) = list.strides(&tensor.sizes, &tensor.strides) {
+            return Ok(Operand { tensor, strides, is_copy: false });
+        }
+        let (from, to) = layout.list_axes();
+        let copy = tensor.packed_with_axis(from, to)?;
+        Self::new(copy, |sizes, strides| list.strides(sizes, strides))
+    }
+
     pub fn input(&self) -> Input<'_> {
         self.tensor.input(self.strides)
     }
@@ -94,7 +117,9 @@ impl<'py> Operand<'py> {
 
 /// The operands of a loss beside the logits, checked against the shape of the logits.
 pub struct Operands<'py> {
-    pub target: Operand<'py>,
+    target: Option<Operand<'py>>,
+    /// Sparse targets: the classes, and how many a row.
+    target_classes: Option<(Operand<'py>, usize)>,
     weight: Option<Tensor<'py>>,
     row_weights: Option<Operand<'py>>,
     row_mask: Option<Operand<'py>>,
@@ -116,23 +141,79 @@ pub fn class_axis(name: &str, sizes: &[i64]) -> PyResult<usize> {
     }
 }
 
-/// Reads the targets of logits of these sizes, and checks their shape.
-pub fn target<'py>(logits: &[i64], object: &Bound<'py, PyAny>) -> PyResult<Tensor<'py>> {
-    let target = Tensor::read("target", object)?;
-    let rows = row_sizes(logits, usize::from(logits.len() > 1));
-    let is_float = target.dtype.is_float();
-    let wanted = if is_float { logits } else { &rows[..] };
-    if target.sizes != wanted {
-        let kind = if is_float { "probabilities" } else { "class indices" };
-        let shape = target.shape();
-        return Err(PyValueError::new_err(format!(
-            "target has the shape {shape}, and for logits of the shape {logits:?} {kind} have the shape {wanted:?}"
-        )));
+/// The targets of a loss.
+pub struct Targets<'py> {
+    target: Tensor<'py>,
+    /// The classes that `target` has the probabilities of; else it has those of all, or class indices.
+    classes: Option<Tensor<'py>>,
+}
+
+impl<'py> Targets<'py> {
+    /// Reads the targets of logits of these sizes, if there are any, and checks their shapes.
+    pub fn read(logits: &[i64], beside: &Beside<'py>) -> PyResult<Option<Self>> {
+        let Beside(target, .., classes) = beside;
+        let target = match target {
+            Some(target) => Tensor::read("target", target)?,
+            None if classes.is_none() => return Ok(None),
+            None => {
+                return Err(PyValueError::new_err("target_classes is given, but target is None"));
+            }
+        };
+        if let Some(classes) = classes {
+            let classes = Tensor::read("target_classes", classes)?;
+            return Self::sparse(logits, target, classes).map(Some);
+        }
+        let rows = row_sizes(logits, usize::from(logits.len() > 1));
+        let is_float = target.dtype.is_float();
+        let wanted = if is_float { logits } else { &rows[..] };
+        if target.sizes != wanted {
+            let kind = if is_float { "probabilities" } else { "class indices" };
+            let shape = target.shape();
+            return Err(PyValueError::new_err(format!(
+                "target has the shape {shape}, and for logits of the shape {logits:?} {kind} have the shape {wanted:?}"
+            )));
+        }
+        if target.dtype == Dtype::Bool {
+            return Err(PyValueError::new_err("target cannot be torch.bool"));
+        }
+        Ok(Some(Targets { target, classes: None }))
     }
-    if target.dtype == Dtype::Bool {
-        return Err(PyValueError::new_err("target cannot be torch.bool"));
+
+    fn sparse(logits: &[i64], target: Tensor<'py>, classes: Tensor<'py>) -> PyResult<Self> {
+        let axis = usize::from(logits.len() > 1);
+        let has_lists = classes.sizes.len() == logits.len()
+            && row_sizes(&classes.sizes, axis) == row_sizes(logits, axis);
+        if !has_lists {
+            let mut wanted = logits.iter().map(i64::to_string).collect::<Vec<_>>();
+            wanted[axis] = "k".to_string();
+            return Err(PyValueError::new_err(format!(
+                "target_classes has the shape {}, and for logits of the shape {logits:?} it has the shape [{}]",
+                classes.shape(),
+                wanted.join(", ")
+            )));
+        }
+        if target.sizes != classes.sizes {
+            return Err(PyValueError::new_err(format!(
+                "target has the shape {}, and must have that of target_classes, {}",
+                target.shape(),
+                classes.shape()
+            )));
+        }
+        if !target.dtype.is_float() {
+            return Err(PyValueError::new_err(
+                "target must be a floating-point tensor beside target_classes",
+            ));
+        }
+        if classes.dtype.is_float() || classes.dtype == Dtype::Bool {
+            return Err(PyValueError::new_err("target_classes must be an integer tensor"));
+        }
+        Ok(Targets { target, classes: Some(classes) })
     }
-    Ok(target)
+
+    /// The targets as a tensor whose class axis is that of the logits: probabilities of all classes.
+    pub fn full(&self) -> Option<&Tensor<'py>> {
+        Some(&self.target).filter(|target| target.dtype.is_float() && self.classes.is_none())
+    }
 }
 
 impl<'py> Operands<'py> {
@@ -143,18 +224,26 @@ impl<'py> Operands<'py> {
         logits: &[i64],
         layout: &Layout,
         work: usize,
-        target: Tensor<'py>,
+        targets: Option<Targets<'py>>,
         beside: &Beside<'py>,
     ) -> PyResult<Self> {
-        let Beside(_, weight, row_weights, row_mask) = beside;
-        let rows = row_sizes(logits, usize::from(logits.len() > 1));
-        let target = if target.dtype.is_float() {
-            Operand::full(target, layout)?
-        } else {
-            Operand::rows(target, layout)?
+        let Beside(_, weight, row_weights, row_mask, _) = beside;
+        let (target, target_classes) = match targets {
+            None => (None, None),
+            Some(Targets { target, classes: Some(classes) }) => {
+                let count = layout.of_lists(&classes.sizes).classes;
+                let (target, classes) =
+                    (Operand::list(target, layout)?, Operand::list(classes, layout)?);
+                (Some(target), Some((classes, count)))
+            }
+            Some(Targets { target, classes: None }) if target.dtype.is_float() => {
+                (Some(Operand::full(target, layout)?), None)
+            }
+            Some(Targets { target, classes: None }) => (Some(Operand::rows(target, layout)?), None),
         };
         let row_operand = |name: &'static str, object: &Bound<'py, PyAny>| {
             let tensor = Tensor::read(name, object)?;
+            let rows = row_sizes(logits, usize::from(logits.len() > 1));
             if tensor.sizes != rows {
                 return Err(PyValueError::new_err(format!(
                     "{name} has the shape {}, and must have one element a row, {rows:?}",
@@ -169,7 +258,21 @@ impl<'py> Operands<'py> {
             row_mask.as_ref().map(|object| row_operand("row_mask", object)).transpose()?;
         let weight =
             weight.as_ref().map(|object| vector("weight", object, layout.classes)).transpose()?;
-        Ok(Operands { target, weight, row_weights, row_mask, threads: threads(py, work)? })
+        let threads = threads(py, work)?;
+        Ok(Operands { target, target_classes, weight, row_weights, row_mask, threads })
+    }
+
+    /// The targets of a call that needs them.
+    pub fn targets(&self) -> PyResult<Input<'_>> {
+        match &self.target {
+            Some(target) => Ok(target.input()),
+            None => Err(PyTypeError::new_err("target must be a Tensor, not NoneType")),
+        }
+    }
+
+    /// Whether the targets are class indices. None if there are no targets.
+    pub fn are_indices(&self) -> Option<bool> {
+        self.target.as_ref().map(|target| !target.tensor.dtype.is_float())
     }
 
     /// The problem: its shape, operands and options.
@@ -183,6 +286,8 @@ impl<'py> Operands<'py> {
             logit_scale,
             normalizer,
             z_normalizer,
+            entropy_bonus,
+            target_scale,
             empty_is_zero,
             log_probs,
         ) = *numbers;
@@ -201,6 +306,8 @@ impl<'py> Operands<'py> {
             .logit_scale(logit_scale)
             .normalizer(normalizer)
             .z_normalizer(z_normalizer)
+            .entropy_bonus(entropy_bonus)
+            .target_scale(target_scale)
             .empty_is_zero(empty_is_zero)
             .log_probs(log_probs)
             .threads(self.threads.count);
@@ -212,6 +319,9 @@ impl<'py> Operands<'py> {
         }
         if let Some(mask) = &self.row_mask {
             problem = problem.row_mask(mask.input());
+        }
+        if let Some((classes, count)) = &self.target_classes {
+            problem = problem.target_classes(classes.input(), *count);
         }
         if let Some(pool) = &self.threads.pool {
             problem = problem.pool(&**pool);

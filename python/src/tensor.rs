@@ -248,6 +248,15 @@ impl<'py> Tensor<'py> {
         Ok(Tensor { name: self.name, ..Self::made(object)? })
     }
 
+    /// The same values in memory of their own, packed as if the axis `from` were at `to`.
+    pub fn packed_with_axis(&self, from: usize, to: usize) -> PyResult<Self> {
+        let py = self.object.py();
+        let moved = self.object.call_method1(intern!(py, "movedim"), (from, to))?;
+        let packed = moved.call_method0(intern!(py, "contiguous"))?;
+        let object = packed.call_method1(intern!(py, "movedim"), (to, from))?;
+        Ok(Tensor { name: self.name, ..Self::made(object)? })
+    }
+
     pub fn elements(&self) -> usize {
         self.sizes.iter().map(|&size| size as usize).product()
     }
@@ -277,10 +286,17 @@ impl<'py> Tensor<'py> {
         unsafe { operand!(Output, mut, self.dtype, at, strides) }
     }
 
+    /// Whether the tensor is a packed and aligned vector of so many elements of 8 bytes.
+    fn is_vector(&self, count: usize, dtype: Dtype) -> bool {
+        self.dtype == dtype
+            && self.sizes == [count as i64]
+            && self.is_packed_vector()
+            && self.address().is_multiple_of(8)
+    }
+
     /// The numbers of a packed f64 tensor. None if it is another tensor.
     pub fn doubles(&self, count: usize) -> Option<&[f64]> {
-        let fits = self.dtype == Dtype::F64 && self.sizes == [count as i64];
-        if !fits || !self.is_packed_vector() || !self.address().is_multiple_of(8) {
+        if !self.is_vector(count, Dtype::F64) {
             return None;
         }
         // SAFETY: `count` packed and aligned elements of f64, just checked, in a storage that lives while `object` does.
@@ -293,6 +309,22 @@ impl<'py> Tensor<'py> {
         self.doubles(count)?;
         // SAFETY: `doubles` has checked count, alignment and storage; nobody but this call knows the tensor.
         Some(unsafe { std::slice::from_raw_parts_mut(self.address() as *mut f64, count) })
+    }
+
+    /// The numbers of a packed i64 tensor that this call has made, as [`Tensor::doubles_mut`].
+    pub fn integers_mut(&mut self, count: usize) -> Option<&mut [i64]> {
+        if !self.is_vector(count, Dtype::I64) {
+            return None;
+        }
+        // SAFETY: `count` packed and aligned elements of i64, just checked, which torch has made for them and whose
+        // storage lives while `object` does; nobody but this call knows the tensor.
+        Some(unsafe { std::slice::from_raw_parts_mut(self.address() as *mut i64, count) })
+    }
+
+    /// The tensor with other sizes, of as many elements.
+    pub fn view(&self, sizes: &[i64]) -> PyResult<Bound<'py, PyAny>> {
+        let py = self.object.py();
+        self.object.call_method1(intern!(py, "view"), (PyTuple::new(py, sizes)?,))
     }
 
     /// Whether the tensor is a vector whose elements follow one another.

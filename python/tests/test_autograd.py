@@ -10,6 +10,7 @@ import xent_torch
 from xent_torch import Options, cross_entropy, linear_cross_entropy
 
 C, D, N = 7, 5, 6
+LINEAR = F.linear_cross_entropy
 REDUCTIONS = ["mean", "sum", "none"]
 
 
@@ -229,6 +230,20 @@ def test_transforms_of_linear_layers(reduction):
     )
 
 
+def test_transforms_of_probabilities_of_linear_layers():
+    """The gradient of the target is there if a transform outside of the others wants it."""
+    hidden, layer, targets = torch.randn(3, N, D), torch.randn(C, D), torch.rand(3, N, C)
+
+    def of(function):
+        def loss(t):
+            return torch.vmap(lambda h, t: function(h, layer, t))(hidden, t).sum()
+
+        return loss
+
+    ours, theirs = (torch.func.grad(of(f))(targets) for f in (linear_cross_entropy, LINEAR))
+    assert_close(ours, theirs)
+
+
 # torch.compile.
 
 
@@ -279,7 +294,7 @@ def test_export():
     )
 
 
-NUMBERS = (-100, 0.1, 0.0, 0.0, 1.0, 0.0, 0.0, False, False)
+NUMBERS = (-100, 0.1, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, False, False)
 
 
 def test_opcheck():
@@ -288,7 +303,7 @@ def test_opcheck():
     lse = torch.randn(N, dtype=torch.float64)
     image = torch.randn(2, C, 3, 4).contiguous(memory_format=torch.channels_last)
     cropped = torch.randn(2, C, 3, 8)[..., ::2]
-    beside = (None, None, None)
+    beside = (None, None, None, None)
     for input in (matrix(N, C), image, cropped):
         rows = (*input.shape[:1], *input.shape[2:])
         target = torch.randint(C, rows)

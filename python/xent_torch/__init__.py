@@ -10,6 +10,7 @@ lacks.
 """
 
 from .cross_entropy import cross_entropy
+from .evaluate import Evaluation, evaluate, linear_evaluate
 from .linear import linear_cross_entropy
 from .modules import CrossEntropyLoss, LinearCrossEntropyLoss
 from .options import Options
@@ -17,10 +18,13 @@ from .softmax import log_softmax, softmax
 
 __all__ = [
     "CrossEntropyLoss",
+    "Evaluation",
     "LinearCrossEntropyLoss",
     "Options",
     "cross_entropy",
+    "evaluate",
     "linear_cross_entropy",
+    "linear_evaluate",
     "log_softmax",
     "softmax",
 ]

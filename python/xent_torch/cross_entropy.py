@@ -9,11 +9,13 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _xent, routes
 from .options import (
+    BESIDE,
     DEFAULT,
     NUMBERS,
     NUMBERS_SCHEMA,
     REDUCTION_NONE,
     Options,
+    check_fixed_target,
     check_weights,
     empty_loss,
     loss_dtype,
@@ -45,11 +47,12 @@ def cross_entropy(
             transposed, sliced and channels-last tensors have such strides.
         target: class indices, int64, int32, uint8, uint16 or uint32, of the shape of ``input``
             without ``C``; or probabilities of any floating-point dtype, of the shape of ``input``,
-            which may require grad.
+            which may require grad. ``options.target_classes`` and ``options.target_scale`` change
+            what it holds.
         weight: class weights ``(C)``, any floating-point dtype.
         size_average, reduce: deprecated, as in PyTorch.
-        ignore_index: rows with this target are ignored. With probabilities, one that is ≥ 0 is a
-            ValueError.
+        ignore_index: rows with this target are ignored. With probabilities of all classes, one that
+            is ≥ 0 is a ValueError.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         label_smoothing: in [0, 1].
         options: what PyTorch has no argument for.
@@ -90,7 +93,12 @@ def cross_entropy(
     elif options.workspace:
         raise ValueError("options.workspace is for linear layers alone")
     settings = numbers(options, reduction, ignore_index, label_smoothing)
-    if ignore_index >= 0 and target.is_floating_point():
+    target_classes = options.target_classes
+    # A target that is sparse or a teacher's logits has no gradient.
+    is_fixed = target_classes is not None or options.target_scale != 0.0
+    if is_fixed:
+        check_fixed_target(target, target_classes)
+    if ignore_index >= 0 and target_classes is None and target.is_floating_point():
         raise ValueError(f"ignore_index = {ignore_index}, and the targets are probabilities")
     row_weights, row_mask = options.row_weights, options.row_mask
     dtype = loss_dtype(input, options)
@@ -99,7 +107,7 @@ def cross_entropy(
     if weight is not None or row_weights is not None:
         check_weights(weight=weight, row_weights=row_weights)
 
-    beside = (weight, row_weights, row_mask)
+    beside = (weight, row_weights, row_mask, target_classes)
     if routes.is_direct(input, target, *beside):
         if not (wants_input or wants_target):
             return _xent.cross_entropy(
@@ -109,11 +117,17 @@ def cross_entropy(
             _check_inplace(input, wants_target)
         return _direct(input, target, (beside, settings, dtype, inplace))
     routes.check_device(
-        input=input, target=target, weight=weight, row_weights=row_weights, row_mask=row_mask
+        input=input,
+        target=target,
+        weight=weight,
+        row_weights=row_weights,
+        row_mask=row_mask,
+        target_classes=target_classes,
     )
     if routes.is_transformed():
         # A transform outside of this one may want gradients that no argument shows.
-        wants_input, wants_target = grad, grad and target.is_floating_point()
+        wants_input = grad
+        wants_target = grad and target.is_floating_point() and not is_fixed
     now = wants_input and _is_computed_forward(input, settings)
     later = wants_target or (wants_input and not now)
     if routes.is_transformed():
@@ -186,13 +200,23 @@ _direct = routes.direct_apply(_Direct)
 
 _OPERANDS = (
     "Tensor input, Tensor target, Tensor? weight, Tensor? row_weights, Tensor? row_mask, "
-    + NUMBERS_SCHEMA
+    "Tensor? target_classes, " + NUMBERS_SCHEMA
 )
 
 
 def _operator(name: str, schema: str):
     return torch.library.custom_op(
         f"xent::{name}", mutates_args=(), device_types="cpu", schema=schema
+    )
+
+
+def _parts(arguments) -> tuple[tuple, tuple, tuple]:
+    """The operands beside the input, the options that are numbers, and the rest."""
+    options = BESIDE + NUMBERS
+    return (
+        tuple(arguments[:BESIDE]),
+        tuple(arguments[BESIDE:options]),
+        tuple(arguments[options:]),
     )
 
 
@@ -212,20 +236,17 @@ def _like(gradient: Tensor, tensor: Tensor) -> Tensor:
     "cross_entropy",
     f"({_OPERANDS}, ScalarType? loss_dtype, bool now, bool later) -> (Tensor, Tensor, Tensor)",
 )
-def _cross_entropy(input, target, weight, row_weights, row_mask, *rest):
-    settings, (dtype, now, later) = rest[:NUMBERS], rest[NUMBERS:]
-    beside = (target, weight, row_weights, row_mask)
-    loss, gradient, lse = _xent.cross_entropy(
-        input, beside, settings, dtype, now, False, later
-    )
+def _cross_entropy(input, *rest):
+    beside, settings, (dtype, now, later) = _parts(rest)
+    loss, gradient, lse = _xent.cross_entropy(input, beside, settings, dtype, now, False, later)
     gradient = input.new_empty(0) if gradient is None else _like(gradient, input)
     lse = input.new_empty(0, dtype=torch.float64) if lse is None else lse
     return loss, gradient, lse
 
 
 @_cross_entropy.register_fake
-def _(input, target, weight, row_weights, row_mask, *rest):
-    settings, (dtype, now, later) = rest[:NUMBERS], rest[NUMBERS:]
+def _(input, *rest):
+    _, settings, (dtype, now, later) = _parts(rest)
     rows = _rows(input)
     has_lse = later and not settings[-1]
     return (
@@ -239,38 +260,36 @@ _BACKWARD = f"(Tensor grad_output, {_OPERANDS}, Tensor lse) -> Tensor"
 
 
 @_operator("cross_entropy_backward", _BACKWARD)
-def _cross_entropy_backward(grad_output, input, target, weight, row_weights, row_mask, *rest):
-    beside = (target, weight, row_weights, row_mask)
-    gradient = _xent.cross_entropy_backward(
-        grad_output, input, beside, rest[:NUMBERS], rest[-1], False
-    )
+def _cross_entropy_backward(grad_output, input, *rest):
+    beside, settings, (lse,) = _parts(rest)
+    gradient = _xent.cross_entropy_backward(grad_output, input, beside, settings, lse, False)
     return _like(gradient, input)
 
 
 @_cross_entropy_backward.register_fake
-def _(grad_output, input, target, weight, row_weights, row_mask, *rest):
+def _(grad_output, input, *rest):
     return torch.empty_like(input)
 
 
 @_operator("target_backward", _BACKWARD)
-def _target_backward(grad_output, input, target, weight, row_weights, row_mask, *rest):
-    beside = (target, weight, row_weights, row_mask)
-    gradient = _xent.target_backward(grad_output, input, beside, rest[:NUMBERS], rest[-1])
+def _target_backward(grad_output, input, target, *rest):
+    beside, settings, (lse,) = _parts((target, *rest))
+    gradient = _xent.target_backward(grad_output, input, beside, settings, lse)
     return _like(gradient, target)
 
 
 @_target_backward.register_fake
-def _(grad_output, input, target, weight, row_weights, row_mask, *rest):
+def _(grad_output, input, target, *rest):
     return torch.empty_like(target)
 
 
 def _save(ctx, inputs, output) -> None:
-    input, target, weight, row_weights, row_mask, *rest = inputs
-    ctx.settings, (_, ctx.now, later) = tuple(rest[:NUMBERS]), rest[NUMBERS:]
+    input, *rest = inputs
+    beside, ctx.settings, (_, ctx.now, later) = _parts(rest)
     _, gradient, lse = output
     ctx.mark_non_differentiable(gradient, lse)
-    beside = (input, target, weight, row_weights, row_mask) if later else (None,) * 5
-    ctx.save_for_backward(gradient, *beside, lse)
+    operands = (input, *beside) if later else (None,) * (1 + BESIDE)
+    ctx.save_for_backward(gradient, *operands, lse)
 
 
 def _backward(ctx, grad_output, _grad_gradient, _grad_lse):
@@ -288,7 +307,7 @@ def _backward(ctx, grad_output, _grad_gradient, _grad_lse):
         grad_target = torch.ops.xent.target_backward(*arguments)
     if not torch.compiler.is_compiling():
         grad_input, grad_target = routes.once(grad_input), routes.once(grad_target)
-    return grad_input, grad_target, *(None,) * (NUMBERS + 6)
+    return grad_input, grad_target, *(None,) * (BESIDE - 1 + NUMBERS + 3)
 
 
 _cross_entropy.register_autograd(_backward, setup_context=_save)
@@ -303,10 +322,9 @@ class _Transformed(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(input, target, weight, row_weights, row_mask, settings, dtype, now, later):
-        return torch.ops.xent.cross_entropy(
-            input, target, weight, row_weights, row_mask, *settings, dtype, now, later
-        )
+    def forward(*arguments):
+        *operands, settings, dtype, now, later = arguments
+        return torch.ops.xent.cross_entropy(*operands, *settings, dtype, now, later)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -329,7 +347,7 @@ class _Transformed(torch.autograd.Function):
             )
         if wants_target:
             grad_target = _TransformedGradient.apply(torch.ops.xent.target_backward, *arguments)
-        return grad_input, grad_target, *(None,) * 7
+        return grad_input, grad_target, *(None,) * (BESIDE - 1 + 4)
 
 
 class _TransformedProduct(torch.autograd.Function):
@@ -357,8 +375,9 @@ class _TransformedGradient(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(operator, grad_output, input, target, weight, row_weights, row_mask, settings, lse):
-        return operator(grad_output, input, target, weight, row_weights, row_mask, *settings, lse)
+    def forward(operator, *arguments):
+        *operands, settings, lse = arguments
+        return operator(*operands, *settings, lse)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -14,11 +14,13 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from . import _xent, routes
 from .cross_entropy import cross_entropy
 from .options import (
+    BESIDE,
     DEFAULT,
     NUMBERS,
     NUMBERS_SCHEMA,
     REDUCTION_NONE,
     Options,
+    check_fixed_target,
     check_weights,
     empty_loss,
     loss_dtype,
@@ -50,10 +52,12 @@ def linear_cross_entropy(
         linear_weight: ``(C, D)``, of the dtype of ``input``. Weights ``(C, d1, .., dk, D)``, of a
             loss of k dimensions, go over stored logits, in f32 for halves.
         target: class indices ``(*)``, or probabilities ``(*, C)``, as for :func:`cross_entropy`.
-            Probabilities that require grad go over stored logits, too.
+            Probabilities that require grad go over stored logits, too. With
+            ``options.target_classes``, both are ``(*, k)``.
         linear_bias: ``(C)``, any floating-point dtype.
         weight, reduction, ignore_index, label_smoothing, options: as for :func:`cross_entropy`.
-            ``ignore_index`` is -100 if it is None, and must be None for probabilities. Row options
+            ``ignore_index`` is -100 if it is None, and must be None for probabilities of all
+            classes. Row options
             have the shape ``(*)``.
 
     Returns:
@@ -82,8 +86,13 @@ def linear_cross_entropy(
             options=options,
         )
     options = DEFAULT if options is None else options
-    _check_shapes(input, linear_weight, target, linear_bias)
-    is_probabilities = target.is_floating_point()
+    target_classes = options.target_classes
+    if target_classes is not None or options.target_scale != 0.0:
+        check_fixed_target(target, target_classes)
+    _check_shapes(input, linear_weight, linear_bias)
+    if linear_weight.dim() == 2:
+        _check_target(input, linear_weight, target, target_classes)
+    is_probabilities = target_classes is None and target.is_floating_point()
     if is_probabilities and ignore_index is not None:
         raise ValueError(f"ignore_index = {ignore_index}, and the targets are probabilities")
     ignore_index = -100 if ignore_index is None else ignore_index
@@ -91,10 +100,7 @@ def linear_cross_entropy(
     settings = numbers(options, reduction, ignore_index, label_smoothing)
     grad = torch.is_grad_enabled()
     check_weights(weight=weight, row_weights=options.row_weights)
-    if torch.is_autocast_enabled("cpu") and input.dtype != torch.float64:
-        low = torch.get_autocast_dtype("cpu")
-        input, linear_weight = input.to(low), linear_weight.to(low)
-        linear_bias = None if linear_bias is None else linear_bias.to(low)
+    input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
     dtype = loss_dtype(input, options)
 
     rows = input.shape[:-1]
@@ -104,14 +110,17 @@ def linear_cross_entropy(
         target = target.reshape(-1, *target.shape[len(rows) :])
         row_weights = None if row_weights is None else row_weights.reshape(-1)
         row_mask = None if row_mask is None else row_mask.reshape(-1)
+        if target_classes is not None:
+            target_classes = target_classes.reshape(-1, target_classes.shape[-1])
 
     operands = (input, linear_weight, linear_bias)
-    if linear_weight.dim() > 2 or (grad and target.requires_grad):
+    if linear_weight.dim() > 2 or (grad and routes.wants_gradient(target)):
         logits = _stored_logits(*operands)
         options = dataclasses.replace(
             options,
             row_weights=row_weights,
             row_mask=row_mask,
+            target_classes=target_classes,
             workspace=0,
             loss_dtype=dtype or input.dtype,
         )
@@ -125,7 +134,7 @@ def linear_cross_entropy(
             options=options,
         )
         return loss.reshape(rows) if reduction == "none" and len(rows) != 1 else loss
-    beside = (target, weight, row_weights, row_mask)
+    beside = (target, weight, row_weights, row_mask, target_classes)
     # Under transforms, one outside of this one may want gradients that no argument shows.
     transformed = routes.is_transformed()
     wanted = tuple(
@@ -150,6 +159,7 @@ def linear_cross_entropy(
             weight=weight,
             row_weights=row_weights,
             row_mask=row_mask,
+            target_classes=target_classes,
         )
         if transformed:
             loss = _Transformed.apply(*operands, *beside, *rest, wanted)[0]
@@ -160,9 +170,18 @@ def linear_cross_entropy(
     return loss.reshape(rows) if reduction == "none" and len(rows) != 1 else loss
 
 
-def _check_shapes(
-    input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None
-) -> None:
+def _autocast(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The operands of the layer, as autocast casts those of a product."""
+    if not torch.is_autocast_enabled("cpu") or input.dtype == torch.float64:
+        return input, linear_weight, linear_bias
+    low = torch.get_autocast_dtype("cpu")
+    bias = None if linear_bias is None else linear_bias.to(low)
+    return input.to(low), linear_weight.to(low), bias
+
+
+def _check_shapes(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
     if input.dim() < 1 or linear_weight.dim() < 2:
         raise ValueError(
             f"input has the shape {list(input.shape)} and linear_weight "
@@ -177,14 +196,30 @@ def _check_shapes(
         raise ValueError(
             f"linear_bias has the shape {list(linear_bias.shape)}, and must have {list(wanted)}"
         )
-    if linear_weight.dim() > 2:
-        if input.dim() != 2:
+    if linear_weight.dim() > 2 and input.dim() != 2:
+        raise ValueError(
+            f"a loss of {linear_weight.dim() - 2} dimensions needs an input (N, D), "
+            f"and input has the shape {list(input.shape)}"
+        )
+
+
+def _check_target(
+    input: Tensor, linear_weight: Tensor, target: Tensor, target_classes: Tensor | None
+) -> None:
+    rows = input.shape[:-1]
+    if target_classes is not None:
+        if target_classes.shape[:-1] != rows or target_classes.dim() != input.dim():
             raise ValueError(
-                f"a loss of {linear_weight.dim() - 2} dimensions needs an input (N, D), "
-                f"and input has the shape {list(input.shape)}"
+                f"target_classes has the shape {list(target_classes.shape)}, and for an input of "
+                f"the shape {list(input.shape)} it has the shape [{', '.join(map(str, rows))}, k]"
+            )
+        if target.shape != target_classes.shape:
+            raise ValueError(
+                f"target has the shape {list(target.shape)}, and must have that of "
+                f"target_classes, {list(target_classes.shape)}"
             )
         return
-    rows = input.shape[:-1]
+    wanted = linear_weight.shape[:-1]
     shape = (*rows, wanted[0]) if target.is_floating_point() else rows
     if target.shape != shape:
         kind = "probabilities" if target.is_floating_point() else "class indices"
@@ -252,8 +287,11 @@ _direct = routes.direct_apply(_Direct)
 
 _OPERANDS = (
     "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight, "
-    f"Tensor? row_weights, Tensor? row_mask, {NUMBERS_SCHEMA}, int workspace"
+    f"Tensor? row_weights, Tensor? row_mask, Tensor? target_classes, {NUMBERS_SCHEMA}, "
+    "int workspace"
 )
+# The operands among the arguments: those of the layer, and those beside.
+_COUNT = 3 + BESIDE
 _WANTED = "bool wants_input, bool wants_weight, bool wants_bias"
 
 
@@ -261,6 +299,16 @@ def _operator(name: str, schema: str):
     return torch.library.custom_op(
         f"xent::{name}", mutates_args=(), device_types="cpu", schema=schema
     )
+
+
+def _parts(arguments) -> tuple[tuple, tuple, tuple]:
+    """The operands of the layer, those beside them, and the options that are numbers."""
+    return arguments[:3], arguments[3:_COUNT], arguments[_COUNT : _COUNT + NUMBERS]
+
+
+def _saved(tensors) -> tuple:
+    """The operands, the three gradients, and lse."""
+    return tensors[:_COUNT], tensors[_COUNT : _COUNT + 3], tensors[_COUNT + 3]
 
 
 def _full(gradients, input: Tensor) -> tuple[Tensor, ...]:
@@ -286,8 +334,8 @@ def _fake_gradients(operands, wanted) -> tuple[Tensor, ...]:
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _linear_cross_entropy(*arguments):
-    operands, beside, settings = arguments[:3], arguments[3:7], arguments[7 : 7 + NUMBERS]
-    workspace, dtype, *wanted, now, later = arguments[7 + NUMBERS :]
+    operands, beside, settings = _parts(arguments)
+    workspace, dtype, *wanted, now, later = arguments[_COUNT + NUMBERS :]
     wanted = wanted if now else (False,) * 3
     loss, gradients, lse = _xent.linear_cross_entropy(
         *operands, beside, settings, workspace, dtype, wanted, later
@@ -299,8 +347,8 @@ def _linear_cross_entropy(*arguments):
 
 @_linear_cross_entropy.register_fake
 def _(*arguments):
-    operands, reduction = arguments[:3], arguments[7]
-    _, dtype, *wanted, now, later = arguments[7 + NUMBERS :]
+    operands, reduction = arguments[:3], arguments[_COUNT]
+    _, dtype, *wanted, now, later = arguments[_COUNT + NUMBERS :]
     input = operands[0]
     rows = input.shape[0]
     return (
@@ -315,8 +363,8 @@ def _(*arguments):
     f"(Tensor grad_output, {_OPERANDS}, Tensor lse, {_WANTED}) -> (Tensor, Tensor, Tensor)",
 )
 def _linear_cross_entropy_backward(grad_output, *arguments):
-    operands, beside, settings = arguments[:3], arguments[3:7], arguments[7 : 7 + NUMBERS]
-    workspace, lse, *wanted = arguments[7 + NUMBERS :]
+    operands, beside, settings = _parts(arguments)
+    workspace, lse, *wanted = arguments[_COUNT + NUMBERS :]
     gradients = _xent.linear_cross_entropy_backward(
         grad_output, *operands, beside, settings, workspace, lse, wanted
     )
@@ -329,15 +377,15 @@ def _(grad_output, *arguments):
 
 
 def _save(ctx, inputs, output) -> None:
-    ctx.settings = inputs[7 : 7 + NUMBERS]
-    ctx.workspace, _, *ctx.wanted, ctx.now, later = inputs[7 + NUMBERS :]
+    ctx.settings = inputs[_COUNT : _COUNT + NUMBERS]
+    ctx.workspace, _, *ctx.wanted, ctx.now, later = inputs[_COUNT + NUMBERS :]
     ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs[:3]]
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*(inputs[:7] if later else (None,) * 7), *output[1:])
+    ctx.save_for_backward(*(inputs[:_COUNT] if later else (None,) * _COUNT), *output[1:])
 
 
 def _backward(ctx, grad_output, *_grads):
-    operands, gradients, lse = ctx.saved_tensors[:7], ctx.saved_tensors[7:10], ctx.saved_tensors[10]
+    operands, gradients, lse = _saved(ctx.saved_tensors)
     if ctx.now:
         gradients = [gradient * grad_output.to(gradient.dtype) for gradient in gradients]
     elif any(ctx.wanted):
@@ -350,7 +398,7 @@ def _backward(ctx, grad_output, *_grads):
     ]
     if not torch.compiler.is_compiling():
         gradients = map(routes.once, gradients)
-    return *gradients, *(None,) * (4 + NUMBERS + 7)
+    return *gradients, *(None,) * (BESIDE + NUMBERS + 7)
 
 
 _linear_cross_entropy.register_autograd(_backward, setup_context=_save)
@@ -389,7 +437,7 @@ class _Transformed(torch.autograd.Function):
             *ctx.saved_tensors,
         )
         gradients = [g if wanted else None for g, wanted in zip(gradients, ctx.wanted, strict=True)]
-        return *gradients, *(None,) * 10
+        return *gradients, *(None,) * (BESIDE + 6)
 
 
 class _TransformedGradients(torch.autograd.Function):
@@ -400,7 +448,7 @@ class _TransformedGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(grad_output, settings, workspace, now, wanted, *saved):
-        operands, gradients, lse = saved[:7], saved[7:10], saved[10]
+        operands, gradients, lse = _saved(saved)
         if now:
             gradients = [gradient * grad_output.to(gradient.dtype) for gradient in gradients]
         else:

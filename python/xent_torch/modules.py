@@ -17,7 +17,8 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
     arguments.
 
     ``options`` and ``inplace`` are those of :func:`cross_entropy`. A call may bring options of its
-    own, which take the place of the module's: row masks and row weights belong to a batch.
+    own, which take the place of the module's: row masks, row weights and the classes of sparse
+    targets belong to a batch.
     """
 
     def __init__(

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from .routes import wants_gradient
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Options:
@@ -26,13 +28,24 @@ class Options:
             losses.
         normalizer: if > 0, what a mean divides the cross-entropy by, in place of the sum of
             weights.
-        z_normalizer: if > 0, what a mean divides the z-loss by, in place of the sum of row weights.
+        z_normalizer: if > 0, what a mean divides the z-loss and the entropy bonus by, in place of
+            the sum of row weights.
         empty_is_zero: a mean over no rows is 0 instead of NaN.
-        log_probs: the input holds log-probabilities, as for NLLLoss. With ``z_loss``, ``softcap``
-            or ``logit_scale``, and for linear layers, it is a ValueError.
+        log_probs: the input holds log-probabilities, as for NLLLoss. With ``z_loss``,
+            ``entropy_bonus``, ``softcap`` or ``logit_scale``, and for linear layers, it is a
+            ValueError.
         loss_dtype: a floating-point dtype for the loss, in place of the input's.
         workspace: bytes of working memory for linear layers, where 0 means as few as run near full
             speed. For other losses it is a ValueError.
+        entropy_bonus: β, finite; each row's loss includes −β·H, with the entropy H of its softmax.
+        target_classes: int64, int32, uint8, uint16 or uint32, of the shape of ``input`` with any k
+            in place of C: for each row the classes that have a probability. ``target`` then has the
+            same shape and holds their probabilities; those of a class that is listed twice add up.
+            A place that holds ``ignore_index`` is unused. ``target`` gets no gradient, and one that
+            requires grad is a ValueError.
+        target_scale: if > 0, ``target`` holds a teacher's logits, and the probabilities are
+            softmax(target_scale·target), over all classes or over ``target_classes``. ``target``
+            gets no gradient, and one that requires grad is a ValueError.
     """
 
     z_loss: float = 0.0
@@ -46,6 +59,9 @@ class Options:
     log_probs: bool = False
     loss_dtype: torch.dtype | None = None
     workspace: int = 0
+    entropy_bonus: float = 0.0
+    target_classes: Tensor | None = None
+    target_scale: float = 0.0
 
 
 DEFAULT = Options()
@@ -55,10 +71,14 @@ REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 # operator.
 NUMBERS_SCHEMA = (
     "int reduction, int ignore_index, float label_smoothing, float z_loss, float softcap, "
-    "float logit_scale, float normalizer, float z_normalizer, bool empty_is_zero, bool log_probs"
+    "float logit_scale, float normalizer, float z_normalizer, float entropy_bonus, "
+    "float target_scale, bool empty_is_zero, bool log_probs"
 )
-NUMBERS = 10
-_DEFAULT_TAIL = (0.0, 0.0, 1.0, 0.0, 0.0, False, False)
+NUMBERS = 12
+_DEFAULT_TAIL = (0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, False, False)
+
+# The operands beside the logits: target, weight, row_weights, row_mask, target_classes.
+BESIDE = 5
 
 REDUCTION_NONE = 0
 
@@ -81,6 +101,8 @@ def numbers(
         options.logit_scale,
         options.normalizer,
         options.z_normalizer,
+        options.entropy_bonus,
+        options.target_scale,
         options.empty_is_zero,
         options.log_probs,
     )
@@ -91,6 +113,15 @@ def check_weights(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} requires grad, and xent computes no gradient of it")
+
+
+def check_fixed_target(target: Tensor, target_classes: Tensor | None) -> None:
+    """Refuses sparse targets and a teacher's logits that want a gradient, which they would not
+    get.
+    """
+    if torch.is_grad_enabled() and wants_gradient(target):
+        kind = "a teacher's logits" if target_classes is None else "sparse targets"
+        raise ValueError(f"target requires grad, and xent computes no gradient of {kind}")
 
 
 def loss_dtype(input: Tensor, options: Options) -> torch.dtype | None:

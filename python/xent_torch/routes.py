@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.compiler import is_compiling
 from torch.nn import Parameter
 
@@ -48,6 +49,13 @@ def is_direct(*tensors: Tensor | None) -> bool:
 def is_transformed() -> bool:
     """Whether a transform of ``torch.func`` is active."""
     return not is_compiling() and _are_functorch_transforms_active()
+
+
+def wants_gradient(tensor: Tensor) -> bool:
+    """Whether a tensor requires grad, be it for a transform outside of the present one."""
+    while not tensor.requires_grad and is_transformed() and is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor.requires_grad
 
 
 def check_device(**tensors: Tensor | None) -> None:
