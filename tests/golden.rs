@@ -195,9 +195,7 @@ impl<'a> Problem<'a> {
             exchange,
             logits: laid_out(case.tensor("logits"), dims),
             targets: case.find("targets").map(targets),
-            target_classes: case
-                .find("target_classes")
-                .map(|listed| laid_out(listed, of_targets)),
+            target_classes: case.find("target_classes").map(|listed| laid_out(listed, of_targets)),
             mask: case.mask(),
         }
     }
