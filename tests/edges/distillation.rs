@@ -244,7 +244,12 @@ fn a_teacher_without_a_softmax() {
                         }
                     });
                 }
-                // A row weight of 0 hides it.
+                // A factor of 0 hides it from the gradient.
+                everywhere_of(&Case { grad_scale: 0.0, ..case.clone() }, &source, |got| {
+                    assert!(got.loss.is_nan() && got.kl[0].is_nan(), "{}", got.at);
+                    assert!(got.grad.iter().chain(&got.backward).all(|&g| g == 0.0), "{}", got.at);
+                });
+                // A row weight of 0 hides it from the loss too.
                 let weights = Some(vec![0.0, 1.0]);
                 everywhere_of(&Case { row_weights: weights, ..case.clone() }, &source, |got| {
                     assert!(got.loss.is_finite() && got.kl[0].is_nan(), "{}", got.at);
@@ -395,5 +400,29 @@ fn zero_rows() {
         let results = Results { kl: Some((&mut kl).into()), ..Results::default() };
         call.forward_backward_with(&x, &x, &mut grad, results).unwrap();
         call.target_scale(1.0).backward(&x, &x, &[], &mut grad).unwrap();
+    }
+}
+
+/// The product of such a logit and a scale is rounded by more than the range of exponentials.
+#[test]
+fn a_teacher_far_from_zero() {
+    for classes in WIDTHS {
+        let case = logits(2, classes);
+        for far in [1e18f64, 3e38, 1e300, -1e30] {
+            for scale in [0.7, 1.0 / 3.0] {
+                // Zeros are far below a positive number, and its double is far below a negative one.
+                let rest = far.min(0.0) * 2.0;
+                let mut y = vec![rest; 2 * classes];
+                (y[1], y[classes + 2], y[classes + 3]) = (far, far, far);
+                let halves = listed(2, &[1, 1, 2, 3], &[0.5; 4]);
+                agree([&case; 2], [&halves, &teacher(2, &y, scale)]);
+                let values = [far, rest, rest, far, rest, far];
+                let of_list = listed(2, &[1, 2, 3, 3, 4, 2], &values);
+                agree([&case; 2], [&halves, &Source { scale, ..of_list }]);
+            }
+            // Out of the range of f64 there is no softmax.
+            let source = teacher(2, &vec![far; 2 * classes], 1e308 / far.abs() * 1e3);
+            everywhere_of(&case, &source, |got| assert!(got.loss.is_nan(), "{}", got.at));
+        }
     }
 }

@@ -302,7 +302,6 @@ impl<T: Float> Problem<'_, T> {
             top_classes: (top > 0).then_some(&mut got.top_classes),
             top_log_probs: (top > 0).then(|| (&mut got.top_log_probs).into()),
             target_ranks: index.then_some(&mut got.target_ranks),
-            ..Results::default()
         });
         if self.layout == Layout::Positions {
             // [top, rows]
