@@ -3,9 +3,11 @@
 //!
 //! [`check`] runs forward, fused, fused in place and both backwards of f32 rows on every instruction
 //! set, and compares them with the oracle, within the bounds of the accuracy table. The tests of
-//! [`in_all_shapes`] run every option in every dtype and layout. Further assertions of a test hold
+//! [`in_all_shapes`] and [`distillation`] run every option in every dtype and layout. Further assertions of a test hold
 //! whatever the oracle says.
 
+#[path = "edges/distillation.rs"]
+mod distillation;
 #[path = "edges/everywhere.rs"]
 mod everywhere;
 #[path = "edges/in_all_shapes.rs"]

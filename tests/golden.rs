@@ -4,7 +4,7 @@
 //!
 //! An **error** is the distance to the exact result, in units in the last place of the largest term of
 //! the result, in the dtype of PyTorch's result (docs/semantics.md: where terms cancel, errors are
-//! relative to the largest). The terms are the oracle's `loss_scale`, `lse_scale` and
+//! relative to the largest). The terms are the oracle's `loss_scale`, `lse_scale`, `kl_scale` and
 //! `grad_magnitude`; `p − 1` at a target is one term. A sum or mean over rows has the largest term of
 //! any row.
 //!
@@ -157,6 +157,7 @@ struct Problem<'a> {
     exchange: bool,
     logits: Tensor,
     targets: Option<Tensor>,
+    target_classes: Option<Tensor>,
     mask: Option<Vec<u8>>,
 }
 
@@ -173,6 +174,7 @@ struct Got {
     rows: Vec<f64>,
     lse: Vec<f64>,
     entropy: Vec<f64>,
+    kl: Vec<f64>,
     argmax: Vec<i64>,
     grad: Vec<f64>,
 }
@@ -180,16 +182,20 @@ struct Got {
 impl<'a> Problem<'a> {
     fn new(case: &'a Case, exchange: bool) -> Problem<'a> {
         let dims @ [rows, classes, inner] = case.dims();
-        let laid_out = |tensor: &Tensor| {
-            let by_class = tensor.is_float();
-            if exchange && by_class { tensor.exchanged(dims) } else { tensor.clone() }
+        let laid_out = |tensor: &Tensor, sizes: [usize; 3]| {
+            if exchange { tensor.exchanged(sizes) } else { tensor.clone() }
+        };
+        let of_targets = case.target_sizes();
+        let targets = |tensor: &Tensor| {
+            laid_out(tensor, if tensor.is_float() { of_targets } else { [rows, 1, inner] })
         };
         Problem {
             case,
             dims: if exchange { [rows * inner, classes, 1] } else { dims },
             exchange,
-            logits: laid_out(case.tensor("logits")),
-            targets: case.find("targets").map(laid_out),
+            logits: laid_out(case.tensor("logits"), dims),
+            targets: case.find("targets").map(targets),
+            target_classes: case.find("target_classes").map(|listed| laid_out(listed, of_targets)),
             mask: case.mask(),
         }
     }
@@ -208,6 +214,7 @@ impl<'a> Problem<'a> {
             .logit_scale(case.number("scale", 1.0))
             .normalizer(case.number("normalizer", 0.0))
             .z_normalizer(case.number("z_normalizer", 0.0))
+            .target_scale(case.number("target_scale", 0.0))
             .log_probs(case.log_probs())
             .reduction(match case.reduction() {
                 reference::Reduction::Mean => Reduction::Mean,
@@ -222,6 +229,9 @@ impl<'a> Problem<'a> {
         }
         if let Some(mask) = &self.mask {
             call = call.row_mask(mask);
+        }
+        if let Some(listed) = &self.target_classes {
+            call = call.target_classes(listed.input(), case.target_sizes()[1]);
         }
         if let Some(upstream) = case.find("upstream") {
             call = call.grad_output(upstream.input());
@@ -245,10 +255,12 @@ impl<'a> Problem<'a> {
         let rows = self.dims[0] * self.dims[2];
         let index = self.targets.as_ref().is_some_and(|targets| !targets.is_float());
         let has_targets = self.targets.is_some();
+        let has_kl = has_targets && !index;
         let mut got = Got {
             rows: vec![f64::MAX; if has_targets { rows } else { 0 }],
             lse: vec![f64::MAX; if self.has_softmax() { rows } else { 0 }],
             entropy: vec![f64::MAX; if self.has_softmax() { rows } else { 0 }],
+            kl: vec![f64::MAX; if has_kl { rows } else { 0 }],
             argmax: vec![-1; rows],
             ..Got::default()
         };
@@ -264,6 +276,7 @@ impl<'a> Problem<'a> {
             row_losses: has_targets.then(|| (&mut got.rows).into()),
             lse: self.has_softmax().then_some(&mut got.lse),
             entropy: self.has_softmax().then(|| (&mut got.entropy).into()),
+            kl: has_kl.then(|| (&mut got.kl).into()),
             argmax: Some(&mut got.argmax),
             ..Results::default()
         })?;
@@ -412,6 +425,9 @@ impl<'a> Judge<'a> {
         add("rows", finite(&out.loss_scale), false);
         add("lse", finite(&out.lse_scale), false);
         add("entropy", finite(&out.lse_scale), false);
+        // An error of t moves t·ln t by as much, whatever ln t is.
+        let with_targets: Vec<f64> = finite(&out.kl_scale).iter().map(|x| 1.0 + x).collect();
+        add("kl", with_targets, false);
         add("grad", finite(&out.grad_magnitude), true);
         add("grad_targets", vec![0.0; out.grad_targets.len()], false);
         Judge { case, out, expected, by_lse }
@@ -440,6 +456,8 @@ impl<'a> Judge<'a> {
         let unit = if f64_logits { f64::EPSILON } else { f64::from(f32::EPSILON) };
         self.check(report, at, "lse", &got.lse, |_| unit);
         self.check(report, at, "entropy", &got.entropy, |_| unit);
+        // Its logp has the error of lse.
+        self.check(report, at, "kl", &got.kl, |_| unit);
         if let Some(argmax) = self.case.find("argmax") {
             report.expect(got.argmax == argmax.to_i64(), || {
                 format!("{at}: argmax is {:?}, not {:?}", got.argmax, argmax.to_i64())
@@ -537,7 +555,7 @@ fn cross_entropy(case: &Case, isas: &[Isa], report: &mut Report) {
             if let Some(grad) = run!("backward in place", in_place) {
                 judge.check(report, &at("backward in place"), "grad", &grad, slack);
             }
-            if targets.is_float() {
+            if targets.is_float() && !case.distils() {
                 let grad = problem.backward_targets(isa, targets, lse);
                 if let Some(grad) = run!("backward of targets", grad) {
                     // lse − x, of an lse that is rounded to f64.
@@ -622,6 +640,11 @@ fn composed() {
 #[test]
 fn entropy_bonus() {
     every(BONUS);
+}
+
+#[test]
+fn distillation() {
+    every(DISTILLATION);
 }
 
 #[test]

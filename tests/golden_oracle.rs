@@ -41,6 +41,8 @@ fn cross_entropy(case: &Case) -> f64 {
     check("rows", &out.row_losses, &|i| out.loss_scale[i]);
     check("lse", &out.lse, &|i| out.lse_scale[i]);
     check("entropy", &out.entropy, &|i| out.lse_scale[i]);
+    // An error of t moves t·ln t by as much, whatever ln t is.
+    check("kl", &out.kl, &|i| 1.0 + out.kl_scale[i]);
     check("grad", &out.grad_logits, &|i| out.grad_magnitude[i]);
     check("grad_targets", &out.grad_targets, &|_| 0.0);
     if let Some(argmax) = case.find("argmax") {
@@ -117,6 +119,11 @@ fn composed() {
 #[test]
 fn entropy_bonus() {
     every(BONUS);
+}
+
+#[test]
+fn distillation() {
+    every(DISTILLATION);
 }
 
 #[test]

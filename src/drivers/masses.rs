@@ -210,8 +210,8 @@ pub unsafe fn read_teacher(call: &Call, span: &Span) {
     }
 }
 
-/// The largest of the teacher's scaled logits of a row, all or those listed, and the sum of their exponentials relative
-/// to it; no sum of no logits.
+/// The largest of the teacher's logits of a row, all or those listed, and the sum of the exponentials of their scaled
+/// differences from it; no sum of no logits, and one that is not finite where there is no softmax.
 ///
 /// # Safety
 /// The row is the plan's.
@@ -245,11 +245,10 @@ unsafe fn exp_sum(
             }
         }
         let largest = lanes.into_iter().fold(f64::NEG_INFINITY, f64::max);
-        let largest = teacher.scale * largest;
         // An infinity shows in the sum.
         if largest.is_finite() && (largest > shift || sum.is_zero()) {
             if !sum.is_zero() {
-                sum.scale(exp2((shift - largest) * LOG2_E));
+                sum.scale(exp2(teacher.scale * (shift - largest) * LOG2_E));
             }
             shift = largest;
         }
@@ -259,7 +258,9 @@ unsafe fn exp_sum(
             sum.merge((call.k.lanes.compensated_total)(values.as_ptr(), values.len()));
         }
     }
-    (shift, (used > 0).then(|| sum.value()))
+    // An infinity of the scale alone does not show in the sum.
+    let sum = if (teacher.scale * shift).is_finite() { sum.value() } else { f64::NAN };
+    (shift, (used > 0).then_some(sum))
 }
 
 /// Writes the divergences of a span from their targets, if they are wanted. The row arithmetic has left the lse of the

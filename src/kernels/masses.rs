@@ -3,8 +3,9 @@
 use crate::math::real;
 use crate::simd::{Simd, up_to};
 
-/// Replaces `len` numbers x by `e^(scale·x - shift)·factor`: 0 for -inf, NaN for NaN. The relative error is below
-/// `2^-51·(1 + |scale·x - shift|)`.
+/// Replaces `len` numbers x by `e^(scale·(x - shift))·factor`: 0 for -inf, NaN for NaN. The relative error is below
+/// `2^-51·(1 + |scale·(x - shift)|)`. The difference comes first: of a product with large numbers the rounding alone
+/// is out of the range of exponentials.
 ///
 /// # Safety
 /// `x` is readable and writable for `len` numbers; the processor has the set of `s`.
@@ -17,7 +18,7 @@ pub unsafe fn exps<S: Simd>(s: S, x: *mut f64, len: usize, scale: f64, shift: f6
         // SAFETY: `len - at` numbers from `p` on are readable and writable (# Safety), and the mask keeps to them.
         unsafe {
             let x = d.load_lanes(p, lanes, 0.0);
-            let e = real::exp(d, d.mul_sub(x, scale, shift));
+            let e = real::exp(d, d.mul(d.sub(x, shift), scale));
             d.store_lanes(p, lanes, d.mul(e, factor));
         }
     }

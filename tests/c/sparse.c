@@ -215,10 +215,33 @@ static void no_softmax(void) {
     }
 }
 
+/* Without rows no operand is needed, and the mean over no rows is NaN. */
+static void no_rows(void) {
+    for (int scaled = 0; scaled < 2; scaled++)
+        for (int listed = 0; listed < 2; listed++) {
+            xent_problem p = packed(NULL, 0, 4, NULL);
+            p.targets = in(NULL, XENT_F32);
+            p.target_classes = in(listed ? some_classes : NULL, XENT_I32);
+            p.target_count = 3;
+            p.target_scale = scaled ? 0.5 : 0;
+            struct results got;
+            xent_results r = asked(&got);
+            xent_output none = out(NULL, XENT_F32);
+            r.kl = r.row_losses = none;
+            CHECK_OK(xent_forward(&p, &r));
+            CHECK(isnan(got.loss));
+            CHECK_OK(xent_forward_backward(&p, NULL, 1, &r, &none));
+            CHECK_OK(xent_backward(&p, NULL, NULL, 1, &none));
+            p.target_count = 0;
+            CHECK_STATUS(xent_forward(&p, &r), listed ? XENT_ERR_PARAM : XENT_OK);
+        }
+}
+
 int main(void) {
     against_dense();
     by_hand();
     errors();
     no_softmax();
+    no_rows();
     return report();
 }

@@ -5,7 +5,9 @@
 //! accuracy. Kinds (0, infinite, NaN) are exact: where the oracle has no term at all, a result must be
 //! 0.
 
+use common::operand::{Dtype, Operand};
 use common::reference::{self, Case, Outcome, Reduction, Targets};
+use common::task::Task;
 use common::{is_sampled, isas};
 use std::fmt::Debug;
 use xent::half::{bf16, f16};
@@ -114,6 +116,38 @@ impl Layout {
     }
 }
 
+/// Where the probabilities of a case come from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The classes of the targets, `[rows, places]`; `None` if those are of all classes.
+    pub listed: Option<Vec<i64>>,
+    pub places: usize,
+    /// `[rows, places]`
+    pub values: Vec<f64>,
+    /// Not 0: the values are a teacher's logits.
+    pub scale: f64,
+}
+
+impl Source {
+    /// The probabilities of all classes.
+    fn targets(&self, case: &Case) -> Targets {
+        let [of_logits, of_targets] =
+            [case.classes, self.places].map(|width| [case.rows, width, 1]);
+        let listed = self.listed.as_ref().map(|listed| {
+            let listed: Vec<f64> = listed.iter().map(|&class| class as f64).collect();
+            Operand::packed(Dtype::I64, of_targets, &listed)
+        });
+        let logits = Operand::packed(Dtype::F64, of_logits, &case.logits);
+        let task = Task {
+            target_classes: listed,
+            target_scale: self.scale,
+            ignore_index: case.ignore_index,
+            ..Task::new(logits, Operand::packed(Dtype::F64, of_targets, &self.values))
+        };
+        task.case().targets
+    }
+}
+
 /// The results of the calls; empty or NaN if they have no such result.
 #[derive(Clone, Debug, Default)]
 pub struct Got {
@@ -130,6 +164,7 @@ pub struct Got {
     pub row_losses: Vec<f64>,
     pub lse: Vec<f64>,
     pub entropy: Vec<f64>,
+    pub kl: Vec<f64>,
     pub argmax: Vec<i64>,
     /// `[rows, top]`
     pub top_classes: Vec<i64>,
@@ -146,6 +181,7 @@ pub struct Got {
 const BETWEEN: f64 = 160.0;
 /// The contents of the output that gradients are added to.
 const OLD: f64 = 0.25;
+const NAN: f64 = f64::NAN;
 
 struct Problem<'a, T> {
     case: &'a Case,
@@ -153,12 +189,19 @@ struct Problem<'a, T> {
     isa: Isa,
     logits: Vec<T>,
     soft: Option<Vec<f64>>,
+    source: Option<&'a Source>,
+    listed: Option<Vec<i64>>,
     mask: Option<Vec<u8>>,
 }
 
 impl<T: Float> Problem<'_, T> {
     fn strides(&self) -> [i64; 3] {
         self.layout.strides(self.case.rows, self.case.classes)
+    }
+
+    fn strides_of_targets(&self) -> [i64; 3] {
+        let places = self.source.map_or(self.case.classes, |source| source.places);
+        self.layout.strides(self.case.rows, places)
     }
 
     fn call(&self) -> CrossEntropy<'_> {
@@ -193,6 +236,13 @@ impl<T: Float> Problem<'_, T> {
         if let Some(mask) = &self.mask {
             call = call.row_mask(mask);
         }
+        if let Some(source) = self.source {
+            call = call.target_scale(source.scale);
+        }
+        if let (Some(source), Some(listed)) = (self.source, &self.listed) {
+            let listed = Input::from(listed).strides(self.strides_of_targets());
+            call = call.target_classes(listed, source.places);
+        }
         call
     }
 
@@ -206,7 +256,7 @@ impl<T: Float> Problem<'_, T> {
             Targets::Indices(y) => Some(y.into()),
             Targets::Probabilities(_) => {
                 let soft = self.soft.as_ref().expect("laid out");
-                Some(Input::from(soft).strides(self.strides()))
+                Some(Input::from(soft).strides(self.strides_of_targets()))
             }
         }
     }
@@ -228,6 +278,7 @@ impl<T: Float> Problem<'_, T> {
             row_losses: vec![BETWEEN; if has_targets { case.rows } else { 0 }],
             lse: vec![BETWEEN; if softmax { case.rows } else { 0 }],
             entropy: vec![BETWEEN; if softmax { case.rows } else { 0 }],
+            kl: vec![BETWEEN; if has_targets && !index { case.rows } else { 0 }],
             argmax: vec![-7; case.rows],
             top_classes: vec![-7; case.rows * top],
             top_log_probs: vec![BETWEEN; case.rows * top],
@@ -245,12 +296,12 @@ impl<T: Float> Problem<'_, T> {
             row_losses: has_targets.then(|| (&mut got.row_losses).into()),
             lse: softmax.then_some(&mut got.lse),
             entropy: softmax.then(|| (&mut got.entropy).into()),
+            kl: (has_targets && !index).then(|| (&mut got.kl).into()),
             argmax: Some(&mut got.argmax),
             top_count: top,
             top_classes: (top > 0).then_some(&mut got.top_classes),
             top_log_probs: (top > 0).then(|| (&mut got.top_log_probs).into()),
             target_ranks: index.then_some(&mut got.target_ranks),
-            ..Results::default()
         });
         if self.layout == Layout::Positions {
             // [top, rows]
@@ -316,7 +367,7 @@ impl<T: Float> Problem<'_, T> {
         });
         let in_place = self.in_place(|to| call.backward_in_place(to, targets, &got.lse).unwrap());
         same(&in_place, &got.backward, || format!("backward in place, {at}"));
-        if self.soft.is_some() {
+        if self.soft.is_some() && self.source.is_none() {
             got.grad_targets = self.gradient::<f64>(BETWEEN, |to| {
                 call.backward_targets(self.logits(), targets, &got.lse, to).unwrap();
             });
@@ -350,6 +401,7 @@ impl Got {
         same(&self.row_losses, &other.row_losses, what);
         same(&self.lse, &other.lse, what);
         same(&self.entropy, &other.entropy, what);
+        same(&self.kl, &other.kl, what);
         assert_eq!((self.kept_rows, self.correct), (other.kept_rows, other.correct), "{}", what());
         assert_eq!(self.argmax, other.argmax, "{}", what());
         assert_eq!(self.top_classes, other.top_classes, "{}", what());
@@ -402,6 +454,10 @@ impl Got {
             self.close(&format!("lse[{row}]"), lse, want.lse[row], unit * scale);
             let entropy = self.entropy[row];
             self.close(&format!("entropy[{row}]"), entropy, want.entropy[row], unit * scale);
+        }
+        for (row, &kl) in self.kl.iter().enumerate() {
+            let bound = 20.0 * unit * (1.0 + want.kl_scale[row]);
+            self.close(&format!("kl[{row}]"), kl, want.kl[row], bound);
         }
         self.judge_rankings(case, want, unit);
         if case.targets == Targets::None {
@@ -476,13 +532,16 @@ fn top_count(case: &Case) -> usize {
 /// Runs a case in one dtype: every layout, every instruction set.
 #[track_caller]
 pub fn in_dtype<T: Float>(case: &Case, look: impl Fn(&Got)) {
-    in_layouts::<T>(case, &look);
+    in_layouts::<T>(case, None, &look);
 }
 
 /// Compiled once for each dtype, not for each use.
 #[track_caller]
-fn in_layouts<T: Float>(case: &Case, look: &dyn Fn(&Got)) {
+fn in_layouts<T: Float>(case: &Case, source: Option<&Source>, look: &dyn Fn(&Got)) {
     let mut case = case.clone();
+    if let Some(source) = source {
+        case.targets = source.targets(&case);
+    }
     assert_eq!(case.inner, 1, "positions are a layout here");
     case.logits.iter_mut().for_each(|x| *x = T::of(*x).get());
     case.round_scaled_to_f32 = !T::WIDE;
@@ -496,12 +555,16 @@ fn in_layouts<T: Float>(case: &Case, look: &dyn Fn(&Got)) {
                 layout,
                 isa,
                 logits: layout.spread(&logits, case.classes, T::of(BETWEEN)),
-                soft: match &case.targets {
-                    Targets::Probabilities(t) => {
-                        Some(layout.spread(t, case.classes, f64::from(f32::NAN)))
-                    }
+                soft: match (source, &case.targets) {
+                    (Some(source), _) => Some(layout.spread(&source.values, source.places, NAN)),
+                    (None, Targets::Probabilities(t)) => Some(layout.spread(t, case.classes, NAN)),
                     _ => None,
                 },
+                source,
+                listed: source.and_then(|source| {
+                    let listed = source.listed.as_ref()?;
+                    Some(layout.spread(listed, source.places, i64::MAX))
+                }),
                 mask: case.row_mask.as_ref().map(|mask| mask.iter().map(|&m| m.into()).collect()),
             };
             let got = problem.run();
@@ -520,18 +583,29 @@ fn in_layouts<T: Float>(case: &Case, look: &dyn Fn(&Got)) {
 /// Runs a case in every dtype.
 #[track_caller]
 pub fn everywhere(case: &Case, look: impl Fn(&Got)) {
-    type Run = fn(&Case, &dyn Fn(&Got));
+    everywhere_from(case, None, &look);
+}
+
+/// The same with the targets of a list or a teacher.
+#[track_caller]
+pub fn everywhere_of(case: &Case, source: &Source, look: impl Fn(&Got)) {
+    everywhere_from(case, Some(source), &look);
+}
+
+#[track_caller]
+fn everywhere_from(case: &Case, source: Option<&Source>, look: &dyn Fn(&Got)) {
+    type Run = fn(&Case, Option<&Source>, &dyn Fn(&Got));
     let runs: [Run; 4] =
         [in_layouts::<f32>, in_layouts::<f64>, in_layouts::<bf16>, in_layouts::<f16>];
     if is_sampled() {
         // One with lanes of its own type and one half, the same in all of a test, which may compare its
         // calls: by the length of its name, which is its thread's.
         let name = std::thread::current().name().map_or(0, str::len);
-        runs[name % 2](case, &look);
-        runs[2 + name / 2 % 2](case, &look);
+        runs[name % 2](case, source, look);
+        runs[2 + name / 2 % 2](case, source, look);
         return;
     }
     for run in runs {
-        run(case, &look);
+        run(case, source, look);
     }
 }

@@ -16,6 +16,7 @@ It takes half a minute or so, runs on one thread of a CPU, and writes next to it
     composed.txt    what PyTorch has no single call for, composed of its operations: z-loss, softcap,
                     logit scale, row weights and masks, smoothed NLL, lse, entropy, argmax
     bonus.txt       the entropy bonus, composed of PyTorch's operations too
+    distillation.txt    sparse targets, a teacher's logits as targets, and the divergence, composed too
     intro.txt       the examples with which PyTorch's documentation introduces its losses
     linear.txt      linear layers: F.linear and CrossEntropyLoss, the same composed as in composed.txt, and
                     F.linear_cross_entropy in chunks
@@ -51,11 +52,13 @@ Of cross_entropy; what is absent has its default:
 
     logits      [N, C, d..], or the log-probabilities where log_probs=1
     targets     i64 [N, d..], or floats [N, C, d..]
+    target_classes    i64 [N, k, d..]: the targets are floats [N, k, d..] of these classes
+    target_scale      the targets are a teacher's logits, and t = softmax(target_scale * targets)
     weights, row_weights, row_mask, upstream (the gradient of the loss, or of each row loss)
     ignore, eps, z, beta, cap, scale, normalizer, z_normalizer, reduction (mean, sum, none)
     wide        1: PyTorch widened halves to f32 first, so its loss is f32
     torch_X, X  PyTorch's and the exact result, for X of loss, rows (row losses), grad, grad_targets,
-                lse, entropy; argmax is PyTorch's and exact
+                lse, entropy, kl; argmax is PyTorch's and exact
     differs     why they differ in kind
 
 Of linear, whose dims are rows,classes,1 and whose logits are hidden * weight^T + bias; the keys of
@@ -181,6 +184,27 @@ def exact_softmax_backward(call, axes, y, grad_y):
     return out
 
 
+def exact_targets(o, axes):
+    """The probabilities of all classes, from those of a list or a teacher's logits."""
+    listed = o["target_classes"].flatten().tolist() if "target_classes" in o else None
+    places = len(listed) // (axes.rows * axes.inner) if listed else axes.classes
+    values, out = numbers(o["targets"]), [mpf(0)] * (axes.rows * axes.classes * axes.inner)
+    for row, k in axes.positions():
+        at = [(row * places + place) * axes.inner + k for place in range(places)]
+        if listed:
+            at = [i for i in at if listed[i] != o.get("ignore", -100)]
+        t = [values[i] for i in at]
+        if "target_scale" in o:
+            t = softmax([mpf(o["target_scale"]) * y for y in t])[0] if t else []
+        for place, (i, value) in enumerate(zip(at, t)):
+            c = listed[i] if listed else place
+            out[(row * axes.classes + c) * axes.inner + k] += value
+        if any(mpmath.isnan(value) for value in t):
+            for j in axes.of(row, k):
+                out[j] = mp.nan
+    return out
+
+
 def exact_cross_entropy(o, axes):
     """Every result of a problem, by docs/semantics.md."""
     C = axes.classes
@@ -194,6 +218,8 @@ def exact_cross_entropy(o, axes):
     mask = o["row_mask"].flatten().tolist() if "row_mask" in o else [1] * rows
     targets = o.get("targets")
     index = targets is not None and not targets.is_floating_point()
+    distils = "target_classes" in o or "target_scale" in o
+    dense = exact_targets(o, axes) if distils else None
     t = targets.flatten().tolist() if targets is not None else [None] * rows
     ignore = o.get("ignore", -100)
     kept = [bool(mask[i]) and not (index and t[i] == ignore) for i in range(rows)]
@@ -209,7 +235,7 @@ def exact_cross_entropy(o, axes):
 
     normalizer = denominator("normalizer", lambda i: times(r[i], w[t[i]] if index else 1))
     z_normalizer = denominator("z_normalizer", lambda i: r[i])
-    out = {"rows": [], "lse": [], "entropy": [], "argmax": []}
+    out = {"rows": [], "lse": [], "entropy": [], "argmax": [], "kl": []}
     out["grad"] = [mpf(0)] * len(x)
     out["grad_targets"] = [mpf(0)] * len(x)
     ce_total, z_total, bonus_total = mpf(0), mpf(0), mpf(0)
@@ -229,12 +255,20 @@ def exact_cross_entropy(o, axes):
             out["entropy"].append(-mpmath.fsum(times(a, b) for a, b in zip(p, log_p)))
         if targets is None:
             continue
+        soft = [dense[j] for j in at] if distils else None
+        if distils:
+            smooth = [times(1 - eps, v) + eps / C for v in soft]
+            wrong = any(mpmath.isnan(v) or v < 0 for v in smooth) or not log_probs and mpmath.isnan(log_p[0])
+            kl = mp.nan if wrong else mpmath.fsum(s * (mp.log(s) - l) for s, l in zip(smooth, log_p) if s != 0)
+            out["kl"].append(kl if kept[i] else mpf(0))
         if not kept[i] or r[i] == 0:
             out["rows"].append(mpf(0))
             continue
         if index:
             soft = [mpf(c == t[i]) for c in range(C)]
             present = [soft[c] != 0 or eps != 0 for c in range(C)]
+        elif distils:
+            present = [True] * C
         else:
             soft = [mpf(v) for v in targets.double().flatten()[at].tolist()]
             present = [True] * C
@@ -404,6 +438,37 @@ def torch_composed(o, dtype):
     return out
 
 
+def torch_distillation(o, dtype):
+    """The same of sparse targets and teachers, whose probabilities are those of all classes here."""
+    wide = F32 if dtype in (BF16, F16) else dtype
+    logits, t = o["logits"], as_type(o["targets"], wide)
+    dim = min(logits.dim() - 1, 1)
+    if "target_classes" in o:
+        used = o["target_classes"] != o.get("ignore", -100)
+        classes = torch.where(used, o["target_classes"], 0)
+    else:
+        used = torch.tensor(True)
+    if "target_scale" in o:
+        t = torch.softmax(torch.where(used, o["target_scale"] * t, -INF), dim)
+    t = torch.where(used, t, 0.0)
+    if "target_classes" in o:
+        t = torch.zeros(logits.shape, dtype=wide).scatter_add(dim, classes, t)
+    out = torch_composed({**o, "targets": t}, dtype)
+    del out["grad_targets"]
+    x = as_type(logits, wide)
+    if not o.get("log_probs"):
+        x = x * o.get("scale", 1.0)
+        if o.get("cap", 0.0) > 0.0:
+            x = o["cap"] * torch.tanh(x / o["cap"])
+        x = F.log_softmax(x, dim)
+    eps = o.get("eps", 0.0)
+    smooth = (1 - eps) * t + eps / logits.shape[dim]
+    kl = (torch.xlogy(smooth, smooth) - smooth * x).sum(dim)
+    if "row_mask" in o:
+        kl = torch.where(o["row_mask"].reshape(kl.shape) != 0, kl, 0.0)
+    return out | {"kl": kl}
+
+
 LAYER = ["hidden", "weight", "bias"]
 
 
@@ -511,7 +576,7 @@ def differ_in_kind(results, exact):
     )
 
 
-RESULTS = ["loss", "rows", "grad", "grad_targets", "lse", "entropy"]
+RESULTS = ["loss", "rows", "grad", "grad_targets", "lse", "entropy", "kl"]
 RESULTS += [f"grad_{key}" for key in LAYER]
 
 
@@ -529,7 +594,8 @@ def cross_entropy(file, name, options, composed=False, differs=None):
     logits = options["logits"]
     shape = list(logits.shape)
     axes = Axes([1] + shape if len(shape) == 1 else shape, 1)
-    run = torch_composed if composed else torch_plain
+    distils = "target_classes" in options or "target_scale" in options
+    run = torch_distillation if distils else torch_composed if composed else torch_plain
     fields = {"call": "cross_entropy", "dims": axes, "rank": len(shape), **options}
     if composed:
         fields["wide"] = 1
@@ -1052,6 +1118,83 @@ def bonus():
     file.close()
 
 
+def distillation():
+    file = File("distillation.txt")
+    torch.manual_seed(9)
+    shapes = [[5], [4, 5], [2, 4, 3], [2, 3, 2, 2], [1, 35, 2], [1, 130]]
+    sorts = ["sparse", "teacher", "sparse-teacher"]
+    transforms = [{}, {"scale": 0.7}, {"cap": 2.5, "scale": 1.75}, {"z": 1e-2}, {"beta": 0.25}, {}, {"log_probs": 1}]
+    scales, transforms = itertools.cycle([1.0, 0.5, 0.7, 2.0, 1.3]), itertools.cycle(transforms)
+    dtypes = itertools.cycle([F32, BF16, F64, F16, F32, F64, BF16])
+    for n, (shape, dtype, sort) in enumerate(itertools.product(shapes, DTYPES, sorts)):
+        if shape == [1, 130] and n % 2:
+            continue
+        dim = min(len(shape) - 1, 1)
+        options = {"logits": normal(shape, dtype)} | next(transforms)
+        if "log_probs" in options:
+            options["logits"] = torch.log_softmax(options["logits"].double(), dim).to(dtype)
+        places = [3, 1, shape[dim], shape[dim] + 3][n % 4]
+        listed = shape[:dim] + [places] + shape[dim + 1 :]
+        if "sparse" in sort:
+            options["target_classes"] = listed_classes(listed, shape[dim], n % 3 != 1)
+            options["ignore"] = -1
+        of = listed if "sparse" in sort else shape
+        if "teacher" in sort:
+            options |= {"targets": normal(of, next(dtypes), 3.0), "target_scale": next(scales)}
+        else:
+            options["targets"] = torch.rand(of, dtype=F64).to(next(dtypes))
+        options["reduction"] = REDUCTIONS[n % 3]
+        if n % 5 < 2:
+            options["eps"] = 0.1
+        if n % 4 == 1:
+            options["weights"] = some_weights(shape[dim], F32, signed=True)
+        if n % 7 == 3 and len(shape) > 1:
+            options["row_weights"] = (torch.rand(row_shape(shape)) * 2).to(F32)
+            mask = torch.ones(math.prod(row_shape(shape)), dtype=torch.int64)
+            mask[1::3] = 0
+            options["row_mask"] = mask.reshape(row_shape(shape))
+        upstream_for(options, shape, F64 if dtype == F64 else F32)
+        name = label("x".join(map(str, shape)), NAMES[dtype], sort, options["reduction"])
+        cross_entropy(file, name, options, composed=True)
+
+    for dtype in DTYPES:
+        d = NAMES[dtype]
+
+        def case(name, logits, targets, differs=None, classes=None, **options):
+            options |= {"logits": torch.tensor(logits).to(dtype), "targets": torch.tensor(targets).to(F32)}
+            if classes is not None:
+                options["target_classes"] = torch.tensor(classes)
+            options = {"reduction": "sum"} | options
+            cross_entropy(file, f"{name}/{d}", options, composed=True, differs=differs)
+
+        rows = [[0.5, -1.0, 2.0, 0.0], [1.0, 3.0, -2.0, 0.25]]
+        unused = -100
+        case("unused-list", rows, [[0.5, NAN], [0.75, 0.25]], classes=[[unused, unused], [2, 0]])
+        case("unused-list/teacher", rows, [[0.5, NAN], [0.75, 0.25]], classes=[[unused, unused], [2, 0]], target_scale=2.0)
+        case("duplicates", rows, [[0.25, 0.5, 0.25], [0.75, 0.5, -0.75]], classes=[[1, 1, 1], [0, 2, 0]])
+        case("duplicates/teacher", rows, [[1.0, 1.0, -INF], [0.5, -1.0, 0.5]], classes=[[1, 1, 3], [0, 2, 0]], target_scale=0.5)
+        case("teacher-low", rows, [[0.5, -INF, 1.0, -INF], [-INF, 2.0, -INF, -INF]], target_scale=1.0)
+        case("teacher-odd", rows + rows, [[NAN, 0.0, 1.0, 2.0], [0.0, INF, 1.0, 2.0], [-INF] * 4, [0.0, 1.0, 2.0, 3.0]],
+             target_scale=1.0, reduction="none")
+        case("teacher-equal", rows, rows, target_scale=1.0)
+        case("negative", rows, [[-0.25, 1.25], [0.5, 0.5]], classes=[[0, 1], [2, 3]])
+        case("low", [[-INF, 1.0, 2.0, 0.0], [1.0, -INF, 0.5, 0.0]], [[0.5, 0.5], [0.5, 0.5]], "zero-times-infinity",
+             classes=[[1, 2], [0, 3]])
+        case("low-listed", [[-INF, 1.0, 2.0, 0.0], [1.0, 3.0, 0.5, 0.0]], [[0.5, 0.5], [0.5, 0.5]], "zero-times-infinity",
+             classes=[[0, 2], [0, 3]], reduction="none")
+        case("one-class", [[3.0], [-2.0]], [[1.0, 0.5], [-1.0, 2.0]], classes=[[0, 0], [0, 0]], target_scale=1.5)
+    file.close()
+
+
+def listed_classes(shape, classes, has_unused):
+    """Lists of classes, a few of them twice, and a third of the places unused."""
+    listed = torch.randint(classes, shape)
+    flat = listed.flatten()
+    if has_unused:
+        flat[1::3] = -1
+    return flat.reshape(shape)
+
+
 def introductions():
     file = File("intro.txt")
     torch.manual_seed(0)
@@ -1210,3 +1353,4 @@ if __name__ == "__main__":
     introductions()
     linear_layers()
     bonus()
+    distillation()

@@ -19,6 +19,7 @@ pub const NLL: Source = ("nll.txt", include_str!("nll.txt"));
 pub const SOFTMAX: Source = ("softmax.txt", include_str!("softmax.txt"));
 pub const COMPOSED: Source = ("composed.txt", include_str!("composed.txt"));
 pub const BONUS: Source = ("bonus.txt", include_str!("bonus.txt"));
+pub const DISTILLATION: Source = ("distillation.txt", include_str!("distillation.txt"));
 pub const INTRO: Source = ("intro.txt", include_str!("intro.txt"));
 pub const LINEAR: Source = ("linear.txt", include_str!("linear.txt"));
 
@@ -252,6 +253,32 @@ impl Case {
         self.text("log_probs").is_some()
     }
 
+    /// Whether the targets are of listed classes or of a teacher.
+    pub fn distils(&self) -> bool {
+        self.find("target_classes").is_some() || self.text("target_scale").is_some()
+    }
+
+    /// The sizes of the targets.
+    pub fn target_sizes(&self) -> [usize; 3] {
+        let [rows, classes, inner] = self.dims();
+        let places =
+            |listed: &Tensor| listed.len().checked_div(rows * inner).expect("a list has rows");
+        [rows, self.find("target_classes").map_or(classes, places), inner]
+    }
+
+    /// Listed probabilities or a teacher's logits as the probabilities of all classes.
+    fn distilled(&self) -> Targets {
+        let sizes = self.target_sizes();
+        let targets = self.tensor("targets").operand(sizes);
+        let task = Task {
+            target_classes: self.find("target_classes").map(|listed| listed.operand(sizes)),
+            target_scale: self.number("target_scale", 0.0),
+            ignore_index: self.ignore_index(),
+            ..Task::new(self.tensor("logits").operand(self.dims()), targets)
+        };
+        task.case().targets
+    }
+
     pub fn ignore_index(&self) -> i64 {
         self.text("ignore").map_or(-100, |word| word.parse().unwrap())
     }
@@ -277,6 +304,7 @@ impl Case {
         reference::Case {
             targets: match self.find("targets") {
                 None => Targets::None,
+                Some(_) if self.distils() => self.distilled(),
                 Some(t) if t.is_float() => Targets::Probabilities(t.to_f64()),
                 Some(t) => Targets::Indices(t.to_i64()),
             },

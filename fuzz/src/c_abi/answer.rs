@@ -203,9 +203,16 @@ fn task(arguments: &Arguments, reader: &Reader, logits: operand::Operand) -> Tas
         Some(wanted) if asked("top_classes") => wanted.top_count,
         _ => 0,
     };
-    let no_targets = (rows * inner == 0 && !of_targets).then(|| {
+    // Merged states have these elsewhere, and without targets nothing is scaled.
+    let has_targets = reader.find("targets", false).is_some() || rows * inner == 0;
+    let is_read = has_targets && arguments.entry != Entry::PartialFinish;
+    let target_scale = if is_read { p.target_scale } else { 0.0 };
+    let target_classes = reader.input("target_classes");
+    let no_targets = (rows * inner == 0 && !of_targets).then(|| match &target_classes {
         // A call without rows needs no targets, and counts as one with class indices.
-        operand::Operand::zeros(Dtype::I64, by_row)
+        None if target_scale == 0.0 => operand::Operand::zeros(Dtype::I64, by_row),
+        None => operand::Operand::zeros(Dtype::F32, [rows, classes, inner]),
+        Some(listed) => operand::Operand::zeros(Dtype::F32, listed.sizes),
     });
     Task {
         rows,
@@ -242,13 +249,13 @@ fn task(arguments: &Arguments, reader: &Reader, logits: operand::Operand) -> Tas
             entropy: asked("entropy"),
             argmax: asked("argmax"),
             correct: asked("correct"),
-            kl: false,
+            kl: asked("kl"),
             top: asked("top_classes") || asked("top_log_probs"),
             ranks: asked("target_ranks"),
         },
-        kl: operand::Operand::zeros(Dtype::F64, by_row),
-        target_classes: None,
-        target_scale: 0.0,
+        kl: result("kl"),
+        target_classes,
+        target_scale,
         logits,
     }
 }
@@ -344,7 +351,8 @@ fn check_states(arguments: &Arguments, reader: &Reader) {
     // Probabilities of no classes may be absent.
     let absent = (classes == 0 || rows * inner == 0).then(|| {
         let dtype = dtype_of(p.targets.dtype).expect("checked by the model");
-        let width = if dtype.is_float() { classes } else { 1 };
+        let dense = if dtype.is_float() { classes } else { 1 };
+        let width = task.target_classes.as_ref().map_or(dense, |listed| listed.sizes[1]);
         operand::Operand::zeros(dtype, [rows, width, inner])
     });
     let targets = task.targets.clone();
@@ -511,6 +519,7 @@ fn compare(reader: &Reader, want: &Answer) {
     same("lse", &want.lse);
     same("row_losses", &want.row_losses);
     same("entropy", &want.entropy);
+    same("kl", &want.kl);
     let argmax: Vec<f64> = want.argmax.iter().map(|&class| class as f64).collect();
     same("argmax", &argmax);
     let reals = |classes: &[i64]| classes.iter().map(|&class| class as f64).collect::<Vec<f64>>();

@@ -207,8 +207,19 @@ impl Arguments {
         [rows, if is_whole { self.total_classes } else { classes }, inner]
     }
 
+    /// The targets are of listed classes.
+    pub fn is_sparse(&self) -> bool {
+        !self.problem.target_classes.data.is_null()
+    }
+
+    /// The call reads the lists of sparse targets.
+    fn reads_lists(&self) -> bool {
+        let has_targets = !self.problem.targets.data.is_null() || self.needs_targets();
+        self.is_sparse() && has_targets && !self.leaves_targets_unread()
+    }
+
     pub fn has_indices(&self) -> bool {
-        !FLOATS.contains(&self.problem.targets.dtype)
+        !self.is_sparse() && !FLOATS.contains(&self.problem.targets.dtype)
     }
 
     /// The results that the call asks for; `None` if the entry point has none or they are NULL.
@@ -248,7 +259,9 @@ impl Arguments {
         }
         let p = &self.problem;
         let by_row = p.reduction == 2;
-        let target_axes = if self.has_indices() { Axes::Rows } else { Axes::Full };
+        // Merged states need no more of probabilities than that they are there.
+        let are_few = self.has_indices() || self.entry == Entry::PartialFinish;
+        let target_axes = if are_few { Axes::Rows } else { Axes::Full };
         let replaceable = self.has_gradient()
             && self.entry != Entry::BackwardTargets
             && p.flags & abi::ACCUMULATE == 0;
@@ -263,7 +276,11 @@ impl Arguments {
             let logits = input("logits", p.logits, Axes::Full, FLOATS, true);
             all.push(Operand { replaceable, ..logits });
         }
-        if !self.leaves_targets_unread() {
+        if self.reads_lists() {
+            let axes = Axes::PerRow(p.target_count);
+            all.push(input("targets", p.targets, axes, FLOATS, true));
+            all.push(input("target_classes", p.target_classes, axes, INDICES, true));
+        } else if !self.leaves_targets_unread() && !self.is_sparse() {
             let dtypes = model::INDICES_OR_FLOATS;
             all.push(input("targets", p.targets, target_axes, dtypes, self.needs_targets()));
         }
@@ -315,6 +332,7 @@ impl Arguments {
                 packed("argmax", r.argmax, abi::I64, Axes::Rows),
                 scalar("correct", r.correct, abi::I64),
                 output("entropy", r.entropy, Axes::Rows, LOSSES),
+                output("kl", r.kl, Axes::Rows, LOSSES),
                 scalar("entropy_bonus", r.entropy_bonus, abi::F64),
                 packed("top_classes", r.top_classes, abi::I64, top),
                 output("top_log_probs", r.top_log_probs, top, LOSSES),
@@ -329,7 +347,7 @@ impl Arguments {
         let p = &self.problem;
         self.entry == Entry::PartialFinish
             && !self.has_indices()
-            && (!p.targets.data.is_null() || p.classes == 0)
+            && (self.is_sparse() || !p.targets.data.is_null() || p.classes == 0)
     }
 
     fn needs_targets(&self) -> bool {
@@ -337,8 +355,8 @@ impl Arguments {
             let denominators = [r.normalizer, r.z_normalizer, r.kept_rows];
             let losses = [r.loss, r.z_loss, r.entropy_bonus, r.correct];
             let mut scalars = losses.into_iter().chain(denominators);
-            let of_rows = !r.row_losses.data.is_null() || !r.target_ranks.is_null();
-            of_rows || scalars.any(|to| !to.is_null())
+            let of_rows = [r.row_losses.data, r.kl.data, r.target_ranks];
+            of_rows.iter().any(|to| !to.is_null()) || scalars.any(|to| !to.is_null())
         };
         self.has_gradient() || self.wanted().is_some_and(asks)
     }
@@ -376,6 +394,10 @@ impl Arguments {
         let most = (isize::MAX as u128) / 16;
         let product = |a: usize, b: usize| a as u128 * b as u128;
         let mut bad = false;
+        if self.reads_lists() {
+            let places = product(rows, self.problem.target_count);
+            bad |= places.checked_mul(inner as u128).is_none_or(|n| n > most);
+        }
         if self.is_linear() {
             let features = self.linear.features;
             bad |= !logits.data.is_null() || inner != 1 || (features == 0 && rows > 0);
@@ -430,6 +452,7 @@ impl Arguments {
         let rules = Rules {
             dtypes_agree: self.dtypes_agree(),
             bad_shape: self.has_bad_shape(),
+            odd_shape: self.has_odd_shape(),
             allows_no_classes: self.has_states(),
         };
         let also = match model::operands(&operands, self.sizes(), rules) {
@@ -444,6 +467,13 @@ impl Arguments {
             codes.push(abi::PARAM);
         }
         Verdict { codes }
+    }
+
+    /// Lists of no positions; whether their rows and places overflow is a matter of order.
+    fn has_odd_shape(&self) -> bool {
+        let Problem { rows, inner, target_count, .. } = self.problem;
+        let places = rows as u128 * target_count as u128;
+        self.reads_lists() && places > usize::MAX as u128 && inner == 0
     }
 
     fn dtypes_agree(&self) -> bool {
@@ -484,6 +514,17 @@ impl Arguments {
             return true;
         }
         let sizes = self.sizes();
+        let (count, scale) = (p.target_count, p.target_scale);
+        let bad_count = if self.is_sparse() { count == 0 } else { count > 0 && has_rows };
+        if bad_count || !finite(scale) || (scale > 0.0 && aims_at_indices) {
+            return true;
+        }
+        if self.entry == Entry::BackwardTargets && (self.is_sparse() || scale > 0.0) {
+            return true;
+        }
+        if self.has_states() && scale > 0.0 && !self.is_sparse() {
+            return true;
+        }
         let is_contiguous = |grad: &Operand| p.classes <= 1 || grad.steps(sizes)[1] == 1;
         if self.zeroes_padding()
             && has_rows
@@ -510,6 +551,8 @@ impl Arguments {
             (p.reduction == 2 && reduced)
                 || (log_probs && of_softmax)
                 || (!r.correct.is_null() && !aims_at_indices && has_rows)
+                || (!r.kl.data.is_null() && aims_at_indices && has_rows)
+                || (!r.kl.data.is_null() && self.has_states())
                 || (!r.target_ranks.is_null() && !aims_at_indices && has_rows)
                 || (lists && !(1..=64).contains(&r.top_count))
                 || (lists && r.top_count > p.classes && has_rows)
@@ -521,13 +564,17 @@ impl Arguments {
     pub fn has_bad_target(&self, read: impl Fn(&Operand, usize) -> i64) -> bool {
         let operands = self.operands();
         let find = |name: &str| operands.iter().find(|o| o.name == name && o.is_present());
-        let Some(targets) = find("targets").filter(|t| INDICES.contains(&t.view.dtype)) else {
+        let is_list = find("target_classes").is_some();
+        let classes = find("target_classes").or_else(|| find("targets"));
+        let Some(targets) = classes.filter(|t| INDICES.contains(&t.view.dtype)) else {
             return false;
         };
         let sizes = self.sizes();
         let mask = find("row_mask");
         let masks = mask.map(|mask| mask.places(sizes));
         targets.places(sizes).into_iter().enumerate().any(|(i, at)| {
+            let [_, places, inner] = targets.sizes(sizes);
+            let i = if is_list { i / (places * inner) * inner + i % inner } else { i };
             let kept =
                 mask.zip(masks.as_ref()).is_none_or(|(mask, places)| read(mask, places[i]) != 0);
             let y = read(targets, at);

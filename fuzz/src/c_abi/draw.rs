@@ -13,10 +13,10 @@ use std::ptr;
 use xent::half::{bf16, f16};
 
 /// Regions: one for each operand in its turn, then the structs.
-pub const REGIONS: usize = 32;
+pub const REGIONS: usize = 40;
 
 /// Of the structs' regions: the problem or shape, the results, the layer, its gradients, and views.
-pub const STRUCTS: usize = 24;
+pub const STRUCTS: usize = 32;
 
 /// A drawn call.
 pub struct Drawn {
@@ -237,6 +237,7 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
         rng: Rng::new(seed),
         sizes: [rows, classes, inner],
         all_classes: total_classes,
+        unused: problem.ignore_index,
         next: 0,
         unaliased: true,
     };
@@ -437,21 +438,81 @@ pub fn call(bytes: &mut Bytes, arena: &mut Arena, pool: *const c_void) -> Drawn 
     if h.strikes() {
         problem.entropy_bonus = h.bytes.pick(&REALS);
     }
+    let has_probabilities = has_targets && target_axes == Axes::Full;
+    if asked & when(has_probabilities, 16384) != 0 || h.strikes() {
+        let dtype = h.bytes.pick(&[0, 1]);
+        if !has_states || h.strikes() {
+            results.kl = place.draw(h, "kl", dtype, Axes::Rows, true);
+        }
+    }
+    let takes_others = has_probabilities && entry != Entry::BackwardTargets;
+    draw_distillation(h, &mut place, &mut problem, takes_others, has_states);
     // Members that the caller's header does not know, in whole or in part.
     let knows = |handed: Handed, own: usize| match handed {
         Handed::Sized { size, .. } => size as usize >= own,
         Handed::Null => true,
     };
     if !knows(arguments.first, size_of::<Problem>()) {
+        problem.target_classes = View::ABSENT;
+        (problem.target_count, problem.target_scale) = (0, 0.0);
         problem.entropy_bonus = 0.0;
     }
     if !knows(arguments.results_handed, size_of::<Results>()) {
+        (results.kl, results.top_log_probs) = (View::ABSENT, View::ABSENT);
         results.entropy_bonus = ptr::null_mut();
+        (results.top_classes, results.target_ranks) = (ptr::null_mut(), ptr::null_mut());
+        results.top_count = 0;
     }
     let is_unaliased = place.unaliased;
     arguments.problem = problem;
     arguments.results = results;
     Drawn { arguments, is_unaliased }
+}
+
+/// Mostly of targets that are probabilities, makes some those of listed classes, or a teacher's logits.
+fn draw_distillation(
+    h: &mut Hostile,
+    place: &mut Placer,
+    problem: &mut Problem,
+    has_probabilities: bool,
+    has_states: bool,
+) {
+    let is_apt = has_probabilities || h.strikes();
+    let is_sparse = is_apt && h.bytes.flag();
+    // A shard has no teacher of all classes.
+    let scale = h.bytes.pick(&[0.0, 1.0, 0.5, 0.7]);
+    if is_apt && (is_sparse || !has_states || h.strikes()) {
+        problem.target_scale = scale;
+    }
+    let name = if problem.target_scale > 0.0 { "teacher" } else { "targets" };
+    if is_sparse {
+        let rows = problem.rows.saturating_mul(problem.inner).max(1);
+        let mut count = h.bytes.pick(&[2, 1, 3, 5, 8, 40, 257]).min((1500 / rows).max(1));
+        if h.strikes() {
+            count = h.bytes.pick(&SIZES);
+        }
+        let axes = Axes::PerRow(count);
+        problem.target_count = count;
+        let dtype = h.bytes.pick(&[16, 17, 18, 19, 20]);
+        problem.target_classes = place.draw(h, "target_classes", dtype, axes, false);
+        let dtype = h.bytes.pick(&[0, 1, 2, 3]);
+        problem.targets = place.draw(h, name, dtype, axes, false);
+    } else if problem.target_scale > 0.0 && has_probabilities {
+        let dtype = problem.targets.dtype;
+        problem.targets = place.draw(h, name, dtype, Axes::Full, false);
+    }
+    if h.strikes() {
+        problem.target_scale = h.bytes.pick(&REALS);
+    }
+    if h.strikes() {
+        problem.target_count = h.bytes.pick(&SIZES);
+    }
+    if h.strikes() {
+        problem.target_classes.data = ptr::null_mut();
+    }
+    if h.strikes() {
+        problem.targets.data = ptr::null_mut();
+    }
 }
 
 /// The way in which a struct of `own` bytes is passed.
@@ -488,6 +549,8 @@ struct Placer<'a> {
     sizes: model::Sizes,
     /// The classes that target indices are of.
     all_classes: usize,
+    /// The class of an unused place of sparse targets.
+    unused: i64,
     next: usize,
     unaliased: bool,
 }
@@ -646,7 +709,12 @@ impl Placer<'_> {
             None
         };
         values::keep_sums_finite(special.as_mut_slice());
+        if operand.name == "teacher" && h.bytes.one_in(6) {
+            let odd = [f64::NEG_INFINITY, f64::NAN, f64::INFINITY, 1e4, -1e4, 1e30, -1e30];
+            special = Some(h.bytes.pick(&odd));
+        }
         let bad_target = h.strikes();
+        let is_target = matches!(operand.name, "targets" | "target_classes");
         let Some(dtype) = dtype_of(operand.view.dtype) else { return };
         let rng = &mut self.rng;
         let places = operand.places(self.sizes);
@@ -658,6 +726,11 @@ impl Placer<'_> {
                     _ => rng.below(classes) as f64,
                 },
                 "targets" => rng.uniform(0.0, 1.0),
+                "target_classes" => match rng.below(4) {
+                    0 if holds(dtype, self.unused) => self.unused as f64,
+                    _ => rng.below(classes) as f64,
+                },
+                "teacher" => rng.normal() * 3.0,
                 "row_mask" => [1.0, 0.0, 255.0, 1.0][rng.below(4)],
                 "class_weights" | "row_weights" => rng.below(25) as f64 / 8.0,
                 "grad_output" => rng.below(25) as f64 / 8.0 - 1.5,
@@ -673,7 +746,7 @@ impl Placer<'_> {
             };
             let x = match special {
                 Some(special) if i % 7 == 3 => special,
-                _ if bad_target && operand.name == "targets" && i + 1 == count => {
+                _ if bad_target && is_target && i + 1 == count => {
                     // Finite in every float: docs/semantics.md promises nothing of infinite masses.
                     let far = if dtype.is_float() { [1e4, -1e3] } else { [1e9, -1e15] };
                     [classes as f64, -1.0, far[0], far[1]][rng.below(4)]
@@ -683,6 +756,18 @@ impl Placer<'_> {
             let bytes = encode(dtype, x);
             self.arena.regions[region].write(at, &bytes);
         }
+    }
+}
+
+/// Whether the integers of a dtype include this one.
+fn holds(dtype: Dtype, x: i64) -> bool {
+    match dtype {
+        // As far as f64 holds it, through which it goes.
+        Dtype::I64 => x as f64 as i64 == x,
+        Dtype::I32 => i32::try_from(x).is_ok(),
+        Dtype::U32 => u32::try_from(x).is_ok(),
+        Dtype::U16 => u16::try_from(x).is_ok(),
+        _ => u8::try_from(x).is_ok(),
     }
 }
 

@@ -260,13 +260,15 @@ pub struct Rules {
     pub dtypes_agree: bool,
     /// A size is refused.
     pub bad_shape: bool,
+    /// A size may be refused.
+    pub odd_shape: bool,
     /// Rows may have no classes; operands without elements may then be absent.
     pub allows_no_classes: bool,
 }
 
 /// The checks from NULL to OVERLAP. Ok has the codes that are possible in addition to those of later checks.
 pub fn operands(operands: &[Operand], sizes: Sizes, rules: Rules) -> Result<Vec<i32>, Verdict> {
-    let Rules { dtypes_agree, bad_shape, allows_no_classes } = rules;
+    let Rules { dtypes_agree, bad_shape, odd_shape, allows_no_classes } = rules;
     let [rows, classes, inner] = sizes;
     let mut also = Vec::new();
     let has_rows = rows > 0 && inner > 0;
@@ -295,7 +297,7 @@ pub fn operands(operands: &[Operand], sizes: Sizes, rules: Rules) -> Result<Vec<
     if too_large || bad_shape || (classes == 0 && has_rows && !allows_no_classes) {
         return Err(Verdict::just(abi::SHAPE).or(&also));
     }
-    if n * c > most || c * k > most {
+    if n * c > most || c * k > most || odd_shape {
         // With the third size 0; whether that overflows is a matter of order.
         also.push(abi::SHAPE);
     }

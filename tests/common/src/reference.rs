@@ -601,8 +601,11 @@ fn evaluate_row(case: &Case, row: usize, k: usize, out: &mut Outcome) -> [f64; 3
         Reduction::Mean => (out.normalizer, out.z_normalizer),
         _ => (1.0, 1.0),
     };
-    // The division comes last: 0/0 is the NaN of an empty weight.
-    let part = |x: f64| x * upstream / normalizer;
+    // A factor of 0 hides the NaN of a target, not that of a logit. The division comes last: 0/0 is the NaN of an empty
+    // weight.
+    let part = |x: f64| {
+        if undefined { x * upstream / normalizer } else { times(upstream, x) / normalizer }
+    };
     let z_part = |x: f64| {
         if case.z_loss == 0.0 { 0.0 } else { x * upstream / z_normalizer }
     };
