@@ -171,7 +171,8 @@ impl<'a> Call<'a> {
         }
     }
 
-    #[inline(always)]
+    // Not inlined: the caller's frame, below which all work is done, would have it twice.
+    #[inline(never)]
     fn of_loss(plan: &'a Plan, k: &'a Kernels, loss: &'a Loss) -> Self {
         let (wants_argmax, wants_entropy) = (loss.wants_argmax(), loss.wants_entropy());
         let (has_bonus, from_lse) = (loss.has_bonus(), loss.is_from_lse());
@@ -254,17 +255,11 @@ impl<'a> Call<'a> {
         unsafe {
             match &self.finish {
                 Finish::Loss(options) => {
-                    let mut options = options;
-                    let from_lse;
                     if options.lse == LseSource::Operand && options.wants_entropy {
-                        // The entropy is that of the row's own sums, whatever lse the gradient is from.
-                        let of_sums =
-                            RowOptions { lse: LseSource::Sums, gradient: None, ..*options };
-                        (self.k.lanes.finish_loss)(groups, extras.as_deref_mut(), &of_sums);
-                        from_lse = RowOptions { wants_entropy: false, ..*options };
-                        options = &from_lse;
+                        self.finish_beside_lse(groups, extras.as_deref_mut(), options);
+                    } else {
+                        (self.k.lanes.finish_loss)(groups, extras.as_deref_mut(), options);
                     }
-                    (self.k.lanes.finish_loss)(groups, extras.as_deref_mut(), options);
                     if let (true, Some(extras)) = (options.entropy_bonus != 0.0, extras) {
                         let has_f32_lanes = self.plan.logits.dtype.has_f32_lanes();
                         entropy_bonus::finish(groups, extras, options, has_f32_lanes);
@@ -272,6 +267,30 @@ impl<'a> Call<'a> {
                 }
                 Finish::Softmax(term) => (self.k.lanes.finish_softmax)(groups, *term),
             }
+        }
+    }
+
+    /// The row arithmetic from a known lse, where the entropy is wanted too: that is of the row's own sums, whatever lse
+    /// the gradient is from. A function of its own, since every caller's frame would have the options twice.
+    ///
+    /// # Safety
+    /// There are as many extras as groups, or none.
+    #[cold]
+    #[inline(never)]
+    unsafe fn finish_beside_lse(
+        &self,
+        groups: &mut [RowGroup],
+        mut extras: Option<&mut [RowGroupExtras]>,
+        options: &RowOptions,
+    ) {
+        let mut options = RowOptions { lse: LseSource::Sums, gradient: None, ..*options };
+        let Finish::Loss(own) = &self.finish else { return };
+        // SAFETY: this function's own # Safety; the processor has the set of the kernels, which `Isa::kernels` handed
+        // out (`new`).
+        unsafe {
+            (self.k.lanes.finish_loss)(groups, extras.as_deref_mut(), &options);
+            options = RowOptions { wants_entropy: false, ..*own };
+            (self.k.lanes.finish_loss)(groups, extras, &options);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::math::compensated::CompensatedSum;
 use crate::math::scalar::exp2;
 use crate::plan::{Listed, Loss, Probabilities, Shard, Targets, Teacher};
 use crate::strategy::CONVERTED;
-use crate::view::{Position, Span};
+use crate::view::{FloatType, Position, Span, View};
 use std::f64::consts::LOG2_E;
 
 /// Writes the masses of the classes from `class` on: `w_c·t'_c` for probability targets; otherwise `w_c`, over which
@@ -32,16 +32,27 @@ pub unsafe fn read(call: &Call, at: Position, class: usize, to: &mut [f64]) {
     // SAFETY: the row and the classes are the plan's (# Safety).
     unsafe { probabilities(call, loss, targets, at, class, to) };
     if let Some(weights) = &loss.class_weights {
-        // A short one: below every caller, the stack is at its deepest.
-        const LEN: usize = 64;
-        let mut buffer = [0.0; LEN];
-        for (i, to) in to.chunks_mut(LEN).enumerate() {
-            let w = &mut buffer[..to.len()];
-            // SAFETY: class weights cover all classes of the plan (validation).
-            unsafe { weights.read_row(Position::FIRST, class + i * LEN, w) };
-            for (to, w) in to.iter_mut().zip(w) {
-                *to = if *w == 0.0 { 0.0 } else { *to * *w };
-            }
+        // SAFETY: class weights cover all classes of the plan (validation).
+        unsafe { weigh(weights, class, to) };
+    }
+}
+
+/// Multiplies masses by the weights of the classes from `class` on; a weight of 0 makes 0.
+///
+/// A function of its own, for its buffer, which is short: below every caller, the stack is at its deepest.
+///
+/// # Safety
+/// The weights cover the classes.
+#[inline(never)]
+unsafe fn weigh(weights: &View<FloatType>, class: usize, to: &mut [f64]) {
+    const LEN: usize = 64;
+    let mut buffer = [0.0; LEN];
+    for (i, to) in to.chunks_mut(LEN).enumerate() {
+        let w = &mut buffer[..to.len()];
+        // SAFETY: the weights cover the classes (# Safety).
+        unsafe { weights.read_row(Position::FIRST, class + i * LEN, w) };
+        for (to, w) in to.iter_mut().zip(w) {
+            *to = if *w == 0.0 { 0.0 } else { *to * *w };
         }
     }
 }

@@ -509,7 +509,9 @@ unsafe fn weighted_sum(
     // SAFETY: the row and the classes are the call's, at most a chunk (# Safety).
     if let Some(blocks) = unsafe { masses::listed_blocks(call, at, class, chunk.len) } {
         // SAFETY: this function's own # Safety.
-        return unsafe { weighted_sum_of_blocks(call, kernels, at, class, chunk, center, blocks) };
+        return unsafe {
+            weighted_sum_of_blocks(call, kernels, at, class, chunk, center, masses, blocks)
+        };
     }
     // SAFETY: there is room for the masses (# Safety), and zeros are values of f64.
     let masses = unsafe {
@@ -532,6 +534,11 @@ unsafe fn weighted_sum(
 ///
 /// # Safety
 /// As [`weighted_sum`]; `blocks` are those of [`masses::listed_blocks`].
+#[inline(never)]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "those of `weighted_sum`, whose callers share one frame"
+)]
 unsafe fn weighted_sum_of_blocks(
     call: &Call,
     kernels: &LogitKernels,
@@ -539,6 +546,7 @@ unsafe fn weighted_sum_of_blocks(
     class: usize,
     chunk: &Chunk,
     center: f64,
+    masses: *mut f64,
     blocks: u64,
 ) -> (f64, CompensatedSum) {
     let (mut dot, mut mass) = (0.0, CompensatedSum::ZERO);
@@ -551,7 +559,12 @@ unsafe fn weighted_sum_of_blocks(
     let dtype = call.plan.logits.dtype;
     // A chunk that was scaled and capped is a copy in the lanes' type.
     let size = if call.plan.transform().is_some() { dtype.lane_size() } else { dtype.size() };
-    let mut of_block = [0.0; masses::BLOCK];
+    // SAFETY: there is room for as many masses as the chunk has classes (# Safety), and zeros are values of f64.
+    let of_block = unsafe {
+        let len = masses::BLOCK.min(chunk.len);
+        masses.write_bytes(0, len);
+        std::slice::from_raw_parts_mut(masses, len)
+    };
     for block in (0..u64::BITS as usize).filter(|block| blocks >> block & 1 == 1) {
         let start = block * masses::BLOCK;
         let len = masses::BLOCK.min(chunk.len - start);

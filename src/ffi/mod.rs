@@ -453,6 +453,25 @@ unsafe fn structs<'a>(
     Ok((team, checked, results?.map(|results| results.results())))
 }
 
+/// [`structs`] into places of the caller, whose frame, below which all work is done, then has each of them once. Returns
+/// whether there are results.
+///
+/// # Safety
+/// As [`structs`].
+#[inline(never)]
+unsafe fn read_structs<'a>(
+    problem: *const xent_problem,
+    results: *const xent_results,
+    to: &mut (Problem, Results),
+) -> Result<(Team<'a>, bool), Failure> {
+    // SAFETY: this function's own # Safety.
+    let (team, checked, results) = unsafe { structs(problem, results)? };
+    to.0 = checked;
+    let has_results = results.is_some();
+    to.1 = results.unwrap_or(Results::NONE);
+    Ok((team, has_results))
+}
+
 fn null(name: &str) -> Failure {
     Error::Null(format!("{name} is NULL")).into()
 }
@@ -646,9 +665,12 @@ pub unsafe extern "C" fn xent_forward(
         {
             return Ok(());
         }
-        let (team, checked, results) = structs(problem, results)?;
-        let results = results.ok_or_else(|| null("results"))?;
-        run::cross_entropy(&checked, Pass::Forward, &results, None, &team, None)?;
+        let mut call = (Problem::INIT, Results::NONE);
+        let (team, has_results) = read_structs(problem, results, &mut call)?;
+        if !has_results {
+            return Err(null("results"));
+        }
+        run::cross_entropy(&call.0, Pass::Forward, &call.1, None, &team, None)?;
         Ok(())
     })
 }
@@ -719,9 +741,10 @@ unsafe fn from_lse(
 ) -> Result<(), Failure> {
     // SAFETY: the pointers and the operands are as the two functions ask (# Safety).
     unsafe {
-        let (team, checked, _) = structs(problem, std::ptr::null())?;
-        let results = Results { lse: Operand::packed(lse.cast_mut(), XENT_F64), ..Results::NONE };
-        run::cross_entropy(&checked, pass, &results, Some(&request?), &team, None)?;
+        let mut call = (Problem::INIT, Results::NONE);
+        let (team, _) = read_structs(problem, std::ptr::null(), &mut call)?;
+        call.1.lse = Operand::packed(lse.cast_mut(), XENT_F64);
+        run::cross_entropy(&call.0, pass, &call.1, Some(&request?), &team, None)?;
     }
     Ok(())
 }
@@ -746,11 +769,11 @@ pub unsafe extern "C" fn xent_forward_backward(
         {
             return Ok(());
         }
-        let (team, checked, results) = structs(problem, results)?;
-        let results = results.unwrap_or(Results::NONE);
+        let mut call = (Problem::INIT, Results::NONE);
+        let (team, _) = read_structs(problem, results, &mut call)?;
         let request = request(grad_output, grad_scale, grad_logits, "grad_logits")?;
         let pass = Pass::ForwardBackward;
-        run::cross_entropy(&checked, pass, &results, Some(&request), &team, None)?;
+        run::cross_entropy(&call.0, pass, &call.1, Some(&request), &team, None)?;
         Ok(())
     })
 }

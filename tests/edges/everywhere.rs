@@ -456,7 +456,9 @@ impl Got {
             self.close(&format!("entropy[{row}]"), entropy, want.entropy[row], unit * scale);
         }
         for (row, &kl) in self.kl.iter().enumerate() {
-            let bound = 20.0 * unit * (1.0 + want.kl_scale[row]);
+            // The lse is rounded.
+            let lse = want.lse.get(row).map_or(0.0, |lse| lse.abs());
+            let bound = 20.0 * unit * (1.0 + want.kl_scale[row]) + 4.0 * f64::EPSILON * lse;
             self.close(&format!("kl[{row}]"), kl, want.kl[row], bound);
         }
         self.judge_rankings(case, want, unit);
