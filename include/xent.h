@@ -689,8 +689,8 @@ typedef struct xent_partial {
 
 /**
  * label_smoothing outside [0, 1]; a negative or infinite normalizer, softcap or z_loss;
- * logit_scale not > 0; an infinite entropy_bonus; an option that is NaN; a result that this problem cannot have; a flag that
- * does not go with the layout of the gradient; an XENT_ISA that names no available instruction set.
+ * logit_scale not > 0; an infinite entropy_bonus; an option that is NaN; a result that this problem cannot have; a
+ * flag that does not go with the layout of the gradient; an XENT_ISA that names no available instruction set.
  */
 #define XENT_ERR_PARAM 9
 
@@ -870,8 +870,8 @@ const char *xent_version(void);
  * Computes the loss of a linear layer's logits, and the other results that `results` asks for.
  *
  * problem, linear, results: not NULL. Ignored rows cost no arithmetic, unless lse, argmax, entropy, top_classes or
- * top_log_probs are asked for, which are results of all rows. Thread-safe. A call that fails writes nothing; XENT_ERR_MEMORY: the working
- * memory could not be had.
+ * top_log_probs are asked for, which are results of all rows. Thread-safe. A call that fails writes nothing;
+ * XENT_ERR_MEMORY: the working memory could not be had.
  */
 xent_status xent_linear_forward(const struct xent_problem *problem,
                                 const struct xent_linear *linear,

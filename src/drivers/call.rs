@@ -171,7 +171,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    // Not inlined: the caller's frame, below which all work is done, would have it twice.
+    /// A function of its own: else the caller's frame, below which all work is done, has the call twice.
     #[inline(never)]
     fn of_loss(plan: &'a Plan, k: &'a Kernels, loss: &'a Loss) -> Self {
         let (wants_argmax, wants_entropy) = (loss.wants_argmax(), loss.wants_entropy());
@@ -283,14 +283,13 @@ impl<'a> Call<'a> {
         mut extras: Option<&mut [RowGroupExtras]>,
         options: &RowOptions,
     ) {
-        let mut options = RowOptions { lse: LseSource::Sums, gradient: None, ..*options };
-        let Finish::Loss(own) = &self.finish else { return };
+        let mut once = RowOptions { lse: LseSource::Sums, gradient: None, ..*options };
         // SAFETY: this function's own # Safety; the processor has the set of the kernels, which `Isa::kernels` handed
         // out (`new`).
         unsafe {
-            (self.k.lanes.finish_loss)(groups, extras.as_deref_mut(), &options);
-            options = RowOptions { wants_entropy: false, ..*own };
-            (self.k.lanes.finish_loss)(groups, extras, &options);
+            (self.k.lanes.finish_loss)(groups, extras.as_deref_mut(), &once);
+            once = RowOptions { wants_entropy: false, ..*options };
+            (self.k.lanes.finish_loss)(groups, extras, &once);
         }
     }
 

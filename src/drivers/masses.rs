@@ -1,8 +1,8 @@
 //! What each class of a row weighs in its loss: class weights, target probabilities, and both.
 //!
 //! Probabilities come in three kinds: of all classes, of some that are listed, and as the logits of a teacher, of all
-//! classes or of those listed. The first sweep over a row starts with the log-sum-exp of its teacher; each sweep then
-//! forms the probabilities again, some classes at a time, and nobody stores them.
+//! classes or of those listed. The driver that reads a row's operands prepares the softmax of its teacher, in two numbers;
+//! each sweep then forms the probabilities again, some classes at a time, and nobody stores them.
 
 use super::call::Call;
 use super::operands;
@@ -141,9 +141,8 @@ pub const BLOCK: usize = 64;
 pub unsafe fn listed_blocks(call: &Call, at: Position, class: usize, len: usize) -> Option<u64> {
     const MOST: u32 = 8;
     let loss = call.loss?;
-    let Targets::Probabilities(Probabilities { listed: Some(listed), .. }) = &loss.targets else {
-        return None;
-    };
+    let Targets::Probabilities(targets) = &loss.targets else { return None };
+    let listed = targets.listed.as_ref()?;
     if loss.class_weights.is_some() && loss.label_smoothing != 0.0 {
         return None;
     }
@@ -158,7 +157,6 @@ pub unsafe fn listed_blocks(call: &Call, at: Position, class: usize, len: usize)
         }
     }
     // A teacher without a softmax leaves no class a mass.
-    let Targets::Probabilities(targets) = &loss.targets else { return None };
     // SAFETY: the row is the plan's (# Safety), so `read_teacher` has written its numbers.
     let is_nan = unsafe { has_no_softmax(targets, at) };
     (blocks.count_ones() <= MOST && !is_nan).then_some(blocks)

@@ -380,11 +380,11 @@ unsafe fn reduce_general(
             kernels = call.k.converted;
         }
         if let Some(center) = reduction.center {
-            let masses = room.start().cast();
+            let (at, masses) = (row.at, room.start().cast());
+            let of = Weighted { at, class, chunk: &chunk, kernels, center, masses };
             // SAFETY: `kernels` are those that read the chunk: as it lies in the row (# Safety), or its copy. It
             // has the classes of the row from `class` on. There is room for CHUNK masses.
-            (seen.weighted_logits, seen.mass) =
-                unsafe { weighted_sum(call, kernels, row.at, class, &chunk, center, masses) };
+            (seen.weighted_logits, seen.mass) = unsafe { weighted_sum(call, &of) };
         }
         if reduction.sums_exps {
             if call.wants_entropy {
@@ -486,20 +486,27 @@ unsafe fn sum_from_max(
     ExpSum::new(shift, sums.sum, sums.first_moment)
 }
 
+/// A chunk whose logits are added up, weighted by the masses of their classes.
+struct Weighted<'a> {
+    /// The row, and the first class of the chunk.
+    at: Position,
+    class: usize,
+    chunk: &'a Chunk,
+    /// The kernels that read the chunk.
+    kernels: &'a LogitKernels,
+    /// What the logits are taken relative to.
+    center: f64,
+    /// Room for the masses of the chunk.
+    masses: *mut f64,
+}
+
 /// `Σ m·(x - center)` over a chunk, and `Σ m` of probability targets.
 ///
 /// # Safety
 /// The chunk has the classes of the row from `class` on, at most CHUNK, and is readable by the kernels,
 /// whose set the processor has. `masses` has room for as many, where their values do not matter.
-unsafe fn weighted_sum(
-    call: &Call,
-    kernels: &LogitKernels,
-    at: Position,
-    class: usize,
-    chunk: &Chunk,
-    center: f64,
-    masses: *mut f64,
-) -> (f64, CompensatedSum) {
+unsafe fn weighted_sum(call: &Call, of: &Weighted) -> (f64, CompensatedSum) {
+    let Weighted { at, class, chunk, kernels, center, masses } = *of;
     let has_indices = call.loss.is_some_and(|loss| matches!(loss.targets, Targets::Indices(_)));
     if has_indices && !call.has_masses {
         // SAFETY: the chunk is readable (# Safety); without masses, none are read.
@@ -509,9 +516,7 @@ unsafe fn weighted_sum(
     // SAFETY: the row and the classes are the call's, at most a chunk (# Safety).
     if let Some(blocks) = unsafe { masses::listed_blocks(call, at, class, chunk.len) } {
         // SAFETY: this function's own # Safety.
-        return unsafe {
-            weighted_sum_of_blocks(call, kernels, at, class, chunk, center, masses, blocks)
-        };
+        return unsafe { weighted_sum_of_blocks(call, of, blocks) };
     }
     // SAFETY: there is room for the masses (# Safety), and zeros are values of f64.
     let masses = unsafe {
@@ -530,25 +535,14 @@ unsafe fn weighted_sum(
     (dot, unsafe { (call.k.lanes.compensated_total)(masses.as_ptr(), masses.len()) })
 }
 
-/// [`weighted_sum`] where sparse targets list classes in a few blocks.
+/// [`weighted_sum`] where sparse targets list classes in a few blocks. A function of its own, for the frame of the
+/// other.
 ///
 /// # Safety
 /// As [`weighted_sum`]; `blocks` are those of [`masses::listed_blocks`].
 #[inline(never)]
-#[allow(
-    clippy::too_many_arguments,
-    reason = "those of `weighted_sum`, whose callers share one frame"
-)]
-unsafe fn weighted_sum_of_blocks(
-    call: &Call,
-    kernels: &LogitKernels,
-    at: Position,
-    class: usize,
-    chunk: &Chunk,
-    center: f64,
-    masses: *mut f64,
-    blocks: u64,
-) -> (f64, CompensatedSum) {
+unsafe fn weighted_sum_of_blocks(call: &Call, of: &Weighted, blocks: u64) -> (f64, CompensatedSum) {
+    let Weighted { at, class, chunk, kernels, center, masses } = *of;
     let (mut dot, mut mass) = (0.0, CompensatedSum::ZERO);
     let share = masses::unlisted(call);
     if share != 0.0 {

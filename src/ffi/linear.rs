@@ -152,8 +152,8 @@ unsafe fn request(
 /// Computes the loss of a linear layer's logits, and the other results that `results` asks for.
 ///
 /// problem, linear, results: not NULL. Ignored rows cost no arithmetic, unless lse, argmax, entropy, top_classes or
-/// top_log_probs are asked for, which are results of all rows. Thread-safe. A call that fails writes nothing; XENT_ERR_MEMORY: the working
-/// memory could not be had.
+/// top_log_probs are asked for, which are results of all rows. Thread-safe. A call that fails writes nothing;
+/// XENT_ERR_MEMORY: the working memory could not be had.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_linear_forward(
     problem: *const xent_problem,

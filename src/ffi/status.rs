@@ -30,8 +30,8 @@ pub const XENT_ERR_OVERLAP: xent_status = 7;
 /// A target index is neither ignore_index nor in [0, classes).
 pub const XENT_ERR_TARGET: xent_status = 8;
 /// label_smoothing outside [0, 1]; a negative or infinite normalizer, softcap or z_loss;
-/// logit_scale not > 0; an infinite entropy_bonus; an option that is NaN; a result that this problem cannot have; a flag that
-/// does not go with the layout of the gradient; an XENT_ISA that names no available instruction set.
+/// logit_scale not > 0; an infinite entropy_bonus; an option that is NaN; a result that this problem cannot have; a
+/// flag that does not go with the layout of the gradient; an XENT_ISA that names no available instruction set.
 pub const XENT_ERR_PARAM: xent_status = 9;
 /// An internal bug, caught at the boundary; never expected. Outputs may be half-written.
 pub const XENT_ERR_PANIC: xent_status = 10;

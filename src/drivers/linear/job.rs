@@ -186,7 +186,8 @@ impl Job<'_> {
     }
 
     /// Without a workspace the call would make the same logits more than once: for losses, unless it starts from an lse
-    /// (an entropy bonus needs the entropies all the same), for the gradient of the hidden states, unless exponentials are multiplied, and for those of weight and bias.
+    /// and needs no entropies for a bonus; for the gradient of the hidden states, unless exponentials are multiplied;
+    /// and for those of weight and bias.
     fn makes_logits_again(&self) -> bool {
         let Linear { hidden_gradient, weight_gradient, bias_gradient, .. } = self.linear;
         let for_losses = self.call.sums_exps;
