@@ -22,10 +22,9 @@ use std::f64::consts::LOG2_E;
 pub unsafe fn read(call: &Call, at: Position, class: usize, to: &mut [f64]) {
     let Some(loss) = call.loss else { return to.fill(1.0) };
     let Targets::Probabilities(targets) = &loss.targets else {
-        match &loss.class_weights {
-            // SAFETY: class weights cover all classes of the plan (validation).
-            Some(weights) => unsafe { weights.read_row(Position::FIRST, class, to) },
-            None => to.fill(1.0),
+        // SAFETY: this function's own # Safety.
+        if !unsafe { read_class_weights(call, class, to) } {
+            to.fill(1.0);
         }
         return;
     };
@@ -133,8 +132,8 @@ unsafe fn add_listed(
 /// Classes of a block in which [`listed_blocks`] looks for listed ones.
 pub const BLOCK: usize = 64;
 
-/// The blocks of a chunk in which sparse targets list a class, a bit each. The masses of the other blocks are all
-/// [`unlisted`]. `None` if there is no such mass, or if blocks with a listed class are many.
+/// The blocks of a chunk in which sparse targets list a class, a bit each. The masses of the other blocks are those of
+/// classes that are [`unlisted`]. `None` for other targets, or if blocks with a listed class are many.
 ///
 /// # Safety
 /// The row and the classes `class..class + len` are the plan's; `len` is at most a chunk.
@@ -143,9 +142,6 @@ pub unsafe fn listed_blocks(call: &Call, at: Position, class: usize, len: usize)
     let loss = call.loss?;
     let Targets::Probabilities(targets) = &loss.targets else { return None };
     let listed = targets.listed.as_ref()?;
-    if loss.class_weights.is_some() && loss.label_smoothing != 0.0 {
-        return None;
-    }
     let first = first_class(loss, class);
     let mut blocks = 0u64;
     for place in 0..listed.count {
@@ -162,9 +158,19 @@ pub unsafe fn listed_blocks(call: &Call, at: Position, class: usize, len: usize)
     (blocks.count_ones() <= MOST && !is_nan).then_some(blocks)
 }
 
-/// The mass of each class that sparse targets do not list, where [`listed_blocks`] has blocks.
+/// What label smoothing leaves to a class that sparse targets do not list: its mass, if there are no class weights.
 pub fn unlisted(call: &Call) -> f64 {
-    call.loss.filter(|loss| loss.label_smoothing != 0.0).map_or(0.0, |loss| loss.smoothing_share)
+    call.loss.map_or(0.0, |loss| loss.smoothing_share)
+}
+
+/// Writes the weights of the classes from `class` on; false if all weigh 1, and nothing is written.
+///
+/// # Safety
+/// As [`read`].
+pub unsafe fn read_class_weights(call: &Call, class: usize, to: &mut [f64]) -> bool {
+    let weights = call.loss.and_then(|loss| loss.class_weights.as_ref());
+    // SAFETY: class weights cover all classes of the plan (validation).
+    weights.inspect(|weights| unsafe { weights.read_row(Position::FIRST, class, to) }).is_some()
 }
 
 /// The index in the vocabulary of a class of the plan.

@@ -543,35 +543,48 @@ unsafe fn weighted_sum(call: &Call, of: &Weighted) -> (f64, CompensatedSum) {
 #[inline(never)]
 unsafe fn weighted_sum_of_blocks(call: &Call, of: &Weighted, blocks: u64) -> (f64, CompensatedSum) {
     let Weighted { at, class, chunk, kernels, center, masses } = *of;
+    // SAFETY: there is room for as many numbers as the chunk has classes (# Safety), and zeros are values of f64.
+    let weights = unsafe {
+        masses.write_bytes(0, chunk.len);
+        std::slice::from_raw_parts_mut(masses, chunk.len)
+    };
+    // SAFETY: the classes are the call's (# Safety).
+    let is_weighted = unsafe { masses::read_class_weights(call, class, weights) };
     let (mut dot, mut mass) = (0.0, CompensatedSum::ZERO);
     let share = masses::unlisted(call);
     if share != 0.0 {
-        // SAFETY: the chunk is readable (# Safety); without masses, none are read.
-        dot = share * unsafe { (kernels.dot)(chunk, center, std::ptr::null()) };
-        mass.add(share * chunk.len as f64);
+        // SAFETY: the chunk is readable (# Safety); there is a weight for each logit, or none is read. The processor has
+        // the set of the kernels (`Call::k`).
+        unsafe {
+            if is_weighted {
+                dot = share * (kernels.dot)(chunk, center, weights.as_ptr());
+                mass = (call.k.lanes.compensated_total)(weights.as_ptr(), weights.len());
+            } else {
+                dot = share * (kernels.dot)(chunk, center, std::ptr::null());
+                mass.add(chunk.len as f64);
+            }
+        }
+        mass.scale(share);
     }
     let dtype = call.plan.logits.dtype;
     // A chunk that was scaled and capped is a copy in the lanes' type.
     let size = if call.plan.transform().is_some() { dtype.lane_size() } else { dtype.size() };
-    // SAFETY: there is room for as many masses as the chunk has classes (# Safety), and zeros are values of f64.
-    let of_block = unsafe {
-        let len = masses::BLOCK.min(chunk.len);
-        masses.write_bytes(0, len);
-        std::slice::from_raw_parts_mut(masses, len)
-    };
+    let mut masses = [0.0; masses::BLOCK];
     for block in (0..u64::BITS as usize).filter(|block| blocks >> block & 1 == 1) {
         let start = block * masses::BLOCK;
         let len = masses::BLOCK.min(chunk.len - start);
-        let of_block = &mut of_block[..len];
+        let (masses, weights) = (&mut masses[..len], &weights[start..start + len]);
         let excluded = excluded_in(chunk.excluded, start, len);
         let part = Chunk::new(chunk.x.wrapping_add(start * size), len, excluded);
         // SAFETY: the row and the classes are the call's (# Safety). The part of the chunk is readable, and has a mass for
         // each logit; the processor has the set of the kernels (`Call::k`).
         unsafe {
-            masses::read(call, at, class + start, of_block);
-            of_block.iter_mut().for_each(|m| *m -= share);
-            dot += (kernels.dot)(&part, center, of_block.as_ptr());
-            mass.merge((call.k.lanes.compensated_total)(of_block.as_ptr(), len));
+            masses::read(call, at, class + start, masses);
+            for (m, w) in masses.iter_mut().zip(weights) {
+                *m -= if is_weighted { share * w } else { share };
+            }
+            dot += (kernels.dot)(&part, center, masses.as_ptr());
+            mass.merge((call.k.lanes.compensated_total)(masses.as_ptr(), len));
         }
     }
     (dot, mass)
@@ -640,7 +653,10 @@ unsafe fn gradient_of_blocks(
     bonus: &Bonus,
 ) {
     let is_plain = call.plan.transform().is_none() && !call.scatters && !call.has_bonus;
-    let blocks = match is_plain {
+    let unlisted = masses::unlisted(call);
+    // With class weights, what label smoothing leaves is a mass of each class's own.
+    let is_even = unlisted == 0.0 || call.loss.is_none_or(|loss| loss.class_weights.is_none());
+    let blocks = match is_plain && is_even {
         // SAFETY: the row and the classes are the call's, at most a chunk (# Safety).
         true => unsafe { masses::listed_blocks(call, at, class, chunk.len) },
         false => None,
@@ -649,7 +665,6 @@ unsafe fn gradient_of_blocks(
         // SAFETY: this function's own # Safety.
         return unsafe { gradient_general(call, at, class, chunk, bias, bonus) };
     };
-    let unlisted = masses::unlisted(call);
     let mut start = 0;
     while start < chunk.len {
         let left = blocks >> (start / masses::BLOCK);
