@@ -7,10 +7,12 @@ use crate::element::Element;
 use crate::kernels::contiguous::block::Chunk;
 use crate::kernels::contiguous::gradient::GradientChunk;
 use crate::kernels::contiguous::reduce::{CHUNK_WORDS, Sums};
-use crate::kernels::contiguous::{convert, gradient, interleaved, reduce};
+use crate::kernels::contiguous::short::{ShortGradient, ShortRows};
+use crate::kernels::contiguous::{convert, gradient, interleaved, reduce, short};
 use crate::kernels::entropy_bonus::{self, Bonus};
 use crate::kernels::logit_transform::{self, Transform};
 use crate::kernels::masses;
+use crate::kernels::ordinary::OrdinaryState;
 use crate::kernels::product::form::{self, Form, Fused, Pairs, Single, Swapped};
 #[cfg(x86_sets)]
 use crate::kernels::product::form::{Dots, Paired};
@@ -22,7 +24,7 @@ use crate::kernels::softmax_gradient::{self, Pair, Tiles};
 use crate::kernels::strided::gradient::TileGradient;
 use crate::kernels::strided::reduce::{Masses, TileMaxima};
 use crate::kernels::strided::row::StripRow;
-use crate::kernels::strided::strip::{Strip, StripGradient, StripState};
+use crate::kernels::strided::strip::{Strip, StripGradient};
 use crate::kernels::strided::tile::{Tile, TileNumbers};
 use crate::kernels::{
     Kernels, LaneKernels, LogitKernels, OutputKernels, PairKernels, ProductKernels, class_index,
@@ -202,19 +204,25 @@ macro_rules! entries {
                 fn gather[S: Simd<Real: Base>, E: Element<S>](tile: &Tile, from: *const u8, strides: [isize; 2]) -> () {
                     strided::transpose::gather::<S, E>(S::assume(), tile, from, strides)
                 }
-                fn strip_sums[S: Simd<Real: Base>, E: Element<S>](strip: &Strip, state: &mut StripState) -> () {
+                fn short_sums[S: Simd<Real: Base>, E: Element<S>](rows: &ShortRows, state: &mut OrdinaryState) -> () {
+                    short::sums::<S, E>(S::assume(), rows, state)
+                }
+                fn short_gradient[S: Simd<Real: Base>, G: Element<S>](rows: &ShortRows, state: &mut OrdinaryState, to: &ShortGradient) -> () {
+                    short::gradient::<S, G>(S::assume(), rows, state, to)
+                }
+                fn strip_sums[S: Simd<Real: Base>, E: Element<S>](strip: &Strip, state: &mut OrdinaryState) -> () {
                     strided::strip::sums::<S, E>(S::assume(), strip, state)
                 }
-                fn strip_row_sums[S: Simd<Real: Base>, E: Element<S>](row: &StripRow, state: &mut StripState) -> () {
+                fn strip_row_sums[S: Simd<Real: Base>, E: Element<S>](row: &StripRow, state: &mut OrdinaryState) -> () {
                     strided::row::sums::<S, E>(S::assume(), row, state)
                 }
-                fn strip_row_gradient[S: Simd<Real: Base>, G: Element<S>](row: &StripRow, state: &mut StripState, to: *mut u8) -> () {
+                fn strip_row_gradient[S: Simd<Real: Base>, G: Element<S>](row: &StripRow, state: &mut OrdinaryState, to: *mut u8) -> () {
                     strided::row::gradient::<S, G>(S::assume(), row, state, to)
                 }
-                fn strip_gradient[S: Simd<Real: Base>, E: Element<S>, G: Element<S>](strip: &Strip, state: &mut StripState, to: &StripGradient) -> () {
+                fn strip_gradient[S: Simd<Real: Base>, E: Element<S>, G: Element<S>](strip: &Strip, state: &mut OrdinaryState, to: &StripGradient) -> () {
                     strided::strip::gradient::<S, E, G>(S::assume(), strip, state, to)
                 }
-                fn finish_strip[S: Simd<Real: Base>](count: usize, state: &mut StripState, wanted: &ordinary::Wanted) -> () {
+                fn finish_strip[S: Simd<Real: Base>](count: usize, state: &mut OrdinaryState, wanted: &ordinary::Wanted) -> () {
                     ordinary::finish::<S>(S::assume(), count, state, wanted)
                 }
                 fn write_gradient[S: Simd<Real: Base>, E: Element<S>, G: Element<S>](chunk: &GradientChunk) -> () {
@@ -318,6 +326,7 @@ macro_rules! entries {
                     find: find::<S, E>,
                     dot: dot::<S, E>,
                     widen: widen::<S, E>,
+                    short_sums: short_sums::<S, E>,
                     strip_sums: strip_sums::<S, E>,
                     strip_row_sums: strip_row_sums::<S, E>,
                     gather: gather::<S, E>,
@@ -330,6 +339,7 @@ macro_rules! entries {
                     gradient: write_gradient::<S, E, G>,
                     sums_and_gradient: sums_and_gradient::<S, E, G>,
                     narrow: narrow::<S, G>,
+                    short_gradient: short_gradient::<S, G>,
                     strip_gradient: strip_gradient::<S, E, G>,
                     strip_row_gradient: strip_row_gradient::<S, G>,
                     scatter: scatter::<S, G>,

@@ -37,6 +37,12 @@ impl Shape {
         }
     }
 
+    /// Which distribution is at a position.
+    #[inline(always)]
+    pub fn index(&self, at: Position) -> usize {
+        at.row * self.inner + at.inner
+    }
+
     /// Distributions `first..first + len` as spans, each with the number of distributions before it.
     #[inline(always)]
     pub fn spans(&self, first: usize, len: usize) -> impl Iterator<Item = (usize, Span)> {
@@ -397,11 +403,10 @@ impl Loss {
         self.label_smoothing > 0.0 && self.has_indices()
     }
 
-    /// Distributions are summed in strips, if the layout is strided: a loss over class indices without options
-    /// that change the logits, spread mass over the classes or need the lse. Which results are wanted makes no
-    /// difference.
+    /// Rows may be ordinary, and are summed in strips or as short rows: a loss over class indices without options that
+    /// change the logits, spread mass over the classes or need the lse. Which results are wanted makes no difference.
     #[inline(always)]
-    pub fn fits_strips(&self, classes: usize, dtype: FloatType) -> bool {
+    pub fn has_ordinary_rows(&self, classes: usize, dtype: FloatType) -> bool {
         self.has_indices()
             && self.computes_losses()
             && self.transform.is_none()
@@ -410,7 +415,7 @@ impl Loss {
             && self.z_loss == 0.0
             && !self.has_bonus()
             && self.shard.is_none()
-            && strategy::fits_strips(classes, dtype.lane_size())
+            && strategy::has_ordinary_rows(classes, dtype.lane_size())
     }
 
     /// Each class of a row has a mass of its own: a class weight, or a target probability.

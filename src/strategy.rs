@@ -93,8 +93,8 @@ pub const SMALL_ROWS: usize = 16;
 /// Rows of a small call up to which lanes run along the classes of one row after the other.
 pub const SINGLE_ROWS: usize = 4;
 
-/// Classes of a small call at most: those of f32 rows that are [narrow](is_narrow).
-pub const SMALL_CLASSES: usize = NARROW_BYTES / 4;
+/// Lanes at most of the exponentials of a small call, with what lies between its rows: as many as a strip keeps.
+pub const SMALL_LANES: usize = STRIP_BYTES / 4;
 
 /// Registers of a tile that are scanned together for their largest logits: a scan is a chain of dependent
 /// instructions, and everything up to the first exponential waits for it. Four are as many as a tile of f32
@@ -106,9 +106,14 @@ pub const REGISTERS_ABREAST: usize = 4;
 /// there both ways cost the same (docs/performance.md).
 const NARROW_BYTES: usize = 512;
 
-/// Classes up to which a loss is computed in strips though classes are contiguous. At 150 strips take half
-/// the time of single rows, at 300 both take as long.
-const NARROW_STRIP_CLASSES: usize = 256;
+/// Classes from which contiguous rows that may be ordinary are summed one by one, not in strips.
+const SHORT_FROM: usize = 80;
+
+/// Classes that the shift of such a row is chosen from: a register of AVX-512.
+pub const SHORT_HEAD: usize = 16;
+
+/// Classes up to which they are: the exponentials of one row fill a strip's buffer.
+const SHORT_CLASSES: usize = STRIP_BYTES / 4 - 64;
 
 /// Gradients of at least this many bytes are written around the caches (docs/performance.md).
 const STREAMED_BYTES: usize = 16 << 20;
@@ -202,14 +207,38 @@ pub const MERGED_ROW_ELEMENTS: usize = 32;
 
 /// Whether lanes run along rows although classes are contiguous.
 #[inline(always)]
-pub fn is_narrow(classes: usize, lane_size: usize, in_strips: bool) -> bool {
-    classes <= if in_strips { NARROW_STRIP_CLASSES } else { NARROW_BYTES / lane_size }
+pub fn is_narrow(classes: usize, lane_size: usize, has_ordinary_rows: bool) -> bool {
+    if has_ordinary_rows { classes < SHORT_FROM } else { classes <= NARROW_BYTES / lane_size }
 }
 
-/// Whether a loss over class indices is computed in strips: a class has a number in f32 lanes. A row of one
+/// Lanes from the exponentials of a short row to those of the next: whole blocks, and room for a register that begins at
+/// the last class.
+#[inline(always)]
+pub const fn exps_pitch(classes: usize) -> usize {
+    (classes + SHORT_HEAD - 1).next_multiple_of(64)
+}
+
+/// Whether contiguous rows that may be ordinary are short.
+#[inline(always)]
+pub fn is_short(classes: usize) -> bool {
+    (SHORT_FROM..=SHORT_CLASSES).contains(&classes)
+}
+
+/// Whether a call over so many packed rows of f32 is a small one. With a gradient, there has to be room for all
+/// exponentials.
+#[inline(always)]
+pub fn is_small(rows: usize, classes: usize, has_gradient: bool) -> bool {
+    if !(1..=SMALL_ROWS).contains(&rows) {
+        return false;
+    }
+    let fits = |pitch: usize| !has_gradient || rows * pitch <= SMALL_LANES;
+    (2..SHORT_FROM).contains(&classes) || (is_short(classes) && fits(exps_pitch(classes)))
+}
+
+/// Whether the rows of a loss over class indices may be ordinary: a class has a number in f32 lanes. A row of one
 /// class has no others to sum up.
 #[inline(always)]
-pub fn fits_strips(classes: usize, lane_size: usize) -> bool {
+pub fn has_ordinary_rows(classes: usize, lane_size: usize) -> bool {
     lane_size == 4 && (2..=1 << 24).contains(&classes)
 }
 
@@ -291,6 +320,9 @@ pub fn segment_len(classes: usize) -> usize {
 pub fn segments(classes: usize) -> usize {
     classes.div_ceil(segment_len(classes))
 }
+
+/// Strips of narrow rows fit the buffer of a small call.
+const _: () = assert!(SHORT_FROM.next_multiple_of(16) * SMALL_ROWS <= SMALL_LANES);
 
 #[cfg(test)]
 mod tests {

@@ -180,6 +180,11 @@ impl<const N: usize> Batch<N> {
         &self.group.results.lse
     }
 
+    /// The loss of row `i`, once the rows are finished, and its lse, if it is a result.
+    pub fn loss_and_lse(&self, i: usize) -> (f64, f64) {
+        (self.group.results.loss[i], self.group.results.lse[i])
+    }
+
     /// Writes the results of all rows, and finds out what remains to be done.
     ///
     /// # Safety
@@ -513,7 +518,7 @@ pub fn from_initial(call: &Call, reduction: &Option<Reduction>, exps: ExpScale) 
 ///
 /// # Safety
 /// The row is the call's, and its classes are contiguous.
-unsafe fn largest_logit(call: &Call, at: Position) -> ArgMax {
+pub unsafe fn largest_logit(call: &Call, at: Position) -> ArgMax {
     let mut largest = ArgMax::NONE;
     let classes = call.plan.shape.classes;
     for class in (0..classes).step_by(CHUNK) {

@@ -78,8 +78,8 @@ pub struct Call<'a> {
     pub wants_entropy: bool,
     /// The first sweep needs nothing of the logits but exponentials of them as they are.
     pub sums_exps_alone: bool,
-    /// See [`Loss::fits_strips`].
-    pub in_strips: bool,
+    /// See [`Loss::has_ordinary_rows`].
+    pub has_ordinary_rows: bool,
     /// The first sweep stores exponentials over the logits.
     pub stores_exps: bool,
     /// The second sweep counts every exponential from the row's final shift; else from the initial one,
@@ -117,7 +117,7 @@ impl<'a> Call<'a> {
     /// As [`new`](Self::new).
     pub unsafe fn of_blocks(plan: &'a Plan, k: &'a Kernels, loss: &'a Loss) -> Self {
         let mut call = Call::of_loss(plan, k, loss);
-        (call.stores_exps, call.final_shift, call.in_strips) = (false, true, false);
+        (call.stores_exps, call.final_shift, call.has_ordinary_rows) = (false, true, false);
         // The order of the logits is found along with the sums, in every block.
         call.sums_exps_alone &= call.rankings.is_none();
         if call.from_lse && call.excluded == Excluded::Largest {
@@ -160,7 +160,7 @@ impl<'a> Call<'a> {
             rankings: None,
             wants_entropy: false,
             sums_exps_alone: true,
-            in_strips: false,
+            has_ordinary_rows: false,
             stores_exps: shape.may_store_exps && term == OutputTerm::Exponentials,
             final_shift: shape.is_huge,
             sweeps: Sweeps::Two,
@@ -181,7 +181,7 @@ impl<'a> Call<'a> {
             && !wants_entropy
             && !loss.log_probs
             && !wants_argmax
-            && (rankings.is_none() || ranks_batches(plan));
+            && (rankings.is_none() || ranks_batches(plan, loss));
         let fused = loss.pass == Pass::ForwardBackward;
         let shape = Common::new(plan);
         let interleaves = fused
@@ -224,11 +224,11 @@ impl<'a> Call<'a> {
             rankings,
             wants_entropy,
             sums_exps_alone,
-            in_strips: loss.fits_strips(plan.shape.classes, plan.logits.dtype),
+            has_ordinary_rows: loss.has_ordinary_rows(plan.shape.classes, plan.logits.dtype),
             // Nothing else may need the logits again.
             stores_exps: shape.may_store_exps
                 && fused
-                && !(rankings.is_some() && ranks_batches(plan))
+                && !(rankings.is_some() && ranks_batches(plan, loss))
                 && loss.transform.is_none()
                 && !has_bonus
                 && !loss.has_probabilities(),
@@ -312,7 +312,13 @@ impl<'a> Call<'a> {
     /// along with the sums of each row.
     #[inline(always)]
     pub fn ranks_batches(&self) -> bool {
-        ranks_batches(self.plan)
+        self.loss.is_some_and(|loss| ranks_batches(self.plan, loss))
+    }
+
+    /// Whether contiguous rows are short ones, which are summed in one sweep.
+    #[inline(always)]
+    pub fn has_short_rows(&self) -> bool {
+        self.has_ordinary_rows && strategy::is_short(self.plan.shape.classes)
     }
 
     /// The classes of a segment.
@@ -369,8 +375,10 @@ impl Common {
 
 /// See [`Call::ranks_batches`].
 #[inline(always)]
-fn ranks_batches(plan: &Plan) -> bool {
-    plan.shape.classes <= BATCHED_CLASSES
+fn ranks_batches(plan: &Plan, loss: &Loss) -> bool {
+    let classes = plan.shape.classes;
+    classes <= BATCHED_CLASSES
+        || (strategy::is_short(classes) && loss.has_ordinary_rows(classes, plan.logits.dtype))
 }
 
 /// log2 e as the lanes of a dtype have it.

@@ -11,12 +11,14 @@ pub mod linear;
 mod long_row;
 mod masses;
 mod operands;
+mod ordinary;
 mod padding;
 mod place;
 mod ranking;
 mod rows;
 mod segment;
 pub mod shards;
+mod short;
 pub mod small;
 pub mod softmax_gradient;
 mod strided;
@@ -56,7 +58,9 @@ pub unsafe fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
         // padding, and each tile is then of TILE of them.
         let task = |tiles: Range<usize>| unsafe {
             let totals = match call.loss {
-                Some(loss) if call.in_strips => strips::strips(&call, loss, axis, tiles.clone()),
+                Some(loss) if call.has_ordinary_rows => {
+                    strips::strips(&call, loss, axis, tiles.clone())
+                }
                 _ => strided::tiles(&call, axis, tiles.clone()),
             };
             padding::clear(plan, tiles.start * TILE..rows.min(tiles.end * TILE));
@@ -89,7 +93,9 @@ pub unsafe fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
     let portion = |rows: Range<usize>, len: usize, give: &mut dyn FnMut(Totals)| {
         // SAFETY: the rows are the plan's, and each is in one portion.
         unsafe {
-            if call.rankings.is_some() && !call.ranks_batches() {
+            if let Some(loss) = call.loss.filter(|_| call.has_short_rows()) {
+                short::run(&call, loss, rows.clone(), len, give);
+            } else if call.rankings.is_some() && !call.ranks_batches() {
                 long_row::run_each(&call, rows.clone(), len, give);
             } else {
                 rows::run(&call, rows.clone(), len, give);

@@ -1,19 +1,19 @@
-//! Small calls: one strip, without a plan. A few rows go one by one, more of them side by side.
+//! Small calls, without a plan: one strip, or a few short rows. A few rows of a strip go one by one, more of them side by
+//! side.
 
-use super::totals::GroupTotals;
+use super::totals::{Losses, Totals};
 use crate::kernels::Kernels;
+use crate::kernels::contiguous::short::{ShortGradient, ShortRows};
+use crate::kernels::ordinary::{self, OrdinaryState};
 use crate::kernels::ordinary::{FACTORS, Wanted};
-use crate::kernels::row_math::{ROWS, RowInputs};
+use crate::kernels::row_math::RowInputs;
 use crate::kernels::scratch::Scratch;
 use crate::kernels::strided::row::StripRow;
-use crate::kernels::strided::strip::{self, Strip, StripGradient, StripState};
+use crate::kernels::strided::strip::{Strip, StripGradient};
 use crate::kernels::strided::tile::Tile;
 use crate::plan::Plain;
-use crate::strategy::{SINGLE_ROWS, SMALL_CLASSES, SMALL_ROWS, TILE, TILE_CLASSES};
+use crate::strategy::{self, SINGLE_ROWS, SMALL_LANES, TILE, TILE_CLASSES, exps_pitch};
 use crate::view::{Axis, Position, Span, View};
-
-/// Lanes of the buffer.
-const LANES: usize = SMALL_CLASSES * SMALL_ROWS / 2;
 
 /// Runs a plain call, with the bits of the general way; false, with nothing written, where it has a row that
 /// is not ordinary, a target out of range, or nothing to divide by.
@@ -23,14 +23,15 @@ const LANES: usize = SMALL_CLASSES * SMALL_ROWS / 2;
 /// and outputs.
 pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
     let Plain { rows, classes, .. } = *call;
-    let mut state = StripState::new();
-    let mut buffer = Scratch::<LANES>::new();
+    let mut state = OrdinaryState::new();
+    let mut buffer = Scratch::<{ SMALL_LANES / 2 }>::new();
     let targets =
         View { data: call.targets.cast_mut(), dtype: call.target_type, strides: [1, 0, 0] };
     let span = Span { first: Position::FIRST, axis: Axis::Rows, len: rows };
-    let (padded, padded_row) = (strip::padded(rows), strip::padded(classes));
+    let (padded, padded_row) = (ordinary::padded(rows), ordinary::padded(classes));
+    let is_short = strategy::is_short(classes);
     let one_by_one = rows <= SINGLE_ROWS;
-    // SAFETY: the array has room for STRIP lanes (`StripState`), and a small call has no more than SMALL_ROWS rows
+    // SAFETY: the array has room for STRIP lanes (`OrdinaryState`), and a small call has no more than SMALL_ROWS rows
     // (validation). f64 of any bits may be in it, and `read_classes` writes them before they are read. The targets are
     // packed (validation); the processor has the set of the kernels (# Safety).
     let kept = unsafe {
@@ -61,6 +62,14 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
         exps: if has_gradient { exps } else { std::ptr::null_mut() },
         exps_pitch: padded,
     };
+    let short = ShortRows {
+        x: call.logits,
+        pitch: classes as isize,
+        rows,
+        classes,
+        exps: strip.exps,
+        exps_pitch: exps_pitch(classes),
+    };
     let pieces = || (0..classes).step_by(TILE_CLASSES);
     let tile = |first: usize| Tile {
         x: exps.wrapping_add(first * padded * 4),
@@ -82,11 +91,13 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
         lse: false,
         gradient: has_gradient.then_some(scale),
     };
-    // SAFETY: the logits cover all classes of the rows (validation), and the buffer has room for SMALL_CLASSES classes
-    // of SMALL_ROWS rows, of which a small call has no more (validation): both are multiples of a register.
-    // `count_kept` above found the excluded classes in range. The processor has the set of the kernels (# Safety).
+    // SAFETY: the logits cover all classes of the rows (validation), and the buffer has room for the exponentials of all
+    // rows, in whole registers or by `exps_pitch` (`strategy::is_small`; validation). `count_kept` above found the excluded
+    // classes in range. The processor has the set of the kernels (# Safety).
     unsafe {
-        if one_by_one {
+        if is_short {
+            (k.native.short_sums)(&short, &mut state);
+        } else if one_by_one {
             // The arithmetic of the rows reads whole registers.
             for of in [&mut state.class, &mut state.shift, &mut state.x_y] {
                 of.start().write_bytes(0, padded * size_of::<f32>());
@@ -109,33 +120,43 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
         return false;
     }
 
-    let mut totals = GroupTotals::ZERO;
-    let groups = rows.div_ceil(ROWS);
-    // SAFETY: `finish_strip` above has set the losses of the rows, and the array has room for STRIP lanes
-    // (`StripState`), a multiple of ROWS.
-    let losses = unsafe {
-        let loss = state.excluded_sum_loss.start().cast::<f64>();
-        loss.wrapping_add(rows).write_bytes(0, groups * ROWS - rows);
-        std::slice::from_raw_parts(loss.cast::<[f64; ROWS]>(), groups)
-    };
+    // SAFETY: `finish_strip` above has set the losses of the rows.
+    let losses = unsafe { super::ordinary::values(&mut state.excluded_sum_loss, rows) };
     let loss = if rows == 1 {
-        losses[0][0]
+        losses[0]
     } else {
-        losses.iter().for_each(|group| totals.losses.add(group));
-        totals.total().loss.value()
+        // In the tasks of the general way, of which a strip is one.
+        let len = if is_short { strategy::task_len(rows, classes) } else { rows };
+        let mut totals = Totals::ZERO;
+        for losses in losses.chunks(len) {
+            let mut task = Losses::NONE;
+            task.add(losses);
+            totals.add(&task.total());
+        }
+        totals.loss.value()
     };
     // SAFETY: the loss is a place of the caller's, and the gradient covers all classes of the rows (validation), apart
     // from the buffer, which is this function's. The sweep above has kept all exponentials there, and `finish_strip`
     // has set the coefficients. The processor has the set of the kernels (# Safety).
     unsafe {
         *call.loss = if call.is_mean { loss / kept } else { loss };
-        if has_gradient && one_by_one {
+        if has_gradient && is_short {
+            let (accumulate, stream, writes) = (false, false, [!0; ordinary::WORDS]);
+            let to = ShortGradient {
+                g: call.gradient,
+                pitch: classes as isize,
+                accumulate,
+                stream,
+                writes,
+            };
+            (k.native_to_output.short_gradient)(&short, &mut state, &to);
+        } else if has_gradient && one_by_one {
             for lane in 0..rows {
                 let to = call.gradient.wrapping_add(lane * classes * 4);
                 (k.native_to_output.strip_row_gradient)(&row(lane), &mut state, to);
             }
         } else if has_gradient {
-            let (g, pitch, writes) = (exps, padded as isize, [!0; strip::WORDS]);
+            let (g, pitch, writes) = (exps, padded as isize, [!0; ordinary::WORDS]);
             let (accumulate, stream, padded) = (false, false, true);
             let to = StripGradient { g, pitch, accumulate, stream, padded, writes };
             (k.native_to_output.strip_gradient)(&strip, &mut state, &to);

@@ -4,17 +4,18 @@
 //! ordinary are computed again as a tile ([`strided::again`]).
 
 use super::call::Call;
+use super::ordinary;
 use super::place::Place;
 use super::strided::{self, AGAIN, AGAIN_BYTES};
 use super::totals::{GroupTotals, Totals};
-use crate::kernels::ordinary::{FACTORS, Wanted};
-use crate::kernels::row_math::{ROWS, RowInputs};
+use crate::kernels::ordinary::{self as lanes, OrdinaryState, WORDS};
+use crate::kernels::row_math::ROWS;
 use crate::kernels::scratch::Scratch;
-use crate::kernels::strided::strip::{self, Strip, StripGradient, StripState, WORDS};
+use crate::kernels::strided::strip::{self, Strip, StripGradient};
 use crate::kernels::strided::tile::Tile;
-use crate::plan::{Loss, Targets};
+use crate::plan::Loss;
 use crate::strategy::{self, HEAP_STRIP_BYTES, STRIP, STRIP_BYTES, TILE, TILE_CLASSES};
-use crate::view::{Axis, ElementType, FloatType, Span, View};
+use crate::view::{Axis, ElementType, Span};
 use std::ops::Range;
 
 /// What goes through the sweeps of a strip's classes.
@@ -40,7 +41,7 @@ struct Strips<'a> {
 /// Runs a range of a plan's tiles as strips; returns the sums over their rows.
 ///
 /// # Safety
-/// The plan is a loss that [`Call::in_strips`] is set for. The tiles are the call's, by [`Place::count`]; no
+/// The plan is a loss that [`Call::has_ordinary_rows`] is set for. The tiles are the call's, by [`Place::count`]; no
 /// other thread accesses their distributions.
 pub unsafe fn strips(call: &Call, loss: &Loss, axis: Axis, range: Range<usize>) -> Totals {
     assert!(call.plan.logits.dtype.has_f32_lanes(), "strips have lanes of f32");
@@ -59,7 +60,7 @@ pub unsafe fn strips(call: &Call, loss: &Loss, axis: Axis, range: Range<usize>) 
         let buffer = heap.as_mut_ptr().cast();
         strips = Strips::new(call, loss, axis, buffer, HEAP_STRIP_BYTES, room);
     }
-    let mut state = StripState::new();
+    let mut state = OrdinaryState::new();
     let mut totals = GroupTotals::ZERO;
     let mut index = range.start;
     while index < range.end {
@@ -95,7 +96,7 @@ impl<'a> Strips<'a> {
         let gathers = apart(plan.logits.stride_along(axis));
         let scatters = plan.output.is_some_and(|output| apart(output.view.stride_along(axis)));
         let moves = gathers || scatters;
-        let fitting = (bytes / (classes * lane)).min(STRIP) / strip::padded(1) * strip::padded(1);
+        let fitting = (bytes / (classes * lane)).min(STRIP) / lanes::padded(1) * lanes::padded(1);
         let holds = (moves || plan.output.is_some()) && fitting >= if moves { 1 } else { TILE };
         let (width, chunk) = match (holds, moves) {
             (true, _) => (fitting, classes),
@@ -113,26 +114,19 @@ impl<'a> Strips<'a> {
     /// The place is the call's, at most `width` long, and no other thread accesses its distributions.
     unsafe fn run(
         &self,
-        state: &mut StripState,
+        state: &mut OrdinaryState,
         place: Place,
         next: Option<usize>,
         totals: &mut GroupTotals,
     ) {
         let (call, loss) = (self.call, self.loss);
         let span = place.span(0, place.len);
-        let gradient = loss.gradient.as_ref();
-        let by_row = loss.row_weights.is_some() || call.has_masses;
-        let wanted = Wanted {
-            has_weights: by_row,
-            has_grad_output: by_row || gradient.is_some_and(|of| of.grad_output.is_some()),
-            lse: loss.wants_lse(),
-            gradient: gradient.map(|gradient| gradient.scale),
-        };
+        let wanted = ordinary::wanted(call, loss);
         // SAFETY: the distributions are the call's and this thread's (# Safety), the classes the call's.
         // `read_operands` sets the excluded classes before they are left out, and the sums are complete before
         // `finish_strip`. The processor has the set of the kernels (`Call::k`).
         unsafe {
-            self.read_operands(state, &span, &wanted);
+            ordinary::read_operands(call, loss, state, &span, &wanted);
             for first in (0..call.plan.shape.classes).step_by(self.chunk) {
                 let strip = self.strip(place, first, next, true);
                 let k = if self.gathers { call.k.converted } else { call.k.native };
@@ -140,10 +134,7 @@ impl<'a> Strips<'a> {
             }
             (call.k.lanes.finish_strip)(place.len, state, &wanted);
         }
-        let usual = |x: f64| x == 0.0 || FACTORS.contains(&x.abs());
-        if gradient.is_some_and(|gradient| !usual(gradient.scale)) {
-            state.good_gradient = [0; WORDS];
-        }
+        ordinary::check_scale(loss, state);
         // SAFETY: the distributions are the call's and this thread's (# Safety); `finish_strip` above has finished
         // their sums. No gradient is written before `write`.
         unsafe {
@@ -151,56 +142,6 @@ impl<'a> Strips<'a> {
             self.hand_out(state, &span, totals);
             if call.plan.output.is_some() {
                 self.write(state, place);
-            }
-        }
-    }
-
-    /// Reads the targets and what options say about the rows of a strip.
-    ///
-    /// # Safety
-    /// As [`run`](Self::run).
-    #[inline(always)]
-    unsafe fn read_operands(&self, state: &mut StripState, span: &Span, wanted: &Wanted) {
-        let (call, loss) = (self.call, self.loss);
-        let Targets::Indices(targets) = &loss.targets else {
-            unreachable!("strips are for class indices");
-        };
-        let padded = strip::padded(span.len);
-        // SAFETY: an array has room for STRIP lanes (`StripState`), and a strip has at most `width`, which is no more,
-        // in whole registers (`Strips::new`). f64 of any bits may be in it, and those that are read below are written
-        // first.
-        let [excluded, weight, grad_output] = unsafe {
-            [&mut state.excluded_sum_loss, &mut state.weight_then_lse, &mut state.grad_output]
-                .map(|of| std::slice::from_raw_parts_mut(of.start().cast::<f64>(), padded))
-        };
-        excluded[span.len..].fill(RowInputs::IGNORED);
-        // SAFETY: the targets cover the distributions (validation), and the slice has an element for each of them. The
-        // processor has the set of the kernels (`Call::k`).
-        unsafe { (call.k.lanes.read_classes)(targets, span, loss.ignore_index, excluded) };
-        if let Some(mask) = &loss.row_mask {
-            for (i, excluded) in excluded[..span.len].iter_mut().enumerate() {
-                // SAFETY: the mask covers all rows of the plan (validation), the span's among them (# Safety).
-                if unsafe { mask.integer(span.at(i)) } == 0 {
-                    *excluded = RowInputs::IGNORED;
-                }
-            }
-        }
-        if !wanted.has_weights && !wanted.has_grad_output {
-            return;
-        }
-        weight.fill(1.0);
-        grad_output.fill(1.0);
-        let given = loss.gradient.as_ref().and_then(|of| of.grad_output.as_ref());
-        for i in 0..span.len {
-            let at = span.at(i);
-            // SAFETY: row weights and grad_output cover all rows of the plan (validation), the span's among them
-            // (# Safety). Class weights cover all its classes (validation), and validation found the targets of rows
-            // that count among these.
-            unsafe {
-                if excluded[i] >= 0.0 {
-                    weight[i] = loss.row_weight(at) * loss.class_weight(excluded[i] as usize);
-                }
-                grad_output[i] = weight[i] * given.map_or(1.0, |view| view.real(at, 0));
             }
         }
     }
@@ -216,7 +157,7 @@ impl<'a> Strips<'a> {
         // (# Safety).
         let from = unsafe { view.at(place.first, first) };
         let strides = place.strides(view);
-        let pitch = strip::padded(place.len);
+        let pitch = lanes::padded(place.len);
         let exps = if self.keeps { self.buffer } else { std::ptr::null_mut() };
         if !self.gathers {
             let ahead = next.map_or(0, |next| next as isize);
@@ -286,19 +227,12 @@ impl<'a> Strips<'a> {
     /// # Safety
     /// As [`run`](Self::run); the strip is finished, and no gradient was written.
     #[inline(always)]
-    unsafe fn again(&self, state: &mut StripState, place: Place, totals: &mut GroupTotals) {
-        let has_gradient = self.call.plan.output.is_some();
+    unsafe fn again(&self, state: &mut OrdinaryState, place: Place, totals: &mut GroupTotals) {
         let others =
             self.call.wants_argmax || self.call.wants_entropy || self.call.rankings.is_some();
         for word in 0..place.len.div_ceil(TILE) {
-            let lanes = !0 >> (TILE - (place.len - word * TILE).min(TILE));
-            let counts = if self.loss.wants_lse() { lanes } else { lanes & state.kept[word] };
-            let losses = counts & !state.good[word];
-            let gradients = if has_gradient {
-                lanes & state.kept[word] & !state.good_gradient[word]
-            } else {
-                0
-            };
+            let (losses, gradients) =
+                ordinary::not_good(self.call, self.loss, state, word, place.len);
             if losses | gradients != 0 || others {
                 // SAFETY: the place has lanes in `word`, by the range of the loop; the rest is this function's own
                 // # Safety.
@@ -313,7 +247,7 @@ impl<'a> Strips<'a> {
     #[inline(never)]
     unsafe fn tile_again(
         &self,
-        state: &mut StripState,
+        state: &mut OrdinaryState,
         place: Place,
         word: usize,
         losses: u64,
@@ -324,15 +258,15 @@ impl<'a> Strips<'a> {
             let place = place.part(start, AGAIN);
             let span = place.span(0, place.len);
             let bits = |of: u64| of >> (start % TILE) & ((1 << AGAIN) - 1);
-            // SAFETY: the arrays have room for STRIP lanes (`StripState`), and a strip has no more (`Strips::new`).
+            // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), and a strip has no more (`Strips::new`).
             // `strip_sums` and `finish_strip` have set its lanes, since it is finished (# Safety); what nobody wanted
             // may have any bits, of f64.
             let ([loss, lse], class) = unsafe {
                 let of = [&mut state.excluded_sum_loss, &mut state.weight_then_lse];
                 let wide = of.map(|of| {
-                    std::slice::from_raw_parts_mut(strip::lanes::<f64, _>(of, start), place.len)
+                    std::slice::from_raw_parts_mut(lanes::lanes::<f64, _>(of, start), place.len)
                 });
-                let class = strip::lanes::<f32, _>(&mut state.class, start);
+                let class = lanes::lanes::<f32, _>(&mut state.class, start);
                 (wide, std::slice::from_raw_parts(class, place.len))
             };
             let (entropy, argmax) = ([0.0; AGAIN], [0; AGAIN]);
@@ -362,10 +296,10 @@ impl<'a> Strips<'a> {
     /// # Safety
     /// As [`run`](Self::run); the losses are complete.
     #[inline(always)]
-    unsafe fn hand_out(&self, state: &mut StripState, span: &Span, totals: &mut GroupTotals) {
+    unsafe fn hand_out(&self, state: &mut OrdinaryState, span: &Span, totals: &mut GroupTotals) {
         let groups = span.len.div_ceil(ROWS);
         // SAFETY: `run` has called `finish_strip` and `again`, which set the losses of the span (# Safety). The array
-        // has room for STRIP lanes (`StripState`), a multiple of ROWS, and a strip has no more (`Strips::new`).
+        // has room for STRIP lanes (`OrdinaryState`), a multiple of ROWS, and a strip has no more (`Strips::new`).
         let losses = unsafe {
             let loss = state.excluded_sum_loss.start().cast::<f64>();
             loss.wrapping_add(span.len).write_bytes(0, groups * ROWS - span.len);
@@ -374,47 +308,22 @@ impl<'a> Strips<'a> {
         for group in losses {
             totals.losses.add(group);
         }
-        let write = |view: &Option<View<FloatType>>, values: *mut u8| {
-            let Some(view): &Option<crate::view::View<crate::view::FloatType>> = view else {
-                return;
-            };
-            // SAFETY: `run` has called `finish_strip` and `again`, which set the values of the span, the lse if it is a
-            // result (# Safety); the result covers the span (validation), and this thread alone accesses it (# Safety).
-            unsafe {
-                let values = std::slice::from_raw_parts(values.cast::<f64>(), span.len);
-                view.write_span(span, values);
-            }
-        };
-        write(&self.loss.row_losses, state.excluded_sum_loss.start());
-        write(&self.loss.lse, state.weight_then_lse.start());
+        // SAFETY: `run` has called `finish_strip` and `again`, which set the losses of the span, and the lse if it is
+        // wanted (# Safety); this thread alone accesses the results (# Safety).
+        unsafe { ordinary::write_results(self.loss, state, span) };
     }
 
     /// Writes the gradient of a strip.
     ///
     /// # Safety
     /// As [`run`](Self::run); the strip is finished.
-    unsafe fn write(&self, state: &mut StripState, place: Place) {
+    unsafe fn write(&self, state: &mut OrdinaryState, place: Place) {
         let call = self.call;
         let Some(output) = &call.plan.output else { return };
         let view = &output.view;
-        let mut writes = [0; WORDS];
-        for (i, writes) in writes.iter_mut().enumerate() {
-            // Lanes that are not ordinary have been written.
-            *writes = !state.kept[i] | state.good_gradient[i];
-        }
-        if output.accumulate {
-            for lane in 0..place.len {
-                // SAFETY: the strip is finished (# Safety): `finish_strip` has set the coefficients of its lanes, of
-                // f32.
-                let [factor, entry]: [f32; 2] = unsafe {
-                    [&mut state.factor, &mut state.entry].map(|of| *strip::lanes(of, lane))
-                };
-                // Where nothing is added, an accumulated gradient stays as it is.
-                if factor == 0.0 && entry == 0.0 {
-                    writes[lane / TILE] &= !(1 << (lane % TILE));
-                }
-            }
-        }
+        // SAFETY: the strip is finished (# Safety): `finish_strip` has set the coefficients of its lanes, and `again` has
+        // written the gradients of those that are not ordinary.
+        let writes = unsafe { ordinary::unwritten(state, place.len, output.accumulate) };
         let strides = place.strides(view);
         for first in (0..call.plan.shape.classes).step_by(self.chunk) {
             // SAFETY: the classes are the call's, and the output covers them (validation), this thread's alone

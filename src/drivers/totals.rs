@@ -1,5 +1,6 @@
 //! Sums over rows, which tasks hand back in order.
 
+use crate::kernels::row_math::ROWS;
 use crate::math::compensated::{CompensatedLanes, CompensatedSum};
 
 /// Sums over rows.
@@ -52,5 +53,38 @@ impl GroupTotals {
         let mut total = self.rest;
         total.loss.merge(self.losses.total());
         total
+    }
+}
+
+/// Losses, which are added up in groups of eight rows from the first on, however they arrive.
+pub struct Losses {
+    group: [f64; ROWS],
+    count: usize,
+    totals: GroupTotals,
+}
+
+impl Losses {
+    /// No losses yet.
+    pub const NONE: Losses = Losses { group: [0.0; ROWS], count: 0, totals: GroupTotals::ZERO };
+
+    /// Adds the losses of the next rows.
+    pub fn add(&mut self, losses: &[f64]) {
+        for &loss in losses {
+            self.group[self.count] = loss;
+            self.count += 1;
+            if self.count == ROWS {
+                self.totals.losses.add(&self.group);
+                self.count = 0;
+            }
+        }
+    }
+
+    /// The sums over all rows.
+    pub fn total(mut self) -> Totals {
+        if self.count > 0 {
+            self.group[self.count..].fill(0.0);
+            self.totals.losses.add(&self.group);
+        }
+        self.totals.total()
     }
 }

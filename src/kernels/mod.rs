@@ -29,8 +29,10 @@ use crate::view::{IntegerType, Span, View};
 use contiguous::block::Chunk;
 use contiguous::gradient::GradientChunk;
 use contiguous::reduce::{CHUNK_WORDS, Sums};
+use contiguous::short::{ShortGradient, ShortRows};
 use entropy_bonus::Bonus;
 use logit_transform::Transform;
+use ordinary::OrdinaryState;
 use ranking::Bound;
 use row_math::{OutputTerm, RowGroup, RowGroupExtras, RowOptions};
 use row_state::ArgMax;
@@ -38,7 +40,7 @@ use std::ops::Range;
 use strided::gradient::TileGradient;
 use strided::reduce::{Masses, TileMaxima};
 use strided::row::StripRow;
-use strided::strip::{Strip, StripGradient, StripState};
+use strided::strip::{Strip, StripGradient};
 use strided::tile::{Tile, TileNumbers};
 
 /// Entry points for one type of logits on one instruction set. Each does what the function of the same
@@ -66,10 +68,12 @@ pub struct LogitKernels {
     pub dot: unsafe fn(&Chunk, f64, *const f64) -> f64,
     /// See [`contiguous::convert::widen`].
     pub widen: unsafe fn(*const u8, usize, *mut u8),
+    /// See [`contiguous::short::sums`].
+    pub short_sums: unsafe fn(&ShortRows, &mut OrdinaryState),
     /// See [`strided::strip::sums`].
-    pub strip_sums: unsafe fn(&Strip, &mut StripState),
+    pub strip_sums: unsafe fn(&Strip, &mut OrdinaryState),
     /// See [`strided::row::sums`].
-    pub strip_row_sums: unsafe fn(&StripRow, &mut StripState),
+    pub strip_row_sums: unsafe fn(&StripRow, &mut OrdinaryState),
     /// See [`strided::transpose::gather`].
     pub gather: unsafe fn(&Tile, *const u8, [isize; 2]),
 }
@@ -83,7 +87,7 @@ pub struct LaneKernels {
     /// See [`row_math::finish_softmax`].
     pub finish_softmax: unsafe fn(&mut [RowGroup], OutputTerm),
     /// See [`ordinary::finish`].
-    pub finish_strip: unsafe fn(usize, &mut StripState, &ordinary::Wanted),
+    pub finish_strip: unsafe fn(usize, &mut OrdinaryState, &ordinary::Wanted),
     /// See [`class_index::count_kept`].
     pub count_kept: unsafe fn(&View<IntegerType>, usize, usize, i64, usize) -> Option<u64>,
     /// See [`class_index::read_classes`].
@@ -132,10 +136,12 @@ pub struct OutputKernels {
     pub sums_and_gradient: SumsAndGradient,
     /// See [`contiguous::convert::narrow`].
     pub narrow: unsafe fn(*const u8, usize, *mut u8),
+    /// See [`contiguous::short::gradient`].
+    pub short_gradient: unsafe fn(&ShortRows, &mut OrdinaryState, &ShortGradient),
     /// See [`strided::strip::gradient`].
-    pub strip_gradient: unsafe fn(&Strip, &mut StripState, &StripGradient),
+    pub strip_gradient: unsafe fn(&Strip, &mut OrdinaryState, &StripGradient),
     /// See [`strided::row::gradient`].
-    pub strip_row_gradient: unsafe fn(&StripRow, &mut StripState, *mut u8),
+    pub strip_row_gradient: unsafe fn(&StripRow, &mut OrdinaryState, *mut u8),
     /// See [`strided::transpose::scatter`].
     pub scatter: unsafe fn(&Tile, *mut u8, [isize; 2], bool, u64),
 }

@@ -19,11 +19,11 @@
 //! powers of e: q and 2^-t_y are multiplied by `1 + 1.335e-8·ln q`, with the exponent of q for its
 //! logarithm.
 
-use crate::kernels::strided::strip::{StripState, lanes, load_wide, store_wide};
+use crate::kernels::scratch::Scratch;
 use crate::math::exp2::{Base, ByExponent, Exp2};
 use crate::math::real;
 use crate::simd::{Doubles, Real, Simd, WideVector, up_to};
-use crate::strategy::SMALLEST_SUM;
+use crate::strategy::{SMALLEST_SUM, STRIP};
 use std::f64::consts::LN_2;
 
 /// The sums of ordinary rows.
@@ -37,12 +37,109 @@ pub const EXPONENT: f64 = 80.0;
 pub const FACTORS: std::ops::Range<f64> =
     f64::from_bits((1023 - 35) << 52)..f64::from_bits((1023 + 35) << 52);
 
+/// Words of a bit for each lane.
+pub const WORDS: usize = STRIP / 64;
+
+/// An f64 for each lane.
+pub type LaneScratch = Scratch<STRIP>;
+/// A number in the type of the exponentials, f32, for each lane.
+pub type NarrowScratch = Scratch<{ STRIP / 2 }>;
+
+/// What is known of the rows of a strip, or of some short rows. Each is a lane.
+pub struct OrdinaryState {
+    /// One after the other: the excluded class of each lane, below 0 for ignored ones, which the driver sets for
+    /// whole [registers](padded); the sum over the other classes; the loss, 0 for ignored lanes.
+    pub excluded_sum_loss: LaneScratch,
+    /// The excluded classes in the lanes' own type.
+    pub class: NarrowScratch,
+    /// The exponents of the shifts.
+    pub shift: NarrowScratch,
+    /// The logits of the excluded classes; 0 where there is none.
+    pub x_y: NarrowScratch,
+    /// What the loss of each lane is multiplied by, set by the driver if options ask for it; then ln Σ exp x, if it
+    /// is wanted.
+    pub weight_then_lse: LaneScratch,
+    /// What the gradient of each lane is multiplied by, set by the driver if options ask for it.
+    pub grad_output: LaneScratch,
+    /// What exponentials are multiplied by for the gradient.
+    pub factor: NarrowScratch,
+    /// The gradients of the excluded classes.
+    pub entry: NarrowScratch,
+    /// Bit i: lane i counts.
+    pub kept: [u64; WORDS],
+    /// Bit i: the loss and the lse of lane i are what the arrays say.
+    pub good: [u64; WORDS],
+    /// Bit i: so is its gradient.
+    pub good_gradient: [u64; WORDS],
+}
+
+impl OrdinaryState {
+    /// Nothing is known yet.
+    #[inline(always)]
+    pub fn new() -> Self {
+        // Made one by one: the compiler fills copies of what holds nothing.
+        OrdinaryState {
+            class: NarrowScratch::new(),
+            shift: NarrowScratch::new(),
+            x_y: NarrowScratch::new(),
+            excluded_sum_loss: LaneScratch::new(),
+            weight_then_lse: LaneScratch::new(),
+            grad_output: LaneScratch::new(),
+            factor: NarrowScratch::new(),
+            entry: NarrowScratch::new(),
+            kept: [0; WORDS],
+            good: [0; WORDS],
+            good_gradient: [0; WORDS],
+        }
+    }
+}
+
+/// Lanes in whole registers of any set.
+#[inline(always)]
+pub fn padded(lanes: usize) -> usize {
+    lanes.next_multiple_of(16)
+}
+
+/// The place of lane `at`.
+#[inline(always)]
+pub fn lanes<T, const N: usize>(of: &mut Scratch<N>, at: usize) -> *mut T {
+    debug_assert!(at < STRIP);
+    of.start().cast::<T>().wrapping_add(at)
+}
+
+/// The f64 of a register of lanes from `at` on.
+///
+/// # Safety
+/// They were set, and `at + LANES` is at most STRIP. The processor has the set of `s`.
+#[inline(always)]
+pub unsafe fn load_wide<S: Simd>(s: S, of: &mut LaneScratch, at: usize) -> S::Widened {
+    let d = s.wide();
+    let mut v = s.widen(s.splat(S::Real::ZERO));
+    for (i, v) in v.as_mut().iter_mut().enumerate() {
+        // SAFETY: lanes of the register, which were set (# Safety).
+        *v = unsafe { d.load(lanes(of, at + i * <S::Wide as Simd>::LANES)) };
+    }
+    v
+}
+
+/// Sets what [`load_wide`] loads.
+///
+/// # Safety
+/// As [`load_wide`], but for what was set.
+#[inline(always)]
+pub unsafe fn store_wide<S: Simd>(s: S, of: &mut LaneScratch, at: usize, v: S::Widened) {
+    for (i, &v) in v.as_ref().iter().enumerate() {
+        // SAFETY: lanes of the register (# Safety).
+        unsafe { s.wide().store(lanes(of, at + i * <S::Wide as Simd>::LANES), v) };
+    }
+}
+
 /// What is wanted of the rows of a strip.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// [`StripState::weight_then_lse`] is there.
+    /// [`OrdinaryState::weight_then_lse`] is there.
     pub has_weights: bool,
-    /// [`StripState::grad_output`] is there.
+    /// [`OrdinaryState::grad_output`] is there.
     pub has_grad_output: bool,
     /// The lse, of ignored rows too.
     pub lse: bool,
@@ -59,11 +156,11 @@ pub struct Wanted {
 pub unsafe fn finish<S: Simd<Real: Base>>(
     s: S,
     count: usize,
-    state: &mut StripState,
+    state: &mut OrdinaryState,
     wanted: &Wanted,
 ) {
     if !S::Real::HAS_TABLE {
-        // Strips have lanes of f32 (`strategy::fits_strips`).
+        // Strips have lanes of f32 (`strategy::has_ordinary_rows`).
         return;
     }
     let d = s.wide();
@@ -71,7 +168,7 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
     let splat = |x: f64| d.splat(x);
     (state.kept, state.good, state.good_gradient) = Default::default();
     for at in (0..count).step_by(S::LANES) {
-        // SAFETY: the arrays have room for STRIP lanes (`StripState`), of which registers are whole parts, and `sums`
+        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and `sums`
         // has set those of `count` lanes (# Safety).
         let (class, shift, x_y, sum) = unsafe {
             (
@@ -127,7 +224,7 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
                 entry.as_mut()[i] = d.select(kept, entry_of_kept, splat(0.0));
             }
         }
-        // SAFETY: the arrays have room for STRIP lanes (`StripState`), of which registers are whole parts, and `at` is
+        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and `at` is
         // below `count`, which is no more (# Safety of `sums`).
         unsafe {
             store_wide(s, &mut state.excluded_sum_loss, at, loss);
@@ -229,7 +326,7 @@ mod tests {
 
     #[inline(always)]
     fn all<S: Simd<Real = f32>>(s: S, of: &Lanes) -> Finished {
-        let mut state = StripState::new();
+        let mut state = OrdinaryState::new();
         let wanted =
             Wanted { has_weights: false, has_grad_output: false, lse: true, gradient: Some(1.0) };
         // SAFETY: the lanes are set for whole registers of any set; what is read is set by `finish`. The processor has

@@ -394,7 +394,7 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
     #[inline(always)]
     pub fn value_where<C: Clamping>(&self, x: S::Vector, mask: S::Mask) -> S::Vector {
         let (s, power) = (self.s, self.power::<C>(x));
-        let held = s.both(mask, s.not_less(power.m, s.splat(S::Real::FIRST)));
+        let held = s.not_less_where(mask, power.m, s.splat(S::Real::FIRST));
         s.select(held, self.product(power), s.splat(S::Real::ZERO))
     }
 

@@ -36,6 +36,7 @@ macro_rules! mask_methods {
         mask_storeu: $mask_storeu:ident,
         to_integers: $to_integers:ident,
         cmp_mask: $cmp_mask:ident,
+        cmp_where: $cmp_where:ident,
         mask_blend: $mask_blend:ident,
         test_mask: $test_mask:ident,
         splat_bits: $splat_bits:ident,
@@ -68,6 +69,10 @@ macro_rules! mask_methods {
         #[inline(always)]
         fn not_less(self, a: $vector, b: $vector) -> $mask {
             avx512!($cmp_mask::<_CMP_NLT_UQ>(a, b))
+        }
+        #[inline(always)]
+        fn not_less_where(self, mask: $mask, a: $vector, b: $vector) -> $mask {
+            avx512!($cmp_where::<_CMP_NLT_UQ>(mask, a, b))
         }
         #[inline(always)]
         fn not_equal(self, a: $vector, b: $vector) -> $mask {
@@ -154,6 +159,7 @@ impl Simd for Avx512 {
         mask_storeu: _mm512_mask_storeu_ps,
         to_integers: _mm512_castps_si512,
         cmp_mask: _mm512_cmp_ps_mask,
+        cmp_where: _mm512_mask_cmp_ps_mask,
         mask_blend: _mm512_mask_blend_ps,
         test_mask: _mm512_test_epi32_mask,
         splat_bits: _mm512_set1_epi32,
@@ -338,6 +344,7 @@ impl Simd for Avx512Wide {
         mask_storeu: _mm512_mask_storeu_pd,
         to_integers: _mm512_castpd_si512,
         cmp_mask: _mm512_cmp_pd_mask,
+        cmp_where: _mm512_mask_cmp_pd_mask,
         mask_blend: _mm512_mask_blend_pd,
         test_mask: _mm512_test_epi64_mask,
         splat_bits: _mm512_set1_epi64,

@@ -237,6 +237,11 @@ pub trait Simd: Copy {
     fn equal(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
     /// Not `a < b`: true if either is NaN.
     fn not_less(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
+    /// Not `a < b` in lanes whose flag is set; false in the others.
+    #[inline(always)]
+    fn not_less_where(self, mask: Self::Mask, a: Self::Vector, b: Self::Vector) -> Self::Mask {
+        self.both(mask, self.not_less(a, b))
+    }
     /// Not `a == b`: true if either is NaN.
     fn not_equal(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
     /// `a` in lanes whose flag is set, `b` in the others.

@@ -551,7 +551,7 @@ pub(crate) unsafe fn validate(
     // SAFETY: `check_memory` checked that the views cover the problem's shape in the caller's memory,
     // which is valid for the call (# Safety).
     let denominators = unsafe { scan(&kernels, &shape, &mut loss, problem, team)? };
-    let layout = layout(&shape, &logits, &[], loss.fits_strips(shape.classes, logits.dtype));
+    let layout = layout(&shape, &logits, &[], loss.has_ordinary_rows(shape.classes, logits.dtype));
     let mut output = None;
     if let Some((request, view)) = request.zip(all.floats(gradient)) {
         let to = GradientOperands { view, in_place, padding, grad_output: all.floats(grad_output) };

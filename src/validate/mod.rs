@@ -44,17 +44,17 @@ fn kernels(
     kernels.ok_or_else(|| Error::Param(format!("this processor does not have {}", isa.name())))
 }
 
-/// Which way the lanes run over operands of this shape; all of them share it. `in_strips`: see
-/// [`Loss::fits_strips`](crate::plan::Loss::fits_strips).
+/// Which way the lanes run over operands of this shape; all of them share it. `has_ordinary_rows`: see
+/// [`Loss::has_ordinary_rows`](crate::plan::Loss::has_ordinary_rows).
 fn layout(
     shape: &Shape,
     logits: &View<FloatType>,
     others: &[Option<View<FloatType>>],
-    in_strips: bool,
+    has_ordinary_rows: bool,
 ) -> Layout {
     let contiguous = |view: &View<FloatType>| shape.classes <= 1 || view.strides[1] == 1;
     let all = contiguous(logits) && others.iter().flatten().all(contiguous);
-    if all && !strategy::is_narrow(shape.classes, logits.dtype.lane_size(), in_strips) {
+    if all && !strategy::is_narrow(shape.classes, logits.dtype.lane_size(), has_ordinary_rows) {
         return Layout::Contiguous;
     }
     let inner = shape.inner > 1 && (shape.rows == 1 || logits.strides[2] <= logits.strides[0]);

@@ -7,7 +7,7 @@
 
 use crate::codes::*;
 use crate::plan::Plain;
-use crate::strategy::{SMALL_CLASSES, SMALL_ROWS};
+use crate::strategy;
 use crate::validate::cross_entropy::Problem;
 use crate::validate::operand::Operand;
 use crate::view::IntegerType;
@@ -39,7 +39,7 @@ pub(crate) fn target_type(dtype: u32) -> Option<IntegerType> {
 #[inline(always)]
 pub(crate) fn is_valid(call: &Plain) -> bool {
     let (rows, classes) = (call.rows, call.classes);
-    if !(1..=SMALL_ROWS).contains(&rows) || !(2..=SMALL_CLASSES).contains(&classes) {
+    if !strategy::is_small(rows, classes, !call.gradient.is_null()) {
         return false;
     }
     let target = if call.target_type == IntegerType::I64 { 8 } else { 4 };

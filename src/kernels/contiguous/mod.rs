@@ -43,3 +43,4 @@ pub mod convert;
 pub mod gradient;
 pub mod interleaved;
 pub mod reduce;
+pub mod short;

@@ -4,8 +4,9 @@
 //! The exponentials of a strip's lane do not depend on where they are computed. They are formed a register
 //! of classes at a time, and added in the order of [`strip::sums`](super::strip::sums).
 
-use super::strip::{GROUP, StripState, lanes};
+use super::strip::GROUP;
 use crate::element::Element;
+use crate::kernels::ordinary::{OrdinaryState, lanes};
 use crate::math::exp2::{Base, ByExponent, Clamped, Exp2, Shift};
 use crate::simd::{Real, Simd, up_to};
 
@@ -31,7 +32,7 @@ pub struct StripRow {
 pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     s: S,
     row: &StripRow,
-    state: &mut StripState,
+    state: &mut OrdinaryState,
 ) {
     if !S::Real::HAS_TABLE || !E::NATIVE {
         // Small calls have logits of f32 (validate/plain.rs).
@@ -99,7 +100,7 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
 pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
     s: S,
     row: &StripRow,
-    state: &mut StripState,
+    state: &mut OrdinaryState,
     to: *mut u8,
 ) {
     if !S::Real::HAS_TABLE || !G::NATIVE {

@@ -15,16 +15,12 @@
 //! [`ordinary`]: crate::kernels::ordinary
 
 use crate::element::Element;
-use crate::kernels::scratch::Scratch;
+use crate::kernels::ordinary::{OrdinaryState, WORDS, lanes, load_wide, store_wide};
 use crate::math::exp2::{Base, ByExponent, Clamped, Exp2};
 use crate::simd::{Real, Simd, up_to};
-use crate::strategy::STRIP;
 
 /// Classes that are summed in the lanes' own type.
 pub const GROUP: usize = 4;
-
-/// Words of a bit for each lane.
-pub const WORDS: usize = STRIP / 64;
 
 /// Some classes of at most [`STRIP`] distributions that lie side by side.
 #[derive(Clone, Copy, Debug)]
@@ -47,66 +43,6 @@ pub struct Strip {
     pub exps_pitch: usize,
 }
 
-/// An f64 for each lane of a strip.
-pub type LaneScratch = Scratch<STRIP>;
-/// A number in the lanes' own type, f32, for each lane of a strip.
-pub type NarrowScratch = Scratch<{ STRIP / 2 }>;
-
-/// What is known of the lanes of a strip.
-pub struct StripState {
-    /// One after the other: the excluded class of each lane, below 0 for ignored ones, which the driver sets for
-    /// whole [registers](padded); the sum over the other classes; the loss, 0 for ignored lanes.
-    pub excluded_sum_loss: LaneScratch,
-    /// The excluded classes in the lanes' own type.
-    pub class: NarrowScratch,
-    /// The exponents of the shifts.
-    pub shift: NarrowScratch,
-    /// The logits of the excluded classes; 0 where there is none.
-    pub x_y: NarrowScratch,
-    /// What the loss of each lane is multiplied by, set by the driver if options ask for it; then ln Σ exp x, if it
-    /// is wanted.
-    pub weight_then_lse: LaneScratch,
-    /// What the gradient of each lane is multiplied by, set by the driver if options ask for it.
-    pub grad_output: LaneScratch,
-    /// What exponentials are multiplied by for the gradient.
-    pub factor: NarrowScratch,
-    /// The gradients of the excluded classes.
-    pub entry: NarrowScratch,
-    /// Bit i: lane i counts.
-    pub kept: [u64; WORDS],
-    /// Bit i: the loss and the lse of lane i are what the arrays say.
-    pub good: [u64; WORDS],
-    /// Bit i: so is its gradient.
-    pub good_gradient: [u64; WORDS],
-}
-
-impl StripState {
-    /// Nothing is known yet.
-    #[inline(always)]
-    pub fn new() -> Self {
-        // Made one by one: the compiler fills copies of what holds nothing.
-        StripState {
-            class: NarrowScratch::new(),
-            shift: NarrowScratch::new(),
-            x_y: NarrowScratch::new(),
-            excluded_sum_loss: LaneScratch::new(),
-            weight_then_lse: LaneScratch::new(),
-            grad_output: LaneScratch::new(),
-            factor: NarrowScratch::new(),
-            entry: NarrowScratch::new(),
-            kept: [0; WORDS],
-            good: [0; WORDS],
-            good_gradient: [0; WORDS],
-        }
-    }
-}
-
-/// Lanes in whole registers of any set.
-#[inline(always)]
-pub fn padded(lanes: usize) -> usize {
-    lanes.next_multiple_of(16)
-}
-
 /// Sums up the exponentials of a strip, beginning with class 0, or adds them to the sums over the classes
 /// before.
 ///
@@ -119,10 +55,10 @@ pub fn padded(lanes: usize) -> usize {
 pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     s: S,
     strip: &Strip,
-    state: &mut StripState,
+    state: &mut OrdinaryState,
 ) {
     if !S::Real::HAS_TABLE {
-        // Strips have lanes of f32 (`strategy::fits_strips`).
+        // Strips have lanes of f32 (`strategy::has_ordinary_rows`).
         return;
     }
     // SAFETY: this function's own # Safety; groups end with the last class.
@@ -172,12 +108,16 @@ unsafe fn logits<S: Simd, E: Element<S>>(
 /// # Safety
 /// As [`sums`].
 #[inline(always)]
-unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(s: S, strip: &Strip, state: &mut StripState) {
+unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(
+    s: S,
+    strip: &Strip,
+    state: &mut OrdinaryState,
+) {
     let zero = s.splat(S::Real::ZERO);
     let (round, largest) = (s.splat(S::Real::ROUND), S::Real::from_f64(S::Real::MAX_SHIFT));
     for at in (0..strip.lanes).step_by(S::LANES) {
         // SAFETY: `at` is below the strip's lanes and `class` below its classes. The arrays have room for STRIP lanes
-        // (`StripState`), of which registers are whole parts, and the driver set the excluded classes (# Safety).
+        // (`OrdinaryState`), of which registers are whole parts, and the driver set the excluded classes (# Safety).
         unsafe {
             let mut max = logits::<S, E>(s, strip, 0, at);
             for class in 1..strip.classes.min(GROUP) {
@@ -205,7 +145,7 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(s: S, strip: &Strip, state:
 unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
     s: S,
     strip: &Strip,
-    state: &mut StripState,
+    state: &mut OrdinaryState,
     class: usize,
 ) {
     let splat = |x: f64| s.splat(S::Real::from_f64(x));
@@ -222,7 +162,7 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
                 s.prefetch(p.wrapping_offset(strip.ahead).cast());
             }
         }
-        // SAFETY: the arrays have room for STRIP lanes (`StripState`), of which registers are whole parts, and `shifts`
+        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and `shifts`
         // has set those of the strip's lanes (# Safety).
         let (excluded, shift, mut x_y, mut sum) = unsafe {
             (
@@ -248,7 +188,7 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
         for (sum, &group) in sum.as_mut().iter_mut().zip(group.as_ref()) {
             *sum = s.wide().add(*sum, group);
         }
-        // SAFETY: the arrays have room for STRIP lanes (`StripState`), of which registers are whole parts, and a strip
+        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and a strip
         // has no more (# Safety).
         unsafe {
             store_wide(s, &mut state.excluded_sum_loss, at, sum);
@@ -266,40 +206,6 @@ fn sum_of_group<S: Simd>(s: S, e: &[S::Vector]) -> S::Vector {
         [a, b, c] => s.add(s.add(a, b), c),
         [a, b, c, d, ..] => s.add(s.add(a, b), s.add(c, d)),
         [] => s.splat(S::Real::ZERO),
-    }
-}
-
-/// The place of lane `at`.
-#[inline(always)]
-pub fn lanes<T, const N: usize>(of: &mut Scratch<N>, at: usize) -> *mut T {
-    debug_assert!(at < STRIP);
-    of.start().cast::<T>().wrapping_add(at)
-}
-
-/// The f64 of a register of lanes from `at` on.
-///
-/// # Safety
-/// They were set, and `at + LANES` is at most STRIP. The processor has the set of `s`.
-#[inline(always)]
-pub unsafe fn load_wide<S: Simd>(s: S, of: &mut LaneScratch, at: usize) -> S::Widened {
-    let d = s.wide();
-    let mut v = s.widen(s.splat(S::Real::ZERO));
-    for (i, v) in v.as_mut().iter_mut().enumerate() {
-        // SAFETY: lanes of the register, which were set (# Safety).
-        *v = unsafe { d.load(lanes(of, at + i * <S::Wide as Simd>::LANES)) };
-    }
-    v
-}
-
-/// Sets what [`load_wide`] loads.
-///
-/// # Safety
-/// As [`load_wide`], but for what was set.
-#[inline(always)]
-pub unsafe fn store_wide<S: Simd>(s: S, of: &mut LaneScratch, at: usize, v: S::Widened) {
-    for (i, &v) in v.as_ref().iter().enumerate() {
-        // SAFETY: lanes of the register (# Safety).
-        unsafe { s.wide().store(lanes(of, at + i * <S::Wide as Simd>::LANES), v) };
     }
 }
 
@@ -346,11 +252,11 @@ impl Writing for All {
 pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     s: S,
     strip: &Strip,
-    state: &mut StripState,
+    state: &mut OrdinaryState,
     to: &StripGradient,
 ) {
     if !S::Real::HAS_TABLE {
-        // Strips have lanes of f32 (`strategy::fits_strips`).
+        // Strips have lanes of f32 (`strategy::has_ordinary_rows`).
         return;
     }
     let whole = (to.padded || strip.lanes.is_multiple_of(S::LANES)) && !to.accumulate;
@@ -383,7 +289,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
 unsafe fn sweep<S: Simd<Real: Base>, E: Element<S>, G: Element<S>, W: Writing>(
     s: S,
     strip: &Strip,
-    state: &mut StripState,
+    state: &mut OrdinaryState,
     to: &StripGradient,
     stream: bool,
 ) {
@@ -395,7 +301,7 @@ unsafe fn sweep<S: Simd<Real: Base>, E: Element<S>, G: Element<S>, W: Writing>(
         let g = to.g.cast::<G>().wrapping_offset(class as isize * to.pitch);
         for at in (0..strip.lanes).step_by(S::LANES) {
             let lanes_left = up_to::<S>(strip.lanes - at);
-            // SAFETY: the arrays have room for STRIP lanes (`StripState`), of which registers are whole parts, and
+            // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and
             // `sums` and the arithmetic of the rows have set those of the strip's lanes (# Safety).
             let (excluded, factor, entry) = unsafe {
                 (

@@ -1,0 +1,156 @@
+//! What strips and short rows have in common: operands in, results out, around the arithmetic of ordinary rows
+//! ([`crate::kernels::ordinary`]). A distribution is a lane of the state either way.
+
+use super::call::Call;
+use crate::kernels::ordinary::{self as lanes, FACTORS, LaneScratch, OrdinaryState, WORDS, Wanted};
+use crate::kernels::row_math::RowInputs;
+use crate::plan::{Loss, Targets};
+use crate::strategy::TILE;
+use crate::view::{FloatType, Span, View};
+
+/// What a call wants of its rows.
+#[inline(always)]
+pub fn wanted(call: &Call, loss: &Loss) -> Wanted {
+    let gradient = loss.gradient.as_ref();
+    let by_row = loss.row_weights.is_some() || call.has_masses;
+    Wanted {
+        has_weights: by_row,
+        has_grad_output: by_row || gradient.is_some_and(|of| of.grad_output.is_some()),
+        lse: loss.wants_lse(),
+        gradient: gradient.map(|gradient| gradient.scale),
+    }
+}
+
+/// Reads the targets and what options say about the distributions of a span, at most STRIP.
+///
+/// # Safety
+/// The span is the call's, a loss over class indices.
+#[inline(always)]
+pub unsafe fn read_operands(
+    call: &Call,
+    loss: &Loss,
+    state: &mut OrdinaryState,
+    span: &Span,
+    wanted: &Wanted,
+) {
+    let Targets::Indices(targets) = &loss.targets else {
+        unreachable!("ordinary rows have class indices");
+    };
+    let padded = lanes::padded(span.len);
+    // SAFETY: an array has room for STRIP lanes (`OrdinaryState`), of which `padded` are at most all (# Safety). f64 of any
+    // bits may be in it, and those that are read below are written first.
+    let [excluded, weight, grad_output] = unsafe {
+        [&mut state.excluded_sum_loss, &mut state.weight_then_lse, &mut state.grad_output]
+            .map(|of| std::slice::from_raw_parts_mut(of.start().cast::<f64>(), padded))
+    };
+    excluded[span.len..].fill(RowInputs::IGNORED);
+    // SAFETY: the targets cover the distributions (validation), and the slice has an element for each of them. The
+    // processor has the set of the kernels (`Call::k`).
+    unsafe { (call.k.lanes.read_classes)(targets, span, loss.ignore_index, excluded) };
+    if let Some(mask) = &loss.row_mask {
+        for (i, excluded) in excluded[..span.len].iter_mut().enumerate() {
+            // SAFETY: the mask covers all rows of the plan (validation), the span's among them (# Safety).
+            if unsafe { mask.integer(span.at(i)) } == 0 {
+                *excluded = RowInputs::IGNORED;
+            }
+        }
+    }
+    if !wanted.has_weights && !wanted.has_grad_output {
+        return;
+    }
+    weight.fill(1.0);
+    grad_output.fill(1.0);
+    let given = loss.gradient.as_ref().and_then(|of| of.grad_output.as_ref());
+    for i in 0..span.len {
+        let at = span.at(i);
+        // SAFETY: row weights and grad_output cover all rows of the plan (validation), the span's among them
+        // (# Safety). Class weights cover all its classes (validation), and validation found the targets of rows
+        // that count among these.
+        unsafe {
+            if excluded[i] >= 0.0 {
+                weight[i] = loss.row_weight(at) * loss.class_weight(excluded[i] as usize);
+            }
+            grad_output[i] = weight[i] * given.map_or(1.0, |view| view.real(at, 0));
+        }
+    }
+}
+
+/// Has all gradients computed in the general way if the factor that they share is not a usual one.
+#[inline(always)]
+pub fn check_scale(loss: &Loss, state: &mut OrdinaryState) {
+    let usual = |x: f64| x == 0.0 || FACTORS.contains(&x.abs());
+    if loss.gradient.as_ref().is_some_and(|gradient| !usual(gradient.scale)) {
+        state.good_gradient = [0; WORDS];
+    }
+}
+
+/// Which lanes of a word are to be computed in the general way: those whose losses are not good, and those whose
+/// gradients are not.
+#[inline(always)]
+pub fn not_good(
+    call: &Call,
+    loss: &Loss,
+    state: &OrdinaryState,
+    word: usize,
+    len: usize,
+) -> (u64, u64) {
+    let lanes = !0 >> (TILE - (len - word * TILE).min(TILE));
+    let counts = if loss.wants_lse() { lanes } else { lanes & state.kept[word] };
+    let gradients = match call.plan.output {
+        Some(_) => lanes & state.kept[word] & !state.good_gradient[word],
+        None => 0,
+    };
+    (counts & !state.good[word], gradients)
+}
+
+/// The losses of the first `len` lanes, or their lse.
+///
+/// # Safety
+/// They are set, and at most STRIP.
+#[inline(always)]
+pub unsafe fn values(of: &mut LaneScratch, len: usize) -> &mut [f64] {
+    // SAFETY: the array has room for STRIP lanes (`OrdinaryState`), of which these are set (# Safety).
+    unsafe { std::slice::from_raw_parts_mut(of.start().cast::<f64>(), len) }
+}
+
+/// Writes the losses and lse of a span, if they are results.
+///
+/// # Safety
+/// The span is the call's, whose losses are complete, as are its lse if they are wanted; no other thread writes them.
+#[inline(always)]
+pub unsafe fn write_results(loss: &Loss, state: &mut OrdinaryState, span: &Span) {
+    let OrdinaryState { excluded_sum_loss, weight_then_lse, .. } = state;
+    let write = |view: &Option<View<FloatType>>, of: &mut LaneScratch| {
+        if let Some(view) = view {
+            // SAFETY: the values are set, the lse if it is a result; the result covers the span (validation), and this
+            // thread alone accesses it (# Safety).
+            unsafe { view.write_span(span, values(of, span.len)) };
+        }
+    };
+    write(&loss.row_losses, excluded_sum_loss);
+    write(&loss.lse, weight_then_lse);
+}
+
+/// Bit i: the gradient of lane i is still to be written, of the first `len` lanes.
+///
+/// # Safety
+/// The arithmetic of the rows has set the lanes; those that are not ordinary have been written.
+#[inline(always)]
+pub unsafe fn unwritten(state: &mut OrdinaryState, len: usize, accumulate: bool) -> [u64; WORDS] {
+    let mut writes = [0; WORDS];
+    for (i, writes) in writes.iter_mut().enumerate() {
+        *writes = !state.kept[i] | state.good_gradient[i];
+    }
+    if accumulate {
+        for lane in 0..len {
+            // SAFETY: the coefficients of the lane, of f32, are set (# Safety).
+            let [factor, entry]: [f32; 2] =
+                unsafe { [&mut state.factor, &mut state.entry].map(|of| *lanes::lanes(of, lane)) };
+            // Where nothing is added, an accumulated gradient stays as it is.
+            if factor == 0.0 && entry == 0.0 {
+                writes[lane / TILE] &= !(1 << (lane % TILE));
+            }
+        }
+    }
+    writes
+}

@@ -1,0 +1,277 @@
+//! Short contiguous rows of losses over class indices, whose logits are read once.
+//!
+//! A few rows at a time go through one sweep over their classes and the arithmetic of ordinary rows. Those that are not
+//! ordinary are computed again as any other contiguous row ([`rows::again`]).
+
+use super::call::Call;
+use super::ordinary;
+use super::place::Place;
+use super::totals::{Losses, Totals};
+use super::{batch, ranking, rows};
+use crate::kernels::contiguous::short::{ShortGradient, ShortRows};
+use crate::kernels::ordinary::{OrdinaryState, WORDS, lanes};
+use crate::kernels::scratch::Scratch;
+use crate::kernels::strided::tile::Tile;
+use crate::plan::Loss;
+use crate::strategy::{STRIP, STRIP_BYTES, TILE, exps_pitch};
+use crate::view::{Axis, Span};
+use std::ops::Range;
+
+/// Runs a range of rows, first to last; gives away the sums over each `len` of them.
+///
+/// # Safety
+/// The rows are the call's, with contiguous classes; the plan is a loss that [`Call::has_ordinary_rows`] is set for, of
+/// rows that [`strategy::is_short`](crate::strategy::is_short). No other thread accesses the rows.
+pub unsafe fn run(
+    call: &Call,
+    loss: &Loss,
+    range: Range<usize>,
+    len: usize,
+    give: &mut dyn FnMut(Totals),
+) {
+    assert!(call.plan.logits.dtype.has_f32_lanes(), "ordinary rows have lanes of f32");
+    let mut buffer = Scratch::<{ STRIP_BYTES / 8 }>::new();
+    let mut state = OrdinaryState::new();
+    let exps = match call.plan.output {
+        Some(_) => buffer.start(),
+        None => std::ptr::null_mut(),
+    };
+    let pitch = exps_pitch(call.plan.shape.classes);
+    let width = if exps.is_null() { STRIP } else { (STRIP_BYTES / (4 * pitch)).min(STRIP) };
+    for start in range.clone().step_by(len) {
+        let count = len.min(range.end - start);
+        let (mut losses, mut correct) = (Losses::NONE, 0);
+        for (_, span) in call.plan.shape.spans(start, count) {
+            let place = Place::of(&span);
+            for first in (0..place.len).step_by(width) {
+                let part = Part { call, loss, place: place.part(first, width), exps, pitch };
+                // SAFETY: the rows are the call's and this thread's (# Safety), at most `width` of them.
+                unsafe { part.run(&mut state, &mut losses, &mut correct) };
+            }
+        }
+        give(Totals { correct, ..losses.total() });
+    }
+    if call.streams {
+        (call.k.lanes.fence)();
+    }
+}
+
+/// Some rows that go through the sweeps together.
+struct Part<'a> {
+    call: &'a Call<'a>,
+    loss: &'a Loss,
+    place: Place,
+    /// Where exponentials are kept, for `place.len` rows; null if the call has no gradient.
+    exps: *mut u8,
+    /// Lanes from row to row there.
+    pitch: usize,
+}
+
+impl Part<'_> {
+    /// # Safety
+    /// The rows are the call's, and no other thread accesses them.
+    unsafe fn run(&self, state: &mut OrdinaryState, losses: &mut Losses, correct: &mut u64) {
+        let Part { call, loss, place, .. } = *self;
+        let span = place.span(0, place.len);
+        let wanted = ordinary::wanted(call, loss);
+        // SAFETY: the rows are the call's and this thread's (# Safety), whose logits the view covers (validation).
+        // `read_operands` sets the excluded classes before they are left out, and `finish_strip` follows the sums. The
+        // processor has the set of the kernels (`Call::k`). Nothing is written over the logits before `write`.
+        unsafe {
+            ordinary::read_operands(call, loss, state, &span, &wanted);
+            let rows = self.rows();
+            (call.k.native.short_sums)(&rows, state);
+            (call.k.lanes.finish_strip)(place.len, state, &wanted);
+            ordinary::check_scale(loss, state);
+            if call.wants_argmax {
+                *correct += self.find_largest(state);
+            }
+            self.again(state);
+            losses.add(ordinary::values(&mut state.excluded_sum_loss, place.len));
+            ordinary::write_results(loss, state, &span);
+            if call.plan.output.is_some() {
+                self.write(state, &rows);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`run`](Self::run).
+    unsafe fn rows(&self) -> ShortRows {
+        let view = &self.call.plan.logits;
+        ShortRows {
+            // SAFETY: the logits cover class 0 of the rows (validation), which are the call's (# Safety).
+            x: unsafe { view.at(self.place.first, 0) }.cast_const(),
+            pitch: self.place.strides(view)[0],
+            rows: self.place.len,
+            classes: self.call.plan.shape.classes,
+            exps: self.exps,
+            exps_pitch: self.pitch,
+        }
+    }
+
+    /// Looks for the largest logit of each row; returns how many are those of the targets.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run); the excluded classes were set.
+    #[cold]
+    #[inline(never)]
+    unsafe fn find_largest(&self, state: &mut OrdinaryState) -> u64 {
+        let mut correct = 0;
+        for i in 0..self.place.len {
+            let at = self.place.at(i);
+            // SAFETY: the row is the call's, with contiguous classes, and this thread's (# Safety). `short_sums` has set
+            // the class of its lane. The result covers all rows (validation).
+            unsafe {
+                let largest = batch::largest_logit(self.call, at).class;
+                let class: f32 = *lanes(&mut state.class, i);
+                correct += u64::from(class >= 0.0 && class as usize == largest);
+                if let Some(view) = &self.loss.argmax {
+                    view.write_span(&Span { first: at, axis: Axis::Rows, len: 1 }, &[largest]);
+                }
+            }
+        }
+        if self.loss.counts_correct { correct } else { 0 }
+    }
+
+    /// Computes the rows again that are not ordinary, and all of them if their entropies are wanted; finds out what the
+    /// order of the logits says.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run); the rows are finished, and no gradient was written.
+    #[inline(always)]
+    unsafe fn again(&self, state: &mut OrdinaryState) {
+        let (call, len) = (self.call, self.place.len);
+        let all = call.wants_entropy || call.rankings.is_some();
+        for word in 0..len.div_ceil(TILE) {
+            let (losses, gradients) = ordinary::not_good(call, self.loss, state, word, len);
+            if losses | gradients != 0 || all {
+                // SAFETY: the rows of the word are the part's (`not_good`); the rest is this function's own # Safety.
+                unsafe { self.word_again(state, word, losses, gradients) };
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`again`](Self::again); the rows with a bit are the part's.
+    #[cold]
+    #[inline(never)]
+    unsafe fn word_again(
+        &self,
+        state: &mut OrdinaryState,
+        word: usize,
+        losses: u64,
+        gradients: u64,
+    ) {
+        let call = self.call;
+        let mut one = rows::One::EMPTY;
+        for i in 0..TILE.min(self.place.len - word * TILE) {
+            let has = |of: u64| of >> i & 1 == 1;
+            let lane = word * TILE + i;
+            let (at, place) = (self.place.at(lane), self.place.part(lane, 1));
+            let index = call.plan.shape.index(at);
+            // SAFETY: the row is the call's and this thread's, and its lane was set (# Safety). Its logits are as stored,
+            // since no gradient of it was written.
+            unsafe {
+                if has(losses | gradients) || call.wants_entropy {
+                    let (loss, lse) = one.start(call, index);
+                    if has(losses) {
+                        *lanes(&mut state.excluded_sum_loss, lane) = loss;
+                        *lanes(&mut state.weight_then_lse, lane) = lse;
+                    }
+                }
+                if call.rankings.is_some() {
+                    let lse = match self.loss.wants_lse() {
+                        true => *lanes(&mut state.weight_then_lse, lane),
+                        false => 0.0,
+                    };
+                    ranking::rank(call, &place, &[lse]);
+                }
+                if has(gradients) {
+                    one.write(call);
+                }
+            }
+        }
+    }
+
+    /// Writes the gradient of the rows.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run); the rows are finished, and those that are not ordinary have their gradients.
+    unsafe fn write(&self, state: &mut OrdinaryState, rows: &ShortRows) {
+        let call = self.call;
+        let Some(output) = &call.plan.output else { return };
+        // SAFETY: the arithmetic of the rows has set the lanes; gradients that are not ordinary were written (# Safety).
+        let writes = unsafe { ordinary::unwritten(state, rows.rows, output.accumulate) };
+        let view = &output.view;
+        let strides = self.place.strides(view);
+        if !call.scatters {
+            // SAFETY: the output covers the rows (validation), with contiguous classes, and this thread alone accesses
+            // them (# Safety). `short_sums` has kept the exponentials apart from them. The processor has the set of the
+            // kernels (`Call::k`).
+            unsafe {
+                let to = ShortGradient {
+                    g: view.at(self.place.first, 0),
+                    pitch: strides[0],
+                    accumulate: output.accumulate,
+                    stream: call.streams,
+                    writes,
+                };
+                (call.k.native_to_output.short_gradient)(rows, state, &to);
+            }
+            return;
+        }
+        // SAFETY: as above, but that the gradient replaces the exponentials, and goes to the output from there.
+        unsafe { self.scatter(state, rows, writes, strides) };
+    }
+
+    /// Writes the gradient of rows whose classes are apart in the output.
+    ///
+    /// # Safety
+    /// As [`write`](Self::write), for rows that have a bit in `writes`.
+    #[cold]
+    #[inline(never)]
+    unsafe fn scatter(
+        &self,
+        state: &mut OrdinaryState,
+        rows: &ShortRows,
+        writes: [u64; WORDS],
+        strides: [isize; 2],
+    ) {
+        let call = self.call;
+        let Some(output) = &call.plan.output else { return };
+        let to = ShortGradient {
+            g: rows.exps,
+            pitch: rows.exps_pitch as isize,
+            accumulate: false,
+            stream: false,
+            writes,
+        };
+        // SAFETY: the buffer has room for all rows (`run`). The processor has the set of the kernels (`Call::k`).
+        unsafe { (call.k.native_to_lanes.short_gradient)(rows, state, &to) };
+        let lane_size = call.plan.logits.dtype.lane_size();
+        for row in (0..rows.rows).filter(|row| writes[row / 64] >> (row % 64) & 1 == 1) {
+            for class in (0..rows.classes).step_by(TILE) {
+                // Of one row, classes lie side by side as the distributions of a tile do.
+                let tile = Tile {
+                    x: rows.exps.wrapping_add((row * rows.exps_pitch + class) * lane_size),
+                    pitch: rows.exps_pitch,
+                    lanes: TILE.min(rows.classes - class),
+                    first: 0,
+                    classes: 1,
+                };
+                // SAFETY: the output covers the classes of the row (validation), this thread's alone (# Safety); the tile
+                // is in the buffer. The processor has the set of the kernels (`Call::k`).
+                unsafe {
+                    (call.k.converted_to_output.scatter)(
+                        &tile,
+                        output.view.at(self.place.at(row), class),
+                        [strides[1], strides[0]],
+                        output.accumulate,
+                        !0,
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! Short rows of contiguous classes, each summed in one sweep without a pass for the maximum.
+//!
+//! Lanes run along the classes of one row after the other. The shift of a row is the integer nearest to the largest of
+//! its first [`SHORT_HEAD`] exponents:
+//!
+//! ```text
+//! sum = Σ 2^(L·x - c)      64 lanes, widened to f64 every 256 classes
+//! ```
+//!
+//! The sum excludes the target's class, by a comparison in every register: a block of its own for that class, as longer
+//! rows have, costs more than these comparisons. The exponentials are kept for the gradient where there is room. What
+//! follows for the rows is the arithmetic of ordinary rows, of which each is a lane. Where the shift turns out to be a
+//! bad one, the sum is out of the range that it takes, and the driver computes the row again. Every number depends on
+//! the row's own logits alone.
+
+use super::block::LINE;
+use crate::element::Element;
+use crate::kernels::ordinary::{OrdinaryState, WORDS, lanes, load_wide, store_wide};
+use crate::math::exp2::{Base, ByExponent, Clamped, Clamping, Exp2, Shift, Unclamped};
+use crate::simd::{Real, Simd, lanes_of, up_to};
+use crate::strategy::{BLOCKS_A_FLUSH, PAGE, SHORT_HEAD};
+
+/// Bytes that a sweep prefetches ahead: with half as many, rows of 1000 classes from memory take 1.05 times as long.
+const AHEAD: usize = 2 * PAGE;
+
+/// Some rows, one after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct ShortRows {
+    /// The first class of the first row.
+    pub x: *const u8,
+    /// Elements from row to row.
+    pub pitch: isize,
+    /// Rows.
+    pub rows: usize,
+    /// Classes of a row, at least [`SHORT_HEAD`].
+    pub classes: usize,
+    /// Where exponentials are kept, in the lanes' own type: null if they are not.
+    pub exps: *mut u8,
+    /// Lanes from row to row there: [`exps_pitch`](crate::strategy::exps_pitch).
+    pub exps_pitch: usize,
+}
+
+impl ShortRows {
+    /// The logits of a row.
+    #[inline(always)]
+    fn logits<E>(&self, row: usize) -> *const E {
+        self.x.cast::<E>().wrapping_offset(row as isize * self.pitch)
+    }
+
+    /// The exponentials of a row.
+    #[inline(always)]
+    fn exps<R>(&self, row: usize) -> *mut R {
+        self.exps.cast::<R>().wrapping_add(row * self.exps_pitch)
+    }
+}
+
+/// Lanes of a block: of f32, on every set.
+const BLOCK: usize = 64;
+
+/// The number of each lane of a block, in the lanes' own type.
+static NUMBERS: [f32; BLOCK] = {
+    let (mut numbers, mut i) = ([0.0; BLOCK], 0);
+    while i < numbers.len() {
+        numbers[i] = i as f32;
+        i += 1;
+    }
+    numbers
+};
+
+/// The numbers of a register of lanes of a block, from `lane` on.
+#[inline(always)]
+fn numbers<S: Simd<Real: Base>>(s: S, lane: usize) -> S::Vector {
+    debug_assert!(S::Real::HAS_TABLE && lane + S::LANES <= BLOCK);
+    // SAFETY: lanes with a table are of f32 (`Base`), and those from `lane` on are lanes of a block, which has no more
+    // than 64.
+    unsafe { s.load(NUMBERS.as_ptr().cast::<S::Real>().wrapping_add(lane)) }
+}
+
+/// Where a row's excluded class is, counted from class `at`, in every lane; below 0 or past the block if it is elsewhere.
+#[inline(always)]
+fn excluded_from<S: Simd>(s: S, class: f64, at: usize) -> S::Vector {
+    s.splat(S::Real::from_f64(class - at as f64))
+}
+
+/// Sums up the exponentials of rows.
+///
+/// # Safety
+/// The rows are readable elements of `E`, at most STRIP; there is room for their exponentials, by `exps_pitch`, if they are
+/// kept, apart from the rows. The excluded classes were set for whole registers, to classes of the rows where they are
+/// not below 0. The processor has the set of `s`.
+#[inline(always)]
+pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
+    s: S,
+    rows: &ShortRows,
+    state: &mut OrdinaryState,
+) {
+    if !S::Real::HAS_TABLE {
+        // Ordinary rows have lanes of f32 (`strategy::has_ordinary_rows`).
+        return;
+    }
+    // SAFETY: this function's own # Safety; `shifts` goes before the sums of each row.
+    unsafe {
+        shifts::<S, E>(s, rows, state);
+        if rows.exps.is_null() {
+            sum_rows::<S, E, false>(s, rows, state);
+        } else {
+            sum_rows::<S, E, true>(s, rows, state);
+        }
+    }
+}
+
+/// # Safety
+/// As [`sums`]; [`shifts`] went before.
+#[inline(always)]
+unsafe fn sum_rows<S: Simd<Real: Base>, E: Element<S>, const KEEPS: bool>(
+    s: S,
+    rows: &ShortRows,
+    state: &mut OrdinaryState,
+) {
+    // Where one row has exponents out of range, as masked logits have, so have others: they are not tried.
+    let mut clamps = !S::FUSED;
+    for row in 0..rows.rows {
+        // SAFETY: this function's own # Safety.
+        unsafe {
+            clamps = clamps || !sum_row::<S, E, Unclamped, KEEPS>(s, rows, state, row);
+            if clamps {
+                sum_row::<S, E, Clamped, KEEPS>(s, rows, state, row);
+            }
+        }
+    }
+}
+
+/// Chooses the shifts of all rows, and reads the logits of their excluded classes.
+///
+/// # Safety
+/// As [`sums`].
+#[inline(always)]
+unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(
+    s: S,
+    rows: &ShortRows,
+    state: &mut OrdinaryState,
+) {
+    let zero = s.splat(S::Real::ZERO);
+    let (round, largest) = (s.splat(S::Real::ROUND), S::Real::from_f64(S::Real::MAX_SHIFT));
+    for at in (0..rows.rows).step_by(S::LANES) {
+        // SAFETY: `at` is below the rows, at most STRIP (# Safety). The arrays have room for STRIP lanes
+        // (`OrdinaryState`), of which registers are whole parts, and the driver set the excluded classes (# Safety). A row
+        // has SHORT_HEAD classes at least (`ShortRows`), and its excluded class, if it is not below 0 (# Safety).
+        unsafe {
+            let excluded = s.narrow(load_wide(s, &mut state.excluded_sum_loss, at));
+            s.store(lanes(&mut state.class, at), excluded);
+            s.store(lanes(&mut state.shift, at), zero);
+            s.store(lanes(&mut state.x_y, at), zero);
+            for row in at..rows.rows.min(at + S::LANES) {
+                let x = rows.logits::<E>(row);
+                let mut max = s.splat(S::Real::NEG_INFINITY);
+                for class in (0..SHORT_HEAD).step_by(S::LANES) {
+                    // The bound comes second, so that a NaN loses.
+                    max = s.max(E::load(s, x.wrapping_add(class)), max);
+                }
+                *lanes(&mut state.shift, row) = s.max_lane(max);
+                let class: f64 = *lanes(&mut state.excluded_sum_loss, row);
+                if class >= 0.0 {
+                    let class = class.to_int_unchecked::<isize>();
+                    let x_y = (*x.wrapping_offset(class)).to_f64();
+                    *lanes(&mut state.x_y, row) = S::Real::from_f64(x_y);
+                }
+            }
+            // 0 where the exponent is too large for a shift, or infinite.
+            let scaled = s.mul(s.load(lanes(&mut state.shift, at)), s.splat(S::Real::L));
+            let size = s.max(scaled, s.sub(zero, scaled));
+            let nearest = s.sub(s.add(scaled, round), round);
+            let shift = s.select(s.less(size, s.splat(largest)), nearest, zero);
+            s.store(lanes(&mut state.shift, at), shift);
+            // The arithmetic of the rows reads whole registers.
+            store_wide(s, &mut state.excluded_sum_loss, at, s.widen(zero));
+        }
+    }
+}
+
+/// Sums up the exponentials of one row, which are kept if `KEEPS`. A sum that does not clamp is right if this returns
+/// true, and then has the bits of one that does.
+///
+/// # Safety
+/// As [`sums`]; [`shifts`] went before.
+#[inline(always)]
+unsafe fn sum_row<S: Simd<Real: Base>, E: Element<S>, C: Clamping, const KEEPS: bool>(
+    s: S,
+    rows: &ShortRows,
+    state: &mut OrdinaryState,
+    row: usize,
+) -> bool {
+    let (x, exps, classes) = (rows.logits::<E>(row), rows.exps::<S::Real>(row), rows.classes);
+    // SAFETY: the row is below STRIP (# Safety), and `shifts` has set its lane.
+    let [shift, class] = unsafe {
+        [&mut state.shift, &mut state.class].map(|of| (*lanes::<S::Real, _>(of, row)).to_f64())
+    };
+    let exp = Exp2::<S, ByExponent>::new(s, Shift { logit: 0.0, exponent: shift });
+    let zero = S::Real::ZERO;
+    let (mut totals, mut sum) = (s.totals(), s.splat_block(zero));
+    let (mut seen, in_range) = (s.range_check_start(), s.splat(S::Real::IN_RANGE));
+    let whole = classes / S::BLOCK;
+    for i in 0..whole {
+        let at = i * S::BLOCK;
+        let excluded = excluded_from(s, class, at);
+        let x = x.wrapping_add(at);
+        for line in (0..S::BLOCK * size_of::<E>()).step_by(LINE) {
+            s.prefetch(x.cast::<u8>().wrapping_add(AHEAD + line));
+        }
+        let mut exponents = s.splat_block(zero);
+        for (j, sum) in sum.as_mut().iter_mut().enumerate() {
+            // SAFETY: a whole block of classes of the row, which is readable (# Safety).
+            let x = unsafe { E::load(s, x.add(j * S::LANES)) };
+            let is_other = s.not_equal(numbers(s, j * S::LANES), excluded);
+            let e = if C::CLAMPS {
+                exp.value_where::<C>(x, is_other)
+            } else {
+                let power = exp.power::<C>(x);
+                exponents.as_mut()[j] = power.m;
+                s.select(is_other, exp.value_of::<C>(power), s.splat(zero))
+            };
+            if KEEPS {
+                // SAFETY: there is room for whole blocks (`exps_pitch`).
+                unsafe { s.store(exps.add(at + j * S::LANES), e) };
+            }
+            *sum = s.add(*sum, e);
+        }
+        if !C::CLAMPS {
+            seen = s.range_check(seen, &exponents, in_range);
+        }
+        if (i + 1).is_multiple_of(BLOCKS_A_FLUSH) {
+            s.add_block(&mut totals, &sum);
+            sum = s.splat_block(zero);
+        }
+    }
+    let at = whole * S::BLOCK;
+    let (excluded, held) = (excluded_from(s, class, at), (1 << (classes - at)) - 1);
+    for (j, sum) in sum.as_mut().iter_mut().enumerate() {
+        let held = lanes_of::<S>(held, j);
+        if held == 0 {
+            break;
+        }
+        let at = at + j * S::LANES;
+        // SAFETY: the mask has bits for classes of the row alone, which is readable (# Safety).
+        let x = unsafe { E::load_lanes(s, x.wrapping_add(at), held, S::Real::NEG_INFINITY) };
+        let is_other = s.not_equal(numbers(s, j * S::LANES), excluded);
+        let e = exp.value_where::<Clamped>(x, is_other);
+        if KEEPS {
+            // SAFETY: there is room for whole blocks (`exps_pitch`).
+            unsafe { s.store(exps.add(at), e) };
+        }
+        *sum = s.add(*sum, e);
+    }
+    s.add_block(&mut totals, &sum);
+    let sum = s.sum(totals);
+    // SAFETY: the row is below STRIP (# Safety).
+    unsafe { *lanes(&mut state.excluded_sum_loss, row) = sum };
+    // At the ends of the checked range, the sum is NaN although no logit is (math/exp2.rs).
+    C::CLAMPS || s.range_check_passed(seen) && !sum.is_nan()
+}
+
+/// Where the gradient of rows goes.
+#[derive(Clone, Copy, Debug)]
+pub struct ShortGradient {
+    /// The first class of the first row.
+    pub g: *mut u8,
+    /// Elements from row to row.
+    pub pitch: isize,
+    /// The gradient is added to what the memory holds.
+    pub accumulate: bool,
+    /// Stores bypass the caches.
+    pub stream: bool,
+    /// Bit i: row i is written.
+    pub writes: [u64; WORDS],
+}
+
+/// Writes the gradient of rows: the exponentials that [`sums`] has kept, times the factors, and the entries.
+///
+/// # Safety
+/// As [`sums`], which went before, as did the arithmetic of the rows; the gradient is writable for all classes of the
+/// rows that are written, exactly where the exponentials are or apart from them.
+#[inline(always)]
+pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
+    s: S,
+    rows: &ShortRows,
+    state: &mut OrdinaryState,
+    to: &ShortGradient,
+) {
+    if !S::Real::HAS_TABLE {
+        // Ordinary rows have lanes of f32 (`strategy::has_ordinary_rows`).
+        return;
+    }
+    let written = |row: &usize| to.writes[row / 64] >> (row % 64) & 1 == 1;
+    for row in (0..rows.rows).filter(written) {
+        // SAFETY: the row is below STRIP (# Safety); `sums` and the arithmetic of the rows have set its lane.
+        let [class, factor, entry] = unsafe {
+            [&mut state.class, &mut state.factor, &mut state.entry]
+                .map(|of| *lanes::<S::Real, _>(of, row))
+        };
+        let (class, is_kept) = (class.to_f64(), class.to_f64() >= 0.0);
+        let row = GradientRow::<S, G> {
+            exps: rows.exps::<S::Real>(row).cast_const(),
+            g: to.g.cast::<G>().wrapping_offset(row as isize * to.pitch),
+            class,
+            // The logits of an ignored row may be anything.
+            is_kept,
+            factor: s.splat(factor),
+            entry: s.splat(entry),
+        };
+        // SAFETY: the gradient of the row is writable, and `sums` has kept its exponentials (# Safety). The class is one
+        // of the row's if it is not below 0 (# Safety of `sums`).
+        unsafe {
+            if to.accumulate {
+                row.part::<true, true>(s, 0, rows.classes);
+            } else if to.stream && is_kept {
+                row.stream(s, rows.classes);
+            } else {
+                row.part::<false, false>(s, 0, rows.classes);
+                if is_kept {
+                    let class = class.to_int_unchecked::<isize>();
+                    *row.g.wrapping_offset(class) = G::from_f64(entry.to_f64());
+                }
+            }
+        }
+    }
+}
+
+/// A row whose gradient is written.
+struct GradientRow<S: Simd, G> {
+    exps: *const S::Real,
+    g: *mut G,
+    /// The excluded class, below 0 for an ignored row.
+    class: f64,
+    is_kept: bool,
+    factor: S::Vector,
+    entry: S::Vector,
+}
+
+impl<S: Simd<Real: Base>, G: Element<S>> GradientRow<S, G> {
+    /// The gradient of a register of classes from `at` on; that of the excluded class with `ENTRY` alone.
+    ///
+    /// # Safety
+    /// As [`gradient`]; the row has class `at`.
+    #[inline(always)]
+    unsafe fn value<const ENTRY: bool>(&self, s: S, at: usize) -> S::Vector {
+        let zero = s.splat(S::Real::ZERO);
+        // SAFETY: there is room for a register that begins at any class of the row (`exps_pitch`; # Safety of `sums`).
+        let e = unsafe { s.load(self.exps.wrapping_add(at)) };
+        let v = if self.is_kept { s.mul_add(e, self.factor, zero) } else { zero };
+        if !ENTRY {
+            return v;
+        }
+        let is_entry = s.equal(numbers(s, 0), excluded_from(s, self.class, at));
+        s.select(is_entry, self.entry, v)
+    }
+
+    /// Writes the classes from `start` to `end`, or adds to them.
+    ///
+    /// # Safety
+    /// As [`gradient`]; the row has the classes.
+    #[inline(always)]
+    unsafe fn part<const ENTRY: bool, const ADD: bool>(&self, s: S, start: usize, end: usize) {
+        let mut at = start;
+        while at < end {
+            let g = self.g.wrapping_add(at);
+            // SAFETY: the gradient is writable for the classes below `end` (# Safety): a whole register of them, by the
+            // comparison, or those that have a bit in the mask.
+            unsafe {
+                let v = self.value::<ENTRY>(s, at);
+                if !ADD && end - at >= S::LANES {
+                    G::store(s, g, v);
+                } else {
+                    let held = up_to::<S>(end - at);
+                    let v = match ADD {
+                        true => s.add(G::load_lanes(s, g, held, S::Real::ZERO), v),
+                        false => v,
+                    };
+                    G::store_lanes(s, g, held, v);
+                }
+            }
+            at += S::LANES;
+        }
+    }
+
+    /// Writes the row past the caches, but for the parts of cache lines at its ends.
+    ///
+    /// # Safety
+    /// As [`gradient`].
+    #[inline(always)]
+    unsafe fn stream(&self, s: S, classes: usize) {
+        let mut at = self.g.align_offset(LINE).min(classes);
+        // SAFETY: this function's own # Safety; a register that is streamed lies within the row, and begins at a multiple
+        // of its size from the start of a line.
+        unsafe {
+            self.part::<true, false>(s, 0, at);
+            while classes - at >= S::LANES {
+                G::stream(s, self.g.wrapping_add(at), self.value::<true>(s, at));
+                at += S::LANES;
+            }
+            self.part::<true, false>(s, at, classes);
+        }
+    }
+}
