@@ -639,9 +639,11 @@ fn the_layout_of_short_rows_does_not_show_in_the_loss() {
 /// another way. One that asks for the number of rows too does not.
 #[test]
 fn small_calls_have_the_bits_of_general_ones() {
-    let shapes =
-        (1..=17).flat_map(|rows| [2, 3, 4, 5, 7, 8, 10, 16, 17, 33, 100, 128].map(|c| (rows, c)));
-    for (rows, classes) in shapes {
+    let narrow = (1..=17)
+        .flat_map(|rows| [2, 3, 4, 5, 7, 8, 10, 16, 17, 33, 79, 80, 128].map(|c| (rows, c)));
+    let short =
+        [1, 2, 4, 9, 16].into_iter().flat_map(|rows| [300, 1000, 2033, 4032].map(|c| (rows, c)));
+    for (rows, classes) in narrow.chain(short).chain([(1, 4033)]) {
         let kinds = [&KINDS[..], &[Kind::Unit, Kind::Confident]][rows % 2];
         let mut problem = mixed(rows, classes, kinds);
         for ignored in [false, true] {
