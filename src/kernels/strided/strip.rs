@@ -226,20 +226,32 @@ pub struct StripGradient {
     pub writes: [u64; WORDS],
 }
 
-/// Which lanes a sweep writes.
+/// Which lanes a sweep writes, and from what.
 trait Writing {
-    /// All of them, none is ignored, and exponentials are kept.
+    /// All of them, in whole registers, and none is ignored.
     const WHOLE: bool;
+    /// Exponentials are known to be kept.
+    const KEPT: bool;
 }
 
+/// Some lanes.
 struct Masked;
-struct All;
+/// All lanes, from logits.
+struct Whole;
+/// All lanes, from exponentials.
+struct WholeKept;
 
 impl Writing for Masked {
     const WHOLE: bool = false;
+    const KEPT: bool = false;
 }
-impl Writing for All {
+impl Writing for Whole {
     const WHOLE: bool = true;
+    const KEPT: bool = false;
+}
+impl Writing for WholeKept {
+    const WHOLE: bool = true;
+    const KEPT: bool = true;
 }
 
 /// Writes the gradient of a strip: the exponentials, kept or computed again, times the factors, and the
@@ -272,11 +284,15 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     let aligned = (to.g as usize).is_multiple_of(unit)
         && (to.pitch as usize).wrapping_mul(size_of::<G>()).is_multiple_of(unit);
     let stream = to.stream && aligned;
-    // SAFETY: this function's own # Safety. `All` is for strips of whole registers, as `whole` says, that are all
-    // written from exponentials, as `all` finds; `aligned` says whether streams are.
+    let whole = whole && all(&to.writes) && all(&state.kept);
+    // SAFETY: this function's own # Safety. `WholeKept` is for strips of whole registers, as `whole` says, whose
+    // exponentials are kept, and `Whole` for strips whose logits are whole registers too; `aligned` says whether streams
+    // are.
     unsafe {
-        if whole && !strip.exps.is_null() && all(&to.writes) && all(&state.kept) {
-            sweep::<S, E, G, All>(s, strip, state, to, stream);
+        if whole && !strip.exps.is_null() {
+            sweep::<S, E, G, WholeKept>(s, strip, state, to, stream);
+        } else if whole && S::FUSED && strip.lanes.is_multiple_of(S::LANES) {
+            sweep::<S, E, G, Whole>(s, strip, state, to, stream);
         } else {
             sweep::<S, E, G, Masked>(s, strip, state, to, false);
         }
@@ -311,16 +327,20 @@ unsafe fn sweep<S: Simd<Real: Base>, E: Element<S>, G: Element<S>, W: Writing>(
                 )
             };
             let is_other = s.not_equal(number, excluded);
-            let e = if !W::WHOLE && strip.exps.is_null() {
-                // SAFETY: the mask has bits for lanes of the strip alone, which has the class; `sums` has
+            let e = if !W::KEPT && (W::WHOLE || strip.exps.is_null()) {
+                let x = x.wrapping_add(at);
+                // SAFETY: a whole register by `W`, or lanes that the mask has, of the strip, which has the class; `sums` has
                 // set the shifts (# Safety).
                 let (x, shift) = unsafe {
-                    let x = E::load_lanes(s, x.wrapping_add(at), lanes_left, S::Real::ZERO);
+                    let x = match W::WHOLE {
+                        true => E::load(s, x),
+                        false => E::load_lanes(s, x, lanes_left, S::Real::ZERO),
+                    };
                     (x, s.load(lanes(&mut state.shift, at)))
                 };
                 Exp2::<S, ByExponent>::lanes(s, zero, shift).value_where::<Clamped>(x, is_other)
             } else {
-                // SAFETY: exponentials are kept, by the comparison or `W::WHOLE`: `sums` has stored whole registers of
+                // SAFETY: exponentials are kept, by the comparison or `W::KEPT`: `sums` has stored whole registers of
                 // them (# Safety).
                 unsafe { s.load(exps.wrapping_add(at)) }
             };
