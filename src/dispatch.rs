@@ -337,7 +337,11 @@ macro_rules! entries {
             -> OutputKernels {
                 OutputKernels {
                     gradient: write_gradient::<S, E, G>,
-                    sums_and_gradient: sums_and_gradient::<S, E, G>,
+                    sums_and_gradient: if S::FUSED {
+                        Some(sums_and_gradient::<S, E, G>)
+                    } else {
+                        None
+                    },
                     narrow: narrow::<S, G>,
                     short_gradient: short_gradient::<S, G>,
                     strip_gradient: strip_gradient::<S, E, G>,

@@ -290,8 +290,9 @@ unsafe fn reduce_exps(
             written = i + count.max(1);
             // SAFETY: the classes are this thread's, those of the pending row too (# Safety).
             let chunk = unsafe { gradient_chunk(call, &theirs, i, class, len, seen, gradient) };
-            match chunk {
-                Some(chunk) if count > 0 && chunk.can_interleave(stores) => {
+            let interleaved = call.k.native_to_output.sums_and_gradient.filter(|_| count > 0);
+            match (chunk, interleaved) {
+                (Some(chunk), Some(sums_and_gradient)) if chunk.can_interleave(stores) => {
                     let mut chunks = chunk_at(call, row, class, len, reduction.excluded);
                     if stores {
                         (chunks.stored, chunks.backup) = (chunks.x.cast_mut(), backup.start());
@@ -302,11 +303,8 @@ unsafe fn reduce_exps(
                     // the logits (`Call::stores_exps`); the backup has room for CHUNK lanes. The gradient's chunk can
                     // be interleaved, and is the pending row's, this thread's alone (# Safety). The processor has the
                     // set of the kernels (`Call::k`).
-                    let (good, last) = unsafe {
-                        (call.k.native_to_output.sums_and_gradient)(
-                            &chunks, shift, &safe, &chunk, sums,
-                        )
-                    };
+                    let (good, last) =
+                        unsafe { sums_and_gradient(&chunks, shift, &safe, &chunk, sums) };
                     for &sum in &sums[..good] {
                         state.exps.push(&ExpSum::new(shift, sum, 0.0), call.l);
                     }
@@ -318,8 +316,8 @@ unsafe fn reduce_exps(
                 }
                 // SAFETY: the chunk is the pending row's, this thread's alone (# Safety), and neither biases
                 // nor slopes differ by class where rows are interleaved (`Call`).
-                Some(chunk) => unsafe { (call.k.native_to_output.gradient)(&chunk) },
-                None => {}
+                (Some(chunk), _) => unsafe { (call.k.native_to_output.gradient)(&chunk) },
+                (None, _) => {}
             }
         }
         let len = CHUNK.min(classes.end - class);

@@ -148,9 +148,18 @@ pub unsafe fn tiles(call: &Call, axis: Axis, range: Range<usize>) -> Totals {
 /// As [`tiles`].
 #[inline(never)]
 unsafe fn tiles_with_extras(call: &Call, axis: Axis, range: Range<usize>) -> Totals {
-    let mut extras = ExtrasOf::<GROUPS>::NONE;
+    // Those of a few distributions are a few kilobytes less to fill.
+    let count = register_groups(TILE.min(call.plan.shape.along(axis)));
+    let mut groups = [const { MaybeUninit::<RowGroupExtras>::uninit() }; GROUPS];
+    let mut argmax = [const { MaybeUninit::<[usize; ROWS]>::uninit() }; GROUPS];
+    let mut largest = [const { MaybeUninit::<[ArgMax; ROWS]>::uninit() }; GROUPS];
+    let extras = TileExtras {
+        groups: fill(&mut groups, count, RowGroupExtras::NONE),
+        argmax: fill(&mut argmax, count, [0; ROWS]),
+        largest: fill(&mut largest, count, [ArgMax::NONE; ROWS]),
+    };
     // SAFETY: this function's own # Safety.
-    unsafe { tiles_in_place_or_not(call, axis, range, Some(extras.lend())) }
+    unsafe { tiles_in_place_or_not(call, axis, range, Some(extras)) }
 }
 
 /// # Safety

@@ -132,8 +132,9 @@ pub type SumsAndGradient =
 pub struct OutputKernels {
     /// See [`contiguous::gradient::gradient`].
     pub gradient: unsafe fn(&GradientChunk),
-    /// See [`contiguous::interleaved::sums_and_gradient`].
-    pub sums_and_gradient: SumsAndGradient,
+    /// See [`contiguous::interleaved::sums_and_gradient`]. None on a set without fused multiply-add, where arithmetic takes
+    /// so long that no sweep waits for memory.
+    pub sums_and_gradient: Option<SumsAndGradient>,
     /// See [`contiguous::convert::narrow`].
     pub narrow: unsafe fn(*const u8, usize, *mut u8),
     /// See [`contiguous::short::gradient`].

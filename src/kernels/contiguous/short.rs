@@ -16,6 +16,7 @@
 use super::block::LINE;
 use crate::element::Element;
 use crate::kernels::ordinary::{OrdinaryState, WORDS, lanes, load_wide, store_wide};
+use crate::kernels::scratch::Scratch;
 use crate::math::exp2::{Base, ByExponent, Clamped, Clamping, Exp2, Shift, Unclamped};
 use crate::simd::{Real, Simd, lanes_of, up_to};
 use crate::strategy::{BLOCKS_A_FLUSH, PAGE, SHORT_HEAD};
@@ -101,30 +102,23 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     // SAFETY: this function's own # Safety; `shifts` goes before the sums of each row.
     unsafe {
         shifts::<S, E>(s, rows, state);
-        if rows.exps.is_null() {
-            sum_rows::<S, E, false>(s, rows, state);
-        } else {
-            sum_rows::<S, E, true>(s, rows, state);
-        }
     }
-}
-
-/// # Safety
-/// As [`sums`]; [`shifts`] went before.
-#[inline(always)]
-unsafe fn sum_rows<S: Simd<Real: Base>, E: Element<S>, const KEEPS: bool>(
-    s: S,
-    rows: &ShortRows,
-    state: &mut OrdinaryState,
-) {
+    // Where exponentials are not kept, every block has them in the same place: a store takes nothing from the arithmetic,
+    // and another copy of the code 30 KB.
+    let mut unkept = Scratch::<{ BLOCK / 2 }>::new();
+    let step = if rows.exps.is_null() { 0 } else { 1 };
     // Where one row has exponents out of range, as masked logits have, so have others: they are not tried.
     let mut clamps = !S::FUSED;
     for row in 0..rows.rows {
-        // SAFETY: this function's own # Safety.
+        let exps = match step {
+            0 => unkept.start().cast(),
+            _ => rows.exps::<S::Real>(row),
+        };
+        // SAFETY: this function's own # Safety; there is room for the blocks of a row, or for one (`unkept`).
         unsafe {
-            clamps = clamps || !sum_row::<S, E, Unclamped, KEEPS>(s, rows, state, row);
+            clamps = clamps || !sum_row::<S, E, Unclamped>(s, rows, state, row, exps, step);
             if clamps {
-                sum_row::<S, E, Clamped, KEEPS>(s, rows, state, row);
+                sum_row::<S, E, Clamped>(s, rows, state, row, exps, step);
             }
         }
     }
@@ -178,19 +172,21 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(
     }
 }
 
-/// Sums up the exponentials of one row, which are kept if `KEEPS`. A sum that does not clamp is right if this returns
-/// true, and then has the bits of one that does.
+/// Sums up the exponentials of one row, and stores those of block `i` at `exps + i·step·BLOCK`. A sum that does not clamp
+/// is right if this returns true, and then has the bits of one that does.
 ///
 /// # Safety
-/// As [`sums`]; [`shifts`] went before.
+/// As [`sums`]; [`shifts`] went before, and there is room for the blocks.
 #[inline(always)]
-unsafe fn sum_row<S: Simd<Real: Base>, E: Element<S>, C: Clamping, const KEEPS: bool>(
+unsafe fn sum_row<S: Simd<Real: Base>, E: Element<S>, C: Clamping>(
     s: S,
     rows: &ShortRows,
     state: &mut OrdinaryState,
     row: usize,
+    exps: *mut S::Real,
+    step: usize,
 ) -> bool {
-    let (x, exps, classes) = (rows.logits::<E>(row), rows.exps::<S::Real>(row), rows.classes);
+    let (x, classes) = (rows.logits::<E>(row), rows.classes);
     // SAFETY: the row is below STRIP (# Safety), and `shifts` has set its lane.
     let [shift, class] = unsafe {
         [&mut state.shift, &mut state.class].map(|of| (*lanes::<S::Real, _>(of, row)).to_f64())
@@ -203,7 +199,7 @@ unsafe fn sum_row<S: Simd<Real: Base>, E: Element<S>, C: Clamping, const KEEPS: 
     for i in 0..whole {
         let at = i * S::BLOCK;
         let excluded = excluded_from(s, class, at);
-        let x = x.wrapping_add(at);
+        let (x, exps) = (x.wrapping_add(at), exps.wrapping_add(at * step));
         for line in (0..S::BLOCK * size_of::<E>()).step_by(LINE) {
             s.prefetch(x.cast::<u8>().wrapping_add(AHEAD + line));
         }
@@ -219,10 +215,8 @@ unsafe fn sum_row<S: Simd<Real: Base>, E: Element<S>, C: Clamping, const KEEPS: 
                 exponents.as_mut()[j] = power.m;
                 s.select(is_other, exp.value_of::<C>(power), s.splat(zero))
             };
-            if KEEPS {
-                // SAFETY: there is room for whole blocks (`exps_pitch`).
-                unsafe { s.store(exps.add(at + j * S::LANES), e) };
-            }
+            // SAFETY: there is room for the block (# Safety).
+            unsafe { s.store(exps.add(j * S::LANES), e) };
             *sum = s.add(*sum, e);
         }
         if !C::CLAMPS {
@@ -235,21 +229,22 @@ unsafe fn sum_row<S: Simd<Real: Base>, E: Element<S>, C: Clamping, const KEEPS: 
     }
     let at = whole * S::BLOCK;
     let (excluded, held) = (excluded_from(s, class, at), (1 << (classes - at)) - 1);
+    let (x, exps) = (x.wrapping_add(at), exps.wrapping_add(at * step));
     for (j, sum) in sum.as_mut().iter_mut().enumerate() {
         let held = lanes_of::<S>(held, j);
         if held == 0 {
             break;
         }
-        let at = at + j * S::LANES;
-        // SAFETY: the mask has bits for classes of the row alone, which is readable (# Safety).
-        let x = unsafe { E::load_lanes(s, x.wrapping_add(at), held, S::Real::NEG_INFINITY) };
-        let is_other = s.not_equal(numbers(s, j * S::LANES), excluded);
-        let e = exp.value_where::<Clamped>(x, is_other);
-        if KEEPS {
-            // SAFETY: there is room for whole blocks (`exps_pitch`).
-            unsafe { s.store(exps.add(at), e) };
+        let x = x.wrapping_add(j * S::LANES);
+        // SAFETY: the mask has bits for classes of the row alone, which is readable (# Safety); there is room for the block
+        // (# Safety).
+        unsafe {
+            let x = E::load_lanes(s, x, held, S::Real::NEG_INFINITY);
+            let is_other = s.not_equal(numbers(s, j * S::LANES), excluded);
+            let e = exp.value_where::<Clamped>(x, is_other);
+            s.store(exps.wrapping_add(j * S::LANES), e);
+            *sum = s.add(*sum, e);
         }
-        *sum = s.add(*sum, e);
     }
     s.add_block(&mut totals, &sum);
     let sum = s.sum(totals);
@@ -290,8 +285,11 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
         // Ordinary rows have lanes of f32 (`strategy::has_ordinary_rows`).
         return;
     }
-    let written = |row: &usize| to.writes[row / 64] >> (row % 64) & 1 == 1;
-    for row in (0..rows.rows).filter(written) {
+    for row in 0..rows.rows {
+        // SAFETY: the row is below STRIP (# Safety of `sums`), and WORDS words have 64 rows each.
+        if unsafe { to.writes.get_unchecked(row / 64) } >> (row % 64) & 1 == 0 {
+            continue;
+        }
         // SAFETY: the row is below STRIP (# Safety); `sums` and the arithmetic of the rows have set its lane.
         let [class, factor, entry] = unsafe {
             [&mut state.class, &mut state.factor, &mut state.entry]
@@ -312,7 +310,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
         unsafe {
             if to.accumulate {
                 row.part::<true, true>(s, 0, rows.classes);
-            } else if to.stream && is_kept {
+            } else if to.stream && is_kept && S::FUSED {
                 row.stream(s, rows.classes);
             } else {
                 row.part::<false, false>(s, 0, rows.classes);
