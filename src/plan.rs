@@ -37,12 +37,6 @@ impl Shape {
         }
     }
 
-    /// Which distribution is at a position.
-    #[inline(always)]
-    pub fn index(&self, at: Position) -> usize {
-        at.row * self.inner + at.inner
-    }
-
     /// Distributions `first..first + len` as spans, each with the number of distributions before it.
     #[inline(always)]
     pub fn spans(&self, first: usize, len: usize) -> impl Iterator<Item = (usize, Span)> {

@@ -79,8 +79,8 @@ pub const TILE_CLASSES: usize = 32;
 /// Distributions of a strip at most: it reads this many neighbours of one class, then of the next.
 pub const STRIP: usize = 256;
 
-/// Bytes of a strip's exponentials, or of logits that are not where a strip needs them; and of a tile's logits,
-/// slopes and masses. They are on the stack, of which a call takes 48 KiB at most.
+/// Bytes of a strip's exponentials, or of logits that are not where a strip needs them; of those of short rows; and of
+/// a tile's logits, slopes and masses. They are on the stack, of which a call takes 48 KiB at most.
 pub const STRIP_BYTES: usize = 16 * 1024;
 
 /// Bytes that a task takes from the heap for the exponentials of a strip, where a stack would hold too few
@@ -90,7 +90,7 @@ pub const HEAP_STRIP_BYTES: usize = 96 * 1024;
 /// Rows of a small call at most: a register of AVX-512.
 pub const SMALL_ROWS: usize = 16;
 
-/// Rows of a small call up to which lanes run along the classes of one row after the other.
+/// Narrow rows of a small call up to which lanes run along the classes of one after the other.
 pub const SINGLE_ROWS: usize = 4;
 
 /// Lanes at most of the exponentials of a small call, with what lies between its rows: as many as a strip keeps.
@@ -106,14 +106,14 @@ pub const REGISTERS_ABREAST: usize = 4;
 /// there both ways cost the same (docs/performance.md).
 const NARROW_BYTES: usize = 512;
 
-/// Classes from which contiguous rows that may be ordinary are summed one by one, not in strips: at 64 both take as long,
-/// at 80 a gradient takes 0.7 of the time (AVX-512).
+/// Classes from which contiguous rows that may be ordinary are summed one by one, not in strips: at 64 both take as
+/// long, at 80 a gradient takes 0.7 of the time (AVX-512).
 const SHORT_FROM: usize = 80;
 
 /// Classes that the shift of such a row is chosen from: a register of AVX-512.
 pub const SHORT_HEAD: usize = 16;
 
-/// Classes up to which they are: the exponentials of one row fill a strip's buffer.
+/// Classes up to which they are: the exponentials of one row fit the buffer.
 const SHORT_CLASSES: usize = STRIP_BYTES / 4 - 64;
 
 /// Gradients of at least this many bytes are written around the caches (docs/performance.md).
@@ -122,7 +122,7 @@ const STREAMED_BYTES: usize = 16 << 20;
 /// Tasks that a range of rows is cut into at most: enough that 64 threads are evenly loaded.
 pub const TASKS: usize = 256;
 
-/// Elements below which a task is not worth its while: short rows go through their stages in batches.
+/// Elements below which a task is not worth its while: rows go through their stages in batches.
 const TASK_ELEMENTS: usize = 8 * 1024;
 
 /// Portions of the tasks that each thread takes, about.
@@ -151,8 +151,8 @@ pub const VOCABULARY_PITCH: usize = VOCABULARY_BLOCK + 16;
 /// Rows of a row block of a linear layer at most. Each block packs the whole weight, which more rows share.
 pub const LINEAR_ROWS: usize = 512;
 
-/// Rows at most of a chunk whose logits a workspace keeps: the depth of one chain of the product that makes the gradient
-/// of the weight.
+/// Rows at most of a chunk whose logits a workspace keeps: the depth of one chain of the product that makes the
+/// gradient of the weight.
 pub const CHUNK_ROWS: usize = PRODUCT_DEPTH;
 
 /// Rows at least of a chunk, unless there are no more. Each chunk packs the weight twice; with fewer rows the product
@@ -163,8 +163,8 @@ pub const LEAST_CHUNK_ROWS: usize = 64;
 pub const LINEAR_ROWS_UNIT: usize = 24;
 
 /// Whether a processor that has AVX512_BF16 multiplies bf16 by its instruction for pairs. AMD's do: a core of Zen 5 did
-/// 490e9 operations a second by it, and 246e9 by fused multiply-add. On Intel's Sapphire Rapids the instruction has 0.43
-/// of the rate of fused multiply-add (docs/experiments.md). `--cfg xent_pairs` decides for pairs, for tests.
+/// 490e9 operations a second by it, and 246e9 by fused multiply-add. On Intel's Sapphire Rapids the instruction has
+/// 0.43 of the rate of fused multiply-add (docs/experiments.md). `--cfg xent_pairs` decides for pairs, for tests.
 #[cfg(x86_sets)]
 pub fn multiplies_pairs() -> bool {
     use std::sync::atomic::{AtomicU8, Ordering};
@@ -212,8 +212,8 @@ pub fn is_narrow(classes: usize, lane_size: usize, has_ordinary_rows: bool) -> b
     if has_ordinary_rows { classes < SHORT_FROM } else { classes <= NARROW_BYTES / lane_size }
 }
 
-/// Lanes from the exponentials of a short row to those of the next: whole blocks, and room for a register that begins at
-/// the last class.
+/// Lanes from the exponentials of a short row to those of the next: whole blocks, and room for a register that begins
+/// at the last class.
 #[inline(always)]
 pub const fn exps_pitch(classes: usize) -> usize {
     (classes + SHORT_HEAD - 1).next_multiple_of(64)
@@ -322,8 +322,12 @@ pub fn segments(classes: usize) -> usize {
     classes.div_ceil(segment_len(classes))
 }
 
-/// Strips of narrow rows fit the buffer of a small call.
-const _: () = assert!(SHORT_FROM.next_multiple_of(16) * SMALL_ROWS <= SMALL_LANES);
+/// Strips of narrow rows fit the buffer of a small call, and the longest short row that of short rows.
+const _: () = assert!(
+    SHORT_FROM.next_multiple_of(16) * SMALL_ROWS <= SMALL_LANES
+        && exps_pitch(SHORT_CLASSES) * 4 <= STRIP_BYTES
+        && SHORT_HEAD <= SHORT_FROM
+);
 
 #[cfg(test)]
 mod tests {

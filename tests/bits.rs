@@ -603,7 +603,7 @@ fn long_rows_of_probabilities_before_masked_ones() {
 /// `[inner, rows, classes]`: lanes run along rows in the one and along inner positions in the other, so
 /// that the losses of the rows are added in other orders.
 #[test]
-fn the_layout_of_short_rows_does_not_show_in_the_loss() {
+fn the_layout_of_narrow_rows_does_not_show_in_the_loss() {
     let (rows, inner, classes) = (3, 21, 5);
     let mut rng = Rng::new(7);
     for turn in 0..50 {

@@ -180,11 +180,6 @@ impl<const N: usize> Batch<N> {
         &self.group.results.lse
     }
 
-    /// The loss of row `i`, once the rows are finished, and its lse, if it is a result.
-    pub fn loss_and_lse(&self, i: usize) -> (f64, f64) {
-        (self.group.results.loss[i], self.group.results.lse[i])
-    }
-
     /// Writes the results of all rows, and finds out what remains to be done.
     ///
     /// # Safety

@@ -1,9 +1,10 @@
 //! Drivers bring blocks of logits to the kernels, and rows through the row arithmetic.
 //!
 //! They know the plan and the memory that it describes. Each way over the logits is a driver: batches of
-//! contiguous rows ([`rows`]), one row by itself ([`long_row`]), strips and tiles of
-//! distributions ([`strips`], [`strided`]), small calls ([`small`]), the gradient of probability targets ([`target_gradient`]) and of a softmax
-//! ([`softmax_gradient`]). [`shards`] has what a shard of a vocabulary adds to these ways.
+//! contiguous rows ([`rows`]), short ones ([`short`]), one row by itself ([`long_row`]), strips and tiles of
+//! distributions ([`strips`], [`strided`]), small calls ([`small`]), the gradient of probability targets
+//! ([`target_gradient`]) and of a softmax ([`softmax_gradient`]). [`shards`] has what a shard of a vocabulary adds to
+//! these ways.
 
 mod batch;
 mod call;

@@ -2,6 +2,8 @@
 //! ([`crate::kernels::ordinary`]). A distribution is a lane of the state either way.
 
 use super::call::Call;
+use super::place::Place;
+use super::strided::{self, AGAIN};
 use crate::kernels::ordinary::{self as lanes, FACTORS, LaneScratch, OrdinaryState, WORDS, Wanted};
 use crate::kernels::row_math::RowInputs;
 use crate::plan::{Loss, Targets};
@@ -37,8 +39,8 @@ pub unsafe fn read_operands(
         unreachable!("ordinary rows have class indices");
     };
     let padded = lanes::padded(span.len);
-    // SAFETY: an array has room for STRIP lanes (`OrdinaryState`), of which `padded` are at most all (# Safety). f64 of any
-    // bits may be in it, and those that are read below are written first.
+    // SAFETY: an array has room for STRIP lanes (`OrdinaryState`), of which `padded` are at most all (# Safety). f64 of
+    // any bits may be in it, and those that are read below are written first.
     let [excluded, weight, grad_output] = unsafe {
         [&mut state.excluded_sum_loss, &mut state.weight_then_lse, &mut state.grad_output]
             .map(|of| std::slice::from_raw_parts_mut(of.start().cast::<f64>(), padded))
@@ -84,23 +86,106 @@ pub fn check_scale(loss: &Loss, state: &mut OrdinaryState) {
     }
 }
 
-/// Which lanes of a word are to be computed in the general way: those whose losses are not good, and those whose
-/// gradients are not.
+/// Computes the distributions of a place again that are not ordinary, as tiles; with `others` all of them, and writes
+/// what the arithmetic of ordinary rows does not find out: argmax, entropy, and the order of the logits. Returns how
+/// many of these have their largest logit at the target.
+///
+/// # Safety
+/// The place is the call's, at most STRIP long, and no other thread accesses it; the arithmetic of the rows has set its
+/// lanes. No gradient of it was written. There are AGAIN_BYTES of `room`.
 #[inline(always)]
-pub fn not_good(
+pub unsafe fn again(
     call: &Call,
     loss: &Loss,
-    state: &OrdinaryState,
-    word: usize,
-    len: usize,
-) -> (u64, u64) {
-    let lanes = !0 >> (TILE - (len - word * TILE).min(TILE));
-    let counts = if loss.wants_lse() { lanes } else { lanes & state.kept[word] };
-    let gradients = match call.plan.output {
-        Some(_) => lanes & state.kept[word] & !state.good_gradient[word],
-        None => 0,
-    };
-    (counts & !state.good[word], gradients)
+    state: &mut OrdinaryState,
+    place: Place,
+    others: bool,
+    room: *mut u8,
+) -> u64 {
+    let mut correct = 0;
+    for word in 0..place.len.div_ceil(TILE) {
+        let lanes = !0 >> (TILE - (place.len - word * TILE).min(TILE));
+        let counts = if loss.wants_lse() { lanes } else { lanes & state.kept[word] };
+        let losses = counts & !state.good[word];
+        let gradients = match call.plan.output {
+            Some(_) => lanes & state.kept[word] & !state.good_gradient[word],
+            None => 0,
+        };
+        if losses | gradients != 0 || others {
+            let word = Word { index: word, losses, gradients, others };
+            // SAFETY: the place has lanes in the word, by the range of the loop; the rest is this function's own
+            // # Safety.
+            correct += unsafe { word_again(call, loss, state, place, &word, room) };
+        }
+    }
+    correct
+}
+
+/// 64 lanes, of which some are computed again.
+struct Word {
+    index: usize,
+    /// Those whose losses are not good.
+    losses: u64,
+    /// Those whose gradients are not.
+    gradients: u64,
+    /// See [`again`].
+    others: bool,
+}
+
+/// # Safety
+/// As [`again`]; the place has lanes in the word.
+#[cold]
+#[inline(never)]
+unsafe fn word_again(
+    call: &Call,
+    loss_of: &Loss,
+    state: &mut OrdinaryState,
+    place: Place,
+    word: &Word,
+    room: *mut u8,
+) -> u64 {
+    let mut correct = 0;
+    for start in (word.index * TILE..place.len.min((word.index + 1) * TILE)).step_by(AGAIN) {
+        let bits = |of: u64| of >> (start % TILE) & ((1 << AGAIN) - 1);
+        let (losses, gradients) = (bits(word.losses), bits(word.gradients));
+        if losses | gradients == 0 && !word.others {
+            continue;
+        }
+        let place = place.part(start, AGAIN);
+        let span = place.span(0, place.len);
+        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), and the place has no more, which the
+        // arithmetic of the rows has set (# Safety); what nobody wanted may have any bits, of f64.
+        let ([loss, lse], class) = unsafe {
+            let of = [&mut state.excluded_sum_loss, &mut state.weight_then_lse];
+            let wide = of.map(|of| {
+                std::slice::from_raw_parts_mut(lanes::lanes::<f64, _>(of, start), place.len)
+            });
+            let class = lanes::lanes::<f32, _>(&mut state.class, start);
+            (wide, std::slice::from_raw_parts(class, place.len))
+        };
+        let (entropy, argmax) = ([0.0; AGAIN], [0; AGAIN]);
+        let mut again = strided::Again { loss, lse, entropy, argmax };
+        // SAFETY: the distributions are the call's, at most AGAIN by `part`, and this thread's (# Safety); the results
+        // cover them (validation). There is room (# Safety).
+        unsafe {
+            strided::again(call, place, losses, gradients, room, &mut again);
+            if !word.others {
+                continue;
+            }
+            if let Some(view) = &loss_of.argmax {
+                view.write_span(&span, &again.argmax);
+            }
+            if let Some(view) = &loss_of.entropy {
+                view.write_span(&span, &again.entropy);
+            }
+        }
+        if loss_of.counts_correct {
+            let hits = class.iter().zip(&again.argmax);
+            let hits = hits.filter(|(y, x)| f64::from(**y) == **x as f64);
+            correct += hits.count() as u64;
+        }
+    }
+    correct
 }
 
 /// The losses of the first `len` lanes, or their lse.

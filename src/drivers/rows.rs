@@ -42,39 +42,6 @@ impl Stage {
     }
 }
 
-/// One row of a call whose others are ordinary.
-pub struct One(Stage);
-
-impl One {
-    /// No row yet.
-    pub const EMPTY: One = One(Stage::EMPTY);
-
-    /// Sums up row `index`, and writes the results that the call wants of it; returns its loss and its lse.
-    ///
-    /// # Safety
-    /// The row is the call's, with contiguous classes, and no other thread accesses it.
-    pub unsafe fn start(&mut self, call: &Call, index: usize) -> (f64, f64) {
-        let One(stage) = self;
-        // SAFETY: this function's own # Safety.
-        unsafe {
-            stage.batch.start(call, index, 1);
-            prepare(call, &mut stage.batch, 0..1);
-            reduce(call, stage, 0, None);
-            stage.batch.finish(call);
-        }
-        stage.batch.loss_and_lse(0)
-    }
-
-    /// Writes the gradient of the row.
-    ///
-    /// # Safety
-    /// As [`start`](Self::start), which went before.
-    pub unsafe fn write(&mut self, call: &Call) {
-        // SAFETY: this function's own # Safety.
-        unsafe { self.0.write(call, 0) }
-    }
-}
-
 /// Chooses the initial shifts of some rows of a batch, and decides what their first sweeps are to do.
 ///
 /// # Safety

@@ -209,7 +209,7 @@ pub unsafe fn reduce_classes(
         return unsafe { reduce_general(call, row, classes, reduction, ranking, state) };
     }
     if end - start <= CHUNK && pending.is_none() && !call.stores_exps {
-        // An ordinary short row. If it is not ordinary, it is done again below.
+        // A row of one chunk, whose exponents are in range as a rule. If they are not, it is done again below.
         let shift = reduction.initial.shift;
         let chunk = chunk_at(call, row, start, end - start, reduction.excluded);
         // SAFETY: the classes are readable (# Safety); the shift has no logit (`InitialShift`), and the processor has

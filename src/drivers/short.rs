@@ -1,13 +1,14 @@
 //! Short contiguous rows of losses over class indices, whose logits are read once.
 //!
 //! A few rows at a time go through one sweep over their classes and the arithmetic of ordinary rows. Those that are not
-//! ordinary are computed again as any other contiguous row ([`rows::again`]).
+//! ordinary are computed again as a tile ([`ordinary::again`]).
 
+use super::batch;
 use super::call::Call;
 use super::ordinary;
 use super::place::Place;
+use super::strided::AGAIN_BYTES;
 use super::totals::{Losses, Totals};
-use super::{batch, ranking, rows};
 use crate::kernels::contiguous::short::{ShortGradient, ShortRows};
 use crate::kernels::ordinary::{OrdinaryState, WORDS, lanes};
 use crate::kernels::scratch::Scratch;
@@ -30,7 +31,13 @@ pub unsafe fn run(
     give: &mut dyn FnMut(Totals),
 ) {
     assert!(call.plan.logits.dtype.has_f32_lanes(), "ordinary rows have lanes of f32");
-    let mut buffer = Scratch::<{ STRIP_BYTES / 8 }>::new();
+    let mut buffer = Scratch::<{ (STRIP_BYTES + AGAIN_BYTES) / 8 }>::new();
+    let room = buffer.start().wrapping_add(STRIP_BYTES);
+    if call.streams {
+        // Streams begin at cache lines: their last register may reach past those that the sums have set.
+        // SAFETY: the buffer is as long.
+        unsafe { buffer.start().write_bytes(0, STRIP_BYTES) };
+    }
     let mut state = OrdinaryState::new();
     let exps = match call.plan.output {
         Some(_) => buffer.start(),
@@ -44,7 +51,7 @@ pub unsafe fn run(
         for (_, span) in call.plan.shape.spans(start, count) {
             let place = Place::of(&span);
             for first in (0..place.len).step_by(width) {
-                let part = Part { call, loss, place: place.part(first, width), exps, pitch };
+                let part = Part { call, loss, place: place.part(first, width), exps, pitch, room };
                 // SAFETY: the rows are the call's and this thread's (# Safety), at most `width` of them.
                 unsafe { part.run(&mut state, &mut losses, &mut correct) };
             }
@@ -65,6 +72,8 @@ struct Part<'a> {
     exps: *mut u8,
     /// Lanes from row to row there.
     pitch: usize,
+    /// Room of AGAIN_BYTES for rows that are computed again.
+    room: *mut u8,
 }
 
 impl Part<'_> {
@@ -83,10 +92,11 @@ impl Part<'_> {
             (call.k.native.short_sums)(&rows, state);
             (call.k.lanes.finish_strip)(place.len, state, &wanted);
             ordinary::check_scale(loss, state);
-            if call.wants_argmax {
+            let others = call.wants_entropy || call.rankings.is_some();
+            if call.wants_argmax && !others {
                 *correct += self.find_largest(state);
             }
-            self.again(state);
+            *correct += ordinary::again(call, loss, state, place, others, self.room);
             losses.add(ordinary::values(&mut state.excluded_sum_loss, place.len));
             ordinary::write_results(loss, state, &span);
             if call.plan.output.is_some() {
@@ -120,8 +130,8 @@ impl Part<'_> {
         let mut correct = 0;
         for i in 0..self.place.len {
             let at = self.place.at(i);
-            // SAFETY: the row is the call's, with contiguous classes, and this thread's (# Safety). `short_sums` has set
-            // the class of its lane. The result covers all rows (validation).
+            // SAFETY: the row is the call's, with contiguous classes, and this thread's (# Safety). `short_sums` has
+            // set the class of its lane. The result covers all rows (validation).
             unsafe {
                 let largest = batch::largest_logit(self.call, at).class;
                 let class: f32 = *lanes(&mut state.class, i);
@@ -134,66 +144,6 @@ impl Part<'_> {
         if self.loss.counts_correct { correct } else { 0 }
     }
 
-    /// Computes the rows again that are not ordinary, and all of them if their entropies are wanted; finds out what the
-    /// order of the logits says.
-    ///
-    /// # Safety
-    /// As [`run`](Self::run); the rows are finished, and no gradient was written.
-    #[inline(always)]
-    unsafe fn again(&self, state: &mut OrdinaryState) {
-        let (call, len) = (self.call, self.place.len);
-        let all = call.wants_entropy || call.rankings.is_some();
-        for word in 0..len.div_ceil(TILE) {
-            let (losses, gradients) = ordinary::not_good(call, self.loss, state, word, len);
-            if losses | gradients != 0 || all {
-                // SAFETY: the rows of the word are the part's (`not_good`); the rest is this function's own # Safety.
-                unsafe { self.word_again(state, word, losses, gradients) };
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`again`](Self::again); the rows with a bit are the part's.
-    #[cold]
-    #[inline(never)]
-    unsafe fn word_again(
-        &self,
-        state: &mut OrdinaryState,
-        word: usize,
-        losses: u64,
-        gradients: u64,
-    ) {
-        let call = self.call;
-        let mut one = rows::One::EMPTY;
-        for i in 0..TILE.min(self.place.len - word * TILE) {
-            let has = |of: u64| of >> i & 1 == 1;
-            let lane = word * TILE + i;
-            let (at, place) = (self.place.at(lane), self.place.part(lane, 1));
-            let index = call.plan.shape.index(at);
-            // SAFETY: the row is the call's and this thread's, and its lane was set (# Safety). Its logits are as stored,
-            // since no gradient of it was written.
-            unsafe {
-                if has(losses | gradients) || call.wants_entropy {
-                    let (loss, lse) = one.start(call, index);
-                    if has(losses) {
-                        *lanes(&mut state.excluded_sum_loss, lane) = loss;
-                        *lanes(&mut state.weight_then_lse, lane) = lse;
-                    }
-                }
-                if call.rankings.is_some() {
-                    let lse = match self.loss.wants_lse() {
-                        true => *lanes(&mut state.weight_then_lse, lane),
-                        false => 0.0,
-                    };
-                    ranking::rank(call, &place, &[lse]);
-                }
-                if has(gradients) {
-                    one.write(call);
-                }
-            }
-        }
-    }
-
     /// Writes the gradient of the rows.
     ///
     /// # Safety
@@ -201,7 +151,8 @@ impl Part<'_> {
     unsafe fn write(&self, state: &mut OrdinaryState, rows: &ShortRows) {
         let call = self.call;
         let Some(output) = &call.plan.output else { return };
-        // SAFETY: the arithmetic of the rows has set the lanes; gradients that are not ordinary were written (# Safety).
+        // SAFETY: the arithmetic of the rows has set the lanes; gradients that are not ordinary were written (#
+        // Safety).
         let writes = unsafe { ordinary::unwritten(state, rows.rows, output.accumulate) };
         let view = &output.view;
         let strides = self.place.strides(view);
@@ -260,8 +211,8 @@ impl Part<'_> {
                     first: 0,
                     classes: 1,
                 };
-                // SAFETY: the output covers the classes of the row (validation), this thread's alone (# Safety); the tile
-                // is in the buffer. The processor has the set of the kernels (`Call::k`).
+                // SAFETY: the output covers the classes of the row (validation), this thread's alone (# Safety); the
+                // tile is in the buffer. The processor has the set of the kernels (`Call::k`).
                 unsafe {
                     (call.k.converted_to_output.scatter)(
                         &tile,

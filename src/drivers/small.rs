@@ -1,5 +1,5 @@
-//! Small calls, without a plan: one strip, or a few short rows. A few rows of a strip go one by one, more of them side by
-//! side.
+//! Small calls, without a plan: one strip, or a few short rows. A few rows of a strip go one by one, more of them side
+//! by side.
 
 use super::totals::{Losses, Totals};
 use crate::kernels::Kernels;
@@ -91,9 +91,9 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
         lse: false,
         gradient: has_gradient.then_some(scale),
     };
-    // SAFETY: the logits cover all classes of the rows (validation), and the buffer has room for the exponentials of all
-    // rows, in whole registers or by `exps_pitch` (`strategy::is_small`; validation). `count_kept` above found the excluded
-    // classes in range. The processor has the set of the kernels (# Safety).
+    // SAFETY: the logits cover all classes of the rows (validation), and the buffer has room for the exponentials of
+    // all rows, in whole registers or by `exps_pitch` (`strategy::is_small`; validation). `count_kept` above found the
+    // excluded classes in range. The processor has the set of the kernels (# Safety).
     unsafe {
         if is_short {
             (k.native.short_sums)(&short, &mut state);

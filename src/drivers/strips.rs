@@ -1,14 +1,14 @@
 //! Strips of distributions: losses over class indices whose logits are read once.
 //!
 //! A strip goes through one sweep over its classes and the arithmetic of ordinary rows. Lanes that are not
-//! ordinary are computed again as a tile ([`strided::again`]).
+//! ordinary are computed again as a tile ([`ordinary::again`]).
 
 use super::call::Call;
 use super::ordinary;
 use super::place::Place;
-use super::strided::{self, AGAIN, AGAIN_BYTES};
+use super::strided::AGAIN_BYTES;
 use super::totals::{GroupTotals, Totals};
-use crate::kernels::ordinary::{self as lanes, OrdinaryState, WORDS};
+use crate::kernels::ordinary::{OrdinaryState, WORDS, padded};
 use crate::kernels::row_math::ROWS;
 use crate::kernels::scratch::Scratch;
 use crate::kernels::strided::strip::{self, Strip, StripGradient};
@@ -96,7 +96,7 @@ impl<'a> Strips<'a> {
         let gathers = apart(plan.logits.stride_along(axis));
         let scatters = plan.output.is_some_and(|output| apart(output.view.stride_along(axis)));
         let moves = gathers || scatters;
-        let fitting = (bytes / (classes * lane)).min(STRIP) / lanes::padded(1) * lanes::padded(1);
+        let fitting = (bytes / (classes * lane)).min(STRIP) / padded(1) * padded(1);
         let holds = (moves || plan.output.is_some()) && fitting >= if moves { 1 } else { TILE };
         let (width, chunk) = match (holds, moves) {
             (true, _) => (fitting, classes),
@@ -138,7 +138,8 @@ impl<'a> Strips<'a> {
         // SAFETY: the distributions are the call's and this thread's (# Safety); `finish_strip` above has finished
         // their sums. No gradient is written before `write`.
         unsafe {
-            self.again(state, place, totals);
+            let others = call.wants_argmax || call.wants_entropy || call.rankings.is_some();
+            totals.rest.correct += ordinary::again(call, loss, state, place, others, self.room);
             self.hand_out(state, &span, totals);
             if call.plan.output.is_some() {
                 self.write(state, place);
@@ -157,7 +158,7 @@ impl<'a> Strips<'a> {
         // (# Safety).
         let from = unsafe { view.at(place.first, first) };
         let strides = place.strides(view);
-        let pitch = lanes::padded(place.len);
+        let pitch = padded(place.len);
         let exps = if self.keeps { self.buffer } else { std::ptr::null_mut() };
         if !self.gathers {
             let ahead = next.map_or(0, |next| next as isize);
@@ -221,76 +222,6 @@ impl<'a> Strips<'a> {
         })
     }
 
-    /// Computes the lanes again that are not ordinary, and all of them if results are wanted that a strip does
-    /// not find out; writes these.
-    ///
-    /// # Safety
-    /// As [`run`](Self::run); the strip is finished, and no gradient was written.
-    #[inline(always)]
-    unsafe fn again(&self, state: &mut OrdinaryState, place: Place, totals: &mut GroupTotals) {
-        let others =
-            self.call.wants_argmax || self.call.wants_entropy || self.call.rankings.is_some();
-        for word in 0..place.len.div_ceil(TILE) {
-            let (losses, gradients) =
-                ordinary::not_good(self.call, self.loss, state, word, place.len);
-            if losses | gradients != 0 || others {
-                // SAFETY: the place has lanes in `word`, by the range of the loop; the rest is this function's own
-                // # Safety.
-                unsafe { self.tile_again(state, place, word, losses, gradients, totals) };
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`again`](Self::again); the place has lanes in `word`.
-    #[cold]
-    #[inline(never)]
-    unsafe fn tile_again(
-        &self,
-        state: &mut OrdinaryState,
-        place: Place,
-        word: usize,
-        losses: u64,
-        gradients: u64,
-        totals: &mut GroupTotals,
-    ) {
-        for start in (word * TILE..place.len.min((word + 1) * TILE)).step_by(AGAIN) {
-            let place = place.part(start, AGAIN);
-            let span = place.span(0, place.len);
-            let bits = |of: u64| of >> (start % TILE) & ((1 << AGAIN) - 1);
-            // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), and a strip has no more (`Strips::new`).
-            // `strip_sums` and `finish_strip` have set its lanes, since it is finished (# Safety); what nobody wanted
-            // may have any bits, of f64.
-            let ([loss, lse], class) = unsafe {
-                let of = [&mut state.excluded_sum_loss, &mut state.weight_then_lse];
-                let wide = of.map(|of| {
-                    std::slice::from_raw_parts_mut(lanes::lanes::<f64, _>(of, start), place.len)
-                });
-                let class = lanes::lanes::<f32, _>(&mut state.class, start);
-                (wide, std::slice::from_raw_parts(class, place.len))
-            };
-            let (entropy, argmax) = ([0.0; AGAIN], [0; AGAIN]);
-            let mut again = strided::Again { loss, lse, entropy, argmax };
-            // SAFETY: the distributions are the call's, at most AGAIN by `part`, and this thread's (# Safety); the
-            // results cover them (validation). `strips` has left AGAIN_BYTES at `room`.
-            unsafe {
-                let (losses, gradients) = (bits(losses), bits(gradients));
-                strided::again(self.call, place, losses, gradients, self.room, &mut again);
-                if let Some(view) = &self.loss.argmax {
-                    view.write_span(&span, &again.argmax);
-                }
-                if let Some(view) = &self.loss.entropy {
-                    view.write_span(&span, &again.entropy);
-                }
-            }
-            if self.loss.counts_correct {
-                let hits = class.iter().zip(&again.argmax);
-                let hits = hits.filter(|(y, x)| f64::from(**y) == **x as f64);
-                totals.rest.correct += hits.count() as u64;
-            }
-        }
-    }
-
     /// Writes the results of a strip, and adds its losses to the totals.
     ///
     /// # Safety
@@ -321,13 +252,13 @@ impl<'a> Strips<'a> {
         let call = self.call;
         let Some(output) = &call.plan.output else { return };
         let view = &output.view;
-        // SAFETY: the strip is finished (# Safety): `finish_strip` has set the coefficients of its lanes, and `again` has
-        // written the gradients of those that are not ordinary.
+        // SAFETY: the strip is finished (# Safety): `finish_strip` has set the coefficients of its lanes, and `again`
+        // has written the gradients of those that are not ordinary.
         let writes = unsafe { ordinary::unwritten(state, place.len, output.accumulate) };
         let strides = place.strides(view);
         for first in (0..call.plan.shape.classes).step_by(self.chunk) {
-            // SAFETY: the classes are the call's, and the output covers them (validation), this thread's alone
-            // (# Safety). The strip is finished (# Safety), with the exponentials of all classes in the buffer if it keeps
+            // SAFETY: the classes are the call's, and the output covers them (validation), this thread's alone (#
+            // Safety). The strip is finished (# Safety), with the exponentials of all classes in the buffer if it keeps
             // them; else the buffer has room for a chunk (`Strips::new`). The processor has the set of the kernels
             // (`Call::k`).
             unsafe {

@@ -134,7 +134,7 @@ pub unsafe fn store_wide<S: Simd>(s: S, of: &mut LaneScratch, at: usize, v: S::W
     }
 }
 
-/// What is wanted of the rows of a strip.
+/// What is wanted of the rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
     /// [`OrdinaryState::weight_then_lse`] is there.
@@ -147,11 +147,12 @@ pub struct Wanted {
     pub gradient: Option<f64>,
 }
 
-/// Computes the losses of a strip, and the coefficients of its gradient; finds out which lanes are ordinary.
+/// Computes the losses of some rows, and the coefficients of their gradients; finds out which lanes are ordinary.
 ///
 /// # Safety
-/// [`sums`](crate::kernels::strided::strip::sums) has set the state for `count` lanes, and the driver what
-/// is [wanted](Wanted). The processor has the set of `s`.
+/// The sums of a [strip](crate::kernels::strided::strip::sums), of [short
+/// rows](crate::kernels::contiguous::short::sums) or of a [row](crate::kernels::strided::row::sums) of a strip have set
+/// the state for `count` lanes, and the driver what is [wanted](Wanted). The processor has the set of `s`.
 #[inline(always)]
 pub unsafe fn finish<S: Simd<Real: Base>>(
     s: S,
@@ -160,7 +161,7 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
     wanted: &Wanted,
 ) {
     if !S::Real::HAS_TABLE {
-        // Strips have lanes of f32 (`strategy::has_ordinary_rows`).
+        // Ordinary rows have lanes of f32 (`strategy::has_ordinary_rows`).
         return;
     }
     let d = s.wide();
@@ -168,8 +169,8 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
     let splat = |x: f64| d.splat(x);
     (state.kept, state.good, state.good_gradient) = Default::default();
     for at in (0..count).step_by(S::LANES) {
-        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and `sums`
-        // has set those of `count` lanes (# Safety).
+        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and
+        // `sums` has set those of `count` lanes (# Safety).
         let (class, shift, x_y, sum) = unsafe {
             (
                 s.load(lanes(&mut state.class, at)),
@@ -224,8 +225,8 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
                 entry.as_mut()[i] = d.select(kept, entry_of_kept, splat(0.0));
             }
         }
-        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and `at` is
-        // below `count`, which is no more (# Safety of `sums`).
+        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and `at`
+        // is below `count`, which is no more (# Safety of `sums`).
         unsafe {
             store_wide(s, &mut state.excluded_sum_loss, at, loss);
             if wanted.lse {
@@ -302,7 +303,7 @@ mod tests {
 
     const COUNT: usize = 16;
 
-    /// Lanes of a strip, and what the arithmetic makes of them.
+    /// Some lanes, and what the arithmetic makes of them.
     #[derive(Clone, Copy, Debug)]
     struct Lanes {
         class: [f32; COUNT],

@@ -1,4 +1,4 @@
-//! Calls over a few short rows without options, recognised and checked in a few instructions.
+//! Calls over a few rows without options, recognised and checked in a few instructions.
 //!
 //! The checks of a general call, and its plan, take several times as long as the arithmetic of ten classes.
 //! A *plain* call has packed f32 logits, packed class indices, no option, and no result but the loss and the

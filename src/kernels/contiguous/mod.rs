@@ -1,7 +1,7 @@
 //! Rows whose classes are contiguous: lanes run along classes.
 //!
-//! [`short`] is for short rows of ordinary losses. Of all others, the drivers (src/drivers/segment.rs, rows.rs) put these
-//! kernels together as follows.
+//! [`short`] is for short rows of ordinary losses. Of all others, the drivers (src/drivers/segment.rs, rows.rs) put
+//! these kernels together as follows.
 //!
 //! # The first sweep reads a row once, without looking for its maximum first
 //!

@@ -77,7 +77,8 @@ fn numbers<S: Simd<Real: Base>>(s: S, lane: usize) -> S::Vector {
     unsafe { s.load(NUMBERS.as_ptr().cast::<S::Real>().wrapping_add(lane)) }
 }
 
-/// Where a row's excluded class is, counted from class `at`, in every lane; below 0 or past the block if it is elsewhere.
+/// Where a row's excluded class is, counted from class `at`, in every lane; below 0 or past the block if it is
+/// elsewhere.
 #[inline(always)]
 fn excluded_from<S: Simd>(s: S, class: f64, at: usize) -> S::Vector {
     s.splat(S::Real::from_f64(class - at as f64))
@@ -86,9 +87,9 @@ fn excluded_from<S: Simd>(s: S, class: f64, at: usize) -> S::Vector {
 /// Sums up the exponentials of rows.
 ///
 /// # Safety
-/// The rows are readable elements of `E`, at most STRIP; there is room for their exponentials, by `exps_pitch`, if they are
-/// kept, apart from the rows. The excluded classes were set for whole registers, to classes of the rows where they are
-/// not below 0. The processor has the set of `s`.
+/// The rows are readable elements of `E`, at most STRIP; there is room for their exponentials, by `exps_pitch`, if they
+/// are kept, apart from the rows. The excluded classes were set for whole registers, to classes of the rows where they
+/// are not below 0. The processor has the set of `s`.
 #[inline(always)]
 pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     s: S,
@@ -103,8 +104,8 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     unsafe {
         shifts::<S, E>(s, rows, state);
     }
-    // Where exponentials are not kept, every block has them in the same place: a store takes nothing from the arithmetic,
-    // and another copy of the code 30 KB.
+    // Where exponentials are not kept, every block has them in the same place: a store takes nothing from the
+    // arithmetic, and another copy of the code 30 KB.
     let mut unkept = Scratch::<{ BLOCK / 2 }>::new();
     let step = if rows.exps.is_null() { 0 } else { 1 };
     // Where one row has exponents out of range, as masked logits have, so have others: they are not tried.
@@ -138,8 +139,8 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(
     let (round, largest) = (s.splat(S::Real::ROUND), S::Real::from_f64(S::Real::MAX_SHIFT));
     for at in (0..rows.rows).step_by(S::LANES) {
         // SAFETY: `at` is below the rows, at most STRIP (# Safety). The arrays have room for STRIP lanes
-        // (`OrdinaryState`), of which registers are whole parts, and the driver set the excluded classes (# Safety). A row
-        // has SHORT_HEAD classes at least (`ShortRows`), and its excluded class, if it is not below 0 (# Safety).
+        // (`OrdinaryState`), of which registers are whole parts, and the driver set the excluded classes (# Safety). A
+        // row has SHORT_HEAD classes at least (`ShortRows`), and its excluded class, if it is not below 0 (# Safety).
         unsafe {
             let excluded = s.narrow(load_wide(s, &mut state.excluded_sum_loss, at));
             s.store(lanes(&mut state.class, at), excluded);
@@ -149,7 +150,7 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(
                 let x = rows.logits::<E>(row);
                 let mut max = s.splat(S::Real::NEG_INFINITY);
                 for class in (0..SHORT_HEAD).step_by(S::LANES) {
-                    // The bound comes second, so that a NaN loses.
+                    // The logits are the bound, so that a NaN among them loses.
                     max = s.max(E::load(s, x.wrapping_add(class)), max);
                 }
                 *lanes(&mut state.shift, row) = s.max_lane(max);
@@ -172,8 +173,8 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(
     }
 }
 
-/// Sums up the exponentials of one row, and stores those of block `i` at `exps + i·step·BLOCK`. A sum that does not clamp
-/// is right if this returns true, and then has the bits of one that does.
+/// Sums up the exponentials of one row, and stores those of block `i` at `exps + i·step·BLOCK`. A sum that does not
+/// clamp is right if this returns true, and the row, if it is ordinary, then has the bits of one that does.
 ///
 /// # Safety
 /// As [`sums`]; [`shifts`] went before, and there is room for the blocks.
@@ -236,8 +237,8 @@ unsafe fn sum_row<S: Simd<Real: Base>, E: Element<S>, C: Clamping>(
             break;
         }
         let x = x.wrapping_add(j * S::LANES);
-        // SAFETY: the mask has bits for classes of the row alone, which is readable (# Safety); there is room for the block
-        // (# Safety).
+        // SAFETY: the mask has bits for classes of the row alone, which is readable (# Safety); there is room for the
+        // block (# Safety).
         unsafe {
             let x = E::load_lanes(s, x, held, S::Real::NEG_INFINITY);
             let is_other = s.not_equal(numbers(s, j * S::LANES), excluded);
@@ -273,7 +274,8 @@ pub struct ShortGradient {
 ///
 /// # Safety
 /// As [`sums`], which went before, as did the arithmetic of the rows; the gradient is writable for all classes of the
-/// rows that are written, exactly where the exponentials are or apart from them.
+/// rows that are written, exactly where the exponentials are or apart from them. If it is streamed, the room for the
+/// exponentials was set as a whole before.
 #[inline(always)]
 pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
     s: S,
@@ -305,8 +307,8 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
             factor: s.splat(factor),
             entry: s.splat(entry),
         };
-        // SAFETY: the gradient of the row is writable, and `sums` has kept its exponentials (# Safety). The class is one
-        // of the row's if it is not below 0 (# Safety of `sums`).
+        // SAFETY: the gradient of the row is writable, and `sums` has kept its exponentials (# Safety). The class is
+        // one of the row's if it is not below 0 (# Safety of `sums`).
         unsafe {
             if to.accumulate {
                 row.part::<true, true>(s, 0, rows.classes);
@@ -342,7 +344,8 @@ impl<S: Simd<Real: Base>, G: Element<S>> GradientRow<S, G> {
     #[inline(always)]
     unsafe fn value<const ENTRY: bool>(&self, s: S, at: usize) -> S::Vector {
         let zero = s.splat(S::Real::ZERO);
-        // SAFETY: there is room for a register that begins at any class of the row (`exps_pitch`; # Safety of `sums`).
+        // SAFETY: there is room for a register that begins at any class of the row (`exps_pitch`; # Safety of `sums`),
+        // and what follows the row's registers is set if the row is streamed (# Safety of `gradient`).
         let e = unsafe { s.load(self.exps.wrapping_add(at)) };
         let v = if self.is_kept { s.mul_add(e, self.factor, zero) } else { zero };
         if !ENTRY {
@@ -387,8 +390,8 @@ impl<S: Simd<Real: Base>, G: Element<S>> GradientRow<S, G> {
     #[inline(always)]
     unsafe fn stream(&self, s: S, classes: usize) {
         let mut at = self.g.align_offset(LINE).min(classes);
-        // SAFETY: this function's own # Safety; a register that is streamed lies within the row, and begins at a multiple
-        // of its size from the start of a line.
+        // SAFETY: this function's own # Safety; a register that is streamed lies within the row, and begins at a
+        // multiple of its size from the start of a line.
         unsafe {
             self.part::<true, false>(s, 0, at);
             while classes - at >= S::LANES {

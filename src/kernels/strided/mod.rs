@@ -20,7 +20,7 @@
 //!
 //! The sums exclude the target's class, as in contiguous/. Where distributions lie side by side in
 //! memory, in the lanes' own type, tiles are read and written in place. Everything else (halves, logits to
-//! be scaled or capped, short rows, which are transposed) goes through a buffer of 32 classes.
+//! be scaled or capped, narrow rows, which are transposed) goes through a buffer of 32 classes.
 
 pub mod gradient;
 pub mod reduce;

@@ -58,7 +58,7 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     state: &mut OrdinaryState,
 ) {
     if !S::Real::HAS_TABLE {
-        // Strips have lanes of f32 (`strategy::has_ordinary_rows`).
+        // Ordinary rows have lanes of f32 (`strategy::has_ordinary_rows`).
         return;
     }
     // SAFETY: this function's own # Safety; groups end with the last class.
@@ -162,8 +162,8 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
                 s.prefetch(p.wrapping_offset(strip.ahead).cast());
             }
         }
-        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and `shifts`
-        // has set those of the strip's lanes (# Safety).
+        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and
+        // `shifts` has set those of the strip's lanes (# Safety).
         let (excluded, shift, mut x_y, mut sum) = unsafe {
             (
                 s.load(lanes(&mut state.class, at)),
@@ -188,8 +188,8 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
         for (sum, &group) in sum.as_mut().iter_mut().zip(group.as_ref()) {
             *sum = s.wide().add(*sum, group);
         }
-        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and a strip
-        // has no more (# Safety).
+        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and a
+        // strip has no more (# Safety).
         unsafe {
             store_wide(s, &mut state.excluded_sum_loss, at, sum);
             s.store(lanes(&mut state.x_y, at), x_y);
@@ -268,7 +268,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     to: &StripGradient,
 ) {
     if !S::Real::HAS_TABLE {
-        // Strips have lanes of f32 (`strategy::has_ordinary_rows`).
+        // Ordinary rows have lanes of f32 (`strategy::has_ordinary_rows`).
         return;
     }
     let whole = (to.padded || strip.lanes.is_multiple_of(S::LANES)) && !to.accumulate;
@@ -286,8 +286,8 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     let stream = to.stream && aligned;
     let whole = whole && all(&to.writes) && all(&state.kept);
     // SAFETY: this function's own # Safety. `WholeKept` is for strips of whole registers, as `whole` says, whose
-    // exponentials are kept, and `Whole` for strips whose logits are whole registers too; `aligned` says whether streams
-    // are.
+    // exponentials are kept, and `Whole` for strips whose logits are whole registers too; `aligned` says whether
+    // streams are.
     unsafe {
         if whole && !strip.exps.is_null() {
             sweep::<S, E, G, WholeKept>(s, strip, state, to, stream);
@@ -329,8 +329,8 @@ unsafe fn sweep<S: Simd<Real: Base>, E: Element<S>, G: Element<S>, W: Writing>(
             let is_other = s.not_equal(number, excluded);
             let e = if !W::KEPT && (W::WHOLE || strip.exps.is_null()) {
                 let x = x.wrapping_add(at);
-                // SAFETY: a whole register by `W`, or lanes that the mask has, of the strip, which has the class; `sums` has
-                // set the shifts (# Safety).
+                // SAFETY: a whole register by `W`, or lanes that the mask has, of the strip, which has the class;
+                // `sums` has set the shifts (# Safety).
                 let (x, shift) = unsafe {
                     let x = match W::WHOLE {
                         true => E::load(s, x),
