@@ -1283,28 +1283,28 @@ inline void partial_backward(const linear& layer, std::size_t rows, std::size_t 
 
 /// y = softmax of x over the classes. x and y have one type (XENT_ERR_DTYPE) and any layout: any axis of any tensor.
 /// y may be exactly x.
-inline void softmax(const input& x, std::size_t rows, std::size_t classes, const output& y,
+inline void softmax(const input& xs, std::size_t rows, std::size_t classes, const output& ys,
                     const softmax_options& with = {}) {
-    detail::run(xent_softmax, x, rows, classes, y, with);
+    detail::run(xent_softmax, xs, rows, classes, ys, with);
 }
 
 /// grad_x = y * (grad_y - sum of y * grad_y), with y what softmax gave. grad_x may be exactly y or
 /// exactly grad_y.
-inline void softmax_backward(const input& y, std::size_t rows, std::size_t classes, const input& grad_y,
+inline void softmax_backward(const input& ys, std::size_t rows, std::size_t classes, const input& grad_y,
                              const output& grad_x, const softmax_options& with = {}) {
-    detail::run(xent_softmax_backward, y, rows, classes, grad_y, grad_x, with);
+    detail::run(xent_softmax_backward, ys, rows, classes, grad_y, grad_x, with);
 }
 
 /// y = x - ln sum of exp x, as softmax.
-inline void log_softmax(const input& x, std::size_t rows, std::size_t classes, const output& y,
+inline void log_softmax(const input& xs, std::size_t rows, std::size_t classes, const output& ys,
                         const softmax_options& with = {}) {
-    detail::run(xent_log_softmax, x, rows, classes, y, with);
+    detail::run(xent_log_softmax, xs, rows, classes, ys, with);
 }
 
 /// grad_x = grad_y - exp(y) * sum of grad_y, with y what log_softmax gave; as softmax_backward.
-inline void log_softmax_backward(const input& y, std::size_t rows, std::size_t classes, const input& grad_y,
+inline void log_softmax_backward(const input& ys, std::size_t rows, std::size_t classes, const input& grad_y,
                                  const output& grad_x, const softmax_options& with = {}) {
-    detail::run(xent_log_softmax_backward, y, rows, classes, grad_y, grad_x, with);
+    detail::run(xent_log_softmax_backward, ys, rows, classes, grad_y, grad_x, with);
 }
 
 // ---- pointers: packed, types checked by the compiler ----------------------------------------

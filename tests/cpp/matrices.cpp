@@ -1,7 +1,28 @@
 // Matrices with strides of their own, by their member functions: row-major, column-major and mdspans.
 #include <vector>
 
-// <complex.h> defines I; other headers define other letters.
+// <complex.h> defines I; other headers define other letters, and programs x and y. libstdc++'s own headers break with
+// e and s defined, so they come before.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <iterator>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#if __has_include(<version>)
+#include <version>
+#endif
+#if defined(__cpp_lib_ranges)
+#include <ranges>
+#endif
+#if defined(__cpp_lib_mdspan)
+#include <mdspan>
+#endif
+#if defined(__STDCPP_BFLOAT16_T__) || defined(__STDCPP_FLOAT16_T__)
+#include <stdfloat>
+#endif
 #define A [one-letter macro]
 #define B [one-letter macro]
 #define C [one-letter macro]
@@ -28,6 +49,32 @@
 #define X [one-letter macro]
 #define Y [one-letter macro]
 #define Z [one-letter macro]
+#define a [one-letter macro]
+#define b [one-letter macro]
+#define c [one-letter macro]
+#define d [one-letter macro]
+#define e [one-letter macro]
+#define f [one-letter macro]
+#define g [one-letter macro]
+#define h [one-letter macro]
+#define i [one-letter macro]
+#define j [one-letter macro]
+#define k [one-letter macro]
+#define l [one-letter macro]
+#define m [one-letter macro]
+#define n [one-letter macro]
+#define o [one-letter macro]
+#define p [one-letter macro]
+#define q [one-letter macro]
+#define r [one-letter macro]
+#define s [one-letter macro]
+#define t [one-letter macro]
+#define u [one-letter macro]
+#define v [one-letter macro]
+#define w [one-letter macro]
+#define x [one-letter macro]
+#define y [one-letter macro]
+#define z [one-letter macro]
 #include "xent.hpp"
 #undef A
 #undef B
@@ -55,6 +102,32 @@
 #undef X
 #undef Y
 #undef Z
+#undef a
+#undef b
+#undef c
+#undef d
+#undef e
+#undef f
+#undef g
+#undef h
+#undef i
+#undef j
+#undef k
+#undef l
+#undef m
+#undef n
+#undef o
+#undef p
+#undef q
+#undef r
+#undef s
+#undef t
+#undef u
+#undef v
+#undef w
+#undef x
+#undef y
+#undef z
 
 #include "check.hpp"
 
