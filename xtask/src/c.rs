@@ -251,6 +251,7 @@ pub fn tests() -> Result<Report> {
     }
     runs.extend(sampled.iter().filter(|one| one.is_run()).map(|one| (one, vec![SAMPLED])));
     on_all_cores(&runs, |(program, variables)| program.run(&[], variables))?;
+    cmd!(sh, "tests/cpp/refused/run").run()?;
     report.done = format!("{} builds, {} runs", builds.len(), runs.len());
     Ok(report)
 }
