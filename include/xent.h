@@ -775,25 +775,25 @@ xent_status xent_forward_backward(const struct xent_problem *problem,
 /**
  * Log-softmax over the classes: y_c = x_c - ln sum_c exp x_c.
  *
- * shape, x, y: not NULL. x, y: f32, f64, bf16 or f16, both of one dtype (XENT_ERR_DTYPE), [rows,
- * classes, inner], any strides. y may be exactly x (same data and strides), and overlaps it in no
- * other way. xent widens halves to f32 and rounds the result once. A row that holds NaN or +inf, or
- * nothing but -inf, becomes NaN; any other -inf stays -inf. Thread-safe. A call that fails writes
- * nothing.
+ * shape, xs, ys: not NULL. xs is x, and ys is y: f32, f64, bf16 or f16, both of one dtype
+ * (XENT_ERR_DTYPE), [rows, classes, inner], any strides. y may be exactly x (same data and strides),
+ * and overlaps it in no other way. xent widens halves to f32 and rounds the result once. A row that
+ * holds NaN or +inf, or nothing but -inf, becomes NaN; any other -inf stays -inf. Thread-safe. A call
+ * that fails writes nothing.
  */
 xent_status xent_log_softmax(const struct xent_shape *shape,
-                             const struct xent_input *x,
-                             const struct xent_output *y);
+                             const struct xent_input *xs,
+                             const struct xent_output *ys);
 
 /**
  * The gradient through xent_log_softmax: grad_x_c = grad_y_c - exp(y_c) * sum_c grad_y_c.
  *
- * shape, y, grad_y, grad_x: not NULL. y: the output of xent_log_softmax; grad_y: the gradient with
- * respect to it. All three of one dtype, as in xent_log_softmax. grad_x may be exactly y or
+ * shape, ys, grad_y, grad_x: not NULL. ys is y, the output of xent_log_softmax; grad_y: the gradient
+ * with respect to it. All three of one dtype, as in xent_log_softmax. grad_x may be exactly y or
  * exactly grad_y, and overlaps them in no other way. Thread-safe. A call that fails writes nothing.
  */
 xent_status xent_log_softmax_backward(const struct xent_shape *shape,
-                                      const struct xent_input *y,
+                                      const struct xent_input *ys,
                                       const struct xent_input *grad_y,
                                       const struct xent_output *grad_x);
 
@@ -803,16 +803,16 @@ xent_status xent_log_softmax_backward(const struct xent_shape *shape,
  * Otherwise as xent_log_softmax, except that -inf becomes 0.
  */
 xent_status xent_softmax(const struct xent_shape *shape,
-                         const struct xent_input *x,
-                         const struct xent_output *y);
+                         const struct xent_input *xs,
+                         const struct xent_output *ys);
 
 /**
  * The gradient through xent_softmax: grad_x_c = y_c * (grad_y_c - sum_c y_c * grad_y_c).
  *
- * Otherwise as xent_log_softmax_backward; y: the output of xent_softmax.
+ * Otherwise as xent_log_softmax_backward; ys is the output of xent_softmax.
  */
 xent_status xent_softmax_backward(const struct xent_shape *shape,
-                                  const struct xent_input *y,
+                                  const struct xent_input *ys,
                                   const struct xent_input *grad_y,
                                   const struct xent_output *grad_x);
 

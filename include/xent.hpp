@@ -48,6 +48,8 @@
 // Errors     Every failure throws xent::error, with the status and a message that names the operand,
 //            the index and the value: "targets[17] = 50257 is outside [0, 50257)". Nothing has then been
 //            written: not one byte of a gradient, a result or, in place, the logits.
+//            Shared objects with hidden visibility throw it to each other. With libc++, a program that opens
+//            them with RTLD_LOCAL is linked with -rdynamic, or does not catch it as what it is.
 //            Without exceptions (-fno-exceptions, or XENT_NO_EXCEPTIONS defined before the header) a
 //            failing call prints this message to stderr and aborts. A program without exceptions that
 //            goes on after an error calls xent.h, which returns a status. Units of both kinds fit in
@@ -81,6 +83,9 @@
 #endif
 #if defined(__cpp_lib_ranges)
 #include <ranges>
+#endif
+#if defined(__cpp_lib_span)
+#include <span>
 #endif
 #if defined(__STDCPP_BFLOAT16_T__) || defined(__STDCPP_FLOAT16_T__)
 #include <stdfloat>
@@ -386,9 +391,17 @@ template <class Type>
 inline constexpr bool is_matrix_view<Type, std::void_t<typename Type::PlainObject>> =
     has_eigen_strides<Type> && !std::is_same_v<std::remove_cv_t<Type>, typename Type::PlainObject>;
 
+// std::span, where the library has no ranges that know of it.
+template <class Type>
+inline constexpr bool is_span = false;
+#if defined(__cpp_lib_span)
+template <class Element, std::size_t size>
+inline constexpr bool is_span<std::span<Element, size>> = true;
+#endif
+
 // An rvalue is taken only if it is a view, since what it points to has to outlive an options object.
 template <class Type>
-inline constexpr bool outlives_call = std::is_lvalue_reference_v<Type>
+inline constexpr bool outlives_call = std::is_lvalue_reference_v<Type> || is_span<std::remove_cv_t<Type>>
                                       || is_matrix_view<std::remove_reference_t<Type>>
 #if defined(__cpp_lib_ranges)
                                       || std::ranges::borrowed_range<Type>
@@ -402,6 +415,42 @@ inline constexpr bool is_output_container =
     is_input_container<Type> && !std::is_const_v<typename container<std::remove_reference_t<Type>>::element>;
 
 inline constexpr std::size_t unknown_size = static_cast<std::size_t>(-1);
+
+// What the types alone can tell is told by the compiler: one message, for the first that is wrong.
+template <class Type>
+constexpr bool check_memory() {
+    constexpr fault problem = container<std::remove_reference_t<Type>>::problem;
+    static_assert(problem != fault::memory,
+                  "xent: an operand needs data() that returns a pointer: evaluate an expression into a matrix first");
+    static_assert(problem != fault::contiguous,
+                  "xent: this operand is no contiguous range, and no matrix with rows(), cols() and strides: write "
+                  "xent::input(data, xent::strides{row, classes}) or xent::output(data, xent::strides{row, classes}), "
+                  "with the arguments rows and classes");
+    return problem != fault::memory && problem != fault::contiguous;
+}
+template <class Element, bool written>
+constexpr bool check_element() {
+    static_assert(is_element<Element>,
+                  "xent: elements are float, double, xent::bf16 or xent::f16 (or another library's half), std::int64_t, "
+                  "int32_t, uint32_t, uint16_t, uint8_t or bool");
+    static_assert(!is_element<Element> || !written || !std::is_const_v<Element>,
+                  "xent: this operand is written, so its elements are not const");
+    return is_element<Element> && !(written && std::is_const_v<Element>);
+}
+
+// Says why a type cannot be assigned to an operand of options, results, or a linear layer.
+template <class Type, bool written>
+constexpr void refuse() {
+    using bare = std::remove_reference_t<Type>;
+    if constexpr (std::is_pointer_v<bare>) {
+        check_element<std::remove_pointer_t<bare>, written>();
+    } else if constexpr (check_memory<bare>()) {
+        if constexpr (check_element<typename container<bare>::element, written>())
+            static_assert(std::is_void_v<bare>,
+                          "xent: an operand points to memory of a container, which ends with this statement: give it a "
+                          "name");
+    }
+}
 
 } // namespace detail
 
@@ -454,6 +503,13 @@ public:
         size_ = static_cast<std::size_t>(std::size(from));
     }
 
+    /// What is no operand does not compile, and the compiler says why.
+    template <class Type, class = std::enable_if_t<!std::is_convertible_v<Type, input>>>
+    input& operator=(Type&&) noexcept {
+        detail::refuse<Type, false>();
+        return *this;
+    }
+
     /// The operand as xent.h takes it; a matrix as [rows, classes].
     const xent_input& view() const noexcept { return view_; }
     /// How many elements there are to read; SIZE_MAX if that is not known.
@@ -495,6 +551,13 @@ public:
                                        !detail::container<std::remove_reference_t<Container>>::is_matrix>>
     output(Container&& from, strides by) noexcept : output(std::data(from), by) {
         size_ = static_cast<std::size_t>(std::size(from));
+    }
+
+    /// What is no operand does not compile, and the compiler says why.
+    template <class Type, class = std::enable_if_t<!std::is_convertible_v<Type, output>>>
+    output& operator=(Type&&) noexcept {
+        detail::refuse<Type, true>();
+        return *this;
     }
 
     const xent_output& view() const noexcept { return view_; }
@@ -871,18 +934,6 @@ using if_operands = std::enable_if_t<(is_operand<Types> && ...)>;
 template <class Type>
 using element_of = typename container<std::remove_reference_t<Type>>::element;
 
-// What the types alone can tell is told by the compiler: one message, for the first that is wrong.
-template <class Type>
-constexpr bool check_memory() {
-    constexpr fault problem = container<std::remove_reference_t<Type>>::problem;
-    static_assert(problem != fault::memory,
-                  "xent: an operand needs data() that returns a pointer: evaluate an expression into a matrix first");
-    static_assert(problem != fault::contiguous,
-                  "xent: this operand is no contiguous range, and no matrix with rows(), cols() and strides: write "
-                  "xent::input(data, xent::strides{row, classes}) or xent::output(data, xent::strides{row, classes}), "
-                  "with the arguments rows and classes");
-    return problem != fault::memory && problem != fault::contiguous;
-}
 template <class Element>
 constexpr bool check_logits() {
     static_assert(is_float_element<Element>,
@@ -1283,28 +1334,28 @@ inline void partial_backward(const linear& layer, std::size_t rows, std::size_t 
 
 /// y = softmax of x over the classes. x and y have one type (XENT_ERR_DTYPE) and any layout: any axis of any tensor.
 /// y may be exactly x.
-inline void softmax(const input& x, std::size_t rows, std::size_t classes, const output& y,
+inline void softmax(const input& xs, std::size_t rows, std::size_t classes, const output& ys,
                     const softmax_options& with = {}) {
-    detail::run(xent_softmax, x, rows, classes, y, with);
+    detail::run(xent_softmax, xs, rows, classes, ys, with);
 }
 
 /// grad_x = y * (grad_y - sum of y * grad_y), with y what softmax gave. grad_x may be exactly y or
 /// exactly grad_y.
-inline void softmax_backward(const input& y, std::size_t rows, std::size_t classes, const input& grad_y,
+inline void softmax_backward(const input& ys, std::size_t rows, std::size_t classes, const input& grad_y,
                              const output& grad_x, const softmax_options& with = {}) {
-    detail::run(xent_softmax_backward, y, rows, classes, grad_y, grad_x, with);
+    detail::run(xent_softmax_backward, ys, rows, classes, grad_y, grad_x, with);
 }
 
 /// y = x - ln sum of exp x, as softmax.
-inline void log_softmax(const input& x, std::size_t rows, std::size_t classes, const output& y,
+inline void log_softmax(const input& xs, std::size_t rows, std::size_t classes, const output& ys,
                         const softmax_options& with = {}) {
-    detail::run(xent_log_softmax, x, rows, classes, y, with);
+    detail::run(xent_log_softmax, xs, rows, classes, ys, with);
 }
 
 /// grad_x = grad_y - exp(y) * sum of grad_y, with y what log_softmax gave; as softmax_backward.
-inline void log_softmax_backward(const input& y, std::size_t rows, std::size_t classes, const input& grad_y,
+inline void log_softmax_backward(const input& ys, std::size_t rows, std::size_t classes, const input& grad_y,
                                  const output& grad_x, const softmax_options& with = {}) {
-    detail::run(xent_log_softmax_backward, y, rows, classes, grad_y, grad_x, with);
+    detail::run(xent_log_softmax_backward, ys, rows, classes, grad_y, grad_x, with);
 }
 
 // ---- pointers: packed, types checked by the compiler ----------------------------------------

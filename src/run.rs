@@ -33,7 +33,9 @@ pub(crate) unsafe fn cross_entropy(
     let _untrapped = Entered::untrapped();
     // SAFETY: the operands cover their shapes in valid memory (# Safety).
     let valid =
-        unsafe { validate::cross_entropy::validate(problem, pass, results, request, team, isa)? };
+        unsafe { validate::cross_entropy::validate(problem, pass, results, request, team, isa) };
+    // Not by `?`, which would move it: this frame, below which all work is done, has it once.
+    let Ok(valid) = &valid else { return valid.map(drop) };
     // SAFETY: `validate` made the plan and found the kernels for it; the operands stay valid for the call
     // (# Safety).
     let sums = unsafe { drivers::run(&valid.plan, &valid.kernels, team) };
@@ -98,11 +100,12 @@ pub(crate) unsafe fn linear(
     let _untrapped = Entered::untrapped();
     // SAFETY: the operands cover their shapes in valid memory (# Safety).
     let valid =
-        unsafe { linear::validate(problem, layer, pass, results, request, None, team, isa)? };
+        unsafe { linear::validate(problem, layer, pass, results, request, None, team, isa) };
+    let Ok(valid) = &valid else { return valid.map(drop) };
     // SAFETY: `validate` made the plan and found the kernels for it; the operands stay valid for the call
     // (# Safety).
     let sums = unsafe {
-        let linear::Valid { plan, linear, kernels, products, .. } = &valid;
+        let linear::Valid { plan, linear, kernels, products, .. } = valid;
         drivers::linear::run(plan, valid.loss(), linear, kernels, products, team)?
     };
     // SAFETY: the results are the caller's (# Safety), and `validate` checked them.
@@ -125,7 +128,8 @@ pub(crate) unsafe fn partial(
 ) -> Result<(), Error> {
     let _untrapped = Entered::untrapped();
     // SAFETY: the operands cover their shapes in valid memory (# Safety).
-    let call = unsafe { validate::shards::shard(problem, place, request, team, isa)? };
+    let call = unsafe { validate::shards::shard(problem, place, request, team, isa) };
+    let Ok(call) = &call else { return call.map(drop) };
     // SAFETY: validation made the plan and found the kernels for it; the operands stay valid for the call
     // (# Safety).
     unsafe {
@@ -156,8 +160,9 @@ pub(crate) unsafe fn linear_partial(
     let (results, shard) = (&Results::NONE, Some(place));
     // SAFETY: the operands cover their shapes in valid memory (# Safety).
     let valid =
-        unsafe { linear::validate(problem, layer, pass, results, request, shard, team, isa)? };
-    let (loss, linear::Valid { plan, linear, kernels, products, .. }) = (valid.loss(), &valid);
+        unsafe { linear::validate(problem, layer, pass, results, request, shard, team, isa) };
+    let Ok(valid) = &valid else { return valid.map(drop) };
+    let (loss, linear::Valid { plan, linear, kernels, products, .. }) = (valid.loss(), valid);
     // SAFETY: `validate` made the plan and found the kernels for it; the operands stay valid for the call
     // (# Safety).
     unsafe {
@@ -188,7 +193,8 @@ pub(crate) unsafe fn partial_finish(
 ) -> Result<(), Error> {
     let _untrapped = Entered::untrapped();
     // SAFETY: the operands cover their shapes in valid memory (# Safety).
-    let call = unsafe { validate::shards::finish(problem, place, results, team, isa)? };
+    let call = unsafe { validate::shards::finish(problem, place, results, team, isa) };
+    let Ok(call) = &call else { return call.map(drop) };
     // SAFETY: validation made the loss for this shape; the operands stay valid for the call, and it checked
     // that scalar results are aligned and apart (# Safety).
     unsafe {

@@ -4,7 +4,10 @@
 use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use xent::{CrossEntropy, Error, Input, Output, Pool, PoolRef, Reduction, Results, Softmax};
+use xent::{
+    CrossEntropy, Error, Input, Linear, LinearGrads, Output, Partial, Pool, PoolRef, Reduction,
+    Results, Softmax,
+};
 
 const ROWS: usize = 3;
 const CLASSES: usize = 4;
@@ -24,6 +27,9 @@ fn types_cross_threads() {
     fn are_send_and_sync<T: Send + Sync>() {}
     are_send_and_sync::<CrossEntropy<'static>>();
     are_send_and_sync::<Softmax<'static>>();
+    are_send_and_sync::<Linear<'static>>();
+    are_send_and_sync::<LinearGrads<'static>>();
+    are_send_and_sync::<Partial>();
     are_send_and_sync::<Input<'static>>();
     are_send_and_sync::<Output<'static>>();
     are_send_and_sync::<Results<'static>>();

@@ -42,6 +42,8 @@ thread_local! {
 
 /// Runs the body of an entry point. A panic becomes XENT_ERR_PANIC.
 pub fn guarded(body: impl FnOnce() -> Result<(), Failure>) -> xent_status {
+    #[cfg(xent_c_library)]
+    silence();
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return XENT_OK,
         Ok(Err(failure)) => failure,
@@ -56,6 +58,21 @@ pub fn guarded(body: impl FnOnce() -> Result<(), Failure>) -> xent_status {
     };
     fail(&failure);
     failure.status
+}
+
+/// Keeps panics from printing, which no call does: the message of XENT_ERR_PANIC says what one would have printed. The C
+/// library has a standard library of its own, so that the program's other Rust code prints as before.
+///
+/// Whoever comes first sets the hook, and nobody waits for it: a child may be forked meanwhile.
+#[cfg(xent_c_library)]
+#[inline(always)]
+fn silence() {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    static SILENT: AtomicBool = AtomicBool::new(false);
+    if !SILENT.load(Relaxed) && !SILENT.swap(true, Relaxed) {
+        // Boxing what has no size takes no memory.
+        std::panic::set_hook(Box::new(|_| {}));
+    }
 }
 
 /// Makes a failure this thread's last.

@@ -4,7 +4,7 @@
 use super::guard::{Failure, guarded};
 use super::shards::{place, xent_partial};
 use super::{
-    Sized32, check_flags, null, structs, xent_input, xent_output, xent_problem, xent_results,
+    Sized32, check_flags, null, read_structs, xent_input, xent_output, xent_problem, xent_results,
     xent_status,
 };
 use crate::codes::*;
@@ -100,32 +100,39 @@ impl xent_linear {
 }
 
 /// The structs of a linear call, checked as far as each tells by itself.
-struct Call<'a> {
-    team: Team<'a>,
-    checked: Problem,
-    results: Option<Results>,
+struct Call {
+    structs: (Problem, Results),
     layer: Layer,
     grads: Option<xent_linear_grads>,
 }
 
-/// Reads the structs of a call. The faults of a struct are reported before pointers that are NULL.
+impl Call {
+    const INIT: Call =
+        Call { structs: (Problem::INIT, Results::NONE), layer: Layer::INIT, grads: None };
+}
+
+/// Reads the structs of a call into places of the caller, as [`read_structs`] does. The faults of a struct are reported
+/// before pointers that are NULL.
 ///
 /// # Safety
 /// The pointers, and the pool, are as [`structs`] asks.
+#[inline(never)]
 unsafe fn read<'a>(
     problem: *const xent_problem,
     linear: *const xent_linear,
     results: *const xent_results,
     grads: *const xent_linear_grads,
-) -> Result<Call<'a>, Failure> {
+    to: &mut Call,
+) -> Result<(Team<'a>, bool), Failure> {
     // SAFETY: the pointers and the pool are as `structs` asks (# Safety).
-    let (all, linear, grads) = unsafe {
-        (structs(problem, results)?, xent_linear::read(linear), xent_linear_grads::read(grads))
+    let (read, linear, grads) = unsafe {
+        let read = read_structs(problem, results, &mut to.structs)?;
+        (read, xent_linear::read(linear), xent_linear_grads::read(grads))
     };
-    let (team, checked, results) = all;
     let (linear, grads) = (linear?, grads?);
-    let layer = linear.ok_or_else(|| null("linear"))?.layer()?;
-    Ok(Call { team, checked, results, layer, grads })
+    to.layer = linear.ok_or_else(|| null("linear"))?.layer()?;
+    to.grads = grads;
+    Ok(read)
 }
 
 /// The gradients that a call asks for.
@@ -135,11 +142,11 @@ unsafe fn read<'a>(
 unsafe fn request(
     grad_output: *const xent_input,
     grad_scale: f64,
-    grads: Option<xent_linear_grads>,
+    grads: &Option<xent_linear_grads>,
 ) -> Result<Request, Failure> {
     // SAFETY: `grad_output` is NULL or valid for reads (# Safety).
     let output = unsafe { grad_output.as_ref() };
-    let grads = grads.ok_or_else(|| null("grads"))?;
+    let grads = grads.as_ref().ok_or_else(|| null("grads"))?;
     Ok(Request {
         output: output.map_or(Operand::ABSENT, xent_input::operand),
         scale: grad_scale,
@@ -163,10 +170,13 @@ pub unsafe extern "C" fn xent_linear_forward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let Call { team, checked, results, layer, .. } =
-            read(problem, linear, results, std::ptr::null())?;
-        let results = results.ok_or_else(|| null("results"))?;
-        run::linear(&checked, &layer, Pass::Forward, &results, None, &team, None)?;
+        let mut call = Call::INIT;
+        let (team, has_results) = read(problem, linear, results, std::ptr::null(), &mut call)?;
+        if !has_results {
+            return Err(null("results"));
+        }
+        let Call { structs: (problem, results), layer, .. } = &call;
+        run::linear(problem, layer, Pass::Forward, results, None, &team, None)?;
         Ok(())
     })
 }
@@ -188,11 +198,12 @@ pub unsafe extern "C" fn xent_linear_backward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let Call { team, checked, layer, grads, .. } =
-            read(problem, linear, std::ptr::null(), grads)?;
-        let request = request(grad_output, grad_scale, grads)?;
-        let results = Results { lse: Operand::packed(lse.cast_mut(), XENT_F64), ..Results::NONE };
-        run::linear(&checked, &layer, Pass::Backward, &results, Some(&request), &team, None)?;
+        let mut call = Call::INIT;
+        let (team, _) = read(problem, linear, std::ptr::null(), grads, &mut call)?;
+        call.structs.1.lse = Operand::packed(lse.cast_mut(), XENT_F64);
+        let request = request(grad_output, grad_scale, &call.grads)?;
+        let Call { structs: (problem, results), layer, .. } = &call;
+        run::linear(problem, layer, Pass::Backward, results, Some(&request), &team, None)?;
         Ok(())
     })
 }
@@ -215,11 +226,12 @@ pub unsafe extern "C" fn xent_linear_forward_backward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let Call { team, checked, results, layer, grads } = read(problem, linear, results, grads)?;
-        let request = request(grad_output, grad_scale, grads)?;
-        let results = results.unwrap_or(Results::NONE);
+        let mut call = Call::INIT;
+        let (team, _) = read(problem, linear, results, grads, &mut call)?;
+        let request = request(grad_output, grad_scale, &call.grads)?;
+        let Call { structs: (problem, results), layer, .. } = &call;
         let pass = Pass::ForwardBackward;
-        run::linear(&checked, &layer, pass, &results, Some(&request), &team, None)?;
+        run::linear(problem, layer, pass, results, Some(&request), &team, None)?;
         Ok(())
     })
 }
@@ -240,10 +252,10 @@ pub unsafe extern "C" fn xent_linear_partial_forward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let Call { team, checked, layer, .. } =
-            read(problem, linear, std::ptr::null(), std::ptr::null())?;
+        let mut call = Call::INIT;
+        let (team, _) = read(problem, linear, std::ptr::null(), std::ptr::null(), &mut call)?;
         let place = place(class_offset, total_classes, partials);
-        run::linear_partial(&checked, &layer, &place, None, &team, None)?;
+        run::linear_partial(&call.structs.0, &call.layer, &place, None, &team, None)?;
         Ok(())
     })
 }
@@ -269,11 +281,11 @@ pub unsafe extern "C" fn xent_linear_partial_backward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let Call { team, checked, layer, grads, .. } =
-            read(problem, linear, std::ptr::null(), grads)?;
-        let request = request(grad_output, grad_scale, grads)?;
+        let mut call = Call::INIT;
+        let (team, _) = read(problem, linear, std::ptr::null(), grads, &mut call)?;
+        let request = request(grad_output, grad_scale, &call.grads)?;
         let place = place(class_offset, total_classes, merged.cast_mut());
-        run::linear_partial(&checked, &layer, &place, Some(&request), &team, None)?;
+        run::linear_partial(&call.structs.0, &call.layer, &place, Some(&request), &team, None)?;
         Ok(())
     })
 }

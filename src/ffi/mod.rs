@@ -780,38 +780,38 @@ pub unsafe extern "C" fn xent_forward_backward(
 
 /// Log-softmax over the classes: y_c = x_c - ln sum_c exp x_c.
 ///
-/// shape, x, y: not NULL. x, y: f32, f64, bf16 or f16, both of one dtype (XENT_ERR_DTYPE), [rows,
-/// classes, inner], any strides. y may be exactly x (same data and strides), and overlaps it in no
-/// other way. xent widens halves to f32 and rounds the result once. A row that holds NaN or +inf, or
-/// nothing but -inf, becomes NaN; any other -inf stays -inf. Thread-safe. A call that fails writes
-/// nothing.
+/// shape, xs, ys: not NULL. xs is x, and ys is y: f32, f64, bf16 or f16, both of one dtype
+/// (XENT_ERR_DTYPE), [rows, classes, inner], any strides. y may be exactly x (same data and strides),
+/// and overlaps it in no other way. xent widens halves to f32 and rounds the result once. A row that
+/// holds NaN or +inf, or nothing but -inf, becomes NaN; any other -inf stays -inf. Thread-safe. A call
+/// that fails writes nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_log_softmax(
     shape: *const xent_shape,
-    x: *const xent_input,
-    y: *const xent_output,
+    xs: *const xent_input,
+    ys: *const xent_output,
 ) -> xent_status {
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
-    guarded(|| unsafe { softmax_call(Function::LogSoftmax, shape, x, None, y) })
+    guarded(|| unsafe { softmax_call(Function::LogSoftmax, shape, xs, None, ys) })
 }
 
 /// The gradient through xent_log_softmax: grad_x_c = grad_y_c - exp(y_c) * sum_c grad_y_c.
 ///
-/// shape, y, grad_y, grad_x: not NULL. y: the output of xent_log_softmax; grad_y: the gradient with
-/// respect to it. All three of one dtype, as in xent_log_softmax. grad_x may be exactly y or
+/// shape, ys, grad_y, grad_x: not NULL. ys is y, the output of xent_log_softmax; grad_y: the gradient
+/// with respect to it. All three of one dtype, as in xent_log_softmax. grad_x may be exactly y or
 /// exactly grad_y, and overlaps them in no other way. Thread-safe. A call that fails writes nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_log_softmax_backward(
     shape: *const xent_shape,
-    y: *const xent_input,
+    ys: *const xent_input,
     grad_y: *const xent_input,
     grad_x: *const xent_output,
 ) -> xent_status {
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        softmax_call(Function::LogSoftmaxBackward, shape, y, Some(grad_y), grad_x)
+        softmax_call(Function::LogSoftmaxBackward, shape, ys, Some(grad_y), grad_x)
     })
 }
 
@@ -821,27 +821,27 @@ pub unsafe extern "C" fn xent_log_softmax_backward(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_softmax(
     shape: *const xent_shape,
-    x: *const xent_input,
-    y: *const xent_output,
+    xs: *const xent_input,
+    ys: *const xent_output,
 ) -> xent_status {
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
-    guarded(|| unsafe { softmax_call(Function::Softmax, shape, x, None, y) })
+    guarded(|| unsafe { softmax_call(Function::Softmax, shape, xs, None, ys) })
 }
 
 /// The gradient through xent_softmax: grad_x_c = y_c * (grad_y_c - sum_c y_c * grad_y_c).
 ///
-/// Otherwise as xent_log_softmax_backward; y: the output of xent_softmax.
+/// Otherwise as xent_log_softmax_backward; ys is the output of xent_softmax.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xent_softmax_backward(
     shape: *const xent_shape,
-    y: *const xent_input,
+    ys: *const xent_input,
     grad_y: *const xent_input,
     grad_x: *const xent_output,
 ) -> xent_status {
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
-    guarded(|| unsafe { softmax_call(Function::SoftmaxBackward, shape, y, Some(grad_y), grad_x) })
+    guarded(|| unsafe { softmax_call(Function::SoftmaxBackward, shape, ys, Some(grad_y), grad_x) })
 }
 
 /// Makes a call of softmax or log-softmax; `grad` is `None` in a forward.

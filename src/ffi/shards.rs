@@ -56,9 +56,10 @@ pub unsafe extern "C" fn xent_partial_forward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let (team, checked, _) = structs(problem, std::ptr::null())?;
+        let mut call = (Problem::INIT, Results::NONE);
+        let (team, _) = read_structs(problem, std::ptr::null(), &mut call)?;
         let place = place(class_offset, total_classes, partials);
-        run::partial(&checked, &place, None, &team, None)?;
+        run::partial(&call.0, &place, None, &team, None)?;
         Ok(())
     })
 }
@@ -103,10 +104,13 @@ pub unsafe extern "C" fn xent_partial_finish(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let (team, checked, results) = structs(problem, results)?;
-        let results = results.ok_or_else(|| null("results"))?;
+        let mut call = (Problem::INIT, Results::NONE);
+        let (team, has_results) = read_structs(problem, results, &mut call)?;
+        if !has_results {
+            return Err(null("results"));
+        }
         let place = place(0, total_classes, merged.cast_mut());
-        run::partial_finish(&checked, &place, &results, &team, None)?;
+        run::partial_finish(&call.0, &place, &call.1, &team, None)?;
         Ok(())
     })
 }
@@ -130,11 +134,12 @@ pub unsafe extern "C" fn xent_partial_backward(
     // SAFETY: the pointers are NULL or valid, and the operands cover their shapes: the header asks
     // the caller for that.
     guarded(|| unsafe {
-        let (team, checked, _) = structs(problem, std::ptr::null())?;
+        let mut call = (Problem::INIT, Results::NONE);
+        let (team, _) = read_structs(problem, std::ptr::null(), &mut call)?;
         let request: Result<_, Failure> =
             request(grad_output, grad_scale, grad_logits, "grad_logits");
         let place = place(class_offset, total_classes, merged.cast_mut());
-        run::partial(&checked, &place, Some(&request?), &team, None)?;
+        run::partial(&call.0, &place, Some(&request?), &team, None)?;
         Ok(())
     })
 }

@@ -1,8 +1,11 @@
 /* A call over threads where the heap is exhausted: the calling thread does the work alone, with the same bits. So it
- * does wherever memory runs out on its way: each allocation of every kind of call fails once, with all that follow. No
- * call prints or ends the process. */
+ * does wherever memory runs out on its way: each allocation of every kind of call fails once, with all that follow; and
+ * where the system refuses threads. No call prints or ends the process, not even one that panics inside. */
 #include "kinds.h"
 
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -38,6 +41,30 @@ void *aligned_alloc(size_t alignment, size_t size) { return exhausted() ? NULL :
 int posix_memalign(void **to, size_t alignment, size_t size) {
     *to = exhausted() ? NULL : __libc_memalign(alignment, size);
     return *to == NULL;
+}
+
+/* What a system at its limit of threads says. */
+static int threads_refused, attributes_refused;
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*routine)(void *), void *argument) {
+    static int (*original)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+    if (threads_refused) return EAGAIN;
+    if (!original) {
+        void *symbol = dlsym(RTLD_NEXT, "pthread_create");
+        memcpy(&original, &symbol, sizeof original);
+    }
+    return original(thread, attributes, routine, argument);
+}
+
+/* Rust's standard library panics if this fails. */
+int pthread_attr_init(pthread_attr_t *attributes) {
+    static int (*original)(pthread_attr_t *);
+    if (attributes_refused) return ENOMEM;
+    if (!original) {
+        void *symbol = dlsym(RTLD_NEXT, "pthread_attr_init");
+        memcpy(&original, &symbol, sizeof original);
+    }
+    return original(attributes);
 }
 
 enum { rows = 130, classes = 2000, long_classes = 130 * 2000 };
@@ -91,14 +118,41 @@ static int without_memory(int started) {
     return report();
 }
 
+/* No thread can be started: neither those of a pool nor those of the process. */
+static int without_threads(int panics) {
+    double expected[2], loss[2];
+    for (int one_row = 0; one_row < 2; one_row++) CHECK_OK(compute(1, NULL, one_row, &expected[one_row]));
+    memcpy(first, grad, sizeof grad);
+    if (panics) attributes_refused = 1;
+    else threads_refused = 1;
+    CHECK(xent_pool_new(2) == NULL);
+    CHECK_MENTIONS(xent_last_error(), panics ? "internal error" : "cannot start the threads");
+    for (int again = 0; again < 2 && !panics; again++) {
+        for (int one_row = 0; one_row < 2; one_row++) {
+            CHECK_OK(compute(0, NULL, one_row, &loss[one_row]));
+            CHECK_BYTES(&loss[one_row], &expected[one_row], sizeof loss[0]);
+        }
+        CHECK_BYTES(grad, first, sizeof grad);
+    }
+    threads_refused = attributes_refused = 0;
+    xent_pool *pool = xent_pool_new(2);
+    CHECK(pool != NULL);
+    CHECK_OK(compute(0, pool, 0, &loss[0]));
+    CHECK_BYTES(&loss[0], &expected[0], sizeof loss[0]);
+    xent_pool_free(pool);
+    return report();
+}
+
 static size_t failed_once, without_room;
 
-/* What a call has written: the loss, and the gradient. */
+/* What a call has written: the loss, the gradient, and the states of a shard. */
 static uint64_t written(const struct kind *k) {
     uint64_t hash = 0;
     size_t elements = k->problem.rows * k->problem.inner * (2 * k->problem.classes + 3);
     const unsigned char *bytes = k->gradient.data;
     for (size_t i = 0; i < elements * size_of(k->gradient.dtype); i++) hash = (hash ^ bytes[i]) * 0x100000001b3u;
+    for (size_t i = 0; i < sizeof kind_partials; i++)
+        hash = (hash ^ ((unsigned char *)kind_partials)[i]) * 0x100000001b3u;
     for (size_t i = 0; i < sizeof kind_scalars; i++) hash = (hash ^ ((unsigned char *)kind_scalars)[i]) * 0x100000001b3u;
     return hash;
 }
@@ -107,6 +161,7 @@ static xent_status afresh(const struct kind *k, int allocations) {
     if (k->in_place) memcpy(kind_logits, kind_given, sizeof kind_logits);
     else memset(kind_out, 0, sizeof kind_out);
     memset(kind_scalars, 0, sizeof kind_scalars);
+    memset(kind_partials, 0, sizeof kind_partials);
     left = allocations;
     xent_status status = kind_call(k);
     allocations = left;
@@ -117,9 +172,10 @@ static xent_status afresh(const struct kind *k, int allocations) {
 
 /* A linear layer needs memory: without it, nothing is written. */
 static void each_allocation(const struct kind *k) {
-    int linear = k->entry >= KIND_LINEAR_FORWARD;
+    int linear = kind_is_linear(k->entry);
     memset(kind_out, 0, sizeof kind_out);
     memset(kind_scalars, 0, sizeof kind_scalars);
+    memset(kind_partials, 0, sizeof kind_partials);
     uint64_t nothing = written(k);
     CHECK_OK(afresh(k, ENDLESS));
     uint64_t expected = written(k);
@@ -167,12 +223,15 @@ static int on_the_way(int unused) {
     return report();
 }
 
-/* Runs a part of the test in a process of its own. */
+/* Runs a part of the test in a process of its own, which prints nothing to stderr but what fails. */
 static void apart(int (*part)(int), int argument) {
     fflush(NULL);
+    FILE *printed = tmpfile();
+    CHECK(printed != NULL);
     pid_t pid = fork();
     CHECK(pid >= 0);
     if (pid == 0) {
+        CHECK(dup2(fileno(printed), STDERR_FILENO) == STDERR_FILENO);
         int failed_part = part(argument);
         fflush(NULL);
         _exit(failed_part);
@@ -180,6 +239,11 @@ static void apart(int (*part)(int), int argument) {
     int status = 0;
     CHECK(waitpid(pid, &status, 0) == pid);
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    CHECK(fseek(printed, 0, SEEK_END) == 0);
+    CHECK_U64((uint64_t)ftell(printed), 0);
+    rewind(printed);
+    for (int c; (c = fgetc(printed)) != EOF;) fputc(c, stderr);
+    fclose(printed);
 }
 
 int main(void) {
@@ -187,6 +251,7 @@ int main(void) {
     fill(logits, (size_t)rows * classes, -4, 4, &state);
     for (int i = 0; i < rows; i++) targets[i] = i;
     for (int started = 0; started < 2; started++) apart(without_memory, started);
+    for (int panics = 0; panics < 2; panics++) apart(without_threads, panics);
     apart(on_the_way, 0);
     return report();
 }

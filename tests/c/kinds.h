@@ -8,7 +8,9 @@
 enum kind_entry {
     KIND_FORWARD, KIND_BACKWARD, KIND_FUSED, KIND_IN_PLACE, KIND_BACKWARD_IN_PLACE, KIND_TARGETS,
     KIND_SOFTMAX, KIND_LOG_SOFTMAX, KIND_SOFTMAX_BACKWARD, KIND_LOG_SOFTMAX_BACKWARD,
-    KIND_LINEAR_FORWARD, KIND_LINEAR_BACKWARD, KIND_LINEAR_FUSED, KIND_ENTRIES
+    KIND_PARTIAL_FORWARD, KIND_PARTIAL_FINISH, KIND_PARTIAL_BACKWARD,
+    KIND_LINEAR_FORWARD, KIND_LINEAR_BACKWARD, KIND_LINEAR_FUSED, KIND_LINEAR_PARTIAL_FORWARD,
+    KIND_LINEAR_PARTIAL_BACKWARD, KIND_ENTRIES
 };
 
 /* A call, ready to be made by kind_call. */
@@ -39,12 +41,16 @@ static uint64_t kind_counts[2];
 enum { KIND_TOP = 64 };
 static int64_t kind_top[KIND_ROWS * KIND_TOP], kind_ranks[KIND_ROWS];
 static double kind_top_log_probs[KIND_ROWS * KIND_TOP];
+static xent_partial kind_partials[KIND_ROWS], kind_merged[KIND_ROWS];
+/* A shard lies behind so many classes of its vocabulary, which has no others. */
+enum { KIND_OFFSET = 1 };
 
 static inline const char *kind_name(const struct kind *k) {
     static const char *const entries[KIND_ENTRIES] = {
         "forward", "backward", "forward_backward", "forward_backward in place", "backward in place", "backward_targets",
         "softmax", "log_softmax", "softmax_backward", "log_softmax_backward",
-        "linear_forward", "linear_backward", "linear_forward_backward"};
+        "partial_forward", "partial_finish", "partial_backward", "linear_forward", "linear_backward",
+        "linear_forward_backward", "linear_partial_forward", "linear_partial_backward"};
     static char text[256];
     snprintf(text, sizeof text, "%s: dtype %u to %u, %zu x %zu x %zu, %s, %s, %s", entries[k->entry],
              k->linear.hidden.dtype, k->gradient.dtype, k->problem.rows, k->problem.classes, k->problem.inner,
@@ -52,8 +58,20 @@ static inline const char *kind_name(const struct kind *k) {
     return text;
 }
 
+static inline int kind_is_linear(enum kind_entry entry) { return entry >= KIND_LINEAR_FORWARD; }
+
+static inline int kind_is_shard(enum kind_entry entry) {
+    return (entry >= KIND_PARTIAL_FORWARD && entry <= KIND_PARTIAL_BACKWARD) || entry >= KIND_LINEAR_PARTIAL_FORWARD;
+}
+
+static inline int kind_has_gradient(enum kind_entry entry) {
+    return entry != KIND_FORWARD && entry != KIND_PARTIAL_FORWARD && entry != KIND_PARTIAL_FINISH &&
+           entry != KIND_LINEAR_FORWARD && entry != KIND_LINEAR_PARTIAL_FORWARD;
+}
+
 static inline xent_status kind_call(const struct kind *k) {
     const xent_input *x = &k->problem.logits, *grad_output = k->grad_output.data ? &k->grad_output : NULL;
+    size_t total = k->problem.classes + KIND_OFFSET;
     switch (k->entry) {
     case KIND_FORWARD: return xent_forward(&k->problem, &k->results);
     case KIND_BACKWARD:
@@ -63,6 +81,16 @@ static inline xent_status kind_call(const struct kind *k) {
     case KIND_LOG_SOFTMAX: return xent_log_softmax(&k->shape, x, &k->gradient);
     case KIND_SOFTMAX_BACKWARD: return xent_softmax_backward(&k->shape, x, &k->problem.targets, &k->gradient);
     case KIND_LOG_SOFTMAX_BACKWARD: return xent_log_softmax_backward(&k->shape, x, &k->problem.targets, &k->gradient);
+    case KIND_PARTIAL_FORWARD: return xent_partial_forward(&k->problem, KIND_OFFSET, total, kind_partials);
+    case KIND_PARTIAL_FINISH: return xent_partial_finish(&k->problem, total, kind_merged, &k->results);
+    case KIND_PARTIAL_BACKWARD:
+        return xent_partial_backward(&k->problem, KIND_OFFSET, total, kind_merged, grad_output, k->grad_scale,
+                                     &k->gradient);
+    case KIND_LINEAR_PARTIAL_FORWARD:
+        return xent_linear_partial_forward(&k->problem, &k->linear, KIND_OFFSET, total, kind_partials);
+    case KIND_LINEAR_PARTIAL_BACKWARD:
+        return xent_linear_partial_backward(&k->problem, &k->linear, KIND_OFFSET, total, kind_merged, grad_output,
+                                            k->grad_scale, &k->grads);
     case KIND_LINEAR_FORWARD: return xent_linear_forward(&k->problem, &k->linear, &k->results);
     case KIND_LINEAR_BACKWARD:
         return xent_linear_backward(&k->problem, &k->linear, k->lse, grad_output, k->grad_scale, &k->grads);
@@ -116,7 +144,7 @@ static inline int kind_option(struct kind *k, int option, int layout) {
     xent_problem *p = &k->problem;
     xent_results *r = &k->results;
     int soft = option == 8 || option == 9 || option == 11 || option == 14 || option == 22, log_probs = option == 10 || option == 11;
-    int gradient = k->entry != KIND_FORWARD && k->entry != KIND_LINEAR_FORWARD;
+    int gradient = kind_has_gradient(k->entry);
     k->option = names[option];
     r->loss = &kind_scalars[0];
     if (option == 1 || option == 7 || option == 9 || option == 13) p->label_smoothing = 0.1;
@@ -161,6 +189,11 @@ static inline int kind_option(struct kind *k, int option, int layout) {
     }
     if (option == 22) p->target_scale = 0.5;
     if (option >= 21) r->kl = out(kind_rows[2], XENT_F64);
+    if (kind_is_shard(k->entry)) { /* states do not know the order of the logits */
+        if (log_probs || option == 22) return 0;
+        r->top_count = 0, r->top_classes = NULL, r->target_ranks = NULL;
+        r->top_log_probs.data = r->kl.data = NULL;
+    }
     if (k->entry == KIND_TARGETS && (!soft || option == 22)) return 0;
     if (option == 15 && (k->entry == KIND_IN_PLACE || k->entry == KIND_BACKWARD_IN_PLACE)) return 0;
     if ((option == 15 || option == 18 || option == 19) && !gradient) return 0;
@@ -210,6 +243,10 @@ static inline size_t every_kind(size_t step, int values, const xent_pool *pool, 
         kind_rows[0][i] = 0.5 + i % 3;
     }
     for (int i = 0; i < KIND_ROWS * KIND_PLACES; i++) kind_classes[i] = i % 5 == 4 ? -100 : i % 4;
+    for (int i = 0; i < KIND_ROWS; i++) {
+        xent_partial row = {3 + i % 4, 0.5 + i % 3, 0.75, 1, 1.5 + i % 4, i % 4};
+        kind_merged[i] = row;
+    }
     for (int i = 0; i < KIND_CLASSES; i++) kind_weights[i] = i % 6 == 4 ? 0 : 0.25 * (1 + i % 5);
     for (int d = 0; d < 6; d++) {
         xent_dtype dtype = dtypes[d][0];
@@ -245,7 +282,7 @@ static inline size_t every_kind(size_t step, int values, const xent_pool *pool, 
                                 k.option = option ? "in place" : "apart";
                             } else if (!kind_option(&k, option, layout)) {
                                 continue;
-                            } else if (entry >= KIND_LINEAR_FORWARD && !kind_linear(&k, layout, &k.problem)) {
+                            } else if (kind_is_linear(k.entry) && !kind_linear(&k, layout, &k.problem)) {
                                 continue;
                             }
                             if (number++ % step != 0) continue;

@@ -18,7 +18,7 @@ static void names(void) {
     NAME(XENT_ERR_OVERLAP, 7);
     NAME(XENT_ERR_TARGET, 8);
     NAME(XENT_ERR_PARAM, 9);
-    NAME(XENT_ERR_PANIC, 10); /* the one code that no test can cause */
+    NAME(XENT_ERR_PANIC, 10); /* no argument causes it; heap.c does */
     NAME(XENT_ERR_MEMORY, 11);
 #undef NAME
     static const xent_status unknown[] = {-1, 12, 1000, INT32_MAX, INT32_MIN};

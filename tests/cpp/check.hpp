@@ -31,6 +31,7 @@ inline void check_text(const char* file, int line, const std::string& got, const
     std::fprintf(stderr, "%s:%d: expected \"%s\", got \"%s\"\n", file, line, expected.c_str(), got.c_str());
 }
 
+#if !defined(XENT_NO_EXCEPTIONS)
 // The call has to throw xent::error with this status and this word in its message.
 template <class Call>
 void check_throws(const char* file, int line, xent_status status, const char* word, Call&& call) {
@@ -46,6 +47,7 @@ void check_throws(const char* file, int line, xent_status status, const char* wo
     ++failures;
     std::fprintf(stderr, "%s:%d: expected %s, got no exception\n", file, line, xent_status_name(status));
 }
+#endif
 
 #define CHECK(condition) check_true(__FILE__, __LINE__, (condition), #condition)
 #define CHECK_NEAR(got, expected, tolerance) check_near(__FILE__, __LINE__, (got), (expected), (tolerance))

@@ -1,7 +1,32 @@
 // Matrices with strides of their own, by their member functions: row-major, column-major and mdspans.
 #include <vector>
 
-// <complex.h> defines I; other headers define other letters.
+// <complex.h> defines I; other headers define other letters, and programs x and y. libstdc++'s own headers break with
+// e and s defined, so they come before.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <iterator>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#if __has_include(<version>)
+#include <version>
+#endif
+#if defined(__cpp_lib_ranges)
+#include <ranges>
+#endif
+#if defined(__cpp_lib_span)
+#include <span>
+#endif
+#if defined(__cpp_lib_mdspan)
+#include <array>
+#include <mdspan>
+#endif
+#if defined(__STDCPP_BFLOAT16_T__) || defined(__STDCPP_FLOAT16_T__)
+#include <stdfloat>
+#endif
 #define A [one-letter macro]
 #define B [one-letter macro]
 #define C [one-letter macro]
@@ -28,6 +53,32 @@
 #define X [one-letter macro]
 #define Y [one-letter macro]
 #define Z [one-letter macro]
+#define a [one-letter macro]
+#define b [one-letter macro]
+#define c [one-letter macro]
+#define d [one-letter macro]
+#define e [one-letter macro]
+#define f [one-letter macro]
+#define g [one-letter macro]
+#define h [one-letter macro]
+#define i [one-letter macro]
+#define j [one-letter macro]
+#define k [one-letter macro]
+#define l [one-letter macro]
+#define m [one-letter macro]
+#define n [one-letter macro]
+#define o [one-letter macro]
+#define p [one-letter macro]
+#define q [one-letter macro]
+#define r [one-letter macro]
+#define s [one-letter macro]
+#define t [one-letter macro]
+#define u [one-letter macro]
+#define v [one-letter macro]
+#define w [one-letter macro]
+#define x [one-letter macro]
+#define y [one-letter macro]
+#define z [one-letter macro]
 #include "xent.hpp"
 #undef A
 #undef B
@@ -55,6 +106,32 @@
 #undef X
 #undef Y
 #undef Z
+#undef a
+#undef b
+#undef c
+#undef d
+#undef e
+#undef f
+#undef g
+#undef h
+#undef i
+#undef j
+#undef k
+#undef l
+#undef m
+#undef n
+#undef o
+#undef p
+#undef q
+#undef r
+#undef s
+#undef t
+#undef u
+#undef v
+#undef w
+#undef x
+#undef y
+#undef z
 
 #include "check.hpp"
 
@@ -82,6 +159,21 @@ struct matrix {
     std::size_t size() const { return height * width; }
     std::ptrdiff_t rowStride() const { return down; }
     std::ptrdiff_t colStride() const { return right; }
+};
+
+// With the member functions of others.
+struct named : matrix {
+    explicit named(const matrix& from) : matrix(from) {}
+    std::ptrdiff_t rowStride() const = delete;
+    std::ptrdiff_t row_stride() const { return down; }
+    std::ptrdiff_t col_stride() const { return right; }
+};
+struct numbered {
+    matrix held;
+    float* data() const { return held.memory; }
+    int rows() const { return static_cast<int>(held.height); }
+    int cols() const { return static_cast<int>(held.width); }
+    long stride(int axis) const { return axis == 0 ? held.down : held.right; }
 };
 
 // data() and size(), but neither iterators nor strides.
@@ -145,6 +237,22 @@ int main() {
     CHECK_NEAR(xent::forward_backward(from_span, classes, targets, span2<float>{grad.data(), {rows, classes}, {1, rows}}),
                loss, 1e-6);
     CHECK(is_transposed());
+    named by_name(by_column), to_name(to);
+    CHECK_NEAR(xent::forward_backward(by_name, classes, targets, to_name), loss, 1e-6);
+    CHECK(is_transposed());
+    numbered by_number{by_column}, to_number{to};
+    CHECK_NEAR(xent::forward_backward(by_number, classes, targets, to_number), loss, 1e-6);
+    CHECK(is_transposed());
+#if defined(__cpp_lib_mdspan)
+    using columns = std::mdspan<float, std::dextents<int, 2>, std::layout_left>;
+    const std::mdspan<const float, std::dextents<int, 2>, std::layout_left> view(column.data(), rows, classes);
+    CHECK_NEAR(xent::forward_backward(view, classes, targets, columns(grad.data(), rows, classes)), loss, 1e-6);
+    CHECK(is_transposed());
+    using shape = std::dextents<std::size_t, 2>;
+    const std::layout_stride::mapping<shape> mapping(shape(rows, classes), std::array<std::size_t, 2>{1, rows});
+    const std::mdspan<const float, shape, std::layout_stride> strided(column.data(), mapping);
+    CHECK_NEAR(xent::forward(strided, classes, targets), loss, 1e-6);
+#endif
     matrix one{column.data(), rows, classes, 0, 0}, wrong{column.data(), classes, rows, 1, classes};
     CHECK_THROWS(XENT_ERR_STRIDE, "logits has the stride 0", xent::forward(one, classes, targets));
     CHECK_THROWS(XENT_ERR_SHAPE, "logits is 3 x 4, needs 3 x 3", xent::forward(wrong, classes, targets));
@@ -162,6 +270,19 @@ int main() {
     Eigen::MatrixXf big = Eigen::MatrixXf::Constant(rows, 9, 7.0f);
     CHECK_NEAR(xent::forward_backward(logits, classes, y, big.middleCols(5, 3)), loss, 1e-6);
     CHECK(big.middleCols(5, 3).isApprox(expected) && (big.leftCols(5).array() == 7).all() && (big.rightCols(1).array() == 7).all());
+    const Eigen::Map<const Eigen::MatrixXf> map(column.data(), rows, classes);
+    const Eigen::Ref<const Eigen::MatrixXf> some = big.middleCols(5, 3);
+    CHECK_NEAR(xent::forward(map, classes, y), loss, 1e-6);
+    CHECK_NEAR(xent::forward(some, classes, y), xent::forward(Eigen::MatrixXf(some), classes, y), 0);
+    Eigen::MatrixXf apart = Eigen::MatrixXf::Constant(2 * rows, classes, 7.0f);
+    Eigen::Map<Eigen::MatrixXf, 0, Eigen::Stride<Eigen::Dynamic, 2>> every_other(
+        apart.data(), rows, classes, Eigen::Stride<Eigen::Dynamic, 2>(2 * rows, 2));
+    CHECK_NEAR(xent::forward_backward(map, classes, y, every_other), loss, 1e-6);
+    CHECK(every_other.isApprox(expected) && apart.sum() != 7.0f * static_cast<float>(apart.size()) && apart(1, 0) == 7);
+    Eigen::MatrixXf whole = Eigen::MatrixXf::Zero(rows, classes);
+    Eigen::Ref<Eigen::MatrixXf> part = whole;
+    CHECK_NEAR(xent::forward_backward(map, classes, y, part), loss, 1e-6);
+    CHECK(whole.isApprox(expected));
     Eigen::VectorXd lse(rows);
     xent::results out;
     out.lse = lse.data();

@@ -1,6 +1,9 @@
-// Without exceptions a failing call prints its message and aborts.
-#define XENT_NO_EXCEPTIONS 1
+// Without exceptions a failing call prints its message and aborts. Compiled with -fno-exceptions, which the header notices.
 #include "check.hpp"
+
+#if !defined(XENT_NO_EXCEPTIONS)
+#error "the header has not noticed -fno-exceptions"
+#endif
 
 #if defined(__unix__)
 #include <csignal>

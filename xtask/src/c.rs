@@ -12,7 +12,9 @@ use anyhow::{Context, ensure};
 use std::path::{Path, PathBuf};
 use xshell::{Shell, cmd};
 
-const STRICT: [&str; 5] = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-O2"];
+/// What users compile the headers with. C has no old casts to warn of, and its compilers take the flag.
+const STRICT: &str =
+    "-O2 -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wold-style-cast -Werror";
 
 /// This variable makes long tests take samples of what they repeat.
 pub const SAMPLED: (&str, &str) = ("XENT_TEST_STRIDE", "8");
@@ -98,14 +100,12 @@ impl Program {
         library: &[String],
     ) -> Result<Program> {
         let name = format!("{} ({} {label})", shown(&sources[0]), compiler.name);
-        let is_plain = |c: char| c.is_alphanumeric() || c == '_';
-        let file = name.replace(|c| !is_plain(c), "-");
-        let about = about(&sources[0]);
+        let file = name.replace(|c: char| !(c.is_alphanumeric() || c == '_'), "-");
         Ok(Program {
             name,
             sources: sources.to_vec(),
             compiler: compiler.clone(),
-            flags: flags.iter().chain(about).map(ToString::to_string).collect(),
+            flags: flags.iter().chain(about(&sources[0])).map(ToString::to_string).collect(),
             library: library.to_vec(),
             output: directory("xtask")?.join(file.trim_end_matches('-')),
         })
@@ -159,6 +159,7 @@ fn about(source: &Path) -> &'static [&'static str] {
     match &*stem(source) {
         "openmp" => &["-fopenmp"],
         "fast_math" => &["-ffast-math"],
+        "no_exceptions" => &["-fno-exceptions"],
         "mlp_eigen" => &["-isystem/usr/include/eigen3", "-include", "Eigen/Core"],
         _ => &[],
     }
@@ -224,7 +225,7 @@ pub fn tests() -> Result<Report> {
             let [first, second] = suite.standards.map(|standard| format!("-std={standard}"));
             for sources in buildable(&sh, compiler, &programs, &mut report)? {
                 let program = |standard: &str, label: &str, library: &[String]| {
-                    let flags = [&[standard], &STRICT[..]].concat();
+                    let flags: Vec<_> = STRICT.split(' ').chain([standard]).collect();
                     Program::new(compiler, label, &flags, sources, library)
                 };
                 let all = if i == 0 { &mut on_every_set } else { &mut sampled };
@@ -250,6 +251,7 @@ pub fn tests() -> Result<Report> {
     }
     runs.extend(sampled.iter().filter(|one| one.is_run()).map(|one| (one, vec![SAMPLED])));
     on_all_cores(&runs, |(program, variables)| program.run(&[], variables))?;
+    cmd!(sh, "tests/cpp/refused/run").run()?;
     report.done = format!("{} builds, {} runs", builds.len(), runs.len());
     Ok(report)
 }
@@ -272,7 +274,7 @@ pub fn examples() -> Result<Report> {
     let cpp: &[_] =
         &["cpp/features.cpp", "cpp/mlp_eigen.cpp", "cpp/recipes.cpp", "cpp/train_lm.cpp"];
     for (language, standard, files) in [(&C, "-std=c11", c), (&CPP, "-std=c++17", cpp)] {
-        let flags = [&[standard], &STRICT[..]].concat();
+        let flags: Vec<_> = STRICT.split(' ').chain([standard]).collect();
         let files: Vec<_> =
             files.iter().map(|file| vec![root().join("examples").join(file)]).collect();
         for compiler in compilers(&sh, language, &mut report)? {

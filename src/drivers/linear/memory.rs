@@ -173,11 +173,22 @@ impl Workers {
 
     /// Lends a worker to the calling thread.
     pub fn with(&self, f: impl FnOnce(&mut Worker)) {
-        let workers = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let worker = workers().pop();
-        let mut worker = worker.expect("there is a worker for each thread");
+        let mut worker = self.take();
         f(&mut worker);
-        workers().push(worker);
+        self.give_back(worker);
+    }
+
+    /// A function of its own, like [`Workers::new`].
+    #[inline(never)]
+    fn take(&self) -> Worker {
+        let mut workers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        workers.pop().expect("there is a worker for each thread")
+    }
+
+    /// Likewise.
+    #[inline(never)]
+    fn give_back(&self, worker: Worker) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
     }
 }
 
