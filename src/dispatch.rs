@@ -258,6 +258,9 @@ macro_rules! entries {
                 fn compensated_total[S: Simd<Real: Base>](x: *const f64, len: usize) -> CompensatedSum {
                     reduce::compensated_total::<S>(S::assume(), x, len)
                 }
+                fn widen_masses[](dtype: FloatType, x: *const u8, len: usize, to: *mut f64) -> () {
+                    masses::widen(<$short>::assume(), dtype, x, len, to)
+                }
                 fn exps[S: Simd<Real: Base>](x: *mut f64, len: usize, scale: f64, shift: f64, factor: f64) -> () {
                     masses::exps::<S>(S::assume(), x, len, scale, shift, factor)
                 }
@@ -360,6 +363,7 @@ macro_rules! entries {
                     transform: transform::<S>,
                     subtract_bonus: subtract_bonus::<S>,
                     compensated_total: compensated_total::<S>,
+                    widen_masses,
                     exps: exps::<S>,
                     divergences: divergences::<S>,
                     tile_sums: tile_sums::<S>,

@@ -32,7 +32,30 @@ pub unsafe fn read(call: &Call, at: Position, class: usize, to: &mut [f64]) {
     unsafe { probabilities(call, loss, targets, at, class, to) };
     if let Some(weights) = &loss.class_weights {
         // SAFETY: class weights cover all classes of the plan (validation).
-        unsafe { weigh(weights, class, to) };
+        unsafe { weigh(call, weights, class, to) };
+    }
+}
+
+/// Reads the classes of a row from `class` on: by a kernel if they are side by side.
+///
+/// # Safety
+/// The view covers the row and the classes `class..class + to.len()`.
+unsafe fn read_row(
+    call: &Call,
+    view: &View<FloatType>,
+    at: Position,
+    class: usize,
+    to: &mut [f64],
+) {
+    // SAFETY: the view covers the classes (# Safety), whose elements are of its type and aligned (validation). The
+    // processor has the set of the kernels (`Call::k`).
+    unsafe {
+        if view.strides[1] == 1 && !to.is_empty() {
+            let x = view.at(at, class);
+            (call.k.lanes.widen_masses)(view.dtype, x.cast_const(), to.len(), to.as_mut_ptr());
+        } else {
+            view.read_row(at, class, to);
+        }
     }
 }
 
@@ -43,13 +66,13 @@ pub unsafe fn read(call: &Call, at: Position, class: usize, to: &mut [f64]) {
 /// # Safety
 /// The weights cover the classes.
 #[inline(never)]
-unsafe fn weigh(weights: &View<FloatType>, class: usize, to: &mut [f64]) {
+unsafe fn weigh(call: &Call, weights: &View<FloatType>, class: usize, to: &mut [f64]) {
     const LEN: usize = 64;
     let mut buffer = [0.0; LEN];
     for (i, to) in to.chunks_mut(LEN).enumerate() {
         let w = &mut buffer[..to.len()];
         // SAFETY: the weights cover the classes (# Safety).
-        unsafe { weights.read_row(Position::FIRST, class + i * LEN, w) };
+        unsafe { read_row(call, weights, Position::FIRST, class + i * LEN, w) };
         for (to, w) in to.iter_mut().zip(w) {
             *to = if *w == 0.0 { 0.0 } else { *to * *w };
         }
@@ -83,7 +106,7 @@ unsafe fn probabilities(
         }
         None => {
             // SAFETY: the targets cover all rows and classes of the plan (validation).
-            unsafe { targets.values.read_row(at, class, to) };
+            unsafe { read_row(call, &targets.values, at, class, to) };
             if let Some(teacher) = &targets.teacher {
                 // SAFETY: the row is the plan's (# Safety).
                 unsafe { soften(call, teacher, at, to) };
@@ -170,7 +193,9 @@ pub fn unlisted(call: &Call) -> f64 {
 pub unsafe fn read_class_weights(call: &Call, class: usize, to: &mut [f64]) -> bool {
     let weights = call.loss.and_then(|loss| loss.class_weights.as_ref());
     // SAFETY: class weights cover all classes of the plan (validation).
-    weights.inspect(|weights| unsafe { weights.read_row(Position::FIRST, class, to) }).is_some()
+    weights
+        .inspect(|weights| unsafe { read_row(call, weights, Position::FIRST, class, to) })
+        .is_some()
 }
 
 /// The index in the vocabulary of a class of the plan.

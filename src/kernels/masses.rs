@@ -1,7 +1,53 @@
 //! Target probabilities, in lanes of f64.
 
+use crate::element::Element;
 use crate::math::real;
-use crate::simd::{Simd, up_to};
+use crate::simd::{Halves, Simd, up_to};
+use crate::view::FloatType;
+use half::{bf16, f16};
+
+/// Converts `len` numbers of a type to f64, exactly.
+///
+/// # Safety
+/// `x` is readable for `len` numbers of the type and aligned to it, and `to` writable for `len`; the processor has the set
+/// of `s`.
+#[inline(always)]
+pub unsafe fn widen<S: Halves>(s: S, dtype: FloatType, x: *const u8, len: usize, to: *mut f64) {
+    // SAFETY: this function's own # Safety.
+    unsafe {
+        match dtype {
+            FloatType::F64 => std::ptr::copy_nonoverlapping(x.cast(), to, len),
+            FloatType::F32 => widen_as::<S, f32>(s, x.cast(), len, to),
+            FloatType::Bf16 => widen_as::<S, bf16>(s, x.cast(), len, to),
+            FloatType::F16 => widen_as::<S, f16>(s, x.cast(), len, to),
+        }
+    }
+}
+
+/// # Safety
+/// As [`widen`].
+#[inline(always)]
+unsafe fn widen_as<S: Halves, E: Element<S>>(s: S, x: *const E, len: usize, to: *mut f64) {
+    let (d, wide) = (s.wide(), <S::Wide as Simd>::LANES);
+    for at in (0..len).step_by(S::LANES) {
+        let (x, to, left) = (x.wrapping_add(at), to.wrapping_add(at), len - at);
+        // SAFETY: `left` numbers from `x` on are readable and as many from `to` on writable (# Safety): a whole register
+        // of them, by the comparison, or those that the masks have.
+        unsafe {
+            if left >= S::LANES {
+                for (i, v) in s.widen(E::load(s, x)).as_ref().iter().enumerate() {
+                    d.store(to.wrapping_add(i * wide), *v);
+                }
+                continue;
+            }
+            let v = s.widen(E::load_lanes(s, x, up_to::<S>(left), 0.0));
+            for (i, v) in v.as_ref().iter().enumerate() {
+                let lanes = up_to::<S::Wide>(left.saturating_sub(i * wide));
+                d.store_lanes(to.wrapping_add(i * wide), lanes, *v);
+            }
+        }
+    }
+}
 
 /// Replaces `len` numbers x by `e^(scale·(x - shift))·factor`: 0 for -inf, NaN for NaN. The relative error is below
 /// `2^-51·(1 + |scale·(x - shift)|)`. The difference comes first: of a product with large numbers the rounding alone

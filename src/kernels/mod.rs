@@ -25,7 +25,7 @@ pub mod strided;
 
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::Shift;
-use crate::view::{IntegerType, Span, View};
+use crate::view::{FloatType, IntegerType, Span, View};
 use contiguous::block::Chunk;
 use contiguous::gradient::GradientChunk;
 use contiguous::reduce::{CHUNK_WORDS, Sums};
@@ -98,6 +98,8 @@ pub struct LaneKernels {
     pub subtract_bonus: unsafe fn(*const u8, usize, &Bonus, *mut u8),
     /// See [`contiguous::reduce::compensated_total`].
     pub compensated_total: unsafe fn(*const f64, usize) -> CompensatedSum,
+    /// See [`masses::widen`].
+    pub widen_masses: unsafe fn(FloatType, *const u8, usize, *mut f64),
     /// See [`masses::exps`].
     pub exps: unsafe fn(*mut f64, usize, f64, f64, f64),
     /// See [`masses::divergences`].
