@@ -320,7 +320,7 @@ template <class Type, class = void>
 inline constexpr bool is_mdspan = false;
 template <class Type>
 inline constexpr bool
-    is_mdspan<Type, std::enable_if_t<std::is_pointer_v<decltype(std::declval<Type&>().data_handle())> &&
+    is_mdspan<Type, std::enable_if_t<std::is_pointer_v<std::decay_t<decltype(std::declval<Type&>().data_handle())>> &&
                                      std::is_same_v<typename std::remove_cv_t<Type>::reference,
                                                     typename std::remove_cv_t<Type>::element_type&> &&
                                      std::remove_cv_t<Type>::is_always_strided() && (std::remove_cv_t<Type>::rank() >= 1) &&

@@ -198,7 +198,7 @@ struct span2 {
     std::ptrdiff_t strides_[2];
     static constexpr std::size_t rank() { return 2; }
     static constexpr bool is_always_strided() { return true; }
-    Element* data_handle() const { return memory; }
+    Element* const& data_handle() const { return memory; }
     std::size_t extent(std::size_t axis) const { return extents[axis]; }
     std::ptrdiff_t stride(std::size_t axis) const { return strides_[axis]; }
 };
