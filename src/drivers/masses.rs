@@ -50,7 +50,7 @@ unsafe fn read_row(
     // SAFETY: the view covers the classes (# Safety), whose elements are of its type and aligned (validation). The
     // processor has the set of the kernels (`Call::k`).
     unsafe {
-        if view.strides[1] == 1 && !to.is_empty() {
+        if view.strides[1] == 1 && view.dtype.has_f32_lanes() && !to.is_empty() {
             let x = view.at(at, class);
             (call.k.lanes.widen_masses)(view.dtype, x.cast_const(), to.len(), to.as_mut_ptr());
         } else {

@@ -151,8 +151,8 @@ impl Part<'_> {
     unsafe fn write(&self, state: &mut OrdinaryState, rows: &ShortRows) {
         let call = self.call;
         let Some(output) = &call.plan.output else { return };
-        // SAFETY: the arithmetic of the rows has set the lanes; gradients that are not ordinary were written (#
-        // Safety).
+        // SAFETY: the arithmetic of the rows has set the lanes; gradients that are not ordinary were written
+        // (# Safety).
         let writes = unsafe { ordinary::unwritten(state, rows.rows, output.accumulate) };
         let view = &output.view;
         let strides = self.place.strides(view);

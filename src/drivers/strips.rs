@@ -257,9 +257,9 @@ impl<'a> Strips<'a> {
         let writes = unsafe { ordinary::unwritten(state, place.len, output.accumulate) };
         let strides = place.strides(view);
         for first in (0..call.plan.shape.classes).step_by(self.chunk) {
-            // SAFETY: the classes are the call's, and the output covers them (validation), this thread's alone (#
-            // Safety). The strip is finished (# Safety), with the exponentials of all classes in the buffer if it keeps
-            // them; else the buffer has room for a chunk (`Strips::new`). The processor has the set of the kernels
+            // SAFETY: the classes are the call's, and the output covers them (validation), this thread's alone
+            // (# Safety). The strip is finished (# Safety), with the exponentials of all classes in the buffer if it
+            // keeps them; else the buffer has room for a chunk (`Strips::new`). The processor has the set of the kernels
             // (`Call::k`).
             unsafe {
                 let strip = self.strip(place, first, None, !self.keeps);

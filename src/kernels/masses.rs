@@ -6,17 +6,17 @@ use crate::simd::{Halves, Simd, up_to};
 use crate::view::FloatType;
 use half::{bf16, f16};
 
-/// Converts `len` numbers of a type to f64, exactly.
+/// Converts `len` numbers of a type to f64, exactly; those of f64 are f64 already.
 ///
 /// # Safety
-/// `x` is readable for `len` numbers of the type and aligned to it, and `to` writable for `len`; the processor has the set
-/// of `s`.
+/// `x` is readable for `len` numbers of the type and aligned to it, and `to` writable for `len`; the processor has the
+/// set of `s`.
 #[inline(always)]
 pub unsafe fn widen<S: Halves>(s: S, dtype: FloatType, x: *const u8, len: usize, to: *mut f64) {
     // SAFETY: this function's own # Safety.
     unsafe {
         match dtype {
-            FloatType::F64 => std::ptr::copy_nonoverlapping(x.cast(), to, len),
+            FloatType::F64 => {}
             FloatType::F32 => widen_as::<S, f32>(s, x.cast(), len, to),
             FloatType::Bf16 => widen_as::<S, bf16>(s, x.cast(), len, to),
             FloatType::F16 => widen_as::<S, f16>(s, x.cast(), len, to),
@@ -31,8 +31,8 @@ unsafe fn widen_as<S: Halves, E: Element<S>>(s: S, x: *const E, len: usize, to: 
     let (d, wide) = (s.wide(), <S::Wide as Simd>::LANES);
     for at in (0..len).step_by(S::LANES) {
         let (x, to, left) = (x.wrapping_add(at), to.wrapping_add(at), len - at);
-        // SAFETY: `left` numbers from `x` on are readable and as many from `to` on writable (# Safety): a whole register
-        // of them, by the comparison, or those that the masks have.
+        // SAFETY: `left` numbers from `x` on are readable and as many from `to` on writable (# Safety): a whole
+        // register of them, by the comparison, or those that the masks have.
         unsafe {
             if left >= S::LANES {
                 for (i, v) in s.widen(E::load(s, x)).as_ref().iter().enumerate() {
@@ -81,8 +81,8 @@ pub unsafe fn divergences<S: Simd>(s: S, t: *mut f64, x: *const f64, len: usize,
     let (zero, least, center) = (d.splat(0.0), d.splat(f64::MIN_POSITIVE), d.splat(center));
     for at in (0..len).step_by(<S::Wide as Simd>::LANES) {
         let (p, q, lanes) = (t.wrapping_add(at), x.wrapping_add(at), up_to::<S::Wide>(len - at));
-        // SAFETY: `len - at` numbers from `p` on are readable and writable, and as many from `q` on readable (# Safety);
-        // the mask keeps to them.
+        // SAFETY: `len - at` numbers from `p` on are readable and writable, and as many from `q` on readable
+        // (# Safety); the mask keeps to them.
         unsafe {
             let (t, x) = (d.load_lanes(p, lanes, 0.0), d.load_lanes(q, lanes, 0.0));
             let (k, fraction) = real::ln_parts(d, t);
