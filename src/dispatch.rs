@@ -222,7 +222,7 @@ macro_rules! entries {
                 fn strip_gradient[S: Simd<Real: Base>, E: Element<S>, G: Element<S>](strip: &Strip, state: &mut OrdinaryState, to: &StripGradient) -> () {
                     strided::strip::gradient::<S, E, G>(S::assume(), strip, state, to)
                 }
-                fn finish_strip[S: Simd<Real: Base>](count: usize, state: &mut OrdinaryState, wanted: &ordinary::Wanted) -> () {
+                fn finish_ordinary[S: Simd<Real: Base>](count: usize, state: &mut OrdinaryState, wanted: &ordinary::Wanted) -> () {
                     ordinary::finish::<S>(S::assume(), count, state, wanted)
                 }
                 fn write_gradient[S: Simd<Real: Base>, E: Element<S>, G: Element<S>](chunk: &GradientChunk) -> () {
@@ -357,7 +357,7 @@ macro_rules! entries {
                 LaneKernels {
                     finish_loss: finish_loss::<S>,
                     finish_softmax: finish_softmax::<S>,
-                    finish_strip: finish_strip::<S>,
+                    finish_ordinary: finish_ordinary::<S>,
                     count_kept,
                     read_classes,
                     transform: transform::<S>,

@@ -44,7 +44,7 @@ pub unsafe fn run(
         None => std::ptr::null_mut(),
     };
     let pitch = exps_pitch(call.plan.shape.classes);
-    let width = if exps.is_null() { STRIP } else { (STRIP_BYTES / (4 * pitch)).min(STRIP) };
+    let width = if exps.is_null() { STRIP } else { STRIP_BYTES / (4 * pitch) };
     for start in range.clone().step_by(len) {
         let count = len.min(range.end - start);
         let (mut losses, mut correct) = (Losses::NONE, 0);
@@ -84,13 +84,13 @@ impl Part<'_> {
         let span = place.span(0, place.len);
         let wanted = ordinary::wanted(call, loss);
         // SAFETY: the rows are the call's and this thread's (# Safety), whose logits the view covers (validation).
-        // `read_operands` sets the excluded classes before they are left out, and `finish_strip` follows the sums. The
-        // processor has the set of the kernels (`Call::k`). Nothing is written over the logits before `write`.
+        // `read_operands` sets the excluded classes before they are left out, and `finish_ordinary` follows the sums.
+        // The processor has the set of the kernels (`Call::k`). Nothing is written over the logits before `write`.
         unsafe {
             ordinary::read_operands(call, loss, state, &span, &wanted);
             let rows = self.rows();
             (call.k.native.short_sums)(&rows, state);
-            (call.k.lanes.finish_strip)(place.len, state, &wanted);
+            (call.k.lanes.finish_ordinary)(place.len, state, &wanted);
             ordinary::check_scale(loss, state);
             let others = call.wants_entropy || call.rankings.is_some();
             if call.wants_argmax && !others {

@@ -113,14 +113,14 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
             }
             (k.native.strip_sums)(&strip, &mut state);
         }
-        (k.lanes.finish_strip)(rows, &mut state, &wanted);
+        (k.lanes.finish_ordinary)(rows, &mut state, &wanted);
     }
     let needed = if has_gradient { state.good_gradient[0] } else { state.good[0] };
     if state.kept[0] & !needed & (!0 >> (TILE - rows)) != 0 {
         return false;
     }
 
-    // SAFETY: `finish_strip` above has set the losses of the rows.
+    // SAFETY: `finish_ordinary` above has set the losses of the rows.
     let losses = unsafe { super::ordinary::values(&mut state.excluded_sum_loss, rows) };
     let loss = if rows == 1 {
         losses[0]
@@ -136,7 +136,7 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
         totals.loss.value()
     };
     // SAFETY: the loss is a place of the caller's, and the gradient covers all classes of the rows (validation), apart
-    // from the buffer, which is this function's. The sweep above has kept all exponentials there, and `finish_strip`
+    // from the buffer, which is this function's. The sweep above has kept all exponentials there, and `finish_ordinary`
     // has set the coefficients. The processor has the set of the kernels (# Safety).
     unsafe {
         *call.loss = if call.is_mean { loss / kept } else { loss };

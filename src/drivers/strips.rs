@@ -124,7 +124,7 @@ impl<'a> Strips<'a> {
         let wanted = ordinary::wanted(call, loss);
         // SAFETY: the distributions are the call's and this thread's (# Safety), the classes the call's.
         // `read_operands` sets the excluded classes before they are left out, and the sums are complete before
-        // `finish_strip`. The processor has the set of the kernels (`Call::k`).
+        // `finish_ordinary`. The processor has the set of the kernels (`Call::k`).
         unsafe {
             ordinary::read_operands(call, loss, state, &span, &wanted);
             for first in (0..call.plan.shape.classes).step_by(self.chunk) {
@@ -132,10 +132,10 @@ impl<'a> Strips<'a> {
                 let k = if self.gathers { call.k.converted } else { call.k.native };
                 (k.strip_sums)(&strip, state);
             }
-            (call.k.lanes.finish_strip)(place.len, state, &wanted);
+            (call.k.lanes.finish_ordinary)(place.len, state, &wanted);
         }
         ordinary::check_scale(loss, state);
-        // SAFETY: the distributions are the call's and this thread's (# Safety); `finish_strip` above has finished
+        // SAFETY: the distributions are the call's and this thread's (# Safety); `finish_ordinary` above has finished
         // their sums. No gradient is written before `write`.
         unsafe {
             let others = call.wants_argmax || call.wants_entropy || call.rankings.is_some();
@@ -229,8 +229,9 @@ impl<'a> Strips<'a> {
     #[inline(always)]
     unsafe fn hand_out(&self, state: &mut OrdinaryState, span: &Span, totals: &mut GroupTotals) {
         let groups = span.len.div_ceil(ROWS);
-        // SAFETY: `run` has called `finish_strip` and `again`, which set the losses of the span (# Safety). The array
-        // has room for STRIP lanes (`OrdinaryState`), a multiple of ROWS, and a strip has no more (`Strips::new`).
+        // SAFETY: `run` has called `finish_ordinary` and `again`, which set the losses of the span (# Safety). The
+        // array has room for STRIP lanes (`OrdinaryState`), a multiple of ROWS, and a strip has no more
+        // (`Strips::new`).
         let losses = unsafe {
             let loss = state.excluded_sum_loss.start().cast::<f64>();
             loss.wrapping_add(span.len).write_bytes(0, groups * ROWS - span.len);
@@ -239,8 +240,8 @@ impl<'a> Strips<'a> {
         for group in losses {
             totals.losses.add(group);
         }
-        // SAFETY: `run` has called `finish_strip` and `again`, which set the losses of the span, and the lse if it is
-        // wanted (# Safety); this thread alone accesses the results (# Safety).
+        // SAFETY: `run` has called `finish_ordinary` and `again`, which set the losses of the span, and the lse if it
+        // is wanted (# Safety); this thread alone accesses the results (# Safety).
         unsafe { ordinary::write_results(self.loss, state, span) };
     }
 
@@ -252,15 +253,15 @@ impl<'a> Strips<'a> {
         let call = self.call;
         let Some(output) = &call.plan.output else { return };
         let view = &output.view;
-        // SAFETY: the strip is finished (# Safety): `finish_strip` has set the coefficients of its lanes, and `again`
-        // has written the gradients of those that are not ordinary.
+        // SAFETY: the strip is finished (# Safety): `finish_ordinary` has set the coefficients of its lanes, and
+        // `again` has written the gradients of those that are not ordinary.
         let writes = unsafe { ordinary::unwritten(state, place.len, output.accumulate) };
         let strides = place.strides(view);
         for first in (0..call.plan.shape.classes).step_by(self.chunk) {
             // SAFETY: the classes are the call's, and the output covers them (validation), this thread's alone
             // (# Safety). The strip is finished (# Safety), with the exponentials of all classes in the buffer if it
-            // keeps them; else the buffer has room for a chunk (`Strips::new`). The processor has the set of the kernels
-            // (`Call::k`).
+            // keeps them; else the buffer has room for a chunk (`Strips::new`). The processor has the set of the
+            // kernels (`Call::k`).
             unsafe {
                 let strip = self.strip(place, first, None, !self.keeps);
                 let to = view.at(place.first, first);

@@ -6,7 +6,7 @@ use crate::simd::{Halves, Simd, up_to};
 use crate::view::FloatType;
 use half::{bf16, f16};
 
-/// Converts `len` numbers of a type to f64, exactly; those of f64 are f64 already.
+/// Converts `len` numbers of a type to f64, exactly. Nobody asks for those of f64, which are that already.
 ///
 /// # Safety
 /// `x` is readable for `len` numbers of the type and aligned to it, and `to` writable for `len`; the processor has the

@@ -87,7 +87,7 @@ pub struct LaneKernels {
     /// See [`row_math::finish_softmax`].
     pub finish_softmax: unsafe fn(&mut [RowGroup], OutputTerm),
     /// See [`ordinary::finish`].
-    pub finish_strip: unsafe fn(usize, &mut OrdinaryState, &ordinary::Wanted),
+    pub finish_ordinary: unsafe fn(usize, &mut OrdinaryState, &ordinary::Wanted),
     /// See [`class_index::count_kept`].
     pub count_kept: unsafe fn(&View<IntegerType>, usize, usize, i64, usize) -> Option<u64>,
     /// See [`class_index::read_classes`].

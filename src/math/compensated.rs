@@ -77,7 +77,9 @@ impl CompensatedLanes {
     pub const ZERO: CompensatedLanes = CompensatedLanes { sums: [0.0; 8], errors: [0.0; 8] };
 
     /// Adds a term to each (Knuth's two-sum, which asks not which of the two is larger).
-    #[inline(always)]
+    ///
+    /// A function of its own: the compiler uses vectors here, and not in all places that this would be inlined into.
+    #[inline(never)]
     pub fn add(&mut self, x: &[f64; 8]) {
         for ((sum, error), &x) in self.sums.iter_mut().zip(&mut self.errors).zip(x) {
             let total = *sum + x;

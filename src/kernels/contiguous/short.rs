@@ -104,16 +104,16 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     unsafe {
         shifts::<S, E>(s, rows, state);
     }
-    // Where exponentials are not kept, every block has them in the same place: a store takes nothing from the
-    // arithmetic, and another copy of the code 30 KB.
+    // Where exponentials are not kept, every block has them in the same place: the stores cost less than a copy of the
+    // code without them would take.
     let mut unkept = Scratch::<{ BLOCK / 2 }>::new();
-    let step = if rows.exps.is_null() { 0 } else { 1 };
+    let keeps = !rows.exps.is_null();
     // Where one row has exponents out of range, as masked logits have, so have others: they are not tried.
     let mut clamps = !S::FUSED;
     for row in 0..rows.rows {
-        let exps = match step {
-            0 => unkept.start().cast(),
-            _ => rows.exps::<S::Real>(row),
+        let (exps, step) = match keeps {
+            true => (rows.exps::<S::Real>(row), 1),
+            false => (unkept.start().cast(), 0),
         };
         // SAFETY: this function's own # Safety; there is room for the blocks of a row, or for one (`unkept`).
         unsafe {
