@@ -5,6 +5,7 @@
 //! gradient of the logits, each of which has the bound of [`Judge::bound_of_gradient`].
 
 use crate::How;
+use crate::fused::{fused, fused_f32};
 use crate::operand::{Dtype, Operand, Placed};
 use crate::task::{Answer, Task, same_bits};
 use crate::task_bounds::{Judge, close_stored};
@@ -64,8 +65,8 @@ pub fn outputs(hidden: &Operand, weight: &Operand, bias: Option<&Operand>) -> Op
         let chains = h.chunks(CHAIN).zip(w.chunks(CHAIN));
         if is_wide {
             let start = bias.map(|bias| bias.values[class]);
-            let sums = chains
-                .map(|(h, w)| h.iter().zip(w).fold(0.0, |sum: f64, (h, w)| h.mul_add(*w, sum)));
+            let sums =
+                chains.map(|(h, w)| h.iter().zip(w).fold(0.0, |sum, (h, w)| fused(*h, *w, sum)));
             start.into_iter().chain(sums).reduce(|sum, chain| sum + chain).unwrap_or(0.0)
         } else {
             let normal = |x: f32| {
@@ -74,7 +75,7 @@ pub fn outputs(hidden: &Operand, weight: &Operand, bias: Option<&Operand>) -> Op
             let start = bias.map(|bias| normal(bias.values[class] as f32));
             let sums = chains.map(|(h, w)| {
                 let step = |sum: f32, (h, w): (&f64, &f64)| {
-                    normal(normal(*h as f32).mul_add(normal(*w as f32), sum))
+                    normal(fused_f32(normal(*h as f32), normal(*w as f32), sum))
                 };
                 if is_bf16 {
                     let pairs = h.chunks(2).zip(w.chunks(2));

@@ -4,6 +4,7 @@
 //! same numbers to the oracle and [`Problem::run`] to the library.
 
 pub mod bounds;
+mod fused;
 pub mod layer;
 pub mod operand;
 pub mod random;

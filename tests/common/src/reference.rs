@@ -9,6 +9,8 @@
 //! A malformed problem (wrong lengths, a target out of range, a parameter outside its domain)
 //! panics. Other tests check the library's errors.
 
+use crate::fused::fused;
+
 /// Target operand of a [`Case`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Targets {
@@ -672,7 +674,7 @@ pub fn outputs(hidden: &[f64], weight: &[f64], bias: Option<&[f64]>, features: u
             for (&h, &w) in h.iter().zip(w) {
                 total.add(h * w);
                 if (h * w).is_finite() {
-                    total.add(h.mul_add(w, -(h * w)));
+                    total.add(fused(h, w, -(h * w)));
                 }
             }
             total.add(bias.map_or(0.0, |bias| bias[c]));
