@@ -213,6 +213,9 @@ macro_rules! entries {
                 fn strip_sums[S: Simd<Real: Base>, E: Element<S>](strip: &Strip, state: &mut OrdinaryState) -> () {
                     strided::strip::sums::<S, E>(S::assume(), strip, state)
                 }
+                fn strip_dots[S: Simd<Real: Base>, E: Element<S>](strip: &Strip, state: &mut OrdinaryState) -> () {
+                    strided::strip::dots::<S, E>(S::assume(), strip, state)
+                }
                 fn strip_row_sums[S: Simd<Real: Base>, E: Element<S>](row: &StripRow, state: &mut OrdinaryState) -> () {
                     strided::row::sums::<S, E>(S::assume(), row, state)
                 }
@@ -331,6 +334,7 @@ macro_rules! entries {
                     widen: widen::<S, E>,
                     short_sums: short_sums::<S, E>,
                     strip_sums: strip_sums::<S, E>,
+                    strip_dots: strip_dots::<S, E>,
                     strip_row_sums: strip_row_sums::<S, E>,
                     gather: gather::<S, E>,
                 }

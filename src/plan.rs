@@ -89,7 +89,7 @@ pub struct Plan {
     pub operation: Operation,
 }
 
-/// A plain call. Validation checks it (validate/plain.rs).
+/// A plain call: without options, or with class weights and label smoothing. Validation checks it (validate/plain.rs).
 #[derive(Clone, Copy, Debug)]
 pub struct Plain {
     /// N
@@ -104,6 +104,10 @@ pub struct Plain {
     pub target_type: IntegerType,
     /// The target of ignored rows.
     pub ignore_index: i64,
+    /// f32 `[classes]`, or null.
+    pub class_weights: *const u8,
+    /// ε
+    pub label_smoothing: f64,
     /// The loss is a mean; else a sum.
     pub is_mean: bool,
     /// Where the loss goes.
@@ -398,14 +402,13 @@ impl Loss {
     }
 
     /// Rows may be ordinary, and are summed in strips or as short rows: a loss over class indices without options that
-    /// change the logits, spread mass over the classes or need the lse. Which results are wanted makes no difference.
+    /// change the logits or need the lse. Which results are wanted makes no difference.
     #[inline(always)]
     pub fn has_ordinary_rows(&self, classes: usize, dtype: FloatType) -> bool {
         self.has_indices()
             && self.computes_losses()
             && self.transform.is_none()
             && !self.log_probs
-            && self.label_smoothing == 0.0
             && self.z_loss == 0.0
             && !self.has_bonus()
             && self.shard.is_none()

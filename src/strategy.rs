@@ -73,6 +73,13 @@ pub const RANKED: usize = 8;
 /// Largest logits that there is room for then, on the stack: of two distributions at least.
 pub const RANKED_ENTRIES: usize = 128;
 
+/// Classes whose weights label smoothing has as f64 at a time: 2 KiB on the stack.
+pub const WEIGHED_CLASSES: usize = 256;
+
+/// Class weights from here on do not go along with factors in lanes of f32: their products with factors that are
+/// rounded to 0 would be seen.
+pub const LARGEST_WEIGHT: f64 = (1 << 20) as f64;
+
 /// Classes of a tile's chunk: 64 distributions of them are 8 KiB of f32.
 pub const TILE_CLASSES: usize = 32;
 
@@ -108,7 +115,7 @@ const NARROW_BYTES: usize = 512;
 
 /// Classes from which contiguous rows that may be ordinary are summed one by one, not in strips: at 64 both take as
 /// long, at 80 a gradient takes 0.7 of the time (AVX-512).
-const SHORT_FROM: usize = 80;
+pub const SHORT_FROM: usize = 80;
 
 /// Classes that the shift of such a row is chosen from: a register of AVX-512.
 pub const SHORT_HEAD: usize = 16;

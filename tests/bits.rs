@@ -646,7 +646,11 @@ fn small_calls_have_the_bits_of_general_ones() {
     for (rows, classes) in narrow.chain(short).chain([(1, 4033)]) {
         let kinds = [&KINDS[..], &[Kind::Unit, Kind::Confident]][rows % 2];
         let mut problem = mixed(rows, classes, kinds);
-        for ignored in [false, true] {
+        let weights: Vec<f32> = (0..classes).map(|c| 0.25 * (1 + c % 9) as f32).collect();
+        let options = [(0.0, false), (0.1, false), (0.0, true), (0.1, true)];
+        for (ignored, (smoothing, weighted)) in
+            [false, true].into_iter().flat_map(|ignored| options.map(|options| (ignored, options)))
+        {
             if ignored && let Indices::I64(targets) = &mut problem.targets {
                 targets[rows / 2] = -100;
             }
@@ -656,11 +660,18 @@ fn small_calls_have_the_bits_of_general_ones() {
             let narrow: Vec<i32> = y.iter().map(|&y| y as i32).collect();
             for isa in isas() {
                 for reduction in [xent::Reduction::Mean, xent::Reduction::Sum] {
-                    let call = CrossEntropy::new(rows, classes)
+                    let mut call = CrossEntropy::new(rows, classes)
                         .reduction(reduction)
                         .isa(isa)
+                        .label_smoothing(smoothing)
                         .grad_scale(0.5);
-                    let what = format!("{rows}x{classes} on {}, ignored: {ignored}", isa.name());
+                    if weighted {
+                        call = call.class_weights(&weights);
+                    }
+                    let what = format!(
+                        "{rows}x{classes} on {}, ignored: {ignored}, smoothing {smoothing}, weights: {weighted}",
+                        isa.name()
+                    );
                     let (mut want, mut kept, mut want_grad) = (0.0, 0, vec![7f32; x.len()]);
                     let all = Results {
                         loss: Some(&mut want),

@@ -113,6 +113,33 @@ fn f64_totals_of_many_classes() {
     }
 }
 
+/// More smoothed rows than go together, and more classes than have their weights at hand.
+#[test]
+fn smoothing_over_many_rows_and_classes() {
+    let mut rng = Rng::new(21);
+    for (many, classes) in
+        [(130, 5), (130, 79), (130, 80), (3, 257), (3, 1000), (2, 4032), (2, 4033)]
+    {
+        for sizes in [[many, classes, 1], [1, classes, many]] {
+            for dtype in [Dtype::F32, Dtype::Bf16] {
+                let logits: Vec<f64> =
+                    (0..many * classes).map(|_| dtype.round(rng.uniform(-6.0, 6.0))).collect();
+                let targets: Vec<f64> = (0..many).map(|_| rng.below(classes) as f64).collect();
+                let targets = Operand::packed(Dtype::I64, [sizes[0], 1, sizes[2]], &targets);
+                let weights: Vec<f64> =
+                    (0..classes).map(|_| f64::from(rng.uniform(0.0, 2.0) as f32)).collect();
+                for weighed in [None, Some(Dtype::F32), Some(Dtype::F64)] {
+                    let weights =
+                        weighed.map(|dtype| Operand::packed(dtype, [1, classes, 1], &weights));
+                    let logits = Operand::packed(dtype, sizes, &logits);
+                    let task = Task::new(logits, targets.clone());
+                    agree(&Task { label_smoothing: 0.2, class_weights: weights, ..task });
+                }
+            }
+        }
+    }
+}
+
 /// Logits far below the others come first, and the largest logit's class has no mass.
 #[test]
 fn f64_losses_beside_far_logits() {

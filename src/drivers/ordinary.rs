@@ -2,24 +2,67 @@
 //! ([`crate::kernels::ordinary`]). A distribution is a lane of the state either way.
 
 use super::call::Call;
+use super::masses;
 use super::place::Place;
 use super::strided::{self, AGAIN};
-use crate::kernels::ordinary::{self as lanes, FACTORS, LaneScratch, OrdinaryState, WORDS, Wanted};
+use crate::kernels::ordinary::{
+    self as lanes, FACTORS, LaneScratch, OrdinaryState, SMOOTHED, Smoothing, WORDS, Wanted,
+};
 use crate::kernels::row_math::RowInputs;
 use crate::plan::{Loss, Targets};
-use crate::strategy::TILE;
+use crate::strategy::{LARGEST_WEIGHT, STRIP, TILE, WEIGHED_CLASSES};
 use crate::view::{FloatType, Span, View};
 
 /// What a call wants of its rows.
 #[inline(always)]
 pub fn wanted(call: &Call, loss: &Loss) -> Wanted {
     let gradient = loss.gradient.as_ref();
-    let by_row = loss.row_weights.is_some() || call.has_masses;
+    let smoothing = loss.spreads_smoothing().then_some(Smoothing {
+        keep: 1.0 - loss.label_smoothing,
+        share: loss.smoothing_share,
+        total: loss.weight_total,
+    });
+    let by_row = loss.row_weights.is_some() || call.has_masses || smoothing.is_some();
     Wanted {
         has_weights: by_row,
         has_grad_output: by_row || gradient.is_some_and(|of| of.grad_output.is_some()),
         lse: loss.wants_lse(),
         gradient: gradient.map(|gradient| gradient.scale),
+        smoothing,
+    }
+}
+
+/// Distributions that go through the sweeps together at most.
+pub fn most(loss: &Loss) -> usize {
+    if loss.spreads_smoothing() { SMOOTHED } else { STRIP }
+}
+
+/// The weights of some classes, for label smoothing.
+pub struct Weights {
+    buffer: [f64; WEIGHED_CLASSES],
+    /// Those that were read are usual ones.
+    pub are_usual: bool,
+}
+
+impl Weights {
+    /// None were read.
+    #[inline(always)]
+    pub fn new() -> Self {
+        Weights { buffer: [0.0; WEIGHED_CLASSES], are_usual: true }
+    }
+
+    /// Reads those of `len` classes, WEIGHED_CLASSES at most, from `class` on. Null if all weigh 1.
+    ///
+    /// # Safety
+    /// The classes are the call's.
+    pub unsafe fn read(&mut self, call: &Call, class: usize, len: usize) -> *const f64 {
+        let to = &mut self.buffer[..len];
+        // SAFETY: the classes are the call's (# Safety).
+        if !unsafe { masses::read_class_weights(call, class, to) } {
+            return std::ptr::null();
+        }
+        self.are_usual &= to.iter().fold(true, |usual, w| usual & (w.abs() < LARGEST_WEIGHT));
+        to.as_ptr()
     }
 }
 
@@ -62,6 +105,16 @@ pub unsafe fn read_operands(
     }
     weight.fill(1.0);
     grad_output.fill(1.0);
+    // Smoothing has the weight of the excluded class apart from that of the row.
+    let own = match wanted.smoothing {
+        // SAFETY: as above: smoothed distributions are no more than SMOOTHED, and have as many lanes again.
+        Some(_) => unsafe {
+            let start = lanes::lanes::<f64, _>(&mut state.weight_then_lse, SMOOTHED);
+            std::slice::from_raw_parts_mut(start, padded)
+        },
+        None => &mut [],
+    };
+    own.fill(1.0);
     let given = loss.gradient.as_ref().and_then(|of| of.grad_output.as_ref());
     for i in 0..span.len {
         let at = span.at(i);
@@ -70,18 +123,27 @@ pub unsafe fn read_operands(
         // that count among these.
         unsafe {
             if excluded[i] >= 0.0 {
-                weight[i] = loss.row_weight(at) * loss.class_weight(excluded[i] as usize);
+                let of_class = loss.class_weight(excluded[i] as usize);
+                weight[i] = match own.get_mut(i) {
+                    Some(own) => {
+                        *own = of_class;
+                        loss.row_weight(at)
+                    }
+                    None => loss.row_weight(at) * of_class,
+                };
             }
             grad_output[i] = weight[i] * given.map_or(1.0, |view| view.real(at, 0));
         }
     }
 }
 
-/// Has all gradients computed in the general way if the factor that they share is not a usual one.
+/// Has all gradients computed in the general way if the factor that they share is not a usual one, or if the weights of
+/// classes are not.
 #[inline(always)]
-pub fn check_scale(loss: &Loss, state: &mut OrdinaryState) {
+pub fn check_scale(loss: &Loss, weights_are_usual: bool, state: &mut OrdinaryState) {
     let usual = |x: f64| x == 0.0 || FACTORS.contains(&x.abs());
-    if loss.gradient.as_ref().is_some_and(|gradient| !usual(gradient.scale)) {
+    let scale_is_usual = loss.gradient.as_ref().is_none_or(|gradient| usual(gradient.scale));
+    if !(scale_is_usual && weights_are_usual) {
         state.good_gradient = [0; WORDS];
     }
 }
@@ -221,7 +283,12 @@ pub unsafe fn write_results(loss: &Loss, state: &mut OrdinaryState, span: &Span)
 /// # Safety
 /// The arithmetic of the rows has set the lanes; those that are not ordinary have been written.
 #[inline(always)]
-pub unsafe fn unwritten(state: &mut OrdinaryState, len: usize, accumulate: bool) -> [u64; WORDS] {
+pub unsafe fn unwritten(
+    state: &mut OrdinaryState,
+    len: usize,
+    accumulate: bool,
+    is_smoothed: bool,
+) -> [u64; WORDS] {
     let mut writes = [0; WORDS];
     for (i, writes) in writes.iter_mut().enumerate() {
         *writes = !state.kept[i] | state.good_gradient[i];
@@ -231,8 +298,13 @@ pub unsafe fn unwritten(state: &mut OrdinaryState, len: usize, accumulate: bool)
             // SAFETY: the coefficients of the lane, of f32, are set (# Safety).
             let [factor, entry]: [f32; 2] =
                 unsafe { [&mut state.factor, &mut state.entry].map(|of| *lanes::lanes(of, lane)) };
+            let bias = match is_smoothed {
+                // SAFETY: likewise; smoothed distributions are no more than SMOOTHED.
+                true => unsafe { *lanes::lanes::<f32, _>(&mut state.entry, SMOOTHED + lane) },
+                false => 0.0,
+            };
             // Where nothing is added, an accumulated gradient stays as it is.
-            if factor == 0.0 && entry == 0.0 {
+            if factor == 0.0 && entry == 0.0 && bias == 0.0 {
                 writes[lane / TILE] &= !(1 << (lane % TILE));
             }
         }

@@ -5,17 +5,20 @@
 
 use super::batch;
 use super::call::Call;
-use super::ordinary;
+use super::ordinary::{self, Weights};
 use super::place::Place;
 use super::strided::AGAIN_BYTES;
 use super::totals::{Losses, Totals};
+use crate::kernels::contiguous::block::Chunk;
 use crate::kernels::contiguous::short::{ShortGradient, ShortRows};
-use crate::kernels::ordinary::{OrdinaryState, WORDS, lanes};
+use crate::kernels::ordinary::{OrdinaryState, SMOOTHED, WORDS, lanes, padded};
 use crate::kernels::scratch::Scratch;
 use crate::kernels::strided::tile::Tile;
+use crate::kernels::{LogitKernels, OutputKernels};
+use crate::math::exp2::Base;
 use crate::plan::Loss;
-use crate::strategy::{STRIP, STRIP_BYTES, TILE, exps_pitch};
-use crate::view::{Axis, Span};
+use crate::strategy::{STRIP_BYTES, TILE, WEIGHED_CLASSES, exps_pitch};
+use crate::view::{Axis, ElementType, Span};
 use std::ops::Range;
 
 /// Runs a range of rows, first to last; gives away the sums over each `len` of them.
@@ -44,7 +47,8 @@ pub unsafe fn run(
         None => std::ptr::null_mut(),
     };
     let pitch = exps_pitch(call.plan.shape.classes);
-    let width = if exps.is_null() { STRIP } else { STRIP_BYTES / (4 * pitch) };
+    let most = ordinary::most(loss);
+    let width = if exps.is_null() { most } else { most.min(STRIP_BYTES / (4 * pitch)) };
     for start in range.clone().step_by(len) {
         let count = len.min(range.end - start);
         let (mut losses, mut correct) = (Losses::NONE, 0);
@@ -60,6 +64,40 @@ pub unsafe fn run(
     }
     if call.streams {
         (call.k.lanes.fence)();
+    }
+}
+
+/// Adds up `w_c·(x_c - center)` of smoothed rows. The center of a row is its shift. `weights` gives those of some classes,
+/// WEIGHED_CLASSES at most: null if each is 1.
+///
+/// # Safety
+/// The rows are those of [`short::sums`](crate::kernels::contiguous::short::sums), which went before, no more than
+/// SMOOTHED, of elements of `size` bytes, which the kernels are for.
+#[cold]
+#[inline(never)]
+pub unsafe fn dots(
+    k: &LogitKernels,
+    rows: &ShortRows,
+    size: usize,
+    state: &mut OrdinaryState,
+    mut weights: impl FnMut(usize, usize) -> *const f64,
+) {
+    // SAFETY: there are as many lanes again (`OrdinaryState`), of whole registers. The sums have set the shifts. The rows
+    // have the classes, and these the weights (# Safety).
+    unsafe {
+        lanes::<f64, _>(&mut state.grad_output, SMOOTHED).write_bytes(0, padded(rows.rows));
+        for class in (0..rows.classes).step_by(WEIGHED_CLASSES) {
+            let len = WEIGHED_CLASSES.min(rows.classes - class);
+            let masses = weights(class, len);
+            for row in 0..rows.rows {
+                let shift: f32 = *lanes(&mut state.shift, row);
+                let center = f64::from(shift) * f32::INVERSE.0;
+                let at = (row as isize * rows.pitch + class as isize) * size as isize;
+                let chunk = Chunk::new(rows.x.wrapping_offset(at), len, None);
+                *lanes::<f64, _>(&mut state.grad_output, SMOOTHED + row) +=
+                    (k.dot)(&chunk, center, masses);
+            }
+        }
     }
 }
 
@@ -83,6 +121,7 @@ impl Part<'_> {
         let Part { call, loss, place, .. } = *self;
         let span = place.span(0, place.len);
         let wanted = ordinary::wanted(call, loss);
+        let mut weights = Weights::new();
         // SAFETY: the rows are the call's and this thread's (# Safety), whose logits the view covers (validation).
         // `read_operands` sets the excluded classes before they are left out, and `finish_ordinary` follows the sums.
         // The processor has the set of the kernels (`Call::k`). Nothing is written over the logits before `write`.
@@ -90,8 +129,13 @@ impl Part<'_> {
             ordinary::read_operands(call, loss, state, &span, &wanted);
             let rows = self.rows();
             (call.k.native.short_sums)(&rows, state);
+            if wanted.smoothing.is_some() {
+                let size = call.plan.logits.dtype.size();
+                let read = |class, len| weights.read(call, class, len);
+                dots(call.k.native, &rows, size, state, read);
+            }
             (call.k.lanes.finish_ordinary)(place.len, state, &wanted);
-            ordinary::check_scale(loss, state);
+            ordinary::check_scale(loss, weights.are_usual, state);
             let others = call.wants_entropy || call.rankings.is_some();
             if call.wants_argmax && !others {
                 *correct += self.find_largest(state);
@@ -100,7 +144,7 @@ impl Part<'_> {
             losses.add(ordinary::values(&mut state.excluded_sum_loss, place.len));
             ordinary::write_results(loss, state, &span);
             if call.plan.output.is_some() {
-                self.write(state, &rows);
+                self.write(state, &rows, &mut weights);
             }
         }
     }
@@ -148,12 +192,14 @@ impl Part<'_> {
     ///
     /// # Safety
     /// As [`run`](Self::run); the rows are finished, and those that are not ordinary have their gradients.
-    unsafe fn write(&self, state: &mut OrdinaryState, rows: &ShortRows) {
+    unsafe fn write(&self, state: &mut OrdinaryState, rows: &ShortRows, weights: &mut Weights) {
         let call = self.call;
         let Some(output) = &call.plan.output else { return };
+        let is_smoothed = self.loss.spreads_smoothing();
         // SAFETY: the arithmetic of the rows has set the lanes; gradients that are not ordinary were written
         // (# Safety).
-        let writes = unsafe { ordinary::unwritten(state, rows.rows, output.accumulate) };
+        let writes =
+            unsafe { ordinary::unwritten(state, rows.rows, output.accumulate, is_smoothed) };
         let view = &output.view;
         let strides = self.place.strides(view);
         if !call.scatters {
@@ -167,13 +213,44 @@ impl Part<'_> {
                     accumulate: output.accumulate,
                     stream: call.streams,
                     writes,
+                    classes: 0..rows.classes,
+                    is_smoothed,
+                    weights: std::ptr::null(),
                 };
-                (call.k.native_to_output.short_gradient)(rows, state, &to);
+                self.gradient(call.k.native_to_output, rows, state, to, weights);
             }
             return;
         }
         // SAFETY: as above, but that the gradient replaces the exponentials, and goes to the output from there.
-        unsafe { self.scatter(state, rows, writes, strides) };
+        unsafe { self.scatter(state, rows, writes, strides, weights) };
+    }
+
+    /// Writes the gradient of all classes, those whose weights smoothing needs together.
+    ///
+    /// # Safety
+    /// As [`write`](Self::write), with the kernels for the types of the rows and of the gradient.
+    #[inline(always)]
+    unsafe fn gradient(
+        &self,
+        k: &OutputKernels,
+        rows: &ShortRows,
+        state: &mut OrdinaryState,
+        mut to: ShortGradient,
+        weights: &mut Weights,
+    ) {
+        if !(to.is_smoothed && self.call.has_masses) {
+            // SAFETY: this function's own # Safety.
+            return unsafe { (k.short_gradient)(rows, state, &to) };
+        }
+        for class in (0..rows.classes).step_by(WEIGHED_CLASSES) {
+            let len = WEIGHED_CLASSES.min(rows.classes - class);
+            to.classes = class..class + len;
+            // SAFETY: this function's own # Safety; the classes are the call's.
+            unsafe {
+                to.weights = weights.read(self.call, class, len);
+                (k.short_gradient)(rows, state, &to);
+            }
+        }
     }
 
     /// Writes the gradient of rows whose classes are apart in the output.
@@ -188,6 +265,7 @@ impl Part<'_> {
         rows: &ShortRows,
         writes: [u64; WORDS],
         strides: [isize; 2],
+        weights: &mut Weights,
     ) {
         let call = self.call;
         let Some(output) = &call.plan.output else { return };
@@ -197,9 +275,12 @@ impl Part<'_> {
             accumulate: false,
             stream: false,
             writes,
+            classes: 0..rows.classes,
+            is_smoothed: self.loss.spreads_smoothing(),
+            weights: std::ptr::null(),
         };
         // SAFETY: the buffer has room for all rows (`run`). The processor has the set of the kernels (`Call::k`).
-        unsafe { (call.k.native_to_lanes.short_gradient)(rows, state, &to) };
+        unsafe { self.gradient(call.k.native_to_lanes, rows, state, to, weights) };
         let lane_size = call.plan.logits.dtype.lane_size();
         for row in (0..rows.rows).filter(|row| writes[row / 64] >> (row % 64) & 1 == 1) {
             for class in (0..rows.classes).step_by(TILE) {

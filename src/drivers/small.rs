@@ -1,19 +1,24 @@
-//! Small calls, without a plan: one strip, or a few short rows. A few rows of a strip go one by one, more of them side
-//! by side.
+//! Small calls, without a plan and with no option but class weights and label smoothing: one strip, or a few short rows. A
+//! few rows of a strip go one by one, more of them side by side.
 
+use super::short;
 use super::totals::{Losses, Totals};
 use crate::kernels::Kernels;
 use crate::kernels::contiguous::short::{ShortGradient, ShortRows};
 use crate::kernels::ordinary::{self, OrdinaryState};
-use crate::kernels::ordinary::{FACTORS, Wanted};
+use crate::kernels::ordinary::{FACTORS, SMOOTHED, Smoothing, Wanted, lanes};
 use crate::kernels::row_math::RowInputs;
 use crate::kernels::scratch::Scratch;
 use crate::kernels::strided::row::StripRow;
 use crate::kernels::strided::strip::{Strip, StripGradient};
 use crate::kernels::strided::tile::Tile;
+use crate::math::compensated::CompensatedSum;
 use crate::plan::Plain;
-use crate::strategy::{self, SINGLE_ROWS, SMALL_LANES, TILE, TILE_CLASSES, exps_pitch};
+use crate::strategy::{
+    self, LARGEST_WEIGHT, SHORT_FROM, SINGLE_ROWS, SMALL_LANES, TILE, TILE_CLASSES, exps_pitch,
+};
 use crate::view::{Axis, Position, Span, View};
+use std::ptr;
 
 /// Runs a plain call, with the bits of the general way; false, with nothing written, where it has a row that
 /// is not ordinary, a target out of range, or nothing to divide by.
@@ -21,7 +26,21 @@ use crate::view::{Axis, Position, Span, View};
 /// # Safety
 /// Validation has checked the call, whose memory is the caller's; the kernels are those of f32 logits
 /// and outputs.
+#[inline(always)]
 pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
+    // SAFETY: this function's own # Safety.
+    unsafe {
+        if call.class_weights.is_null() && call.label_smoothing == 0.0 {
+            run_as::<false>(k, call)
+        } else {
+            run_as::<true>(k, call)
+        }
+    }
+}
+
+/// # Safety
+/// As [`run`]; `HAS_OPTIONS`: the call has class weights, or label smoothing.
+unsafe fn run_as<const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) -> bool {
     let Plain { rows, classes, .. } = *call;
     let mut state = OrdinaryState::new();
     let mut buffer = Scratch::<{ SMALL_LANES / 2 }>::new();
@@ -44,9 +63,22 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
         (k.lanes.count_kept)(&targets, 0, rows, call.ignore_index, classes)
     };
     let Some(kept @ 1..) = kept else { return false };
-    let kept = kept as f64;
+    let mut normalizer = kept as f64;
     let has_gradient = !call.gradient.is_null();
-    let scale = if call.is_mean { call.scale / kept } else { call.scale };
+    let mut room = Scratch::<SHORT_FROM>::new();
+    let (mut smoothing, mut weights) = (None, ptr::null());
+    if HAS_OPTIONS {
+        // SAFETY: `count_kept` found the excluded classes in range, which are set; the weights are those of the call's
+        // classes (validation).
+        let options = unsafe { read_options(call, &mut state, &mut room) };
+        let Some(options) = options else { return false };
+        if !call.class_weights.is_null() {
+            normalizer = options.normalizer;
+        }
+        (smoothing, weights) = (options.smoothing, options.weights);
+    }
+    let is_smoothed = smoothing.is_some();
+    let scale = if call.is_mean { call.scale / normalizer } else { call.scale };
     if has_gradient && scale != 0.0 && !FACTORS.contains(&scale.abs()) {
         return false;
     }
@@ -59,8 +91,10 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
         first: 0,
         classes,
         ahead: 0,
-        exps: if has_gradient { exps } else { std::ptr::null_mut() },
+        exps: if has_gradient { exps } else { ptr::null_mut() },
         exps_pitch: padded,
+        is_smoothed,
+        weights,
     };
     let short = ShortRows {
         x: call.logits,
@@ -83,13 +117,16 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
         classes,
         lane,
         exps: exps.wrapping_add(lane * padded_row * 4),
+        is_smoothed,
+        weights,
     };
     let strides = [classes as isize, 1];
     let wanted = Wanted {
-        has_weights: false,
-        has_grad_output: false,
+        has_weights: HAS_OPTIONS,
+        has_grad_output: HAS_OPTIONS,
         lse: false,
         gradient: has_gradient.then_some(scale),
+        smoothing,
     };
     // SAFETY: the logits cover all classes of the rows (validation), and the buffer has room for the exponentials of
     // all rows, in whole registers or by `exps_pitch` (`strategy::is_small`; validation). `count_kept` above found the
@@ -97,6 +134,10 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
     unsafe {
         if is_short {
             (k.native.short_sums)(&short, &mut state);
+            if is_smoothed {
+                // `read_options` leaves class weights to the general way.
+                short::dots(k.native, &short, size_of::<f32>(), &mut state, |_, _| ptr::null());
+            }
         } else if one_by_one {
             // The arithmetic of the rows reads whole registers.
             for of in [&mut state.class, &mut state.shift, &mut state.x_y] {
@@ -110,6 +151,9 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
         } else {
             for first in pieces() {
                 (k.native.gather)(&tile(first), call.logits.wrapping_add(first * 4), strides);
+            }
+            if is_smoothed {
+                (k.native.strip_dots)(&strip, &mut state);
             }
             (k.native.strip_sums)(&strip, &mut state);
         }
@@ -139,7 +183,7 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
     // from the buffer, which is this function's. The sweep above has kept all exponentials there, and `finish_ordinary`
     // has set the coefficients. The processor has the set of the kernels (# Safety).
     unsafe {
-        *call.loss = if call.is_mean { loss / kept } else { loss };
+        *call.loss = if call.is_mean { loss / normalizer } else { loss };
         if has_gradient && is_short {
             let (accumulate, stream, writes) = (false, false, [!0; ordinary::WORDS]);
             let to = ShortGradient {
@@ -148,6 +192,9 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
                 accumulate,
                 stream,
                 writes,
+                classes: 0..classes,
+                is_smoothed,
+                weights,
             };
             (k.native_to_output.short_gradient)(&short, &mut state, &to);
         } else if has_gradient && one_by_one {
@@ -167,4 +214,80 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
         }
     }
     true
+}
+
+/// What class weights and label smoothing make of a small call.
+struct Options {
+    /// Σ w_y, which a mean is divided by.
+    normalizer: f64,
+    smoothing: Option<Smoothing>,
+    /// The weights of all classes if there is smoothing: null if each is 1.
+    weights: *const f64,
+}
+
+/// Sets what options say of the rows of a small call. `None` where the general way has to run it.
+///
+/// # Safety
+/// The call is as [`run`] asks, and its excluded classes are set, to classes in range where they are not below 0.
+#[inline(never)]
+unsafe fn read_options(
+    call: &Plain,
+    state: &mut OrdinaryState,
+    room: &mut Scratch<SHORT_FROM>,
+) -> Option<Options> {
+    let Plain { rows, classes, .. } = *call;
+    let padded = ordinary::padded(rows);
+    let given = call.class_weights.cast::<f32>();
+    let is_smoothed = call.label_smoothing != 0.0;
+    let keeps = is_smoothed && !given.is_null();
+    if keeps && strategy::is_short(classes) {
+        return None;
+    }
+    let mut normalizer = CompensatedSum::ZERO;
+    // SAFETY: arrays have room for STRIP lanes (`OrdinaryState`), of which smoothed rows, a register at most, have twice
+    // as many; the excluded classes are set, in range (# Safety). The weights cover all classes (validation).
+    unsafe {
+        let excluded = lanes::<f64, _>(&mut state.excluded_sum_loss, 0);
+        let weight = lanes::<f64, _>(&mut state.weight_then_lse, 0);
+        let own = lanes::<f64, _>(&mut state.weight_then_lse, SMOOTHED);
+        let grad_output = lanes::<f64, _>(&mut state.grad_output, 0);
+        for lane in 0..padded {
+            let class = *excluded.add(lane);
+            let mut w = 1.0;
+            if class >= 0.0 && !given.is_null() {
+                w = f64::from(*given.add(class as usize));
+                normalizer.add(w);
+            }
+            let (of_row, of_class) = if is_smoothed { (1.0, w) } else { (w, 1.0) };
+            *weight.add(lane) = of_row;
+            *grad_output.add(lane) = of_row;
+            *own.add(lane) = of_class;
+        }
+    }
+    let normalizer = normalizer.value();
+    if call.is_mean && !given.is_null() && !(normalizer > 0.0 && normalizer.is_finite()) {
+        return None;
+    }
+    if !is_smoothed {
+        return Some(Options { normalizer, smoothing: None, weights: ptr::null() });
+    }
+    let (mut total, mut weights) = (classes as f64, ptr::null());
+    if keeps {
+        let mut sum = CompensatedSum::ZERO;
+        let to = room.start().cast::<f64>();
+        for class in 0..classes {
+            // SAFETY: the weights cover all classes (validation), and there is room for these, by the comparison above.
+            let w = f64::from(unsafe { *given.add(class) });
+            if w.is_nan() || w.abs() >= LARGEST_WEIGHT {
+                return None;
+            }
+            sum.add(w);
+            // SAFETY: as above.
+            unsafe { *to.add(class) = w };
+        }
+        (total, weights) = (sum.value(), to.cast_const());
+    }
+    let share = call.label_smoothing / classes as f64;
+    let smoothing = Some(Smoothing { keep: 1.0 - call.label_smoothing, share, total });
+    Some(Options { normalizer, smoothing, weights })
 }

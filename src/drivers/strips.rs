@@ -4,17 +4,18 @@
 //! ordinary are computed again as a tile ([`ordinary::again`]).
 
 use super::call::Call;
-use super::ordinary;
+use super::ordinary::{self, Weights};
 use super::place::Place;
 use super::strided::AGAIN_BYTES;
 use super::totals::{GroupTotals, Totals};
+use crate::kernels::OutputKernels;
 use crate::kernels::ordinary::{OrdinaryState, WORDS, padded};
 use crate::kernels::row_math::ROWS;
 use crate::kernels::scratch::Scratch;
 use crate::kernels::strided::strip::{self, Strip, StripGradient};
 use crate::kernels::strided::tile::Tile;
 use crate::plan::Loss;
-use crate::strategy::{self, HEAP_STRIP_BYTES, STRIP, STRIP_BYTES, TILE, TILE_CLASSES};
+use crate::strategy::{self, HEAP_STRIP_BYTES, STRIP_BYTES, TILE, TILE_CLASSES, WEIGHED_CLASSES};
 use crate::view::{Axis, ElementType, Span};
 use std::ops::Range;
 
@@ -32,6 +33,10 @@ struct Strips<'a> {
     scatters: bool,
     /// The buffer keeps the exponentials of all classes for the gradient.
     keeps: bool,
+    /// The distributions are smoothed.
+    is_smoothed: bool,
+    /// Classes whose weights smoothing reads at a time: all of a chunk if there are none.
+    weighed: usize,
     /// Room for the classes of a chunk, of `width` distributions.
     buffer: *mut u8,
     /// Room of [`AGAIN_BYTES`] for lanes that are computed again.
@@ -96,15 +101,30 @@ impl<'a> Strips<'a> {
         let gathers = apart(plan.logits.stride_along(axis));
         let scatters = plan.output.is_some_and(|output| apart(output.view.stride_along(axis)));
         let moves = gathers || scatters;
-        let fitting = (bytes / (classes * lane)).min(STRIP) / padded(1) * padded(1);
+        let most = ordinary::most(loss);
+        let fitting = (bytes / (classes * lane)).min(most) / padded(1) * padded(1);
         let holds = (moves || plan.output.is_some()) && fitting >= if moves { 1 } else { TILE };
         let (width, chunk) = match (holds, moves) {
             (true, _) => (fitting, classes),
             (false, true) => (TILE, bytes / (TILE * lane) / strip::GROUP * strip::GROUP),
-            (false, false) => (STRIP, classes),
+            (false, false) => (most, classes),
         };
         let keeps = plan.output.is_some() && holds;
-        Strips { call, loss, width, chunk, gathers, scatters, keeps, buffer, room }
+        let is_smoothed = loss.spreads_smoothing();
+        let weighed = if is_smoothed && call.has_masses { WEIGHED_CLASSES } else { chunk };
+        Strips {
+            call,
+            loss,
+            width,
+            chunk,
+            gathers,
+            scatters,
+            keeps,
+            is_smoothed,
+            weighed,
+            buffer,
+            room,
+        }
     }
 
     /// Runs a strip; adds its losses to the totals. `next`: how many distributions from here the next one
@@ -122,6 +142,7 @@ impl<'a> Strips<'a> {
         let (call, loss) = (self.call, self.loss);
         let span = place.span(0, place.len);
         let wanted = ordinary::wanted(call, loss);
+        let mut weights = Weights::new();
         // SAFETY: the distributions are the call's and this thread's (# Safety), the classes the call's.
         // `read_operands` sets the excluded classes before they are left out, and the sums are complete before
         // `finish_ordinary`. The processor has the set of the kernels (`Call::k`).
@@ -130,11 +151,19 @@ impl<'a> Strips<'a> {
             for first in (0..call.plan.shape.classes).step_by(self.chunk) {
                 let strip = self.strip(place, first, next, true);
                 let k = if self.gathers { call.k.converted } else { call.k.native };
-                (k.strip_sums)(&strip, state);
+                if !self.is_smoothed {
+                    (k.strip_sums)(&strip, state);
+                    continue;
+                }
+                for start in (0..strip.classes).step_by(self.weighed) {
+                    let part = self.part(&strip, start, &mut weights);
+                    (k.strip_dots)(&part, state);
+                    (k.strip_sums)(&part, state);
+                }
             }
             (call.k.lanes.finish_ordinary)(place.len, state, &wanted);
         }
-        ordinary::check_scale(loss, state);
+        ordinary::check_scale(loss, weights.are_usual, state);
         // SAFETY: the distributions are the call's and this thread's (# Safety); `finish_ordinary` above has finished
         // their sums. No gradient is written before `write`.
         unsafe {
@@ -142,9 +171,26 @@ impl<'a> Strips<'a> {
             totals.rest.correct += ordinary::again(call, loss, state, place, others, self.room);
             self.hand_out(state, &span, totals);
             if call.plan.output.is_some() {
-                self.write(state, place);
+                self.write(state, place, &mut weights);
             }
         }
+    }
+
+    /// Some classes of a strip from its class `start` on, with their weights.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run); the strip is of the call, and has the class.
+    #[inline(always)]
+    unsafe fn part(&self, strip: &Strip, start: usize, weights: &mut Weights) -> Strip {
+        let len = self.weighed.min(strip.classes - start);
+        let weights = match self.call.has_masses {
+            // SAFETY: the classes are the call's (# Safety), and no more than WEIGHED_CLASSES (`Strips::new`).
+            true => unsafe { weights.read(self.call, strip.first + start, len) },
+            false => std::ptr::null(),
+        };
+        let dtype = self.call.plan.logits.dtype;
+        let size = if self.gathers { dtype.lane_size() } else { dtype.size() };
+        strip.part(start, len, [size, dtype.lane_size()], weights)
     }
 
     /// Some classes of a strip: in place, or in the buffer, where `fills` brings them.
@@ -172,6 +218,8 @@ impl<'a> Strips<'a> {
                 ahead,
                 exps,
                 exps_pitch: pitch,
+                is_smoothed: self.is_smoothed,
+                weights: std::ptr::null(),
             };
         }
         if fills {
@@ -194,6 +242,8 @@ impl<'a> Strips<'a> {
             ahead: 0,
             exps,
             exps_pitch: pitch,
+            is_smoothed: self.is_smoothed,
+            weights: std::ptr::null(),
         }
     }
 
@@ -249,14 +299,16 @@ impl<'a> Strips<'a> {
     ///
     /// # Safety
     /// As [`run`](Self::run); the strip is finished.
-    unsafe fn write(&self, state: &mut OrdinaryState, place: Place) {
+    unsafe fn write(&self, state: &mut OrdinaryState, place: Place, weights: &mut Weights) {
         let call = self.call;
         let Some(output) = &call.plan.output else { return };
         let view = &output.view;
         // SAFETY: the strip is finished (# Safety): `finish_ordinary` has set the coefficients of its lanes, and
         // `again` has written the gradients of those that are not ordinary.
-        let writes = unsafe { ordinary::unwritten(state, place.len, output.accumulate) };
+        let writes =
+            unsafe { ordinary::unwritten(state, place.len, output.accumulate, self.is_smoothed) };
         let strides = place.strides(view);
+        let lane_size = call.plan.logits.dtype.lane_size();
         for first in (0..call.plan.shape.classes).step_by(self.chunk) {
             // SAFETY: the classes are the call's, and the output covers them (validation), this thread's alone
             // (# Safety). The strip is finished (# Safety), with the exponentials of all classes in the buffer if it
@@ -279,7 +331,7 @@ impl<'a> Strips<'a> {
                         padded: false,
                         writes,
                     };
-                    (k.strip_gradient)(&strip, state, &gradient);
+                    self.gradient(k, &strip, state, gradient, view.dtype.size(), weights);
                     continue;
                 }
                 let k =
@@ -293,7 +345,7 @@ impl<'a> Strips<'a> {
                     padded: self.keeps,
                     writes: [!0; WORDS],
                 };
-                (k.strip_gradient)(&strip, state, &gradient);
+                self.gradient(k, &strip, state, gradient, lane_size, weights);
                 for (tile, lane, offset) in self.pieces(place, pitch, first, strip.classes, strides)
                 {
                     let to = to.wrapping_offset(offset * view.dtype.size() as isize);
@@ -306,6 +358,34 @@ impl<'a> Strips<'a> {
                         writes,
                     );
                 }
+            }
+        }
+    }
+
+    /// Writes the gradient of some classes of a strip.
+    ///
+    /// # Safety
+    /// As [`write`](Self::write); the strip is of the call, and the kernels are those for its type and the gradient's.
+    #[inline(always)]
+    unsafe fn gradient(
+        &self,
+        k: &OutputKernels,
+        strip: &Strip,
+        state: &mut OrdinaryState,
+        to: StripGradient,
+        size: usize,
+        weights: &mut Weights,
+    ) {
+        if !self.is_smoothed {
+            // SAFETY: this function's own # Safety.
+            return unsafe { (k.strip_gradient)(strip, state, &to) };
+        }
+        for start in (0..strip.classes).step_by(self.weighed) {
+            let g = to.g.wrapping_offset(start as isize * to.pitch * size as isize);
+            // SAFETY: this function's own # Safety; the class is one of the strip's.
+            unsafe {
+                let part = self.part(strip, start, weights);
+                (k.strip_gradient)(&part, state, &StripGradient { g, ..to });
             }
         }
     }

@@ -19,7 +19,7 @@ use crate::pool::Pool;
 use crate::run;
 use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
 use crate::validate::operand::Operand;
-use crate::validate::plain::{Settings, is_packed, is_packed_rows, target_type};
+use crate::validate::plain::{Settings, is_packed, is_packed_rows, may_be_weights, target_type};
 use crate::validate::softmax::{self, Function};
 use crate::worker;
 use guard::{Failure, fail, guarded, last_error};
@@ -591,7 +591,7 @@ unsafe fn plain(
         entropy_bonus,
     };
     let is_plain = settings.are_plain()
-        & class_weights.data.is_null()
+        & may_be_weights(class_weights.data.cast(), class_weights.dtype, &class_weights.strides)
         & row_weights.data.is_null()
         & row_mask.data.is_null()
         & row_losses.data.is_null()
@@ -636,6 +636,8 @@ unsafe fn plain(
         targets: targets.data.cast(),
         target_type,
         ignore_index,
+        class_weights: class_weights.data.cast(),
+        label_smoothing,
         is_mean: reduction == XENT_MEAN,
         loss,
         gradient: to,

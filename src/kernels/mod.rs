@@ -72,6 +72,8 @@ pub struct LogitKernels {
     pub short_sums: unsafe fn(&ShortRows, &mut OrdinaryState),
     /// See [`strided::strip::sums`].
     pub strip_sums: unsafe fn(&Strip, &mut OrdinaryState),
+    /// See [`strided::strip::dots`].
+    pub strip_dots: unsafe fn(&Strip, &mut OrdinaryState),
     /// See [`strided::row::sums`].
     pub strip_row_sums: unsafe fn(&StripRow, &mut OrdinaryState),
     /// See [`strided::transpose::gather`].

@@ -15,6 +15,18 @@
 //! of the logarithm: with `w = 2^k·m`, `D = 1/(m·(m + 1))`, these are `(m + 1)·D·2^-k` and
 //! `u = (m - 1)/(m + 1) = (m - 1)·(m·D)`, `ln m = 2·atanh u`.
 //!
+//! Label smoothing adds `share·Σ w_c·(lse - x_c)` to `keep·w_y·(-logp_y)`. With the sum of all weights W, the mass M of a
+//! row, and `dot = Σ w_c·(x_c - center)`, which the sums have made beside the exponentials:
+//!
+//! ```text
+//! Σ w_c·(lse - x_c) = W·(-logp_y + x_y - center) - dot
+//! gradient of c     = M·p_c - share·w_c              M = keep·w_y + share·W
+//! gradient of y     = share·(W - w_y)·p_y - (keep + share)·w_y·(1 - p_y)
+//! ```
+//!
+//! The first cancels where the target is far below the others: rows whose loss is small beside `share·W·(-logp_y)` are
+//! not ordinary.
+//!
 //! In lanes of f32, q is a sum of powers of `b = e^(1 - 1.335e-8)` (math/exp2.rs). Beside x_y they have to be
 //! powers of e: q and 2^-t_y are multiplied by `1 + 1.335e-8·ln q`, with the exponent of q for its
 //! logarithm.
@@ -37,6 +49,15 @@ pub const EXPONENT: f64 = 80.0;
 pub const FACTORS: std::ops::Range<f64> =
     f64::from_bits((1023 - 35) << 52)..f64::from_bits((1023 + 35) << 52);
 
+/// How much larger `share·W·(-logp_y)` may be than the loss that it cancels to: the error of a loss grows as much.
+const CANCELLATION: f64 = 8.0;
+
+/// What the loss of a smoothed row is below at least.
+const LARGEST_LOSS: f64 = f64::from_bits((1023 + 120) << 52);
+
+/// Lanes that smoothed rows have at most: the other half of some arrays has what smoothing needs of them.
+pub const SMOOTHED: usize = STRIP / 2;
+
 /// Words of a bit for each lane.
 pub const WORDS: usize = STRIP / 64;
 
@@ -57,13 +78,15 @@ pub struct OrdinaryState {
     /// The logits of the excluded classes; 0 where there is none.
     pub x_y: NarrowScratch,
     /// What the loss of each lane is multiplied by, set by the driver if options ask for it; then ln Σ exp x, if it
-    /// is wanted.
+    /// is wanted. Of smoothed rows, from lane SMOOTHED on, the weight of the excluded class, set by the driver.
     pub weight_then_lse: LaneScratch,
-    /// What the gradient of each lane is multiplied by, set by the driver if options ask for it.
+    /// What the gradient of each lane is multiplied by, set by the driver if options ask for it. Of smoothed rows, from
+    /// lane SMOOTHED on, `Σ w_c·(x_c - center)`.
     pub grad_output: LaneScratch,
     /// What exponentials are multiplied by for the gradient.
     pub factor: NarrowScratch,
-    /// The gradients of the excluded classes.
+    /// The gradients of the excluded classes. Of smoothed rows, from lane SMOOTHED on, what is subtracted from the
+    /// gradient of a class of weight 1.
     pub entry: NarrowScratch,
     /// Bit i: lane i counts.
     pub kept: [u64; WORDS],
@@ -134,6 +157,26 @@ pub unsafe fn store_wide<S: Simd>(s: S, of: &mut LaneScratch, at: usize, v: S::W
     }
 }
 
+/// The weights of a register of classes from class `at` on, of which `left` have one, in the lanes' own type: 1 if there
+/// are none.
+///
+/// # Safety
+/// `weights` is null, or readable for those classes. The processor has the set of `s`.
+#[inline(always)]
+pub unsafe fn weights<S: Simd>(s: S, weights: *const f64, at: usize, left: usize) -> S::Vector {
+    if weights.is_null() {
+        return s.splat(S::Real::from_f64(1.0));
+    }
+    let wide = <S::Wide as Simd>::LANES;
+    let mut v = s.widen(s.splat(S::Real::ZERO));
+    for (i, v) in v.as_mut().iter_mut().enumerate() {
+        let held = up_to::<S::Wide>(left.saturating_sub(i * wide));
+        // SAFETY: the mask has bits for classes that have a weight (# Safety).
+        *v = unsafe { s.wide().load_lanes(weights.wrapping_add(at + i * wide), held, 0.0) };
+    }
+    s.narrow(v)
+}
+
 /// What is wanted of the rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
@@ -145,6 +188,60 @@ pub struct Wanted {
     pub lse: bool,
     /// The gradient, multiplied by this.
     pub gradient: Option<f64>,
+    /// The rows are smoothed; weights and grad_output are then there.
+    pub smoothing: Option<Smoothing>,
+}
+
+/// Label smoothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Smoothing {
+    /// 1 - ε
+    pub keep: f64,
+    /// ε/C
+    pub share: f64,
+    /// W
+    pub total: f64,
+}
+
+/// What label smoothing makes of a row.
+struct Smoothed<S: Simd> {
+    /// The loss, before the row's weight.
+    loss: WideVector<S>,
+    /// It is that.
+    holds: <S::Wide as Simd>::Mask,
+    /// M
+    mass: WideVector<S>,
+    /// The gradient of the excluded class.
+    entry: WideVector<S>,
+}
+
+impl Smoothing {
+    /// From the numbers of a row, `x_y - center`, the dot and the weight of the excluded class.
+    #[inline(always)]
+    fn smooth<S: Simd>(
+        &self,
+        s: S,
+        row: &Row<WideVector<S>>,
+        distance: WideVector<S>,
+        dot: WideVector<S>,
+        own: WideVector<S>,
+    ) -> Smoothed<S> {
+        let d = s.wide();
+        let (share, total) = (d.splat(self.share), d.splat(self.total));
+        let kept = d.mul(d.splat(self.keep), own);
+        let spread = d.mul(share, d.mul_sub(total, d.add(row.loss, distance), dot));
+        let loss = d.mul_add(kept, row.loss, spread);
+        let cancelled = d.mul(d.mul(share, total), row.loss);
+        let cancelled = d.max(cancelled, d.sub(d.splat(0.0), cancelled));
+        let holds = d.both(
+            d.less(cancelled, d.mul(d.splat(CANCELLATION), loss)),
+            d.less(loss, d.splat(LARGEST_LOSS)),
+        );
+        let rest = d.mul(share, d.sub(total, own));
+        let entry = d.mul_sub(d.mul_add(share, own, kept), row.others, rest);
+        let entry = d.mul(d.sub(d.splat(0.0), entry), row.inverse);
+        Smoothed { loss, holds, mass: d.mul_add(share, total, kept), entry }
+    }
 }
 
 /// Computes the losses of some rows, and the coefficients of their gradients; finds out which lanes are ordinary.
@@ -164,6 +261,24 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
         // Ordinary rows have lanes of f32 (`strategy::has_ordinary_rows`).
         return;
     }
+    // SAFETY: this function's own # Safety.
+    unsafe {
+        match wanted.smoothing {
+            None => finish_as::<S, false>(s, count, state, wanted),
+            Some(_) => finish_as::<S, true>(s, count, state, wanted),
+        }
+    }
+}
+
+/// # Safety
+/// As [`finish`]; `IS_SMOOTHED`: the rows are.
+#[inline(always)]
+unsafe fn finish_as<S: Simd<Real: Base>, const IS_SMOOTHED: bool>(
+    s: S,
+    count: usize,
+    state: &mut OrdinaryState,
+    wanted: &Wanted,
+) {
     let d = s.wide();
     let (zero, one) = (s.splat(S::Real::ZERO), s.splat(S::Real::from_f64(1.0)));
     let splat = |x: f64| d.splat(x);
@@ -188,7 +303,7 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
         let near = s.bits(s.less(size, s.splat(S::Real::from_f64(EXPONENT))));
 
         let (mut held, mut fits) = (0, 0);
-        let (mut loss, mut lse, mut factor, mut entry) = (own, own, own, own);
+        let (mut loss, mut lse, mut factor, mut entry, mut bias) = (own, own, own, own, own);
         let (x_y, shift) = (s.widen(x_y), s.widen(shift));
         for i in 0..own.as_ref().len() {
             let (sum, own) = (sum.as_ref()[i], own.as_ref()[i]);
@@ -197,32 +312,63 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
             let row = row::<S>(s, sum, d.select(kept, unit.as_ref()[i], splat(1.0)), own);
             let within = d.both(d.less(splat(SUMS.start), sum), d.less(sum, splat(SUMS.end)));
             let total = d.less(d.mul(splat(SMALLEST_SUM), row.unit), row.total);
-            held |= bits(d.both(within, total));
+            let mut holds = d.both(within, total);
             let at = at + i * <S::Wide as Simd>::LANES;
-            loss.as_mut()[i] = d.select(kept, row.loss, splat(0.0));
+            let center = d.mul(shift.as_ref()[i], splat(S::Real::INVERSE.0));
+            let smoothing = if IS_SMOOTHED { wanted.smoothing } else { None };
+            let smoothed = smoothing.map(|smoothing| {
+                // SAFETY: the sums have set the dots of whole registers, and the driver the weights; smoothed rows are
+                // no more than SMOOTHED (# Safety).
+                let (dot, own) = unsafe {
+                    (
+                        d.load(lanes(&mut state.grad_output, SMOOTHED + at)),
+                        d.load(lanes(&mut state.weight_then_lse, SMOOTHED + at)),
+                    )
+                };
+                smoothing.smooth(s, &row, d.sub(x_y.as_ref()[i], center), dot, own)
+            });
+            let mut of_row = row.loss;
+            if let Some(smoothed) = &smoothed {
+                of_row = smoothed.loss;
+                let ignored = d.not_less(splat(0.0), own);
+                holds = d.both(holds, d.either(smoothed.holds, ignored));
+            }
+            held |= bits(holds);
+            loss.as_mut()[i] = d.select(kept, of_row, splat(0.0));
             if wanted.has_weights {
                 // SAFETY: the driver has set the weights of whole registers (# Safety).
                 let weight = unsafe { d.load(lanes(&mut state.weight_then_lse, at)) };
                 loss.as_mut()[i] = d.mul(weight, loss.as_ref()[i]);
             }
             if wanted.lse {
-                let shift = d.mul(shift.as_ref()[i], splat(S::Real::INVERSE.0));
-                lse.as_mut()[i] = d.add(d.select(kept, x_y.as_ref()[i], shift), row.loss);
+                lse.as_mut()[i] = d.add(d.select(kept, x_y.as_ref()[i], center), row.loss);
             }
             if let Some(scale) = wanted.gradient {
                 let mut scale = splat(scale);
+                let usual = |x| {
+                    let size = d.max(x, d.sub(splat(0.0), x));
+                    d.both(d.less(splat(FACTORS.start), size), d.less(size, splat(FACTORS.end)))
+                };
                 if wanted.has_grad_output {
                     // SAFETY: the driver has set the factors of whole registers (# Safety).
                     scale = d.mul(scale, unsafe { d.load(lanes(&mut state.grad_output, at)) });
-                    let size = d.max(scale, d.sub(splat(0.0), scale));
-                    let usual = d
-                        .both(d.less(splat(FACTORS.start), size), d.less(size, splat(FACTORS.end)));
-                    fits |= bits(d.either(usual, d.equal(scale, splat(0.0))));
+                    let mut fit = d.either(usual(scale), d.equal(scale, splat(0.0)));
+                    if let Some(smoothed) = &smoothed {
+                        fit = d.both(fit, usual(smoothed.mass));
+                    }
+                    fits |= bits(fit);
                 }
                 let by = d.mul(scale, row.inverse);
-                factor.as_mut()[i] = d.select(kept, d.mul(row.unit, by), splat(0.0));
-                let entry_of_kept = d.sub(splat(0.0), d.mul(row.others, by));
-                entry.as_mut()[i] = d.select(kept, entry_of_kept, splat(0.0));
+                let mut of_others = d.mul(row.unit, by);
+                let mut of_own = d.sub(splat(0.0), d.mul(row.others, by));
+                if let (Some(smoothed), Some(smoothing)) = (&smoothed, &smoothing) {
+                    of_others = d.mul(of_others, smoothed.mass);
+                    of_own = d.mul(scale, smoothed.entry);
+                    bias.as_mut()[i] =
+                        d.select(kept, d.mul(scale, splat(smoothing.share)), splat(0.0));
+                }
+                factor.as_mut()[i] = d.select(kept, of_others, splat(0.0));
+                entry.as_mut()[i] = d.select(kept, of_own, splat(0.0));
             }
         }
         // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and `at`
@@ -235,6 +381,9 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
             if wanted.gradient.is_some() {
                 s.store(lanes(&mut state.factor, at), s.narrow(factor));
                 s.store(lanes(&mut state.entry, at), s.narrow(entry));
+                if IS_SMOOTHED {
+                    s.store(lanes(&mut state.entry, SMOOTHED + at), s.narrow(bias));
+                }
             }
         }
         let ignored = s.bits(ignored);
@@ -310,6 +459,36 @@ mod tests {
         shift: [f32; COUNT],
         x_y: [f32; COUNT],
         sum: [f64; COUNT],
+        dot: [f64; COUNT],
+        own: [f64; COUNT],
+        smoothing: Option<Smoothing>,
+    }
+
+    impl Lanes {
+        const NONE: Lanes = Lanes {
+            class: [0.0; COUNT],
+            shift: [0.0; COUNT],
+            x_y: [0.0; COUNT],
+            sum: [0.0; COUNT],
+            dot: [0.0; COUNT],
+            own: [1.0; COUNT],
+            smoothing: None,
+        };
+
+        /// Numbers all over the domain.
+        fn spread(step: u32) -> Lanes {
+            let mut of = Lanes::NONE;
+            for lane in 0..COUNT {
+                let n = f64::from(step * COUNT as u32 + lane as u32);
+                let part = |by: f64| (n * by).fract();
+                of.shift[lane] = (part(0.754_877_666) * 2000.0 - 1000.0).round() as f32;
+                let t = (part(0.569_840_29) * 2.0 - 1.0) * 79.0 * f64::from(step % 5) / 4.0;
+                of.x_y[lane] = ((f64::from(of.shift[lane]) + t) / std::f64::consts::LOG2_E) as f32;
+                of.sum[lane] =
+                    (part(0.324_717_957) * 160.0 - 80.0).exp2() * (1.0 + part(0.618_033_988));
+            }
+            of
+        }
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -318,6 +497,7 @@ mod tests {
         lse: [f64; COUNT],
         factor: [f32; COUNT],
         entry: [f32; COUNT],
+        bias: [f32; COUNT],
         good: u64,
     }
 
@@ -328,8 +508,13 @@ mod tests {
     #[inline(always)]
     fn all<S: Simd<Real = f32>>(s: S, of: &Lanes) -> Finished {
         let mut state = OrdinaryState::new();
-        let wanted =
-            Wanted { has_weights: false, has_grad_output: false, lse: true, gradient: Some(1.0) };
+        let wanted = Wanted {
+            has_weights: of.smoothing.is_some(),
+            has_grad_output: of.smoothing.is_some(),
+            lse: true,
+            gradient: Some(1.0),
+            smoothing: of.smoothing,
+        };
         // SAFETY: the lanes are set for whole registers of any set; what is read is set by `finish`. The processor has
         // the set of `s` (`on_isa`).
         unsafe {
@@ -337,12 +522,20 @@ mod tests {
             lanes::<[f32; COUNT], _>(&mut state.shift, 0).write(of.shift);
             lanes::<[f32; COUNT], _>(&mut state.x_y, 0).write(of.x_y);
             lanes::<[f64; COUNT], _>(&mut state.excluded_sum_loss, 0).write(of.sum);
+            lanes::<[f64; COUNT], _>(&mut state.weight_then_lse, 0).write([1.0; COUNT]);
+            lanes::<f64, _>(&mut state.weight_then_lse, SMOOTHED)
+                .cast::<[f64; COUNT]>()
+                .write(of.own);
+            lanes::<[f64; COUNT], _>(&mut state.grad_output, 0).write([1.0; COUNT]);
+            lanes::<f64, _>(&mut state.grad_output, SMOOTHED).cast::<[f64; COUNT]>().write(of.dot);
+            lanes::<f32, _>(&mut state.entry, SMOOTHED).cast::<[f32; COUNT]>().write([0.0; COUNT]);
             finish(s, COUNT, &mut state, &wanted);
             Finished {
                 loss: lanes::<[f64; COUNT], _>(&mut state.excluded_sum_loss, 0).read(),
                 lse: lanes::<[f64; COUNT], _>(&mut state.weight_then_lse, 0).read(),
                 factor: lanes::<[f32; COUNT], _>(&mut state.factor, 0).read(),
                 entry: lanes::<[f32; COUNT], _>(&mut state.entry, 0).read(),
+                bias: lanes::<f32, _>(&mut state.entry, SMOOTHED).cast::<[f32; COUNT]>().read(),
                 good: state.good[0],
             }
         }
@@ -354,23 +547,9 @@ mod tests {
     fn ordinary_rows_are_accurate() {
         let mut worst = [0f64; 4];
         for step in 0..4000u32 {
-            let mut of = Lanes {
-                class: [0.0; COUNT],
-                shift: [0.0; COUNT],
-                x_y: [0.0; COUNT],
-                sum: [0.0; COUNT],
-            };
-            for lane in 0..COUNT {
-                let n = f64::from(step * COUNT as u32 + lane as u32);
-                let part = |by: f64| (n * by).fract();
-                of.shift[lane] = (part(0.754_877_666) * 2000.0 - 1000.0).round() as f32;
-                let t = (part(0.569_840_29) * 2.0 - 1.0) * 79.0 * f64::from(step % 5) / 4.0;
-                of.x_y[lane] = ((f64::from(of.shift[lane]) + t) / std::f64::consts::LOG2_E) as f32;
-                of.sum[lane] =
-                    (part(0.324_717_957) * 160.0 - 80.0).exp2() * (1.0 + part(0.618_033_988));
-                if step % 9 == 0 {
-                    of.class[lane] = -1.0;
-                }
+            let mut of = Lanes::spread(step);
+            if step % 9 == 0 {
+                of.class = [-1.0; COUNT];
             }
             for isa in available() {
                 let got = finished(isa, &of);
@@ -434,6 +613,73 @@ mod tests {
         assert!(worst[2] < f32_ulp + 2e-8 && worst[3] < f32_ulp + 1.5e-6, "{worst:?}");
     }
 
+    /// The same for smoothed rows. The error of a loss has grown by as much as its terms cancel, that of an entry is
+    /// relative to its larger term.
+    #[test]
+    fn smoothed_rows_are_accurate() {
+        let mut worst = [0f64; 3];
+        let mut seen = [0; 2];
+        for step in 0..4000u32 {
+            let mut of = Lanes::spread(step);
+            let plain = finished(available()[0], &of);
+            let epsilon = [0.1, 0.4, 1.0][step as usize % 3];
+            let smoothing = Smoothing { keep: 1.0 - epsilon, share: epsilon / 50.0, total: 40.0 };
+            of.smoothing = Some(smoothing);
+            let center = |lane: usize| f64::from(of.shift[lane]) * f32::INVERSE.0;
+            let mut spread = [0.0; COUNT];
+            for (lane, spread) in spread.iter_mut().enumerate() {
+                let part = (f64::from(step * COUNT as u32 + lane as u32) * 0.445_041_868).fract();
+                of.own[lane] = 2.0 * part;
+                *spread = 40.0 * 20f64.powf(part * 4.0 - 2.0);
+                let top = plain.loss[lane] + (f64::from(of.x_y[lane]) - center(lane));
+                of.dot[lane] = 40.0 * top - *spread;
+            }
+            for isa in available() {
+                let got = finished(isa, &of);
+                for (lane, spread) in spread.iter().enumerate() {
+                    let (nll, own) = (plain.loss[lane], of.own[lane]);
+                    let target = smoothing.keep * own;
+                    let want = target * nll + smoothing.share * spread;
+                    let cancelled = smoothing.share * 40.0 * nll;
+                    if plain.good >> lane & 1 == 0 {
+                        assert_eq!(got.good >> lane & 1, 0);
+                        continue;
+                    }
+                    if cancelled > 0.99 * CANCELLATION * want {
+                        let holds = cancelled < 1.01 * CANCELLATION * want;
+                        assert!(holds || got.good >> lane & 1 == 0, "{cancelled} {want}");
+                        seen[1] += 1;
+                        continue;
+                    }
+                    seen[0] += 1;
+                    assert_eq!(got.good >> lane & 1, 1, "{cancelled} {want}");
+                    let distance = f64::from(of.x_y[lane]) - center(lane);
+                    let rounded = 40.0 * (nll + distance.abs()) * f64::EPSILON * 8.0;
+                    let off = ((got.loss[lane] - want).abs() - smoothing.share * rounded).max(0.0);
+                    worst[0] = worst[0].max(off / want);
+                    let (p, one_minus_p) = ((-nll).exp(), -(-nll).exp_m1());
+                    let up = smoothing.share * (40.0 - own) * p;
+                    let down = (target + smoothing.share * own) * one_minus_p;
+                    if down > 1e-37 && up > 1e-37 {
+                        let off = (f64::from(got.entry[lane]) - (up - down)).abs();
+                        worst[1] = worst[1].max(off / up.max(down));
+                    }
+                    assert_eq!(got.bias[lane], smoothing.share as f32);
+                    let mass = target + smoothing.share * 40.0;
+                    if plain.factor[lane] > 1e-37 {
+                        let ratio = f64::from(got.factor[lane]) / f64::from(plain.factor[lane]);
+                        worst[2] = worst[2].max((ratio / mass - 1.0).abs());
+                    }
+                }
+            }
+        }
+        println!("loss {:.2e} entry {:.2e} factor {:.2e}", worst[0], worst[1], worst[2]);
+        assert!(seen[0] > 10_000 && seen[1] > 1000, "{seen:?}");
+        let f32_ulp = 2f64.powi(-24);
+        assert!(worst[0] < 1e-12 && worst[1] < f32_ulp + 2e-8, "{worst:?}");
+        assert!(worst[2] < 2.1 * f32_ulp, "{worst:?}");
+    }
+
     /// Lanes out of the domain say so.
     #[test]
     fn other_rows_are_told_apart() {
@@ -442,6 +688,7 @@ mod tests {
             shift: [3.0; COUNT],
             x_y: [2.0; COUNT],
             sum: [5.0; COUNT],
+            ..Lanes::NONE
         };
         let bad: [fn(&mut Lanes, usize); 10] = [
             |of, i| (of.sum[i], of.x_y[i]) = (0.25, 0.0),
@@ -461,6 +708,16 @@ mod tests {
                 for lane in 0..COUNT {
                     let mut lanes = lanes;
                     spoil(&mut lanes, lane);
+                    assert_eq!(finished(isa, &lanes).good, 0xFFFF & !(1 << lane), "{lanes:?}");
+                }
+            }
+            let smoothing = Some(Smoothing { keep: 0.9, share: 0.01, total: 10.0 });
+            let smoothed = Lanes { smoothing, ..lanes };
+            assert_eq!(finished(isa, &smoothed).good, 0xFFFF);
+            for dot in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e50, -1e50] {
+                for lane in 0..COUNT {
+                    let mut lanes = smoothed;
+                    lanes.dot[lane] = dot;
                     assert_eq!(finished(isa, &lanes).good, 0xFFFF & !(1 << lane), "{lanes:?}");
                 }
             }

@@ -1,8 +1,8 @@
-//! Calls over a few rows without options, recognised and checked in a few instructions.
+//! Calls over a few rows with hardly an option, recognised and checked in a few instructions.
 //!
 //! The checks of a general call, and its plan, take several times as long as the arithmetic of ten classes.
-//! A *plain* call has packed f32 logits, packed class indices, no option, and no result but the loss and the
-//! gradient. A surface recognises it from what its caller handed over; whatever is not plain, or has a fault,
+//! A *plain* call has packed f32 logits, packed class indices, no option but label smoothing and packed f32 class
+//! weights, and no result but the loss and the gradient. A surface recognises it from what its caller handed over; whatever is not plain, or has a fault,
 //! takes the general way, which names the fault.
 
 use crate::codes::*;
@@ -22,6 +22,12 @@ pub(crate) fn is_packed(strides: &[i64; 3], classes: usize) -> bool {
 #[inline(always)]
 pub(crate) fn is_packed_rows(strides: &[i64; 3]) -> bool {
     strides[0] == 1 || *strides == [0; 3]
+}
+
+/// Whether an operand is absent, or may be the class weights of a plain call, by its dtype and strides.
+#[inline(always)]
+pub(crate) fn may_be_weights(data: *const u8, dtype: u32, strides: &[i64; 3]) -> bool {
+    data.is_null() || (dtype == XENT_F32 && (*strides == [0, 1, 0] || *strides == [0; 3]))
 }
 
 /// The type of class indices that a plain call has.
@@ -52,16 +58,21 @@ pub(crate) fn is_valid(call: &Plain) -> bool {
     let is_at = |of: (usize, usize), size: usize| of.0 != 0 && of.0.is_multiple_of(size);
     let mut valid = is_at(logits, 4) & is_at(targets, target) & is_at(loss, 8);
     valid &= apart(loss, logits) & apart(loss, targets);
+    let weights = (call.class_weights as usize, 4 * classes);
+    if weights.0 != 0 {
+        valid &= is_at(weights, 4) & apart(loss, weights);
+    }
     if !call.gradient.is_null() {
         let gradient = (call.gradient as usize, logits.1);
         valid &= is_at(gradient, 4) & call.scale.is_finite();
         valid &= (gradient == logits) | apart(gradient, logits);
         valid &= apart(gradient, targets) & apart(gradient, loss);
+        valid &= weights.0 == 0 || apart(gradient, weights);
     }
     valid
 }
 
-/// The numbers of a problem that a plain call leaves at their defaults.
+/// The numbers of a problem that a plain call leaves at their defaults, but for label smoothing.
 pub(crate) struct Settings {
     pub flags: u32,
     pub inner: usize,
@@ -82,7 +93,7 @@ impl Settings {
     pub fn are_plain(&self) -> bool {
         (self.flags == 0)
             & (self.inner == 1)
-            & (self.label_smoothing == 0.0)
+            & (0.0..=1.0).contains(&self.label_smoothing)
             & (self.z_loss == 0.0)
             & (self.entropy_bonus == 0.0)
             & (self.softcap == 0.0)
@@ -132,6 +143,9 @@ pub(crate) fn recognise(
     let (rows, classes, reduction) = (*rows, *classes, *reduction);
     let target_type = target_type(targets.dtype)?;
     let absent = |operand: &Operand| operand.data.is_null();
+    let is_readable = |operand: &Operand, count: usize| {
+        operand.may_be_packed() & !operand.is_uninit & (operand.available >= count)
+    };
     let settings = Settings {
         flags: *flags,
         inner: *inner,
@@ -146,7 +160,7 @@ pub(crate) fn recognise(
         entropy_bonus: *entropy_bonus,
     };
     let plain = settings.are_plain()
-        & absent(class_weights)
+        & may_be_weights(class_weights.data, class_weights.dtype, &class_weights.strides)
         & absent(row_weights)
         & absent(row_mask)
         & absent(target_classes)
@@ -157,7 +171,8 @@ pub(crate) fn recognise(
         & targets.may_be_packed()
         & !logits.is_uninit
         & (logits.available >= rows.saturating_mul(classes))
-        & (targets.available >= rows);
+        & (targets.available >= rows)
+        & (absent(class_weights) || is_readable(class_weights, classes));
     let (mut to, mut scale) = (std::ptr::null_mut(), 1.0);
     if let Some((output, by, gradient)) = gradient {
         let is_plain = absent(output)
@@ -178,6 +193,8 @@ pub(crate) fn recognise(
         targets: targets.data,
         target_type,
         ignore_index: *ignore_index,
+        class_weights: class_weights.data,
+        label_smoothing: *label_smoothing,
         is_mean: reduction == XENT_MEAN,
         loss,
         gradient: to,

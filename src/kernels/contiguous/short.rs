@@ -15,11 +15,14 @@
 
 use super::block::LINE;
 use crate::element::Element;
-use crate::kernels::ordinary::{OrdinaryState, WORDS, lanes, load_wide, store_wide};
+use crate::kernels::ordinary::{
+    OrdinaryState, SMOOTHED, WORDS, lanes, load_wide, store_wide, weights,
+};
 use crate::kernels::scratch::Scratch;
 use crate::math::exp2::{Base, ByExponent, Clamped, Clamping, Exp2, Shift, Unclamped};
 use crate::simd::{Real, Simd, lanes_of, up_to};
 use crate::strategy::{BLOCKS_A_FLUSH, PAGE, SHORT_HEAD};
+use std::ops::Range;
 
 /// Bytes that a sweep prefetches ahead: rows to come.
 const AHEAD: usize = 2 * PAGE;
@@ -256,7 +259,7 @@ unsafe fn sum_row<S: Simd<Real: Base>, E: Element<S>, C: Clamping>(
 }
 
 /// Where the gradient of rows goes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ShortGradient {
     /// The first class of the first row.
     pub g: *mut u8,
@@ -268,6 +271,12 @@ pub struct ShortGradient {
     pub stream: bool,
     /// Bit i: row i is written.
     pub writes: [u64; WORDS],
+    /// The classes that are written.
+    pub classes: Range<usize>,
+    /// The rows are smoothed.
+    pub is_smoothed: bool,
+    /// The weights of the classes that are written if the rows are smoothed: null if each is 1.
+    pub weights: *const f64,
 }
 
 /// Writes the gradient of rows: the exponentials that [`sums`] has kept, times the factors, and the entries.
@@ -287,6 +296,29 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
         // Ordinary rows have lanes of f32 (`strategy::has_ordinary_rows`).
         return;
     }
+    // SAFETY: this function's own # Safety.
+    unsafe {
+        if to.is_smoothed {
+            gradient_as::<S, G, true>(s, rows, state, to);
+        } else {
+            gradient_as::<S, G, false>(s, rows, state, to);
+        }
+    }
+}
+
+/// # Safety
+/// As [`gradient`]; `IS_SMOOTHED`: the rows are. If not, all classes are written.
+#[inline(always)]
+unsafe fn gradient_as<S: Simd<Real: Base>, G: Element<S>, const IS_SMOOTHED: bool>(
+    s: S,
+    rows: &ShortRows,
+    state: &mut OrdinaryState,
+    to: &ShortGradient,
+) {
+    let (start, end) = match IS_SMOOTHED {
+        true => (to.classes.start, to.classes.end),
+        false => (0, rows.classes),
+    };
     for row in 0..rows.rows {
         // SAFETY: the row is below STRIP (# Safety of `sums`), and WORDS words have 64 rows each.
         if unsafe { to.writes.get_unchecked(row / 64) } >> (row % 64) & 1 == 0 {
@@ -297,6 +329,11 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
             [&mut state.class, &mut state.factor, &mut state.entry]
                 .map(|of| *lanes::<S::Real, _>(of, row))
         };
+        let bias = match IS_SMOOTHED {
+            // SAFETY: smoothed rows are no more than SMOOTHED (# Safety), and have their biases as the other numbers.
+            true => unsafe { *lanes::<S::Real, _>(&mut state.entry, SMOOTHED + row) },
+            false => S::Real::ZERO,
+        };
         let (class, is_kept) = (class.to_f64(), class.to_f64() >= 0.0);
         let row = GradientRow::<S, G> {
             exps: rows.exps::<S::Real>(row).cast_const(),
@@ -306,19 +343,25 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
             is_kept,
             factor: s.splat(factor),
             entry: s.splat(entry),
+            bias: s.splat(bias),
+            weights: to.weights,
+            start,
+            end,
         };
         // SAFETY: the gradient of the row is writable, and `sums` has kept its exponentials (# Safety). The class is
         // one of the row's if it is not below 0 (# Safety of `sums`).
         unsafe {
             if to.accumulate {
-                row.part::<true, true>(s, 0, rows.classes);
-            } else if to.stream && is_kept && S::FUSED {
-                row.stream(s, rows.classes);
+                row.part::<true, true, IS_SMOOTHED>(s, start, end);
+            } else if !IS_SMOOTHED && to.stream && is_kept && S::FUSED {
+                row.stream(s, end);
             } else {
-                row.part::<false, false>(s, 0, rows.classes);
+                row.part::<false, false, IS_SMOOTHED>(s, start, end);
                 if is_kept {
                     let class = class.to_int_unchecked::<isize>();
-                    *row.g.wrapping_offset(class) = G::from_f64(entry.to_f64());
+                    if !IS_SMOOTHED || (start as isize..end as isize).contains(&class) {
+                        *row.g.wrapping_offset(class) = G::from_f64(entry.to_f64());
+                    }
                 }
             }
         }
@@ -334,20 +377,35 @@ struct GradientRow<S: Simd, G> {
     is_kept: bool,
     factor: S::Vector,
     entry: S::Vector,
+    bias: S::Vector,
+    weights: *const f64,
+    /// The classes that are written.
+    start: usize,
+    end: usize,
 }
 
 impl<S: Simd<Real: Base>, G: Element<S>> GradientRow<S, G> {
     /// The gradient of a register of classes from `at` on; that of the excluded class with `ENTRY` alone.
     ///
     /// # Safety
-    /// As [`gradient`]; the row has class `at`.
+    /// As [`gradient`]; class `at` is one of those that are written.
     #[inline(always)]
-    unsafe fn value<const ENTRY: bool>(&self, s: S, at: usize) -> S::Vector {
+    unsafe fn value<const ENTRY: bool, const SMOOTHED: bool>(&self, s: S, at: usize) -> S::Vector {
         let zero = s.splat(S::Real::ZERO);
         // SAFETY: there is room for a register that begins at any class of the row (`exps_pitch`; # Safety of `sums`),
         // and what follows the row's registers is set if the row is streamed (# Safety of `gradient`).
         let e = unsafe { s.load(self.exps.wrapping_add(at)) };
-        let v = if self.is_kept { s.mul_add(e, self.factor, zero) } else { zero };
+        let v = if !self.is_kept {
+            zero
+        } else if SMOOTHED {
+            let (first, left) = (at - self.start, self.end - at);
+            // SAFETY: the classes that are written have a weight each (`ShortGradient`), and `at` is one of them
+            // (# Safety).
+            let weights = unsafe { weights(s, self.weights, first, left) };
+            s.mul_sub(e, self.factor, s.mul(self.bias, weights))
+        } else {
+            s.mul_add(e, self.factor, zero)
+        };
         if !ENTRY {
             return v;
         }
@@ -358,16 +416,21 @@ impl<S: Simd<Real: Base>, G: Element<S>> GradientRow<S, G> {
     /// Writes the classes from `start` to `end`, or adds to them.
     ///
     /// # Safety
-    /// As [`gradient`]; the row has the classes.
+    /// As [`gradient`]; the classes are among those that are written.
     #[inline(always)]
-    unsafe fn part<const ENTRY: bool, const ADD: bool>(&self, s: S, start: usize, end: usize) {
+    unsafe fn part<const ENTRY: bool, const ADD: bool, const SMOOTHED: bool>(
+        &self,
+        s: S,
+        start: usize,
+        end: usize,
+    ) {
         let mut at = start;
         while at < end {
             let g = self.g.wrapping_add(at);
             // SAFETY: the gradient is writable for the classes below `end` (# Safety): a whole register of them, by the
             // comparison, or those that have a bit in the mask.
             unsafe {
-                let v = self.value::<ENTRY>(s, at);
+                let v = self.value::<ENTRY, SMOOTHED>(s, at);
                 if !ADD && end - at >= S::LANES {
                     G::store(s, g, v);
                 } else {
@@ -383,7 +446,7 @@ impl<S: Simd<Real: Base>, G: Element<S>> GradientRow<S, G> {
         }
     }
 
-    /// Writes the row past the caches, but for the parts of cache lines at its ends.
+    /// Writes a whole row, which is not smoothed, past the caches, but for the parts of cache lines at its ends.
     ///
     /// # Safety
     /// As [`gradient`].
@@ -393,12 +456,12 @@ impl<S: Simd<Real: Base>, G: Element<S>> GradientRow<S, G> {
         // SAFETY: this function's own # Safety; a register that is streamed lies within the row, and begins at a
         // multiple of its size from the start of a line.
         unsafe {
-            self.part::<true, false>(s, 0, at);
+            self.part::<true, false, false>(s, 0, at);
             while classes - at >= S::LANES {
-                G::stream(s, self.g.wrapping_add(at), self.value::<true>(s, at));
+                G::stream(s, self.g.wrapping_add(at), self.value::<true, false>(s, at));
                 at += S::LANES;
             }
-            self.part::<true, false>(s, at, classes);
+            self.part::<true, false, false>(s, at, classes);
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use super::strip::GROUP;
 use crate::element::Element;
-use crate::kernels::ordinary::{OrdinaryState, lanes};
+use crate::kernels::ordinary::{OrdinaryState, SMOOTHED, lanes, weights};
 use crate::math::exp2::{Base, ByExponent, Clamped, Exp2, Shift};
 use crate::simd::{Real, Simd, up_to};
 
@@ -21,6 +21,22 @@ pub struct StripRow {
     pub lane: usize,
     /// Where its exponentials are kept, in the lanes' own type.
     pub exps: *mut u8,
+    /// It is smoothed.
+    pub is_smoothed: bool,
+    /// The weights of its classes if it is: null if each is 1.
+    pub weights: *const f64,
+}
+
+impl StripRow {
+    /// The weight of a class.
+    ///
+    /// # Safety
+    /// The row is smoothed, and has the class.
+    #[inline(always)]
+    unsafe fn weight(&self, class: usize) -> f64 {
+        // SAFETY: every class of the row has a weight (`StripRow`).
+        if self.weights.is_null() { 1.0 } else { unsafe { *self.weights.wrapping_add(class) } }
+    }
 }
 
 /// Sums up the exponentials of a row.
@@ -53,6 +69,15 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
         let nearest = scaled.plus(S::Real::ROUND).minus(S::Real::ROUND);
         if scaled.to_f64().abs() < S::Real::MAX_SHIFT { nearest } else { S::Real::ZERO }
     };
+    if row.is_smoothed {
+        let (center, mut dot) = (shift.to_f64() * S::Real::INVERSE.0, 0.0);
+        for c in 0..classes {
+            // SAFETY: the row has the class, and is smoothed.
+            dot += unsafe { row.weight(c) } * (logit(c).to_f64() - center);
+        }
+        // SAFETY: a smoothed row is one of no more than SMOOTHED lanes (`Strip`).
+        unsafe { *lanes(&mut state.grad_output, SMOOTHED + row.lane) = dot };
+    }
     let exp = Exp2::<S, ByExponent>::new(s, Shift { logit: 0.0, exponent: shift.to_f64() });
     for at in (0..classes).step_by(S::LANES) {
         let lanes = up_to::<S>(classes - at);
@@ -109,18 +134,30 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
     }
     let (g, exps) = (to.cast::<G>(), row.exps.cast::<S::Real>());
     let zero = s.splat(S::Real::ZERO);
-    // SAFETY: `sums` and the arithmetic of the rows have set the lane, which is one of the strip; the
+    // SAFETY: `sums` and the arithmetic of the rows have set the lane, which is one of the strip, and all classes have
+    // weights if it is smoothed; the
     // gradient is writable for the classes of the row, its excluded one among them, and the mask has bits
     // for these alone; `sums` has set the exponentials in whole registers.
     unsafe {
         let excluded: S::Real = *lanes(&mut state.class, row.lane);
         let excluded = excluded.to_f64();
         let factor = s.splat(*lanes(&mut state.factor, row.lane));
+        let bias = match row.is_smoothed {
+            true => s.splat(*lanes(&mut state.entry, SMOOTHED + row.lane)),
+            false => zero,
+        };
         for at in (0..row.classes).step_by(S::LANES) {
             let e = s.load(exps.wrapping_add(at));
+            let left = row.classes - at;
             // The logits of an ignored row may be anything.
-            let v = if excluded < 0.0 { zero } else { s.mul_add(e, factor, zero) };
-            let lanes = up_to::<S>(row.classes - at);
+            let v = if excluded < 0.0 {
+                zero
+            } else if row.is_smoothed {
+                s.mul_sub(e, factor, s.mul(bias, weights(s, row.weights, at, left)))
+            } else {
+                s.mul_add(e, factor, zero)
+            };
+            let lanes = up_to::<S>(left);
             G::store_lanes(s, g.wrapping_add(at), lanes, v);
         }
         if excluded >= 0.0 {

@@ -7,7 +7,8 @@
 //! sum += (2^t_0 + 2^t_1) + (2^t_2 + 2^t_3)     the group in the lanes' own type, the sum in f64
 //! ```
 //!
-//! The sum excludes the target's class, and the exponentials are kept for the gradient where there is room.
+//! The sum excludes the target's class, and the exponentials are kept for the gradient where there is room. With label
+//! smoothing, `Σ w_c·(x_c - center)` is added up before, class by class.
 //! Where the shift turns out to be a bad one, the sum is out of the range that [`ordinary`] takes, and the
 //! driver computes the lane again, as a [tile](super::tile) that looks for the maximum first. Every
 //! number depends on the lane's own logits alone, not on its neighbours or the length of the strip.
@@ -15,7 +16,7 @@
 //! [`ordinary`]: crate::kernels::ordinary
 
 use crate::element::Element;
-use crate::kernels::ordinary::{OrdinaryState, WORDS, lanes, load_wide, store_wide};
+use crate::kernels::ordinary::{OrdinaryState, SMOOTHED, WORDS, lanes, load_wide, store_wide};
 use crate::math::exp2::{Base, ByExponent, Clamped, Exp2};
 use crate::simd::{Real, Simd, up_to};
 
@@ -41,6 +42,37 @@ pub struct Strip {
     pub exps: *mut u8,
     /// Lanes from class to class there.
     pub exps_pitch: usize,
+    /// The distributions are smoothed, which are no more than SMOOTHED then.
+    pub is_smoothed: bool,
+    /// The weights of the classes: null if each is 1, or if the distributions are not smoothed.
+    pub weights: *const f64,
+}
+
+impl Strip {
+    /// `classes` of the strip from its class `start` on, with their weights. `sizes`: of a logit and of a lane.
+    #[inline(always)]
+    pub fn part(
+        &self,
+        start: usize,
+        classes: usize,
+        sizes: [usize; 2],
+        weights: *const f64,
+    ) -> Strip {
+        let x = start as isize * self.pitch * sizes[0] as isize;
+        let exps = match self.exps.is_null() {
+            true => self.exps,
+            false => self.exps.wrapping_add(start * self.exps_pitch * sizes[1]),
+        };
+        let first = self.first + start;
+        Strip { x: self.x.wrapping_offset(x), first, classes, exps, weights, ..*self }
+    }
+
+    /// Where the weights are, and how far from one to the next.
+    #[inline(always)]
+    fn weights(&self) -> (*const f64, usize) {
+        static ONE: f64 = 1.0;
+        if self.weights.is_null() { (&raw const ONE, 0) } else { (self.weights, 1) }
+    }
 }
 
 /// Sums up the exponentials of a strip, beginning with class 0, or adds them to the sums over the classes
@@ -103,6 +135,29 @@ unsafe fn logits<S: Simd, E: Element<S>>(
     }
 }
 
+/// The shifts of a register of lanes from `at` on, from the first classes of a strip.
+///
+/// # Safety
+/// As [`sums`]; the strip has the lane.
+#[inline(always)]
+unsafe fn shift<S: Simd<Real: Base>, E: Element<S>>(s: S, strip: &Strip, at: usize) -> S::Vector {
+    let zero = s.splat(S::Real::ZERO);
+    let (round, largest) = (s.splat(S::Real::ROUND), S::Real::from_f64(S::Real::MAX_SHIFT));
+    // SAFETY: the strip has the lane (# Safety) and the classes.
+    let max = unsafe {
+        let mut max = logits::<S, E>(s, strip, 0, at);
+        for class in 1..strip.classes.min(GROUP) {
+            max = s.max(max, logits::<S, E>(s, strip, class, at));
+        }
+        max
+    };
+    // 0 where the exponent is too large for a shift, infinite or NaN.
+    let scaled = s.mul(max, s.splat(S::Real::L));
+    let size = s.max(scaled, s.sub(zero, scaled));
+    let nearest = s.sub(s.add(scaled, round), round);
+    s.select(s.less(size, s.splat(largest)), nearest, zero)
+}
+
 /// Chooses the shifts of all lanes from their first classes, and begins their sums.
 ///
 /// # Safety
@@ -114,25 +169,63 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(
     state: &mut OrdinaryState,
 ) {
     let zero = s.splat(S::Real::ZERO);
-    let (round, largest) = (s.splat(S::Real::ROUND), S::Real::from_f64(S::Real::MAX_SHIFT));
     for at in (0..strip.lanes).step_by(S::LANES) {
-        // SAFETY: `at` is below the strip's lanes and `class` below its classes. The arrays have room for STRIP lanes
+        // SAFETY: `at` is below the strip's lanes. The arrays have room for STRIP lanes
         // (`OrdinaryState`), of which registers are whole parts, and the driver set the excluded classes (# Safety).
         unsafe {
-            let mut max = logits::<S, E>(s, strip, 0, at);
-            for class in 1..strip.classes.min(GROUP) {
-                max = s.max(max, logits::<S, E>(s, strip, class, at));
-            }
-            // 0 where the exponent is too large for a shift, infinite or NaN.
-            let scaled = s.mul(max, s.splat(S::Real::L));
-            let size = s.max(scaled, s.sub(zero, scaled));
-            let nearest = s.sub(s.add(scaled, round), round);
-            let shift = s.select(s.less(size, s.splat(largest)), nearest, zero);
+            let shift = shift::<S, E>(s, strip, at);
             let excluded = s.narrow(load_wide(s, &mut state.excluded_sum_loss, at));
             s.store(lanes(&mut state.class, at), excluded);
             s.store(lanes(&mut state.shift, at), shift);
             s.store(lanes(&mut state.x_y, at), zero);
             store_wide(s, &mut state.excluded_sum_loss, at, s.widen(zero));
+        }
+    }
+}
+
+/// Adds up `w_c·(x_c - center)` of smoothed lanes, beginning with class 0, or adds them to the sums over the classes before.
+/// The center of a lane is its shift.
+///
+/// # Safety
+/// As [`sums`], which follows: it may replace the logits. Of all parts of a strip but the first, it went before on the
+/// first.
+#[inline(always)]
+pub unsafe fn dots<S: Simd<Real: Base>, E: Element<S>>(
+    s: S,
+    strip: &Strip,
+    state: &mut OrdinaryState,
+) {
+    if !S::Real::HAS_TABLE {
+        // Ordinary rows have lanes of f32 (`strategy::has_ordinary_rows`).
+        return;
+    }
+    let d = s.wide();
+    let (weights, step) = strip.weights();
+    for at in (0..strip.lanes).step_by(S::LANES) {
+        // SAFETY: `at` is below the strip's lanes, at most SMOOTHED (`Strip`): there is room for as many again in the
+        // arrays (`OrdinaryState`). Where this is not the first part of the strip, `sums` has set the shifts, and this
+        // function the dots over the classes before (# Safety). The strip has the classes, and each a weight.
+        unsafe {
+            let (shift, mut dot) = match strip.first {
+                0 => (shift::<S, E>(s, strip, at), s.widen(s.splat(S::Real::ZERO))),
+                _ => (
+                    s.load(lanes(&mut state.shift, at)),
+                    load_wide(s, &mut state.grad_output, SMOOTHED + at),
+                ),
+            };
+            let mut center = s.widen(shift);
+            for center in center.as_mut() {
+                *center = d.mul(*center, d.splat(S::Real::INVERSE.0));
+            }
+            for class in 0..strip.classes {
+                let weight = d.splat(*weights.wrapping_add(class * step));
+                let x = s.widen(logits::<S, E>(s, strip, class, at));
+                for (i, dot) in dot.as_mut().iter_mut().enumerate() {
+                    let distance = d.sub(x.as_ref()[i], center.as_ref()[i]);
+                    *dot = d.add(*dot, d.mul(weight, distance));
+                }
+            }
+            store_wide(s, &mut state.grad_output, SMOOTHED + at, dot);
         }
     }
 }
@@ -232,6 +325,8 @@ trait Writing {
     const WHOLE: bool;
     /// Exponentials are known to be kept.
     const KEPT: bool;
+    /// The distributions are smoothed.
+    const SMOOTHED: bool = false;
 }
 
 /// Some lanes.
@@ -240,6 +335,8 @@ struct Masked;
 struct Whole;
 /// All lanes, from exponentials.
 struct WholeKept;
+/// Of smoothed distributions.
+struct Smoothed<W>(W);
 
 impl Writing for Masked {
     const WHOLE: bool = false;
@@ -252,6 +349,11 @@ impl Writing for Whole {
 impl Writing for WholeKept {
     const WHOLE: bool = true;
     const KEPT: bool = true;
+}
+impl<W: Writing> Writing for Smoothed<W> {
+    const WHOLE: bool = W::WHOLE;
+    const KEPT: bool = W::KEPT;
+    const SMOOTHED: bool = true;
 }
 
 /// Writes the gradient of a strip: the exponentials, kept or computed again, times the factors, and the
@@ -289,7 +391,13 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     // exponentials are kept, and `Whole` for strips whose logits are whole registers too; `aligned` says whether
     // streams are.
     unsafe {
-        if whole && !strip.exps.is_null() {
+        if strip.is_smoothed {
+            if whole && !strip.exps.is_null() && S::FUSED {
+                sweep::<S, E, G, Smoothed<WholeKept>>(s, strip, state, to, stream);
+            } else {
+                sweep::<S, E, G, Smoothed<Masked>>(s, strip, state, to, false);
+            }
+        } else if whole && !strip.exps.is_null() {
             sweep::<S, E, G, WholeKept>(s, strip, state, to, stream);
         } else if whole && S::FUSED && strip.lanes.is_multiple_of(S::LANES) {
             sweep::<S, E, G, Whole>(s, strip, state, to, stream);
@@ -311,7 +419,13 @@ unsafe fn sweep<S: Simd<Real: Base>, E: Element<S>, G: Element<S>, W: Writing>(
 ) {
     let zero = s.splat(S::Real::ZERO);
     let mut number = s.splat(S::Real::from_f64(strip.first as f64));
+    let (weights, step) = strip.weights();
     for class in 0..strip.classes {
+        let weight = match W::SMOOTHED {
+            // SAFETY: every class of a smoothed strip has a weight (`Strip`).
+            true => s.splat(S::Real::from_f64(unsafe { *weights.wrapping_add(class * step) })),
+            false => zero,
+        };
         let x = strip.x.cast::<E>().wrapping_offset(class as isize * strip.pitch);
         let exps = strip.exps.cast::<S::Real>().wrapping_add(class * strip.exps_pitch);
         let g = to.g.cast::<G>().wrapping_offset(class as isize * to.pitch);
@@ -344,7 +458,15 @@ unsafe fn sweep<S: Simd<Real: Base>, E: Element<S>, G: Element<S>, W: Writing>(
                 // them (# Safety).
                 unsafe { s.load(exps.wrapping_add(at)) }
             };
-            let v = s.select(is_other, s.mul_add(e, factor, zero), entry);
+            let v = if W::SMOOTHED {
+                // SAFETY: the arithmetic of the rows has set the lanes of smoothed distributions, no more than SMOOTHED
+                // (# Safety).
+                let bias = unsafe { s.load(lanes(&mut state.entry, SMOOTHED + at)) };
+                s.mul_sub(e, factor, s.mul(bias, weight))
+            } else {
+                s.mul_add(e, factor, zero)
+            };
+            let v = s.select(is_other, v, entry);
             let g = g.wrapping_add(at);
             // SAFETY: the gradient is writable for the strip's lanes (# Safety), and the mask has bits for
             // these alone, of which each word has 64; streams are aligned (`gradient`).
