@@ -30,7 +30,7 @@ use crate::kernels::{
     Kernels, LaneKernels, LogitKernels, OutputKernels, PairKernels, ProductKernels, class_index,
     ordinary, strided,
 };
-use crate::math::compensated::CompensatedSum;
+use crate::math::compensated::{CompensatedLanes, CompensatedSum};
 use crate::math::exp2::{Base, Shift};
 use crate::simd::{Halves, Simd, portable};
 #[cfg(x86_sets)]
@@ -228,6 +228,9 @@ macro_rules! entries {
                 fn finish_ordinary[S: Simd<Real: Base>](count: usize, state: &mut OrdinaryState, wanted: &ordinary::Wanted) -> () {
                     ordinary::finish::<S>(S::assume(), count, state, wanted)
                 }
+                fn add_losses[](losses: *const f64, groups: usize, totals: &mut CompensatedLanes) -> () {
+                    ordinary::add_losses(<$long>::assume(), losses, groups, totals)
+                }
                 fn write_gradient[S: Simd<Real: Base>, E: Element<S>, G: Element<S>](chunk: &GradientChunk) -> () {
                     gradient::gradient::<S, E, G>(S::assume(), chunk)
                 }
@@ -362,6 +365,7 @@ macro_rules! entries {
                     finish_loss: finish_loss::<S>,
                     finish_softmax: finish_softmax::<S>,
                     finish_ordinary: finish_ordinary::<S>,
+                    add_losses,
                     count_kept,
                     read_classes,
                     transform: transform::<S>,

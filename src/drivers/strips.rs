@@ -281,14 +281,13 @@ impl<'a> Strips<'a> {
         let groups = span.len.div_ceil(ROWS);
         // SAFETY: `run` has called `finish_ordinary` and `again`, which set the losses of the span (# Safety). The
         // array has room for STRIP lanes (`OrdinaryState`), a multiple of ROWS, and a strip has no more
-        // (`Strips::new`).
-        let losses = unsafe {
-            let loss = state.excluded_sum_loss.start().cast::<f64>();
-            loss.wrapping_add(span.len).write_bytes(0, groups * ROWS - span.len);
-            std::slice::from_raw_parts(loss.cast::<[f64; ROWS]>(), groups)
-        };
-        for group in losses {
-            totals.losses.add(group);
+        // (`Strips::new`). The processor has the set of the kernels (`Call::k`).
+        unsafe {
+            let losses = state.excluded_sum_loss.start().cast::<f64>();
+            for lane in span.len..groups * ROWS {
+                losses.add(lane).write(0.0);
+            }
+            (self.call.k.lanes.add_losses)(losses, groups, &mut totals.losses);
         }
         // SAFETY: `run` has called `finish_ordinary` and `again`, which set the losses of the span, and the lse if it
         // is wanted (# Safety); this thread alone accesses the results (# Safety).

@@ -23,7 +23,7 @@ pub mod scratch;
 pub mod softmax_gradient;
 pub mod strided;
 
-use crate::math::compensated::CompensatedSum;
+use crate::math::compensated::{CompensatedLanes, CompensatedSum};
 use crate::math::exp2::Shift;
 use crate::view::{FloatType, IntegerType, Span, View};
 use contiguous::block::Chunk;
@@ -90,6 +90,8 @@ pub struct LaneKernels {
     pub finish_softmax: unsafe fn(&mut [RowGroup], OutputTerm),
     /// See [`ordinary::finish`].
     pub finish_ordinary: unsafe fn(usize, &mut OrdinaryState, &ordinary::Wanted),
+    /// See [`ordinary::add_losses`].
+    pub add_losses: unsafe fn(*const f64, usize, &mut CompensatedLanes),
     /// See [`class_index::count_kept`].
     pub count_kept: unsafe fn(&View<IntegerType>, usize, usize, i64, usize) -> Option<u64>,
     /// See [`class_index::read_classes`].

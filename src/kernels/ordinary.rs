@@ -31,7 +31,9 @@
 //! powers of e: q and 2^-t_y are multiplied by `1 + 1.335e-8·ln q`, with the exponent of q for its
 //! logarithm.
 
+use crate::kernels::row_math::ROWS;
 use crate::kernels::scratch::Scratch;
+use crate::math::compensated::CompensatedLanes;
 use crate::math::exp2::{Base, ByExponent, Exp2};
 use crate::math::real;
 use crate::simd::{Doubles, Real, Simd, WideVector, up_to};
@@ -397,6 +399,37 @@ unsafe fn finish_as<S: Simd<Real: Base>, const IS_SMOOTHED: bool>(
         ] {
             // SAFETY: `at` is below `count`, at most STRIP (# Safety of `sums`), and WORDS words have 64 lanes each.
             unsafe { *word.get_unchecked_mut(at / 64) |= u64::from(bits) << (at % 64) };
+        }
+    }
+}
+
+/// Adds groups of eight losses to their sums, as [`CompensatedLanes::add`] does one by one.
+///
+/// # Safety
+/// There are so many groups, one after the other. The processor has the set of `s`.
+#[inline(always)]
+pub unsafe fn add_losses<S: Simd<Real = f64>>(
+    s: S,
+    losses: *const f64,
+    groups: usize,
+    totals: &mut CompensatedLanes,
+) {
+    let [sums, errors] = totals.parts();
+    for lane in (0..ROWS).step_by(S::LANES) {
+        // SAFETY: each of the groups has ROWS losses (# Safety), as the totals have lanes, of which registers are whole
+        // parts.
+        unsafe {
+            let (mut sum, mut error) =
+                (s.load(&raw const sums[lane]), s.load(&raw const errors[lane]));
+            for group in 0..groups {
+                let x = s.load(losses.add(group * ROWS + lane));
+                let total = s.add(sum, x);
+                let added = s.sub(total, sum);
+                let lost = s.add(s.sub(sum, s.sub(total, added)), s.sub(x, added));
+                (sum, error) = (total, s.add(error, lost));
+            }
+            s.store(&raw mut sums[lane], sum);
+            s.store(&raw mut errors[lane], error);
         }
     }
 }

@@ -76,6 +76,12 @@ impl CompensatedLanes {
     /// The sums of no terms.
     pub const ZERO: CompensatedLanes = CompensatedLanes { sums: [0.0; 8], errors: [0.0; 8] };
 
+    /// The sums, and what their roundings lost.
+    #[inline(always)]
+    pub fn parts(&mut self) -> [&mut [f64; 8]; 2] {
+        [&mut self.sums, &mut self.errors]
+    }
+
     /// Adds a term to each (Knuth's two-sum, which asks not which of the two is larger).
     ///
     /// A function of its own: the compiler uses vectors here, and not in all places that this would be inlined into.
