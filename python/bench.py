@@ -1,14 +1,15 @@
 """Times xent_torch beside PyTorch, and says whether it passes or falls short.
 
-    python bench.py [--threads 2] [--rounds 9] [--markdown] [CASE ..]
+    python bench.py [--threads 2] [--rounds 9] [--markdown] [--picture FILE.svg] [CASE ..]
 
 Each round times both, one after the other, so that a noisy machine troubles both alike; the figure
 is the median of the rounds' ratios. Memory is the peak of the resident set beside the operands, in
-sizes of the first operand, each in a process of its own.
+sizes of the first operand, each in a process of its own. A picture takes matplotlib.
 """
 
 import argparse
 import concurrent.futures
+import datetime
 import math
 import multiprocessing
 import pathlib
@@ -142,15 +143,54 @@ def _time(seconds):
     return f"{seconds * 1e3:.1f} ms" if seconds > 1e-3 else f"{seconds * 1e6:.1f} µs"
 
 
+def _machine():
+    """The processor, and the date."""
+    with open("/proc/cpuinfo") as file:
+        (name, *_) = (line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    return f"{name}, {datetime.date.today():%d %B %Y}"
+
+
+def _figure(size):
+    return f"{size:,.0f}" if size >= 100 else f"{size:.3g}"
+
+
+def _draw(file, threads, rows):
+    """Draws times and memory of some cases, PyTorch's and xent's."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "xent", "font.size": 10})
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(9.4, 0.8 + 0.62 * len(rows)), sharey=True)
+    titles = ("time, xent = 1", "peak of memory beside the operands, MB")
+    figure.suptitle(f"Loss and gradient, {threads} threads. {_machine()}", fontsize=10)
+    for panel, title, of in zip(panels, titles, (1, 2), strict=True):
+        for shift, package, colour in ((-0.2, 0, "#2a78d6"), (0.2, 1, "#b9b7b0")):
+            sizes = [row[of][package] for row in rows]
+            places = [place + shift for place in range(len(rows))]
+            bars = panel.barh(places, sizes, 0.36, color=colour, label=("xent", "PyTorch")[package])
+            panel.bar_label(bars, fmt=_figure, padding=3)
+        panel.set_title(title, fontsize=10)
+        panel.set_yticks(range(len(rows)), [row[0] for row in rows])
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_xmargin(0.18)
+    panels[0].invert_yaxis()
+    panels[1].legend(frameon=False, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--markdown", action="store_true", help="print rows of a table")
+    parser.add_argument("--picture", metavar="FILE.svg", help="draw the large cases")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    fell_short = []
+    fell_short, drawn = [], []
     for name in arguments.cases or CASES:
         *_, least, most = CASES[name]
         mine, other, ratio = _compare(name, arguments.rounds)
@@ -166,6 +206,8 @@ def main():
             verdict = f"falls short of {most}x in memory"
         if verdict != "passes":
             fell_short.append(name)
+        if large:
+            drawn.append((name, (1.0, ratio), tuple(size[1] for size in sizes)))
         memory = [f"{size[0]:.2f}x, {size[1]:.0f} MB" if size else "" for size in sizes]
         row = (name, _time(mine), _time(other), f"{ratio:.2f}", *memory, verdict)
         if arguments.markdown:
@@ -175,6 +217,8 @@ def main():
                 "{:<24} xent {:>9}  torch {:>9}  ratio {:>6}  memory {} / {}  {}".format(*row),
                 flush=True,
             )
+    if arguments.picture:
+        _draw(arguments.picture, arguments.threads, drawn)
     if fell_short:
         raise SystemExit(f"falls short: {', '.join(fell_short)}")
 
