@@ -9,6 +9,7 @@ use crate::kernels::ordinary::{
     self as lanes, FACTORS, LaneScratch, OrdinaryState, SMOOTHED, Smoothing, WORDS, Wanted,
 };
 use crate::kernels::row_math::RowInputs;
+use crate::kernels::scratch::Scratch;
 use crate::plan::{Loss, Targets};
 use crate::strategy::{LARGEST_WEIGHT, STRIP, TILE, WEIGHED_CLASSES};
 use crate::view::{FloatType, Span, View};
@@ -39,7 +40,7 @@ pub fn most(loss: &Loss) -> usize {
 
 /// The weights of some classes, for label smoothing.
 pub struct Weights {
-    buffer: [f64; WEIGHED_CLASSES],
+    buffer: Scratch<WEIGHED_CLASSES>,
     /// Those that were read are usual ones.
     pub are_usual: bool,
 }
@@ -48,7 +49,7 @@ impl Weights {
     /// None were read.
     #[inline(always)]
     pub fn new() -> Self {
-        Weights { buffer: [0.0; WEIGHED_CLASSES], are_usual: true }
+        Weights { buffer: Scratch::new(), are_usual: true }
     }
 
     /// Reads those of `len` classes, WEIGHED_CLASSES at most, from `class` on. Null if all weigh 1.
@@ -56,7 +57,10 @@ impl Weights {
     /// # Safety
     /// The classes are the call's.
     pub unsafe fn read(&mut self, call: &Call, class: usize, len: usize) -> *const f64 {
-        let to = &mut self.buffer[..len];
+        assert!(len <= WEIGHED_CLASSES);
+        // SAFETY: there is room for WEIGHED_CLASSES, as just asserted. f64 of any bits may be in it, and those that are
+        // read below are written first.
+        let to = unsafe { std::slice::from_raw_parts_mut(self.buffer.start().cast(), len) };
         // SAFETY: the classes are the call's (# Safety).
         if !unsafe { masses::read_class_weights(call, class, to) } {
             return std::ptr::null();

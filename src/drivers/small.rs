@@ -251,6 +251,7 @@ unsafe fn read_options(
         let weight = lanes::<f64, _>(&mut state.weight_then_lse, 0);
         let own = lanes::<f64, _>(&mut state.weight_then_lse, SMOOTHED);
         let grad_output = lanes::<f64, _>(&mut state.grad_output, 0);
+        let dot = lanes::<f64, _>(&mut state.grad_output, SMOOTHED);
         for lane in 0..padded {
             let class = *excluded.add(lane);
             let mut w = 1.0;
@@ -262,6 +263,8 @@ unsafe fn read_options(
             *weight.add(lane) = of_row;
             *grad_output.add(lane) = of_row;
             *own.add(lane) = of_class;
+            // The arithmetic of the rows reads whole registers, of which the sums set the lanes that are rows.
+            *dot.add(lane) = 0.0;
         }
     }
     let normalizer = normalizer.value();
