@@ -38,18 +38,22 @@ pub fn most(loss: &Loss) -> usize {
     if loss.spreads_smoothing() { SMOOTHED } else { STRIP }
 }
 
+/// Room for the weights of some classes.
+pub type WeightScratch = Scratch<WEIGHED_CLASSES>;
+
 /// The weights of some classes, for label smoothing.
-pub struct Weights {
-    buffer: Scratch<WEIGHED_CLASSES>,
+pub struct Weights<'a> {
+    /// Lent: the compiler fills what is part of a struct.
+    buffer: &'a mut WeightScratch,
     /// Those that were read are usual ones.
     pub are_usual: bool,
 }
 
-impl Weights {
+impl<'a> Weights<'a> {
     /// None were read.
     #[inline(always)]
-    pub fn new() -> Self {
-        Weights { buffer: Scratch::new(), are_usual: true }
+    pub fn new(buffer: &'a mut WeightScratch) -> Self {
+        Weights { buffer, are_usual: true }
     }
 
     /// Reads those of `len` classes, WEIGHED_CLASSES at most, from `class` on. Null if all weigh 1.

@@ -5,7 +5,7 @@
 
 use super::batch;
 use super::call::Call;
-use super::ordinary::{self, Weights};
+use super::ordinary::{self, WeightScratch, Weights};
 use super::place::Place;
 use super::strided::AGAIN_BYTES;
 use super::totals::{Losses, Totals};
@@ -42,6 +42,7 @@ pub unsafe fn run(
         unsafe { buffer.start().write_bytes(0, STRIP_BYTES) };
     }
     let mut state = OrdinaryState::new();
+    let mut weights = WeightScratch::new();
     let exps = match call.plan.output {
         Some(_) => buffer.start(),
         None => std::ptr::null_mut(),
@@ -57,7 +58,7 @@ pub unsafe fn run(
             for first in (0..place.len).step_by(width) {
                 let part = Part { call, loss, place: place.part(first, width), exps, pitch, room };
                 // SAFETY: the rows are the call's and this thread's (# Safety), at most `width` of them.
-                unsafe { part.run(&mut state, &mut losses, &mut correct) };
+                unsafe { part.run(&mut state, &mut weights, &mut losses, &mut correct) };
             }
         }
         give(Totals { correct, ..losses.total() });
@@ -117,11 +118,17 @@ struct Part<'a> {
 impl Part<'_> {
     /// # Safety
     /// The rows are the call's, and no other thread accesses them.
-    unsafe fn run(&self, state: &mut OrdinaryState, losses: &mut Losses, correct: &mut u64) {
+    unsafe fn run(
+        &self,
+        state: &mut OrdinaryState,
+        weights: &mut WeightScratch,
+        losses: &mut Losses,
+        correct: &mut u64,
+    ) {
         let Part { call, loss, place, .. } = *self;
         let span = place.span(0, place.len);
         let wanted = ordinary::wanted(call, loss);
-        let mut weights = Weights::new();
+        let mut weights = Weights::new(weights);
         // SAFETY: the rows are the call's and this thread's (# Safety), whose logits the view covers (validation).
         // `read_operands` sets the excluded classes before they are left out, and `finish_ordinary` follows the sums.
         // The processor has the set of the kernels (`Call::k`). Nothing is written over the logits before `write`.

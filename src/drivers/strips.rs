@@ -4,7 +4,7 @@
 //! ordinary are computed again as a tile ([`ordinary::again`]).
 
 use super::call::Call;
-use super::ordinary::{self, Weights};
+use super::ordinary::{self, WeightScratch, Weights};
 use super::place::Place;
 use super::strided::AGAIN_BYTES;
 use super::totals::{GroupTotals, Totals};
@@ -66,6 +66,7 @@ pub unsafe fn strips(call: &Call, loss: &Loss, axis: Axis, range: Range<usize>) 
         strips = Strips::new(call, loss, axis, buffer, HEAP_STRIP_BYTES, room);
     }
     let mut state = OrdinaryState::new();
+    let mut weights = WeightScratch::new();
     let mut totals = GroupTotals::ZERO;
     let mut index = range.start;
     while index < range.end {
@@ -75,7 +76,7 @@ pub unsafe fn strips(call: &Call, loss: &Loss, axis: Axis, range: Range<usize>) 
             let next = (start + strips.width < place.len).then_some(strips.width);
             // SAFETY: `Place::run` gives tiles of the call and `part` at most `width` of their distributions, which no
             // other thread accesses (# Safety).
-            unsafe { strips.run(&mut state, part, next, &mut totals) };
+            unsafe { strips.run(&mut state, &mut weights, part, next, &mut totals) };
         }
         index += tiles;
     }
@@ -135,6 +136,7 @@ impl<'a> Strips<'a> {
     unsafe fn run(
         &self,
         state: &mut OrdinaryState,
+        weights: &mut WeightScratch,
         place: Place,
         next: Option<usize>,
         totals: &mut GroupTotals,
@@ -142,7 +144,7 @@ impl<'a> Strips<'a> {
         let (call, loss) = (self.call, self.loss);
         let span = place.span(0, place.len);
         let wanted = ordinary::wanted(call, loss);
-        let mut weights = Weights::new();
+        let mut weights = Weights::new(weights);
         // SAFETY: the distributions are the call's and this thread's (# Safety), the classes the call's.
         // `read_operands` sets the excluded classes before they are left out, and the sums are complete before
         // `finish_ordinary`. The processor has the set of the kernels (`Call::k`).
