@@ -62,7 +62,7 @@ impl<T> Drop for Fenced<T> {
 
 /// `[rows, classes, inner]`: full and partly filled registers, full and partly filled tiles, chunks, and
 /// interleaved rows.
-const SIZES: [[usize; 3]; 18] = [
+const SIZES: [[usize; 3]; 19] = [
     [1, 1, 1],
     [1, 5, 1],
     [3, 10, 1],
@@ -75,6 +75,7 @@ const SIZES: [[usize; 3]; 18] = [
     [2, 130, 1],
     [5, 203, 1],
     [3, 2049, 1],
+    [5, 4032, 1],
     [10, 8200, 1],
     [1, 5, 3],
     [2, 40, 17],
@@ -125,6 +126,24 @@ fn calls<T: Number>(of: fn(f64) -> T, isa: Isa) {
                     output(&mut grad, strides),
                 )
                 .unwrap();
+                let fused =
+                    call.forward_backward_in_place(output(&mut x, strides), y.get()).unwrap();
+                assert_eq!(loss, fused, "{rows} {classes} {inner} in place on {}", isa.name());
+            }
+            let weights = fence(&numbers(classes));
+            for (smoothing, weighs) in [(0.1, false), (0.1, true), (0.0, true)] {
+                let mut x = fence(&numbers(n));
+                let mut call = CrossEntropy::new(rows, classes).inner(inner).isa(isa).threads(1);
+                call = call.label_smoothing(smoothing).reduction(Reduction::Sum);
+                if weighs {
+                    call = call.class_weights(weights.get());
+                }
+                let loss = call.forward(input(&x, strides), y.get()).unwrap();
+                for accumulate in [false, true] {
+                    let (x, call) = (input(&x, strides), call.accumulate(accumulate));
+                    let fused = call.forward_backward(x, y.get(), output(&mut grad, strides));
+                    assert_eq!(loss, fused.unwrap(), "{rows} {classes} {inner} on {}", isa.name());
+                }
                 let fused =
                     call.forward_backward_in_place(output(&mut x, strides), y.get()).unwrap();
                 assert_eq!(loss, fused, "{rows} {classes} {inner} in place on {}", isa.name());
@@ -188,6 +207,28 @@ fn input<T: Number>(of: &Fenced<T>, strides: [i64; 3]) -> Input<'_> {
 
 fn output<T: Number>(of: &mut Fenced<T>, strides: [i64; 3]) -> Output<'_> {
     Output::from(of.get_mut()).strides(strides)
+}
+
+/// Short rows and strips whose gradient is written around the caches, of more than 16 MiB.
+#[test]
+fn nothing_past_a_streamed_gradient_is_touched() {
+    for [rows, classes, inner] in [[1045, 4029, 1], [2, 21, 100_003]] {
+        let (n, positions) = (rows * classes * inner, rows * inner);
+        let numbers: Vec<f32> = (0..n).map(|i| (i * 7 % 23) as f32 / 8.0 - 1.0).collect();
+        let labels: Vec<i32> = (0..positions).map(|i| (i * 5 % classes) as i32).collect();
+        for at_end in [true, false] {
+            let (x, y) = (Fenced::new(&numbers, at_end), Fenced::new(&labels, at_end));
+            let mut grad = Fenced::new(&numbers, at_end);
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                let call = CrossEntropy::new(rows, classes).inner(inner).isa(isa).threads(1);
+                let loss = call.forward(x.get(), y.get()).unwrap();
+                let fused = call.forward_backward(x.get(), y.get(), grad.get_mut()).unwrap();
+                assert_eq!(loss, fused, "{rows} {classes} {inner} on {}", isa.name());
+                let sum: f64 = grad.get().iter().map(|g| f64::from(*g)).sum();
+                assert!(sum.abs() < 1e-5, "{sum} on {}", isa.name());
+            }
+        }
+    }
 }
 
 #[test]
