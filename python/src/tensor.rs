@@ -336,7 +336,14 @@ impl<'py> Tensor<'py> {
         self.sizes.len() == 1 && (self.strides[0] == 1 || self.sizes[0] <= 1)
     }
 
-    /// Asks the system for large pages where this call has made the tensor. A gradient is written in memory that nobody
+    /// A packed tensor that torch has just allocated.
+    fn without_values(object: Bound<'py, PyAny>) -> PyResult<Self> {
+        let made = Self::made(object)?;
+        made.prefer_large_pages();
+        Ok(made)
+    }
+
+    /// Asks the system for large pages for the memory of a new tensor. A gradient is written in memory that nobody
     /// has touched, and without them the system takes longer to hand out its pages than xent to write them. A system
     /// without such pages says no, which changes nothing.
     #[cfg(target_os = "linux")]
@@ -346,7 +353,8 @@ impl<'py> Tensor<'py> {
         if end.saturating_sub(start) < LARGE_PAGES_FROM {
             return;
         }
-        // SAFETY: the pages begin within the memory of the tensor, and end at its last; the advice changes no byte.
+        // SAFETY: torch has just allocated the tensor, packed (`without_values`), so that `bytes` from its address on are its
+        // own, and the pages begin after that address; the advice changes no byte.
         unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
     }
 
@@ -363,18 +371,13 @@ impl<'py> Tensor<'py> {
     pub fn empty(py: Python<'py>, sizes: &[i64], dtype: Dtype) -> PyResult<Self> {
         let torch = torch(py)?;
         let sizes = PyTuple::new(py, sizes)?;
-        let made =
-            Self::made(torch.empty.bind(py).call((sizes,), Some(torch.keywords(py, dtype)))?)?;
-        made.prefer_large_pages();
-        Ok(made)
+        Self::without_values(torch.empty.bind(py).call((sizes,), Some(torch.keywords(py, dtype)))?)
     }
 
     /// A tensor without values, with the sizes, dtype and order of axes of this one.
     pub fn empty_like(&self) -> PyResult<Self> {
         let py = self.object.py();
-        let made = Self::made(torch(py)?.empty_like.bind(py).call1((&self.object,))?)?;
-        made.prefer_large_pages();
-        Ok(made)
+        Self::without_values(torch(py)?.empty_like.bind(py).call1((&self.object,))?)
     }
 
     /// The tensor of no axes that holds a number.

@@ -77,7 +77,7 @@ impl<'a> Weights<'a> {
 /// Reads the targets and what options say about the distributions of a span, at most STRIP.
 ///
 /// # Safety
-/// The span is the call's, a loss over class indices.
+/// The span is the call's, a loss over class indices, and no longer than [`most`].
 #[inline(always)]
 pub unsafe fn read_operands(
     call: &Call,
@@ -115,7 +115,8 @@ pub unsafe fn read_operands(
     grad_output.fill(1.0);
     // Smoothing has the weight of the excluded class apart from that of the row.
     let own = match wanted.smoothing {
-        // SAFETY: as above: smoothed distributions are no more than SMOOTHED, and have as many lanes again.
+        // SAFETY: smoothed distributions are no more than SMOOTHED, by `most`, which the span keeps to (# Safety); the
+        // array has as many lanes again (`OrdinaryState`).
         Some(_) => unsafe {
             let start = lanes::lanes::<f64, _>(&mut state.weight_then_lse, SMOOTHED);
             std::slice::from_raw_parts_mut(start, padded)
@@ -307,7 +308,7 @@ pub unsafe fn unwritten(
             let [factor, entry]: [f32; 2] =
                 unsafe { [&mut state.factor, &mut state.entry].map(|of| *lanes::lanes(of, lane)) };
             let bias = match is_smoothed {
-                // SAFETY: likewise; smoothed distributions are no more than SMOOTHED.
+                // SAFETY: set with the other coefficients; smoothed distributions are no more than SMOOTHED, by `most`.
                 true => unsafe { *lanes::lanes::<f32, _>(&mut state.entry, SMOOTHED + lane) },
                 false => 0.0,
             };

@@ -279,13 +279,14 @@ unsafe fn read_options(
         let mut sum = CompensatedSum::ZERO;
         let to = room.start().cast::<f64>();
         for class in 0..classes {
-            // SAFETY: the weights cover all classes (validation), and there is room for these, by the comparison above.
+            // SAFETY: the weights cover all classes (validation).
             let w = f64::from(unsafe { *given.add(class) });
             if w.is_nan() || w.abs() >= LARGEST_WEIGHT {
                 return None;
             }
             sum.add(w);
-            // SAFETY: as above.
+            // SAFETY: a small call has fewer than SHORT_FROM classes unless they are short (`strategy::is_small`;
+            // validation), which the comparison above has excluded.
             unsafe { *to.add(class) = w };
         }
         (total, weights) = (sum.value(), to.cast_const());

@@ -1,9 +1,9 @@
-//! Calls over a few rows with hardly an option, recognised and checked in a few instructions.
+//! Calls over a few rows with two options at most, recognised and checked in a few instructions.
 //!
 //! The checks of a general call, and its plan, take several times as long as the arithmetic of ten classes.
 //! A *plain* call has packed f32 logits, packed class indices, no option but label smoothing and packed f32 class
-//! weights, and no result but the loss and the gradient. A surface recognises it from what its caller handed over; whatever is not plain, or has a fault,
-//! takes the general way, which names the fault.
+//! weights, and no result but the loss and the gradient. A surface recognises it from what its caller handed over;
+//! whatever is not plain, or has a fault, takes the general way, which names the fault.
 
 use crate::codes::*;
 use crate::plan::Plain;
@@ -167,11 +167,8 @@ pub(crate) fn recognise(
         & (logits.dtype == XENT_F32)
         & is_packed(&logits.strides, classes)
         & is_packed_rows(&targets.strides)
-        & logits.may_be_packed()
-        & targets.may_be_packed()
-        & !logits.is_uninit
-        & (logits.available >= rows.saturating_mul(classes))
-        & (targets.available >= rows)
+        & is_readable(logits, rows.saturating_mul(classes))
+        & is_readable(targets, rows)
         & (absent(class_weights) || is_readable(class_weights, classes));
     let (mut to, mut scale) = (std::ptr::null_mut(), 1.0);
     if let Some((output, by, gradient)) = gradient {

@@ -72,10 +72,11 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     if row.is_smoothed {
         let (center, mut dot) = (shift.to_f64() * S::Real::INVERSE.0, 0.0);
         for c in 0..classes {
-            // SAFETY: the row has the class, and is smoothed.
+            // SAFETY: the loop keeps to the classes of the row, which is smoothed by the comparison above.
             dot += unsafe { row.weight(c) } * (logit(c).to_f64() - center);
         }
-        // SAFETY: a smoothed row is one of no more than SMOOTHED lanes (`Strip`).
+        // SAFETY: its lane is one of a strip (# Safety), which has no more than SMOOTHED if it is smoothed (`Strip`); the
+        // array has as many again (`OrdinaryState`).
         unsafe { *lanes(&mut state.grad_output, SMOOTHED + row.lane) = dot };
     }
     let exp = Exp2::<S, ByExponent>::new(s, Shift { logit: 0.0, exponent: shift.to_f64() });

@@ -143,7 +143,7 @@ unsafe fn logits<S: Simd, E: Element<S>>(
 unsafe fn shift<S: Simd<Real: Base>, E: Element<S>>(s: S, strip: &Strip, at: usize) -> S::Vector {
     let zero = s.splat(S::Real::ZERO);
     let (round, largest) = (s.splat(S::Real::ROUND), S::Real::from_f64(S::Real::MAX_SHIFT));
-    // SAFETY: the strip has the lane (# Safety) and the classes.
+    // SAFETY: the strip has the lane (# Safety) and class 0 (# Safety of `sums`); the loop keeps to its classes.
     let max = unsafe {
         let mut max = logits::<S, E>(s, strip, 0, at);
         for class in 1..strip.classes.min(GROUP) {
