@@ -140,8 +140,8 @@ source_types!(
 
 /// The compile-time choices of a sweep.
 pub trait SweepMode: Copy {
-    /// What is computed from the logits.
-    const SOURCE: Source;
+    /// What is computed from the logits: `None` if the chunk says so.
+    const SOURCE: Option<Source>;
     /// The shift may have a logit, the factor is applied in two steps, and each class may have a bias and
     /// a slope of its own.
     const GENERAL: bool;
@@ -155,13 +155,22 @@ pub struct Fast<T>(PhantomData<T>);
 #[derive(Clone, Copy)]
 pub struct General<T>(PhantomData<T>);
 
+/// The same, of any source.
+#[derive(Clone, Copy)]
+pub struct Any;
+
 impl<T: SourceType> SweepMode for Fast<T> {
-    const SOURCE: Source = T::SOURCE;
+    const SOURCE: Option<Source> = Some(T::SOURCE);
     const GENERAL: bool = false;
 }
 
 impl<T: SourceType> SweepMode for General<T> {
-    const SOURCE: Source = T::SOURCE;
+    const SOURCE: Option<Source> = Some(T::SOURCE);
+    const GENERAL: bool = true;
+}
+
+impl SweepMode for Any {
+    const SOURCE: Option<Source> = None;
     const GENERAL: bool = true;
 }
 
@@ -177,11 +186,12 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     s: S,
     chunk: &GradientChunk,
 ) {
-    let fast = S::FUSED && chunk.is_fast();
+    let fast = chunk.is_fast();
     let by_logit = chunk.exps.shift.is_by_logit();
     // SAFETY: for every call, the chunk is readable and writable as `sweep` asks (# Safety).
     unsafe {
         match chunk.source {
+            _ if !S::FUSED => sweep::<S, E, G, Any>(s, chunk),
             Source::Stored if fast && E::NATIVE => sweep::<S, E, G, Fast<Stored>>(s, chunk),
             Source::Stored if E::NATIVE => sweep::<S, E, G, General<Stored>>(s, chunk),
             Source::InRange if fast => sweep::<S, E, G, Fast<InRange>>(s, chunk),
@@ -226,6 +236,7 @@ pub struct Sweep<S: Simd, M> {
     scale: S::Vector,
     biases: *const S::Real,
     slopes: *const S::Real,
+    source: Source,
     /// Of a log-softmax: the shift's logit and exponent, minus the distance of the lse from the shift,
     /// L and 1/L.
     log: [f64; 5],
@@ -253,6 +264,7 @@ impl<S: Simd<Real: Base>, M: SweepMode> Sweep<S, M> {
             scale: s.splat(S::Real::from_f64(chunk.scale)),
             biases,
             slopes: chunk.slope.cast(),
+            source: chunk.source,
             log: [shift.logit, shift.exponent, -factor, l, 1.0 / l],
         }
     }
@@ -264,7 +276,8 @@ impl<S: Simd<Real: Base>, M: SweepMode> Sweep<S, M> {
     #[inline(always)]
     unsafe fn value(&self, x: S::Vector, at: usize, lanes: u32) -> S::Vector {
         let s = self.s;
-        let e = match M::SOURCE {
+        let source = M::SOURCE.unwrap_or(self.source);
+        let e = match source {
             Source::Stored => x,
             Source::InRange => self.by_exponent.value::<Unclamped>(x),
             Source::Logits if M::GENERAL => self.by_logit.value::<Clamped>(x),
@@ -294,7 +307,7 @@ impl<S: Simd<Real: Base>, M: SweepMode> Sweep<S, M> {
             let bias = unsafe { s.load_lanes(self.biases.wrapping_add(at), lanes, zero) };
             s.sub(s.splat(zero), bias)
         };
-        let v = if M::SOURCE == Source::None {
+        let v = if source == Source::None {
             minus_bias
         } else {
             s.mul_add(s.mul(e, self.first_factor), self.factor, minus_bias)
