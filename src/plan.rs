@@ -96,7 +96,9 @@ pub struct Plain {
     pub rows: usize,
     /// C
     pub classes: usize,
-    /// f32 `[rows, classes]`
+    /// The type of logits and gradient: that of lanes, f32 or f64. Options go with f32 alone.
+    pub dtype: FloatType,
+    /// `[rows, classes]`
     pub logits: *const u8,
     /// `[rows]`
     pub targets: *const u8,
@@ -112,7 +114,7 @@ pub struct Plain {
     pub is_mean: bool,
     /// Where the loss goes.
     pub loss: *mut f64,
-    /// Where the gradient goes: f32 `[rows, classes]`, apart from the logits or exactly there. Null in a
+    /// Where the gradient goes: `[rows, classes]`, apart from the logits or exactly there. Null in a
     /// forward.
     pub gradient: *mut u8,
     /// What it is multiplied by.
@@ -402,7 +404,7 @@ impl Loss {
     }
 
     /// Rows may be ordinary, and are summed in strips or as short rows: a loss over class indices without options that
-    /// change the logits or need the lse. Which results are wanted makes no difference.
+    /// change the logits or need the lse, smoothed in lanes of f32 alone. Which results are wanted makes no difference.
     #[inline(always)]
     pub fn has_ordinary_rows(&self, classes: usize, dtype: FloatType) -> bool {
         self.has_indices()
@@ -412,7 +414,8 @@ impl Loss {
             && self.z_loss == 0.0
             && !self.has_bonus()
             && self.shard.is_none()
-            && strategy::has_ordinary_rows(classes, dtype.lane_size())
+            && (dtype.has_f32_lanes() || self.label_smoothing == 0.0)
+            && strategy::has_ordinary_rows(classes)
     }
 
     /// Each class of a row has a mass of its own: a class weight, or a target probability.

@@ -12,7 +12,6 @@ use crate::validate::cross_entropy::{Denominators, GradientRequest, Problem, Res
 use crate::validate::shards::Place;
 use crate::validate::softmax::Work;
 use crate::validate::{self, linear, plain, softmax};
-use crate::view::FloatType;
 use crate::worker::Entered;
 
 /// Checks and computes a cross-entropy problem. A forward has `results` alone, a backward reads
@@ -212,7 +211,7 @@ pub(crate) unsafe fn partial_finish(
 pub(crate) unsafe fn plain(call: &Plain, isa: Option<Isa>) -> bool {
     let _untrapped = Entered::untrapped();
     let isa = isa.map_or_else(dispatch::selected, Ok);
-    let kernels = isa.ok().and_then(|isa| isa.kernels(FloatType::F32, FloatType::F32));
+    let kernels = isa.ok().and_then(|isa| isa.kernels(call.dtype, call.dtype));
     match kernels {
         // SAFETY: the call is valid, and its operands are in memory that stays valid for the call (# Safety).
         Some(kernels) if plain::is_valid(call) => unsafe { drivers::small::run(&kernels, call) },

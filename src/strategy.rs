@@ -100,9 +100,6 @@ pub const SMALL_ROWS: usize = 16;
 /// Narrow rows of a small call up to which lanes run along the classes of one after the other.
 pub const SINGLE_ROWS: usize = 4;
 
-/// Lanes at most of the exponentials of a small call, with what lies between its rows: as many as a strip keeps.
-pub const SMALL_LANES: usize = STRIP_BYTES / 4;
-
 /// Registers of a tile that are scanned together for their largest logits: a scan is a chain of dependent
 /// instructions, and everything up to the first exponential waits for it. Four are as many as a tile of f32
 /// has with AVX-512.
@@ -120,8 +117,10 @@ pub const SHORT_FROM: usize = 80;
 /// Classes that the shift of such a row is chosen from: a register of AVX-512.
 pub const SHORT_HEAD: usize = 16;
 
-/// Classes up to which they are: the exponentials of one row fit the buffer.
-const SHORT_CLASSES: usize = STRIP_BYTES / 4 - 64;
+/// Classes up to which they are, in lanes of so many bytes: the exponentials of one row fit the buffer.
+const fn short_classes(lane_size: usize) -> usize {
+    STRIP_BYTES / lane_size - 64
+}
 
 /// Gradients of at least this many bytes are written around the caches (docs/performance.md).
 const STREAMED_BYTES: usize = 16 << 20;
@@ -228,26 +227,27 @@ pub const fn exps_pitch(classes: usize) -> usize {
 
 /// Whether contiguous rows that may be ordinary are short.
 #[inline(always)]
-pub fn is_short(classes: usize) -> bool {
-    (SHORT_FROM..=SHORT_CLASSES).contains(&classes)
+pub fn is_short(classes: usize, lane_size: usize) -> bool {
+    (SHORT_FROM..=short_classes(lane_size)).contains(&classes)
 }
 
-/// Whether a call over so many packed rows of f32 is a small one. With a gradient, there has to be room for all
-/// exponentials.
+/// Whether a call over so many packed rows, in lanes of so many bytes, is a small one. With a gradient, there has to be
+/// room for all exponentials.
 #[inline(always)]
-pub fn is_small(rows: usize, classes: usize, has_gradient: bool) -> bool {
+pub fn is_small(rows: usize, classes: usize, lane_size: usize, has_gradient: bool) -> bool {
     if !(1..=SMALL_ROWS).contains(&rows) {
         return false;
     }
-    let fits = |pitch: usize| !has_gradient || rows * pitch <= SMALL_LANES;
-    (2..SHORT_FROM).contains(&classes) || (is_short(classes) && fits(exps_pitch(classes)))
+    let fits = |pitch: usize| !has_gradient || rows * pitch * lane_size <= STRIP_BYTES;
+    (2..SHORT_FROM).contains(&classes)
+        || (is_short(classes, lane_size) && fits(exps_pitch(classes)))
 }
 
-/// Whether the rows of a loss over class indices may be ordinary: a class has a number in f32 lanes. A row of one
+/// Whether the rows of a loss over class indices may be ordinary: a class has a number in lanes of f32. A row of one
 /// class has no others to sum up.
 #[inline(always)]
-pub fn has_ordinary_rows(classes: usize, lane_size: usize) -> bool {
-    lane_size == 4 && (2..=1 << 24).contains(&classes)
+pub fn has_ordinary_rows(classes: usize) -> bool {
+    (2..=1 << 24).contains(&classes)
 }
 
 /// Whether a task with a gradient, of so many elements and bytes of exponentials a lane, takes memory for them
@@ -331,8 +331,9 @@ pub fn segments(classes: usize) -> usize {
 
 /// Strips of narrow rows fit the buffer of a small call, and the longest short row that of short rows.
 const _: () = assert!(
-    SHORT_FROM.next_multiple_of(16) * SMALL_ROWS <= SMALL_LANES
-        && exps_pitch(SHORT_CLASSES) * 4 <= STRIP_BYTES
+    SHORT_FROM.next_multiple_of(16) * SMALL_ROWS * 8 <= STRIP_BYTES
+        && exps_pitch(short_classes(4)) * 4 <= STRIP_BYTES
+        && exps_pitch(short_classes(8)) * 8 <= STRIP_BYTES
         && SHORT_HEAD <= SHORT_FROM
 );
 

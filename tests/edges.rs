@@ -1269,3 +1269,25 @@ fn nothing_left_of_classes_below_a_far_one() {
     agree(&problem);
     every(&problem, |run| assert!(run.grad.iter().all(|&g| g == 0.0)));
 }
+
+/// Sums over many equal terms of f64, each of which rounds alike, are as exact as those of a few.
+#[test]
+fn inner_sums_of_f64() {
+    const CLASSES: usize = 30_001;
+    let (others, target) = (0.3, 0.9);
+    let mut logits = vec![others; CLASSES * 8];
+    for position in 0..8 {
+        logits[(position + 1) * 8 + position] = target;
+    }
+    let targets: Vec<i64> = (1..9).collect();
+    let want = ((CLASSES - 1) as f64 * f64::exp(others - target)).ln_1p();
+    for isa in isas() {
+        let call = CrossEntropy::new(1, CLASSES).inner(8).isa(isa);
+        let mut losses = [0.0f64; 8];
+        let results = Results { row_losses: Some((&mut losses).into()), ..Results::default() };
+        call.forward_with(&logits, &targets, results).unwrap();
+        for loss in losses {
+            assert!((loss / want - 1.0).abs() < 4e-16, "{loss:e} for {want:e} on {}", isa.name());
+        }
+    }
+}

@@ -318,7 +318,8 @@ impl<'a> Call<'a> {
     /// Whether contiguous rows are short ones, which are summed in one sweep.
     #[inline(always)]
     pub fn has_short_rows(&self) -> bool {
-        self.has_ordinary_rows && strategy::is_short(self.plan.shape.classes)
+        self.has_ordinary_rows
+            && strategy::is_short(self.plan.shape.classes, self.plan.logits.dtype.lane_size())
     }
 
     /// The classes of a segment.
@@ -378,7 +379,8 @@ impl Common {
 fn ranks_batches(plan: &Plan, loss: &Loss) -> bool {
     let classes = plan.shape.classes;
     classes <= BATCHED_CLASSES
-        || (strategy::is_short(classes) && loss.has_ordinary_rows(classes, plan.logits.dtype))
+        || (strategy::is_short(classes, plan.logits.dtype.lane_size())
+            && loss.has_ordinary_rows(classes, plan.logits.dtype))
 }
 
 /// log2 e as the lanes of a dtype have it.

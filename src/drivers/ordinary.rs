@@ -6,12 +6,13 @@ use super::masses;
 use super::place::Place;
 use super::strided::{self, AGAIN};
 use crate::kernels::ordinary::{
-    self as lanes, FACTORS, LaneScratch, OrdinaryState, SMOOTHED, Smoothing, WORDS, Wanted,
+    self as lanes, FACTORS, LaneScratch, NarrowScratch, OrdinaryState, SMOOTHED, Smoothing, WORDS,
+    Wanted,
 };
 use crate::kernels::row_math::RowInputs;
 use crate::kernels::scratch::Scratch;
 use crate::plan::{Loss, Targets};
-use crate::strategy::{LARGEST_WEIGHT, STRIP, TILE, WEIGHED_CLASSES};
+use crate::strategy::{LARGEST_WEIGHT, TILE, WEIGHED_CLASSES};
 use crate::view::{FloatType, Span, View};
 
 /// What a call wants of its rows.
@@ -34,8 +35,25 @@ pub fn wanted(call: &Call, loss: &Loss) -> Wanted {
 }
 
 /// Distributions that go through the sweeps together at most.
-pub fn most(loss: &Loss) -> usize {
-    if loss.spreads_smoothing() { SMOOTHED } else { STRIP }
+pub fn most(loss: &Loss, dtype: FloatType) -> usize {
+    let most = lanes::most(dtype.lane_size());
+    if loss.spreads_smoothing() { most.min(SMOOTHED) } else { most }
+}
+
+/// The number of a lane, in the lanes' own type.
+///
+/// # Safety
+/// It is set, and the lane below [`most`].
+#[inline(always)]
+pub unsafe fn number(call: &Call, of: &mut NarrowScratch, lane: usize) -> f64 {
+    // SAFETY: the array has room for the lane (`OrdinaryState`), and it is set, in the type of the call's lanes
+    // (# Safety).
+    unsafe {
+        match call.plan.logits.dtype.has_f32_lanes() {
+            true => f64::from(*lanes::lanes::<f32, _>(of, lane)),
+            false => *lanes::lanes::<f64, _>(of, lane),
+        }
+    }
 }
 
 /// Room for the weights of some classes.
@@ -216,27 +234,26 @@ unsafe fn word_again(
     room: *mut u8,
 ) -> u64 {
     let mut correct = 0;
-    for start in (word.index * TILE..place.len.min((word.index + 1) * TILE)).step_by(AGAIN) {
-        let bits = |of: u64| of >> (start % TILE) & ((1 << AGAIN) - 1);
+    let most = strided::again_len(call.plan.logits.dtype);
+    for start in (word.index * TILE..place.len.min((word.index + 1) * TILE)).step_by(most) {
+        let bits = |of: u64| of >> (start % TILE) & ((1 << most) - 1);
         let (losses, gradients) = (bits(word.losses), bits(word.gradients));
         if losses | gradients == 0 && !word.others {
             continue;
         }
-        let place = place.part(start, AGAIN);
+        let place = place.part(start, most);
         let span = place.span(0, place.len);
         // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), and the place has no more, which the
         // arithmetic of the rows has set (# Safety); what nobody wanted may have any bits, of f64.
-        let ([loss, lse], class) = unsafe {
+        let [loss, lse] = unsafe {
             let of = [&mut state.excluded_sum_loss, &mut state.weight_then_lse];
-            let wide = of.map(|of| {
+            of.map(|of| {
                 std::slice::from_raw_parts_mut(lanes::lanes::<f64, _>(of, start), place.len)
-            });
-            let class = lanes::lanes::<f32, _>(&mut state.class, start);
-            (wide, std::slice::from_raw_parts(class, place.len))
+            })
         };
         let (entropy, argmax) = ([0.0; AGAIN], [0; AGAIN]);
         let mut again = strided::Again { loss, lse, entropy, argmax };
-        // SAFETY: the distributions are the call's, at most AGAIN by `part`, and this thread's (# Safety); the results
+        // SAFETY: the distributions are the call's, no more than `most` by `part`, and this thread's (# Safety); the results
         // cover them (validation). There is room (# Safety).
         unsafe {
             strided::again(call, place, losses, gradients, room, &mut again);
@@ -251,9 +268,11 @@ unsafe fn word_again(
             }
         }
         if loss_of.counts_correct {
-            let hits = class.iter().zip(&again.argmax);
-            let hits = hits.filter(|(y, x)| f64::from(**y) == **x as f64);
-            correct += hits.count() as u64;
+            for (i, &largest) in again.argmax[..place.len].iter().enumerate() {
+                // SAFETY: the sums have set the classes of the place (# Safety).
+                let class = unsafe { number(call, &mut state.class, start + i) };
+                correct += u64::from(class == largest as f64);
+            }
         }
     }
     correct
@@ -293,23 +312,23 @@ pub unsafe fn write_results(loss: &Loss, state: &mut OrdinaryState, span: &Span)
 /// The arithmetic of the rows has set the lanes; those that are not ordinary have been written.
 #[inline(always)]
 pub unsafe fn unwritten(
+    call: &Call,
     state: &mut OrdinaryState,
     len: usize,
-    accumulate: bool,
     is_smoothed: bool,
 ) -> [u64; WORDS] {
     let mut writes = [0; WORDS];
     for (i, writes) in writes.iter_mut().enumerate() {
         *writes = !state.kept[i] | state.good_gradient[i];
     }
-    if accumulate {
+    if call.plan.output.is_some_and(|output| output.accumulate) {
         for lane in 0..len {
-            // SAFETY: the coefficients of the lane, of f32, are set (# Safety).
-            let [factor, entry]: [f32; 2] =
-                unsafe { [&mut state.factor, &mut state.entry].map(|of| *lanes::lanes(of, lane)) };
+            // SAFETY: the coefficients of the lane are set (# Safety).
+            let [factor, entry] =
+                unsafe { [&mut state.factor, &mut state.entry].map(|of| number(call, of, lane)) };
             let bias = match is_smoothed {
                 // SAFETY: set with the other coefficients; smoothed distributions are no more than SMOOTHED, by `most`.
-                true => unsafe { *lanes::lanes::<f32, _>(&mut state.entry, SMOOTHED + lane) },
+                true => unsafe { number(call, &mut state.entry, SMOOTHED + lane) },
                 false => 0.0,
             };
             // Where nothing is added, an accumulated gradient stays as it is.

@@ -33,7 +33,6 @@ pub unsafe fn run(
     len: usize,
     give: &mut dyn FnMut(Totals),
 ) {
-    assert!(call.plan.logits.dtype.has_f32_lanes(), "ordinary rows have lanes of f32");
     let mut buffer = Scratch::<{ (STRIP_BYTES + AGAIN_BYTES) / 8 }>::new();
     let room = buffer.start().wrapping_add(STRIP_BYTES);
     if call.streams {
@@ -48,8 +47,10 @@ pub unsafe fn run(
         None => std::ptr::null_mut(),
     };
     let pitch = exps_pitch(call.plan.shape.classes);
-    let most = ordinary::most(loss);
-    let width = if exps.is_null() { most } else { most.min(STRIP_BYTES / (4 * pitch)) };
+    let dtype = call.plan.logits.dtype;
+    let most = ordinary::most(loss, dtype);
+    let fitting = STRIP_BYTES / (dtype.lane_size() * pitch);
+    let width = if exps.is_null() { most } else { most.min(fitting) };
     for start in range.clone().step_by(len) {
         let count = len.min(range.end - start);
         let (mut losses, mut correct) = (Losses::NONE, 0);
@@ -185,8 +186,8 @@ impl Part<'_> {
             // set the class of its lane. The result covers all rows (validation).
             unsafe {
                 let largest = batch::largest_logit(self.call, at).class;
-                let class: f32 = *lanes(&mut state.class, i);
-                correct += u64::from(class >= 0.0 && class as usize == largest);
+                let class = ordinary::number(self.call, &mut state.class, i);
+                correct += u64::from(class == largest as f64);
                 if let Some(view) = &self.loss.argmax {
                     view.write_span(&Span { first: at, axis: Axis::Rows, len: 1 }, &[largest]);
                 }
@@ -205,8 +206,7 @@ impl Part<'_> {
         let is_smoothed = self.loss.spreads_smoothing();
         // SAFETY: the arithmetic of the rows has set the lanes; gradients that are not ordinary were written
         // (# Safety).
-        let writes =
-            unsafe { ordinary::unwritten(state, rows.rows, output.accumulate, is_smoothed) };
+        let writes = unsafe { ordinary::unwritten(call, state, rows.rows, is_smoothed) };
         let view = &output.view;
         let strides = self.place.strides(view);
         if !call.scatters {

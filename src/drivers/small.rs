@@ -13,42 +13,45 @@ use crate::kernels::strided::row::StripRow;
 use crate::kernels::strided::strip::{Strip, StripGradient};
 use crate::kernels::strided::tile::Tile;
 use crate::math::compensated::CompensatedSum;
+use crate::math::exp2::Base;
 use crate::plan::Plain;
 use crate::strategy::{
-    self, LARGEST_WEIGHT, SHORT_FROM, SINGLE_ROWS, SMALL_LANES, TILE, TILE_CLASSES, exps_pitch,
+    self, LARGEST_WEIGHT, SHORT_FROM, SINGLE_ROWS, STRIP_BYTES, TILE, TILE_CLASSES, exps_pitch,
 };
-use crate::view::{Axis, Position, Span, View};
+use crate::view::{Axis, FloatType, Position, Span, View};
 use std::ptr;
 
 /// Runs a plain call, with the bits of the general way; false, with nothing written, where it has a row that
 /// is not ordinary, a target out of range, or nothing to divide by.
 ///
 /// # Safety
-/// Validation has checked the call, whose memory is the caller's; the kernels are those of f32 logits
-/// and outputs.
+/// Validation has checked the call, whose memory is the caller's; the kernels are those of its dtype for logits and
+/// outputs.
 #[inline(always)]
 pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
+    let has_options = !call.class_weights.is_null() || call.label_smoothing != 0.0;
     // SAFETY: this function's own # Safety.
     unsafe {
-        if call.class_weights.is_null() && call.label_smoothing == 0.0 {
-            run_as::<false>(k, call)
-        } else {
-            run_as::<true>(k, call)
+        match call.dtype {
+            FloatType::F64 => run_as::<f64, false>(k, call),
+            _ if has_options => run_as::<f32, true>(k, call),
+            _ => run_as::<f32, false>(k, call),
         }
     }
 }
 
 /// # Safety
-/// As [`run`]; `HAS_OPTIONS`: the call has class weights, or label smoothing.
-unsafe fn run_as<const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) -> bool {
+/// As [`run`], for a call of dtype `R`; `HAS_OPTIONS`: it has class weights, or label smoothing.
+unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) -> bool {
+    let size = const { size_of::<R>() };
     let Plain { rows, classes, .. } = *call;
     let mut state = OrdinaryState::new();
-    let mut buffer = Scratch::<{ SMALL_LANES / 2 }>::new();
+    let mut buffer = Scratch::<{ STRIP_BYTES / 8 }>::new();
     let targets =
         View { data: call.targets.cast_mut(), dtype: call.target_type, strides: [1, 0, 0] };
     let span = Span { first: Position::FIRST, axis: Axis::Rows, len: rows };
     let (padded, padded_row) = (ordinary::padded(rows), ordinary::padded(classes));
-    let is_short = strategy::is_short(classes);
+    let is_short = strategy::is_short(classes, size);
     let one_by_one = rows <= SINGLE_ROWS;
     // SAFETY: the array has room for STRIP lanes (`OrdinaryState`), and a small call has no more than SMALL_ROWS rows
     // (validation). f64 of any bits may be in it, and `read_classes` writes them before they are read. The targets are
@@ -106,17 +109,17 @@ unsafe fn run_as<const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) -> bool {
     };
     let pieces = || (0..classes).step_by(TILE_CLASSES);
     let tile = |first: usize| Tile {
-        x: exps.wrapping_add(first * padded * 4),
+        x: exps.wrapping_add(first * padded * size),
         pitch: padded,
         lanes: rows,
         first,
         classes: TILE_CLASSES.min(classes - first),
     };
     let row = |lane: usize| StripRow {
-        x: call.logits.wrapping_add(lane * classes * 4),
+        x: call.logits.wrapping_add(lane * classes * size),
         classes,
         lane,
-        exps: exps.wrapping_add(lane * padded_row * 4),
+        exps: exps.wrapping_add(lane * padded_row * size),
         is_smoothed,
         weights,
     };
@@ -136,12 +139,15 @@ unsafe fn run_as<const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) -> bool {
             (k.native.short_sums)(&short, &mut state);
             if is_smoothed {
                 // `read_options` leaves class weights to the general way.
-                short::dots(k.native, &short, size_of::<f32>(), &mut state, |_, _| ptr::null());
+                short::dots(k.native, &short, size, &mut state, |_, _| ptr::null());
             }
         } else if one_by_one {
             // The arithmetic of the rows reads whole registers.
             for of in [&mut state.class, &mut state.shift, &mut state.x_y] {
-                of.start().write_bytes(0, padded * size_of::<f32>());
+                of.start().write_bytes(0, padded * size);
+            }
+            if !R::HAS_TABLE {
+                state.factor.start().write_bytes(0, padded * size);
             }
             let sum = state.excluded_sum_loss.start().cast::<f64>();
             sum.add(rows).write_bytes(0, padded - rows);
@@ -150,7 +156,7 @@ unsafe fn run_as<const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) -> bool {
             }
         } else {
             for first in pieces() {
-                (k.native.gather)(&tile(first), call.logits.wrapping_add(first * 4), strides);
+                (k.native.gather)(&tile(first), call.logits.wrapping_add(first * size), strides);
             }
             if is_smoothed {
                 (k.native.strip_dots)(&strip, &mut state);
@@ -199,7 +205,7 @@ unsafe fn run_as<const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) -> bool {
             (k.native_to_output.short_gradient)(&short, &mut state, &to);
         } else if has_gradient && one_by_one {
             for lane in 0..rows {
-                let to = call.gradient.wrapping_add(lane * classes * 4);
+                let to = call.gradient.wrapping_add(lane * classes * size);
                 (k.native_to_output.strip_row_gradient)(&row(lane), &mut state, to);
             }
         } else if has_gradient {
@@ -208,7 +214,7 @@ unsafe fn run_as<const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) -> bool {
             let to = StripGradient { g, pitch, accumulate, stream, padded, writes };
             (k.native_to_output.strip_gradient)(&strip, &mut state, &to);
             for first in pieces() {
-                let to = call.gradient.wrapping_add(first * 4);
+                let to = call.gradient.wrapping_add(first * size);
                 (k.native_to_output.scatter)(&tile(first), to, strides, false, !0);
             }
         }
@@ -240,7 +246,7 @@ unsafe fn read_options(
     let given = call.class_weights.cast::<f32>();
     let is_smoothed = call.label_smoothing != 0.0;
     let keeps = is_smoothed && !given.is_null();
-    if keeps && strategy::is_short(classes) {
+    if keeps && strategy::is_short(classes, size_of::<f32>()) {
         return None;
     }
     let mut normalizer = CompensatedSum::ZERO;

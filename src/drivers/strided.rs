@@ -17,7 +17,7 @@ use crate::kernels::strided::tile::{GROUPS, Tile};
 use crate::math::compensated::CompensatedSum;
 use crate::plan::{Loss, Targets};
 use crate::strategy::{STRIP_BYTES, TILE, TILE_CLASSES};
-use crate::view::{Axis, Position};
+use crate::view::{Axis, FloatType, Position};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -26,6 +26,11 @@ pub const AGAIN: usize = 16;
 
 /// Bytes of their buffer: a chunk of f32.
 pub const AGAIN_BYTES: usize = AGAIN * TILE_CLASSES * size_of::<f32>();
+
+/// Distributions of a dtype whose chunk fits that buffer.
+pub fn again_len(dtype: FloatType) -> usize {
+    AGAIN_BYTES / (TILE_CLASSES * dtype.lane_size())
+}
 
 /// Copies of what cannot stay where it is: logits, which gradients replace, their slopes, and masses.
 #[derive(Clone, Copy)]
@@ -237,7 +242,7 @@ pub struct Again<'a> {
     pub argmax: [usize; AGAIN],
 }
 
-/// Computes some distributions of a place, at most [`AGAIN`] long, as a tile: the losses and lse of those with
+/// Computes some distributions of a place, at most [`again_len`] long, as a tile: the losses and lse of those with
 /// a bit in `losses`, the gradients of those with a bit in `gradients`, and of all of them what a strip does
 /// not find out.
 ///
@@ -261,7 +266,7 @@ pub unsafe fn again(
         x: buffer,
         slope: std::ptr::null_mut(),
         mass: masses.as_mut_ptr(),
-        width: AGAIN,
+        width: again_len(call.plan.logits.dtype),
         classes: TILE_CLASSES,
     };
     let mut sweeper = Sweeper {

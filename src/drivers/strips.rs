@@ -49,7 +49,6 @@ struct Strips<'a> {
 /// The plan is a loss that [`Call::has_ordinary_rows`] is set for. The tiles are the call's, by [`Place::count`]; no
 /// other thread accesses their distributions.
 pub unsafe fn strips(call: &Call, loss: &Loss, axis: Axis, range: Range<usize>) -> Totals {
-    assert!(call.plan.logits.dtype.has_f32_lanes(), "strips have lanes of f32");
     let mut stack = Scratch::<{ (STRIP_BYTES + AGAIN_BYTES) / 8 }>::new();
     let mut heap = Vec::<Scratch<8>>::new();
     let room = stack.start().wrapping_add(STRIP_BYTES);
@@ -102,7 +101,7 @@ impl<'a> Strips<'a> {
         let gathers = apart(plan.logits.stride_along(axis));
         let scatters = plan.output.is_some_and(|output| apart(output.view.stride_along(axis)));
         let moves = gathers || scatters;
-        let most = ordinary::most(loss);
+        let most = ordinary::most(loss, plan.logits.dtype);
         let fitting = (bytes / (classes * lane)).min(most) / padded(1) * padded(1);
         let holds = (moves || plan.output.is_some()) && fitting >= if moves { 1 } else { TILE };
         let (width, chunk) = match (holds, moves) {
@@ -306,8 +305,7 @@ impl<'a> Strips<'a> {
         let view = &output.view;
         // SAFETY: the strip is finished (# Safety): `finish_ordinary` has set the coefficients of its lanes, and
         // `again` has written the gradients of those that are not ordinary.
-        let writes =
-            unsafe { ordinary::unwritten(state, place.len, output.accumulate, self.is_smoothed) };
+        let writes = unsafe { ordinary::unwritten(call, state, place.len, self.is_smoothed) };
         let strides = place.strides(view);
         let lane_size = call.plan.logits.dtype.lane_size();
         for first in (0..call.plan.shape.classes).step_by(self.chunk) {

@@ -19,7 +19,9 @@ use crate::pool::Pool;
 use crate::run;
 use crate::validate::cross_entropy::{GradientRequest, Problem, Results};
 use crate::validate::operand::Operand;
-use crate::validate::plain::{Settings, is_packed, is_packed_rows, may_be_weights, target_type};
+use crate::validate::plain::{
+    Settings, is_packed, is_packed_rows, logit_type, may_be_weights, target_type,
+};
 use crate::validate::softmax::{self, Function};
 use crate::worker;
 use guard::{Failure, fail, guarded, last_error};
@@ -575,7 +577,7 @@ unsafe fn plain(
         top_count,
         target_ranks,
     } = *results;
-    let target_type = target_type(targets.dtype)?;
+    let (dtype, target_type) = (logit_type(logits.dtype)?, target_type(targets.dtype)?);
     let normalizers = [normalizer, z_normalizer];
     let settings = Settings {
         flags,
@@ -610,7 +612,6 @@ unsafe fn plain(
         & top_log_probs.data.is_null()
         & (top_count == 0)
         & target_ranks.is_null()
-        & (logits.dtype == XENT_F32)
         & is_packed(&logits.strides, classes)
         & is_packed_rows(&targets.strides);
     if !is_plain {
@@ -622,7 +623,7 @@ unsafe fn plain(
         let grad = unsafe { grad.as_ref() }?;
         if !grad_output.is_null()
             || grad.data.is_null()
-            || grad.dtype != XENT_F32
+            || grad.dtype != logits.dtype
             || !is_packed(&grad.strides, classes)
         {
             return None;
@@ -632,6 +633,7 @@ unsafe fn plain(
     Some(Plain {
         rows,
         classes,
+        dtype,
         logits: logits.data.cast(),
         targets: targets.data.cast(),
         target_type,

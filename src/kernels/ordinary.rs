@@ -29,7 +29,8 @@
 //!
 //! In lanes of f32, q is a sum of powers of `b = e^(1 - 1.335e-8)` (math/exp2.rs). Beside x_y they have to be
 //! powers of e: q and 2^-t_y are multiplied by `1 + 1.335e-8·ln q`, with the exponent of q for its
-//! logarithm.
+//! logarithm. Lanes of f64 do the same with 1.41e-17, and carry what q and w lose to the logarithm, which divides by
+//! m + 1 itself.
 
 use crate::kernels::row_math::ROWS;
 use crate::kernels::scratch::Scratch;
@@ -65,8 +66,14 @@ pub const WORDS: usize = STRIP / 64;
 
 /// An f64 for each lane.
 pub type LaneScratch = Scratch<STRIP>;
-/// A number in the type of the exponentials, f32, for each lane.
+/// A number in the type of the exponentials for each lane, of which there are fewer if it is f64 ([`most`]).
 pub type NarrowScratch = Scratch<{ STRIP / 2 }>;
+
+/// Lanes at most, of a type of so many bytes.
+#[inline(always)]
+pub fn most(lane_size: usize) -> usize {
+    STRIP * size_of::<f32>() / lane_size
+}
 
 /// What is known of the rows of a strip, or of some short rows. Each is a lane.
 pub struct OrdinaryState {
@@ -85,7 +92,7 @@ pub struct OrdinaryState {
     /// What the gradient of each lane is multiplied by, set by the driver if options ask for it. Of smoothed rows, from
     /// lane SMOOTHED on, `Σ w_c·(x_c - center)`.
     pub grad_output: LaneScratch,
-    /// What exponentials are multiplied by for the gradient.
+    /// What exponentials are multiplied by for the gradient. Before, in lanes of f64, what the sums have lost.
     pub factor: NarrowScratch,
     /// The gradients of the excluded classes. Of smoothed rows, from lane SMOOTHED on, what is subtracted from the
     /// gradient of a class of weight 1.
@@ -137,7 +144,11 @@ pub fn lanes<T, const N: usize>(of: &mut Scratch<N>, at: usize) -> *mut T {
 /// # Safety
 /// They were set, and `at + LANES` is at most STRIP. The processor has the set of `s`.
 #[inline(always)]
-pub unsafe fn load_wide<S: Simd>(s: S, of: &mut LaneScratch, at: usize) -> S::Widened {
+pub unsafe fn load_wide<S: Simd, const N: usize>(
+    s: S,
+    of: &mut Scratch<N>,
+    at: usize,
+) -> S::Widened {
     let d = s.wide();
     let mut v = s.widen(s.splat(S::Real::ZERO));
     for (i, v) in v.as_mut().iter_mut().enumerate() {
@@ -152,7 +163,12 @@ pub unsafe fn load_wide<S: Simd>(s: S, of: &mut LaneScratch, at: usize) -> S::Wi
 /// # Safety
 /// As [`load_wide`], but for what was set.
 #[inline(always)]
-pub unsafe fn store_wide<S: Simd>(s: S, of: &mut LaneScratch, at: usize, v: S::Widened) {
+pub unsafe fn store_wide<S: Simd, const N: usize>(
+    s: S,
+    of: &mut Scratch<N>,
+    at: usize,
+    v: S::Widened,
+) {
     for (i, &v) in v.as_ref().iter().enumerate() {
         // SAFETY: lanes of the register (# Safety).
         unsafe { s.wide().store(lanes(of, at + i * <S::Wide as Simd>::LANES), v) };
@@ -259,15 +275,12 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
     state: &mut OrdinaryState,
     wanted: &Wanted,
 ) {
-    if !S::Real::HAS_TABLE {
-        // Ordinary rows have lanes of f32 (`strategy::has_ordinary_rows`).
-        return;
-    }
     // SAFETY: this function's own # Safety.
     unsafe {
         match wanted.smoothing {
-            None => finish_as::<S, false>(s, count, state, wanted),
-            Some(_) => finish_as::<S, true>(s, count, state, wanted),
+            // Smoothed rows have lanes of f32 (`Loss::has_ordinary_rows`).
+            Some(_) if S::Real::HAS_TABLE => finish_as::<S, true>(s, count, state, wanted),
+            _ => finish_as::<S, false>(s, count, state, wanted),
         }
     }
 }
@@ -296,6 +309,11 @@ unsafe fn finish_as<S: Simd<Real: Base>, const IS_SMOOTHED: bool>(
                 load_wide(s, &mut state.excluded_sum_loss, at),
             )
         };
+        let lost = match S::Real::HAS_TABLE {
+            true => s.widen(zero),
+            // SAFETY: as above.
+            false => unsafe { load_wide(s, &mut state.factor, at) },
+        };
         let ignored = s.less(class, zero);
         let own = s.widen(s.select(ignored, zero, one));
         let exp = Exp2::<S, ByExponent>::lanes(s, zero, s.sub(zero, shift));
@@ -311,7 +329,11 @@ unsafe fn finish_as<S: Simd<Real: Base>, const IS_SMOOTHED: bool>(
             let (sum, own) = (sum.as_ref()[i], own.as_ref()[i]);
             let kept = d.less(splat(0.0), own);
             let bits = |mask| d.bits(mask) << (i * <S::Wide as Simd>::LANES);
-            let row = row::<S>(s, sum, d.select(kept, unit.as_ref()[i], splat(1.0)), own);
+            let unit = d.select(kept, unit.as_ref()[i], splat(1.0));
+            let row = match S::Real::HAS_TABLE {
+                true => row::<S>(s, sum, unit, own),
+                false => wide_row::<S>(s, sum, lost.as_ref()[i], unit, own),
+            };
             let within = d.both(d.less(splat(SUMS.start), sum), d.less(sum, splat(SUMS.end)));
             let total = d.less(d.mul(splat(SMALLEST_SUM), row.unit), row.total);
             let mut holds = d.both(within, total);
@@ -344,6 +366,13 @@ unsafe fn finish_as<S: Simd<Real: Base>, const IS_SMOOTHED: bool>(
             }
             if wanted.lse {
                 lse.as_mut()[i] = d.add(d.select(kept, x_y.as_ref()[i], center), row.loss);
+                if !S::Real::HAS_TABLE {
+                    // Where the others prevail, that sum may cancel.
+                    let all = d.add(sum, d.add(lost.as_ref()[i], d.div(own, unit)));
+                    let by_shift = real::ln_scaled(d, shift.as_ref()[i], all);
+                    let prevails = d.less(row.others, own);
+                    lse.as_mut()[i] = d.select(prevails, lse.as_ref()[i], by_shift);
+                }
             }
             if let Some(scale) = wanted.gradient {
                 let mut scale = splat(scale);
@@ -448,7 +477,8 @@ struct Row<V> {
     others: V,
 }
 
-/// From the sum over the other classes, `2^-t_y`, and `own`: 1, or 0 for rows without a class of their own.
+/// From the sum over the other classes, `2^-t_y`, and `own`: 1, or 0 for rows without a class of their own. The relative
+/// error of the loss is below 2e-8.
 #[inline(always)]
 fn row<S: Simd<Real: Base>>(
     s: S,
@@ -459,22 +489,45 @@ fn row<S: Simd<Real: Base>>(
     let d = s.wide();
     let splat = |x: f64| d.splat(x);
     let one = splat(1.0);
-    let (mut q, mut unit) = (d.mul(sum, unit), unit);
-    if S::Real::HAS_TABLE {
-        let (exponent, _) = d.split(q);
-        let by = d.mul(exponent, splat(S::Real::EXCESS * LN_2));
-        (q, unit) = (d.mul_add(q, by, q), d.mul_add(unit, by, unit));
-    }
+    let q = d.mul(sum, unit);
+    let (exponent, _) = d.split(q);
+    let by = d.mul(exponent, splat(S::Real::EXCESS * LN_2));
+    let (q, unit) = (d.mul_add(q, by, q), d.mul_add(unit, by, unit));
     let w = d.add(own, q);
     let lost = d.select(d.less(q, own), d.sub(q, d.sub(w, own)), splat(0.0));
     let (k, m) = d.split(w);
     let above = d.add(m, one);
     let inverse = d.div(one, d.mul(m, above));
     let u = d.mul(d.sub(m, one), d.mul(m, inverse));
-    let ln = d.add(real::twice_atanh(d, u, S::Real::ATANH_TERMS), lost);
+    let ln = d.add(real::twice_atanh(d, u), lost);
     let loss = d.mul_add(k, splat(LN_2), ln);
     let power = d.scale((), d.sub(splat(f64::MAGIC), k));
     Row { total: w, loss, inverse: d.mul(d.mul(above, inverse), power), unit, others: q }
+}
+
+/// The same for lanes of f64, from a sum and what it has lost. What the roundings of q and w lose goes into the logarithm,
+/// which has a division of its own: the relative error of the loss is below 4e-16, beside that of the sum.
+#[inline(always)]
+fn wide_row<S: Simd<Real: Base>>(
+    s: S,
+    sum: WideVector<S>,
+    lost: WideVector<S>,
+    unit: WideVector<S>,
+    own: WideVector<S>,
+) -> Row<WideVector<S>> {
+    let d = s.wide();
+    let q = d.mul(sum, unit);
+    let (exponent, _) = d.split(q);
+    let by = d.mul(exponent, d.splat(S::Real::EXCESS * LN_2));
+    let low = d.mul_add(q, by, d.mul_add(lost, unit, d.mul_sub(sum, unit, q)));
+    let (rounded, lost) = real::sum(d, own, q);
+    let lost = d.add(lost, low);
+    let w = d.add(rounded, lost);
+    let lost = d.sub(lost, d.sub(w, rounded));
+    let inverse = d.div(d.splat(1.0), w);
+    let loss = d.mul_add(lost, inverse, real::ln(d, w));
+    let unit = d.mul_add(unit, by, unit);
+    Row { total: w, loss, inverse, unit, others: d.add(q, low) }
 }
 
 #[cfg(test)]
@@ -488,10 +541,11 @@ mod tests {
     /// Some lanes, and what the arithmetic makes of them.
     #[derive(Clone, Copy, Debug)]
     struct Lanes {
-        class: [f32; COUNT],
-        shift: [f32; COUNT],
-        x_y: [f32; COUNT],
+        class: [f64; COUNT],
+        shift: [f64; COUNT],
+        x_y: [f64; COUNT],
         sum: [f64; COUNT],
+        lost: [f64; COUNT],
         dot: [f64; COUNT],
         own: [f64; COUNT],
         smoothing: Option<Smoothing>,
@@ -503,20 +557,21 @@ mod tests {
             shift: [0.0; COUNT],
             x_y: [0.0; COUNT],
             sum: [0.0; COUNT],
+            lost: [0.0; COUNT],
             dot: [0.0; COUNT],
             own: [1.0; COUNT],
             smoothing: None,
         };
 
-        /// Numbers all over the domain.
-        fn spread(step: u32) -> Lanes {
+        /// Numbers all over the domain, with logits that `round` gives.
+        fn spread(step: u32, round: fn(f64) -> f64) -> Lanes {
             let mut of = Lanes::NONE;
             for lane in 0..COUNT {
                 let n = f64::from(step * COUNT as u32 + lane as u32);
                 let part = |by: f64| (n * by).fract();
-                of.shift[lane] = (part(0.754_877_666) * 2000.0 - 1000.0).round() as f32;
+                of.shift[lane] = (part(0.754_877_666) * 2000.0 - 1000.0).round();
                 let t = (part(0.569_840_29) * 2.0 - 1.0) * 79.0 * f64::from(step % 5) / 4.0;
-                of.x_y[lane] = ((f64::from(of.shift[lane]) + t) / std::f64::consts::LOG2_E) as f32;
+                of.x_y[lane] = round((of.shift[lane] + t) / std::f64::consts::LOG2_E);
                 of.sum[lane] =
                     (part(0.324_717_957) * 160.0 - 80.0).exp2() * (1.0 + part(0.618_033_988));
             }
@@ -528,18 +583,26 @@ mod tests {
     struct Finished {
         loss: [f64; COUNT],
         lse: [f64; COUNT],
-        factor: [f32; COUNT],
-        entry: [f32; COUNT],
-        bias: [f32; COUNT],
+        factor: [f64; COUNT],
+        entry: [f64; COUNT],
+        bias: [f64; COUNT],
         good: u64,
     }
 
     on_isa! {
+        /// In lanes of f32.
         fn finished(of: &Lanes) -> Finished = |s| all(s, of);
+        /// In lanes of f64.
+        fn wide_finished(of: &Lanes) -> Finished = |s| all(s.wide(), of);
+    }
+
+    /// A logit of an f32.
+    fn narrow(x: f64) -> f64 {
+        f64::from(x as f32)
     }
 
     #[inline(always)]
-    fn all<S: Simd<Real = f32>>(s: S, of: &Lanes) -> Finished {
+    fn all<S: Simd<Real: Base>>(s: S, of: &Lanes) -> Finished {
         let mut state = OrdinaryState::new();
         let wanted = Wanted {
             has_weights: of.smoothing.is_some(),
@@ -551,9 +614,18 @@ mod tests {
         // SAFETY: the lanes are set for whole registers of any set; what is read is set by `finish`. The processor has
         // the set of `s` (`on_isa`).
         unsafe {
-            lanes::<[f32; COUNT], _>(&mut state.class, 0).write(of.class);
-            lanes::<[f32; COUNT], _>(&mut state.shift, 0).write(of.shift);
-            lanes::<[f32; COUNT], _>(&mut state.x_y, 0).write(of.x_y);
+            let put = |to: &mut NarrowScratch, at: usize, of: &[f64; COUNT]| {
+                lanes::<S::Real, _>(to, at)
+                    .cast::<[S::Real; COUNT]>()
+                    .write(of.map(S::Real::from_f64));
+            };
+            let take = |from: &mut NarrowScratch, at: usize| {
+                lanes::<S::Real, _>(from, at).cast::<[S::Real; COUNT]>().read().map(S::Real::to_f64)
+            };
+            put(&mut state.class, 0, &of.class);
+            put(&mut state.shift, 0, &of.shift);
+            put(&mut state.x_y, 0, &of.x_y);
+            put(&mut state.factor, 0, &of.lost);
             lanes::<[f64; COUNT], _>(&mut state.excluded_sum_loss, 0).write(of.sum);
             lanes::<[f64; COUNT], _>(&mut state.weight_then_lse, 0).write([1.0; COUNT]);
             lanes::<f64, _>(&mut state.weight_then_lse, SMOOTHED)
@@ -561,14 +633,15 @@ mod tests {
                 .write(of.own);
             lanes::<[f64; COUNT], _>(&mut state.grad_output, 0).write([1.0; COUNT]);
             lanes::<f64, _>(&mut state.grad_output, SMOOTHED).cast::<[f64; COUNT]>().write(of.dot);
-            lanes::<f32, _>(&mut state.entry, SMOOTHED).cast::<[f32; COUNT]>().write([0.0; COUNT]);
+            let bias_at = if S::Real::HAS_TABLE { SMOOTHED } else { COUNT };
+            put(&mut state.entry, bias_at, &[0.0; COUNT]);
             finish(s, COUNT, &mut state, &wanted);
             Finished {
                 loss: lanes::<[f64; COUNT], _>(&mut state.excluded_sum_loss, 0).read(),
                 lse: lanes::<[f64; COUNT], _>(&mut state.weight_then_lse, 0).read(),
-                factor: lanes::<[f32; COUNT], _>(&mut state.factor, 0).read(),
-                entry: lanes::<[f32; COUNT], _>(&mut state.entry, 0).read(),
-                bias: lanes::<f32, _>(&mut state.entry, SMOOTHED).cast::<[f32; COUNT]>().read(),
+                factor: take(&mut state.factor, 0),
+                entry: take(&mut state.entry, 0),
+                bias: take(&mut state.entry, bias_at),
                 good: state.good[0],
             }
         }
@@ -580,7 +653,7 @@ mod tests {
     fn ordinary_rows_are_accurate() {
         let mut worst = [0f64; 4];
         for step in 0..4000u32 {
-            let mut of = Lanes::spread(step);
+            let mut of = Lanes::spread(step, narrow);
             if step % 9 == 0 {
                 of.class = [-1.0; COUNT];
             }
@@ -588,9 +661,9 @@ mod tests {
                 let got = finished(isa, &of);
                 for lane in 0..COUNT {
                     let ignored = of.class[lane] < 0.0;
-                    let shift = Dd::from(f64::from(of.shift[lane]));
+                    let shift = Dd::from(of.shift[lane]);
                     let l = Dd::from(f64::from(f32::L));
-                    let t = Dd::from(f64::from(of.x_y[lane])) * l - shift;
+                    let t = Dd::from(of.x_y[lane]) * l - shift;
                     let total = of.sum[lane] + if ignored { 0.0 } else { t.hi.exp2() };
                     let good = (t.hi.abs() < EXPONENT || ignored) && total > SMALLEST_SUM;
                     assert!(got.good >> lane & 1 == u64::from(good), "{total:e}, {t:?}");
@@ -610,7 +683,7 @@ mod tests {
                     let lse = if ignored {
                         shift * Dd::from(f32::INVERSE.0) + ln_q
                     } else {
-                        Dd::from(f64::from(of.x_y[lane])) + ln_w
+                        Dd::from(of.x_y[lane]) + ln_w
                     };
                     worst[1] = worst[1].max(
                         (lse.hi - got.lse[lane]).abs() / (1.0 + lse.hi.abs() * 2f64.powi(-26)),
@@ -627,12 +700,11 @@ mod tests {
                     if one_minus_p < 1e-37 {
                         continue;
                     }
-                    worst[2] =
-                        worst[2].max((f64::from(-got.entry[lane]) / one_minus_p - 1.0).abs());
+                    worst[2] = worst[2].max((-got.entry[lane] / one_minus_p - 1.0).abs());
                     // p of a class is its power of b, beside x_y one of e.
                     let unit = (Dd::from(0.0) - t * Dd::from(f32::INVERSE.0)).exp();
                     let factor = unit.0.scaled(unit.1) / w;
-                    worst[3] = worst[3].max((f64::from(got.factor[lane]) / factor.hi - 1.0).abs());
+                    worst[3] = worst[3].max((got.factor[lane] / factor.hi - 1.0).abs());
                 }
             }
         }
@@ -646,6 +718,67 @@ mod tests {
         assert!(worst[2] < f32_ulp + 2e-8 && worst[3] < f32_ulp + 1.5e-6, "{worst:?}");
     }
 
+    /// The same in lanes of f64: errors of a few roundings, whatever the sums have lost.
+    #[test]
+    fn ordinary_rows_of_f64_are_accurate() {
+        let mut worst = [0f64; 4];
+        for step in 0..4000u32 {
+            let mut of = Lanes::spread(step, |x| x);
+            if step % 9 == 0 {
+                of.class = [-1.0; COUNT];
+            }
+            for (lane, sum) in of.sum.iter().enumerate() {
+                of.lost[lane] = sum * f64::EPSILON * (f64::from(step % 7) - 3.0);
+            }
+            for isa in available() {
+                let got = wide_finished(isa, &of);
+                for lane in 0..COUNT {
+                    let t = Dd::product(of.x_y[lane], f64::L) - Dd::from(of.shift[lane]);
+                    let ignored = of.class[lane] < 0.0;
+                    let total = of.sum[lane] + if ignored { 0.0 } else { t.hi.exp2() };
+                    let good = (t.hi.abs() < EXPONENT || ignored) && total > SMALLEST_SUM;
+                    assert!(got.good >> lane & 1 == u64::from(good), "{t:?}");
+                    if !good {
+                        continue;
+                    }
+                    let inverse = Dd { hi: f64::INVERSE.0, lo: f64::INVERSE.1 };
+                    let unit = ((Dd::from(0.0) - t) * inverse).exp();
+                    let unit = unit.0.scaled(unit.1);
+                    // The sum is one of powers of b.
+                    let sum = Dd::sum(of.sum[lane], of.lost[lane]);
+                    let off = |got: f64, want: Dd| want.error(got).abs();
+                    let of_lse =
+                        |lse: Dd| (lse - Dd::from(got.lse[lane])).hi.abs() / lse.hi.abs().max(1.0);
+                    if ignored {
+                        let log2 = Dd::from(of.shift[lane]) + Dd::log2(sum.hi);
+                        worst[1] = worst[1].max(of_lse(log2 * inverse + Dd::from(sum.lo / sum.hi)));
+                        continue;
+                    }
+                    let ln_q = (Dd::log2(sum.hi) - t) * inverse;
+                    let (m, k) = ln_q.exp();
+                    let q = m.scaled(k) * Dd::from(1.0 + sum.lo / sum.hi);
+                    let w = q + Dd::from(1.0);
+                    let ln_w = match q.hi {
+                        x if x < 1.0 => Dd::ln_1p(x) + Dd::from(q.lo / w.hi),
+                        _ => Dd::log2(w.hi) * Dd::LN_2 + Dd::from(w.lo / w.hi),
+                    };
+                    let lse = Dd::from(of.x_y[lane]) + ln_w;
+                    worst[0] = worst[0].max(off(got.loss[lane], ln_w));
+                    worst[1] = worst[1].max(of_lse(lse));
+                    worst[2] = worst[2].max(off(-got.entry[lane], q / w));
+                    worst[3] = worst[3].max(off(got.factor[lane], unit / w));
+                }
+            }
+        }
+        println!(
+            "loss {:.2e} lse {:.2e} entry {:.2e} factor {:.2e}",
+            worst[0], worst[1], worst[2], worst[3]
+        );
+        // A factor is one for powers of b, the unit one of e.
+        assert!(worst[0] < 4e-16 && worst[1] < 8e-16, "{worst:?}");
+        assert!(worst[2] < 5e-16 && worst[3] < 2e-15, "{worst:?}");
+    }
+
     /// The same for smoothed rows. The error of a loss has grown by as much as its terms cancel, that of an entry is
     /// relative to its larger term.
     #[test]
@@ -653,18 +786,18 @@ mod tests {
         let mut worst = [0f64; 3];
         let mut seen = [0; 2];
         for step in 0..4000u32 {
-            let mut of = Lanes::spread(step);
+            let mut of = Lanes::spread(step, narrow);
             let plain = finished(available()[0], &of);
             let epsilon = [0.1, 0.4, 1.0][step as usize % 3];
             let smoothing = Smoothing { keep: 1.0 - epsilon, share: epsilon / 50.0, total: 40.0 };
             of.smoothing = Some(smoothing);
-            let center = |lane: usize| f64::from(of.shift[lane]) * f32::INVERSE.0;
+            let center = |lane: usize| of.shift[lane] * f32::INVERSE.0;
             let mut spread = [0.0; COUNT];
             for (lane, spread) in spread.iter_mut().enumerate() {
                 let part = (f64::from(step * COUNT as u32 + lane as u32) * 0.445_041_868).fract();
                 of.own[lane] = 2.0 * part;
                 *spread = 40.0 * 20f64.powf(part * 4.0 - 2.0);
-                let top = plain.loss[lane] + (f64::from(of.x_y[lane]) - center(lane));
+                let top = plain.loss[lane] + (of.x_y[lane] - center(lane));
                 of.dot[lane] = 40.0 * top - *spread;
             }
             for isa in available() {
@@ -686,7 +819,7 @@ mod tests {
                     }
                     seen[0] += 1;
                     assert_eq!(got.good >> lane & 1, 1, "{cancelled} {want}");
-                    let distance = f64::from(of.x_y[lane]) - center(lane);
+                    let distance = of.x_y[lane] - center(lane);
                     let rounded = 40.0 * (nll + distance.abs()) * f64::EPSILON * 8.0;
                     let off = ((got.loss[lane] - want).abs() - smoothing.share * rounded).max(0.0);
                     worst[0] = worst[0].max(off / want);
@@ -694,13 +827,13 @@ mod tests {
                     let up = smoothing.share * (40.0 - own) * p;
                     let down = (target + smoothing.share * own) * one_minus_p;
                     if down > 1e-37 && up > 1e-37 {
-                        let off = (f64::from(got.entry[lane]) - (up - down)).abs();
+                        let off = (got.entry[lane] - (up - down)).abs();
                         worst[1] = worst[1].max(off / up.max(down));
                     }
-                    assert_eq!(got.bias[lane], smoothing.share as f32);
+                    assert_eq!(got.bias[lane], narrow(smoothing.share));
                     let mass = target + smoothing.share * 40.0;
                     if plain.factor[lane] > 1e-37 {
-                        let ratio = f64::from(got.factor[lane]) / f64::from(plain.factor[lane]);
+                        let ratio = got.factor[lane] / plain.factor[lane];
                         worst[2] = worst[2].max((ratio / mass - 1.0).abs());
                     }
                 }
@@ -730,9 +863,9 @@ mod tests {
             |of, i| of.sum[i] = SUMS.end,
             |of, i| of.sum[i] = f64::INFINITY,
             |of, i| of.sum[i] = f64::NAN,
-            |of, i| of.x_y[i] = f32::NAN,
-            |of, i| of.x_y[i] = f32::INFINITY,
-            |of, i| of.x_y[i] = f32::NEG_INFINITY,
+            |of, i| of.x_y[i] = f64::NAN,
+            |of, i| of.x_y[i] = f64::INFINITY,
+            |of, i| of.x_y[i] = f64::NEG_INFINITY,
             |of, i| of.x_y[i] = 60.0,
         ];
         for isa in available() {

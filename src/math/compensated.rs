@@ -43,6 +43,12 @@ impl CompensatedSum {
         self.error *= by;
     }
 
+    /// The rounded sum, and what it has lost.
+    #[inline(always)]
+    pub fn parts(self) -> (f64, f64) {
+        (self.sum, self.error)
+    }
+
     /// Whether the sum is neither infinite nor NaN.
     #[inline(always)]
     pub fn is_finite(self) -> bool {

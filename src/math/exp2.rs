@@ -77,8 +77,6 @@ pub trait Base: Real {
     /// keeps the ulp of `MAGIC`. It leaves room for the term that [`Exp2::base_e`] adds to f,
     /// which is proportional to x, so that f stays in the range of the polynomial.
     const MAX_SHIFT: f64;
-    /// Terms of a logarithm that leave an error far below that of the lanes.
-    const ATANH_TERMS: usize;
     /// The coefficients of `f^0, f^1, f^2, …` in `2^f` on [-1/2, 1/2], or with a table in `1 - C·2^f`
     /// on [-1/16, 1/16].
     const POLY: &'static [Self];
@@ -97,7 +95,6 @@ impl Base for f32 {
     const EXCESS: f64 = 1.334_975_834_983_818_4e-8;
     const BIAS: f32 = 127.0;
     const MAX_SHIFT: f64 = 65_536.0;
-    const ATANH_TERMS: usize = 4;
     // Minimax in relative error (Lawson's iteration). Each coefficient was then varied by a few ulps
     // for the least error of `e` over all arguments. The relative error of the polynomial is 1.9e-8.
     const POLY: &'static [f32] = &[-0.002_567_589_3, -0.694_926_9, -0.240_881_01, -0.055_642_266];
@@ -137,7 +134,6 @@ impl Base for f64 {
     const EXCESS: f64 = 1.410_920_060_305_223_7e-17;
     const BIAS: f64 = 1023.0;
     const MAX_SHIFT: f64 = 562_949_953_421_312.0;
-    const ATANH_TERMS: usize = 11;
     // `(2^f - 1)/f` interpolated at 11 Chebyshev nodes, in 60 digits. With rounded coefficients, the
     // relative error of the polynomial is 2.0e-17.
     const POLY: &'static [f64] = &[

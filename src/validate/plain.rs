@@ -1,8 +1,8 @@
 //! Calls over a few rows with two options at most, recognised and checked in a few instructions.
 //!
 //! The checks of a general call, and its plan, take several times as long as the arithmetic of ten classes.
-//! A *plain* call has packed f32 logits, packed class indices, no option but label smoothing and packed f32 class
-//! weights, and no result but the loss and the gradient. A surface recognises it from what its caller handed over;
+//! A *plain* call has packed logits of f32 or f64, packed class indices, no option but, beside f32, label smoothing and
+//! packed f32 class weights, and no result but the loss and the gradient. A surface recognises it from what its caller handed over;
 //! whatever is not plain, or has a fault, takes the general way, which names the fault.
 
 use crate::codes::*;
@@ -10,7 +10,7 @@ use crate::plan::Plain;
 use crate::strategy;
 use crate::validate::cross_entropy::Problem;
 use crate::validate::operand::Operand;
-use crate::view::IntegerType;
+use crate::view::{ElementType, FloatType, IntegerType};
 
 /// Whether strides say that `[rows, classes]` is packed.
 #[inline(always)]
@@ -30,6 +30,16 @@ pub(crate) fn may_be_weights(data: *const u8, dtype: u32, strides: &[i64; 3]) ->
     data.is_null() || (dtype == XENT_F32 && (*strides == [0, 1, 0] || *strides == [0; 3]))
 }
 
+/// The type of logits that a plain call has.
+#[inline(always)]
+pub(crate) fn logit_type(dtype: u32) -> Option<FloatType> {
+    match dtype {
+        XENT_F32 => Some(FloatType::F32),
+        XENT_F64 => Some(FloatType::F64),
+        _ => None,
+    }
+}
+
 /// The type of class indices that a plain call has.
 #[inline(always)]
 pub(crate) fn target_type(dtype: u32) -> Option<IntegerType> {
@@ -44,19 +54,23 @@ pub(crate) fn target_type(dtype: u32) -> Option<IntegerType> {
 /// has to be.
 #[inline(always)]
 pub(crate) fn is_valid(call: &Plain) -> bool {
-    let (rows, classes) = (call.rows, call.classes);
-    if !strategy::is_small(rows, classes, !call.gradient.is_null()) {
+    let (rows, classes, size) = (call.rows, call.classes, call.dtype.size());
+    if !strategy::is_small(rows, classes, size, !call.gradient.is_null()) {
+        return false;
+    }
+    let has_options = !call.class_weights.is_null() || call.label_smoothing != 0.0;
+    if has_options && call.dtype != FloatType::F32 {
         return false;
     }
     let target = if call.target_type == IntegerType::I64 { 8 } else { 4 };
-    let logits = (call.logits as usize, 4 * rows * classes);
+    let logits = (call.logits as usize, size * rows * classes);
     let targets = (call.targets as usize, target * rows);
     let loss = (call.loss as usize, 8);
     let apart = |a: (usize, usize), b: (usize, usize)| {
         a.0.wrapping_sub(b.0) >= b.1 && b.0.wrapping_sub(a.0) >= a.1
     };
     let is_at = |of: (usize, usize), size: usize| of.0 != 0 && of.0.is_multiple_of(size);
-    let mut valid = is_at(logits, 4) & is_at(targets, target) & is_at(loss, 8);
+    let mut valid = is_at(logits, size) & is_at(targets, target) & is_at(loss, 8);
     valid &= apart(loss, logits) & apart(loss, targets);
     let weights = (call.class_weights as usize, 4 * classes);
     if weights.0 != 0 {
@@ -64,7 +78,7 @@ pub(crate) fn is_valid(call: &Plain) -> bool {
     }
     if !call.gradient.is_null() {
         let gradient = (call.gradient as usize, logits.1);
-        valid &= is_at(gradient, 4) & call.scale.is_finite();
+        valid &= is_at(gradient, size) & call.scale.is_finite();
         valid &= (gradient == logits) | apart(gradient, logits);
         valid &= apart(gradient, targets) & apart(gradient, loss);
         valid &= weights.0 == 0 || apart(gradient, weights);
@@ -141,7 +155,7 @@ pub(crate) fn recognise(
         entropy_bonus,
     } = problem;
     let (rows, classes, reduction) = (*rows, *classes, *reduction);
-    let target_type = target_type(targets.dtype)?;
+    let (dtype, target_type) = (logit_type(logits.dtype)?, target_type(targets.dtype)?);
     let absent = |operand: &Operand| operand.data.is_null();
     let is_readable = |operand: &Operand, count: usize| {
         operand.may_be_packed() & !operand.is_uninit & (operand.available >= count)
@@ -164,7 +178,6 @@ pub(crate) fn recognise(
         & absent(row_weights)
         & absent(row_mask)
         & absent(target_classes)
-        & (logits.dtype == XENT_F32)
         & is_packed(&logits.strides, classes)
         & is_packed_rows(&targets.strides)
         & is_readable(logits, rows.saturating_mul(classes))
@@ -173,7 +186,7 @@ pub(crate) fn recognise(
     let (mut to, mut scale) = (std::ptr::null_mut(), 1.0);
     if let Some((output, by, gradient)) = gradient {
         let is_plain = absent(output)
-            & (gradient.dtype == XENT_F32)
+            & (gradient.dtype == logits.dtype)
             & is_packed(&gradient.strides, classes)
             & gradient.may_be_packed()
             & (gradient.available >= rows.saturating_mul(classes))
@@ -186,6 +199,7 @@ pub(crate) fn recognise(
     plain.then_some(Plain {
         rows,
         classes,
+        dtype,
         logits: logits.data,
         targets: targets.data,
         target_type,

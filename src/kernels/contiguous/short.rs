@@ -58,26 +58,33 @@ impl ShortRows {
     }
 }
 
-/// Lanes of a block: of f32, on every set.
+/// Lanes of a block at most: of f32, on every set.
 const BLOCK: usize = 64;
 
-/// The number of each lane of a block, in the lanes' own type.
-static NUMBERS: [f32; BLOCK] = {
-    let (mut numbers, mut i) = ([0.0; BLOCK], 0);
-    while i < numbers.len() {
-        numbers[i] = i as f32;
-        i += 1;
-    }
-    numbers
-};
+/// The number of each lane of a block, in a type of lanes.
+macro_rules! numbers {
+    ($real:ty) => {{
+        let (mut numbers, mut i) = ([0.0; BLOCK], 0);
+        while i < numbers.len() {
+            numbers[i] = i as $real;
+            i += 1;
+        }
+        numbers
+    }};
+}
+static NUMBERS: ([f32; BLOCK], [f64; BLOCK]) = (numbers!(f32), numbers!(f64));
 
 /// The numbers of a register of lanes of a block, from `lane` on.
 #[inline(always)]
 fn numbers<S: Simd<Real: Base>>(s: S, lane: usize) -> S::Vector {
-    debug_assert!(S::Real::HAS_TABLE && lane + S::LANES <= BLOCK);
-    // SAFETY: lanes with a table are of f32 (`Base`), and those from `lane` on are lanes of a block, which has no more
-    // than 64.
-    unsafe { s.load(NUMBERS.as_ptr().cast::<S::Real>().wrapping_add(lane)) }
+    debug_assert!(lane + S::LANES <= BLOCK);
+    let of: *const S::Real = match S::Real::HAS_TABLE {
+        true => NUMBERS.0.as_ptr().cast(),
+        false => NUMBERS.1.as_ptr().cast(),
+    };
+    // SAFETY: lanes with a table are of f32, and the others of f64 (`Base`); those from `lane` on are lanes of a block,
+    // which has no more than 64.
+    unsafe { s.load(of.wrapping_add(lane)) }
 }
 
 /// Where a row's excluded class is, counted from class `at`, in every lane; below 0 or past the block if it is
@@ -99,10 +106,6 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     rows: &ShortRows,
     state: &mut OrdinaryState,
 ) {
-    if !S::Real::HAS_TABLE {
-        // Ordinary rows have lanes of f32 (`strategy::has_ordinary_rows`).
-        return;
-    }
     // SAFETY: this function's own # Safety; `shifts` goes before the sums of each row.
     unsafe {
         shifts::<S, E>(s, rows, state);
@@ -172,6 +175,9 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(
             s.store(lanes(&mut state.shift, at), shift);
             // The arithmetic of the rows reads whole registers.
             store_wide(s, &mut state.excluded_sum_loss, at, s.widen(zero));
+            if !S::Real::HAS_TABLE {
+                store_wide(s, &mut state.factor, at, s.widen(zero));
+            }
         }
     }
 }
@@ -292,13 +298,10 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
     state: &mut OrdinaryState,
     to: &ShortGradient,
 ) {
-    if !S::Real::HAS_TABLE {
-        // Ordinary rows have lanes of f32 (`strategy::has_ordinary_rows`).
-        return;
-    }
     // SAFETY: this function's own # Safety.
     unsafe {
-        if to.is_smoothed {
+        // Smoothed rows have lanes of f32 (`Loss::has_ordinary_rows`).
+        if to.is_smoothed && S::Real::HAS_TABLE {
             gradient_as::<S, G, true>(s, rows, state, to);
         } else {
             gradient_as::<S, G, false>(s, rows, state, to);

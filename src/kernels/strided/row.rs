@@ -7,6 +7,7 @@
 use super::strip::GROUP;
 use crate::element::Element;
 use crate::kernels::ordinary::{OrdinaryState, SMOOTHED, lanes, weights};
+use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::{Base, ByExponent, Clamped, Exp2, Shift};
 use crate::simd::{Real, Simd, up_to};
 
@@ -50,8 +51,8 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     row: &StripRow,
     state: &mut OrdinaryState,
 ) {
-    if !S::Real::HAS_TABLE || !E::NATIVE {
-        // Small calls have logits of f32 (validate/plain.rs).
+    if !E::NATIVE {
+        // Small calls have logits of the lanes' type (validate/plain.rs).
         return;
     }
     let (x, exps) = (row.x.cast::<E>(), row.exps.cast::<S::Real>());
@@ -98,17 +99,26 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
             x_y = logit(excluded as usize);
             *exps.wrapping_add(excluded as usize) = S::Real::ZERO;
         }
-        let mut sum = 0.0;
+        let (mut sum, mut exact) = (0.0, CompensatedSum::ZERO);
+        let mut add = |group: S::Real| match S::Real::HAS_TABLE {
+            true => sum += group.to_f64(),
+            false => exact.add(group.to_f64()),
+        };
         let whole = classes - classes % GROUP;
         for c in (0..whole).step_by(GROUP) {
             let e = |j: usize| *exps.wrapping_add(c + j);
-            sum += e(0).plus(e(1)).plus(e(2).plus(e(3))).to_f64();
+            add(e(0).plus(e(1)).plus(e(2).plus(e(3))));
         }
         if whole < classes {
             let e = |j: usize| {
                 if whole + j < classes { *exps.wrapping_add(whole + j) } else { S::Real::ZERO }
             };
-            sum += e(0).plus(e(1)).plus(e(2)).to_f64();
+            add(e(0).plus(e(1)).plus(e(2)));
+        }
+        if !S::Real::HAS_TABLE {
+            let lost;
+            (sum, lost) = exact.parts();
+            *lanes(&mut state.factor, row.lane) = lost;
         }
         *lanes(&mut state.class, row.lane) = S::Real::from_f64(excluded);
         *lanes(&mut state.shift, row.lane) = shift;
@@ -129,8 +139,8 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
     state: &mut OrdinaryState,
     to: *mut u8,
 ) {
-    if !S::Real::HAS_TABLE || !G::NATIVE {
-        // Small calls have gradients of f32 (validate/plain.rs).
+    if !G::NATIVE {
+        // Small calls have gradients of the lanes' type (validate/plain.rs).
         return;
     }
     let (g, exps) = (to.cast::<G>(), row.exps.cast::<S::Real>());

@@ -7,7 +7,7 @@
 //! sum += (2^t_0 + 2^t_1) + (2^t_2 + 2^t_3)     the group in the lanes' own type, the sum in f64
 //! ```
 //!
-//! The sum excludes the target's class, and the exponentials are kept for the gradient where there is room. With label
+//! In lanes of f64, the sum keeps what it loses beside it. The sum excludes the target's class, and the exponentials are kept for the gradient where there is room. With label
 //! smoothing, `Σ w_c·(x_c - center)` is added up before, class by class.
 //! Where the shift turns out to be a bad one, the sum is out of the range that [`ordinary`] takes, and the
 //! driver computes the lane again, as a [tile](super::tile) that looks for the maximum first. Every
@@ -18,6 +18,7 @@
 use crate::element::Element;
 use crate::kernels::ordinary::{OrdinaryState, SMOOTHED, WORDS, lanes, load_wide, store_wide};
 use crate::math::exp2::{Base, ByExponent, Clamped, Exp2};
+use crate::math::real;
 use crate::simd::{Real, Simd, up_to};
 
 /// Classes that are summed in the lanes' own type.
@@ -89,24 +90,27 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     strip: &Strip,
     state: &mut OrdinaryState,
 ) {
-    if !S::Real::HAS_TABLE {
-        // Ordinary rows have lanes of f32 (`strategy::has_ordinary_rows`).
-        return;
-    }
     // SAFETY: this function's own # Safety; groups end with the last class.
     unsafe {
         if strip.first == 0 {
             shifts::<S, E>(s, strip, state);
         }
         let mut class = 0;
+        if !S::FUSED {
+            while class < strip.classes {
+                group::<S, E>(s, strip, state, class, GROUP.min(strip.classes - class));
+                class += GROUP;
+            }
+            return;
+        }
         while class + GROUP <= strip.classes {
-            group::<S, E, GROUP>(s, strip, state, class);
+            group::<S, E>(s, strip, state, class, GROUP);
             class += GROUP;
         }
         match strip.classes - class {
-            1 => group::<S, E, 1>(s, strip, state, class),
-            2 => group::<S, E, 2>(s, strip, state, class),
-            3 => group::<S, E, 3>(s, strip, state, class),
+            1 => group::<S, E>(s, strip, state, class, 1),
+            2 => group::<S, E>(s, strip, state, class, 2),
+            3 => group::<S, E>(s, strip, state, class, 3),
             _ => {}
         }
     }
@@ -179,6 +183,9 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(
             s.store(lanes(&mut state.shift, at), shift);
             s.store(lanes(&mut state.x_y, at), zero);
             store_wide(s, &mut state.excluded_sum_loss, at, s.widen(zero));
+            if !S::Real::HAS_TABLE {
+                store_wide(s, &mut state.factor, at, s.widen(zero));
+            }
         }
     }
 }
@@ -196,7 +203,7 @@ pub unsafe fn dots<S: Simd<Real: Base>, E: Element<S>>(
     state: &mut OrdinaryState,
 ) {
     if !S::Real::HAS_TABLE {
-        // Ordinary rows have lanes of f32 (`strategy::has_ordinary_rows`).
+        // Smoothed rows have lanes of f32 (`Loss::has_ordinary_rows`).
         return;
     }
     let d = s.wide();
@@ -230,24 +237,25 @@ pub unsafe fn dots<S: Simd<Real: Base>, E: Element<S>>(
     }
 }
 
-/// Adds up `N` classes of the strip from `class` on, of all lanes: a group or less.
+/// Adds up `count` classes of the strip from `class` on, of all lanes: a group or less.
 ///
 /// # Safety
 /// As [`sums`]; the strip has the classes, and the shifts were chosen.
 #[inline(always)]
-unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
+unsafe fn group<S: Simd<Real: Base>, E: Element<S>>(
     s: S,
     strip: &Strip,
     state: &mut OrdinaryState,
     class: usize,
+    count: usize,
 ) {
     let splat = |x: f64| s.splat(S::Real::from_f64(x));
     let zero = s.splat(S::Real::ZERO);
     let first = splat((strip.first + class) as f64);
     let x = strip.x.cast::<E>().wrapping_offset(class as isize * strip.pitch);
     for at in (0..strip.lanes).step_by(S::LANES) {
-        let mut x_of = [zero; N];
-        for (j, x_of) in x_of.iter_mut().enumerate() {
+        let mut x_of = [zero; GROUP];
+        for (j, x_of) in x_of[..count].iter_mut().enumerate() {
             // SAFETY: the strip has the classes (# Safety), and `at` is below its lanes.
             *x_of = unsafe { logits::<S, E>(s, strip, class + j, at) };
             if strip.ahead != 0 && (at * size_of::<E>()).is_multiple_of(64) {
@@ -266,8 +274,8 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
             )
         };
         let exp = Exp2::<S, ByExponent>::lanes(s, zero, shift);
-        let mut e = [zero; N];
-        for (j, e) in e.iter_mut().enumerate() {
+        let mut e = [zero; GROUP];
+        for (j, e) in e[..count].iter_mut().enumerate() {
             let is_other = s.not_equal(s.add(first, splat(j as f64)), excluded);
             x_y = s.select(is_other, x_y, x_of[j]);
             *e = exp.value_where::<Clamped>(x_of[j], is_other);
@@ -277,9 +285,14 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
                 unsafe { s.store(strip.exps.cast::<S::Real>().wrapping_add(to), *e) };
             }
         }
-        let group = s.widen(sum_of_group(s, &e));
-        for (sum, &group) in sum.as_mut().iter_mut().zip(group.as_ref()) {
-            *sum = s.wide().add(*sum, group);
+        let group = s.widen(sum_of_group(s, &e[..count]));
+        if S::Real::HAS_TABLE {
+            for (sum, &group) in sum.as_mut().iter_mut().zip(group.as_ref()) {
+                *sum = s.wide().add(*sum, group);
+            }
+        } else {
+            // SAFETY: as the sums.
+            unsafe { add_exactly(s, state, at, &mut sum, group) };
         }
         // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and a
         // strip has no more (# Safety).
@@ -287,6 +300,32 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const N: usize>(
             store_wide(s, &mut state.excluded_sum_loss, at, sum);
             s.store(lanes(&mut state.x_y, at), x_y);
         }
+    }
+}
+
+/// Adds to the sums of a register of f64 lanes from `at` on, and what these lose to what was lost.
+///
+/// # Safety
+/// As [`sums`]; the strip has the lanes, and the shifts were chosen.
+#[inline(always)]
+unsafe fn add_exactly<S: Simd>(
+    s: S,
+    state: &mut OrdinaryState,
+    at: usize,
+    sum: &mut S::Widened,
+    group: S::Widened,
+) {
+    let d = s.wide();
+    // SAFETY: the array has room for the lanes of a strip (`OrdinaryState`), of which registers are whole parts, and
+    // `shifts` has set them (# Safety).
+    unsafe {
+        let mut error = load_wide(s, &mut state.factor, at);
+        let parts = sum.as_mut().iter_mut().zip(group.as_ref());
+        for ((sum, &group), error) in parts.zip(error.as_mut()) {
+            let (total, lost) = real::sum(d, *sum, group);
+            (*sum, *error) = (total, d.add(*error, lost));
+        }
+        store_wide(s, &mut state.factor, at, error);
     }
 }
 
@@ -369,10 +408,6 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     state: &mut OrdinaryState,
     to: &StripGradient,
 ) {
-    if !S::Real::HAS_TABLE {
-        // Ordinary rows have lanes of f32 (`strategy::has_ordinary_rows`).
-        return;
-    }
     let whole = (to.padded || strip.lanes.is_multiple_of(S::LANES)) && !to.accumulate;
     let all = |bits: &[u64; WORDS]| {
         let mut all = true;
@@ -391,13 +426,13 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     // exponentials are kept, and `Whole` for strips whose logits are whole registers too; `aligned` says whether
     // streams are.
     unsafe {
-        if strip.is_smoothed {
+        if strip.is_smoothed && S::Real::HAS_TABLE {
             if whole && !strip.exps.is_null() && S::FUSED {
                 sweep::<S, E, G, Smoothed<WholeKept>>(s, strip, state, to, stream);
             } else {
                 sweep::<S, E, G, Smoothed<Masked>>(s, strip, state, to, false);
             }
-        } else if whole && !strip.exps.is_null() {
+        } else if whole && !strip.exps.is_null() && S::FUSED {
             sweep::<S, E, G, WholeKept>(s, strip, state, to, stream);
         } else if whole && S::FUSED && strip.lanes.is_multiple_of(S::LANES) {
             sweep::<S, E, G, Whole>(s, strip, state, to, stream);
