@@ -48,6 +48,14 @@ static const shape SHAPES[] = {
     {"8192x1000", "bf16", 8192, 1000, 1},
     {"512x32000", "bf16", 512, 32000, 1},
     {"8x21x262144", "bf16", 8, 21, 262144},
+    {"1x10", "f64", 1, 10, 1},
+    {"16x10", "f64", 16, 10, 1},
+    {"65536x10", "f64", 65536, 10, 1},
+    {"8192x100", "f64", 8192, 100, 1},
+    {"8192x1000", "f64", 8192, 1000, 1},
+    {"128x32000", "f64", 128, 32000, 1},
+    {"2x21x262144", "f64", 2, 21, 262144},
+    {"16x10x16384", "f64", 16, 10, 16384},
 };
 enum { COUNT = sizeof SHAPES / sizeof *SHAPES, CALLS = 3, WORST = 10, MOST = 201, ALONE = 1 << 16 };
 static const char *const CALL_NAMES[CALLS] = {"forward", "gradient", "in-place"};
@@ -75,22 +83,26 @@ static double median(double *v, size_t n) {
   return v[n / 2];
 }
 
+/* Bytes of a logit. */
+static int bytes(const shape *of) { return !strcmp(of->dtype, "bf16") ? 2 : !strcmp(of->dtype, "f32") ? 4 : 8; }
+
 static volatile double sink;
 
 /* One call of either kind. In place, the logits change; both sides then work on what the other left, which
  * are numbers all the same. */
 static void run(const shape *of, int call, int plain, void *x, const int64_t *y, void *g, int threads) {
-  int is_bf16 = !strcmp(of->dtype, "bf16");
+  int size = bytes(of);
   void *to = call == 0 ? NULL : call == 1 ? g : x;
   if (plain) {
     /* As xent, a C programmer would wake no thread for so little. */
     if (of->rows * of->classes * of->inner < ALONE) threads = 1;
-    sink = is_bf16 ? plain_bf16(x, y, of->rows, of->classes, of->inner, to, threads)
-                   : plain_f32(x, y, of->rows, of->classes, of->inner, to, threads);
+    sink = size == 2   ? plain_bf16(x, y, of->rows, of->classes, of->inner, to, threads)
+           : size == 4 ? plain_f32(x, y, of->rows, of->classes, of->inner, to, threads)
+                       : plain_f64(x, y, of->rows, of->classes, of->inner, to, threads);
     return;
   }
   int64_t inner = (int64_t)of->inner, classes = (int64_t)of->classes;
-  xent_dtype dtype = is_bf16 ? XENT_BF16 : XENT_F32;
+  xent_dtype dtype = size == 2 ? XENT_BF16 : size == 4 ? XENT_F32 : XENT_F64;
   double loss;
   xent_problem problem = XENT_PROBLEM_INIT;
   problem.rows = of->rows, problem.classes = of->classes, problem.inner = of->inner;
@@ -131,7 +143,7 @@ int main(int argc, char **argv) {
   for (const shape *of = SHAPES; of < SHAPES + COUNT; of++) {
     if (!strstr(of->name, only)) continue;
     size_t n = of->rows * of->classes * of->inner, positions = of->rows * of->inner;
-    size_t size = n * (strcmp(of->dtype, "bf16") ? 4 : 2);
+    size_t size = n * (size_t)bytes(of);
     void *start = allocate(size), *x = allocate(size), *g = allocate(size);
     int64_t *y = allocate(positions * sizeof *y);
     uint64_t state = 88172645463325252u;
@@ -142,7 +154,9 @@ int main(int argc, char **argv) {
         sum += (float)(state >> 40) / 8388608.0f - 1.0f;
       }
       float v = 2 * sum;
-      if (size == n * 4) {
+      if (bytes(of) == 8) {
+        ((double *)start)[i] = v;
+      } else if (bytes(of) == 4) {
         ((float *)start)[i] = v;
       } else {
         uint32_t bits;

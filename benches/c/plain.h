@@ -11,4 +11,6 @@ double plain_f32(const float *x, const int64_t *y, size_t rows, size_t classes, 
                  int threads);
 double plain_bf16(const uint16_t *x, const int64_t *y, size_t rows, size_t classes, size_t inner, uint16_t *g,
                   int threads);
+double plain_f64(const double *x, const int64_t *y, size_t rows, size_t classes, size_t inner, double *g,
+                 int threads);
 #endif
