@@ -96,7 +96,7 @@ pub struct Plain {
     pub rows: usize,
     /// C
     pub classes: usize,
-    /// The type of logits and gradient: that of lanes, f32 or f64. Options go with f32 alone.
+    /// The type of logits and gradient. Options do not go with f64.
     pub dtype: FloatType,
     /// `[rows, classes]`
     pub logits: *const u8,

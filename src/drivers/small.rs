@@ -18,7 +18,7 @@ use crate::plan::Plain;
 use crate::strategy::{
     self, LARGEST_WEIGHT, SHORT_FROM, SINGLE_ROWS, STRIP_BYTES, TILE, TILE_CLASSES, exps_pitch,
 };
-use crate::view::{Axis, FloatType, Position, Span, View};
+use crate::view::{Axis, ElementType, Position, Span, View};
 use std::ptr;
 
 /// Runs a plain call, with the bits of the general way; false, with nothing written, where it has a row that
@@ -32,18 +32,18 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
     let has_options = !call.class_weights.is_null() || call.label_smoothing != 0.0;
     // SAFETY: this function's own # Safety.
     unsafe {
-        match call.dtype {
-            FloatType::F64 => run_as::<f64, false>(k, call),
-            _ if has_options => run_as::<f32, true>(k, call),
-            _ => run_as::<f32, false>(k, call),
+        match call.dtype.has_f32_lanes() {
+            false => run_as::<f64, false>(k, call),
+            true if has_options => run_as::<f32, true>(k, call),
+            true => run_as::<f32, false>(k, call),
         }
     }
 }
 
 /// # Safety
-/// As [`run`], for a call of dtype `R`; `HAS_OPTIONS`: it has class weights, or label smoothing.
+/// As [`run`], with lanes of `R`; `HAS_OPTIONS`: the call has class weights, or label smoothing.
 unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) -> bool {
-    let size = const { size_of::<R>() };
+    let (size, lane) = (call.dtype.size(), const { size_of::<R>() });
     let Plain { rows, classes, .. } = *call;
     let mut state = OrdinaryState::new();
     let mut buffer = Scratch::<{ STRIP_BYTES / 8 }>::new();
@@ -51,7 +51,7 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
         View { data: call.targets.cast_mut(), dtype: call.target_type, strides: [1, 0, 0] };
     let span = Span { first: Position::FIRST, axis: Axis::Rows, len: rows };
     let (padded, padded_row) = (ordinary::padded(rows), ordinary::padded(classes));
-    let is_short = strategy::is_short(classes, size);
+    let is_short = strategy::is_short(classes, lane);
     let one_by_one = rows <= SINGLE_ROWS;
     // SAFETY: the array has room for STRIP lanes (`OrdinaryState`), and a small call has no more than SMALL_ROWS rows
     // (validation). f64 of any bits may be in it, and `read_classes` writes them before they are read. The targets are
@@ -109,17 +109,17 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
     };
     let pieces = || (0..classes).step_by(TILE_CLASSES);
     let tile = |first: usize| Tile {
-        x: exps.wrapping_add(first * padded * size),
+        x: exps.wrapping_add(first * padded * lane),
         pitch: padded,
         lanes: rows,
         first,
         classes: TILE_CLASSES.min(classes - first),
     };
-    let row = |lane: usize| StripRow {
-        x: call.logits.wrapping_add(lane * classes * size),
+    let row = |index: usize| StripRow {
+        x: call.logits.wrapping_add(index * classes * size),
         classes,
-        lane,
-        exps: exps.wrapping_add(lane * padded_row * size),
+        lane: index,
+        exps: exps.wrapping_add(index * padded_row * lane),
         is_smoothed,
         weights,
     };
@@ -144,24 +144,24 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
         } else if one_by_one {
             // The arithmetic of the rows reads whole registers.
             for of in [&mut state.class, &mut state.shift, &mut state.x_y] {
-                of.start().write_bytes(0, padded * size);
+                of.start().write_bytes(0, padded * lane);
             }
             if !R::HAS_TABLE {
-                state.factor.start().write_bytes(0, padded * size);
+                state.factor.start().write_bytes(0, padded * lane);
             }
             let sum = state.excluded_sum_loss.start().cast::<f64>();
             sum.add(rows).write_bytes(0, padded - rows);
-            for lane in 0..rows {
-                (k.native.strip_row_sums)(&row(lane), &mut state);
+            for index in 0..rows {
+                (k.native.strip_row_sums)(&row(index), &mut state);
             }
         } else {
             for first in pieces() {
                 (k.native.gather)(&tile(first), call.logits.wrapping_add(first * size), strides);
             }
             if is_smoothed {
-                (k.native.strip_dots)(&strip, &mut state);
+                (k.converted.strip_dots)(&strip, &mut state);
             }
-            (k.native.strip_sums)(&strip, &mut state);
+            (k.converted.strip_sums)(&strip, &mut state);
         }
         (k.lanes.finish_ordinary)(rows, &mut state, &wanted);
     }
@@ -204,18 +204,18 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
             };
             (k.native_to_output.short_gradient)(&short, &mut state, &to);
         } else if has_gradient && one_by_one {
-            for lane in 0..rows {
-                let to = call.gradient.wrapping_add(lane * classes * size);
-                (k.native_to_output.strip_row_gradient)(&row(lane), &mut state, to);
+            for index in 0..rows {
+                let to = call.gradient.wrapping_add(index * classes * size);
+                (k.native_to_output.strip_row_gradient)(&row(index), &mut state, to);
             }
         } else if has_gradient {
             let (g, pitch, writes) = (exps, padded as isize, [!0; ordinary::WORDS]);
             let (accumulate, stream, padded) = (false, false, true);
             let to = StripGradient { g, pitch, accumulate, stream, padded, writes };
-            (k.native_to_output.strip_gradient)(&strip, &mut state, &to);
+            (k.converted_to_lanes.strip_gradient)(&strip, &mut state, &to);
             for first in pieces() {
                 let to = call.gradient.wrapping_add(first * size);
-                (k.native_to_output.scatter)(&tile(first), to, strides, false, !0);
+                (k.converted_to_output.scatter)(&tile(first), to, strides, false, !0);
             }
         }
     }

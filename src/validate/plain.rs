@@ -1,8 +1,8 @@
 //! Calls over a few rows with two options at most, recognised and checked in a few instructions.
 //!
 //! The checks of a general call, and its plan, take several times as long as the arithmetic of ten classes.
-//! A *plain* call has packed logits of f32 or f64, packed class indices, no option but, beside f32, label smoothing and
-//! packed f32 class weights, and no result but the loss and the gradient. A surface recognises it from what its caller handed over;
+//! A *plain* call has packed logits, packed class indices, no option but label smoothing and packed f32 class weights,
+//! which do not go with f64, and no result but the loss and the gradient. A surface recognises it from what its caller handed over;
 //! whatever is not plain, or has a fault, takes the general way, which names the fault.
 
 use crate::codes::*;
@@ -36,6 +36,8 @@ pub(crate) fn logit_type(dtype: u32) -> Option<FloatType> {
     match dtype {
         XENT_F32 => Some(FloatType::F32),
         XENT_F64 => Some(FloatType::F64),
+        XENT_BF16 => Some(FloatType::Bf16),
+        XENT_F16 => Some(FloatType::F16),
         _ => None,
     }
 }
@@ -55,11 +57,11 @@ pub(crate) fn target_type(dtype: u32) -> Option<IntegerType> {
 #[inline(always)]
 pub(crate) fn is_valid(call: &Plain) -> bool {
     let (rows, classes, size) = (call.rows, call.classes, call.dtype.size());
-    if !strategy::is_small(rows, classes, size, !call.gradient.is_null()) {
+    if !strategy::is_small(rows, classes, call.dtype.lane_size(), !call.gradient.is_null()) {
         return false;
     }
     let has_options = !call.class_weights.is_null() || call.label_smoothing != 0.0;
-    if has_options && call.dtype != FloatType::F32 {
+    if has_options && call.dtype == FloatType::F64 {
         return false;
     }
     let target = if call.target_type == IntegerType::I64 { 8 } else { 4 };

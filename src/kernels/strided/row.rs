@@ -51,10 +51,6 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     row: &StripRow,
     state: &mut OrdinaryState,
 ) {
-    if !E::NATIVE {
-        // Small calls have logits of the lanes' type (validate/plain.rs).
-        return;
-    }
     let (x, exps) = (row.x.cast::<E>(), row.exps.cast::<S::Real>());
     let classes = row.classes;
     // SAFETY: class `c` of the row is readable (# Safety).
@@ -139,10 +135,6 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
     state: &mut OrdinaryState,
     to: *mut u8,
 ) {
-    if !G::NATIVE {
-        // Small calls have gradients of the lanes' type (validate/plain.rs).
-        return;
-    }
     let (g, exps) = (to.cast::<G>(), row.exps.cast::<S::Real>());
     let zero = s.splat(S::Real::ZERO);
     // SAFETY: `sums` and the arithmetic of the rows have set the lane, which is one of the strip, and all classes have
