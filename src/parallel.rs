@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub struct Work {
     /// How many.
     pub len: usize,
-    /// The elements of one.
-    pub elements_each: usize,
+    /// How many a task has: a number of the problem alone, as the order of all sums is.
+    pub task_len: usize,
     /// The elements of all.
     pub elements: usize,
 }
@@ -25,7 +25,8 @@ pub struct Work {
 impl Work {
     /// Rows of so many elements.
     pub fn rows(len: usize, elements_each: usize) -> Work {
-        Work { len, elements_each, elements: len.saturating_mul(elements_each) }
+        let task_len = task_len(len, elements_each);
+        Work { len, task_len, elements: len.saturating_mul(elements_each) }
     }
 }
 
@@ -155,7 +156,7 @@ impl Team<'_> {
         f: impl Fn(Range<usize>, usize, &mut dyn FnMut(T)) + Sync,
         each: impl FnMut(T),
     ) {
-        let len = task_len(work.len, work.elements_each);
+        let len = work.task_len;
         let count = work.len.div_ceil(len);
         // One task needs no other thread, and no pool started for it.
         let size = if count > 1 { self.size(work.elements) } else { 1 };

@@ -67,11 +67,12 @@ pub unsafe fn run(plan: &Plan, k: &Kernels, team: &Team) -> Totals {
             padding::clear(plan, tiles.start * TILE..rows.min(tiles.end * TILE));
             totals
         };
-        let work = Work {
-            len: Place::count(&plan.shape, axis),
-            elements_each: TILE.saturating_mul(classes),
-            elements: rows.saturating_mul(classes),
+        let len = Place::count(&plan.shape, axis);
+        let task_len = match call.has_ordinary_rows {
+            true => strategy::strip_task_len(len, classes),
+            false => strategy::task_len(len, TILE.saturating_mul(classes)),
         };
+        let work = Work { len, task_len, elements: rows.saturating_mul(classes) };
         team.for_tasks(&work, task, |task| totals.add(&task));
         return totals;
     }

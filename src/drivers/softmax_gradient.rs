@@ -7,7 +7,7 @@ use crate::kernels::softmax_gradient::{Pair, Tiles};
 use crate::kernels::strided::tile::Tile;
 use crate::parallel::{Team, Work};
 use crate::plan::{Layout, Shape};
-use crate::strategy::{CHUNK, TILE, TILE_CLASSES};
+use crate::strategy::{self, CHUNK, TILE, TILE_CLASSES};
 use crate::view::{FloatType, Position, View};
 use std::ops::Range;
 
@@ -39,11 +39,9 @@ pub unsafe fn run(problem: &SoftmaxGradient, k: &Kernels, team: &Team) {
         Layout::Contiguous => (shape.distributions(), 1),
         Layout::Strided(axis) => (Place::count(shape, axis), TILE),
     };
-    let work = Work {
-        len,
-        elements_each: distributions.saturating_mul(shape.classes),
-        elements: shape.distributions() * shape.classes,
-    };
+    let elements = shape.distributions() * shape.classes;
+    let task_len = strategy::task_len(len, distributions.saturating_mul(shape.classes));
+    let work = Work { len, task_len, elements };
     // SAFETY: the rows, or tiles, are the problem's, and each is in one task.
     team.for_tasks(&work, |range| unsafe { task(k, problem, range) }, |()| ());
 }

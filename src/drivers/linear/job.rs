@@ -130,7 +130,7 @@ unsafe impl<T: Send> Sync for Shared<T> {}
 
 /// Calls `task` with every index below `count`, over the threads.
 pub fn for_each(team: &Team, count: usize, elements: usize, task: impl Fn(usize) + Sync) {
-    let work = Work { len: count, elements_each: usize::MAX, elements };
+    let work = Work { len: count, task_len: strategy::task_len(count, usize::MAX), elements };
     team.for_tasks(&work, |range| range.for_each(&task), |()| ());
 }
 
