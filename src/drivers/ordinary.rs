@@ -253,8 +253,8 @@ unsafe fn word_again(
         };
         let (entropy, argmax) = ([0.0; AGAIN], [0; AGAIN]);
         let mut again = strided::Again { loss, lse, entropy, argmax };
-        // SAFETY: the distributions are the call's, no more than `most` by `part`, and this thread's (# Safety); the results
-        // cover them (validation). There is room (# Safety).
+        // SAFETY: the distributions are the call's, no more than `most` by `part`, and this thread's (# Safety). The
+        // results cover them (validation). There is room (# Safety).
         unsafe {
             strided::again(call, place, losses, gradients, room, &mut again);
             if !word.others {

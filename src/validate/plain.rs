@@ -2,8 +2,8 @@
 //!
 //! The checks of a general call, and its plan, take several times as long as the arithmetic of ten classes.
 //! A *plain* call has packed logits, packed class indices, no option but label smoothing and packed f32 class weights,
-//! which do not go with f64, and no result but the loss and the gradient. A surface recognises it from what its caller handed over;
-//! whatever is not plain, or has a fault, takes the general way, which names the fault.
+//! which do not go with f64, and no result but the loss and the gradient. A surface recognises it from what its caller
+//! handed over; whatever is not plain, or has a fault, takes the general way, which names the fault.
 
 use crate::codes::*;
 use crate::plan::Plain;

@@ -7,8 +7,9 @@
 //! sum += (2^t_0 + 2^t_1) + (2^t_2 + 2^t_3)     the group in the lanes' own type, the sum in f64
 //! ```
 //!
-//! In lanes of f64, the sum keeps what it loses beside it. The sum excludes the target's class, and the exponentials are kept for the gradient where there is room. With label
-//! smoothing, `Σ w_c·(x_c - center)` is added up before, class by class.
+//! In lanes of f64, the sum keeps what it loses beside it. The sum excludes the target's class, and the exponentials are
+//! kept for the gradient where there is room. With label smoothing, `Σ w_c·(x_c - center)` is added up before, class by
+//! class.
 //! Where the shift turns out to be a bad one, the sum is out of the range that [`ordinary`] takes, and the
 //! driver computes the lane again, as a [tile](super::tile) that looks for the maximum first. Every
 //! number depends on the lane's own logits alone, not on its neighbours or the length of the strip.
