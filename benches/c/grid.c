@@ -1,7 +1,7 @@
 /* The loss and its gradient over a grid of shapes, beside plain C, in turns. Prints, for each shape, how
  * many times as long plain C takes (forward, gradient out of place, gradient in place), and the worst
  * ratios last. Each line of a record is
- *     grid-<call>,<dtype>,<shape>,<classes>,<set>,<threads>,<plain ns>,<xent ns>,<ratio>
+ *     <program>-<call>,<dtype>,<shape>,<classes>,<set>,<threads>,<plain ns>,<xent ns>,<ratio>
  * Usage: grid [threads [turns [part of a shape's name]]] */
 #define _POSIX_C_SOURCE 200112L
 #include <math.h>
@@ -138,6 +138,7 @@ int main(int argc, char **argv) {
   size_t turns = argc > 2 ? (size_t)atoi(argv[2]) : 15;
   const char *only = argc > 3 ? argv[3] : "";
   if (turns > MOST) turns = MOST;
+  const char *slash = strrchr(argv[0], '/'), *program = slash ? slash + 1 : argv[0];
   static figure figures[COUNT * CALLS];
   size_t found = 0;
   printf("%-14s %-5s %9s %9s %9s   times as long as xent (%s, %d thread%s)\n", "shape", "", CALL_NAMES[0],
@@ -190,7 +191,7 @@ int main(int argc, char **argv) {
       snprintf(f->what, sizeof f->what, "%s %s %s", of->name, of->dtype, CALL_NAMES[call]);
       printf(" %9.2f", f->ratio);
       fflush(stdout);
-      fprintf(stderr, "grid-%s,%s,%s,%zu,%s,%d,%.0f,%.0f,%.3f\n", CALL_NAMES[call], of->dtype, of->name,
+      fprintf(stderr, "%s-%s,%s,%s,%zu,%s,%d,%.0f,%.0f,%.3f\n", program, CALL_NAMES[call], of->dtype, of->name,
               of->classes, xent_isa(), threads, plain, ours, f->ratio);
     }
     printf("\n");

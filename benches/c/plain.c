@@ -54,7 +54,7 @@ static inline double to_f64(double f) { return f; }
         size_t len = inner - k < BLOCK ? inner - k : BLOCK;                                                 \
         const T *from = x + n * classes * inner + k;                                                        \
         const int64_t *target = y + n * inner + k;                                                          \
-        R max[BLOCK], sum[BLOCK], own[BLOCK], loss = 0, scale = 1.0f / (float)(rows * inner);               \
+        R max[BLOCK], sum[BLOCK], own[BLOCK], loss = 0, scale = 1 / (R)(rows * inner);                      \
         for (size_t i = 0; i < len; i++) max[i] = from_##NAME(from[i]), sum[i] = 0;                         \
         for (size_t c = 1; c < classes; c++)                                                                \
           for (size_t i = 0; i < len; i++) {                                                                \

@@ -43,11 +43,10 @@ pub fn most(loss: &Loss, dtype: FloatType) -> usize {
 /// The number of a lane, in the lanes' own type.
 ///
 /// # Safety
-/// It is set, and the lane below [`most`].
+/// It is set, in the type of the call's lanes, and the array has room for it.
 #[inline(always)]
 pub unsafe fn number(call: &Call, of: &mut NarrowScratch, lane: usize) -> f64 {
-    // SAFETY: the array has room for the lane (`OrdinaryState`), and it is set, in the type of the call's lanes
-    // (# Safety).
+    // SAFETY: this function's own # Safety.
     unsafe {
         match call.plan.logits.dtype.has_f32_lanes() {
             true => f64::from(*lanes::lanes::<f32, _>(of, lane)),
@@ -92,7 +91,7 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// Reads the targets and what options say about the distributions of a span, at most STRIP.
+/// Reads the targets and what options say about the distributions of a span, at most [`most`].
 ///
 /// # Safety
 /// The span is the call's, a loss over class indices, and no longer than [`most`].
@@ -108,7 +107,7 @@ pub unsafe fn read_operands(
         unreachable!("ordinary rows have class indices");
     };
     let padded = lanes::padded(span.len);
-    // SAFETY: an array has room for STRIP lanes (`OrdinaryState`), of which `padded` are at most all (# Safety). f64 of
+    // SAFETY: an array has room for the most lanes (`OrdinaryState`), of which `padded` are at most all (# Safety). f64 of
     // any bits may be in it, and those that are read below are written first.
     let [excluded, weight, grad_output] = unsafe {
         [&mut state.excluded_sum_loss, &mut state.weight_then_lse, &mut state.grad_output]
@@ -180,7 +179,7 @@ pub fn check_scale(loss: &Loss, weights_are_usual: bool, state: &mut OrdinarySta
 /// many of these have their largest logit at the target.
 ///
 /// # Safety
-/// The place is the call's, at most STRIP long, and no other thread accesses it; the arithmetic of the rows has set its
+/// The place is the call's, at most [`most`] long, and no other thread accesses it; the arithmetic of the rows has set its
 /// lanes. No gradient of it was written. There are AGAIN_BYTES of `room`.
 #[inline(always)]
 pub unsafe fn again(
@@ -243,7 +242,7 @@ unsafe fn word_again(
         }
         let place = place.part(start, most);
         let span = place.span(0, place.len);
-        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), and the place has no more, which the
+        // SAFETY: the arrays have room for the most lanes (`OrdinaryState`), and the place has no more, which the
         // arithmetic of the rows has set (# Safety); what nobody wanted may have any bits, of f64.
         let [loss, lse] = unsafe {
             let of = [&mut state.excluded_sum_loss, &mut state.weight_then_lse];
@@ -281,10 +280,10 @@ unsafe fn word_again(
 /// The losses of the first `len` lanes, or their lse.
 ///
 /// # Safety
-/// They are set, and at most STRIP.
+/// They are set, and at most [`most`].
 #[inline(always)]
 pub unsafe fn values(of: &mut LaneScratch, len: usize) -> &mut [f64] {
-    // SAFETY: the array has room for STRIP lanes (`OrdinaryState`), of which these are set (# Safety).
+    // SAFETY: the array has room for the most lanes (`OrdinaryState`), of which these are set (# Safety).
     unsafe { std::slice::from_raw_parts_mut(of.start().cast::<f64>(), len) }
 }
 

@@ -74,7 +74,7 @@ pub unsafe fn run(
 ///
 /// # Safety
 /// The rows are those of [`short::sums`](crate::kernels::contiguous::short::sums), which went before, no more than
-/// SMOOTHED, of elements of `size` bytes, which the kernels are for.
+/// SMOOTHED, in lanes of f32, of elements of `size` bytes, which the kernels are for.
 #[cold]
 #[inline(never)]
 pub unsafe fn dots(

@@ -43,7 +43,7 @@ pub unsafe fn run(k: &Kernels, call: &Plain) -> bool {
 /// # Safety
 /// As [`run`], with lanes of `R`; `HAS_OPTIONS`: the call has class weights, or label smoothing.
 unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) -> bool {
-    let (size, lane) = (call.dtype.size(), const { size_of::<R>() });
+    let (size, lane_size) = (call.dtype.size(), const { size_of::<R>() });
     let Plain { rows, classes, .. } = *call;
     let mut state = OrdinaryState::new();
     let mut buffer = Scratch::<{ STRIP_BYTES / 8 }>::new();
@@ -51,9 +51,9 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
         View { data: call.targets.cast_mut(), dtype: call.target_type, strides: [1, 0, 0] };
     let span = Span { first: Position::FIRST, axis: Axis::Rows, len: rows };
     let (padded, padded_row) = (ordinary::padded(rows), ordinary::padded(classes));
-    let is_short = strategy::is_short(classes, lane);
+    let is_short = strategy::is_short(classes, lane_size);
     let one_by_one = rows <= SINGLE_ROWS;
-    // SAFETY: the array has room for STRIP lanes (`OrdinaryState`), and a small call has no more than SMALL_ROWS rows
+    // SAFETY: the array has room for the most lanes (`OrdinaryState`), and a small call has no more than SMALL_ROWS rows
     // (validation). f64 of any bits may be in it, and `read_classes` writes them before they are read. The targets are
     // packed (validation); the processor has the set of the kernels (# Safety).
     let kept = unsafe {
@@ -109,7 +109,7 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
     };
     let pieces = || (0..classes).step_by(TILE_CLASSES);
     let tile = |first: usize| Tile {
-        x: exps.wrapping_add(first * padded * lane),
+        x: exps.wrapping_add(first * padded * lane_size),
         pitch: padded,
         lanes: rows,
         first,
@@ -119,7 +119,7 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
         x: call.logits.wrapping_add(index * classes * size),
         classes,
         lane: index,
-        exps: exps.wrapping_add(index * padded_row * lane),
+        exps: exps.wrapping_add(index * padded_row * lane_size),
         is_smoothed,
         weights,
     };
@@ -144,10 +144,10 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
         } else if one_by_one {
             // The arithmetic of the rows reads whole registers.
             for of in [&mut state.class, &mut state.shift, &mut state.x_y] {
-                of.start().write_bytes(0, padded * lane);
+                of.start().write_bytes(0, padded * lane_size);
             }
             if !R::HAS_TABLE {
-                state.factor.start().write_bytes(0, padded * lane);
+                state.factor.start().write_bytes(0, padded * lane_size);
             }
             let sum = state.excluded_sum_loss.start().cast::<f64>();
             sum.add(rows).write_bytes(0, padded - rows);
@@ -250,7 +250,7 @@ unsafe fn read_options(
         return None;
     }
     let mut normalizer = CompensatedSum::ZERO;
-    // SAFETY: arrays have room for STRIP lanes (`OrdinaryState`), of which smoothed rows, a register at most, have twice
+    // SAFETY: arrays have room for the most lanes (`OrdinaryState`), of which smoothed rows, a register at most, have twice
     // as many; the excluded classes are set, in range (# Safety). The weights cover all classes (validation).
     unsafe {
         let excluded = lanes::<f64, _>(&mut state.excluded_sum_loss, 0);

@@ -281,7 +281,7 @@ impl<'a> Strips<'a> {
     unsafe fn hand_out(&self, state: &mut OrdinaryState, span: &Span, totals: &mut GroupTotals) {
         let groups = span.len.div_ceil(ROWS);
         // SAFETY: `run` has called `finish_ordinary` and `again`, which set the losses of the span (# Safety). The
-        // array has room for STRIP lanes (`OrdinaryState`), a multiple of ROWS, and a strip has no more
+        // array has room for the most lanes (`OrdinaryState`), a multiple of ROWS, and a strip has no more
         // (`Strips::new`). The processor has the set of the kernels (`Call::k`).
         unsafe {
             let losses = state.excluded_sum_loss.start().cast::<f64>();

@@ -75,7 +75,8 @@ pub fn most(lane_size: usize) -> usize {
     STRIP * size_of::<f32>() / lane_size
 }
 
-/// What is known of the rows of a strip, or of some short rows. Each is a lane.
+/// What is known of the rows of a strip, or of some short rows. Each is a lane, of which there are no more than
+/// [`most`], in whole registers of any set.
 pub struct OrdinaryState {
     /// One after the other: the excluded class of each lane, below 0 for ignored ones, which the driver sets for
     /// whole [registers](padded); the sum over the other classes; the loss, 0 for ignored lanes.
@@ -135,14 +136,14 @@ pub fn padded(lanes: usize) -> usize {
 /// The place of lane `at`.
 #[inline(always)]
 pub fn lanes<T, const N: usize>(of: &mut Scratch<N>, at: usize) -> *mut T {
-    debug_assert!(at < STRIP);
+    debug_assert!((at + 1) * size_of::<T>() <= N * size_of::<f64>());
     of.start().cast::<T>().wrapping_add(at)
 }
 
 /// The f64 of a register of lanes from `at` on.
 ///
 /// # Safety
-/// They were set, and `at + LANES` is at most STRIP. The processor has the set of `s`.
+/// They were set, and the array has room for the register. The processor has the set of `s`.
 #[inline(always)]
 pub unsafe fn load_wide<S: Simd, const N: usize>(
     s: S,
@@ -299,7 +300,7 @@ unsafe fn finish_as<S: Simd<Real: Base>, const IS_SMOOTHED: bool>(
     let splat = |x: f64| d.splat(x);
     (state.kept, state.good, state.good_gradient) = Default::default();
     for at in (0..count).step_by(S::LANES) {
-        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and
+        // SAFETY: the arrays have room for the most lanes (`OrdinaryState`), of which registers are whole parts, and
         // `sums` has set those of `count` lanes (# Safety).
         let (class, shift, x_y, sum) = unsafe {
             (
@@ -402,7 +403,7 @@ unsafe fn finish_as<S: Simd<Real: Base>, const IS_SMOOTHED: bool>(
                 entry.as_mut()[i] = d.select(kept, of_own, splat(0.0));
             }
         }
-        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and `at`
+        // SAFETY: the arrays have room for the most lanes (`OrdinaryState`), of which registers are whole parts, and `at`
         // is below `count`, which is no more (# Safety of `sums`).
         unsafe {
             store_wide(s, &mut state.excluded_sum_loss, at, loss);
@@ -426,7 +427,7 @@ unsafe fn finish_as<S: Simd<Real: Base>, const IS_SMOOTHED: bool>(
             (&mut state.good, good),
             (&mut state.good_gradient, good_gradient),
         ] {
-            // SAFETY: `at` is below `count`, at most STRIP (# Safety of `sums`), and WORDS words have 64 lanes each.
+            // SAFETY: `at` is below `count`, at most `most` (# Safety of `sums`), and WORDS words have 64 lanes each.
             unsafe { *word.get_unchecked_mut(at / 64) |= u64::from(bits) << (at % 64) };
         }
     }
@@ -477,8 +478,8 @@ struct Row<V> {
     others: V,
 }
 
-/// From the sum over the other classes, `2^-t_y`, and `own`: 1, or 0 for rows without a class of their own. The relative
-/// error of the loss is below 2e-8.
+/// From the sum over the other classes, `2^-t_y`, and `own`: 1, or 0 for rows without a class of their own. The
+/// relative error of the loss is below 2e-8.
 #[inline(always)]
 fn row<S: Simd<Real: Base>>(
     s: S,
@@ -505,8 +506,8 @@ fn row<S: Simd<Real: Base>>(
     Row { total: w, loss, inverse: d.mul(d.mul(above, inverse), power), unit, others: q }
 }
 
-/// The same for lanes of f64, from a sum and what it has lost. What the roundings of q and w lose goes into the logarithm,
-/// which has a division of its own: the relative error of the loss is below 4e-16, beside that of the sum.
+/// The same for lanes of f64, from a sum and what it has lost. What the roundings of q and w lose goes into the
+/// logarithm, which has a division of its own: the relative error of the loss is below 4e-16, beside that of the sum.
 #[inline(always)]
 fn wide_row<S: Simd<Real: Base>>(
     s: S,

@@ -1,4 +1,4 @@
-//! exp, exp2, expm1, log2, log1p and tanh in lanes of f64, for the few values of a row and for capped
+//! exp, exp2, expm1, ln, log2, log1p and tanh in lanes of f64, for the few values of a row and for capped
 //! logits.
 //!
 //! They consist of IEEE additions, multiplications, divisions and fused multiply-adds, so every set

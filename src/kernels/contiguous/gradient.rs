@@ -155,7 +155,7 @@ pub struct Fast<T>(PhantomData<T>);
 #[derive(Clone, Copy)]
 pub struct General<T>(PhantomData<T>);
 
-/// The same, of any source.
+/// The same, of any source; a shift whose exponents are in range has no logit.
 #[derive(Clone, Copy)]
 pub struct Any;
 
@@ -188,10 +188,13 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
 ) {
     let fast = chunk.is_fast();
     let by_logit = chunk.exps.shift.is_by_logit();
+    if !S::FUSED {
+        // SAFETY: this function's own # Safety.
+        return unsafe { sweep::<S, E, G, Any>(s, chunk) };
+    }
     // SAFETY: for every call, the chunk is readable and writable as `sweep` asks (# Safety).
     unsafe {
         match chunk.source {
-            _ if !S::FUSED => sweep::<S, E, G, Any>(s, chunk),
             Source::Stored if fast && E::NATIVE => sweep::<S, E, G, Fast<Stored>>(s, chunk),
             Source::Stored if E::NATIVE => sweep::<S, E, G, General<Stored>>(s, chunk),
             Source::InRange if fast => sweep::<S, E, G, Fast<InRange>>(s, chunk),

@@ -4,7 +4,7 @@
 //! its first [`SHORT_HEAD`] exponents:
 //!
 //! ```text
-//! sum = Σ 2^(L·x - c)      64 lanes, widened to f64 every 256 classes
+//! sum = Σ 2^(L·x - c)      a block of lanes, widened to f64 every four blocks
 //! ```
 //!
 //! The sum excludes the target's class, by a comparison in every register: a block of its own for that class, as longer
@@ -97,8 +97,8 @@ fn excluded_from<S: Simd>(s: S, class: f64, at: usize) -> S::Vector {
 /// Sums up the exponentials of rows.
 ///
 /// # Safety
-/// The rows are readable elements of `E`, at most STRIP; there is room for their exponentials, by `exps_pitch`, if they
-/// are kept, apart from the rows. The excluded classes were set for whole registers, to classes of the rows where they
+/// The rows are readable elements of `E`, at most [`most`](crate::kernels::ordinary::most); there is room for
+/// their exponentials, by `exps_pitch`, if they are kept, apart from the rows. The excluded classes were set for whole registers, to classes of the rows where they
 /// are not below 0. The processor has the set of `s`.
 #[inline(always)]
 pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
@@ -144,7 +144,7 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(
     let zero = s.splat(S::Real::ZERO);
     let (round, largest) = (s.splat(S::Real::ROUND), S::Real::from_f64(S::Real::MAX_SHIFT));
     for at in (0..rows.rows).step_by(S::LANES) {
-        // SAFETY: `at` is below the rows, at most STRIP (# Safety). The arrays have room for STRIP lanes
+        // SAFETY: `at` is below the rows, at most `most` (# Safety). The arrays have room for the most lanes
         // (`OrdinaryState`), of which registers are whole parts, and the driver set the excluded classes (# Safety). A
         // row has SHORT_HEAD classes at least (`ShortRows`), and its excluded class, if it is not below 0 (# Safety).
         unsafe {
@@ -197,7 +197,7 @@ unsafe fn sum_row<S: Simd<Real: Base>, E: Element<S>, C: Clamping>(
     step: usize,
 ) -> bool {
     let (x, classes) = (rows.logits::<E>(row), rows.classes);
-    // SAFETY: the row is below STRIP (# Safety), and `shifts` has set its lane.
+    // SAFETY: the row is one of those (# Safety), and `shifts` has set its lane.
     let [shift, class] = unsafe {
         [&mut state.shift, &mut state.class].map(|of| (*lanes::<S::Real, _>(of, row)).to_f64())
     };
@@ -258,7 +258,7 @@ unsafe fn sum_row<S: Simd<Real: Base>, E: Element<S>, C: Clamping>(
     }
     s.add_block(&mut totals, &sum);
     let sum = s.sum(totals);
-    // SAFETY: the row is below STRIP (# Safety).
+    // SAFETY: the row is one of those (# Safety).
     unsafe { *lanes(&mut state.excluded_sum_loss, row) = sum };
     // At the ends of the checked range, the sum is NaN although no logit is (math/exp2.rs).
     C::CLAMPS || s.range_check_passed(seen) && !sum.is_nan()
@@ -323,11 +323,11 @@ unsafe fn gradient_as<S: Simd<Real: Base>, G: Element<S>, const IS_SMOOTHED: boo
         false => (0, rows.classes),
     };
     for row in 0..rows.rows {
-        // SAFETY: the row is below STRIP (# Safety of `sums`), and WORDS words have 64 rows each.
+        // SAFETY: the row is one of those (# Safety of `sums`), and WORDS words have 64 rows each.
         if unsafe { to.writes.get_unchecked(row / 64) } >> (row % 64) & 1 == 0 {
             continue;
         }
-        // SAFETY: the row is below STRIP (# Safety); `sums` and the arithmetic of the rows have set its lane.
+        // SAFETY: the row is one of those (# Safety); `sums` and the arithmetic of the rows have set its lane.
         let [class, factor, entry] = unsafe {
             [&mut state.class, &mut state.factor, &mut state.entry]
                 .map(|of| *lanes::<S::Real, _>(of, row))

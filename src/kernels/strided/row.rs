@@ -66,7 +66,9 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
         let nearest = scaled.plus(S::Real::ROUND).minus(S::Real::ROUND);
         if scaled.to_f64().abs() < S::Real::MAX_SHIFT { nearest } else { S::Real::ZERO }
     };
-    if row.is_smoothed {
+    // Smoothed rows have lanes of f32 (`Loss::has_ordinary_rows`).
+    let is_smoothed = row.is_smoothed && S::Real::HAS_TABLE;
+    if is_smoothed {
         let (center, mut dot) = (shift.to_f64() * S::Real::INVERSE.0, 0.0);
         for c in 0..classes {
             // SAFETY: the loop keeps to the classes of the row, which is smoothed by the comparison above.
@@ -137,15 +139,16 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
 ) {
     let (g, exps) = (to.cast::<G>(), row.exps.cast::<S::Real>());
     let zero = s.splat(S::Real::ZERO);
+    // Smoothed rows have lanes of f32 (`Loss::has_ordinary_rows`).
+    let is_smoothed = row.is_smoothed && S::Real::HAS_TABLE;
     // SAFETY: `sums` and the arithmetic of the rows have set the lane, which is one of the strip, and all classes have
-    // weights if it is smoothed; the
-    // gradient is writable for the classes of the row, its excluded one among them, and the mask has bits
-    // for these alone; `sums` has set the exponentials in whole registers.
+    // weights if it is smoothed. The gradient is writable for the classes of the row, its excluded one among them, and the
+    // mask has bits for these alone; `sums` has set the exponentials in whole registers.
     unsafe {
         let excluded: S::Real = *lanes(&mut state.class, row.lane);
         let excluded = excluded.to_f64();
         let factor = s.splat(*lanes(&mut state.factor, row.lane));
-        let bias = match row.is_smoothed {
+        let bias = match is_smoothed {
             true => s.splat(*lanes(&mut state.entry, SMOOTHED + row.lane)),
             false => zero,
         };
@@ -155,7 +158,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
             // The logits of an ignored row may be anything.
             let v = if excluded < 0.0 {
                 zero
-            } else if row.is_smoothed {
+            } else if is_smoothed {
                 s.mul_sub(e, factor, s.mul(bias, weights(s, row.weights, at, left)))
             } else {
                 s.mul_add(e, factor, zero)

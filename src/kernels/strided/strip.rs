@@ -25,7 +25,7 @@ use crate::simd::{Real, Simd, up_to};
 /// Classes that are summed in the lanes' own type.
 pub const GROUP: usize = 4;
 
-/// Some classes of at most [`STRIP`] distributions that lie side by side.
+/// Some classes of distributions that lie side by side, at most [`most`](crate::kernels::ordinary::most).
 #[derive(Clone, Copy, Debug)]
 pub struct Strip {
     /// The first of the classes of the first distribution.
@@ -81,7 +81,7 @@ impl Strip {
 /// before.
 ///
 /// # Safety
-/// The strip is readable, and has at least one class and at most STRIP lanes; there is room for its
+/// The strip is readable, and has at least one class and at most [`most`](crate::kernels::ordinary::most) lanes; there is room for its
 /// exponentials if they are kept, apart from the strip or exactly where it is. The excluded classes were
 /// set for whole registers, and the sums over the classes before the strip's went before. The processor has
 /// the set of `s`.
@@ -175,7 +175,7 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(
 ) {
     let zero = s.splat(S::Real::ZERO);
     for at in (0..strip.lanes).step_by(S::LANES) {
-        // SAFETY: `at` is below the strip's lanes. The arrays have room for STRIP lanes
+        // SAFETY: `at` is below the strip's lanes. The arrays have room for the most lanes
         // (`OrdinaryState`), of which registers are whole parts, and the driver set the excluded classes (# Safety).
         unsafe {
             let shift = shift::<S, E>(s, strip, at);
@@ -264,7 +264,7 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>>(
                 s.prefetch(p.wrapping_offset(strip.ahead).cast());
             }
         }
-        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and
+        // SAFETY: the arrays have room for the most lanes (`OrdinaryState`), of which registers are whole parts, and
         // `shifts` has set those of the strip's lanes (# Safety).
         let (excluded, shift, mut x_y, mut sum) = unsafe {
             (
@@ -295,7 +295,7 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>>(
             // SAFETY: as the sums.
             unsafe { add_exactly(s, state, at, &mut sum, group) };
         }
-        // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and a
+        // SAFETY: the arrays have room for the most lanes (`OrdinaryState`), of which registers are whole parts, and a
         // strip has no more (# Safety).
         unsafe {
             store_wide(s, &mut state.excluded_sum_loss, at, sum);
@@ -467,7 +467,7 @@ unsafe fn sweep<S: Simd<Real: Base>, E: Element<S>, G: Element<S>, W: Writing>(
         let g = to.g.cast::<G>().wrapping_offset(class as isize * to.pitch);
         for at in (0..strip.lanes).step_by(S::LANES) {
             let lanes_left = up_to::<S>(strip.lanes - at);
-            // SAFETY: the arrays have room for STRIP lanes (`OrdinaryState`), of which registers are whole parts, and
+            // SAFETY: the arrays have room for the most lanes (`OrdinaryState`), of which registers are whole parts, and
             // `sums` and the arithmetic of the rows have set those of the strip's lanes (# Safety).
             let (excluded, factor, entry) = unsafe {
                 (
