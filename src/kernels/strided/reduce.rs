@@ -251,7 +251,10 @@ unsafe fn sums_after<S: Simd<Real: Base>, K: SumKind, W: Registers>(
                 let (old, old_moment) = (sum.as_ref()[i], moment.as_ref()[i]);
                 let scale = real::exp2(d, d.sub(nothing, by));
                 if K::MOMENT {
-                    moment.as_mut()[i] = d.mul(d.sub(old_moment, d.mul(by, old)), scale);
+                    // Where nothing is left of a sum, the distance may be infinite.
+                    let gone = d.both(d.equal(scale, nothing), d.less(old, infinity));
+                    let moved = d.mul(d.sub(old_moment, d.mul(by, old)), scale);
+                    moment.as_mut()[i] = d.select(gone, nothing, moved);
                 }
                 let scaled = d.mul(old, scale);
                 error.as_mut()[i] = d.mul(error.as_ref()[i], scale);
