@@ -494,7 +494,7 @@ impl<'a> Judge<'a> {
             // Weights have no part in it, but the sum of the targets does.
             let mass: f64 = self.probabilities(i).iter().map(|t| t.abs()).sum();
             let bound = self.units.sum * scale + 2.0 * mass * moved + dtype.half_ulp(kl) + 1e-300;
-            let error = close(got, kl, bound, || format!("kl[{i}]"));
+            let error = close_stored(dtype, got, kl, bound, || format!("kl[{i}]"));
             worst.see("kl", error);
         }
         let Some(kept_rows) = answer.kept_rows else { return worst };
