@@ -268,7 +268,8 @@ unsafe fn word_again(
         }
         if loss_of.counts_correct {
             for (i, &largest) in again.argmax[..place.len].iter().enumerate() {
-                // SAFETY: the sums have set the classes of the place (# Safety).
+                // SAFETY: the sums, before the arithmetic of the rows (# Safety), have set the classes of the place, which
+                // `part` keeps within the lanes of the state.
                 let class = unsafe { number(call, &mut state.class, start + i) };
                 correct += u64::from(class == largest as f64);
             }
@@ -322,7 +323,8 @@ pub unsafe fn unwritten(
     }
     if call.plan.output.is_some_and(|output| output.accumulate) {
         for lane in 0..len {
-            // SAFETY: the coefficients of the lane are set (# Safety).
+            // SAFETY: the arithmetic of the rows has set the coefficients of the lane (# Safety), in arrays with room for
+            // the most lanes (`OrdinaryState`).
             let [factor, entry] =
                 unsafe { [&mut state.factor, &mut state.entry].map(|of| number(call, of, lane)) };
             let bias = match is_smoothed {

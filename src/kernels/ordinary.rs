@@ -312,7 +312,8 @@ unsafe fn finish_as<S: Simd<Real: Base>, const IS_SMOOTHED: bool>(
         };
         let lost = match S::Real::HAS_TABLE {
             true => s.widen(zero),
-            // SAFETY: as above.
+            // SAFETY: the array has room for the most lanes (`OrdinaryState`), and the sums over f64 have set what they
+            // have lost, for whole registers (# Safety).
             false => unsafe { load_wide(s, &mut state.factor, at) },
         };
         let ignored = s.less(class, zero);

@@ -38,8 +38,8 @@ pub trait Real: Copy + PartialEq + PartialOrd + std::fmt::Debug + Send + Sync + 
     const MAX: Self;
     /// 0
     const ZERO: Self;
-    /// The numbers 0 to 31.
-    const NUMBERS: [Self; 32];
+    /// The numbers 0 to 63.
+    const NUMBERS: &'static [Self; 64];
 
     /// `self + x`, rounded to the type.
     fn plus(self, x: Self) -> Self;
@@ -59,8 +59,8 @@ macro_rules! real {
             const NEG_INFINITY: Self = $type::NEG_INFINITY;
             const MAX: Self = $type::MAX;
             const ZERO: Self = 0.0;
-            const NUMBERS: [Self; 32] = {
-                let (mut numbers, mut i) = ([0.0; 32], 0);
+            const NUMBERS: &'static [Self; 64] = &{
+                let (mut numbers, mut i) = ([0.0; 64], 0);
                 while i < numbers.len() {
                     numbers[i] = i as $type;
                     i += 1;

@@ -61,30 +61,13 @@ impl ShortRows {
 /// Lanes of a block at most: of f32, on every set.
 const BLOCK: usize = 64;
 
-/// The number of each lane of a block, in a type of lanes.
-macro_rules! numbers {
-    ($real:ty) => {{
-        let (mut numbers, mut i) = ([0.0; BLOCK], 0);
-        while i < numbers.len() {
-            numbers[i] = i as $real;
-            i += 1;
-        }
-        numbers
-    }};
-}
-static NUMBERS: ([f32; BLOCK], [f64; BLOCK]) = (numbers!(f32), numbers!(f64));
-
 /// The numbers of a register of lanes of a block, from `lane` on.
 #[inline(always)]
 fn numbers<S: Simd<Real: Base>>(s: S, lane: usize) -> S::Vector {
     debug_assert!(lane + S::LANES <= BLOCK);
-    let of: *const S::Real = match S::Real::HAS_TABLE {
-        true => NUMBERS.0.as_ptr().cast(),
-        false => NUMBERS.1.as_ptr().cast(),
-    };
-    // SAFETY: lanes with a table are of f32, and the others of f64 (`Base`); those from `lane` on are lanes of a block,
-    // which has no more than 64.
-    unsafe { s.load(of.wrapping_add(lane)) }
+    const { assert!(S::Real::NUMBERS.len() == BLOCK) };
+    // SAFETY: there are BLOCK numbers, and those from `lane` on are lanes of a block, which has no more.
+    unsafe { s.load(S::Real::NUMBERS.as_ptr().wrapping_add(lane)) }
 }
 
 /// Where a row's excluded class is, counted from class `at`, in every lane; below 0 or past the block if it is

@@ -292,7 +292,8 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>>(
                 *sum = s.wide().add(*sum, group);
             }
         } else {
-            // SAFETY: as the sums.
+            // SAFETY: `at` is below the strip's lanes, by the range of the loop, and `shifts` has set what they have lost
+            // (# Safety).
             unsafe { add_exactly(s, state, at, &mut sum, group) };
         }
         // SAFETY: the arrays have room for the most lanes (`OrdinaryState`), of which registers are whole parts, and a
