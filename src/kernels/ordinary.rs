@@ -35,7 +35,7 @@
 use crate::kernels::row_math::ROWS;
 use crate::kernels::scratch::Scratch;
 use crate::math::compensated::CompensatedLanes;
-use crate::math::exp2::{Base, ByExponent, Exp2};
+use crate::math::exp2::{Base, ByExponentInMemory, Exp2};
 use crate::math::real;
 use crate::simd::{Doubles, Real, Simd, WideVector, up_to};
 use crate::strategy::{SMALLEST_SUM, STRIP};
@@ -318,7 +318,7 @@ unsafe fn finish_as<S: Simd<Real: Base>, const IS_SMOOTHED: bool>(
         };
         let ignored = s.less(class, zero);
         let own = s.widen(s.select(ignored, zero, one));
-        let exp = Exp2::<S, ByExponent>::lanes(s, zero, s.sub(zero, shift));
+        let exp = Exp2::<S, ByExponentInMemory>::lanes(s, zero, s.sub(zero, shift));
         let (unit, m) = exp.wide_value(s.sub(zero, x_y));
         let distance = s.sub(m, s.splat(S::Real::MAGIC));
         let size = s.max(distance, s.sub(zero, distance));
@@ -360,7 +360,7 @@ unsafe fn finish_as<S: Simd<Real: Base>, const IS_SMOOTHED: bool>(
                 holds = d.both(holds, d.either(smoothed.holds, ignored));
             }
             held |= bits(holds);
-            loss.as_mut()[i] = d.select(kept, of_row, splat(0.0));
+            loss.as_mut()[i] = d.keep(kept, of_row);
             if wanted.has_weights {
                 // SAFETY: the driver has set the weights of whole registers (# Safety).
                 let weight = unsafe { d.load(lanes(&mut state.weight_then_lse, at)) };
@@ -397,11 +397,10 @@ unsafe fn finish_as<S: Simd<Real: Base>, const IS_SMOOTHED: bool>(
                 if let (Some(smoothed), Some(smoothing)) = (&smoothed, &smoothing) {
                     of_others = d.mul(of_others, smoothed.mass);
                     of_own = d.mul(scale, smoothed.entry);
-                    bias.as_mut()[i] =
-                        d.select(kept, d.mul(scale, splat(smoothing.share)), splat(0.0));
+                    bias.as_mut()[i] = d.keep(kept, d.mul(scale, splat(smoothing.share)));
                 }
-                factor.as_mut()[i] = d.select(kept, of_others, splat(0.0));
-                entry.as_mut()[i] = d.select(kept, of_own, splat(0.0));
+                factor.as_mut()[i] = d.keep(kept, of_others);
+                entry.as_mut()[i] = d.keep(kept, of_own);
             }
         }
         // SAFETY: the arrays have room for the most lanes (`OrdinaryState`), of which registers are whole parts, and `at`
@@ -496,7 +495,7 @@ fn row<S: Simd<Real: Base>>(
     let by = d.mul(exponent, splat(S::Real::EXCESS * LN_2));
     let (q, unit) = (d.mul_add(q, by, q), d.mul_add(unit, by, unit));
     let w = d.add(own, q);
-    let lost = d.select(d.less(q, own), d.sub(q, d.sub(w, own)), splat(0.0));
+    let lost = d.keep(d.less(q, own), d.sub(q, d.sub(w, own)));
     let (k, m) = d.split(w);
     let above = d.add(m, one);
     let inverse = d.div(one, d.mul(m, above));

@@ -612,8 +612,8 @@ impl<S: Simd<Real: Base>> Lanes<'_, S> {
             d.select(d.less(rounded, zero), negative(rounded), rounded),
             splat(f64::INFINITY),
         );
-        let shift_logit = d.select(by_exponent, zero, d.select(is_held, rounded, zero));
-        let shift_exponent = d.select(by_exponent, exponent, zero);
+        let shift_logit = d.select(by_exponent, zero, d.keep(is_held, rounded));
+        let shift_exponent = d.keep(by_exponent, exponent);
         let below = d.mul_sub(d.sub(shift_logit, lse), l, negative(shift_exponent));
         let log_p = d.sub(x_y, lse);
         Softmax {
@@ -665,9 +665,9 @@ impl<S: Simd<Real: Base>> Lanes<'_, S> {
         let (tail, _) = real::log1p(d, d.min(splat(1.0), d.div(of.p_target, of.one_minus_p)));
         let away = d.select(d.less(of.p_target, of.one_minus_p), tail, d.sub(of.nll, q));
         let others = d.mul(of.one_minus_p, d.add(away, among));
-        let others = d.select(d.less(zero, of.one_minus_p), others, zero);
+        let others = d.keep(d.less(zero, of.one_minus_p), others);
         let own = d.mul(of.p_target, of.nll);
-        let own = d.select(d.less(zero, of.p_target), own, zero);
+        let own = d.keep(d.less(zero, of.p_target), own);
         let finite = d.equal(d.mul(of.lse, zero), zero);
         d.select(finite, d.add(own, others), splat(f64::NAN))
     }
@@ -941,7 +941,7 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             let is_center = d.both(excludes, d.equal(center, x_y));
             let distance = d.select(is_center, softmax.nll, distance);
             let own = self.times(self.class_mass(options), d.sub(x_y, center));
-            let dot = d.add(lanes.get(&weighted.dot), d.select(excludes, own, zero));
+            let dot = d.add(lanes.get(&weighted.dot), d.keep(excludes, own));
             let error = lanes.get(&weighted.error);
             // The product is rounded with the difference, unless it is 0·inf.
             let less = |mass, distance| {

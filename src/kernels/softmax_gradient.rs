@@ -101,7 +101,7 @@ fn result<S: Simd<Real: Base>>(
     let sums = sum.as_ref().iter().zip(error.as_ref());
     for ((v, &p), (&sum, &error)) in v.as_mut().iter_mut().zip(s.widen(p).as_ref()).zip(sums) {
         // The error of an infinite sum is NaN.
-        let error = d.select(d.equal(error, error), error, d.splat(0.0));
+        let error = d.keep(d.equal(error, error), error);
         *v = if log {
             d.sub(d.sub(*v, d.mul(p, sum)), d.mul(p, error))
         } else {

@@ -201,11 +201,17 @@ pub fn nearest(x: f64) -> f64 {
 pub trait ShiftKind: Copy {
     /// Whether `shift.logit` is subtracted from each logit first.
     const BY_LOGIT: bool;
+    /// Whether the constants of the polynomial are operands in memory ([`Simd::constant`]).
+    const IN_MEMORY: bool = false;
 }
 
 /// `shift.logit` is 0: the shift is an integer exponent.
 #[derive(Clone, Copy)]
 pub struct ByExponent;
+
+/// As [`ByExponent`], in a loop that leaves few registers to constants. Other loops are slower with it.
+#[derive(Clone, Copy)]
+pub struct ByExponentInMemory;
 
 /// `shift.logit` may be any number.
 #[derive(Clone, Copy)]
@@ -213,6 +219,11 @@ pub struct ByLogit;
 
 impl ShiftKind for ByExponent {
     const BY_LOGIT: bool = false;
+}
+
+impl ShiftKind for ByExponentInMemory {
+    const BY_LOGIT: bool = false;
+    const IN_MEMORY: bool = true;
 }
 
 impl ShiftKind for ByLogit {
@@ -264,6 +275,17 @@ pub struct Power<S: Simd> {
 }
 
 impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
+    /// Sets every lane to a constant, as `K` says.
+    #[inline(always)]
+    fn splat<T: Simd>(s: T, x: T::Real) -> T::Vector {
+        if K::IN_MEMORY { s.constant(x) } else { s.splat(x) }
+    }
+
+    #[inline(always)]
+    fn constant(&self, x: S::Real) -> S::Vector {
+        Self::splat(self.s, x)
+    }
+
     /// Takes one shift of the kind `K` for all lanes.
     #[inline(always)]
     pub fn new(s: S, shift: Shift) -> Self {
@@ -275,7 +297,7 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
             kind: PhantomData,
             origin: S::Real::from_f64(origin),
             logit: splat(shift.logit),
-            slope: s.splat(S::Real::L),
+            slope: Self::splat(s, S::Real::L),
             minus_magic: splat(exponent - S::Real::MAGIC.to_f64()),
             table: s.exp2_table(&TABLE_BITS),
         }
@@ -289,8 +311,8 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
             kind: PhantomData,
             origin: S::Real::ZERO,
             logit,
-            slope: s.splat(S::Real::L),
-            minus_magic: s.sub(exponent, s.splat(S::Real::MAGIC)),
+            slope: Self::splat(s, S::Real::L),
+            minus_magic: s.sub(exponent, Self::splat(s, S::Real::MAGIC)),
             table: s.exp2_table(&TABLE_BITS),
         }
     }
@@ -301,7 +323,7 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
         let s = self.s;
         let mut m = s.mul_sub(x, self.slope, self.minus_magic);
         if C::CLAMPS {
-            m = s.min(s.splat(S::Real::LAST), m);
+            m = s.min(self.constant(S::Real::LAST), m);
         }
         let n = s.add(m, self.minus_magic);
         (s.mul_sub(x, self.slope, n), m)
@@ -312,9 +334,9 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
     fn quotient(&self, f: S::Vector) -> S::Vector {
         let s = self.s;
         let (last, others) = S::Real::POLY[1..].split_last().expect("a polynomial");
-        let mut q = s.splat(*last);
+        let mut q = self.constant(*last);
         for &c in others.iter().rev() {
-            q = s.mul_add(q, f, s.splat(c));
+            q = s.mul_add(q, f, self.constant(c));
         }
         q
     }
@@ -324,7 +346,7 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
     fn factors(&self, f: S::Vector, m: S::Vector) -> Power<S> {
         let s = self.s;
         let (q, constant) = (self.quotient(f), S::Real::POLY[0]);
-        let p = s.mul_add(q, f, s.splat(constant));
+        let p = s.mul_add(q, f, self.constant(constant));
         Power { p, scale: s.scale(self.table, m), m }
     }
 
@@ -358,13 +380,7 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
     #[inline(always)]
     pub fn value_of<C: Clamping>(&self, power: Power<S>) -> S::Vector {
         let (s, e) = (self.s, self.product(power));
-        if C::CLAMPS { s.select(self.is_zero(power.m), s.splat(S::Real::ZERO), e) } else { e }
-    }
-
-    /// Returns whether m is below the range, where powers are 0.
-    #[inline(always)]
-    fn is_zero(&self, m: S::Vector) -> S::Mask {
-        self.s.less(m, self.s.splat(S::Real::FIRST))
+        if C::CLAMPS { s.keep(s.not_less(power.m, self.constant(S::Real::FIRST)), e) } else { e }
     }
 
     /// Adds the value of a power to `to`. Unless `C` clamps, its m has to be in range.
@@ -390,8 +406,8 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
     #[inline(always)]
     pub fn value_where<C: Clamping>(&self, x: S::Vector, mask: S::Mask) -> S::Vector {
         let (s, power) = (self.s, self.power::<C>(x));
-        let held = s.not_less_where(mask, power.m, s.splat(S::Real::FIRST));
-        s.select(held, self.product(power), s.splat(S::Real::ZERO))
+        let held = s.not_less_where(mask, power.m, self.constant(S::Real::FIRST));
+        s.keep(held, self.product(power))
     }
 
     /// Returns `2^(L·(x - logit) - exponent)` in f64, and m, which has to be in range. The relative error in
@@ -406,9 +422,9 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
                 let degree = if S::Real::HAS_TABLE { 4 } else { f64::POLY.len() - 1 };
                 let (f, mut value) = (s.widen(f), s.widen(s.scale(self.table, m)));
                 for (value, &f) in value.as_mut().iter_mut().zip(f.as_ref()) {
-                    let mut q = d.splat(f64::POLY[degree]);
+                    let mut q = Self::splat(d, f64::POLY[degree]);
                     for i in (1..degree).rev() {
-                        q = d.mul_add(q, f, d.splat(f64::POLY[i]));
+                        q = d.mul_add(q, f, Self::splat(d, f64::POLY[i]));
                     }
                     let power = d.mul_add(q, f, d.splat(1.0));
                     let unit = if S::Real::HAS_TABLE { -TABLE_DIVISOR } else { 1.0 };

@@ -143,7 +143,7 @@ pub fn log2_parts<D: Doubles>(d: D, x: D::Vector) -> (D::Vector, D::Vector) {
     let (k, y) = ln_parts(d, x);
     let (zero, y) = (d.splat(0.0), d.mul(y, d.splat(LOG2_E)));
     let finite = d.less(x, d.splat(f64::INFINITY));
-    let (k, y) = (d.select(finite, k, zero), d.select(finite, y, x));
+    let (k, y) = (d.keep(finite, k), d.select(finite, y, x));
     let is_zero = d.less(x, d.splat(f64::MIN_POSITIVE));
     (d.select(is_zero, zero, k), d.select(is_zero, d.splat(f64::NEG_INFINITY), y))
 }

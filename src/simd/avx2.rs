@@ -5,6 +5,7 @@ use super::{
     Doubles, EIGHTH_SHIFT, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, Simd, TWO_52,
     TWO_52_AND_BIAS, f64_lanes, write_lanes,
 };
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// 8 lanes of f32, and proof that the processor has AVX2, FMA and F16C.
@@ -91,6 +92,7 @@ macro_rules! mask_methods {
         cmp: $cmp:ident,
         movemask: $movemask:ident,
         xor: $xor:ident,
+        and: $and:ident,
         splat_bits: $splat_bits:ident,
     ) => {
         type Mask = $vector;
@@ -130,6 +132,18 @@ macro_rules! mask_methods {
         #[inline(always)]
         fn select(self, mask: $vector, a: $vector, b: $vector) -> $vector {
             avx2!($blendv(b, a, mask))
+        }
+        #[inline(always)]
+        fn keep(self, mask: $vector, v: $vector) -> $vector {
+            avx2!($and(mask, v))
+        }
+        #[inline(always)]
+        fn constant(self, mut x: $real) -> $vector {
+            // SAFETY: there are no instructions.
+            unsafe {
+                asm!("/* {0} */", inout(xmm_reg) x, options(pure, nomem, nostack, preserves_flags))
+            };
+            self.splat(x)
         }
         #[inline(always)]
         fn bits(self, mask: $vector) -> u32 {
@@ -199,6 +213,7 @@ impl Simd for Avx2 {
         cmp: _mm256_cmp_ps,
         movemask: _mm256_movemask_ps,
         xor: _mm256_xor_ps,
+        and: _mm256_and_ps,
         splat_bits: _mm256_set1_epi32,
     }
 
@@ -400,6 +415,7 @@ impl Simd for Avx2Wide {
         cmp: _mm256_cmp_pd,
         movemask: _mm256_movemask_pd,
         xor: _mm256_xor_pd,
+        and: _mm256_and_pd,
         splat_bits: _mm256_set1_epi64x,
     }
     f64_lanes!(__m256d);

@@ -44,6 +44,7 @@ macro_rules! mask_methods {
     ) => {
         type Mask = $mask;
         type RangeCheck = __m512i;
+        const MASKS_LOADS: bool = true;
 
         #[inline(always)]
         unsafe fn load_lanes(self, p: *const $real, lanes: u32, fill: $real) -> $vector {
@@ -81,6 +82,10 @@ macro_rules! mask_methods {
         #[inline(always)]
         fn select(self, mask: $mask, a: $vector, b: $vector) -> $vector {
             avx512!($mask_blend(mask, b, a))
+        }
+        #[inline(always)]
+        fn keep(self, mask: $mask, v: $vector) -> $vector {
+            self.select(mask, v, self.splat(0.0))
         }
         #[inline(always)]
         fn both(self, a: $mask, b: $mask) -> $mask {

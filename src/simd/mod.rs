@@ -141,6 +141,13 @@ pub trait Simd: Copy {
 
     /// Sets every lane to `x`.
     fn splat(self, x: Self::Real) -> Self::Vector;
+    /// Sets every lane to `x`, a constant of a loop that needs more of them than the set has registers. Where instructions
+    /// cannot broadcast an operand, the compiler is not told what it is: it would broadcast it again for each use, which
+    /// takes an instruction, where a register that it keeps in memory is an operand.
+    #[inline(always)]
+    fn constant(self, x: Self::Real) -> Self::Vector {
+        self.splat(x)
+    }
     /// Sets every lane of a block to `x`.
     fn splat_block(self, x: Self::Real) -> Self::Block;
     /// `x` in every lane of a register's rows.
@@ -211,6 +218,9 @@ pub trait Simd: Copy {
     /// as there are.
     const FUSED: bool = true;
 
+    /// Whether loading some lanes takes no longer than loading all.
+    const MASKS_LOADS: bool = false;
+
     /// Returns `f()`, a long computation of lanes. A set without fused multiply-add calls it as a function,
     /// since inlined it would be most of the code of each kernel. `f` is `#[inline(always)]`.
     #[inline(always)]
@@ -246,6 +256,8 @@ pub trait Simd: Copy {
     fn not_equal(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
     /// `a` in lanes whose flag is set, `b` in the others.
     fn select(self, mask: Self::Mask, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `v` in lanes whose flag is set, 0 in the others.
+    fn keep(self, mask: Self::Mask, v: Self::Vector) -> Self::Vector;
     /// The logical and of two masks.
     fn both(self, a: Self::Mask, b: Self::Mask) -> Self::Mask;
     /// The logical or of two masks.

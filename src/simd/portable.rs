@@ -213,6 +213,10 @@ macro_rules! simd {
             mask.bitselect(a, b)
         }
         #[inline(always)]
+        fn keep(self, mask: $vector, v: $vector) -> $vector {
+            mask & v
+        }
+        #[inline(always)]
         fn both(self, a: $vector, b: $vector) -> $vector {
             a & b
         }

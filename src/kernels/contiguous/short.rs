@@ -19,7 +19,7 @@ use crate::kernels::ordinary::{
     OrdinaryState, SMOOTHED, WORDS, lanes, load_wide, store_wide, weights,
 };
 use crate::kernels::scratch::Scratch;
-use crate::math::exp2::{Base, ByExponent, Clamped, Clamping, Exp2, Shift, Unclamped};
+use crate::math::exp2::{Base, ByExponentInMemory, Clamped, Clamping, Exp2, Shift, Unclamped};
 use crate::simd::{Real, Simd, lanes_of, up_to};
 use crate::strategy::{BLOCKS_A_FLUSH, PAGE, SHORT_HEAD};
 use std::ops::Range;
@@ -74,7 +74,7 @@ fn numbers<S: Simd<Real: Base>>(s: S, lane: usize) -> S::Vector {
 /// elsewhere.
 #[inline(always)]
 fn excluded_from<S: Simd>(s: S, class: f64, at: usize) -> S::Vector {
-    s.splat(S::Real::from_f64(class - at as f64))
+    s.splat(S::Real::from_f64(class - at as isize as f64))
 }
 
 /// Sums up the exponentials of rows.
@@ -154,7 +154,7 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(
             let scaled = s.mul(s.load(lanes(&mut state.shift, at)), s.splat(S::Real::L));
             let size = s.max(scaled, s.sub(zero, scaled));
             let nearest = s.sub(s.add(scaled, round), round);
-            let shift = s.select(s.less(size, s.splat(largest)), nearest, zero);
+            let shift = s.keep(s.less(size, s.splat(largest)), nearest);
             s.store(lanes(&mut state.shift, at), shift);
             // The arithmetic of the rows reads whole registers.
             store_wide(s, &mut state.excluded_sum_loss, at, s.widen(zero));
@@ -184,7 +184,7 @@ unsafe fn sum_row<S: Simd<Real: Base>, E: Element<S>, C: Clamping>(
     let [shift, class] = unsafe {
         [&mut state.shift, &mut state.class].map(|of| (*lanes::<S::Real, _>(of, row)).to_f64())
     };
-    let exp = Exp2::<S, ByExponent>::new(s, Shift { logit: 0.0, exponent: shift });
+    let exp = Exp2::<S, ByExponentInMemory>::new(s, Shift { logit: 0.0, exponent: shift });
     let zero = S::Real::ZERO;
     let (mut totals, mut sum) = (s.totals(), s.splat_block(zero));
     let (mut seen, in_range) = (s.range_check_start(), s.splat(S::Real::IN_RANGE));
@@ -206,7 +206,7 @@ unsafe fn sum_row<S: Simd<Real: Base>, E: Element<S>, C: Clamping>(
             } else {
                 let power = exp.power::<C>(x);
                 exponents.as_mut()[j] = power.m;
-                s.select(is_other, exp.value_of::<C>(power), s.splat(zero))
+                s.keep(is_other, exp.value_of::<C>(power))
             };
             // SAFETY: there is room for the block (# Safety).
             unsafe { s.store(exps.add(j * S::LANES), e) };

@@ -203,8 +203,8 @@ unsafe fn sums_after<S: Simd<Real: Base>, K: SumKind, W: Registers>(
     let exponent = s.sub(s.add(scaled, round), round);
     let is_near = s.less(size, splat(S::Real::MAX_SHIFT));
     let finite = s.less(s.max(max, s.sub(zero, max)), splat(f64::INFINITY));
-    let exponent = s.select(is_near, exponent, zero);
-    let logit = s.select(is_near, zero, s.select(finite, max, zero));
+    let exponent = s.keep(is_near, exponent);
+    let logit = s.select(is_near, zero, s.keep(finite, max));
 
     let (mut logit, mut exponent) = (logit, exponent);
     let nothing = s.widen(zero);
@@ -438,7 +438,7 @@ pub unsafe fn dots<S: Simd>(
                 let finite = d.equal(d.mul(error, zero), zero);
                 *dot = sum;
                 let lost = &mut errors.as_mut()[i];
-                *lost = d.add(*lost, d.select(finite, error, zero));
+                *lost = d.add(*lost, d.keep(finite, error));
             }
         }
         // SAFETY: there are groups for whole registers (# Safety).

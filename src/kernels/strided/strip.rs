@@ -18,9 +18,10 @@
 
 use crate::element::Element;
 use crate::kernels::ordinary::{OrdinaryState, SMOOTHED, WORDS, lanes, load_wide, store_wide};
-use crate::math::exp2::{Base, ByExponent, Clamped, Exp2};
+use crate::math::exp2::{Base, ByExponentInMemory, Clamped, Exp2};
 use crate::math::real;
 use crate::simd::{Real, Simd, up_to};
+use std::ops::Range;
 
 /// Classes that are summed in the lanes' own type.
 pub const GROUP: usize = 4;
@@ -99,19 +100,46 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
         let mut class = 0;
         if !S::FUSED {
             while class < strip.classes {
-                group::<S, E>(s, strip, state, class, GROUP.min(strip.classes - class));
+                let count = GROUP.min(strip.classes - class);
+                group::<S, E, false>(s, strip, state, class, count, 0..strip.lanes);
                 class += GROUP;
             }
             return;
         }
+        let whole = match S::MASKS_LOADS {
+            true => 0,
+            false => strip.lanes / S::LANES * S::LANES,
+        };
+        groups::<S, E, true>(s, strip, state, 0..whole);
+        groups::<S, E, false>(s, strip, state, whole..strip.lanes);
+    }
+}
+
+/// Adds up all classes of some lanes of a strip: whole registers of them, if they are `WHOLE`.
+///
+/// # Safety
+/// As [`sums`]; the strip has the lanes, and the shifts were chosen.
+#[inline(always)]
+unsafe fn groups<S: Simd<Real: Base>, E: Element<S>, const WHOLE: bool>(
+    s: S,
+    strip: &Strip,
+    state: &mut OrdinaryState,
+    lanes: Range<usize>,
+) {
+    if lanes.is_empty() {
+        return;
+    }
+    let mut class = 0;
+    // SAFETY: this function's own # Safety; groups end with the last class.
+    unsafe {
         while class + GROUP <= strip.classes {
-            group::<S, E>(s, strip, state, class, GROUP);
+            group::<S, E, WHOLE>(s, strip, state, class, GROUP, lanes.clone());
             class += GROUP;
         }
         match strip.classes - class {
-            1 => group::<S, E>(s, strip, state, class, 1),
-            2 => group::<S, E>(s, strip, state, class, 2),
-            3 => group::<S, E>(s, strip, state, class, 3),
+            1 => group::<S, E, WHOLE>(s, strip, state, class, 1, lanes),
+            2 => group::<S, E, WHOLE>(s, strip, state, class, 2, lanes),
+            3 => group::<S, E, WHOLE>(s, strip, state, class, 3, lanes),
             _ => {}
         }
     }
@@ -122,7 +150,7 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
 /// # Safety
 /// As [`sums`]; the strip has the class and the lane.
 #[inline(always)]
-unsafe fn logits<S: Simd, E: Element<S>>(
+unsafe fn logits<S: Simd, E: Element<S>, const WHOLE: bool>(
     s: S,
     strip: &Strip,
     class: usize,
@@ -132,7 +160,7 @@ unsafe fn logits<S: Simd, E: Element<S>>(
     // SAFETY: the strip has the class and is readable (# Safety): a whole register of it, by the comparison, or the
     // lanes that the mask has.
     unsafe {
-        if strip.lanes - at >= S::LANES {
+        if WHOLE || strip.lanes - at >= S::LANES {
             E::load(s, p)
         } else {
             E::load_lanes(s, p, up_to::<S>(strip.lanes - at), S::Real::NEG_INFINITY)
@@ -150,9 +178,9 @@ unsafe fn shift<S: Simd<Real: Base>, E: Element<S>>(s: S, strip: &Strip, at: usi
     let (round, largest) = (s.splat(S::Real::ROUND), S::Real::from_f64(S::Real::MAX_SHIFT));
     // SAFETY: the strip has the lane (# Safety) and class 0 (# Safety of `sums`); the loop keeps to its classes.
     let max = unsafe {
-        let mut max = logits::<S, E>(s, strip, 0, at);
+        let mut max = logits::<S, E, false>(s, strip, 0, at);
         for class in 1..strip.classes.min(GROUP) {
-            max = s.max(max, logits::<S, E>(s, strip, class, at));
+            max = s.max(max, logits::<S, E, false>(s, strip, class, at));
         }
         max
     };
@@ -160,7 +188,7 @@ unsafe fn shift<S: Simd<Real: Base>, E: Element<S>>(s: S, strip: &Strip, at: usi
     let scaled = s.mul(max, s.splat(S::Real::L));
     let size = s.max(scaled, s.sub(zero, scaled));
     let nearest = s.sub(s.add(scaled, round), round);
-    s.select(s.less(size, s.splat(largest)), nearest, zero)
+    s.keep(s.less(size, s.splat(largest)), nearest)
 }
 
 /// Chooses the shifts of all lanes from their first classes, and begins their sums.
@@ -227,7 +255,7 @@ pub unsafe fn dots<S: Simd<Real: Base>, E: Element<S>>(
             }
             for class in 0..strip.classes {
                 let weight = d.splat(*weights.wrapping_add(class * step));
-                let x = s.widen(logits::<S, E>(s, strip, class, at));
+                let x = s.widen(logits::<S, E, false>(s, strip, class, at));
                 for (i, dot) in dot.as_mut().iter_mut().enumerate() {
                     let distance = d.sub(x.as_ref()[i], center.as_ref()[i]);
                     *dot = d.add(*dot, d.mul(weight, distance));
@@ -238,27 +266,28 @@ pub unsafe fn dots<S: Simd<Real: Base>, E: Element<S>>(
     }
 }
 
-/// Adds up `count` classes of the strip from `class` on, of all lanes: a group or less.
+/// Adds up `count` classes of the strip from `class` on, a group or less, of some lanes.
 ///
 /// # Safety
-/// As [`sums`]; the strip has the classes, and the shifts were chosen.
+/// As [`groups`]; the strip has the classes.
 #[inline(always)]
-unsafe fn group<S: Simd<Real: Base>, E: Element<S>>(
+unsafe fn group<S: Simd<Real: Base>, E: Element<S>, const WHOLE: bool>(
     s: S,
     strip: &Strip,
     state: &mut OrdinaryState,
     class: usize,
     count: usize,
+    of: Range<usize>,
 ) {
     let splat = |x: f64| s.splat(S::Real::from_f64(x));
     let zero = s.splat(S::Real::ZERO);
-    let first = splat((strip.first + class) as f64);
+    let first = splat((strip.first + class) as isize as f64);
     let x = strip.x.cast::<E>().wrapping_offset(class as isize * strip.pitch);
-    for at in (0..strip.lanes).step_by(S::LANES) {
+    for at in of.step_by(S::LANES) {
         let mut x_of = [zero; GROUP];
         for (j, x_of) in x_of[..count].iter_mut().enumerate() {
             // SAFETY: the strip has the classes (# Safety), and `at` is below its lanes.
-            *x_of = unsafe { logits::<S, E>(s, strip, class + j, at) };
+            *x_of = unsafe { logits::<S, E, WHOLE>(s, strip, class + j, at) };
             if strip.ahead != 0 && (at * size_of::<E>()).is_multiple_of(64) {
                 let p = x.wrapping_offset(j as isize * strip.pitch).wrapping_add(at);
                 s.prefetch(p.wrapping_offset(strip.ahead).cast());
@@ -274,7 +303,7 @@ unsafe fn group<S: Simd<Real: Base>, E: Element<S>>(
                 load_wide(s, &mut state.excluded_sum_loss, at),
             )
         };
-        let exp = Exp2::<S, ByExponent>::lanes(s, zero, shift);
+        let exp = Exp2::<S, ByExponentInMemory>::lanes(s, zero, shift);
         let mut e = [zero; GROUP];
         for (j, e) in e[..count].iter_mut().enumerate() {
             let is_other = s.not_equal(s.add(first, splat(j as f64)), excluded);
@@ -489,7 +518,8 @@ unsafe fn sweep<S: Simd<Real: Base>, E: Element<S>, G: Element<S>, W: Writing>(
                     };
                     (x, s.load(lanes(&mut state.shift, at)))
                 };
-                Exp2::<S, ByExponent>::lanes(s, zero, shift).value_where::<Clamped>(x, is_other)
+                Exp2::<S, ByExponentInMemory>::lanes(s, zero, shift)
+                    .value_where::<Clamped>(x, is_other)
             } else {
                 // SAFETY: exponentials are kept, by the comparison or `W::KEPT`: `sums` has stored whole registers of
                 // them (# Safety).
