@@ -17,7 +17,7 @@ use crate::kernels::strided::tile::Tile;
 use crate::kernels::{LogitKernels, OutputKernels};
 use crate::math::exp2::Base;
 use crate::plan::Loss;
-use crate::strategy::{STRIP_BYTES, TILE, WEIGHED_CLASSES, exps_pitch};
+use crate::strategy::{self, STRIP_BYTES, TILE, WEIGHED_CLASSES, exps_pitch};
 use crate::view::{Axis, ElementType, Span};
 use std::ops::Range;
 
@@ -42,15 +42,19 @@ pub unsafe fn run(
     }
     let mut state = OrdinaryState::new();
     let mut weights = WeightScratch::new();
-    let exps = match call.plan.output {
-        Some(_) => buffer.start(),
+    let classes = call.plan.shape.classes;
+    let (pitch, dtype) = (exps_pitch(classes), call.plan.logits.dtype);
+    let mut width = ordinary::most(loss, dtype);
+    let exps = match &call.plan.output {
+        Some(output) => {
+            width = width.min(STRIP_BYTES / (dtype.lane_size() * pitch));
+            if call.streams {
+                width = width.min(strategy::streamed_rows(classes * output.view.dtype.size()));
+            }
+            buffer.start()
+        }
         None => std::ptr::null_mut(),
     };
-    let pitch = exps_pitch(call.plan.shape.classes);
-    let dtype = call.plan.logits.dtype;
-    let most = ordinary::most(loss, dtype);
-    let fitting = STRIP_BYTES / (dtype.lane_size() * pitch);
-    let width = if exps.is_null() { most } else { most.min(fitting) };
     for start in range.clone().step_by(len) {
         let count = len.min(range.end - start);
         let (mut losses, mut correct) = (Losses::NONE, 0);
