@@ -26,9 +26,6 @@ impl Chunk {
     }
 }
 
-/// Bytes of a cache line.
-pub const LINE: usize = 64;
-
 /// Work that a reduction does on the way, one step for each of its blocks.
 pub trait Interleaved {
     /// Does the next step, if one is left.

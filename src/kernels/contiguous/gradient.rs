@@ -1,12 +1,12 @@
 //! The second sweep over a chunk: it writes the gradient, or the softmax.
 
-use super::block::{Interleaved, LINE};
+use super::block::Interleaved;
 use crate::element::Element;
 use crate::kernels::row_math::power_of_2;
 use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2, Shift, Unclamped, nearest};
 use crate::math::scalar::{exp2, log2};
 use crate::simd::{Real, Simd, up_to};
-use crate::strategy::CHUNK;
+use crate::strategy::{CHUNK, LINE};
 use std::marker::PhantomData;
 use std::ops::Range;
 

@@ -1,6 +1,6 @@
 //! Reductions over a chunk: exponential sums, maximum, argmax, and sums weighted by masses.
 
-use super::block::{Blocks, Chunk, Interleaved, LINE, NoInterleaved, excluded_in};
+use super::block::{Blocks, Chunk, Interleaved, NoInterleaved, excluded_in};
 use crate::element::Element;
 use crate::kernels::ranking::Bound;
 use crate::kernels::row_state::ArgMax;
@@ -10,7 +10,7 @@ use crate::math::exp2::{
 };
 use crate::math::real;
 use crate::simd::{ONES, Real, Simd, TOTALS, all_lanes, lanes_of, up_to};
-use crate::strategy::{BLOCKS_A_FLUSH, CHUNK, PAGE, PREFETCH_SPAN};
+use crate::strategy::{BLOCKS_A_FLUSH, CHUNK, LINE, PAGE, PREFETCH_SPAN};
 use std::ops::Range;
 
 /// Logits whose bits are in one word.

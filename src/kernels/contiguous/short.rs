@@ -13,7 +13,6 @@
 //! bad one, the sum is out of the range that it takes, and the driver computes the row again. Every number depends on
 //! the row's own logits alone.
 
-use super::block::LINE;
 use crate::element::Element;
 use crate::kernels::ordinary::{
     OrdinaryState, SMOOTHED, WORDS, lanes, load_wide, store_wide, weights,
@@ -21,7 +20,7 @@ use crate::kernels::ordinary::{
 use crate::kernels::scratch::Scratch;
 use crate::math::exp2::{Base, ByExponentInMemory, Clamped, Clamping, Exp2, Shift, Unclamped};
 use crate::simd::{Real, Simd, lanes_of, up_to};
-use crate::strategy::{BLOCKS_A_FLUSH, PAGE, SHORT_HEAD};
+use crate::strategy::{BLOCKS_A_FLUSH, LINE, PAGE, SHORT_HEAD};
 use std::ops::Range;
 
 /// Bytes that a sweep prefetches ahead: rows to come.
