@@ -210,8 +210,8 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
             }
         } else if has_gradient {
             let (g, pitch, writes) = (exps, padded as isize, [!0; ordinary::WORDS]);
-            let (accumulate, stream, padded) = (false, false, true);
-            let to = StripGradient { g, pitch, accumulate, stream, padded, writes };
+            let (accumulate, stream, padded, is_far) = (false, false, true, false);
+            let to = StripGradient { g, pitch, accumulate, stream, padded, is_far, writes };
             (k.converted_to_lanes.strip_gradient)(&strip, &mut state, &to);
             for first in pieces() {
                 let to = call.gradient.wrapping_add(first * size);

@@ -322,12 +322,16 @@ impl<'a> Strips<'a> {
                     } else {
                         call.k.native_to_output
                     };
+                    let shape = &call.plan.shape;
+                    let bytes = shape.distributions() * shape.classes * view.dtype.size();
+                    let strip_bytes = strip.lanes * strip.classes * lane_size;
                     let gradient = StripGradient {
                         g: to,
                         pitch: strides[1],
                         accumulate: output.accumulate,
                         stream: call.streams,
                         padded: false,
+                        is_far: strategy::is_far(output.in_place, bytes, strip_bytes),
                         writes,
                     };
                     self.gradient(k, &strip, state, gradient, view.dtype.size(), weights);
@@ -342,6 +346,7 @@ impl<'a> Strips<'a> {
                     accumulate: false,
                     stream: false,
                     padded: self.keeps,
+                    is_far: false,
                     writes: [!0; WORDS],
                 };
                 self.gradient(k, &strip, state, gradient, lane_size, weights);

@@ -21,7 +21,7 @@ use crate::kernels::ordinary::{OrdinaryState, SMOOTHED, WORDS, lanes, load_wide,
 use crate::math::exp2::{Base, ByExponentInMemory, Clamped, Exp2};
 use crate::math::real;
 use crate::simd::{Real, Simd, up_to};
-use crate::strategy::{CLASSES_AHEAD, LINE, NEAR_STRIP};
+use crate::strategy::{CLASSES_AHEAD, LINE};
 use std::ops::Range;
 
 /// Classes that are summed in the lanes' own type.
@@ -386,6 +386,8 @@ pub struct StripGradient {
     pub stream: bool,
     /// There is room for whole registers, and the exponentials are kept.
     pub padded: bool,
+    /// The memory is far, and so are logits that are read again ([`is_far`](crate::strategy::is_far)).
+    pub is_far: bool,
     /// Bit i: lane i is written.
     pub writes: [u64; WORDS],
 }
@@ -487,11 +489,7 @@ unsafe fn sweep<S: Simd<Real: Base>, E: Element<S>, G: Element<S>, W: Writing>(
     let zero = s.splat(S::Real::ZERO);
     let mut number = s.splat(S::Real::from_f64(strip.first as f64));
     let (weights, step) = strip.weights();
-    // Near are a buffer, and what the sums have read last.
-    let is_long = strip.lanes * strip.classes * size_of::<S::Real>() > NEAR_STRIP;
-    let is_new = to.g.cast_const() != strip.x && to.g != strip.exps;
-    let fetches_g = !stream && (is_new || is_long);
-    let fetches_x = !W::KEPT && strip.exps.is_null() && is_new && is_long;
+    let rereads = !W::KEPT && strip.exps.is_null() && to.g.cast_const() != strip.x;
     for class in 0..strip.classes {
         let weight = match W::SMOOTHED {
             // SAFETY: every class of a smoothed strip has a weight (`Strip`).
@@ -501,16 +499,17 @@ unsafe fn sweep<S: Simd<Real: Base>, E: Element<S>, G: Element<S>, W: Writing>(
         let x = strip.x.cast::<E>().wrapping_offset(class as isize * strip.pitch);
         let exps = strip.exps.cast::<S::Real>().wrapping_add(class * strip.exps_pitch);
         let g = to.g.cast::<G>().wrapping_offset(class as isize * to.pitch);
-        // The same lanes of a class to come.
-        let is_next = class + CLASSES_AHEAD < strip.classes;
-        let next_x = x.wrapping_offset(CLASSES_AHEAD as isize * strip.pitch);
-        let next_g = g.wrapping_offset(CLASSES_AHEAD as isize * to.pitch);
+        let fetches = to.is_far && class + CLASSES_AHEAD < strip.classes;
         for at in (0..strip.lanes).step_by(S::LANES) {
-            if is_next && fetches_g && (at * size_of::<G>()).is_multiple_of(LINE) {
-                s.prefetch_write(next_g.wrapping_add(at).cast());
-            }
-            if is_next && fetches_x && (at * size_of::<E>()).is_multiple_of(LINE) {
-                s.prefetch(next_x.wrapping_add(at).cast());
+            if fetches && at.is_multiple_of(LINE / size_of::<S::Real>()) {
+                // The same lanes of a class to come: a line of them, or half a one of halves.
+                let next = CLASSES_AHEAD as isize;
+                if !stream {
+                    s.prefetch_write(g.wrapping_offset(next * to.pitch).wrapping_add(at).cast());
+                }
+                if rereads {
+                    s.prefetch(x.wrapping_offset(next * strip.pitch).wrapping_add(at).cast());
+                }
             }
             let lanes_left = up_to::<S>(strip.lanes - at);
             // SAFETY: the arrays have room for the most lanes (`OrdinaryState`), of which registers are whole parts, and
