@@ -316,9 +316,9 @@ pub fn streams(in_place: bool, accumulate: bool, has_neighbours: bool, bytes: us
     !in_place && !accumulate && has_neighbours && bytes >= STREAMED_BYTES
 }
 
-/// Whether the gradient of a strip, a part of one of so many bytes in all, prefetches: where its memory is not in the second
-/// level of cache, and the sums have not just read it into the first. It takes 0.82 to 0.97 of the time with prefetches,
-/// and 1.02 to 1.09 in cache.
+/// Whether the gradient of a strip prefetches: its memory is not in the second level of cache, to go by the `bytes` of the
+/// whole gradient, and the sums have not just read it into the first. It takes 0.82 to 0.97 of the time with prefetches, and
+/// 1.02 to 1.09 in cache.
 pub fn is_far(in_place: bool, bytes: usize, strip_bytes: usize) -> bool {
     const SECOND_LEVEL: usize = 1 << 20;
     const FIRST_LEVEL: usize = 32 << 10;

@@ -93,7 +93,7 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     strip: &Strip,
     state: &mut OrdinaryState,
 ) {
-    // SAFETY: this function's own # Safety; groups end with the last class.
+    // SAFETY: this function's own # Safety; groups end with the last class, and `whole` lanes are whole registers.
     unsafe {
         if strip.first == 0 {
             shifts::<S, E>(s, strip, state);
@@ -116,10 +116,10 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     }
 }
 
-/// Adds up all classes of some lanes of a strip: whole registers of them, if they are `WHOLE`.
+/// Adds up all classes of some lanes of a strip.
 ///
 /// # Safety
-/// As [`sums`]; the strip has the lanes, and the shifts were chosen.
+/// As [`sums`]; the strip has the lanes, with `WHOLE` in whole registers, and the shifts were chosen.
 #[inline(always)]
 unsafe fn groups<S: Simd<Real: Base>, E: Element<S>, const WHOLE: bool>(
     s: S,
@@ -149,7 +149,7 @@ unsafe fn groups<S: Simd<Real: Base>, E: Element<S>, const WHOLE: bool>(
 /// The logits of a register of lanes from `at` on, of the strip's class `class`; -inf where there is no lane.
 ///
 /// # Safety
-/// As [`sums`]; the strip has the class and the lane.
+/// As [`sums`]; the strip has the class and the lane, and with `WHOLE` a register of lanes from there on.
 #[inline(always)]
 unsafe fn logits<S: Simd, E: Element<S>, const WHOLE: bool>(
     s: S,
@@ -158,8 +158,8 @@ unsafe fn logits<S: Simd, E: Element<S>, const WHOLE: bool>(
     at: usize,
 ) -> S::Vector {
     let p = strip.x.cast::<E>().wrapping_offset(class as isize * strip.pitch).wrapping_add(at);
-    // SAFETY: the strip has the class and is readable (# Safety): a whole register of it, by the comparison, or the
-    // lanes that the mask has.
+    // SAFETY: the strip has the class and is readable (# Safety): a whole register of it, by `WHOLE` or the
+    // comparison, or the lanes that the mask has.
     unsafe {
         if WHOLE || strip.lanes - at >= S::LANES {
             E::load(s, p)
