@@ -139,7 +139,7 @@ macro_rules! mask_methods {
         }
         #[inline(always)]
         fn constant(self, mut x: $real) -> $vector {
-            // SAFETY: there are no instructions.
+            // SAFETY: the text is a comment: no instruction runs, and `x` stays as it is.
             unsafe {
                 asm!("/* {0} */", inout(xmm_reg) x, options(pure, nomem, nostack, preserves_flags))
             };

@@ -98,8 +98,8 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
         if strip.first == 0 {
             shifts::<S, E>(s, strip, state);
         }
-        let mut class = 0;
         if !S::FUSED {
+            let mut class = 0;
             while class < strip.classes {
                 let count = GROUP.min(strip.classes - class);
                 group::<S, E, false>(s, strip, state, class, count, 0..strip.lanes);
@@ -125,22 +125,22 @@ unsafe fn groups<S: Simd<Real: Base>, E: Element<S>, const WHOLE: bool>(
     s: S,
     strip: &Strip,
     state: &mut OrdinaryState,
-    lanes: Range<usize>,
+    of: Range<usize>,
 ) {
-    if lanes.is_empty() {
+    if of.is_empty() {
         return;
     }
     let mut class = 0;
     // SAFETY: this function's own # Safety; groups end with the last class.
     unsafe {
         while class + GROUP <= strip.classes {
-            group::<S, E, WHOLE>(s, strip, state, class, GROUP, lanes.clone());
+            group::<S, E, WHOLE>(s, strip, state, class, GROUP, of.clone());
             class += GROUP;
         }
         match strip.classes - class {
-            1 => group::<S, E, WHOLE>(s, strip, state, class, 1, lanes),
-            2 => group::<S, E, WHOLE>(s, strip, state, class, 2, lanes),
-            3 => group::<S, E, WHOLE>(s, strip, state, class, 3, lanes),
+            1 => group::<S, E, WHOLE>(s, strip, state, class, 1, of),
+            2 => group::<S, E, WHOLE>(s, strip, state, class, 2, of),
+            3 => group::<S, E, WHOLE>(s, strip, state, class, 3, of),
             _ => {}
         }
     }
@@ -502,7 +502,7 @@ unsafe fn sweep<S: Simd<Real: Base>, E: Element<S>, G: Element<S>, W: Writing>(
         let fetches = to.is_far && class + CLASSES_AHEAD < strip.classes;
         for at in (0..strip.lanes).step_by(S::LANES) {
             if fetches && at.is_multiple_of(LINE / size_of::<S::Real>()) {
-                // The same lanes of a class to come: a line of them, or half a one of halves.
+                // The same lanes of a class to come. What is narrower than a lane has some lines twice.
                 let next = CLASSES_AHEAD as isize;
                 if !stream {
                     s.prefetch_write(g.wrapping_offset(next * to.pitch).wrapping_add(at).cast());
