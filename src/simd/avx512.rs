@@ -45,6 +45,7 @@ macro_rules! mask_methods {
         type Mask = $mask;
         type RangeCheck = __m512i;
         const MASKS_LOADS: bool = true;
+        const SPLITS_LOOPS: bool = false;
 
         #[inline(always)]
         unsafe fn load_lanes(self, p: *const $real, lanes: u32, fill: $real) -> $vector {

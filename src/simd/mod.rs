@@ -221,6 +221,10 @@ pub trait Simd: Copy {
     /// Whether loading some lanes takes no longer than loading all.
     const MASKS_LOADS: bool = false;
 
+    /// Whether what follows a loop for each of its turns is faster in a loop of its own. A core looks ahead as far as it
+    /// has registers to rename; where a turn takes many of them, it waits for the end of each turn's longest chain.
+    const SPLITS_LOOPS: bool = true;
+
     /// Returns `f()`, a long computation of lanes. A set without fused multiply-add calls it as a function,
     /// since inlined it would be most of the code of each kernel. `f` is `#[inline(always)]`.
     #[inline(always)]
