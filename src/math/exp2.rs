@@ -258,7 +258,8 @@ pub struct Exp2<S: Simd, K: ShiftKind> {
     origin: S::Real,
     logit: S::Vector,
     slope: S::Vector,
-    minus_magic: S::Vector,
+    /// MAGIC - exponent
+    magic: S::Vector,
     table: S::Exp2Table,
 }
 
@@ -298,7 +299,7 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
             origin: S::Real::from_f64(origin),
             logit: splat(shift.logit),
             slope: Self::splat(s, S::Real::L),
-            minus_magic: splat(exponent - S::Real::MAGIC.to_f64()),
+            magic: splat(S::Real::MAGIC.to_f64() - exponent),
             table: s.exp2_table(&TABLE_BITS),
         }
     }
@@ -312,7 +313,7 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
             origin: S::Real::ZERO,
             logit,
             slope: Self::splat(s, S::Real::L),
-            minus_magic: s.sub(exponent, Self::splat(s, S::Real::MAGIC)),
+            magic: s.sub(Self::splat(s, S::Real::MAGIC), exponent),
             table: s.exp2_table(&TABLE_BITS),
         }
     }
@@ -321,11 +322,11 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
     #[inline(always)]
     fn reduce<C: Clamping>(&self, x: S::Vector) -> (S::Vector, S::Vector) {
         let s = self.s;
-        let mut m = s.mul_sub(x, self.slope, self.minus_magic);
+        let mut m = s.mul_add(x, self.slope, self.magic);
         if C::CLAMPS {
-            m = s.min(self.constant(S::Real::LAST), m);
+            m = s.min(m, self.constant(S::Real::LAST));
         }
-        let n = s.add(m, self.minus_magic);
+        let n = s.sub(m, self.magic);
         (s.mul_sub(x, self.slope, n), m)
     }
 
@@ -449,7 +450,7 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
             #[inline(always)]
             || {
                 let s = self.s;
-                let exponent = s.add(self.minus_magic, s.splat(S::Real::MAGIC));
+                let exponent = s.sub(s.splat(S::Real::MAGIC), self.magic);
                 let t = s.mul_sub(self.shifted(x), self.slope, exponent);
                 let bias = S::Real::BIAS.to_f64();
                 let [low, high] = [-bias, bias + 1.0].map(|t| s.splat(S::Real::from_f64(t)));

@@ -138,16 +138,27 @@ macro_rules! mask_methods {
             avx2!($and(mask, v))
         }
         #[inline(always)]
-        fn constant(self, mut x: $real) -> $vector {
-            // SAFETY: the text is a comment: no instruction runs, and `x` stays as it is.
-            unsafe {
-                asm!("/* {0} */", inout(xmm_reg) x, options(pure, nomem, nostack, preserves_flags))
-            };
-            self.splat(x)
+        fn constant(self, x: $real) -> $vector {
+            #[inline]
+            #[target_feature(enable = "avx2")]
+            fn opaque(mut x: $vector) -> $vector {
+                // SAFETY: the text is a comment: no instruction runs, and `x` stays as it is.
+                unsafe {
+                    asm!("/* {0} */", inout(ymm_reg) x, options(pure, nomem, nostack, preserves_flags))
+                };
+                x
+            }
+            avx2!(opaque(self.splat(x)))
         }
         #[inline(always)]
         fn bits(self, mask: $vector) -> u32 {
-            avx2!($movemask(mask) as u32)
+            let mut bits = avx2!($movemask(mask) as u32);
+            // The compiler is not told where they come from: it would join masks in vectors, in more instructions.
+            // SAFETY: the text is a comment: no instruction runs, and `bits` stays as it is.
+            unsafe {
+                asm!("/* {0:e} */", inout(reg) bits, options(pure, nomem, nostack, preserves_flags))
+            };
+            bits
         }
 
         #[inline(always)]
