@@ -670,7 +670,11 @@ fn small_calls_have_the_bits_of_general_ones() {
     let short = [1, 2, 4, 9, 16]
         .into_iter()
         .flat_map(|rows| [300, 1000, 1984, 2033, 4032].map(|c| (rows, c)));
-    for (rows, classes) in narrow.chain(short).chain([(1, 4033)]) {
+    // Of several tiles, and at the ends of what is small.
+    let many = [31, 32, 63, 64, 65, 100, 127, 128, 129]
+        .into_iter()
+        .flat_map(|rows| [2, 10, 16, 31, 32, 42, 64, 80, 100, 200].map(|c| (rows, c)));
+    for (rows, classes) in narrow.chain(short).chain(many).chain([(1, 4033), (109, 601)]) {
         let kinds = [&KINDS[..], &[Kind::Unit, Kind::Confident]][rows % 2];
         let mut problem = mixed(rows, classes, kinds);
         let weights: Vec<f32> = (0..classes).map(|c| 0.25 * (1 + c % 9) as f32).collect();

@@ -107,14 +107,19 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
         exps: strip.exps,
         exps_pitch: exps_pitch(classes),
     };
-    let pieces = || (0..classes).step_by(TILE_CLASSES);
-    let tile = |first: usize| Tile {
-        x: exps.wrapping_add(first * padded * lane_size),
-        pitch: padded,
-        lanes: rows,
-        first,
-        classes: TILE_CLASSES.min(classes - first),
+    // The parts of the strip that are gathered at a time: the first row, and the first class.
+    let pieces = || {
+        let of_rows = |first| (0..classes).step_by(TILE_CLASSES).map(move |class| (first, class));
+        (0..rows).step_by(TILE).flat_map(of_rows)
     };
+    let tile = |(row, class): (usize, usize)| Tile {
+        x: exps.wrapping_add((class * padded + row) * lane_size),
+        pitch: padded,
+        lanes: TILE.min(rows - row),
+        first: class,
+        classes: TILE_CLASSES.min(classes - class),
+    };
+    let element = |(row, class): (usize, usize)| (row * classes + class) * size;
     let row = |index: usize| StripRow {
         x: call.logits.wrapping_add(index * classes * size),
         classes,
@@ -155,8 +160,9 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
                 (k.native.strip_row_sums)(&row(index), &mut state);
             }
         } else {
-            for first in pieces() {
-                (k.native.gather)(&tile(first), call.logits.wrapping_add(first * size), strides);
+            for piece in pieces() {
+                let x = call.logits.wrapping_add(element(piece));
+                (k.native.gather)(&tile(piece), x, strides);
             }
             if is_smoothed {
                 (k.converted.strip_dots)(&strip, &mut state);
@@ -165,9 +171,12 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
         }
         (k.lanes.finish_ordinary)(rows, &mut state, &wanted);
     }
-    let needed = if has_gradient { state.good_gradient[0] } else { state.good[0] };
-    if state.kept[0] & !needed & (!0 >> (TILE - rows)) != 0 {
-        return false;
+    let needed = if has_gradient { &state.good_gradient } else { &state.good };
+    for (word, first) in (0..rows).step_by(TILE).enumerate() {
+        let lanes = !0 >> (TILE - TILE.min(rows - first));
+        if state.kept[word] & !needed[word] & lanes != 0 {
+            return false;
+        }
     }
 
     // SAFETY: `finish_ordinary` above has set the losses of the rows.
@@ -175,7 +184,7 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
     let loss = if rows == 1 {
         losses[0]
     } else {
-        // In the tasks of the general way, of which a strip is one.
+        // In the tasks of the general way, of which so few narrow rows are one (`strategy::is_small`).
         let len = if is_short { strategy::task_len(rows, classes) } else { rows };
         let mut totals = Totals::ZERO;
         for losses in losses.chunks(len) {
@@ -213,9 +222,9 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
             let (accumulate, stream, padded, is_far) = (false, false, true, false);
             let to = StripGradient { g, pitch, accumulate, stream, padded, is_far, writes };
             (k.converted_to_lanes.strip_gradient)(&strip, &mut state, &to);
-            for first in pieces() {
-                let to = call.gradient.wrapping_add(first * size);
-                (k.converted_to_output.scatter)(&tile(first), to, strides, false, !0);
+            for piece in pieces() {
+                let to = call.gradient.wrapping_add(element(piece));
+                (k.converted_to_output.scatter)(&tile(piece), to, strides, false, !0);
             }
         }
     }
@@ -250,8 +259,8 @@ unsafe fn read_options(
         return None;
     }
     let mut normalizer = CompensatedSum::ZERO;
-    // SAFETY: arrays have room for the most lanes (`OrdinaryState`), of which smoothed rows, a register at most, have twice
-    // as many; the excluded classes are set, in range (# Safety). The weights cover all classes (validation).
+    // SAFETY: arrays have room for the most lanes (`OrdinaryState`), which are twice as many as a small call has rows
+    // (`strategy::SMALL_ROWS`); the excluded classes are set, in range (# Safety). The weights cover all classes (validation).
     unsafe {
         let excluded = lanes::<f64, _>(&mut state.excluded_sum_loss, 0);
         let weight = lanes::<f64, _>(&mut state.weight_then_lse, 0);
