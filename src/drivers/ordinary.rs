@@ -237,6 +237,8 @@ unsafe fn word_again(
     for start in (word.index * TILE..place.len.min((word.index + 1) * TILE)).step_by(most) {
         let bits = |of: u64| of >> (start % TILE) & ((1 << most) - 1);
         let (losses, gradients) = (bits(word.losses), bits(word.gradients));
+        #[cfg(test)]
+        tests::count((losses | gradients).count_ones());
         if losses | gradients == 0 && !word.others {
             continue;
         }
@@ -339,4 +341,68 @@ pub unsafe fn unwritten(
         }
     }
     writes
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::simd::on_isa::available;
+    use crate::{CrossEntropy, Input, Reduction, Results};
+    use half::{bf16, f16};
+    use std::cell::Cell;
+
+    thread_local! {
+        /// Distributions that this thread has computed again.
+        static AGAIN: Cell<u32> = const { Cell::new(0) };
+    }
+
+    /// Counts distributions that are computed again.
+    pub fn count(distributions: u32) {
+        AGAIN.set(AGAIN.get() + distributions);
+    }
+
+    /// Logits of classes of `pitch` distributions each, within 4 of 0.
+    fn logits(classes: usize, pitch: usize) -> Vec<f32> {
+        let part = |i: usize| (i as f64 * 0.754_877_666).fract() as f32;
+        (0..classes * pitch).map(|i| 8.0 * part(i) - 4.0).collect()
+    }
+
+    /// Distributions of usual logits are ordinary, in any number of lanes. One that is computed again has the same bits, and
+    /// takes many times as long.
+    #[test]
+    fn usual_logits_are_not_computed_again() {
+        let shapes = [2, 3, 4, 5, 10, 21, 79, 80, 100, 127, 129, 300, 1000]
+            .into_iter()
+            .flat_map(|classes| [1, 3, 8, 17, 63, 65, 130, 300].map(|lanes| (classes, lanes)));
+        for (classes, lanes) in shapes {
+            let y: Vec<i64> = (0..lanes).map(|lane| (lane * 7 % classes) as i64).collect();
+            for isa in available() {
+                for inner in [1, lanes] {
+                    let call = CrossEntropy::new(lanes / inner, classes).inner(inner);
+                    let call = call.threads(1).isa(isa).reduction(Reduction::Sum);
+                    let x = &logits(classes, lanes);
+                    macro_rules! run {
+                        ($x:expr, $zero:expr) => {{
+                            let (x, mut grad) = ($x, vec![$zero; classes * lanes]);
+                            let mut lse = vec![0.0; lanes];
+                            let results = Results { lse: Some(&mut lse), ..Results::default() };
+                            call.forward_backward_with(Input::from(&x), &y, &mut grad, results)
+                                .unwrap();
+                            call.forward(Input::from(&x), &y).unwrap();
+                        }};
+                    }
+                    run!(x.clone(), 0f32);
+                    run!(x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>(), 0f64);
+                    run!(x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>(), bf16::ZERO);
+                    run!(x.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>(), f16::ZERO);
+                    assert_eq!(AGAIN.get(), 0, "{lanes} of {classes}, {inner}, {}", isa.name());
+                }
+            }
+        }
+        // Where the first classes say nothing of the others, they are.
+        let mut x = logits(10, 64);
+        x[5 * 64..].iter_mut().for_each(|x| *x += 500.0);
+        let call = CrossEntropy::new(1, 10).inner(64).threads(1);
+        call.forward(&x, &[0i64; 64]).unwrap();
+        assert_eq!(AGAIN.get(), 64);
+    }
 }
