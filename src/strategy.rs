@@ -390,7 +390,7 @@ mod tests {
             for classes in 2..SHORT_FROM {
                 let is_small = |rows: &usize| is_small(*rows, classes, lane_size, true);
                 let most = (1..=SMALL_ROWS + 1).take_while(is_small).last().unwrap();
-                assert!(most >= SINGLE_ROWS && most <= SMALL_ROWS);
+                assert!((SINGLE_ROWS..=SMALL_ROWS).contains(&most));
                 assert!(most.div_ceil(TILE) <= strip_task_len(most.div_ceil(TILE), classes));
             }
         }
