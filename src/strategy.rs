@@ -372,7 +372,7 @@ pub fn segments(classes: usize) -> usize {
     classes.div_ceil(segment_len(classes))
 }
 
-/// Strips of narrow rows fit the buffer of a small call, and the longest short row that of short rows.
+/// Narrow rows that go one by one fit the buffer of a small call, and the longest short row that of short rows.
 const _: () = assert!(
     SHORT_FROM.next_multiple_of(16) * SINGLE_ROWS * 8 <= STRIP_BYTES
         && exps_pitch(short_classes(4)) * 4 <= STRIP_BYTES

@@ -46,9 +46,6 @@ unsafe fn count_of<T: Integer>(
     (!bad).then_some(kept)
 }
 
-/// 2^52, whose low 52 bits are those of a smaller integer that is added to it. Not every set converts integers of 64 bits.
-const TWO_52: f64 = 4_503_599_627_370_496.0;
-
 /// Reads the targets of a span: see [`RowInputs::excluded`].
 ///
 /// # Safety
@@ -71,8 +68,9 @@ unsafe fn read_of<T: Integer>(view: &View<IntegerType>, span: &Span, ignore: i64
         // (# Safety of `read_classes`).
         unsafe {
             let target = (*p.wrapping_offset(i as isize * step)).value();
-            // Right for 0..2^52, and thus for all classes: of other targets, nobody uses the class.
-            let class = f64::from_bits(target as u64 | TWO_52.to_bits()) - TWO_52;
+            // No class is negative; of other targets, nobody uses the class. The compiler converts unsigned integers in
+            // vectors on every set, signed ones one by one on AVX2.
+            let class = target as u64 as f64;
             let class = if target == ignore { RowInputs::IGNORED } else { class };
             *to.as_mut_ptr().add(i) = class;
         }

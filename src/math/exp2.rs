@@ -271,7 +271,7 @@ pub struct Power<S: Simd> {
     /// `2^k`, or with a table `-2^(k + j/8)/C`. The sign lets [`Simd::mul_sub`] compute the power.
     scale: S::Vector,
     /// `L·x - c + MAGIC`, rounded. Its low bits are k plus the bias, and j; the others show whether the
-    /// exponent is in range ([`Base::IN_RANGE`]).
+    /// exponent is in range ([`Base::IN_RANGE`]), unless it was clamped.
     pub m: S::Vector,
 }
 
@@ -318,7 +318,7 @@ impl<S: Simd<Real: Base>, K: ShiftKind> Exp2<S, K> {
         }
     }
 
-    /// Returns `(f, m)`. If `C` clamps, m does not exceed [`Base::LAST`], and f holds the excess.
+    /// Returns `(f, m)`. If `C` clamps, m does not exceed [`Base::LAST`], which it is for an x of NaN, and f holds the excess.
     #[inline(always)]
     fn reduce<C: Clamping>(&self, x: S::Vector) -> (S::Vector, S::Vector) {
         let s = self.s;

@@ -121,7 +121,8 @@ type BatchScratch = Scratch<{ BATCH * STRIP / 2 }>;
 /// Adds up all classes of some lanes of a strip.
 ///
 /// # Safety
-/// As [`sums`]; the strip has the lanes, with `WHOLE` in whole registers, and the shifts were chosen.
+/// As [`sums`]; the strip has the lanes, from a multiple of LANES on, with `WHOLE` in whole registers, and the shifts were
+/// chosen.
 #[inline(always)]
 unsafe fn groups<S: Simd<Real: Base>, E: Element<S>, const WHOLE: bool>(
     s: S,
