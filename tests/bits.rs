@@ -674,8 +674,13 @@ fn small_calls_have_the_bits_of_general_ones() {
     let many = [31, 32, 63, 64, 65, 100, 127, 128, 129]
         .into_iter()
         .flat_map(|rows| [2, 10, 16, 31, 32, 42, 64, 80, 100, 200].map(|c| (rows, c)));
-    for (rows, classes) in narrow.chain(short).chain(many).chain([(1, 4033), (109, 601)]) {
-        let kinds = [&KINDS[..], &[Kind::Unit, Kind::Confident]][rows % 2];
+    let shapes = narrow.chain(short).chain(many).chain([(1, 4033), (109, 601)]);
+    // All rows ordinary, of which each has to be its own; and some that are not, for which the call is left to the general
+    // way.
+    let others = |rows: usize| [&KINDS[..], &[Kind::Unit, Kind::Confident]][rows % 2];
+    let others = |of: (usize, usize)| (of.0 <= 17).then(|| (of, others(of.0)));
+    let shapes = shapes.flat_map(|of| [Some((of, &[Kind::Unit][..])), others(of)]).flatten();
+    for ((rows, classes), kinds) in shapes {
         let mut problem = mixed(rows, classes, kinds);
         let weights: Vec<f32> = (0..classes).map(|c| 0.25 * (1 + c % 9) as f32).collect();
         let options = [(0.0, false), (0.1, false), (0.0, true), (0.1, true)];

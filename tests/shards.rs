@@ -287,6 +287,29 @@ fn gradients_in_place_and_into_padding() {
     assert!(twice.iter().zip(grad).all(|(twice, once)| (twice - 2.0 * once).abs() < 1e-7));
 }
 
+/// The last shard of the largest vocabulary: its targets take all bits of an f64.
+#[test]
+fn the_largest_vocabulary() {
+    let (rows, total) = (9, 1usize << 53);
+    let mut rng = Rng::new(53);
+    let x: Vec<f32> = (0..rows * 8).map(|_| rng.uniform(-3.0, 3.0) as f32).collect();
+    let near: Vec<i64> = (0..rows as i64).map(|row| row * 5 % 8).collect();
+    let far: Vec<i64> = near.iter().map(|y| total as i64 - 8 + y).collect();
+    for isa in isas() {
+        let call = CrossEntropy::new(rows, 8).isa(isa);
+        let run = |y: &[i64], offset, total| {
+            let mut states = vec![Partial::EMPTY; rows];
+            call.partial_forward(&x, y, offset, total, &mut states).unwrap();
+            let (mut loss, mut grad) = (0.0, vec![0f32; x.len()]);
+            let results = Results { loss: Some(&mut loss), ..Results::default() };
+            call.partial_finish(y, total, &states, results).unwrap();
+            call.partial_backward(&x, y, offset, total, &states, &mut grad).unwrap();
+            (loss, grad)
+        };
+        assert_eq!(run(&far, total - 8, total), run(&near, 0, 8), "{}", isa.name());
+    }
+}
+
 /// What only the Rust surface can get wrong; tests/c/shards.c has the rest.
 #[test]
 fn refused_slices() {
