@@ -151,7 +151,7 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
             for of in [&mut state.class, &mut state.shift, &mut state.x_y] {
                 of.start().write_bytes(0, padded * lane_size);
             }
-            if !R::HAS_TABLE {
+            if R::COMPENSATES {
                 state.factor.start().write_bytes(0, padded * lane_size);
             }
             let sum = state.excluded_sum_loss.start().cast::<f64>();

@@ -279,7 +279,7 @@ pub unsafe fn finish<S: Simd<Real: Base>>(
     unsafe {
         match wanted.smoothing {
             // Smoothed rows have lanes of f32 (`Loss::has_ordinary_rows`).
-            Some(_) if S::Real::HAS_TABLE => finish_as::<S, true>(s, count, state, wanted),
+            Some(_) if !S::Real::COMPENSATES => finish_as::<S, true>(s, count, state, wanted),
             _ => finish_as::<S, false>(s, count, state, wanted),
         }
     }
@@ -357,9 +357,9 @@ unsafe fn begin<S: Simd<Real: Base>>(
             s.load(lanes(&mut state.shift, at)),
             s.load(lanes(&mut state.x_y, at)),
             load_wide(s, &mut state.excluded_sum_loss, at),
-            match S::Real::HAS_TABLE {
-                true => s.widen(zero),
-                false => load_wide(s, &mut state.factor, at),
+            match S::Real::COMPENSATES {
+                true => load_wide(s, &mut state.factor, at),
+                false => s.widen(zero),
             },
         )
     };
@@ -381,9 +381,9 @@ unsafe fn begin<S: Simd<Real: Base>>(
         let unit = d.select(d.less(splat(0.0), own), unit.as_ref()[i], splat(1.0));
         let (k, _) = d.split(sum);
         let by = d.mul(d.add(k, exponent.as_ref()[i]), splat(S::Real::EXCESS * LN_2));
-        let row = match S::Real::HAS_TABLE {
-            true => begin_row::<S>(s, sum, unit, by, own),
-            false => begin_wide_row::<S>(s, [sum, lost], unit, by, own),
+        let row = match S::Real::COMPENSATES {
+            true => begin_wide_row::<S>(s, [sum, lost], unit, by, own),
+            false => begin_row::<S>(s, sum, unit, by, own),
         };
         let within = d.both(d.less(splat(SUMS.start), sum), d.less(sum, splat(SUMS.end)));
         let is_large = d.less(d.mul(splat(SMALLEST_SUM), unit), row.total);
@@ -394,7 +394,7 @@ unsafe fn begin<S: Simd<Real: Base>>(
         if wanted.gradient.is_some() {
             begun.unit.as_mut()[i] = d.mul_add(unit, by, unit);
         }
-        if !S::Real::HAS_TABLE && wanted.lse {
+        if S::Real::COMPENSATES && wanted.lse {
             begun.sum.as_mut()[i] = d.add(sum, d.add(lost, d.div(own, unit)));
         }
     }
@@ -430,9 +430,9 @@ unsafe fn end<S: Simd<Real: Base>, const IS_SMOOTHED: bool>(
         let kept = d.less(splat(0.0), own);
         let bits = |mask| d.bits(mask) << (i * <S::Wide as Simd>::LANES);
         let row = Row {
-            nll: match S::Real::HAS_TABLE {
-                true => nll(d, total, lost),
-                false => wide_nll(d, total, lost),
+            nll: match S::Real::COMPENSATES {
+                true => wide_nll(d, total, lost),
+                false => nll(d, total, lost),
             },
             inverse: d.div(splat(1.0), total),
             others: begun.others.as_ref()[i],
@@ -465,7 +465,7 @@ unsafe fn end<S: Simd<Real: Base>, const IS_SMOOTHED: bool>(
         }
         if wanted.lse {
             lse.as_mut()[i] = d.add(d.select(kept, x_y.as_ref()[i], center), row.nll);
-            if !S::Real::HAS_TABLE {
+            if S::Real::COMPENSATES {
                 // Where the others prevail, that sum may cancel.
                 let by_shift = real::ln_scaled(d, shift.as_ref()[i], begun.sum.as_ref()[i]);
                 let prevails = d.less(row.others, own);
@@ -734,7 +734,7 @@ mod tests {
                 .write(of.own);
             lanes::<[f64; COUNT], _>(&mut state.grad_output, 0).write([1.0; COUNT]);
             lanes::<f64, _>(&mut state.grad_output, SMOOTHED).cast::<[f64; COUNT]>().write(of.dot);
-            let bias_at = if S::Real::HAS_TABLE { SMOOTHED } else { COUNT };
+            let bias_at = if S::Real::COMPENSATES { COUNT } else { SMOOTHED };
             put(&mut state.entry, bias_at, &[0.0; COUNT]);
             finish(s, COUNT, &mut state, &wanted);
             Finished {

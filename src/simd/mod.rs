@@ -40,6 +40,8 @@ pub trait Real: Copy + PartialEq + PartialOrd + std::fmt::Debug + Send + Sync + 
     const ZERO: Self;
     /// The numbers 0 to 63.
     const NUMBERS: &'static [Self; 64];
+    /// Whether sums of lanes keep what they lose: nothing wider adds up those of f64. These rows are not smoothed.
+    const COMPENSATES: bool = size_of::<Self>() == 8;
 
     /// `self + x`, rounded to the type.
     fn plus(self, x: Self) -> Self;

@@ -203,7 +203,7 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(
             s.store(lanes(&mut state.shift, at), shift);
             // The arithmetic of the rows reads whole registers.
             store_wide(s, &mut state.excluded_sum_loss, at, s.widen(zero));
-            if !S::Real::HAS_TABLE {
+            if S::Real::COMPENSATES {
                 store_wide(s, &mut state.factor, at, s.widen(zero));
             }
         }
@@ -335,7 +335,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
     // SAFETY: this function's own # Safety.
     unsafe {
         // Smoothed rows have lanes of f32 (`Loss::has_ordinary_rows`).
-        if to.is_smoothed && S::Real::HAS_TABLE {
+        if to.is_smoothed && !S::Real::COMPENSATES {
             gradient_as::<S, G, true>(s, rows, state, to);
         } else {
             gradient_as::<S, G, false>(s, rows, state, to);

@@ -67,7 +67,7 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
         if scaled.to_f64().abs() < S::Real::MAX_SHIFT { nearest } else { S::Real::ZERO }
     };
     // Smoothed rows have lanes of f32 (`Loss::has_ordinary_rows`).
-    let is_smoothed = row.is_smoothed && S::Real::HAS_TABLE;
+    let is_smoothed = row.is_smoothed && !S::Real::COMPENSATES;
     if is_smoothed {
         let (center, mut dot) = (shift.to_f64() * S::Real::INVERSE.0, 0.0);
         for c in 0..classes {
@@ -98,9 +98,9 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
             *exps.wrapping_add(excluded as usize) = S::Real::ZERO;
         }
         let (mut sum, mut exact) = (0.0, CompensatedSum::ZERO);
-        let mut add = |group: S::Real| match S::Real::HAS_TABLE {
-            true => sum += group.to_f64(),
-            false => exact.add(group.to_f64()),
+        let mut add = |group: S::Real| match S::Real::COMPENSATES {
+            true => exact.add(group.to_f64()),
+            false => sum += group.to_f64(),
         };
         let whole = classes - classes % GROUP;
         for c in (0..whole).step_by(GROUP) {
@@ -113,7 +113,7 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
             };
             add(e(0).plus(e(1)).plus(e(2)));
         }
-        if !S::Real::HAS_TABLE {
+        if S::Real::COMPENSATES {
             let lost;
             (sum, lost) = exact.parts();
             *lanes(&mut state.factor, row.lane) = lost;
@@ -140,7 +140,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
     let (g, exps) = (to.cast::<G>(), row.exps.cast::<S::Real>());
     let zero = s.splat(S::Real::ZERO);
     // Smoothed rows have lanes of f32 (`Loss::has_ordinary_rows`).
-    let is_smoothed = row.is_smoothed && S::Real::HAS_TABLE;
+    let is_smoothed = row.is_smoothed && !S::Real::COMPENSATES;
     // SAFETY: `sums` and the arithmetic of the rows have set the lane, which is one of the strip, and all classes have
     // weights if it is smoothed. The gradient is writable for the classes of the row, its excluded one among them, and the
     // mask has bits for these alone; `sums` has set the exponentials in whole registers.

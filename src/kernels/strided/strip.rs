@@ -189,9 +189,9 @@ impl<S: Simd<Real: Base>> Sums<S> {
         // `shifts` has set them (# Safety).
         unsafe {
             let sum = load_wide(s, &mut state.excluded_sum_loss, at);
-            let error = match S::Real::HAS_TABLE {
-                true => sum,
-                false => load_wide(s, &mut state.factor, at),
+            let error = match S::Real::COMPENSATES {
+                true => load_wide(s, &mut state.factor, at),
+                false => sum,
             };
             Sums { sum, error }
         }
@@ -203,11 +203,11 @@ impl<S: Simd<Real: Base>> Sums<S> {
         let (d, group) = (s.wide(), s.widen(group));
         let parts = self.sum.as_mut().iter_mut().zip(group.as_ref()).zip(self.error.as_mut());
         for ((sum, &group), error) in parts {
-            if S::Real::HAS_TABLE {
-                *sum = d.add(*sum, group);
-            } else {
+            if S::Real::COMPENSATES {
                 let (total, lost) = real::sum(d, *sum, group);
                 (*sum, *error) = (total, d.add(*error, lost));
+            } else {
+                *sum = d.add(*sum, group);
             }
         }
     }
@@ -222,7 +222,7 @@ impl<S: Simd<Real: Base>> Sums<S> {
         // (# Safety).
         unsafe {
             store_wide(s, &mut state.excluded_sum_loss, at, self.sum);
-            if !S::Real::HAS_TABLE {
+            if S::Real::COMPENSATES {
                 store_wide(s, &mut state.factor, at, self.error);
             }
         }
@@ -296,7 +296,7 @@ unsafe fn shifts<S: Simd<Real: Base>, E: Element<S>>(
             s.store(lanes(&mut state.shift, at), shift);
             s.store(lanes(&mut state.x_y, at), zero);
             store_wide(s, &mut state.excluded_sum_loss, at, s.widen(zero));
-            if !S::Real::HAS_TABLE {
+            if S::Real::COMPENSATES {
                 store_wide(s, &mut state.factor, at, s.widen(zero));
             }
         }
@@ -315,7 +315,7 @@ pub unsafe fn dots<S: Simd<Real: Base>, E: Element<S>>(
     strip: &Strip,
     state: &mut OrdinaryState,
 ) {
-    if !S::Real::HAS_TABLE {
+    if S::Real::COMPENSATES {
         // Smoothed rows have lanes of f32 (`Loss::has_ordinary_rows`).
         return;
     }
@@ -515,7 +515,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>, E: Element<S>, G: Element<S>>(
     // exponentials are kept, and `Whole` for strips whose logits are whole registers too; `aligned` says whether
     // streams are.
     unsafe {
-        if strip.is_smoothed && S::Real::HAS_TABLE {
+        if strip.is_smoothed && !S::Real::COMPENSATES {
             if whole && !strip.exps.is_null() && S::FUSED {
                 sweep::<S, E, G, Smoothed<WholeKept>>(s, strip, state, to, stream);
             } else {
