@@ -68,8 +68,8 @@ unsafe fn read_of<T: Integer>(view: &View<IntegerType>, span: &Span, ignore: i64
         // (# Safety of `read_classes`).
         unsafe {
             let target = (*p.wrapping_offset(i as isize * step)).value();
-            // No class is negative; of other targets, nobody uses the class. The compiler converts unsigned integers in
-            // vectors on every set, signed ones one by one on AVX2.
+            // Nobody reads what becomes of a negative target. The compiler converts unsigned integers in vectors on every
+            // set, signed ones one by one on AVX2.
             let class = target as u64 as f64;
             let class = if target == ignore { RowInputs::IGNORED } else { class };
             *to.as_mut_ptr().add(i) = class;

@@ -110,9 +110,9 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     }
 }
 
-/// Groups whose sums are added to those of the lanes together, where that is a loop of its own ([`Simd::SPLITS_LOOPS`]): 0.93
-/// of the time of rows of 10 with AVX2, 0.95 one by one. With AVX-512 it gains little, and costs 1.15 where logits come
-/// from memory ([2, 150, 16384]).
+/// Groups whose sums are added to those of the lanes together, where that is a loop of its own ([`Simd::SPLITS_LOOPS`]). A
+/// forward of 10 classes then takes 0.93 of the time with AVX2, 0.95 with a loop for each group. With AVX-512 it gains
+/// little, and takes 1.15 of the time where logits come from memory ([2, 150, 16384]).
 const BATCH: usize = 4;
 
 /// Room for the sums of so many groups of a strip.
