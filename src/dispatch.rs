@@ -195,7 +195,9 @@ macro_rules! entries {
                 fn find[S: Simd<Real: Base>, E: Element<S>](x: *const u8, len: usize, bound: &Bound, found: &mut [u64; CHUNK_WORDS]) -> () {
                     reduce::find::<S, E>(S::assume(), x, len, bound, found)
                 }
-                fn dot[S: Simd<Real: Base>, E: Element<S>](chunk: &Chunk, center: f64, mass: *const f64) -> f64 {
+                fn dot[S: Simd<Real: Base>, E: Element<S>](
+                    chunk: &Chunk, center: f64, mass: *const f64
+                ) -> CompensatedSum {
                     reduce::dot::<S, E>(S::assume(), chunk, center, mass)
                 }
                 fn widen[S: Simd<Real: Base>, E: Element<S>](x: *const u8, len: usize, to: *mut u8) -> () {

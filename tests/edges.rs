@@ -1291,3 +1291,28 @@ fn inner_sums_of_f64() {
         }
     }
 }
+
+/// What probability targets spread over many classes of f64 adds up terms that round alike, too.
+#[test]
+fn spread_masses_of_f64() {
+    const CLASSES: usize = 30_001;
+    const MASS: f64 = 0.3;
+    let each = (CLASSES / 2) as f64;
+    let mut targets = vec![MASS; CLASSES];
+    targets[0] = 0.0;
+    for step in 0..20 {
+        let below = [30.1, 60.0 + 7.3 * f64::from(step)];
+        let mut logits: Vec<f64> = (0..CLASSES).map(|class| -below[class % 2]).collect();
+        logits[0] = 0.0;
+        let lse = (each * f64::exp(-below[0])).ln_1p();
+        let want = MASS * (each * (below[0] + below[1]) + (2.0 * each) * lse);
+        for isa in isas() {
+            let call = CrossEntropy::new(1, CLASSES).isa(isa);
+            let mut losses = [0.0f64];
+            let results = Results { row_losses: Some((&mut losses).into()), ..Results::default() };
+            call.forward_with(&logits, &targets, results).unwrap();
+            let [loss] = losses;
+            assert!((loss / want - 1.0).abs() < 4e-16, "{loss:e} for {want:e} on {}", isa.name());
+        }
+    }
+}

@@ -438,7 +438,10 @@ pub fn set_sums(
         extras.moments.first_moment[i] = state.moments.first_moment;
     }
     if call.spreads_mass {
-        extras.weighted.dot[i] = state.weighted_logits;
+        let (dot, lost) = state.weighted_logits.parts();
+        extras.weighted.dot[i] = dot;
+        // The error of an infinite sum is NaN.
+        extras.weighted.error[i] = if dot.is_finite() { lost } else { 0.0 };
         extras.weighted.mass[i] = state.mass.value();
         extras.weighted.center[i] = center.unwrap_or(0.0);
     }

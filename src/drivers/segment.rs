@@ -503,7 +503,7 @@ struct Weighted<'a> {
 /// # Safety
 /// The chunk has the classes of the row from `class` on, at most CHUNK, and is readable by the kernels,
 /// whose set the processor has. `masses` has room for as many, where their values do not matter.
-unsafe fn weighted_sum(call: &Call, of: &Weighted) -> (f64, CompensatedSum) {
+unsafe fn weighted_sum(call: &Call, of: &Weighted) -> (CompensatedSum, CompensatedSum) {
     let Weighted { at, class, chunk, kernels, center, masses } = *of;
     let has_indices = call.loss.is_some_and(|loss| matches!(loss.targets, Targets::Indices(_)));
     if has_indices && !call.has_masses {
@@ -539,7 +539,11 @@ unsafe fn weighted_sum(call: &Call, of: &Weighted) -> (f64, CompensatedSum) {
 /// # Safety
 /// As [`weighted_sum`]; `blocks` are those of [`masses::listed_blocks`].
 #[inline(never)]
-unsafe fn weighted_sum_of_blocks(call: &Call, of: &Weighted, blocks: u64) -> (f64, CompensatedSum) {
+unsafe fn weighted_sum_of_blocks(
+    call: &Call,
+    of: &Weighted,
+    blocks: u64,
+) -> (CompensatedSum, CompensatedSum) {
     let Weighted { at, class, chunk, kernels, center, masses } = *of;
     // SAFETY: there is room for as many numbers as the chunk has classes (# Safety), and zeros are values of f64.
     let weights = unsafe {
@@ -548,20 +552,21 @@ unsafe fn weighted_sum_of_blocks(call: &Call, of: &Weighted, blocks: u64) -> (f6
     };
     // SAFETY: the classes are the call's (# Safety).
     let is_weighted = unsafe { masses::read_class_weights(call, class, weights) };
-    let (mut dot, mut mass) = (0.0, CompensatedSum::ZERO);
+    let (mut dot, mut mass) = (CompensatedSum::ZERO, CompensatedSum::ZERO);
     let share = masses::unlisted(call);
     if share != 0.0 {
         // SAFETY: the chunk is readable (# Safety); there is a weight for each logit, or none is read. The processor has
         // the set of the kernels (`Call::k`).
         unsafe {
             if is_weighted {
-                dot = share * (kernels.dot)(chunk, center, weights.as_ptr());
+                dot = (kernels.dot)(chunk, center, weights.as_ptr());
                 mass = (call.k.lanes.compensated_total)(weights.as_ptr(), weights.len());
             } else {
-                dot = share * (kernels.dot)(chunk, center, std::ptr::null());
+                dot = (kernels.dot)(chunk, center, std::ptr::null());
                 mass.add(chunk.len as f64);
             }
         }
+        dot.scale(share);
         mass.scale(share);
     }
     let dtype = call.plan.logits.dtype;
@@ -581,7 +586,7 @@ unsafe fn weighted_sum_of_blocks(call: &Call, of: &Weighted, blocks: u64) -> (f6
             for (m, w) in masses.iter_mut().zip(weights) {
                 *m -= if is_weighted { share * w } else { share };
             }
-            dot += (kernels.dot)(&part, center, masses.as_ptr());
+            dot.merge((kernels.dot)(&part, center, masses.as_ptr()));
             mass.merge((call.k.lanes.compensated_total)(masses.as_ptr(), len));
         }
     }

@@ -940,9 +940,17 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             let excludes = d.less(splat(-0.5), lanes.get(&group.inputs.excluded));
             let is_center = d.both(excludes, d.equal(center, x_y));
             let distance = d.select(is_center, softmax.nll, distance);
-            let own = self.times(self.class_mass(options), d.sub(x_y, center));
-            let dot = d.add(lanes.get(&weighted.dot), d.keep(excludes, own));
-            let error = lanes.get(&weighted.error);
+            let class_mass = self.class_mass(options);
+            let (from_center, low) = real::difference(d, x_y, center);
+            let own = self.times(class_mass, from_center);
+            let (dot, lost) = real::sum(d, lanes.get(&weighted.dot), d.keep(excludes, own));
+            let mut error = lanes.get(&weighted.error);
+            if S::Real::COMPENSATES {
+                let lost = d.add(lost, d.mul_sub(class_mass, from_center, own));
+                let lost = d.keep(excludes, d.mul_add(class_mass, low, lost));
+                // An infinity has lost nothing.
+                error = d.add(error, d.keep(d.equal(d.mul(lost, zero), zero), lost));
+            }
             // The product is rounded with the difference, unless it is 0·inf.
             let less = |mass, distance| {
                 let none = d.equal(mass, zero);

@@ -79,7 +79,7 @@ pub struct RowState {
     /// `exps` stays apart so that its bits do not depend on whether the entropy is wanted.
     pub moments: ExpSum,
     /// `Σ m_c·(x_c - center)`, if a mass m is spread over the classes.
-    pub weighted_logits: f64,
+    pub weighted_logits: CompensatedSum,
     /// `Σ m_c` of probability targets.
     pub mass: CompensatedSum,
     /// The largest logit as stored, if it is wanted.
@@ -91,7 +91,7 @@ impl RowState {
     pub const EMPTY: RowState = RowState {
         exps: ExpSum::EMPTY,
         moments: ExpSum::EMPTY,
-        weighted_logits: 0.0,
+        weighted_logits: CompensatedSum::ZERO,
         mass: CompensatedSum::ZERO,
         argmax: ArgMax::NONE,
     };
@@ -101,7 +101,7 @@ impl RowState {
     pub fn push(&mut self, next: &RowState, l: f64) {
         self.exps.push(&next.exps, l);
         self.moments.push(&next.moments, l);
-        self.weighted_logits += next.weighted_logits;
+        self.weighted_logits.merge(next.weighted_logits);
         self.mass.merge(next.mass);
         self.argmax.push(next.argmax);
     }
@@ -154,7 +154,7 @@ mod tests {
             }
             let mass = 0.25 + (first + i) as f64;
             part.mass.add(mass);
-            part.weighted_logits += if x.is_finite() { mass * x } else { 0.0 };
+            part.weighted_logits.add(if x.is_finite() { mass * x } else { 0.0 });
             part.argmax.push(ArgMax { value: x, class: first + i });
         }
         part
@@ -243,7 +243,8 @@ mod tests {
                     }
                     assert_eq!(row.mass.value(), whole.mass.value());
                     assert!(
-                        (row.weighted_logits - whole.weighted_logits).abs() <= 1e-15 * size,
+                        (row.weighted_logits.value() - whole.weighted_logits.value()).abs()
+                            <= 1e-15 * size,
                         "{}",
                         what()
                     );

@@ -331,7 +331,7 @@ pub trait Simd: Copy {
 pub type WideVector<S> = <<S as Simd>::Wide as Simd>::Vector;
 
 /// The registers of f64 that one register widens to.
-const fn v_len<S: Simd>() -> usize {
+pub const fn v_len<S: Simd>() -> usize {
     S::LANES / <S::Wide as Simd>::LANES
 }
 

@@ -316,7 +316,7 @@ impl Job<'_> {
             // SAFETY: the row and the class are the plan's (# Safety).
             unsafe { masses::read(call, at, class.class, std::slice::from_mut(&mut mass)) };
             if mass != 0.0 {
-                state.weighted_logits += mass * (x - center);
+                state.weighted_logits.add(mass * (x - center));
             }
         }
     }
