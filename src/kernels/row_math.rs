@@ -37,7 +37,7 @@
 //! 1.3e-8 times the distance between shift and result.
 
 use super::logit_transform::Transform;
-use crate::math::exp2::Base;
+use crate::math::exp2::{Base, WHOLE_MAGIC, exponent};
 use crate::math::real;
 use crate::simd::{Doubles, Real, Simd, WideVector};
 
@@ -515,24 +515,24 @@ impl<S: Simd<Real: Base>> Lanes<'_, S> {
 
         // Shift and logit are exact in units of log2, so their difference is taken there: at an offset
         // of 1e30 nothing else tells two logits apart.
-        let l = splat(S::Real::L.to_f64());
-        let t = d.mul_sub(d.sub(x_y, shift_logit), l, shift_exponent);
+        let from_shift = d.sub(x_y, shift_logit);
+        let t = exponent(s, from_shift, shift_exponent);
         // If the other classes sum to zero, the target dominates.
-        let (exponent, fraction) = d.split(sum);
+        let (of_sum, fraction) = d.split(sum);
         let alone = d.equal(sum, zero);
-        let dominates = d.either(d.less(exponent, t), alone);
+        let dominates = d.either(d.less(of_sum, t), alone);
         // The integer part is exact, and what is left has one rounding.
         let whole = real::nearest(d, t);
-        let part = d.mul_sub(d.sub(x_y, shift_logit), l, d.add(shift_exponent, whole));
+        let part = exponent(s, from_shift, d.add(shift_exponent, whole));
         let part = d.select(d.equal(whole, t), zero, part);
         // Beside a dominating x_y, the others are small by a power of e, not of b: the loss of a
         // confident row is far below 1. The exponent of `rest` is enough of its logarithm for that.
         // (Past 2^-2000 nothing is left.)
-        let above = d.min(splat(2000.0), d.sub(t, exponent));
+        let above = d.min(splat(2000.0), d.sub(t, of_sum));
         let corrected = d.mul_add(splat(S::Real::EXCESS), above, part);
         let e = real::exp2_of(
             d,
-            d.select(dominates, d.sub(exponent, whole), whole),
+            d.select(dominates, d.sub(of_sum, whole), whole),
             d.select(dominates, negative(corrected), part),
         );
         let (a, b) = (d.select(dominates, one, e), d.select(dominates, d.mul(fraction, e), sum));
@@ -559,7 +559,7 @@ impl<S: Simd<Real: Base>> Lanes<'_, S> {
         let numbers = d.both(d.equal(lse, lse), d.equal(sum, sum));
         let lse = d.select(numbers, lse, splat(f64::NAN));
 
-        let unit = d.scale((), d.sub(splat(f64::MAGIC), exponent));
+        let unit = d.power(d.sub(splat(WHOLE_MAGIC), of_sum));
         let inverse_sum = d.mul(d.select(dominates, d.mul(e, unit), one), inverse);
         let p_target = d.mul(a, inverse);
         Softmax {
@@ -587,10 +587,10 @@ impl<S: Simd<Real: Base>> Lanes<'_, S> {
         let (shift_exponent, x_y) =
             (self.get(&group.sums.shift_exponent), self.get(&group.inputs.x_y));
         let above = d.sub(x_y, self.shift_logit());
-        let t = d.mul_sub(above, splat(S::Real::L.to_f64()), shift_exponent);
-        let (exponent, _) = d.split(self.total());
-        let level = d.mul(d.add(shift_exponent, exponent), splat(S::Real::INVERSE.0));
-        let level = d.select(d.less(exponent, t), level, above);
+        let t = exponent(s, above, shift_exponent);
+        let (of_sum, _) = d.split(self.total());
+        let level = d.mul(d.add(shift_exponent, of_sum), splat(S::Real::INVERSE.0));
+        let level = d.select(d.less(of_sum, t), level, above);
         real::exp(d, d.mul(level, splat(-S::Real::EXCESS)))
     }
 
@@ -600,11 +600,11 @@ impl<S: Simd<Real: Base>> Lanes<'_, S> {
         let (s, group) = (self.s, self.group);
         let d = s.wide();
         let splat = |x: f64| d.splat(x);
-        let (zero, l) = (splat(0.0), splat(S::Real::L.to_f64()));
+        let zero = splat(0.0);
         let negative = |x| d.sub(zero, x);
         let (lse, x_y) = (self.get(&group.results.lse), self.get(&group.inputs.x_y));
-        let exponent = real::nearest(d, d.mul(lse, l));
-        let size = d.select(d.less(exponent, zero), negative(exponent), exponent);
+        let nearest = real::nearest(d, d.mul(lse, splat(S::Real::L.to_f64())));
+        let size = d.select(d.less(nearest, zero), negative(nearest), nearest);
         let by_exponent = d.less(size, splat(S::Real::MAX_SHIFT + 0.5));
         // A row whose lse is not finite has no exponentials; its shift may be 0.
         let rounded = round(s, lse);
@@ -613,8 +613,8 @@ impl<S: Simd<Real: Base>> Lanes<'_, S> {
             splat(f64::INFINITY),
         );
         let shift_logit = d.select(by_exponent, zero, d.keep(is_held, rounded));
-        let shift_exponent = d.keep(by_exponent, exponent);
-        let below = d.mul_sub(d.sub(shift_logit, lse), l, negative(shift_exponent));
+        let shift_exponent = d.keep(by_exponent, nearest);
+        let below = exponent(s, d.sub(shift_logit, lse), negative(shift_exponent));
         let log_p = d.sub(x_y, lse);
         Softmax {
             lse,
@@ -659,8 +659,7 @@ impl<S: Simd<Real: Base>> Lanes<'_, S> {
         let among = d.mul(d.sub(real::log2(d, sum), d.div(moment, sum)), inverse);
         // −ln(1 − p_y), from p_y if that is the smaller.
         let x_y = self.get(&group.inputs.x_y);
-        let l = splat(S::Real::L.to_f64());
-        let t = d.mul_sub(d.sub(x_y, of.shift_logit), l, of.shift_exponent);
+        let t = exponent(s, d.sub(x_y, of.shift_logit), of.shift_exponent);
         let q = d.mul(d.sub(real::log2(d, self.total()), t), inverse);
         let (tail, _) = real::log1p(d, d.min(splat(1.0), d.div(of.p_target, of.one_minus_p)));
         let away = d.select(d.less(of.p_target, of.one_minus_p), tail, d.sub(of.nll, q));
@@ -933,8 +932,8 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             // Σ m_c·(lse − x_c), as M·(lse − center) − Σ m_c·(x_c − center), since lse itself is rounded.
             let weighted = &extras.weighted;
             let (center, x_y) = (lanes.get(&weighted.center), lanes.get(&group.inputs.x_y));
-            let l = splat(S::Real::L.to_f64());
-            let below = d.mul_sub(d.sub(center, softmax.shift_logit), l, softmax.shift_exponent);
+            let from_shift = d.sub(center, softmax.shift_logit);
+            let below = exponent(s, from_shift, softmax.shift_exponent);
             let above = d.sub(softmax.lse_exponent, below);
             let distance = d.mul_add(above, splat(S::Real::INVERSE.0), softmax.lse_rest);
             let excludes = d.less(splat(-0.5), lanes.get(&group.inputs.excluded));
@@ -1090,9 +1089,15 @@ mod tests {
     const INF: f64 = f64::INFINITY;
     const NAN: f64 = f64::NAN;
 
-    /// Lanes of f32, and of f64; both with the base that they work in.
-    const LANES: [(FloatType, f64); 2] =
-        [(FloatType::F32, f32::L as f64), (FloatType::F64, f64::L)];
+    /// Lanes of f32, and of f64; both with [`Base::L`] and [`Base::LOW`].
+    const LANES: [(FloatType, [f64; 2]); 2] =
+        [(FloatType::F32, [f32::L as f64, f32::LOW as f64]), (FloatType::F64, [f64::L, f64::LOW])];
+
+    /// See [`exponent`].
+    fn exponent_of(x: f64, [l, low]: [f64; 2], by: f64) -> f64 {
+        let t = x.mul_add(l, -by);
+        if low == 0.0 { t } else { x.mul_add(low, t) }
+    }
 
     /// The numbers of one row.
     #[derive(Clone, Copy, Debug)]
@@ -1279,7 +1284,8 @@ mod tests {
     /// The formulas at the head of this file, with the standard library's functions.
     #[test]
     fn ends_by_the_formulas() {
-        for (dtype, l) in LANES {
+        for (dtype, slope) in LANES {
+            let l = slope[0];
             let mut rows = Vec::new();
             for shift_exponent in [0.0, 3.0, -40.0, 1e3, -1e6] {
                 for sum in [0.5, 0.7, 1.0, 1.5, 1e4, 1e18, 1e300] {
@@ -1300,9 +1306,8 @@ mod tests {
                 for row in &results {
                     let lse_exponent = row.sum.log2();
                     let rest = row.shift_logit + (row.shift_exponent + lse_exponent) / l;
-                    let q = ((row.shift_logit - row.x_y).mul_add(l, row.shift_exponent)
-                        + lse_exponent)
-                        / l;
+                    let above = exponent_of(row.shift_logit - row.x_y, slope, -row.shift_exponent);
+                    let q = (above + lse_exponent) / l;
                     let (lse, nll) = if q > 0.0 {
                         (rest + (-q).exp().ln_1p(), q + (-q).exp().ln_1p())
                     } else {
@@ -1318,7 +1323,7 @@ mod tests {
                     close(row.lse, lse, slip + base + 1e-15 * lse.abs(), what, row);
                     // To the last digits, where lse itself is rounded far more: from an `lse_exponent` that
                     // is close.
-                    let t = (row.x_y - row.shift_logit).mul_add(l, -row.shift_exponent);
+                    let t = exponent_of(row.x_y - row.shift_logit, slope, row.shift_exponent);
                     let lse_rest = if q > 0.0 {
                         (lse_exponent - row.lse_exponent) / l + (-q).exp().ln_1p()
                     } else {
@@ -1362,7 +1367,8 @@ mod tests {
             &[1e3, 1e3 + 1.0, 1e3 - 0.5, 1e3],
             &[30.0, -650.0, 29.0, 0.0],
         ];
-        for (dtype, l) in LANES {
+        for (dtype, slope) in LANES {
+            let l = slope[0];
             let bound = if dtype == FloatType::F32 { 1e-6 } else { 1e-13 };
             let (mut all, mut want) = (Vec::new(), Vec::new());
             for x in rows {
@@ -1385,10 +1391,10 @@ mod tests {
                                 row.x_y = *x;
                                 continue;
                             }
-                            let t = x.mul_add(l, -shift_exponent);
+                            let t = exponent_of(*x, slope, shift_exponent);
                             row.sum += t.exp2();
                             // From another shift than the sum.
-                            let t = x.mul_add(l, -nearest(max * l));
+                            let t = exponent_of(*x, slope, nearest(max * l));
                             row.moment_sum += t.exp2();
                             row.first_moment += times(t.exp2(), t);
                         }
@@ -1409,7 +1415,8 @@ mod tests {
     /// What is not finite: NaN over +inf, and −inf for no classes at all.
     #[test]
     fn ends_of_ends() {
-        for (dtype, l) in LANES {
+        for (dtype, slope) in LANES {
+            let l = slope[0];
             let values = [-INF, -3.0, INF, NAN];
             let mut rows = Vec::new();
             for sum in [0.0, 2.0, INF, NAN] {
@@ -1456,7 +1463,8 @@ mod tests {
 
     #[test]
     fn from_lse_by_the_formulas() {
-        for (dtype, l) in LANES {
+        for (dtype, slope) in LANES {
+            let l = slope[0];
             let mut rows = Vec::new();
             for lse in [0.0, 0.3, -7.25, 88.0, -700.0, 1e4, -4.54e4, 4.55e4, 1e9, -3.9e14, 1e17] {
                 for below in [0.0, 1e-12, 1e-3, 0.5, 3.0, 40.0, 90.0, 650.0, INF] {
@@ -1482,7 +1490,7 @@ mod tests {
                         "{row:?}"
                     );
                     assert!(row.shift_exponent == row.shift_exponent.round(), "{row:?}");
-                    let t = (row.shift_logit - row.lse).mul_add(l, row.shift_exponent);
+                    let t = exponent_of(row.shift_logit - row.lse, slope, -row.shift_exponent);
                     let step = if dtype == FloatType::F32 { 6e-8 * row.lse.abs() } else { 0.0 };
                     assert!(
                         t.abs() <= 0.5001 + if row.shift_logit == 0.0 { 0.0 } else { step * l }

@@ -2,8 +2,8 @@
 
 use super::x86::{transpose, x86_methods};
 use super::{
-    Doubles, EIGHTH_SHIFT, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, Simd, TWO_52,
-    TWO_52_AND_BIAS, f64_lanes, write_lanes,
+    Doubles, EXPONENT, Halves, ONE, Real, SQRT_HALF, Simd, TWO_52, TWO_52_AND_BIAS, f64_lanes,
+    write_lanes,
 };
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -177,7 +177,7 @@ macro_rules! mask_methods {
         }
         #[inline(always)]
         fn range_check_passed(self, seen: __m256i) -> bool {
-            avx2!(_mm256_testz_si256(seen, $splat_bits(!0 << IGNORED_BITS)) == 1)
+            avx2!(_mm256_testz_si256(seen, $splat_bits(!0 << <$real as Real>::IGNORED_BITS)) == 1)
         }
 
         #[inline(always)]
@@ -239,7 +239,7 @@ impl Simd for Avx2 {
         avx2!({
             let m = _mm256_castps_si256(m);
             let entry = _mm256_permutevar8x32_epi32(table, m);
-            const SHIFT: i32 = EIGHTH_SHIFT as i32;
+            const SHIFT: i32 = <f32 as Real>::EIGHTH_SHIFT as i32;
             _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32::<SHIFT>(m), entry))
         })
     }
@@ -431,9 +431,25 @@ impl Simd for Avx2Wide {
     }
     f64_lanes!(__m256d);
 
+    /// The lower halves of the entries, and the upper ones: no instruction looks up one of eight numbers of 64 bits.
+    type Exp2Table = [__m256i; 2];
     #[inline(always)]
-    fn scale(self, (): (), m: __m256d) -> __m256d {
-        avx2!(_mm256_castsi256_pd(_mm256_slli_epi64::<52>(_mm256_castpd_si256(m))))
+    fn exp2_table(self, bits: &[u64; 8]) -> [__m256i; 2] {
+        let halves = [bits.map(|bits| bits as u32), bits.map(|bits| (bits >> 32) as u32)];
+        // SAFETY: each half has the 32 bytes of a register, and the token proves the features.
+        halves.map(|half| unsafe { _mm256_loadu_si256(half.as_ptr().cast()) })
+    }
+    #[inline(always)]
+    fn scale(self, [lower, upper]: [__m256i; 2], m: __m256d) -> __m256d {
+        avx2!({
+            const SHIFT: i32 = <f64 as Real>::EIGHTH_SHIFT as i32;
+            let twice = _mm256_castps_si256(_mm256_moveldup_ps(_mm256_castpd_ps(m)));
+            let m = _mm256_castpd_si256(m);
+            let lower = _mm256_permutevar8x32_epi32(lower, m);
+            let upper = _mm256_permutevar8x32_epi32(upper, twice);
+            let entry = _mm256_blend_epi32::<0xAA>(lower, upper);
+            _mm256_castsi256_pd(_mm256_add_epi64(_mm256_slli_epi64::<SHIFT>(m), entry))
+        })
     }
 
     #[inline(always)]
@@ -472,6 +488,10 @@ impl Simd for Avx2Wide {
 }
 
 impl Doubles for Avx2Wide {
+    #[inline(always)]
+    fn power(self, m: __m256d) -> __m256d {
+        avx2!(_mm256_castsi256_pd(_mm256_slli_epi64::<52>(_mm256_castpd_si256(m))))
+    }
     #[inline(always)]
     fn split(self, x: __m256d) -> (__m256d, __m256d) {
         avx2!({

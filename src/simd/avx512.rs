@@ -3,8 +3,8 @@
 use super::avx2::sum4;
 use super::x86::{transpose, x86_methods};
 use super::{
-    Doubles, EIGHTH_SHIFT, EXPONENT, Halves, IGNORED_BITS, ONE, PairProducts, SQRT_HALF, Simd,
-    TWO_52, TWO_52_AND_BIAS, f64_lanes,
+    Doubles, EXPONENT, Halves, ONE, PairProducts, Real, SQRT_HALF, Simd, TWO_52, TWO_52_AND_BIAS,
+    f64_lanes,
 };
 use std::arch::x86_64::*;
 use std::mem::transmute;
@@ -119,7 +119,7 @@ macro_rules! mask_methods {
         }
         #[inline(always)]
         fn range_check_passed(self, seen: __m512i) -> bool {
-            avx512!($test_mask(seen, $splat_bits(!0 << IGNORED_BITS)) == 0)
+            avx512!($test_mask(seen, $splat_bits(!0 << <$real as Real>::IGNORED_BITS)) == 0)
         }
 
         #[inline(always)]
@@ -184,7 +184,10 @@ impl Simd for Avx512 {
         avx512!({
             let m = _mm512_castps_si512(m);
             let entry = _mm512_permutexvar_epi32(m, table);
-            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32::<EIGHTH_SHIFT>(m), entry))
+            _mm512_castsi512_ps(_mm512_add_epi32(
+                _mm512_slli_epi32::<{ <f32 as Real>::EIGHTH_SHIFT }>(m),
+                entry,
+            ))
         })
     }
 
@@ -358,9 +361,20 @@ impl Simd for Avx512Wide {
     }
     f64_lanes!(__m512d);
 
+    type Exp2Table = __m512i;
     #[inline(always)]
-    fn scale(self, (): (), m: __m512d) -> __m512d {
-        avx512!(_mm512_castsi512_pd(_mm512_slli_epi64::<52>(_mm512_castpd_si512(m))))
+    fn exp2_table(self, bits: &[u64; 8]) -> __m512i {
+        // SAFETY: `bits` has the 64 bytes of a register, and the token proves the features.
+        unsafe { _mm512_loadu_si512(bits.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn scale(self, table: __m512i, m: __m512d) -> __m512d {
+        avx512!({
+            let m = _mm512_castpd_si512(m);
+            let entry = _mm512_permutexvar_epi64(m, table);
+            const SHIFT: u32 = <f64 as Real>::EIGHTH_SHIFT;
+            _mm512_castsi512_pd(_mm512_add_epi64(_mm512_slli_epi64::<SHIFT>(m), entry))
+        })
     }
 
     #[inline(always)]
@@ -398,6 +412,10 @@ impl Simd for Avx512Wide {
 }
 
 impl Doubles for Avx512Wide {
+    #[inline(always)]
+    fn power(self, m: __m512d) -> __m512d {
+        avx512!(_mm512_castsi512_pd(_mm512_slli_epi64::<52>(_mm512_castpd_si512(m))))
+    }
     #[inline(always)]
     fn split(self, x: __m512d) -> (__m512d, __m512d) {
         avx512!({

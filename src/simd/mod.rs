@@ -17,13 +17,6 @@ pub mod avx512;
 #[cfg(x86_sets)]
 mod x86;
 
-/// The low bits that a [range check](Simd::range_check) ignores. They hold the biased exponent of an
-/// f64 (11 bits), or that of an f32 and the eighth below it (8 + 3 bits).
-pub const IGNORED_BITS: u32 = 11;
-
-/// [`Simd::scale`] shifts the lowest bit of an f32's eighths to this bit, three below the exponent.
-pub const EIGHTH_SHIFT: u32 = 20;
-
 /// The number of f64 lanes that a block is summed into.
 pub const TOTALS: usize = 16;
 
@@ -40,6 +33,13 @@ pub trait Real: Copy + PartialEq + PartialOrd + std::fmt::Debug + Send + Sync + 
     const ZERO: Self;
     /// The numbers 0 to 63.
     const NUMBERS: &'static [Self; 64];
+    /// An integer of as many bits.
+    type Bits: Copy;
+    /// [`Simd::scale`] shifts the lowest bit of the eighths to this bit, three below the exponent.
+    const EIGHTH_SHIFT: u32;
+    /// The low bits that a [range check](Simd::range_check) ignores. They hold the biased exponent and the eighth below
+    /// it.
+    const IGNORED_BITS: u32;
     /// Whether sums of lanes keep what they lose: nothing wider adds up those of f64. These rows are not smoothed.
     const COMPENSATES: bool = size_of::<Self>() == 8;
 
@@ -56,8 +56,11 @@ pub trait Real: Copy + PartialEq + PartialOrd + std::fmt::Debug + Send + Sync + 
 }
 
 macro_rules! real {
-    ($type:ident) => {
+    ($type:ident, $bits:ident) => {
         impl Real for $type {
+            type Bits = $bits;
+            const EIGHTH_SHIFT: u32 = $type::MANTISSA_DIGITS - 1 - 3;
+            const IGNORED_BITS: u32 = size_of::<$type>() as u32 * 8 - $type::MANTISSA_DIGITS + 3;
             const NEG_INFINITY: Self = $type::NEG_INFINITY;
             const MAX: Self = $type::MAX;
             const ZERO: Self = 0.0;
@@ -93,8 +96,8 @@ macro_rules! real {
         }
     };
 }
-real!(f32);
-real!(f64);
+real!(f32, u32);
+real!(f64, u64);
 
 /// The vector instructions of one instruction set for one type of lanes.
 ///
@@ -116,7 +119,7 @@ pub trait Simd: Copy {
     type Mask: Copy;
     /// The state of a [`range_check`](Self::range_check).
     type RangeCheck: Copy;
-    /// The table of eighths for [`scale`](Self::scale); `()` for f64, which has none.
+    /// The table of eighths for [`scale`](Self::scale).
     type Exp2Table: Copy;
     /// The token of the same set for lanes of f64.
     type Wide: Doubles<Wide = Self::Wide>;
@@ -237,14 +240,12 @@ pub trait Simd: Copy {
     fn max(self, bound: Self::Vector, x: Self::Vector) -> Self::Vector;
     /// The smaller of the two; `x` if either is NaN.
     fn min(self, bound: Self::Vector, x: Self::Vector) -> Self::Vector;
-    /// Loads the table for [`scale`](Self::scale) into registers. Lanes of f64 ignore it.
-    fn exp2_table(self, bits: &[u32; 8]) -> Self::Exp2Table;
-    /// Turns the integer in the low bits of `m` into a power of 2, by shifting it to the place of
-    /// the biased exponent.
-    ///
-    /// In lanes of f32 the integer counts eighths. Its lowest bit goes to bit [`EIGHTH_SHIFT`], and
-    /// its lowest three bits select the entry of the table that is added to the bits of the result
-    /// as an integer.
+    /// Loads the table for [`scale`](Self::scale) into registers.
+    fn exp2_table(self, bits: &[<Self::Real as Real>::Bits; 8]) -> Self::Exp2Table;
+    /// Turns the integer in the low bits of `m`, which counts eighths, into a power of 2, by shifting it to the place of
+    /// the biased exponent: its lowest bit goes to bit [`EIGHTH_SHIFT`](Real::EIGHTH_SHIFT). Its lowest three bits select
+    /// the entry of the table that is added to the bits of the result as an integer. In lanes of f64, the lowest three bits
+    /// of the upper half of m are 0.
     fn scale(self, table: Self::Exp2Table, m: Self::Vector) -> Self::Vector;
 
     /// `a < b`; false if either is NaN.
@@ -280,7 +281,7 @@ pub trait Simd: Copy {
         block: &Self::Block,
         expected: Self::Vector,
     ) -> Self::RangeCheck;
-    /// Returns whether every recorded difference is within the lowest [`IGNORED_BITS`] bits.
+    /// Returns whether every recorded difference is within the lowest [`IGNORED_BITS`](Real::IGNORED_BITS) bits.
     fn range_check_passed(self, seen: Self::RangeCheck) -> bool;
 
     /// The largest lane of a register without NaN.
@@ -399,20 +400,18 @@ pub trait PairProducts: Halves {
     ) -> Self::Vector;
 }
 
-/// What the logarithm needs of lanes of f64: splitting off the exponent.
-pub trait Doubles: Simd<Real = f64, Exp2Table = ()> {
+/// What functions need of lanes of f64: making powers of 2, and splitting off the exponent.
+pub trait Doubles: Simd<Real = f64> {
+    /// Turns the integer in the low bits of `m` into a power of 2, by shifting it to the place of the biased exponent.
+    fn power(self, m: Self::Vector) -> Self::Vector;
     /// Returns `(k, m)` with `x = m·2^k` and m in [√½, √2), for x positive, finite and normal. The
     /// result of any other x is unspecified.
     fn split(self, x: Self::Vector) -> (Self::Vector, Self::Vector);
 }
 
-/// The part of an `impl Simd` that is the same for lanes of f64 on every set: they have no table,
-/// and widening and narrowing return their argument.
+/// The part of an `impl Simd` that is the same for lanes of f64 on every set: widening and narrowing return their argument.
 macro_rules! f64_lanes {
     ($vector:ty) => {
-        type Exp2Table = ();
-        #[inline(always)]
-        fn exp2_table(self, _: &[u32; 8]) {}
         #[inline(always)]
         fn widen(self, v: $vector) -> [$vector; 1] {
             [v]

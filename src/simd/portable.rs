@@ -2,8 +2,8 @@
 //! SSE2 on a plain x86-64, scalars elsewhere. A target without fused multiply-add computes it in software.
 
 use super::{
-    Doubles, EIGHTH_SHIFT, EXPONENT, Halves, IGNORED_BITS, ONE, SQRT_HALF, Simd, TOTALS, TWO_52,
-    TWO_52_AND_BIAS, f64_lanes, fused, read_lanes, write_lanes,
+    Doubles, EXPONENT, Halves, ONE, Real, SQRT_HALF, Simd, TOTALS, TWO_52, TWO_52_AND_BIAS,
+    f64_lanes, fused, read_lanes, write_lanes,
 };
 use wide::{f32x8, f64x4, u32x8, u64x4};
 
@@ -243,7 +243,7 @@ macro_rules! simd {
         }
         #[inline(always)]
         fn range_check_passed(self, seen: $bits) -> bool {
-            seen.to_array().into_iter().all(|bits| bits >> IGNORED_BITS == 0)
+            seen.to_array().into_iter().all(|bits| bits >> <$real as Real>::IGNORED_BITS == 0)
         }
 
         #[inline(always)]
@@ -272,7 +272,7 @@ impl Simd for Portable {
         apart(|| {
             let m = m.to_array().map(f32::to_bits);
             let entries = look_up(table, m);
-            let bits = |i: usize| (m[i] << EIGHTH_SHIFT).wrapping_add(entries[i]);
+            let bits = |i: usize| (m[i] << <f32 as Real>::EIGHTH_SHIFT).wrapping_add(entries[i]);
             f32x8::from(std::array::from_fn(|i| f32::from_bits(bits(i))))
         })
     }
@@ -338,13 +338,26 @@ impl Simd for PortableWide {
     type Widened = [f64x4; 1];
     f64_lanes!(f64x4);
 
+    type Exp2Table = [u64; 8];
     #[inline(always)]
-    fn scale(self, (): (), m: f64x4) -> f64x4 {
-        f64x4::from(m.to_array().map(|m| f64::from_bits(m.to_bits() << 52)))
+    fn exp2_table(self, bits: &[u64; 8]) -> [u64; 8] {
+        *bits
+    }
+    #[inline(always)]
+    fn scale(self, table: [u64; 8], m: f64x4) -> f64x4 {
+        f64x4::from(m.to_array().map(|m| {
+            let m = m.to_bits();
+            let shifted = m << <f64 as Real>::EIGHTH_SHIFT;
+            f64::from_bits(shifted.wrapping_add(table[(m & 7) as usize]))
+        }))
     }
 }
 
 impl Doubles for PortableWide {
+    #[inline(always)]
+    fn power(self, m: f64x4) -> f64x4 {
+        f64x4::from(m.to_array().map(|m| f64::from_bits(m.to_bits() << 52)))
+    }
     #[inline(always)]
     fn split(self, x: f64x4) -> (f64x4, f64x4) {
         let bits = x.to_array().map(f64::to_bits);

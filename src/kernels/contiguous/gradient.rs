@@ -3,7 +3,9 @@
 use super::block::Interleaved;
 use crate::element::Element;
 use crate::kernels::row_math::power_of_2;
-use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2, Shift, Unclamped, nearest};
+use crate::math::exp2::{
+    Base, ByExponent, ByLogit, Clamped, Exp2, Shift, Unclamped, exponent, nearest,
+};
 use crate::math::scalar::{exp2, log2};
 use crate::simd::{Real, Simd, up_to};
 use crate::strategy::{CHUNK, LINE};
@@ -240,16 +242,15 @@ pub struct Sweep<S: Simd, M> {
     biases: *const S::Real,
     slopes: *const S::Real,
     source: Source,
-    /// Of a log-softmax: the shift's logit and exponent, minus the distance of the lse from the shift,
-    /// L and 1/L.
-    log: [f64; 5],
+    /// Of a log-softmax: the shift's logit and exponent, minus the distance of the lse from the shift.
+    log: [f64; 3],
 }
 
 impl<S: Simd<Real: Base>, M: SweepMode> Sweep<S, M> {
     /// The arithmetic for a chunk.
     #[inline(always)]
     pub fn new(s: S, chunk: &GradientChunk) -> Self {
-        let (ExpScale { shift, factor }, l) = (chunk.exps, S::Real::L.to_f64());
+        let ExpScale { shift, factor } = chunk.exps;
         let (first, rest) = if M::GENERAL { split_factor(factor) } else { (1.0, factor) };
         let (bias, biases) = match chunk.bias {
             Bias::Uniform(bias) => (bias, std::ptr::null()),
@@ -268,7 +269,7 @@ impl<S: Simd<Real: Base>, M: SweepMode> Sweep<S, M> {
             biases,
             slopes: chunk.slope.cast(),
             source: chunk.source,
-            log: [shift.logit, shift.exponent, -factor, l, 1.0 / l],
+            log: [shift.logit, shift.exponent, -factor],
         }
     }
 
@@ -290,9 +291,10 @@ impl<S: Simd<Real: Base>, M: SweepMode> Sweep<S, M> {
             Source::None => s.splat(S::Real::ZERO),
             Source::LogSoftmax => {
                 let (d, mut wide) = (s.wide(), s.widen(x));
-                let [logit, exponent, minus_lse, l, inverse] = self.log.map(|x| d.splat(x));
+                let [logit, by, minus_lse] = self.log.map(|x| d.splat(x));
+                let inverse = d.splat(S::Real::INVERSE.0);
                 for x in wide.as_mut() {
-                    let above = d.mul_sub(d.sub(*x, logit), l, exponent);
+                    let above = exponent(s, d.sub(*x, logit), by);
                     *x = d.mul_add(above, inverse, minus_lse);
                 }
                 return s.narrow(wide);

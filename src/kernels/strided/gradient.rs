@@ -6,7 +6,7 @@ use crate::kernels::entropy_bonus;
 use crate::kernels::row_math::{
     Coefficients, OutputTerm, ROWS, RowGroup, RowGroupExtras, RowLanes,
 };
-use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2, Unclamped};
+use crate::math::exp2::{Base, ByExponent, ByLogit, Clamped, Exp2, Unclamped, exponent};
 use crate::simd::{ONES, Real, Simd, up_to};
 
 /// What the gradient of a tile is made of.
@@ -127,7 +127,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>>(s: S, tile: &Tile, gradient: &TileGr
 unsafe fn sweep<S: Simd<Real: Base>, M: TileMode>(s: S, tile: &Tile, gradient: &TileGradient) {
     let zero = s.splat(S::Real::ZERO);
     let d = s.wide();
-    let (l, inverse) = (d.splat(S::Real::L.to_f64()), d.splat(S::Real::INVERSE.0));
+    let inverse = d.splat(S::Real::INVERSE.0);
     let groups = gradient.groups;
     for at in (0..tile.lanes).step_by(S::LANES) {
         let lanes = up_to::<S>(tile.lanes - at);
@@ -224,7 +224,7 @@ unsafe fn sweep<S: Simd<Real: Base>, M: TileMode>(s: S, tile: &Tile, gradient: &
                 OutputTerm::None => minus_bias,
                 OutputTerm::LogSoftmax => {
                     let above = zip_wide::<S>(s.widen(x), shift_logit, |x, logit| d.sub(x, logit));
-                    let above = zip_wide::<S>(above, shift_exponent, |x, by| d.mul_sub(x, l, by));
+                    let above = zip_wide::<S>(above, shift_exponent, |x, by| exponent(s, x, by));
                     s.narrow(zip_wide::<S>(above, factor, |x, lse| d.sub(d.mul(x, inverse), lse)))
                 }
             };
