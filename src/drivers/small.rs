@@ -6,7 +6,7 @@ use super::totals::{Losses, Totals};
 use crate::kernels::Kernels;
 use crate::kernels::contiguous::short::{ShortGradient, ShortRows};
 use crate::kernels::ordinary::{self, OrdinaryState};
-use crate::kernels::ordinary::{FACTORS, SMOOTHED, Smoothing, Wanted, lanes};
+use crate::kernels::ordinary::{FACTORS, PADDING, SMOOTHED, Smoothing, Wanted, lanes};
 use crate::kernels::row_math::RowInputs;
 use crate::kernels::scratch::Scratch;
 use crate::kernels::strided::row::StripRow;
@@ -58,14 +58,18 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
     // packed (validation); the processor has the set of the kernels (# Safety).
     let kept = unsafe {
         let excluded = state.excluded_sum_loss.start().cast::<f64>();
-        for lane in rows..padded {
-            excluded.add(lane).write(RowInputs::IGNORED);
-        }
+        excluded.add(rows).cast::<[f64; PADDING]>().write([RowInputs::IGNORED; PADDING]);
         let excluded = std::slice::from_raw_parts_mut(excluded, rows);
         (k.lanes.read_classes)(&targets, &span, call.ignore_index, excluded);
         (k.lanes.count_kept)(&targets, 0, rows, call.ignore_index, classes)
     };
     let Some(kept @ 1..) = kept else { return false };
+    let mut excluded = [0.0; SINGLE_ROWS];
+    if one_by_one {
+        // SAFETY: `read_classes` has set the rows' classes.
+        let classes = unsafe { super::ordinary::values(&mut state.excluded_sum_loss, rows) };
+        excluded[..rows].copy_from_slice(classes);
+    }
     let mut normalizer = kept as f64;
     let has_gradient = !call.gradient.is_null();
     let mut room = Scratch::<SHORT_FROM>::new();
@@ -81,7 +85,8 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
         (smoothing, weights) = (options.smoothing, options.weights);
     }
     let is_smoothed = smoothing.is_some();
-    let scale = if call.is_mean { call.scale / normalizer } else { call.scale };
+    let scale =
+        if call.is_mean && normalizer != 1.0 { call.scale / normalizer } else { call.scale };
     if has_gradient && scale != 0.0 && !FACTORS.contains(&scale.abs()) {
         return false;
     }
@@ -124,6 +129,7 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
         x: call.logits.wrapping_add(index * classes * size),
         classes,
         lane: index,
+        excluded: excluded[index],
         exps: exps.wrapping_add(index * padded_row * lane_size),
         is_smoothed,
         weights,
@@ -147,15 +153,6 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
                 short::dots(k.native, &short, size, &mut state, |_, _| ptr::null());
             }
         } else if one_by_one {
-            // The arithmetic of the rows reads whole registers.
-            for of in [&mut state.class, &mut state.shift, &mut state.x_y] {
-                of.start().write_bytes(0, padded * lane_size);
-            }
-            if R::COMPENSATES {
-                state.factor.start().write_bytes(0, padded * lane_size);
-            }
-            let sum = state.excluded_sum_loss.start().cast::<f64>();
-            sum.add(rows).write_bytes(0, padded - rows);
             for index in 0..rows {
                 (k.native.strip_row_sums)(&row(index), &mut state);
             }
@@ -198,7 +195,8 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
     // from the buffer, which is this function's. The sweep above has kept all exponentials there, and `finish_ordinary`
     // has set the coefficients. The processor has the set of the kernels (# Safety).
     unsafe {
-        *call.loss = if call.is_mean { loss / normalizer } else { loss };
+        // A division by 1 takes its time, too.
+        *call.loss = if call.is_mean && normalizer != 1.0 { loss / normalizer } else { loss };
         if has_gradient && is_short {
             let (accumulate, stream, writes) = (false, false, [!0; ordinary::WORDS]);
             let to = ShortGradient {

@@ -126,10 +126,13 @@ impl OrdinaryState {
     }
 }
 
+/// The lanes of the widest register of any set.
+pub const PADDING: usize = 16;
+
 /// Lanes in whole registers of any set.
 #[inline(always)]
 pub fn padded(lanes: usize) -> usize {
-    lanes.next_multiple_of(16)
+    lanes.next_multiple_of(PADDING)
 }
 
 /// The place of lane `at`.

@@ -6,7 +6,7 @@
 
 use super::strip::GROUP;
 use crate::element::Element;
-use crate::kernels::ordinary::{OrdinaryState, SMOOTHED, lanes, weights};
+use crate::kernels::ordinary::{OrdinaryState, SMOOTHED, lanes, store_wide, weights};
 use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::{Base, ByExponent, Clamped, Exp2, Shift};
 use crate::simd::{Real, Simd, up_to};
@@ -20,6 +20,8 @@ pub struct StripRow {
     pub classes: usize,
     /// Which lane it is.
     pub lane: usize,
+    /// The class that its sum excludes; below 0 for an ignored row.
+    pub excluded: f64,
     /// Where its exponentials are kept, in the lanes' own type.
     pub exps: *mut u8,
     /// It is smoothed.
@@ -40,11 +42,14 @@ impl StripRow {
     }
 }
 
-/// Sums up the exponentials of a row.
+/// Sums up the exponentials of a row. Sets the state of its lane, and of the lanes after it that a register from there on
+/// has: they get the same numbers, for the arithmetic of the rows, which reads whole registers. It would wait for numbers
+/// that are stored one by one.
 ///
 /// # Safety
-/// The row is readable; there is room for its exponentials in whole registers, apart from the row. The
-/// excluded class of its lane was set. The processor has the set of `s`.
+/// The row is readable; there is room for its exponentials in whole registers, apart from the row. The excluded class is one
+/// of the row's if it is not below 0. The lane is one of a strip, which has room for a register from there on. The
+/// processor has the set of `s`.
 #[inline(always)]
 pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
     s: S,
@@ -88,10 +93,10 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
             s.store(exps.wrapping_add(at), exp.value::<Clamped>(x));
         }
     }
-    // SAFETY: the lane is one of the strip, whose excluded class was set, to one of the row's if it is not
-    // below 0 (# Safety); the loop above has set the exponentials of all classes in whole registers.
+    // SAFETY: the excluded class is one of the row's if it is not below 0, and the arrays have room for a register from the
+    // lane on (# Safety); the loop above has set the exponentials of all classes in whole registers.
     unsafe {
-        let excluded: f64 = *lanes(&mut state.excluded_sum_loss, row.lane);
+        let excluded = row.excluded;
         let mut x_y = S::Real::ZERO;
         if excluded >= 0.0 {
             x_y = logit(excluded as usize);
@@ -113,15 +118,20 @@ pub unsafe fn sums<S: Simd<Real: Base>, E: Element<S>>(
             };
             add(e(0).plus(e(1)).plus(e(2)));
         }
+        let wide = |x: f64| {
+            let mut v = s.widen(s.splat(S::Real::ZERO));
+            v.as_mut().iter_mut().for_each(|v| *v = s.wide().splat(x));
+            v
+        };
         if S::Real::COMPENSATES {
             let lost;
             (sum, lost) = exact.parts();
-            *lanes(&mut state.factor, row.lane) = lost;
+            store_wide(s, &mut state.factor, row.lane, wide(lost));
         }
-        *lanes(&mut state.class, row.lane) = S::Real::from_f64(excluded);
-        *lanes(&mut state.shift, row.lane) = shift;
-        *lanes(&mut state.x_y, row.lane) = x_y;
-        *lanes(&mut state.excluded_sum_loss, row.lane) = sum;
+        store_wide(s, &mut state.excluded_sum_loss, row.lane, wide(sum));
+        s.store(lanes(&mut state.class, row.lane), s.splat(S::Real::from_f64(excluded)));
+        s.store(lanes(&mut state.shift, row.lane), s.splat(shift));
+        s.store(lanes(&mut state.x_y, row.lane), s.splat(x_y));
     }
 }
 
