@@ -553,23 +553,27 @@ unsafe fn weighted_sum_of_blocks(
     // SAFETY: the classes are the call's (# Safety).
     let is_weighted = unsafe { masses::read_class_weights(call, class, weights) };
     let (mut dot, mut mass) = (CompensatedSum::ZERO, CompensatedSum::ZERO);
-    let share = masses::unlisted(call);
+    let (share, dtype) = (masses::unlisted(call), call.plan.logits.dtype);
+    // Sums over lanes of f64 keep what they lose if there are masses: see `LogitKernels::dot`.
+    let has_shares = is_weighted || !dtype.has_f32_lanes();
+    if has_shares {
+        weights.iter_mut().for_each(|w| *w = if is_weighted { share * *w } else { share });
+    }
     if share != 0.0 {
-        // SAFETY: the chunk is readable (# Safety); there is a weight for each logit, or none is read. The processor has
+        // SAFETY: the chunk is readable (# Safety); there is a mass for each logit, or none is read. The processor has
         // the set of the kernels (`Call::k`).
         unsafe {
-            if is_weighted {
+            if has_shares {
                 dot = (kernels.dot)(chunk, center, weights.as_ptr());
                 mass = (call.k.lanes.compensated_total)(weights.as_ptr(), weights.len());
             } else {
                 dot = (kernels.dot)(chunk, center, std::ptr::null());
                 mass.add(chunk.len as f64);
+                dot.scale(share);
+                mass.scale(share);
             }
         }
-        dot.scale(share);
-        mass.scale(share);
     }
-    let dtype = call.plan.logits.dtype;
     // A chunk that was scaled and capped is a copy in the lanes' type.
     let size = if call.plan.transform().is_some() { dtype.lane_size() } else { dtype.size() };
     let mut masses = [0.0; masses::BLOCK];
@@ -583,8 +587,8 @@ unsafe fn weighted_sum_of_blocks(
         // each logit; the processor has the set of the kernels (`Call::k`).
         unsafe {
             masses::read(call, at, class + start, masses);
-            for (m, w) in masses.iter_mut().zip(weights) {
-                *m -= if is_weighted { share * w } else { share };
+            for (m, of_class) in masses.iter_mut().zip(weights) {
+                *m -= if has_shares { *of_class } else { share };
             }
             dot.merge((kernels.dot)(&part, center, masses.as_ptr()));
             mass.merge((call.k.lanes.compensated_total)(masses.as_ptr(), len));
