@@ -196,9 +196,9 @@ macro_rules! entries {
                     reduce::find::<S, E>(S::assume(), x, len, bound, found)
                 }
                 fn dot[S: Simd<Real: Base>, E: Element<S>](
-                    chunk: &Chunk, center: f64, mass: *const f64
+                    chunk: &Chunk, center: f64, mass: *const f64, exact: bool
                 ) -> CompensatedSum {
-                    reduce::dot::<S, E>(S::assume(), chunk, center, mass)
+                    reduce::dot::<S, E>(S::assume(), chunk, center, mass, exact)
                 }
                 fn widen[S: Simd<Real: Base>, E: Element<S>](x: *const u8, len: usize, to: *mut u8) -> () {
                     convert::widen::<S, E>(S::assume(), x, len, to)

@@ -101,7 +101,7 @@ pub unsafe fn dots(
                 let at = (row as isize * rows.pitch + class as isize) * size as isize;
                 let chunk = Chunk::new(rows.x.wrapping_offset(at), len, None);
                 *lanes::<f64, _>(&mut state.grad_output, SMOOTHED + row) +=
-                    (k.dot)(&chunk, center, masses).value();
+                    (k.dot)(&chunk, center, masses, false).value();
             }
         }
     }

@@ -65,7 +65,7 @@ pub struct LogitKernels {
     /// See [`contiguous::reduce::find`].
     pub find: unsafe fn(*const u8, usize, &Bound, &mut [u64; CHUNK_WORDS]),
     /// See [`contiguous::reduce::dot`].
-    pub dot: unsafe fn(&Chunk, f64, *const f64) -> CompensatedSum,
+    pub dot: unsafe fn(&Chunk, f64, *const f64, bool) -> CompensatedSum,
     /// See [`contiguous::convert::widen`].
     pub widen: unsafe fn(*const u8, usize, *mut u8),
     /// See [`contiguous::short::sums`].

@@ -456,8 +456,8 @@ pub unsafe fn find<S: Simd, E: Element<S>>(
 }
 
 /// `Σ m·(x - center)` over a chunk without its excluded class, in f64; a term with m = 0 is 0. Every mass
-/// is 1 if `mass` is null. If masses are read, sums of lanes of f64 have what all roundings have lost. (Sums without masses
-/// have not: a forward of wide smoothed rows would take 1.6 times as long.)
+/// is 1 if `mass` is null. If there are masses and the sum is to be `exact`, that of lanes of f64 has what all roundings have
+/// lost.
 ///
 /// # Safety
 /// As [`max`]; `mass` is null, or readable for a number per logit.
@@ -467,11 +467,14 @@ pub unsafe fn dot<S: Simd, E: Element<S>>(
     chunk: &Chunk,
     center: f64,
     mass: *const f64,
+    exact: bool,
 ) -> CompensatedSum {
     // SAFETY: the chunk is readable, and so is a mass per logit if there are masses (# Safety).
     unsafe {
         if mass.is_null() {
             dot_of::<S, E, EqualMasses>(s, chunk, center, mass)
+        } else if S::Real::COMPENSATES && exact {
+            dot_of::<S, E, ExactMasses>(s, chunk, center, mass)
         } else {
             dot_of::<S, E, OwnMasses>(s, chunk, center, mass)
         }
@@ -482,16 +485,23 @@ pub unsafe fn dot<S: Simd, E: Element<S>>(
 trait Masses {
     /// Every mass is 1, and none is read.
     const EQUAL: bool;
+    /// Whether the sum keeps what roundings have lost.
+    const EXACT: bool = false;
 }
 
 struct EqualMasses;
 struct OwnMasses;
+struct ExactMasses;
 
 impl Masses for EqualMasses {
     const EQUAL: bool = true;
 }
 impl Masses for OwnMasses {
     const EQUAL: bool = false;
+}
+impl Masses for ExactMasses {
+    const EQUAL: bool = false;
+    const EXACT: bool = true;
 }
 
 /// # Safety
@@ -545,7 +555,7 @@ unsafe fn dot_of<S: Simd, E: Element<S>, M: Masses>(
             }
         }
     }
-    if DotSums::<S, M>::COMPENSATES {
+    if M::EXACT {
         of_totals(s, &sums.totals, &sums.errors)
     } else {
         CompensatedSum::from(s.sum(sums.totals))
@@ -557,13 +567,11 @@ struct DotSums<S: Simd, M: Masses> {
     s: S,
     masses: PhantomData<M>,
     totals: S::Totals,
-    /// What the roundings of `totals` and of their terms have lost, if `COMPENSATES`.
+    /// What the roundings of `totals` and of their terms have lost, if the sum is exact.
     errors: S::Totals,
 }
 
 impl<S: Simd, M: Masses> DotSums<S, M> {
-    const COMPENSATES: bool = S::Real::COMPENSATES && !M::EQUAL;
-
     /// Adds a register of `m·(x - center)`, the `i`-th of a block; m is 1 if there is none.
     #[inline(always)]
     fn add(&mut self, i: usize, m: Option<WideVector<S>>, x: WideVector<S>, center: WideVector<S>) {
@@ -580,7 +588,7 @@ impl<S: Simd, M: Masses> DotSums<S, M> {
         let term = d.select(none, zero, d.mul(m, distance));
         let (total, lost) = real::sum(d, totals[i], term);
         totals[i] = total;
-        if Self::COMPENSATES {
+        if M::EXACT {
             let low = d.mul_add(m, low, d.mul_sub(m, distance, term));
             errors[i] = d.add(errors[i], d.add(lost, d.select(none, zero, low)));
         }
