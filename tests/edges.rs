@@ -18,7 +18,7 @@ use common::random::{Kind, Rng, fill};
 use common::reference;
 use common::{How, INF, Indices, Pass, Problem, Reals, Reduction, assert_same, isas, some};
 use xent::half::{bf16, f16};
-use xent::{CrossEntropy, Error, Results};
+use xent::{CrossEntropy, Error, Results, Softmax};
 
 const NAN: f32 = f32::NAN;
 const LOW: f32 = f32::NEG_INFINITY;
@@ -1313,6 +1313,30 @@ fn spread_masses_of_f64() {
             call.forward_with(&logits, &targets, results).unwrap();
             let [loss] = losses;
             assert!((loss / want - 1.0).abs() < 4e-16, "{loss:e} for {want:e} on {}", isa.name());
+        }
+    }
+}
+
+/// A log-softmax of f64 logits is as exact beside an offset that all of them share: L, the rounded log2 e, would
+/// be off by 1.4e-17 of it.
+#[test]
+fn log_softmax_of_f64_beside_an_offset() {
+    const OFFSET: f64 = 131_072.0;
+    for (classes, inner) in [(5, 1), (300, 1), (5000, 1), (7, 20), (1100, 3)] {
+        let logits: Vec<f64> = (0..classes * inner).map(|i| (i * 37 % 97) as f64 / 8.0).collect();
+        let far: Vec<f64> = logits.iter().map(|x| x + OFFSET).collect();
+        for isa in isas() {
+            let call = Softmax::new(1, classes).inner(inner).isa(isa);
+            let [mut near, mut beside] = [(); 2].map(|()| vec![0f64; logits.len()]);
+            call.log_softmax(&logits, &mut near).unwrap();
+            call.log_softmax(&far, &mut beside).unwrap();
+            for (a, b) in near.into_iter().zip(beside) {
+                let what = isa.name();
+                assert!(
+                    (a - b).abs() <= 4e-15 * a.abs(),
+                    "{classes}x{inner} on {what}: {a:e}, {b:e}"
+                );
+            }
         }
     }
 }
