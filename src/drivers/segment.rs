@@ -523,7 +523,8 @@ unsafe fn weighted_sum(call: &Call, of: &Weighted) -> (CompensatedSum, Compensat
     };
     // SAFETY: the row and the classes are the call's (# Safety).
     unsafe { masses::read(call, at, class, masses) };
-    // Class weights are not exact, as no weights are not: there, a forward of wide rows would take 1.6 times as long.
+    // Sums without weights are not exact, since a forward of wide rows would take 1.6 times as long. Sums over class
+    // weights are not either: weights of 1 change no bit.
     // SAFETY: the chunk is readable (# Safety), and has a mass for each logit.
     let dot = unsafe { (kernels.dot)(chunk, center, masses.as_ptr(), !has_indices) };
     if has_indices {

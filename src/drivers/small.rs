@@ -16,7 +16,8 @@ use crate::math::compensated::CompensatedSum;
 use crate::math::exp2::Base;
 use crate::plan::Plain;
 use crate::strategy::{
-    self, LARGEST_WEIGHT, SHORT_FROM, SINGLE_ROWS, STRIP_BYTES, TILE, TILE_CLASSES, exps_pitch,
+    self, LARGEST_WEIGHT, SHORT_FROM, SINGLE_ROWS, SMALL_ROWS, STRIP, STRIP_BYTES, TILE,
+    TILE_CLASSES, exps_pitch,
 };
 use crate::view::{Axis, ElementType, Position, Span, View};
 use std::ptr;
@@ -53,9 +54,10 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
     let (padded, padded_row) = (ordinary::padded(rows), ordinary::padded(classes));
     let is_short = strategy::is_short(classes, lane_size);
     let one_by_one = rows <= SINGLE_ROWS;
-    // SAFETY: the array has room for the most lanes (`OrdinaryState`), and a small call has no more than SMALL_ROWS rows
-    // (validation). f64 of any bits may be in it, and `read_classes` writes them before they are read. The targets are
-    // packed (validation); the processor has the set of the kernels (# Safety).
+    const { assert!(SMALL_ROWS + PADDING <= STRIP) };
+    // SAFETY: the array has room for STRIP lanes (`LaneScratch`): for the rows of a small call, SMALL_ROWS at most
+    // (validation), and PADDING more, by the assertion. f64 of any bits may be in it, and `read_classes` writes them before
+    // they are read. The targets are packed (validation); the processor has the set of the kernels (# Safety).
     let kept = unsafe {
         let excluded = state.excluded_sum_loss.start().cast::<f64>();
         excluded.add(rows).cast::<[f64; PADDING]>().write([RowInputs::IGNORED; PADDING]);
@@ -66,9 +68,9 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
     let Some(kept @ 1..) = kept else { return false };
     let mut excluded = [0.0; SINGLE_ROWS];
     if one_by_one {
-        // SAFETY: `read_classes` has set the rows' classes.
-        let classes = unsafe { super::ordinary::values(&mut state.excluded_sum_loss, rows) };
-        excluded[..rows].copy_from_slice(classes);
+        // SAFETY: `read_classes` has set the classes of the rows, of which there are SINGLE_ROWS at most here.
+        let of_rows = unsafe { super::ordinary::values(&mut state.excluded_sum_loss, rows) };
+        excluded[..rows].copy_from_slice(of_rows);
     }
     let mut normalizer = kept as f64;
     let has_gradient = !call.gradient.is_null();
@@ -85,8 +87,9 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
         (smoothing, weights) = (options.smoothing, options.weights);
     }
     let is_smoothed = smoothing.is_some();
-    let scale =
-        if call.is_mean && normalizer != 1.0 { call.scale / normalizer } else { call.scale };
+    // A division by 1 takes its time, too.
+    let mean = |x: f64| if call.is_mean && normalizer != 1.0 { x / normalizer } else { x };
+    let scale = mean(call.scale);
     if has_gradient && scale != 0.0 && !FACTORS.contains(&scale.abs()) {
         return false;
     }
@@ -144,7 +147,8 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
     };
     // SAFETY: the logits cover all classes of the rows (validation), and the buffer has room for the exponentials of
     // all rows, in whole registers or by `exps_pitch` (`strategy::is_small`; validation). `count_kept` above found the
-    // excluded classes in range. The processor has the set of the kernels (# Safety).
+    // excluded classes in range. Single rows are the first SINGLE_ROWS lanes, from each of which on the arrays have room for
+    // a register (`OrdinaryState`). The processor has the set of the kernels (# Safety).
     unsafe {
         if is_short {
             (k.native.short_sums)(&short, &mut state);
@@ -195,8 +199,7 @@ unsafe fn run_as<R: Base, const HAS_OPTIONS: bool>(k: &Kernels, call: &Plain) ->
     // from the buffer, which is this function's. The sweep above has kept all exponentials there, and `finish_ordinary`
     // has set the coefficients. The processor has the set of the kernels (# Safety).
     unsafe {
-        // A division by 1 takes its time, too.
-        *call.loss = if call.is_mean && normalizer != 1.0 { loss / normalizer } else { loss };
+        *call.loss = mean(loss);
         if has_gradient && is_short {
             let (accumulate, stream, writes) = (false, false, [!0; ordinary::WORDS]);
             let to = ShortGradient {

@@ -940,13 +940,11 @@ impl<S: Simd<Real: Base>> Terms<'_, S> {
             let is_center = d.both(excludes, d.equal(center, x_y));
             let distance = d.select(is_center, softmax.nll, distance);
             let class_mass = self.class_mass(options);
-            let (from_center, low) = real::difference(d, x_y, center);
-            let own = self.times(class_mass, from_center);
+            let (own, low) = real::scaled_difference(d, class_mass, x_y, center);
             let (dot, lost) = real::sum(d, lanes.get(&weighted.dot), d.keep(excludes, own));
             let mut error = lanes.get(&weighted.error);
             if S::Real::COMPENSATES {
-                let lost = d.add(lost, d.mul_sub(class_mass, from_center, own));
-                let lost = d.keep(excludes, d.mul_add(class_mass, low, lost));
+                let lost = d.keep(excludes, d.add(lost, low));
                 // An infinity has lost nothing.
                 error = d.add(error, d.keep(d.equal(d.mul(lost, zero), zero), lost));
             }

@@ -54,7 +54,7 @@ use std::marker::PhantomData;
 pub trait Base: Real {
     /// log2(e), rounded: the factor between a logit and its exponent of 2.
     const L: Self;
-    /// What is added to L for that: 0, or what L lacks of log2(e).
+    /// The factor is `L + LOW`: 0, or what L lacks of log2(e).
     const LOW: Self;
     /// A number whose ulp is 1/8 and whose low bits are the bias of the exponent.
     const MAGIC: Self;

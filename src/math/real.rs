@@ -77,6 +77,22 @@ pub fn difference<D: Doubles>(d: D, a: D::Vector, b: D::Vector) -> (D::Vector, D
     sum(d, a, d.sub(d.splat(0.0), b))
 }
 
+/// Returns `m·(x - center)` rounded, and what that has lost; 0 and 0 where m is 0.
+#[inline(always)]
+pub fn scaled_difference<D: Doubles>(
+    d: D,
+    m: D::Vector,
+    x: D::Vector,
+    center: D::Vector,
+) -> (D::Vector, D::Vector) {
+    let zero = d.splat(0.0);
+    let none = d.equal(m, zero);
+    let (high, low) = difference(d, x, center);
+    let product = d.select(none, zero, d.mul(m, high));
+    let lost = d.mul_add(m, low, d.mul_sub(m, high, product));
+    (product, d.select(none, zero, lost))
+}
+
 /// Rounds `x` to the nearest integer if |x| < 2^51, and returns it unchanged if not.
 #[inline(always)]
 pub fn nearest<D: Doubles>(d: D, x: D::Vector) -> D::Vector {

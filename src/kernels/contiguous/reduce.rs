@@ -576,21 +576,17 @@ impl<S: Simd, M: Masses> DotSums<S, M> {
     #[inline(always)]
     fn add(&mut self, i: usize, m: Option<WideVector<S>>, x: WideVector<S>, center: WideVector<S>) {
         let d = self.s.wide();
-        let zero = d.splat(0.0);
         let (totals, errors) = (self.totals.as_mut(), self.errors.as_mut());
         let i = i % totals.len();
-        let (distance, low) = real::difference(d, x, center);
         let Some(m) = m else {
-            totals[i] = d.add(totals[i], distance);
+            totals[i] = d.add(totals[i], d.sub(x, center));
             return;
         };
-        let none = d.equal(m, zero);
-        let term = d.select(none, zero, d.mul(m, distance));
+        let (term, low) = real::scaled_difference(d, m, x, center);
         let (total, lost) = real::sum(d, totals[i], term);
         totals[i] = total;
         if M::EXACT {
-            let low = d.mul_add(m, low, d.mul_sub(m, distance, term));
-            errors[i] = d.add(errors[i], d.add(lost, d.select(none, zero, low)));
+            errors[i] = d.add(errors[i], d.add(lost, low));
         }
     }
 }

@@ -427,14 +427,11 @@ pub unsafe fn dots<S: Simd>(
                 // SAFETY: there are masses for class `c` and whole registers (# Safety).
                 let m = unsafe { masses.load(s, c, at, i) };
                 let m = d.select(d.equal(class, excluded.as_ref()[i]), zero, m);
-                let nothing = d.equal(m, zero);
                 let (x, center) = (x.as_ref()[i], center.as_ref()[i]);
-                let (high, low) = real::difference(d, x, center);
-                let term = d.select(nothing, zero, d.mul(m, high));
-                let low = d.mul_add(m, low, d.mul_sub(m, high, term));
+                let (term, low) = real::scaled_difference(d, m, x, center);
                 let (sum, error) = real::sum(d, *dot, term);
                 // An infinite term has no error.
-                let error = d.add(error, d.select(nothing, zero, low));
+                let error = d.add(error, low);
                 let finite = d.equal(d.mul(error, zero), zero);
                 *dot = sum;
                 let lost = &mut errors.as_mut()[i];

@@ -155,8 +155,7 @@ pub unsafe fn gradient<S: Simd<Real: Base>, G: Element<S>>(
     // weights if it is smoothed. The gradient is writable for the classes of the row, its excluded one among them, and the
     // mask has bits for these alone; `sums` has set the exponentials in whole registers.
     unsafe {
-        let excluded: S::Real = *lanes(&mut state.class, row.lane);
-        let excluded = excluded.to_f64();
+        let excluded = row.excluded;
         let factor = s.splat(*lanes(&mut state.factor, row.lane));
         let bias = match is_smoothed {
             true => s.splat(*lanes(&mut state.entry, SMOOTHED + row.lane)),
