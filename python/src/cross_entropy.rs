@@ -6,8 +6,10 @@ use crate::problem::{
     Beside, Numbers, Operand, Operands, Targets, class_axis, grad_output, row_sizes,
 };
 use crate::tensor::{Dtype, Tensor, torch};
+use crate::threads::compute;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use smallvec::{SmallVec, smallvec};
 use xent::Results;
 
 /// The losses of a call, as the tensor that its caller gets.
@@ -85,7 +87,7 @@ pub fn layout(
     gradient: Option<&Tensor<'_>>,
 ) -> Layout {
     let full = targets.and_then(Targets::full);
-    let mut strides = vec![&logits.strides[..]];
+    let mut strides: SmallVec<[&[i64]; 3]> = smallvec![&logits.strides[..]];
     strides.extend(full.into_iter().chain(gradient).map(|tensor| &tensor.strides[..]));
     Layout::of(&logits.sizes, class_axis, &strides)
 }
@@ -100,7 +102,7 @@ pub fn cross_entropy<'py>(
     py: Python<'py>,
     input: &Bound<'py, PyAny>,
     beside: Beside<'py>,
-    numbers: Numbers,
+    numbers: &Numbers,
     dtype: Option<&Bound<'py, PyAny>>,
     wants_gradient: bool,
     in_place: bool,
@@ -115,21 +117,21 @@ pub fn cross_entropy<'py>(
     let work = layout.elements();
     let operands = Operands::read(py, &logits.sizes, &layout, work, targets, &beside)?;
     let rows = row_sizes(&logits.sizes, axis);
-    let mut losses = Losses::new(py, &logits, &rows, &layout, &numbers, dtype, wants_lse)?;
+    let mut losses = Losses::new(py, &logits, &rows, &layout, numbers, dtype, wants_lse)?;
     let logits = Operand::full(logits, &layout)?;
-    let problem = operands.problem(&layout, &numbers);
+    let problem = operands.problem(&layout, numbers);
     let targets = operands.targets()?;
 
     if !wants_gradient {
         let (results, input) = (losses.results(&layout)?, logits.input());
-        py.detach(|| problem.forward_with(input, targets, results)).map_err(exception)?;
+        compute(py, work, || problem.forward_with(input, targets, results)).map_err(exception)?;
         return Ok((losses.tensor(py)?, None, losses.lse.map(|lse| lse.object)));
     }
     // A copy of the logits is nobody else's: its memory serves for the gradient.
     let gradient = match gradient.filter(|_| !logits.is_copy) {
         None => {
             let (results, both) = (losses.results(&layout)?, logits.tensor.output(logits.strides));
-            py.detach(|| problem.forward_backward_in_place_with(both, targets, results))
+            compute(py, work, || problem.forward_backward_in_place_with(both, targets, results))
                 .map_err(exception)?;
             logits.tensor.object.clone()
         }
@@ -137,7 +139,7 @@ pub fn cross_entropy<'py>(
             let gradient = Operand::full(gradient, &layout)?;
             let (results, input) = (losses.results(&layout)?, logits.input());
             let output = gradient.tensor.output(gradient.strides);
-            py.detach(|| problem.forward_backward_with(input, targets, output, results))
+            compute(py, work, || problem.forward_backward_with(input, targets, output, results))
                 .map_err(exception)?;
             gradient.tensor.object
         }
@@ -152,7 +154,7 @@ struct Backward<'py> {
     operands: Operands<'py>,
     grad_output: Operand<'py>,
     lse: Option<Tensor<'py>>,
-    numbers: Numbers,
+    numbers: &'py Numbers,
     /// Where the gradient goes: of the shape and layout of the logits, or of the targets.
     gradient: Option<Tensor<'py>>,
 }
@@ -172,7 +174,7 @@ impl<'py> Backward<'py> {
         grad: &Bound<'py, PyAny>,
         input: &Bound<'py, PyAny>,
         beside: &Beside<'py>,
-        numbers: Numbers,
+        numbers: &'py Numbers,
         lse: Option<&Bound<'py, PyAny>>,
         of: Of,
     ) -> PyResult<Self> {
@@ -216,7 +218,7 @@ pub fn cross_entropy_backward<'py>(
     grad_output: &Bound<'py, PyAny>,
     input: &Bound<'py, PyAny>,
     beside: Beside<'py>,
-    numbers: Numbers,
+    numbers: &'py Numbers,
     lse: Option<&Bound<'py, PyAny>>,
     in_place: bool,
 ) -> PyResult<Bound<'py, PyAny>> {
@@ -230,17 +232,19 @@ pub fn cross_entropy_backward<'py>(
         if in_place { Of::LogitsInPlace } else { Of::Logits },
     )?;
     let gradient = call.gradient.take().filter(|_| !call.logits.is_copy);
-    let problem = call.operands.problem(&call.layout, &call.numbers);
+    let problem = call.operands.problem(&call.layout, call.numbers);
     let problem = problem.grad_output(call.grad_output.input());
     let (logits, targets, lse) = (&call.logits, call.operands.targets()?, call.lse()?);
     let Some(gradient) = gradient else {
         let both = logits.tensor.output(logits.strides);
-        py.detach(|| problem.backward_in_place(both, targets, lse)).map_err(exception)?;
+        compute(py, call.layout.elements(), || problem.backward_in_place(both, targets, lse))
+            .map_err(exception)?;
         return Ok(logits.tensor.object.clone());
     };
     let gradient = Operand::full(gradient, &call.layout)?;
     let (input, output) = (logits.input(), gradient.tensor.output(gradient.strides));
-    py.detach(|| problem.backward(input, targets, lse, output)).map_err(exception)?;
+    compute(py, call.layout.elements(), || problem.backward(input, targets, lse, output))
+        .map_err(exception)?;
     Ok(gradient.tensor.object)
 }
 
@@ -251,16 +255,17 @@ pub fn target_backward<'py>(
     grad_output: &Bound<'py, PyAny>,
     input: &Bound<'py, PyAny>,
     beside: Beside<'py>,
-    numbers: Numbers,
+    numbers: &'py Numbers,
     lse: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let mut call = Backward::read(py, grad_output, input, &beside, numbers, lse, Of::Targets)?;
     let gradient = call.gradient.take().expect("there is one of the targets");
     let gradient = Operand::full(gradient, &call.layout)?;
-    let problem = call.operands.problem(&call.layout, &call.numbers);
+    let problem = call.operands.problem(&call.layout, call.numbers);
     let problem = problem.grad_output(call.grad_output.input());
     let (targets, lse) = (call.operands.targets()?, call.lse()?);
     let (input, output) = (call.logits.input(), gradient.tensor.output(gradient.strides));
-    py.detach(|| problem.backward_targets(input, targets, lse, output)).map_err(exception)?;
+    compute(py, call.layout.elements(), || problem.backward_targets(input, targets, lse, output))
+        .map_err(exception)?;
     Ok(gradient.tensor.object)
 }

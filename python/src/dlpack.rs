@@ -4,7 +4,7 @@
 //! The structs are those of dlpack.h, version 1.3 (<https://github.com/dmlc/dlpack>). Every version with the first number
 //! 1 has them.
 
-use crate::tensor::{Dtype, Tensor};
+use crate::tensor::{Axes, Dtype, Tensor};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyCapsuleMethods, PyType};
@@ -102,10 +102,10 @@ impl Exchange {
             return Err(PyRuntimeError::new_err("DLPack describes a tensor without strides"));
         }
         let numbers = |from: *const i64| match ndim {
-            0 => Vec::new(),
+            0 => Axes::new(),
             // SAFETY: DLPack states that both arrays have `ndim` elements, which belong to the tensor, and `object`
             // keeps the tensor alive. They are not null, as just checked.
-            _ => unsafe { std::slice::from_raw_parts(from, ndim) }.to_vec(),
+            _ => unsafe { std::slice::from_raw_parts(from, ndim) }.into(),
         };
         Ok(Some(Tensor {
             name,

@@ -4,7 +4,8 @@ use crate::cross_entropy::layout;
 use crate::exception;
 use crate::layout::Layout;
 use crate::problem::{Beside, Numbers, Operand, Operands, Targets, class_axis, row_sizes};
-use crate::tensor::{Dtype, Tensor};
+use crate::tensor::{Axes, Dtype, Tensor};
+use crate::threads::compute;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use xent::Results;
@@ -90,7 +91,7 @@ impl<'py> Fields<'py> {
     /// The results as tensors of the sizes `rows`, the lists with their class axis.
     pub fn tensors(self, rows: &[i64], layout: &Layout) -> PyResult<Evaluation<'py>> {
         let (class_axis, list_axis) = layout.list_axes();
-        let mut lists = rows.to_vec();
+        let mut lists = Axes::from(rows);
         lists.insert(list_axis, self.count as i64);
         let of_rows = |of: Option<Tensor<'py>>| of.map(|tensor| tensor.view(rows)).transpose();
         let of_lists = |of: Option<Tensor<'py>>| {
@@ -117,7 +118,7 @@ pub fn evaluate<'py>(
     py: Python<'py>,
     input: &Bound<'py, PyAny>,
     beside: Beside<'py>,
-    numbers: Numbers,
+    numbers: &Numbers,
     count: usize,
 ) -> PyResult<Evaluation<'py>> {
     let logits = Tensor::read("input", input)?;
@@ -127,15 +128,15 @@ pub fn evaluate<'py>(
     let rows = row_sizes(&logits.sizes, axis);
     let work = layout.elements();
     let operands = Operands::read(py, &logits.sizes, &layout, work, targets, &beside)?;
-    let mut fields = Fields::new(py, &layout, &numbers, logits.dtype, count, &operands)?;
+    let mut fields = Fields::new(py, &layout, numbers, logits.dtype, count, &operands)?;
     let logits = Operand::full(logits, &layout)?;
-    let problem = operands.problem(&layout, &numbers);
+    let problem = operands.problem(&layout, numbers);
     let (input, results) = (logits.input(), fields.results());
     let done = match operands.are_indices() {
-        None => py.detach(|| problem.evaluate(input, results)),
+        None => compute(py, work, || problem.evaluate(input, results)),
         Some(_) => {
             let targets = operands.targets()?;
-            py.detach(|| problem.forward_with(input, targets, results))
+            compute(py, work, || problem.forward_with(input, targets, results))
         }
     };
     done.map_err(exception)?;

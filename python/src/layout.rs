@@ -12,7 +12,9 @@ pub struct Layout {
     pub inner: usize,
     /// The class axis of tensors that have one.
     class_axis: usize,
-    /// So many axes, without the class axis, make the rows; the others make the inner positions.
+    /// The axes without the class axis.
+    axes: usize,
+    /// So many of them make the rows; the others make the inner positions.
     row_axes: usize,
 }
 
@@ -39,7 +41,8 @@ impl Layout {
                 axis += 1;
             }
         }
-        Layout { rows, classes: sizes[class_axis] as usize, inner, class_axis, row_axes }
+        let (classes, axes) = (sizes[class_axis] as usize, sizes.len() - 1);
+        Layout { rows, classes, inner, class_axis, axes, row_axes }
     }
 
     /// The layout of tensors of these sizes, which have a list for each position in place of the classes.
@@ -95,17 +98,12 @@ impl Layout {
         &self,
         sizes: &[i64],
         strides: &[i64],
-        axes: impl Iterator<Item = usize>,
+        axes: impl DoubleEndedIterator<Item = usize>,
     ) -> Option<[i64; 2]> {
         // Of each group: the stride, and the stride that the next axis to the left must have.
         let mut groups: [Option<(i64, i64)>; 2] = [None; 2];
-        let mut steps = [(0, 1); 64];
-        let mut count = 0;
-        for axis in axes {
-            *steps.get_mut(count)? = (strides[axis], sizes[axis]);
-            count += 1;
-        }
-        for (at, &(stride, size)) in steps[..count].iter().enumerate().rev() {
+        for (at, axis) in (0..self.axes).rev().zip(axes.rev()) {
+            let (stride, size) = (strides[axis], sizes[axis]);
             if size == 1 {
                 continue;
             }

@@ -32,6 +32,7 @@ fn exception(error: Error) -> PyErr {
 
 #[pymodule]
 fn _xent(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<problem::Numbers>()?;
     module.add_function(wrap_pyfunction!(cross_entropy::cross_entropy, module)?)?;
     module.add_function(wrap_pyfunction!(cross_entropy::cross_entropy_backward, module)?)?;
     module.add_function(wrap_pyfunction!(cross_entropy::target_backward, module)?)?;

@@ -143,7 +143,7 @@ pub fn linear_cross_entropy<'py>(
     linear_weight: &Bound<'py, PyAny>,
     linear_bias: Option<&Bound<'py, PyAny>>,
     beside: Beside<'py>,
-    numbers: Numbers,
+    numbers: &Numbers,
     workspace: usize,
     dtype: Option<&Bound<'py, PyAny>>,
     wanted: [bool; 3],
@@ -151,9 +151,9 @@ pub fn linear_cross_entropy<'py>(
 ) -> PyResult<(Bound<'py, PyAny>, Gradients<'py>, Option<Bound<'py, PyAny>>)> {
     let layer = Layer::read(py, input, linear_weight, linear_bias, &beside, workspace)?;
     let (layout, hidden) = (&layer.layout, &layer.input.tensor);
-    let mut losses = Losses::new(py, hidden, &layer.rows(), layout, &numbers, dtype, wants_lse)?;
+    let mut losses = Losses::new(py, hidden, &layer.rows(), layout, numbers, dtype, wants_lse)?;
     let gradients = layer.gradients(py, wanted)?;
-    let linear = layer.linear(layer.operands.problem(layout, &numbers));
+    let linear = layer.linear(layer.operands.problem(layout, numbers));
     let (hidden, matrix) =
         (hidden.input(layer.input.strides), layer.weight.tensor.input(layer.weight.strides));
     let (targets, results) = (layer.operands.targets()?, losses.results(layout)?);
@@ -176,7 +176,7 @@ pub fn linear_cross_entropy_backward<'py>(
     linear_weight: &Bound<'py, PyAny>,
     linear_bias: Option<&Bound<'py, PyAny>>,
     beside: Beside<'py>,
-    numbers: Numbers,
+    numbers: &Numbers,
     workspace: usize,
     lse: &Bound<'py, PyAny>,
     wanted: [bool; 3],
@@ -190,7 +190,7 @@ pub fn linear_cross_entropy_backward<'py>(
         return Err(PyValueError::new_err(message));
     };
     let gradients = layer.gradients(py, wanted)?;
-    let problem = layer.operands.problem(layout, &numbers).grad_output(grad.input());
+    let problem = layer.operands.problem(layout, numbers).grad_output(grad.input());
     let linear = layer.linear(problem);
     let hidden = layer.input.tensor.input(layer.input.strides);
     let matrix = layer.weight.tensor.input(layer.weight.strides);
@@ -208,15 +208,15 @@ pub fn linear_evaluate<'py>(
     linear_weight: &Bound<'py, PyAny>,
     linear_bias: Option<&Bound<'py, PyAny>>,
     beside: Beside<'py>,
-    numbers: Numbers,
+    numbers: &Numbers,
     workspace: usize,
     count: usize,
 ) -> PyResult<Evaluation<'py>> {
     let layer = Layer::read(py, input, linear_weight, linear_bias, &beside, workspace)?;
     let (layout, operands) = (&layer.layout, &layer.operands);
     let dtype = layer.input.tensor.dtype;
-    let mut fields = Fields::new(py, layout, &numbers, dtype, count, operands)?;
-    let linear = layer.linear(operands.problem(layout, &numbers));
+    let mut fields = Fields::new(py, layout, numbers, dtype, count, operands)?;
+    let linear = layer.linear(operands.problem(layout, numbers));
     let hidden = layer.input.tensor.input(layer.input.strides);
     let matrix = layer.weight.tensor.input(layer.weight.strides);
     let results = fields.results();

@@ -1,15 +1,15 @@
 //! What all calls of a loss have in common: the operands beside the logits, and the options.
 
 use crate::layout::Layout;
-use crate::tensor::{Dtype, Tensor};
+use crate::tensor::{Axes, Dtype, Tensor};
 use crate::threads::{Threads, threads};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use xent::{CrossEntropy, Input, Reduction};
 
-/// The options that are numbers: `xent_torch.options.Numbers`.
+/// The options that are numbers, in the order of `xent_torch.options.NUMBERS_SCHEMA`.
 #[derive(FromPyObject)]
-pub struct Numbers(
+struct Values(
     /// The reduction, as PyTorch counts: none, mean, sum.
     u8,
     /// `ignore_index`
@@ -36,20 +36,32 @@ pub struct Numbers(
     bool,
 );
 
+/// The options that are numbers, read once: a small call would take longer to read them from a tuple than to compute.
+#[pyclass(frozen)]
+pub struct Numbers(Values);
+
+#[pymethods]
+impl Numbers {
+    #[new]
+    fn new(numbers: Values) -> Self {
+        Numbers(numbers)
+    }
+}
+
 impl Numbers {
     /// Whether the loss is one number.
     pub fn is_reduced(&self) -> bool {
-        self.0 != 0
+        self.0.0 != 0
     }
 
     /// Whether the targets are a teacher's logits.
     pub fn is_teacher(&self) -> bool {
-        self.9 != 0.0
+        self.0.9 != 0.0
     }
 
     /// Whether there is no lse, because the logits are log-probabilities.
     pub fn is_log_probs(&self) -> bool {
-        self.11
+        self.0.11
     }
 }
 
@@ -127,8 +139,8 @@ pub struct Operands<'py> {
 }
 
 /// The sizes of the logits without the class axis: the shape of row losses and class indices.
-pub fn row_sizes(logits: &[i64], class_axis: usize) -> Vec<i64> {
-    let mut sizes = logits.to_vec();
+pub fn row_sizes(logits: &[i64], class_axis: usize) -> Axes {
+    let mut sizes = Axes::from(logits);
     sizes.remove(class_axis);
     sizes
 }
@@ -166,7 +178,7 @@ impl<'py> Targets<'py> {
         let rows = row_sizes(logits, usize::from(logits.len() > 1));
         let is_float = target.dtype.is_float();
         let wanted = if is_float { logits } else { &rows[..] };
-        if target.sizes != wanted {
+        if target.sizes[..] != *wanted {
             let kind = if is_float { "probabilities" } else { "class indices" };
             let shape = target.shape();
             return Err(PyValueError::new_err(format!(
@@ -277,7 +289,7 @@ impl<'py> Operands<'py> {
 
     /// The problem: its shape, operands and options.
     pub fn problem<'a>(&'a self, layout: &Layout, numbers: &Numbers) -> CrossEntropy<'a> {
-        let Numbers(
+        let Values(
             reduction,
             ignore_index,
             label_smoothing,
@@ -290,7 +302,7 @@ impl<'py> Operands<'py> {
             target_scale,
             empty_is_zero,
             log_probs,
-        ) = *numbers;
+        ) = numbers.0;
         let reduction = match reduction {
             0 => Reduction::None,
             1 => Reduction::Mean,
@@ -337,7 +349,7 @@ pub fn vector<'py>(
     count: usize,
 ) -> PyResult<Tensor<'py>> {
     let tensor = Tensor::read(name, object)?;
-    if tensor.sizes != [count as i64] {
+    if tensor.sizes[..] != [count as i64] {
         return Err(PyValueError::new_err(format!(
             "{name} has the shape {}, and must have one element a class, [{count}]",
             tensor.shape()
@@ -355,7 +367,7 @@ pub fn grad_output<'py>(
 ) -> PyResult<Operand<'py>> {
     let tensor = Tensor::read("grad_output", object)?;
     let wanted = if is_reduced { &[][..] } else { rows };
-    if tensor.sizes != wanted {
+    if tensor.sizes[..] != *wanted {
         return Err(PyValueError::new_err(format!(
             "grad_output has the shape {}, and the loss has the shape {wanted:?}",
             tensor.shape()

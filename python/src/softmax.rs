@@ -4,15 +4,16 @@ use crate::exception;
 use crate::layout::Layout;
 use crate::problem::Operand;
 use crate::tensor::Tensor;
-use crate::threads::threads;
+use crate::threads::{compute, threads};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
+use smallvec::smallvec;
 use xent::Softmax;
 
 /// Gives a tensor without axes one of a single class.
 fn with_axes(mut tensor: Tensor<'_>) -> Tensor<'_> {
     if tensor.sizes.is_empty() {
-        (tensor.sizes, tensor.strides) = (vec![1], vec![1]);
+        (tensor.sizes, tensor.strides) = (smallvec![1], smallvec![1]);
     }
     tensor
 }
@@ -60,7 +61,9 @@ pub fn softmax<'py>(
     let (input, result) = (Operand::full(input, &layout)?, Operand::full(result, &layout)?);
     let (x, y) = (input.input(), result.tensor.output(result.strides));
     call(py, &layout, |call| {
-        py.detach(|| if log { call.log_softmax(x, y) } else { call.softmax(x, y) })
+        compute(py, layout.elements(), || {
+            if log { call.log_softmax(x, y) } else { call.softmax(x, y) }
+        })
     })?
     .map_err(exception)?;
     Ok(result.tensor.object)
@@ -93,7 +96,7 @@ pub fn softmax_backward<'py>(
     let result = Operand::full(result, &layout)?;
     let (y, grad, to) = (y.input(), grad.input(), result.tensor.output(result.strides));
     call(py, &layout, |call| {
-        py.detach(|| match log {
+        compute(py, layout.elements(), || match log {
             true => call.log_softmax_backward(y, grad, to),
             false => call.softmax_backward(y, grad, to),
         })

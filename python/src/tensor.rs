@@ -7,6 +7,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
+use smallvec::SmallVec;
 use xent::{Input, Output};
 
 /// The dtypes of tensors that the library has an operand for.
@@ -67,7 +68,8 @@ pub struct Torch {
     keywords: Vec<Py<PyDict>>,
     empty: Py<PyAny>,
     empty_like: Py<PyAny>,
-    scalar_tensor: Py<PyAny>,
+    /// A tensor without axes of each dtype, in the same order.
+    scalars: Vec<Py<PyAny>>,
     exchange: Option<dlpack::Exchange>,
     pub get_num_threads: Py<PyAny>,
 }
@@ -85,15 +87,20 @@ pub fn torch(py: Python<'_>) -> PyResult<&'static Torch> {
             let keywords = PyDict::new(py);
             keywords.set_item("dtype", object).map(|()| keywords.unbind())
         });
-        let keywords = keywords.collect::<PyResult<_>>()?;
+        let keywords = keywords.collect::<PyResult<Vec<Py<PyDict>>>>()?;
+        let scalars = keywords.iter().map(|keywords| {
+            let keywords = keywords.bind(py).copy()?;
+            keywords.set_item("device", "cpu")?;
+            torch.call_method("empty", ((),), Some(&keywords)).map(Bound::unbind)
+        });
         let tensor = torch.getattr("Tensor")?.cast_into::<PyType>()?;
         Ok(Torch {
             strided: get("strided")?,
             dtypes,
+            scalars: scalars.collect::<PyResult<_>>()?,
             keywords,
             empty: get("empty")?,
             empty_like: get("empty_like")?,
-            scalar_tensor: get("scalar_tensor")?,
             exchange: dlpack::Exchange::of(&tensor)?,
             tensor: tensor.unbind(),
             get_num_threads: get("get_num_threads")?,
@@ -115,6 +122,11 @@ impl Torch {
     /// The `torch.dtype` of a dtype.
     fn object(&self, dtype: Dtype) -> &Py<PyAny> {
         &self.dtypes[self.index(dtype)].1
+    }
+
+    /// A tensor of a dtype without axes.
+    fn scalar<'py>(&self, py: Python<'py>, dtype: Dtype) -> &Bound<'py, PyAny> {
+        self.scalars[self.index(dtype)].bind(py)
     }
 
     /// The keyword argument of a dtype.
@@ -140,6 +152,9 @@ macro_rules! operand {
     };
 }
 
+/// A number for each axis of a tensor. Most tensors have few axes, and need no memory for them.
+pub type Axes = SmallVec<[i64; 5]>;
+
 /// A strided tensor on the CPU whose dtype the library has.
 ///
 /// Every element that the sizes and strides reach from `data` lies in the tensor's storage ([`Tensor::read`] checks it,
@@ -148,8 +163,8 @@ pub struct Tensor<'py> {
     pub object: Bound<'py, PyAny>,
     pub name: &'static str,
     pub dtype: Dtype,
-    pub sizes: Vec<i64>,
-    pub strides: Vec<i64>,
+    pub sizes: Axes,
+    pub strides: Axes,
     pub data: usize,
 }
 
@@ -229,7 +244,7 @@ impl<'py> Tensor<'py> {
         }
         let py = self.object.py();
         let storage = self.object.call_method0(intern!(py, "untyped_storage"))?;
-        let bytes = storage.call_method0(intern!(py, "nbytes"))?.extract::<usize>()?;
+        let bytes = storage.len()?;
         let start = storage.call_method0(intern!(py, "data_ptr"))?.extract::<usize>()?;
         let steps = self.sizes.iter().zip(&self.strides);
         let last =
@@ -293,7 +308,7 @@ impl<'py> Tensor<'py> {
     /// Whether the tensor is a packed and aligned vector of so many elements of 8 bytes.
     fn is_vector(&self, count: usize, dtype: Dtype) -> bool {
         self.dtype == dtype
-            && self.sizes == [count as i64]
+            && self.sizes[..] == [count as i64]
             && self.is_packed_vector()
             && self.address().is_multiple_of(8)
     }
@@ -380,10 +395,24 @@ impl<'py> Tensor<'py> {
         Self::without_values(torch(py)?.empty_like.bind(py).call1((&self.object,))?)
     }
 
-    /// The tensor of no axes that holds a number.
+    /// The tensor of no axes that holds a number. `empty_like`, which has just made the gradient, takes half as long as
+    /// `scalar_tensor`.
     pub fn scalar(py: Python<'py>, value: f64, dtype: Dtype) -> PyResult<Bound<'py, PyAny>> {
-        let torch = torch(py)?;
-        torch.scalar_tensor.bind(py).call((value,), Some(torch.keywords(py, dtype)))
+        let like = torch(py)?.scalar(py, dtype);
+        let made = Self::made(torch(py)?.empty_like.bind(py).call1((like,))?)?;
+        let at = made.data as *mut u8;
+        // SAFETY: torch has just made the tensor, of one element of `dtype`, aligned for every dtype; nobody but this call
+        // knows it.
+        unsafe {
+            match dtype {
+                Dtype::F32 => at.cast::<f32>().write(value as f32),
+                Dtype::F64 => at.cast::<f64>().write(value),
+                Dtype::Bf16 => at.cast::<bf16>().write(bf16::from_f64(value)),
+                Dtype::F16 => at.cast::<f16>().write(f16::from_f64(value)),
+                _ => unreachable!("a loss is a floating-point number"),
+            }
+        }
+        Ok(made.object)
     }
 
     /// The tensor in another dtype.
@@ -399,6 +428,6 @@ impl<'py> Tensor<'py> {
 }
 
 /// The integers of a `torch.Size` or of strides. Sizes and strides that are symbols are no integers.
-fn numbers(of: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
+fn numbers(of: &Bound<'_, PyAny>) -> PyResult<Axes> {
     of.cast::<PyTuple>()?.iter().map(|number| number.extract()).collect()
 }

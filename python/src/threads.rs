@@ -9,6 +9,15 @@ use xent::Pool;
 /// Elements below which xent keeps a call on the calling thread, whatever pool it is given.
 const ALONE: usize = 2 * 65536;
 
+/// Elements below which a call keeps the GIL: it takes some microseconds, of which letting go of it is a part, and other
+/// threads get it every five milliseconds.
+const BRIEF: usize = 4096;
+
+/// Runs a call over so many elements, without the GIL unless it is brief.
+pub fn compute<T: Send>(py: Python<'_>, elements: usize, call: impl FnOnce() -> T + Send) -> T {
+    if elements < BRIEF { call() } else { py.detach(call) }
+}
+
 /// The pool, and the number of its threads. It grows when PyTorch is told to use more threads.
 static POOL: Mutex<Option<(usize, Arc<Pool>)>> = Mutex::new(None);
 

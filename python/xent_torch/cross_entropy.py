@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.nn._reduction import legacy_get_string
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -21,6 +21,7 @@ from .options import (
     loss_dtype,
     numbers,
     positions,
+    prepared,
 )
 
 
@@ -102,20 +103,25 @@ def cross_entropy(
         raise ValueError(f"ignore_index = {ignore_index}, and the targets are probabilities")
     row_weights, row_mask = options.row_weights, options.row_mask
     dtype = loss_dtype(input, options)
-    grad = torch.is_grad_enabled()
+    # The forward computes the gradient of a loss that is one number: no factor that follows can
+    # bring back what the dtype has lost. That of f16 logits waits for the factor of loss scaling.
+    at_once = settings[0] != REDUCTION_NONE and input.dtype != torch.float16
+    grad = is_grad_enabled()
     wants_input, wants_target = grad and input.requires_grad, grad and target.requires_grad
     if weight is not None or row_weights is not None:
         check_weights(weight=weight, row_weights=row_weights)
 
-    beside = (weight, row_weights, row_mask, target_classes)
-    if routes.is_direct(input, target, *beside):
+    beside = (target, weight, row_weights, row_mask, target_classes)
+    if routes.is_direct(input, beside):
+        ready = prepared(settings)
         if not (wants_input or wants_target):
-            return _xent.cross_entropy(
-                input, (target, *beside), settings, dtype, False, False, False
-            )[0]
+            return _xent.cross_entropy(input, beside, ready, dtype, False, False, False)[0]
         if inplace:
             _check_inplace(input, wants_target)
-        return _direct(input, target, (beside, settings, dtype, inplace))
+        now = wants_input and at_once
+        later = wants_target or not now
+        variable = target if wants_target else None
+        return _direct(input, variable, (beside, ready, dtype, inplace, now, later))
     routes.check_device(
         input=input,
         target=target,
@@ -128,18 +134,11 @@ def cross_entropy(
         # A transform outside of this one may want gradients that no argument shows.
         wants_input = grad
         wants_target = grad and target.is_floating_point() and not is_fixed
-    now = wants_input and _is_computed_forward(input, settings)
+    now = wants_input and at_once
     later = wants_target or (wants_input and not now)
     if routes.is_transformed():
-        return _Transformed.apply(input, target, *beside, settings, dtype, now, later)[0]
-    return torch.ops.xent.cross_entropy(input, target, *beside, *settings, dtype, now, later)[0]
-
-
-def _is_computed_forward(input: Tensor, settings: tuple) -> bool:
-    """Whether the forward computes the gradient: one scalar follows it, and no factor that this
-    brings can bring back what the dtype has lost. The gradient of f16 logits waits for the factor
-    of loss scaling."""
-    return settings[0] != REDUCTION_NONE and input.dtype != torch.float16
+        return _Transformed.apply(input, *beside, settings, dtype, now, later)[0]
+    return torch.ops.xent.cross_entropy(input, *beside, *settings, dtype, now, later)[0]
 
 
 def _check_inplace(input: Tensor, wants_target: bool) -> None:
@@ -154,20 +153,16 @@ class _Direct(torch.autograd.Function):
     """The loss of plain tensors."""
 
     @staticmethod
-    def forward(ctx, input, target, rest):
-        beside, settings, dtype, inplace = rest
-        beside = (target, *beside)
-        wants_input, wants_target, _ = ctx.needs_input_grad
-        now = wants_input and _is_computed_forward(input, settings)
-        later = wants_target or (wants_input and not now)
+    def forward(ctx, input, _target, rest):
+        beside, numbers, dtype, inplace, now, later = rest
         loss, gradient, lse = _xent.cross_entropy(
-            input, beside, settings, dtype, now, inplace, later
+            input, beside, numbers, dtype, now, inplace, later
         )
         if gradient is input:
             torch.autograd.graph.increment_version(input)
             gradient = input.detach()
         if later:
-            ctx.rest = (settings, inplace)
+            ctx.rest = (numbers, inplace)
             ctx.save_for_backward(gradient, input, *beside, lse)
         else:
             ctx.save_for_backward(gradient)
@@ -176,13 +171,12 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         saved = ctx.saved_tensors
-        gradient = saved[0]
         if len(saved) == 1:
-            return routes.once(routes.scaled(gradient, grad_output)), None, None
-        _, input, *beside, lse = saved
-        settings, inplace = ctx.rest
+            return routes.scaled_once(saved[0], grad_output), None, None
+        gradient, input, *beside, lse = saved
+        numbers, inplace = ctx.rest
         wants_input, wants_target, _ = ctx.needs_input_grad
-        arguments = (grad_output, input, tuple(beside), settings, lse)
+        arguments = (grad_output, input, tuple(beside), numbers, lse)
         grad_target = _xent.target_backward(*arguments) if wants_target else None
         if gradient is not None:
             gradient = routes.scaled(gradient, grad_output)
@@ -238,7 +232,9 @@ def _like(gradient: Tensor, tensor: Tensor) -> Tensor:
 )
 def _cross_entropy(input, *rest):
     beside, settings, (dtype, now, later) = _parts(rest)
-    loss, gradient, lse = _xent.cross_entropy(input, beside, settings, dtype, now, False, later)
+    loss, gradient, lse = _xent.cross_entropy(
+        input, beside, prepared(settings), dtype, now, False, later
+    )
     gradient = input.new_empty(0) if gradient is None else _like(gradient, input)
     lse = input.new_empty(0, dtype=torch.float64) if lse is None else lse
     return loss, gradient, lse
@@ -262,7 +258,9 @@ _BACKWARD = f"(Tensor grad_output, {_OPERANDS}, Tensor lse) -> Tensor"
 @_operator("cross_entropy_backward", _BACKWARD)
 def _cross_entropy_backward(grad_output, input, *rest):
     beside, settings, (lse,) = _parts(rest)
-    gradient = _xent.cross_entropy_backward(grad_output, input, beside, settings, lse, False)
+    gradient = _xent.cross_entropy_backward(
+        grad_output, input, beside, prepared(settings), lse, False
+    )
     return _like(gradient, input)
 
 
@@ -274,7 +272,7 @@ def _(grad_output, input, *rest):
 @_operator("target_backward", _BACKWARD)
 def _target_backward(grad_output, input, target, *rest):
     beside, settings, (lse,) = _parts((target, *rest))
-    gradient = _xent.target_backward(grad_output, input, beside, settings, lse)
+    gradient = _xent.target_backward(grad_output, input, beside, prepared(settings), lse)
     return _like(gradient, target)
 
 

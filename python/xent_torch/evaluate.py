@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from . import _xent, routes
 from .cross_entropy import _rows
 from .linear import _autocast, _check_shapes, _check_target, _stored_logits
-from .options import BESIDE, DEFAULT, NUMBERS, NUMBERS_SCHEMA, Options, numbers
+from .options import BESIDE, DEFAULT, NUMBERS, NUMBERS_SCHEMA, Options, numbers, prepared
 
 
 class Evaluation(NamedTuple):
@@ -85,8 +85,8 @@ def evaluate(
     if ignore_index >= 0 and _is_full(target, options):
         raise ValueError(f"ignore_index = {ignore_index}, and the targets are probabilities")
     input, beside = input.detach(), _beside(target, options)
-    if routes.is_direct(input, *beside):
-        return Evaluation(*_xent.evaluate(input, beside, settings, top_k))
+    if routes.is_direct(input, beside):
+        return Evaluation(*_xent.evaluate(input, beside, prepared(settings), top_k))
     _check_devices(beside, input=input)
     results = torch.ops.xent.evaluate(input, *beside, *settings, top_k)
     return _evaluation(results, target, settings, top_k)
@@ -149,8 +149,10 @@ def linear_evaluate(
             None if tensor is None else tensor.reshape(-1, *tensor.shape[len(rows) :])
             for tensor in beside
         )
-    if routes.is_direct(*layer, *beside):
-        results = _xent.linear_evaluate(*layer, beside, settings, options.workspace, top_k)
+    if routes.is_direct(layer[0], (*layer[1:], *beside)):
+        results = _xent.linear_evaluate(
+            *layer, beside, prepared(settings), options.workspace, top_k
+        )
         results = Evaluation(*results)
     else:
         _check_devices(beside, input=layer[0], linear_weight=layer[1], linear_bias=layer[2])
@@ -261,7 +263,7 @@ def _full(results, input: Tensor) -> tuple[Tensor, ...]:
 @_operator("evaluate", f"Tensor input, {_OPERANDS}, int top_k")
 def _evaluate(input, *arguments):
     beside, settings = arguments[:BESIDE], arguments[BESIDE : BESIDE + NUMBERS]
-    results = _xent.evaluate(input, beside, settings, arguments[-1])
+    results = _xent.evaluate(input, beside, prepared(settings), arguments[-1])
     return _full(results, input)
 
 
@@ -278,7 +280,7 @@ def _(input, *arguments):
 def _linear_evaluate(input, linear_weight, linear_bias, *arguments):
     beside, settings = arguments[:BESIDE], arguments[BESIDE : BESIDE + NUMBERS]
     results = _xent.linear_evaluate(
-        input, linear_weight, linear_bias, beside, settings, *arguments[-2:]
+        input, linear_weight, linear_bias, beside, prepared(settings), *arguments[-2:]
     )
     return _full(results, input)
 

@@ -25,6 +25,7 @@ from .options import (
     empty_loss,
     loss_dtype,
     numbers,
+    prepared,
 )
 
 
@@ -142,13 +143,13 @@ def linear_cross_entropy(
     )
     now = any(wanted) and settings[0] != REDUCTION_NONE
     later = any(wanted) and not now
-    rest = (settings, options.workspace, dtype, now, later)
-    if routes.is_direct(*operands, *beside):
+    rest = (options.workspace, dtype, now, later)
+    if routes.is_direct(input, (linear_weight, linear_bias, *beside)):
         if any(wanted):
-            loss = _direct(*operands, (beside, *rest))
+            loss = _direct(*operands, (beside, prepared(settings), *rest))
         else:
             loss = _xent.linear_cross_entropy(
-                *operands, beside, settings, options.workspace, dtype, wanted, False
+                *operands, beside, prepared(settings), options.workspace, dtype, wanted, False
             )[0]
     else:
         routes.check_device(
@@ -162,7 +163,7 @@ def linear_cross_entropy(
             target_classes=target_classes,
         )
         if transformed:
-            loss = _Transformed.apply(*operands, *beside, *rest, wanted)[0]
+            loss = _Transformed.apply(*operands, *beside, settings, *rest, wanted)[0]
         else:
             loss = torch.ops.xent.linear_cross_entropy(
                 *operands, *beside, *settings, options.workspace, dtype, *wanted, now, later
@@ -245,14 +246,14 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, linear_weight, linear_bias, rest):
-        beside, settings, workspace, dtype, now, later = rest
+        beside, numbers, workspace, dtype, now, later = rest
         wanted = ctx.needs_input_grad[:3]
         operands = (input, linear_weight, linear_bias)
         loss, gradients, lse = _xent.linear_cross_entropy(
-            *operands, beside, settings, workspace, dtype, wanted if now else (False,) * 3, later
+            *operands, beside, numbers, workspace, dtype, wanted if now else (False,) * 3, later
         )
         if later:
-            ctx.rest = (settings, workspace)
+            ctx.rest = (numbers, workspace)
             ctx.save_for_backward(*operands, *beside, lse)
         else:
             ctx.dtypes = [None if t is None else t.dtype for t in operands]
@@ -338,7 +339,7 @@ def _linear_cross_entropy(*arguments):
     workspace, dtype, *wanted, now, later = arguments[_COUNT + NUMBERS :]
     wanted = wanted if now else (False,) * 3
     loss, gradients, lse = _xent.linear_cross_entropy(
-        *operands, beside, settings, workspace, dtype, wanted, later
+        *operands, beside, prepared(settings), workspace, dtype, wanted, later
     )
     input = operands[0]
     lse = input.new_empty(0, dtype=torch.float64) if lse is None else lse
@@ -366,7 +367,7 @@ def _linear_cross_entropy_backward(grad_output, *arguments):
     operands, beside, settings = _parts(arguments)
     workspace, lse, *wanted = arguments[_COUNT + NUMBERS :]
     gradients = _xent.linear_cross_entropy_backward(
-        grad_output, *operands, beside, settings, workspace, lse, wanted
+        grad_output, *operands, beside, prepared(settings), workspace, lse, wanted
     )
     return _full(gradients, operands[0])
 
